@@ -1,0 +1,1 @@
+"""Popularity, own history, item-kNN and the target-attention network."""

@@ -1,0 +1,24 @@
+"""Tables that the baseline stage hands on: ranked lists per example, and popularity per task."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+# Best first, no item twice. `model`: popularity | own_history | item_knn | target_attention | urm.
+PREDICTIONS = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("item_ids", pa.list_(pa.int64()), nullable=False),
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+# The fallback of the recall API; best first within a task.
+POPULARITY = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)

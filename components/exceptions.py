@@ -1,0 +1,55 @@
+"""Errors the system raises on purpose, each message one sentence: subject, expected, got, remedy."""
+
+from __future__ import annotations
+
+
+class UrmError(Exception):
+    """Base of every error raised on purpose; the CLI prints it without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(UrmError, ValueError):
+    """A mistake in the input that no retry can mend: configuration, data, arguments.
+
+    The CLI exits with code 2 and Airflow does not retry.
+    """
+
+    exit_code = 2
+
+    def __init__(self, subject: str, *, expected: str, got: object, remedy: str) -> None:
+        super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}.")
+        self.subject = subject
+
+
+class ConfigError(UserError):
+    """A configuration value is unknown, missing or out of range."""
+
+
+class DataError(UserError):
+    """The data breaks a rule of the canonical tables."""
+
+
+class QualityError(UserError):
+    """Too large a share of the rows was refused by validation."""
+
+
+class MissingInputError(UserError):
+    """A stage needs the result of an earlier stage that is not there."""
+
+
+class GateError(UserError):
+    """The model is not good enough for what was asked, and nobody said to go on anyway."""
+
+
+class ReleaseError(UserError):
+    """A release bundle is incomplete, altered, or refused by the smoke check."""
+
+
+class UnavailableError(UrmError):
+    """A service that should answer does not; trying again later may help."""
+
+    exit_code = 3
+
+    def __init__(self, subject: str, *, expected: str, got: object, remedy: str) -> None:
+        super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}.")

@@ -1,0 +1,1 @@
+"""Behaviour sequences (Feast) and point-in-time task examples."""

@@ -1,0 +1,1 @@
+"""Frozen content vectors and the memory-mapped item table."""

@@ -1,0 +1,1 @@
+"""The local services (Airflow, MLflow, Redis, recall) and the demonstration on them."""

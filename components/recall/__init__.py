@@ -1,0 +1,1 @@
+"""The asynchronous recall runtime: stream, worker, result store, API."""

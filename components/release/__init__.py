@@ -1,0 +1,1 @@
+"""The bundle, its registration and its promotion."""

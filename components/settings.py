@@ -1,0 +1,63 @@
+"""Where a run happens: addresses, namespaces and credentials, from URM_* environment variables only.
+
+What a run *is* stands in `components.config`. No other module reads the environment.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Environment of one process; every field is the variable `URM_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="URM_", frozen=True, extra="ignore")
+
+    home: Path = Field(default=Path(".urm"), description="State of the local services and runs.")
+    runs_uri: str = Field(default="", description="Root of the run directories; empty: <home>/runs.")
+    cache_dir: str = Field(default="", description="Caches keyed by content (converted backbone, text vectors).")
+    configs_dir: Path = Field(default=Path("configs"), description="Folder of the YAML configurations.")
+    feature_repo_dir: Path = Field(default=Path("feature_repo"), description="Folder of the Feast definitions.")
+    feature_environment: Literal["embedded", "production"] = "embedded"
+    mlflow_uri: str = Field(default="", description="MLflow tracking server; empty: SQLite under <home>.")
+    mlflow_public_url: str = Field(default="", description="MLflow address shown to people.")
+    airflow_url: str = Field(default="", description="Airflow API server, as people and tasks reach it.")
+    airflow_dag_id: str = Field(default="", description="Set by the DAG for its tasks.")
+    airflow_run_id: str = Field(default="", description="Set by the DAG for its tasks.")
+    airflow_username: str = "admin"
+    airflow_password: SecretStr = SecretStr("")
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    api_url: str = Field(default="", description="Recall API, as people reach it.")
+    executor: Literal["local", "kubernetes"] = Field(
+        default="local", description="How Airflow runs a stage: a local process or a pod."
+    )
+    image: str = Field(default="urm:latest", description="Container image of the stages.")
+    namespace: str = Field(default="urm", description="Kubernetes namespace of the pods.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: int = Field(default=0, ge=0, description="Threads for matrix work; 0: every core.")
+
+    @property
+    def runs_root(self) -> str:
+        """URI under which run directories are made."""
+        return self.runs_uri or str((self.home / "runs").absolute())
+
+    @property
+    def cache_path(self) -> Path:
+        """Local folder of the content-keyed caches."""
+        return Path(self.cache_dir or self.home / "cache").absolute()
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking URI."""
+        return self.mlflow_uri or f"sqlite:///{(self.home / 'mlflow' / 'mlflow.db').absolute()}"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Read the environment once a process."""
+    return Settings()

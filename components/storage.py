@@ -1,0 +1,435 @@
+"""The contract of a stage: what it reads and writes under a run directory, and when it counts as done.
+
+    <run_dir>/<stage>/<fingerprint>/…   the stage's files, written to a temporary sibling and renamed
+    <run_dir>/<stage>/result.json       written last: its presence is success
+    <run_dir>/<stage>/progress.json     what a running stage last said of itself
+    <parent of run_dir>/.stages/…       index by fingerprint, so that another run reuses equal work
+
+A stage sees local paths only. Where the run directory is on an object store, inputs are fetched to the local
+cache first and outputs are put there after the stage ends, through fsspec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components import __version__
+from components.config import RunConfig
+from components.exceptions import DataError, MissingInputError, UnavailableError
+from components.settings import Settings
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a stage depends on: the fingerprint of its result is made of exactly these.
+
+    Attributes:
+        name: Name in the flow, and of the folder under the run directory.
+        inputs: Stages whose results it reads.
+        sections: Sections of the configuration it reads.
+        packages: Sub-packages whose source decides its result.
+        reusable: Whether an equal earlier result may stand in; false for acts on the world.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    sections: tuple[str, ...]
+    packages: tuple[str, ...]
+    reusable: bool = True
+
+
+STAGES: dict[str, StageSpec] = {
+    spec.name: spec
+    for spec in (
+        StageSpec("ingest", (), ("source",), ("ingestion",)),
+        StageSpec("validate", ("ingest",), ("validation",), ("validation",)),
+        StageSpec("features", ("validate",), ("features", "tasks"), ("features",)),
+        StageSpec("encode", ("validate",), ("items",), ("items",)),
+        StageSpec("baseline", ("validate", "features"), ("baseline", "tasks", "evaluation"), ("baseline",)),
+        StageSpec("sft", ("features", "encode", "baseline"), ("urm", "tasks", "evaluation"), ("urm", "items")),
+        StageSpec(
+            "evaluate",
+            ("features", "baseline", "sft"),
+            ("evaluation", "tasks"),
+            ("evaluation", "urm", "items"),
+        ),
+        StageSpec("gate", ("evaluate",), ("evaluation",), ("evaluation",)),
+        StageSpec(
+            "release",
+            ("validate", "features", "baseline", "sft", "evaluate", "gate"),
+            ("release", "recall", "tasks"),
+            ("release",),
+            reusable=False,
+        ),
+        StageSpec("promote", ("release",), ("release",), ("release",), reusable=False),
+    )
+}
+
+
+class StageResult(BaseModel):
+    """Content of result.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    config: str
+    fingerprint: str
+    outputs: dict[str, str]  # name → URI of a file or folder
+    counts: dict[str, int] = {}
+    metrics: dict[str, Any] = {}
+    seconds: float
+    started_at: datetime
+    finished_at: datetime
+    version: str = __version__
+    reused_from: str | None = None  # URI of the result.json whose work this run uses
+
+
+@dataclass
+class StageReport:
+    """What a stage function returns: paths relative to its output folder, counts and metrics."""
+
+    outputs: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class StageRun:
+    """What a stage function is given.
+
+    Attributes:
+        spec: The stage.
+        config: What the run is.
+        settings: Where it runs.
+        run_dir: URI of the run directory.
+        output: Empty local folder to write to.
+        scratch: Local folder that survives a killed attempt (checkpoints); gone after success.
+        inputs: Results of the stages it reads.
+        previous: Last accepted result of this stage for this configuration's name, of any run.
+        options: Flags of this call that are no part of the configuration.
+    """
+
+    spec: StageSpec
+    config: RunConfig
+    settings: Settings
+    run_dir: str
+    output: Path
+    scratch: Path
+    inputs: dict[str, StageResult]
+    previous: StageResult | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, stage: str, name: str) -> Path:
+        """Local path of an earlier stage's output, fetched first if it is remote.
+
+        Raises:
+            MissingInputError: The stage has no such output, or it is gone.
+        """
+        try:
+            uri = self.inputs[stage].outputs[name]
+        except KeyError:
+            raise MissingInputError(
+                f"stage {self.spec.name}",
+                expected=f"output {name!r} of stage {stage!r}",
+                got="none",
+                remedy=f"run `urm {stage}` again",
+            ) from None
+        return fetch(uri, self.settings.cache_path / "inputs")
+
+    def report_progress(self, message: str, **metrics: float) -> None:
+        """Say what the stage is doing; shown in the log and by `urm demo`."""
+        log.info(message, stage=self.spec.name, **metrics)
+        content = {"message": message, "metrics": metrics, "at": time.time()}
+        write_json(join(self.run_dir, self.spec.name, "progress.json"), content)
+
+
+StageFunction = Callable[[StageRun], StageReport]
+
+
+def run_stage(
+    stage: str,
+    function: StageFunction,
+    *,
+    config: RunConfig,
+    run_dir: str,
+    settings: Settings,
+    options: dict[str, Any] | None = None,
+    force: bool = False,
+) -> StageResult:
+    """Run a stage once: reuse an equal result, or compute it and make it visible at once at the end.
+
+    Raises:
+        MissingInputError: An earlier stage has not succeeded in this run directory.
+    """
+    spec = STAGES[stage]
+    run_dir = absolute(run_dir)
+    inputs = {name: _require(run_dir, stage, name) for name in spec.inputs}
+    print_of_work = fingerprint(spec, config, inputs, options or {})
+    result_uri = join(run_dir, stage, "result.json")
+    index = join(parent(run_dir), ".stages")
+
+    if spec.reusable and not force:
+        done = _reusable(run_dir, stage, print_of_work, index)
+        if done is not None:
+            if done.reused_from:
+                write_json(result_uri, done.model_dump(mode="json"))
+            log.info("reused", stage=stage, result=done.reused_from or result_uri)
+            return done
+
+    started, clock = datetime.now(UTC), time.monotonic()
+    folder = join(run_dir, stage, print_of_work[:16])
+    remove(result_uri)
+    with _Workspace(run_dir, stage, print_of_work, settings) as work:
+        run = StageRun(
+            spec=spec,
+            config=config,
+            settings=settings,
+            run_dir=run_dir,
+            output=work.output,
+            scratch=work.scratch,
+            inputs=inputs,
+            previous=_load(join(index, "latest", config.name, f"{stage}.json")),
+            options=options or {},
+        )
+        report = function(run)
+        work.publish(folder)
+    result = StageResult(
+        stage=stage,
+        config=config.name,
+        fingerprint=print_of_work,
+        outputs={name: join(folder, relative) for name, relative in report.outputs.items()},
+        counts=report.counts,
+        metrics=report.metrics,
+        seconds=round(time.monotonic() - clock, 3),
+        started_at=started,
+        finished_at=datetime.now(UTC),
+    )
+    write_json(result_uri, result.model_dump(mode="json"))
+    write_json(join(index, stage, f"{print_of_work}.json"), {"result": result_uri})
+    write_json(join(index, "latest", config.name, f"{stage}.json"), result.model_dump(mode="json"))
+    log.info("done", stage=stage, seconds=result.seconds, **result.counts)
+    return result
+
+
+def load_result(run_dir: str, stage: str) -> StageResult | None:
+    """The result of a stage of a run, or None if it has not succeeded."""
+    return _load(join(absolute(run_dir), stage, "result.json"))
+
+
+def fingerprint(spec: StageSpec, config: RunConfig, inputs: dict[str, StageResult], options: dict[str, Any]) -> str:
+    """SHA-256 over everything that decides a stage's result: code, configuration, inputs, options."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256(f"{spec.name} {__version__} {config.fingerprint(spec.sections)}".encode())
+    for package in spec.packages:
+        for source in sorted((root / package).rglob("*.py")):
+            digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
+    for name in sorted(inputs):
+        digest.update(f"{name}={inputs[name].fingerprint}".encode())
+    digest.update(json.dumps(options, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+class _Workspace:
+    """Temporary output folder of one attempt, and the scratch folder that attempts share."""
+
+    def __init__(self, run_dir: str, stage: str, print_of_work: str, settings: Settings) -> None:
+        self.remote = not is_local(run_dir)
+        base = settings.cache_path / "work" / hashlib.sha256(run_dir.encode()).hexdigest()[:12]
+        self.root = base / stage if self.remote else Path(run_dir) / stage
+        self.scratch = self.root / f".scratch-{print_of_work[:16]}"
+        self.output = Path()
+
+    def __enter__(self) -> _Workspace:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for left_over in self.root.glob(".tmp-*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            self.scratch.mkdir(exist_ok=True)
+            self.output = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+        except OSError as error:
+            raise DataError(
+                f"run directory {self.root}",
+                expected="a folder that can be written",
+                got=error.strerror,
+                remedy="choose another --run-dir",
+            ) from None
+        self.output.chmod(0o755)
+        return self
+
+    def publish(self, folder: str) -> None:
+        if self.remote:
+            filesystem, path = fsspec.core.url_to_fs(folder)
+            if filesystem.exists(path):
+                filesystem.rm(path, recursive=True)
+            filesystem.put(str(self.output) + "/", path, recursive=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(self.output, folder)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.output, ignore_errors=True)
+
+
+def _require(run_dir: str, stage: str, needed: str) -> StageResult:
+    result = load_result(run_dir, needed)
+    if result is None:
+        raise MissingInputError(
+            f"stage {stage}",
+            expected=f"the result of stage {needed!r} in {run_dir}",
+            got="none",
+            remedy=f"run `urm {needed}` with the same --config and --run-dir first",
+        )
+    return result
+
+
+def _reusable(run_dir: str, stage: str, print_of_work: str, index: str) -> StageResult | None:
+    done = load_result(run_dir, stage)
+    if done is not None and done.fingerprint == print_of_work and _outputs_exist(done):
+        return done
+    pointer = read_json(join(index, stage, f"{print_of_work}.json"))
+    if pointer is None:
+        return None
+    done = _load(pointer["result"])
+    if done is None or done.fingerprint != print_of_work or not _outputs_exist(done):
+        return None
+    return done.model_copy(update={"reused_from": done.reused_from or pointer["result"]})
+
+
+def _outputs_exist(result: StageResult) -> bool:
+    return all(exists(uri) for uri in result.outputs.values())
+
+
+def _load(uri: str) -> StageResult | None:
+    content = read_json(uri)
+    if content is None:
+        return None
+    try:
+        return StageResult.model_validate(content)
+    except ValidationError as error:
+        raise DataError(
+            f"stage result {uri}",
+            expected="a file written by this version",
+            got=f"{error.error_count()} field(s) that do not fit",
+            remedy="delete it and run the stage again",
+        ) from None
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI names a path of this machine."""
+    return urlsplit(uri).scheme in ("", "file")
+
+
+def absolute(uri: str) -> str:
+    """The URI with a local path made absolute and its `file://` dropped."""
+    return str(Path(uri.removeprefix("file://")).absolute()) if is_local(uri) else uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """The URI of a file beneath another."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def parent(uri: str) -> str:
+    """The URI of the folder that holds this one."""
+    return uri.rstrip("/").rsplit("/", 1)[0]
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return bool(filesystem.exists(path))
+
+
+def remove(uri: str) -> None:
+    """Delete one file if it is there."""
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    if filesystem.exists(path):
+        filesystem.rm_file(path)
+
+
+def read_json(uri: str) -> Any | None:
+    """Parsed content of a JSON file, or None if there is no such file.
+
+    Raises:
+        DataError: The file is no JSON.
+    """
+    try:
+        with fsspec.open(uri, "r") as stream:
+            return json.load(stream)
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"file {uri}", expected="JSON", got=str(error), remedy="delete it and run the stage again"
+        ) from None
+
+
+def write_json(uri: str, content: Any) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never a part."""
+    text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
+    if not is_local(uri):
+        with fsspec.open(uri, "w") as stream:
+            stream.write(text)
+        return
+    path = Path(uri.removeprefix("file://"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def fetch(uri: str, cache: Path) -> Path:
+    """Local path of a file or folder; a remote one is copied to the cache once.
+
+    Raises:
+        MissingInputError: Nothing is there.
+        UnavailableError: The store does not answer.
+    """
+    if not exists(uri):
+        raise MissingInputError(
+            f"input {uri}", expected="a file or folder", got="nothing", remedy="run the stage that writes it again"
+        )
+    if is_local(uri):
+        return Path(uri.removeprefix("file://"))
+    target = cache / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    if target.exists():
+        return target
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
+        landing = Path(temporary) / "content"
+        try:
+            if filesystem.isdir(path):
+                filesystem.get(path.rstrip("/") + "/", str(landing) + "/", recursive=True)
+            else:
+                filesystem.get_file(path, str(landing))
+        except OSError as error:
+            raise UnavailableError(
+                f"object store of {uri}", expected="an answer", got=error, remedy="try again later"
+            ) from error
+        os.rename(landing, target)
+    return target

@@ -1,0 +1,80 @@
+"""MLflow: one parent run for a pipeline run, and a nested run for each stage that trains or evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from components.exceptions import UnavailableError
+from components.storage import StageRun, join, read_json, write_json
+
+if TYPE_CHECKING:
+    import mlflow.entities
+
+
+@contextmanager
+def track(stage: StageRun) -> Iterator[mlflow.entities.Run]:
+    """Open the nested MLflow run of a stage; use the `mlflow` module inside.
+
+    The run ends as FINISHED, or as FAILED if the body raises.
+
+    Raises:
+        UnavailableError: The tracking server does not answer.
+    """
+    import mlflow
+
+    parent = parent_run_id(stage)
+    tags = _tags(stage) | {"urm.stage": stage.spec.name}
+    with mlflow.start_run(run_id=parent, log_system_metrics=False):
+        with mlflow.start_run(run_name=stage.spec.name, nested=True, tags=tags, log_system_metrics=False) as run:
+            yield run
+
+
+def parent_run_id(stage: StageRun) -> str:
+    """Id of the pipeline run's MLflow run, made on first use and noted in the run directory."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    settings = stage.settings
+    if settings.tracking_uri.startswith("sqlite:///"):
+        (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    note = join(stage.run_dir, "tracking.json")
+    known = read_json(note)
+    try:
+        mlflow.set_experiment(stage.config.name)
+        if known is not None and known["tracking_uri"] == settings.tracking_uri:
+            return str(known["run_id"])
+        name = stage.run_dir.rstrip("/").rsplit("/", 1)[-1]
+        with mlflow.start_run(run_name=name, tags=_tags(stage), log_system_metrics=False) as run:
+            mlflow.log_dict(stage.config.model_dump(mode="json"), "config.yaml")
+            mlflow.log_params({"config": stage.config.name, "seed": stage.config.seed})
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(
+            f"MLflow at {settings.tracking_uri}",
+            expected="an answer",
+            got=str(error).splitlines()[0],
+            remedy="start it with `urm up` or set URM_MLFLOW_URI",
+        ) from error
+    write_json(
+        note,
+        {"tracking_uri": settings.tracking_uri, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id},
+    )
+    return str(run.info.run_id)
+
+
+def run_url(stage: StageRun, run_id: str, experiment_id: str) -> str:
+    """Address of a run's page, for people."""
+    base = stage.settings.mlflow_public_url or stage.settings.tracking_uri
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def _tags(stage: StageRun) -> dict[str, str]:
+    settings = stage.settings
+    tags = {"urm.config": stage.config.name, "urm.run_dir": stage.run_dir}
+    if settings.airflow_run_id:
+        tags["airflow.dag_id"] = settings.airflow_dag_id
+        tags["airflow.run_id"] = settings.airflow_run_id
+        tags["airflow.url"] = f"{settings.airflow_url}/dags/{settings.airflow_dag_id}/runs/{settings.airflow_run_id}"
+    return tags

@@ -1,0 +1,1 @@
+"""The universal recommendation model: prompt, fusion, heads, loss, SFT, inference."""
