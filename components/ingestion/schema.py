@@ -1,4 +1,4 @@
-"""Arrow schemas of the canonical tables, events and items, that every source is turned into."""
+"""Arrow schemas of the canonical tables, events and items, that every source is turned into, and of the quarantine."""
 
 from __future__ import annotations
 
@@ -30,5 +30,16 @@ ITEMS = pa.schema(
         pa.field("image_uri", pa.string()),
         pa.field("created_at", TIMESTAMP),
         pa.field("available", pa.bool_(), nullable=False),
+    ]
+)
+
+# Rows that no later stage sees; a row stands here once, under the first rule it breaks.
+QUARANTINE = pa.schema(
+    [
+        pa.field("table", pa.string(), nullable=False),  # events | items
+        pa.field("row_key", pa.string()),  # event_id or item_id; null where the source row has none
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("row", pa.string(), nullable=False),  # JSON
     ]
 )

@@ -1,0 +1,92 @@
+"""A source's value in its canonical type; null where it cannot be read.
+
+Item ids are numbers in the canonical tables. An id that is a plain decimal number below 2^62 stays itself; any other
+text (a SKU, an ASIN) becomes a number from 2^62 upwards made of its MD5, the same in every run, and the original
+stays in `external_id`.
+"""
+
+from __future__ import annotations
+
+import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.types as ir
+
+from components.config import TableSource
+from components.ingestion.reading import SCHEMAS, canonical_type
+from components.ingestion.schema import TIMESTAMP
+
+_HASHED_FROM = 2**62
+_TIMESTAMP = dt.DataType.from_pyarrow(TIMESTAMP)
+_MICROSECONDS = {"unix_seconds": 1_000_000, "unix_millis": 1_000}
+
+
+@ibis.udf.scalar.builtin(name="md5_number_lower", signature=((dt.string,), dt.uint64))
+def _md5_number(text):  # type: ignore[no-untyped-def]  # ibis takes the types from the signature
+    """The lower half of the MD5, by DuckDB."""
+
+
+@ibis.udf.scalar.builtin(name="make_timestamptz", signature=((dt.int64,), _TIMESTAMP))
+def _from_microseconds(microseconds):  # type: ignore[no-untyped-def]
+    """Instant from microseconds since 1970, by DuckDB."""
+
+
+def to_canonical(field: str, value: ir.Value, source: TableSource) -> ir.Value:
+    """Convert a value of any type to the canonical type of a field."""
+    if field == "item_id":
+        return item_key(value)
+    if field in ("user_id", "event_id", "external_id"):
+        return id_text(value)
+    if field == "ts" or field == "created_at":
+        return instant(value, source.timestamp_format)
+    if field == "category":
+        return category_path(value, source.category_separator)
+    schema = SCHEMAS["items" if field in SCHEMAS["items"].names else "events"]
+    return value.try_cast(canonical_type(schema, field))
+
+
+def id_text(value: ir.Value) -> ir.StringValue:
+    """An id as text; whole numbers that a tool stored as floats lose their ".0"."""
+    if value.type().is_floating():
+        whole = value.try_cast("int64")
+        return ibis.ifelse(value == whole, whole.cast("string"), value.cast("string"))
+    return value.cast("string")
+
+
+def item_key(value: ir.Value) -> ir.IntegerValue:
+    """An item id as int64, see the module's docstring."""
+    text = id_text(value)
+    number = text.try_cast("int64")
+    plain = (number.cast("string") == text) & (number >= 0) & (number < _HASHED_FROM)
+    hashed = (_md5_number(text) % _HASHED_FROM).cast("int64") + _HASHED_FROM
+    return ibis.ifelse(text.isnull(), ibis.null("int64"), ibis.ifelse(plain.fill_null(False), number, hashed))
+
+
+def instant(value: ir.Value, form: str) -> ir.TimestampValue:
+    """A UTC instant; one without a zone is taken as UTC.
+
+    Args:
+        value: A timestamp, date, ISO text, or number.
+        form: "timestamp", or "unix_seconds" or "unix_millis" for numbers.
+    """
+    if form == "timestamp":
+        return value.try_cast(_TIMESTAMP)
+    return _from_microseconds((value.try_cast("float64") * _MICROSECONDS[form]).round().try_cast("int64"))
+
+
+def category_path(value: ir.Value, separator: str) -> ir.ArrayValue:
+    """Category names from the top down without empty ones; no category gives an empty path."""
+    if value.type().is_array():
+        levels = value.cast("array<string>")
+    else:
+        levels = value.cast("string").split(separator).map(lambda level: level.strip())
+    named = levels.filter(lambda level: level.notnull() & (level != ""))
+    return ibis.coalesce(named, ibis.literal([], "array<string>"))
+
+
+def attributes(values: dict[str, ir.Value]) -> ir.MapValue:
+    """Name → text of the values that are there."""
+    if not values:
+        return ibis.literal({}, "map<string, string>")
+    names = ibis.array([ibis.ifelse(value.notnull(), name, ibis.null("string")) for name, value in values.items()])
+    texts = ibis.array([value.cast("string") for value in values.values()])
+    return ibis.map(*(part.filter(lambda entry: entry.notnull()) for part in (names, texts)))

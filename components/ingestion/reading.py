@@ -1,0 +1,110 @@
+"""What an adapter hands to the stage: a raw table and, for each canonical column, how it is read.
+
+Both sources, the packaged log and the user's own tables, become two `Reading`s; splitting one into the rows that can
+be read and the rows that cannot, checking it and writing it are the same code for both.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from components.ingestion.schema import EVENTS, ITEMS
+
+MEMORY_LIMIT = "1500MB"  # of DuckDB; the writer's buffers come on top
+SCHEMAS: dict[str, pa.Schema] = {"events": EVENTS, "items": ITEMS}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One canonical column of a raw table.
+
+    Attributes:
+        name: Canonical name.
+        source: Where it comes from, for people: a column, a constant, or what it is made of.
+        raw: Value as the source has it.
+        typed: The same in the canonical type; null where it cannot be read.
+        required: Whether a row without it is refused.
+    """
+
+    name: str
+    source: str
+    raw: ir.Value
+    typed: ir.Value
+    required: bool = False
+
+    @property
+    def absent(self) -> ir.BooleanValue:
+        """True where the source has no value."""
+        return self.raw.isnull()
+
+    @property
+    def unreadable(self) -> ir.BooleanValue:
+        """True where there is a value that the canonical type cannot hold."""
+        return self.raw.notnull() & self.typed.isnull()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A raw table with the columns read from it.
+
+    Attributes:
+        name: "events" or "items".
+        origin: File, folder or glob it comes from, for messages.
+        raw: The rows as they are.
+        columns: One for each field of the canonical schema.
+    """
+
+    name: str
+    origin: str
+    raw: ir.Table
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Canonical Arrow schema of the table."""
+        return SCHEMAS[self.name]
+
+    def problem(self, column: Column) -> ir.BooleanValue:
+        """True where this column makes the row unfit."""
+        return (column.absent | column.unreadable) if column.required else column.unreadable
+
+    def readable(self) -> ir.Table:
+        """Rows that fit the canonical schema, with its columns in its order."""
+        typed = {column.name: column.typed for column in self.columns}
+        rows = self.raw.filter(~self._any_problem())
+        return rows.select(**{field.name: typed[field.name].name(field.name) for field in self.schema})
+
+    def rejected(self) -> ir.Table:
+        """The raw rows that do not fit, with the reason code of their first problem as `_reason`."""
+        reason = ibis.cases(
+            *[(column.absent, f"missing_{column.name}") for column in self.columns if column.required],
+            *[(column.unreadable, f"unreadable_{column.name}") for column in self.columns],
+        )
+        return self.raw.filter(self._any_problem()).mutate(_reason=reason)
+
+    def _any_problem(self) -> ir.BooleanValue:
+        return functools.reduce(operator.or_, [self.problem(column) for column in self.columns])
+
+
+def connect(temporary: Path, num_threads: int = 0) -> ibis.BaseBackend:
+    """An in-process DuckDB that works out of core.
+
+    Args:
+        temporary: Folder for what does not fit into memory.
+        num_threads: 0 for every core.
+    """
+    threads = {"threads": num_threads} if num_threads else {}
+    return ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(temporary / "duckdb"), **threads)
+
+
+def canonical_type(schema: pa.Schema, name: str) -> dt.DataType:
+    """Ibis type of a canonical column."""
+    return dt.DataType.from_pyarrow(schema.field(name).type)

@@ -1,0 +1,62 @@
+"""Rows that cannot be held in the canonical tables, as quarantine rows with their reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.ingestion.reading import Column, Reading
+from components.ingestion.schema import QUARANTINE
+from components.ingestion.write import BATCH_ROWS
+
+_KEYS = {"events": "event_id", "items": "item_id"}
+
+
+def write_rejected(readings: Iterable[Reading], path: Path) -> dict[str, int]:
+    """Write the rejected rows of all tables to one file.
+
+    Returns:
+        Table name → number of rejected rows.
+    """
+    counts: dict[str, int] = {}
+    with pq.ParquetWriter(path, QUARANTINE, compression="zstd") as writer:
+        for reading in readings:
+            counts[reading.name] = 0
+            for batch in quarantine_batches(reading):
+                writer.write_batch(batch)
+                counts[reading.name] += batch.num_rows
+    return counts
+
+
+def quarantine_batches(reading: Reading) -> Iterator[pa.RecordBatch]:
+    """The rejected rows of a table as batches of QUARANTINE."""
+    columns = {column.name: column for column in reading.columns}
+    key = columns[_KEYS[reading.name]]
+    rejected = reading.rejected()
+    rows = rejected.mutate(_key=key.raw.cast("string").name("_key"))
+    for batch in rows.to_pyarrow_batches(chunk_size=BATCH_ROWS):
+        entries = [_entry(reading, columns, row) for row in batch.to_pylist()]
+        if entries:
+            yield pa.RecordBatch.from_pylist(entries, schema=QUARANTINE)
+
+
+def _entry(reading: Reading, columns: dict[str, Column], row: dict[str, object]) -> dict[str, object]:
+    reason = str(row["_reason"])
+    problem, _, name = reason.partition("_")
+    column = columns[name]
+    value = row.get(column.source)
+    message = (
+        f"{name} is missing" if problem == "missing" else f"{name} cannot be read from {column.source} = {value!r}"
+    )
+    content = {key: value for key, value in row.items() if not key.startswith("_")}
+    return {
+        "table": reading.name,
+        "row_key": row["_key"],
+        "reason": reason,
+        "message": message,
+        "row": json.dumps(content, default=str, ensure_ascii=False),
+    }

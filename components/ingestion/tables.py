@@ -1,0 +1,132 @@
+"""Adapter for the user's own logs: Parquet or CSV files, with a map from canonical columns to theirs.
+
+CSV values are read as text, so that a value of the wrong type is found and shown, not guessed around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import fsspec
+import ibis
+import ibis.expr.types as ir
+
+from components.config import TableSource
+from components.exceptions import ConfigError, DataError
+from components.ingestion import convert
+from components.ingestion.reading import SCHEMAS, Column, Reading, canonical_type
+
+REQUIRED = {"events": ("user_id", "item_id", "behavior", "scenario", "ts"), "items": ("item_id", "title")}
+EVENT_ID = "_event_id"  # made where the log has none
+_REMEDY = {
+    "events": "map them in source.event_columns or give constants in source.event_defaults",
+    "items": "map them in source.item_columns",
+}
+
+
+def read(source: TableSource, connection: ibis.BaseBackend) -> dict[str, Reading]:
+    """Open the files and map their columns.
+
+    Raises:
+        ConfigError: The column map names an unknown canonical column.
+        DataError: No file matches, or columns are missing; one sentence names all of a table.
+    """
+    return {"events": read_events(source, connection), "items": read_items(source, connection)}
+
+
+def read_events(source: TableSource, connection: ibis.BaseBackend) -> Reading:
+    """The user's events; an event_id is made of user, item, behaviour and time where the log has none."""
+    mapping, defaults = source.event_columns, source.event_defaults
+    _check_names("events", [*mapping, *defaults])
+    raw = _open("events", source.events, connection)
+    names = _column_names("events", source.events, raw, mapping, defaults, source.attributes)
+    if "event_id" not in names and "event_id" not in defaults:
+        raw = _with_event_id(raw, names, source.attributes)
+        names["event_id"] = EVENT_ID
+    columns = [
+        _column(field, names, raw, defaults, source) for field in SCHEMAS["events"].names if field != "attributes"
+    ]
+    kept = convert.attributes({name: raw[name] for name in source.attributes})
+    columns.append(Column("attributes", ", ".join(source.attributes) or "none", kept, kept))
+    return Reading("events", source.events, raw, tuple(columns))
+
+
+def read_items(source: TableSource, connection: ibis.BaseBackend) -> Reading:
+    """The user's items; without a column of their own, external_id is the id and every item is available."""
+    mapping = source.item_columns
+    _check_names("items", mapping)
+    raw = _open("items", source.items, connection)
+    names = _column_names("items", source.items, raw, mapping, {}, [])
+    names.setdefault("external_id", names["item_id"])
+    defaults = {"available": "true"}
+    columns = tuple(_column(field, names, raw, defaults, source) for field in SCHEMAS["items"].names)
+    return Reading("items", source.items, raw, columns)
+
+
+def _column(field: str, names: dict[str, str], raw: ir.Table, defaults: dict[str, str], source: TableSource) -> Column:
+    table = "items" if field in SCHEMAS["items"].names else "events"
+    required = field in REQUIRED[table]
+    if field in names:
+        value, origin = raw[names[field]], names[field]
+    elif field in defaults:
+        value, origin = ibis.literal(defaults[field]), f"constant {defaults[field]!r}"
+    else:
+        value, origin = ibis.null(canonical_type(SCHEMAS[table], field)), "none"
+    return Column(field, origin, value, convert.to_canonical(field, value, source), required)
+
+
+def _check_names(table: str, names: Iterable[str]) -> None:
+    known = [name for name in SCHEMAS[table].names if name != "attributes"]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"source.{table.removesuffix('s')}_columns, key {name!r}",
+                expected=f"one of {', '.join(known)}",
+                got="an unknown canonical column",
+                remedy="keep other columns of the log by naming them in source.attributes",
+            )
+
+
+def _open(table: str, pattern: str, connection: ibis.BaseBackend) -> ir.Table:
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    paths = [filesystem.unstrip_protocol(found) for found in sorted(filesystem.glob(path))]
+    if not paths:
+        raise DataError(
+            f"source.{table} {pattern}", expected="at least one file", got="none", remedy="check the path or glob"
+        )
+    if "file" in filesystem.protocol:
+        paths = [found.removeprefix("file://") for found in paths]
+    else:
+        connection.register_filesystem(filesystem)
+    if all(".csv" in found.rsplit("/", 1)[-1] for found in paths):
+        return connection.read_csv(paths, table_name=f"raw_{table}", all_varchar=True, union_by_name=True)
+    return connection.read_parquet(paths, table_name=f"raw_{table}", union_by_name=True)
+
+
+def _column_names(
+    table: str, pattern: str, raw: ir.Table, mapping: dict[str, str], defaults: dict[str, str], attributes: list[str]
+) -> dict[str, str]:
+    """Canonical name → column of the log, for those the log has."""
+    wanted: dict[str, str] = {name: mapping.get(name, name) for name in SCHEMAS[table].names if name != "attributes"}
+    names = {name: column for name, column in wanted.items() if column in raw.columns}
+    needed = [name for name in wanted if name in mapping or (name in REQUIRED[table] and name not in defaults)]
+    missing = [wanted[name] if name in mapping else name for name in needed if name not in names]
+    missing += [column for column in attributes if column not in raw.columns]
+    if missing:
+        raise DataError(
+            f"source.{table} {pattern}",
+            expected=f"column(s) {', '.join(missing)}",
+            got=f"only {', '.join(raw.columns)}",
+            remedy=_REMEDY[table],
+        )
+    return names
+
+
+def _with_event_id(raw: ir.Table, names: dict[str, str], attributes: list[str]) -> ir.Table:
+    """Add an id that is the same in every run; a running number keeps otherwise equal events apart."""
+    keys = [names[field] for field in ("user_id", "item_id", "behavior", "ts") if field in names]
+    key = ibis.literal("|").join([raw[name].cast("string").fill_null("") for name in keys]).hexdigest("md5")
+    order: Any = [*attributes, *([names["query"]] if "query" in names else [])] or None
+    repeat = ibis.row_number().over(group_by=keys, order_by=order)
+    return raw.mutate(**{EVENT_ID: key + "-" + repeat.cast("string")})

@@ -1,0 +1,52 @@
+"""Writing the canonical tables with exactly their Arrow schemas, one day of events a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from components.ingestion.reading import Reading
+
+BATCH_ROWS = 65_536
+
+
+def write_events(events: Reading, folder: Path) -> None:
+    """Write readable events as `date=YYYY-MM-DD/part-0.parquet` (UTC days), each day sorted by time and event_id."""
+    rows = events.readable()
+    dated = rows.mutate(date=rows.ts.strftime("%Y-%m-%d")).order_by("ts", "event_id")
+    with_date = events.schema.append(pa.field("date", pa.string()))
+    ds.write_dataset(
+        pa.RecordBatchReader.from_batches(with_date, _batches(dated, with_date)),
+        folder,
+        format="parquet",
+        file_options=ds.ParquetFileFormat().make_write_options(compression="zstd"),
+        partitioning=ds.partitioning(pa.schema([with_date.field("date")]), flavor="hive"),
+        basename_template="part-{i}.parquet",
+        max_open_files=64,  # rows come day by day, so that old days can be closed and little is buffered
+        min_rows_per_group=BATCH_ROWS,
+        use_threads=False,
+    )
+
+
+def write_items(items: Reading, path: Path) -> int:
+    """Write readable items to one file, sorted by item_id.
+
+    Returns:
+        The number of rows written.
+    """
+    total = 0
+    with pq.ParquetWriter(path, items.schema, compression="zstd") as writer:
+        for batch in _batches(items.readable().order_by("item_id"), items.schema):
+            writer.write_batch(batch)
+            total += batch.num_rows
+    return total
+
+
+def _batches(rows: ir.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for batch in rows.to_pyarrow_batches(chunk_size=BATCH_ROWS):
+        yield batch.cast(schema)
