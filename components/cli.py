@@ -15,6 +15,7 @@ import structlog
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from components import __version__
 from components.config import RunConfig, load_config
@@ -242,5 +243,5 @@ def run_app() -> None:
     except UrmError as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {error}", highlight=False, markup=True)
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False)
         sys.exit(error.exit_code)

@@ -59,5 +59,9 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Read the environment once a process."""
-    return Settings()
+    """Read the environment once a process.
+
+    What `urm up` left in `<home>/services.env` leads to the services of this machine; the environment goes before it.
+    """
+    home = Settings().home
+    return Settings(_env_file=home / "services.env")

@@ -1,1 +1,1 @@
-"""The local services (Airflow, MLflow, Redis, recall) and the demonstration on them."""
+"""The services of one machine: Airflow, MLflow, Redis and the recall runtime as processes, and the demo on top."""

