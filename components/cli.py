@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -18,8 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from components import __version__
-from components.config import RunConfig, load_config
-from components.exceptions import ConfigError, UrmError
+from components.config import RunConfig, load_named_config
+from components.exceptions import UrmError
 from components.local.commands import app as local_app
 from components.recall.commands import app as recall_app
 from components.settings import get_settings
@@ -203,18 +202,7 @@ app.registered_commands += local_app.registered_commands
 
 
 def _read_config(name: str, overrides: list[str] | None) -> RunConfig:
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = get_settings().configs_dir / f"{name}.yaml"
-    values: dict[str, Any] = {}
-    for override in overrides or []:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(
-                f"option --set {override!r}", expected="KEY=VALUE", got="no '='", remedy="write e.g. urm.max_steps=50"
-            )
-        values[key] = yaml.safe_load(text)
-    return load_config(path, values)
+    return load_named_config(name, get_settings().configs_dir, overrides or [])
 
 
 def _run(

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -133,8 +134,9 @@ class BaselineConfig(Model):
     """The target-attention network (DIN) and the rules beside it."""
 
     dimension: int = Field(default=64, gt=0, description="Width of the item vectors.")
+    hidden: int = Field(default=32, gt=0, description="Width of the attention and of the scoring MLP.")
     history_length: int = Field(default=100, gt=0)
-    num_negatives: int = Field(default=2048, gt=0)
+    num_negatives: int = Field(default=1024, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=256, gt=0)
@@ -152,8 +154,13 @@ class UrmConfig(Model):
     num_user_vectors: int = Field(default=8, gt=0, description="H, the number of [UM] tokens.")
     combine: Literal["max", "logsumexp", "mean"] = "max"
     modalities: tuple[str, ...] = ("id", "text", "image")
+    fusion_dimension: int = Field(default=256, gt=0, description="Width of a fused item.")
     item_dimension: int = Field(default=128, gt=0, description="Width of item space.")
+    identity_dimension: int = Field(
+        default=256, ge=0, multiple_of=64, description="Width of the identity codes of the copy path; 0: none."
+    )
     history_length: int = Field(default=96, gt=0, description="Item tokens in a prompt.")
+    copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
     num_negatives: int = Field(default=2048, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
     text_loss_weight: float = Field(default=0.1, ge=0, description="η, weight of the [LM] loss.")
@@ -190,6 +197,7 @@ class ReleaseConfig(Model):
     model_name: str = "urm"
     smoke_users: int = Field(default=20, gt=0)
     smoke_min_overlap: float = Field(default=0.9, ge=0, le=1, description="Top-k shared with what evaluation saw.")
+    promote_timeout_seconds: float = Field(default=120, gt=0, description="Longest wait for the workers' answer.")
 
 
 class RecallConfig(Model):
@@ -199,8 +207,13 @@ class RecallConfig(Model):
     result_ttl_seconds: int = Field(default=7 * 86_400, gt=0)
     batch_size: int = Field(default=32, gt=0)
     max_wait_ms: int = Field(default=50, gt=0, description="Longest wait for events to coalesce.")
-    max_deliveries: int = Field(default=5, gt=0)
-    max_stream_length: int = Field(default=1_000_000, gt=0)
+    history_events: int = Field(default=200, gt=0, description="Live events kept a user.")
+    max_deliveries: int = Field(default=5, gt=0, description="Tries before an event becomes a dead letter.")
+    claim_idle_seconds: float = Field(
+        default=30, gt=0, description="An entry unfinished for longer is tried again, by any worker."
+    )
+    max_future_seconds: float = Field(default=300, ge=0, description="Clock skew allowed to an event.")
+    max_stream_length: int = Field(default=1_000_000, gt=0, description="Backlog at which events are refused.")
 
 
 class TargetFilter(Model):
@@ -276,6 +289,31 @@ class RunConfig(Model):
         """SHA-256 over the named sections and the seed; equal configurations give equal text."""
         content = self.model_dump(mode="json", include={*sections, "seed"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_named_config(name: str, configs_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration as the command line names it.
+
+    Args:
+        name: A YAML file, or the name of one in `configs_dir`.
+        configs_dir: Folder of the configurations.
+        overrides: KEY=VALUE each, the value in YAML.
+
+    Raises:
+        ConfigError: As `load_config`, or an override is no KEY=VALUE.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = configs_dir / f"{name}.yaml"
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(
+                f"option --set {override!r}", expected="KEY=VALUE", got="no '='", remedy="write e.g. urm.max_steps=50"
+            )
+        values[key] = yaml.safe_load(text)
+    return load_config(path, values)
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:

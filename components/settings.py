@@ -5,6 +5,7 @@ What a run *is* stands in `components.config`. No other module reads the environ
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,10 @@ class Settings(BaseSettings):
     def runs_root(self) -> str:
         """URI under which run directories are made."""
         return self.runs_uri or str((self.home / "runs").absolute())
+
+    def run_dir(self, run_id: str) -> str:
+        """URI of the run directory of a DAG run: its id, with characters unsafe in paths replaced."""
+        return f"{self.runs_root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9._-]+', '-', run_id)}"
 
     @property
     def cache_path(self) -> Path:

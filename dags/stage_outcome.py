@@ -6,7 +6,6 @@ Only URIs and single numbers travel between tasks; tables and models stay in the
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, cast
 
 import fsspec
@@ -26,16 +25,10 @@ API_TIMEOUT_SECONDS = 20.0
 NOTE_LENGTH = 1000  # characters Airflow keeps
 
 
-def run_directory(run_id: str, settings: Settings | None = None) -> str:
-    """URI of the run directory of a DAG run: its id, with characters unsafe in paths replaced."""
-    settings = settings or get_settings()
-    return f"{settings.runs_root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9._-]+', '-', run_id)}"
-
-
 def stage_arguments(stage: str, context: Context) -> list[str]:
     """Arguments of `urm` for this task, from the params of its DAG run."""
     params = context["params"]
-    arguments = [stage, "--config", params["config"], "--run-dir", run_directory(context["run_id"])]
+    arguments = [stage, "--config", params["config"], "--run-dir", get_settings().run_dir(context["run_id"])]
     for override in params["overrides"] or []:
         arguments += ["--set", override]
     if params["force"]:
@@ -97,7 +90,7 @@ class StageMixin(SkipMixin):
         Raises:
             DownstreamTasksSkipped: The gate failed and nobody said to promote anyway.
         """
-        run_dir = run_directory(context["run_id"])
+        run_dir = get_settings().run_dir(context["run_id"])
         result = read_result(self.stage, run_dir)
         metrics = {key: value for key, value in result["metrics"].items() if isinstance(value, bool | int | float)}
         summary = {
@@ -160,7 +153,7 @@ class MlflowLink(BaseOperatorLink):
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Address of the run's page; empty while no stage has opened the run yet."""
         settings = get_settings()
-        note = _read_json(f"{run_directory(ti_key.run_id, settings)}/tracking.json")
+        note = _read_json(f"{settings.run_dir(ti_key.run_id)}/tracking.json")
         base = settings.mlflow_public_url or settings.mlflow_uri
         if note is None or not base.startswith("http"):
             return ""

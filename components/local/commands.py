@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from components.config import load_named_config
 from components.local.airflow import USERNAME, read_credentials
 from components.local.processes import find, memory_bytes
 from components.local.registry import Registry
@@ -41,6 +43,35 @@ def down() -> None:
 def status() -> None:
     """Print what runs, where, and how much memory it takes."""
     _print_status(make_console())
+
+
+@app.command(rich_help_panel=_PANEL)
+def demo(
+    config: Annotated[str, typer.Option("--config", "-c", help="Name of a configuration in configs/.")] = (
+        "complete_journey"
+    ),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, e.g. --set source.max_users=200."),
+    ] = None,
+    promote_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--promote-anyway", help="Release and promote even if the gate fails, to show the rest of the chain."
+        ),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Compute every stage again.")] = False,
+) -> None:
+    """Run the whole chain through Airflow, show the comparison, and make one live round trip."""
+    from components.local.demo import run_demo
+
+    settings = get_settings()
+    overrides = set_ or []
+    k = load_named_config(
+        config, settings.configs_dir, overrides
+    ).evaluation.k  # a mistake shows before anything starts
+    conf = {"config": config, "overrides": overrides, "promote_anyway": promote_anyway, "force": force}
+    run_demo(settings, make_console(), conf, k)
 
 
 def make_console() -> Console:

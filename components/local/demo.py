@@ -1,0 +1,75 @@
+"""The whole chain on one machine: services up, a DAG run through Airflow's API, the results, a live round trip."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.markup import escape
+
+from components.exceptions import UrmError
+from components.local.progress import RunWatch
+from components.local.round_trip import choose_visitor, go, print_round_trip
+from components.local.screen import print_comparison, print_release, print_verdict
+from components.local.services import Stack
+from components.local.stack import DAG_ID, up
+from components.settings import Settings
+from components.storage import read_json
+
+
+class DemoError(UrmError):
+    """A task of the demo's run failed; the reason has been printed."""
+
+
+def run_demo(settings: Settings, console: Console, conf: dict[str, Any], k: int) -> None:
+    """Run the demo.
+
+    Args:
+        settings: Where the state lies.
+        console: Where it is shown.
+        conf: Params of the DAG run.
+        k: Headline cut-off of the configuration.
+
+    Raises:
+        UrmError: Services, the run, or the round trip failed.
+    """
+    start = time.monotonic()
+    console.rule("[bold]services", align="left")
+    stack = up(settings, lambda text: console.print(f"[dim]{time.monotonic() - start:5.1f} s[/]  {text}"))
+    console.rule("[bold]chain", align="left")
+    run_id = stack.airflow.trigger(DAG_ID, conf)
+    run_dir = settings.run_dir(run_id)
+    console.print(f"DAG run {run_id}\n{stack.url('airflow-api')}/dags/{DAG_ID}/runs/{quote(run_id)}")
+    watch = RunWatch(stack.airflow, DAG_ID, run_id, run_dir)
+    if watch.follow(console) == "failed":
+        _print_failures(console, watch)
+        raise DemoError(f"DAG run {run_id} failed after {time.monotonic() - start:.0f} s; see above for the reason.")
+    console.rule("[bold]results", align="left")
+    print_comparison(console, run_dir, k)
+    print_verdict(console, run_dir, bool(conf["promote_anyway"]))
+    if watch.states()["promote"] == "success":
+        print_release(console, run_dir)
+        visitor = choose_visitor(run_dir, settings)
+        print_round_trip(console, visitor, *go(visitor, stack.url("recall-api")))
+    _print_addresses(console, stack, run_dir)
+    console.print(f"{time.monotonic() - start:.0f} s in all; the services stay up until [bold]make down[/]")
+
+
+def _print_failures(console: Console, watch: RunWatch) -> None:
+    for task, lines in watch.failures().items():
+        console.print(f"\n[bold red]{task} failed[/]")
+        for line in lines:
+            console.print(f"  {escape(line)}", highlight=False)
+
+
+def _print_addresses(console: Console, stack: Stack, run_dir: str) -> None:
+    environment = stack.environment
+    user, password = environment["URM_AIRFLOW_USERNAME"], environment["URM_AIRFLOW_PASSWORD"]
+    tracked = read_json(f"{run_dir}/tracking.json")
+    run = f"/#/experiments/{tracked['experiment_id']}/runs/{tracked['run_id']}" if tracked else ""
+    console.rule("[bold]look around", align="left")
+    console.print(f"Airflow     {stack.url('airflow-api')}  user {user}  password {password}", highlight=False)
+    console.print(f"MLflow      {stack.url('mlflow')}{run}", highlight=False)
+    console.print(f"Recall API  {stack.url('recall-api')}/docs", highlight=False)

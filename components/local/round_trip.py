@@ -1,0 +1,129 @@
+"""One live round trip: an event goes in at the API, and the user's new recall comes out."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from components.exceptions import UnavailableError
+from components.local.results import require_result
+from components.settings import Settings
+from components.storage import fetch
+
+TASK = "next_purchase"
+_SHOWN = 10
+_TIMEOUT_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """The user of the round trip.
+
+    Attributes:
+        user_id: A user of the last test cut.
+        history: Titles of their last items, newest first.
+        last_event: When they were last seen.
+        item_id: A popular item they never had, which they now buy.
+        item_title: Its title.
+    """
+
+    user_id: str
+    history: list[str]
+    last_event: datetime
+    item_id: int
+    item_title: str
+
+
+def choose_visitor(run_dir: str, settings: Settings) -> Visitor:
+    """The user with the median length of history among those of the test weeks."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+
+    cache = settings.cache_path / "inputs"
+
+    def path(stage: str, name: str) -> Path:
+        return fetch(require_result(run_dir, stage).outputs[name], cache)
+
+    contexts = pq.read_table(path("features", "contexts"), columns=["user_id", "split", "num_items"])
+    ranked = contexts.filter(pc.equal(contexts["split"], "test"))
+    ranked = ranked.sort_by([("num_items", "ascending"), ("user_id", "ascending")])
+    user_id = ranked["user_id"][ranked.num_rows // 2].as_py()
+    events = (
+        ds.dataset(path("validate", "events"), format="parquet", partitioning="hive")
+        .to_table(columns=["item_id", "ts"], filter=ds.field("user_id") == user_id)
+        .sort_by([("ts", "descending")])
+    )
+    items = pq.read_table(path("validate", "items"), columns=["item_id", "title"])
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    had = list(dict.fromkeys(events["item_id"].to_pylist()))
+    popular = pq.read_table(path("baseline", "popularity"), filters=[("task", "=", TASK)])["item_id"].to_pylist()
+    new = next(item for item in popular if item not in set(had))
+    return Visitor(user_id, [titles[item] for item in had[:_SHOWN]], events["ts"][0].as_py(), new, titles[new])
+
+
+def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
+    """Send the event and read until the answer is the event's.
+
+    Returns:
+        The API's answer, and the seconds from sending the event to reading it.
+
+    Raises:
+        UnavailableError: The API does not answer, or no worker has computed the result in time.
+    """
+    event_id = f"demo-{uuid.uuid4()}"
+    address = f"/v1/users/{visitor.user_id}/recall"
+    try:
+        with httpx.Client(base_url=api_url, timeout=10) as client:
+            before = client.get(address, params={"task": TASK}).raise_for_status().json()
+            seen = datetime.fromisoformat(before["event_ts"]) if before["event_ts"] else visitor.last_event
+            event = {
+                "event_id": event_id,
+                "user_id": visitor.user_id,
+                "item_id": visitor.item_id,
+                "behavior": "purchase",
+                # The log's own time goes on, so that days since the last purchase stay what they were.
+                "ts": (max(seen, visitor.last_event) + timedelta(minutes=1)).isoformat(),
+            }
+            start = time.perf_counter()
+            client.post("/v1/events", json=event).raise_for_status()
+            asked = {"task": TASK, "k": _SHOWN}
+            while time.perf_counter() - start < _TIMEOUT_SECONDS:
+                answer: dict[str, Any] = client.get(address, params=asked).raise_for_status().json()
+                if answer["event_id"] == event_id:
+                    return answer, time.perf_counter() - start
+                time.sleep(_POLL_SECONDS)
+    except httpx.HTTPError as error:
+        raise UnavailableError(
+            f"recall API at {api_url}", expected="an answer", got=error, remedy="look at .urm/logs/recall-api.log"
+        ) from None
+    raise UnavailableError(
+        f"recall of user {visitor.user_id}",
+        expected=f"a result for event {event_id} within {_TIMEOUT_SECONDS:.0f} s",
+        got="the old one",
+        remedy="look at .urm/logs/recall-worker.log",
+    )
+
+
+def print_round_trip(console: Console, visitor: Visitor, answer: dict[str, Any], seconds: float) -> None:
+    """Show the history beside the new recall."""
+    table = Table(
+        title=f"Live: user {visitor.user_id} buys “{visitor.item_title}”; new recall after {seconds:.2f} s",
+        title_justify="left",
+    )
+    table.add_column("history, newest first")
+    table.add_column(f"recalled now ({answer['task']})")
+    recalled = [item["title"] or str(item["item_id"]) for item in answer["items"]]
+    history = [visitor.item_title, *visitor.history][: len(recalled)]
+    for row in range(len(recalled)):
+        table.add_row(history[row] if row < len(history) else "", recalled[row])
+    console.print(table)

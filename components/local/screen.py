@@ -1,0 +1,93 @@
+"""What the demo shows at its end: the comparison, the verdict, the release."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from components.local.results import require_json, require_result
+
+MODELS = {
+    "popularity": "popularity",
+    "own_history": "own history",
+    "item_knn": "item-kNN",
+    "target_attention": "target attention",
+    "urm": "URM",
+}
+
+
+def comparison_table(metrics: dict[str, Any], k: int) -> Table:
+    """Task × model of Recall@k, with URM's lift over target attention and its 95 % interval.
+
+    Args:
+        metrics: Of `evaluate/result.json`.
+        k: Headline cut-off, for the title.
+    """
+    table = Table(title=f"Recall@{k} on the full catalogue, test weeks", title_justify="left", caption_justify="left")
+    table.caption = "lift: URM against target attention, relative, with its 95 % bootstrap interval over users"
+    table.add_column("task", no_wrap=True)
+    table.add_column("examples", justify="right")
+    for title in MODELS.values():
+        table.add_column(title, justify="right")
+    table.add_column("lift", justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    for name, task in metrics["tasks"].items():
+        table.add_row(name, f"{task['examples']:,}", *_recalls(task["recall"]), *_lift(task))
+    table.add_section()
+    table.add_row("mean", "", *_recalls(metrics["mean_recall"]), f"{metrics['mean_lift']:+.1%}", "")
+    return table
+
+
+def print_verdict(console: Console, run_dir: str, promoted_anyway: bool) -> bool:
+    """Show what the gate decided and why; returns whether the model passed."""
+    verdict = require_json(run_dir, "gate", "verdict")
+    passed = bool(verdict["passed"])
+    reasons = "\n".join(f"• {reason}" for reason in verdict["reasons"])
+    text = f"{verdict['verdict']}\n{reasons}".strip()
+    if not passed and promoted_anyway:
+        text += (
+            "\n\nTHE MODEL DID NOT PASS. It is released below only because this run asked for --promote-anyway, "
+            "to show the rest of the chain; the release is tagged as such."
+        )
+    elif not passed:
+        text += "\n\nNothing was released. To see the rest of the chain all the same: urm demo --promote-anyway"
+    title = "Gate: passed" if passed else "Gate: NOT PASSED"
+    console.print(Panel(text, title=title, title_align="left", border_style="green" if passed else "bold red"))
+    return passed
+
+
+def print_release(console: Console, run_dir: str) -> None:
+    """Show the release that now serves, and the one before it."""
+    deployment = require_json(run_dir, "promote", "deployment")
+    previous = deployment["previous"]
+    before = f"; previous: {previous}" if previous and previous != deployment["release"] else ""
+    console.print(
+        f"[bold]Release[/] {deployment['release']}  alias [bold]champion[/]  "
+        f"({deployment['outcome']} after {deployment['seconds']:.1f} s{before})"
+    )
+
+
+def print_comparison(console: Console, run_dir: str, k: int) -> None:
+    """Show the table of a run."""
+    console.print(comparison_table(require_result(run_dir, "evaluate").metrics, k))
+
+
+def _recalls(recall: dict[str, float]) -> list[str]:
+    """Cells of one row, the best in bold; a model without a figure has a dash."""
+    known = [recall[model] for model in MODELS if model in recall]
+    best = max(known, default=None)
+    cells = []
+    for model in MODELS:
+        if model not in recall:
+            cells.append("–")
+        else:
+            text = f"{recall[model]:.4f}"
+            cells.append(f"[bold]{text}[/]" if recall[model] == best else text)
+    return cells
+
+
+def _lift(task: dict[str, Any]) -> tuple[str, str]:
+    return f"{task['lift']:+.1%}", f"{task['low']:+.1%} … {task['high']:+.1%}"
