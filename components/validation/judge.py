@@ -1,0 +1,111 @@
+"""Running the rules with Great Expectations: which rows are refused, which table rules fail, and the Data Docs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+import pandas as pd
+from great_expectations.checkpoint import UpdateDataDocsAction
+from great_expectations.core import ExpectationValidationResult
+from great_expectations.data_context import EphemeralDataContext
+from great_expectations.data_context.types.base import (
+    DataContextConfig,
+    InMemoryStoreBackendDefaults,
+    ProgressBarsConfig,
+)
+
+from components.exceptions import UrmError
+from components.validation.rules import REASON, Rule
+
+_ROW_RESULTS = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the rules say of one table.
+
+    Attributes:
+        refused: Row number → the rules it breaks, in their order.
+        failed: Table rules that fail, with what was found instead.
+    """
+
+    refused: dict[int, list[Rule]] = field(default_factory=dict)
+    failed: list[tuple[Rule, str]] = field(default_factory=list)
+
+
+def open_context(data_docs: Path) -> EphemeralDataContext:
+    """A Great Expectations context that keeps everything in memory but its Data Docs, and sends nothing anywhere."""
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
+        analytics_enabled=False,
+        progress_bars=ProgressBarsConfig(globally=False),
+        data_docs_sites={
+            "data_docs": {
+                "class_name": "SiteBuilder",
+                "site_name": "Data Docs",
+                "show_how_to_buttons": False,
+                "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(data_docs)},
+                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            }
+        },
+    )
+    return gx.get_context(project_config=config, mode="ephemeral")
+
+
+def judge(context: EphemeralDataContext, table: str, frame: pd.DataFrame, rules: list[Rule]) -> Judgement:
+    """Check a frame against its rules and add the outcome to the Data Docs.
+
+    Args:
+        context: From `open_context`.
+        table: Name of the suite.
+        frame: Rows to check; its index is the row number.
+        rules: In order of precedence.
+
+    Raises:
+        UrmError: Great Expectations could not evaluate a rule.
+    """
+    by_reason = {rule.reason: rule for rule in rules}
+    judgement = Judgement()
+    for result in _run_suite(context, table, frame, rules):
+        rule = by_reason[result.expectation_config.meta[REASON]]
+        if result.exception_info.get("raised_exception"):
+            raise UrmError(f"rule {rule.reason} of {table}: {result.exception_info['exception_message']}")
+        if result.success:
+            continue
+        rows = result.result.get("unexpected_index_list")
+        if rows is None:  # a rule about the whole table
+            judgement.failed.append((rule, str(result.result["observed_value"])))
+            continue
+        for row in rows:
+            judgement.refused.setdefault(int(row), []).append(rule)
+    precedence = {rule.reason: position for position, rule in enumerate(rules)}
+    for broken in judgement.refused.values():
+        broken.sort(key=lambda rule: precedence[rule.reason])
+    return judgement
+
+
+def _run_suite(
+    context: EphemeralDataContext, table: str, frame: pd.DataFrame, rules: list[Rule]
+) -> list[ExpectationValidationResult]:
+    suite = gx.ExpectationSuite(name=table)
+    for rule in rules:
+        suite.add_expectation(rule.expectation)
+    context.suites.add(suite)
+    asset = context.data_sources.add_pandas(table).add_dataframe_asset(table)
+    definition = context.validation_definitions.add(
+        gx.ValidationDefinition(name=table, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
+    )
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(
+            name=table,
+            validation_definitions=[definition],
+            actions=[UpdateDataDocsAction(name="data_docs")],
+            result_format=_ROW_RESULTS,
+        )
+    )
+    outcome: Any = checkpoint.run(batch_parameters={"dataframe": frame})
+    (suite_result,) = outcome.run_results.values()
+    return list(suite_result.results)
