@@ -1,0 +1,24 @@
+"""Category paths (top → leaf) as columns, and in words that people and language models read."""
+
+from __future__ import annotations
+
+import ibis.expr.types as ir
+
+# The level shown to the models: one below the top ("soft drinks" of "grocery" › "soft drinks" › "cola").
+WORD_LEVEL = 1
+
+
+def level_of(category: ir.ArrayValue, level: int) -> ir.StringValue:
+    """The category at a level of the path (0 = top); null where the path is shorter."""
+    return (category.length() > level).ifelse(category[level], None)
+
+
+def in_words(category: ir.StringValue) -> ir.StringValue:
+    """Lower case, with spaces for the signs that separate words; null stays null."""
+    return category.lower().re_replace(r"[\s_/:;|>,\-]+", " ").strip().nullif("")
+
+
+def word_label(category: ir.ArrayValue) -> ir.StringValue:
+    """The path in one label: `WORD_LEVEL` in words, the leaf if the path is shorter, null if it is empty."""
+    leaf = (category.length() > 0).ifelse(category[category.length() - 1], None)
+    return in_words(level_of(category, WORD_LEVEL).fill_null(leaf))

@@ -1,0 +1,47 @@
+"""The CONTEXTS table: what Feast's point-in-time retrieval says of each chosen user at each cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureStore
+
+from components.exceptions import DataError
+from components.features.schema import CONTEXTS, ragged
+from components.features.store import MICROSECONDS_A_DAY, retrieve_features
+
+
+def retrieve_contexts(store: FeatureStore, chosen: pa.Table) -> pa.Table:
+    """Fetch the features of one batch of contexts. Call within `store.offline`.
+
+    Args:
+        store: With the sources of these users.
+        chosen: context_id, user_id, cut_ts, split.
+
+    Returns:
+        Rows of CONTEXTS, sorted by context_id.
+
+    Raises:
+        DataError: A user has no features at a cut.
+    """
+    entities = chosen.rename_columns({"cut_ts": "event_timestamp"}).to_pandas()
+    features = retrieve_features(store, entities).sort_by("context_id")
+    missing = features.filter(pc.is_null(features["num_events"]))
+    if missing.num_rows:
+        raise DataError(
+            f"features of user {missing['user_id'][0]} at {missing['event_timestamp'][0]}",
+            expected="a row known before the cut",
+            got="none",
+            remedy="run `urm features --force` again",
+        )
+    cut_ts = features["event_timestamp"].cast(CONTEXTS.field("cut_ts").type)
+    cut_us = cut_ts.cast(pa.int64()).to_numpy()
+    last_us, offsets = ragged(features, "history_last_us")
+    days_since = (np.repeat(cut_us, np.diff(offsets)) - last_us) / MICROSECONDS_A_DAY
+    columns = {name: features[name] for name in features.column_names} | {
+        "cut_ts": cut_ts,
+        "history_days_since": pa.ListArray.from_arrays(offsets.astype(np.int32), days_since.astype(np.float32)),
+        "days_since_last": ((cut_us - features["last_us"].to_numpy()) / MICROSECONDS_A_DAY).astype(np.float32),
+    }
+    return pa.table({name: columns[name] for name in CONTEXTS.names}).cast(CONTEXTS)

@@ -1,0 +1,152 @@
+"""Stage `features`: accepted events → Feast sources and online store, catalogue, contexts, examples.
+
+1. Read the log once; count the catalogue in the training window.
+2. Write the sources of the Feast views, one shard of users at a time.
+3. Find every task's targets in the window after each cut; choose examples; number their contexts.
+4. Fetch the contexts' features by Feast's point-in-time retrieval.
+5. Materialise the online store from the same sources.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.config import RunConfig
+from components.features import checks
+from components.features.catalogue import build_catalogue
+from components.features.categories import word_label
+from components.features.contexts import retrieve_contexts
+from components.features.engine import open_engine
+from components.features.histories import behavior_sequence, select_rows, user_statistics
+from components.features.log import read_log
+from components.features.sampling import build_examples, choose_examples, number_contexts
+from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
+from components.features.store import (
+    BEHAVIOR_SEQUENCE,
+    USER_STATISTICS,
+    create_feature_store,
+    materialize,
+    offline,
+)
+from components.features.targets import answers, window_events
+from components.storage import StageReport, StageRun
+
+
+def run(stage: StageRun) -> StageReport:
+    """Compute features and examples of a run.
+
+    Raises:
+        ConfigError: A task names what no event has, or the environment is not embedded.
+        DataError: The log is empty or does not reach over the splits.
+    """
+    checks.require_embedded(stage.settings)
+    events, items_file = stage.path("validate", "events"), stage.path("validate", "items")
+    config, output = stage.config, stage.output
+    folder = output / "feature_store"
+    folder.mkdir()
+    attributes = sorted({name for task in config.tasks for name in task.target.attributes})
+    with open_engine(stage.scratch / "spill", stage.settings.num_threads) as engine:
+        stage.report_progress("reading the log")
+        log = read_log(engine, events, config.features.split, attributes)
+        items = engine.read_parquet(str(items_file))
+        checks.require_tasks_in_log(log, config.tasks)
+        catalogue = engine.create_table("catalogue", build_catalogue(log, config.features))
+        checks.require_catalogue(catalogue, config.features)
+        _write(catalogue.order_by("item_id"), CATALOGUE, output / "catalogue.parquet")
+
+        stage.report_progress("finding targets")
+        examples, contexts = _examples_and_contexts(engine, log, items, catalogue, config)
+        per_task = checks.count_examples(examples, log, config)
+        _write(examples.order_by("example_id"), EXAMPLES, output / "examples.parquet")
+
+        stage.report_progress("writing behaviour sequences")
+        rows = _write_sources(log, items, config, folder)
+
+        stage.report_progress("retrieving features at the cuts")
+        store = create_feature_store(folder, stage.settings)
+        with offline(folder):
+            table = pa.concat_tables(retrieve_contexts(store, batch) for batch in _batches(contexts))
+            pq.write_table(table.sort_by("context_id"), output / "contexts.parquet")
+            stage.report_progress("materialising the online store")
+            materialize(store, end=log.ts.max().execute().to_pydatetime() + timedelta(microseconds=1))
+        counts = {
+            "events": log.count().execute(),
+            "users": log.user_id.nunique().execute(),
+            "feature_rows": rows,
+            "catalogue": catalogue.count().execute(),
+            "contexts": table.num_rows,
+            "examples": examples.count().execute(),
+        }
+    return StageReport(
+        outputs={
+            "feature_store": "feature_store",
+            "catalogue": "catalogue.parquet",
+            "contexts": "contexts.parquet",
+            "examples": "examples.parquet",
+        },
+        counts={name: int(value) for name, value in counts.items()},
+        metrics={"examples": per_task, "contexts": _count_by_split(table)},
+    )
+
+
+def _examples_and_contexts(
+    engine: ibis.BaseBackend, log: ir.Table, items: ir.Table, catalogue: ir.Table, config: RunConfig
+) -> tuple[ir.Table, ir.Table]:
+    """EXAMPLES, and their contexts with the users' shards."""
+    features, tasks = config.features, config.tasks
+    events = engine.create_table("window_events", window_events(log, items, catalogue, features.split, tasks))
+    found = engine.create_table(
+        "answers", ibis.union(*(answers(events, task, index, config.seed) for index, task in enumerate(tasks)))
+    )
+    chosen = engine.create_table("chosen", choose_examples(found, features, config.seed))
+    contexts = engine.create_table("contexts", number_contexts(chosen))
+    examples = engine.create_table("examples", build_examples(found, chosen, contexts))
+    shards = log.select("user_id", "shard").distinct()
+    return examples, contexts.join(shards, "user_id")
+
+
+def _write_sources(log: ir.Table, items: ir.Table, config: RunConfig, folder: Path) -> int:
+    """Write the Parquet sources of both Feast views, sorted by user and instant; returns the number of rows."""
+    words = items.select("item_id", category=word_label(items.category))
+    writers: dict[str, pq.ParquetWriter] = {}
+    num_rows = 0
+    try:
+        for shard in range(int(log.shard.max().execute()) + 1):
+            events = log.filter(log.shard == shard).left_join(words, "item_id").drop("item_id_right").cache()
+            rows = select_rows(events, config.features.split.train_start).cache()
+            views = {
+                BEHAVIOR_SEQUENCE: behavior_sequence(rows, events, config.features.history_length),
+                USER_STATISTICS: user_statistics(rows, events),
+            }
+            for name, view in views.items():
+                table = view.to_pyarrow()
+                if name not in writers:
+                    writers[name] = pq.ParquetWriter(folder / f"{name}.parquet", table.schema)
+                writers[name].write_table(table)
+            num_rows += table.num_rows
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return num_rows
+
+
+def _batches(contexts: ir.Table) -> list[pa.Table]:
+    """Contexts by the users' shards, so that one retrieval joins a bounded number of rows."""
+    table = contexts.to_pyarrow().sort_by("context_id")
+    shards = table["shard"].to_numpy()
+    return [table.filter(pa.array(shards == shard)).drop_columns("shard") for shard in sorted(set(shards))]
+
+
+def _count_by_split(contexts: pa.Table) -> dict[str, int]:
+    counted = contexts["split"].value_counts()
+    return {str(row["values"]): int(row["counts"]) for row in counted.to_pylist()}
+
+
+def _write(expression: ir.Table, schema: pa.Schema, path: Path) -> None:
+    pq.write_table(expression.to_pyarrow().select(schema.names).cast(schema), path)

@@ -1,0 +1,182 @@
+"""The Feast store of a run: opened in place, filled by the features stage, read online by the recall worker.
+
+Everything lies in one folder with relative paths inside (`feature_repo/<environment>/feature_store.yaml`), so the
+folder may be renamed, moved or copied as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from feast import Entity, FeatureService, FeatureStore, FeatureView
+from feast.repo_config import FeastConfigError
+
+from components.exceptions import ConfigError, MissingInputError
+from components.settings import Settings
+
+SERVICE = "user_history"
+BEHAVIOR_SEQUENCE = "behavior_sequence"
+USER_STATISTICS = "user_statistics"
+MICROSECONDS_A_DAY = timedelta(days=1) // timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class History:
+    """What is known of one user at an instant; the fields are those of the CONTEXTS table.
+
+    A user without events has empty lists and zero counts.
+    """
+
+    history_item_ids: list[int]
+    history_counts: list[int]
+    history_days_since: list[float]
+    history_behaviors: list[str]
+    num_events: int
+    num_items: int
+    num_active_days: int
+    days_since_last: float
+    top_categories: list[str]
+
+
+def open_feature_store(folder: Path, settings: Settings) -> FeatureStore:
+    """Open the store that the features stage left.
+
+    Args:
+        folder: Output `feature_store` of the features stage, or a copy of it. Production does not read it: there the
+            registry and the stores are the services that feature_store.yaml names.
+        settings: Where the Feast repository is, and which environment counts.
+
+    Raises:
+        MissingInputError: The folder holds no registry.
+        ConfigError: The environment's feature_store.yaml is missing or wrong.
+    """
+    if settings.feature_environment == "embedded" and not (folder / "registry.db").is_file():
+        raise MissingInputError(
+            f"feature store {folder}",
+            expected="a folder with registry.db",
+            got="none",
+            remedy="run `urm features` again",
+        )
+    return _open(folder, settings)
+
+
+def create_feature_store(folder: Path, settings: Settings) -> FeatureStore:
+    """Register the definitions of the Feast repository for a folder that holds the sources.
+
+    Raises:
+        ConfigError: The repository or the environment's feature_store.yaml is missing or wrong.
+    """
+    definitions = _load_definitions(settings.feature_repo_dir)
+    store = _open(folder, settings)
+    objects = [value for value in vars(definitions).values() if isinstance(value, Entity | FeatureView | FeatureService)]
+    store.apply(objects)
+    return store
+
+
+def materialize(store: FeatureStore, end: datetime) -> None:
+    """Copy each user's newest row known by `end` to the online store. Call within `offline`."""
+    said = io.StringIO()  # Feast reports progress by print and tqdm
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        store.materialize(start_date=datetime.fromtimestamp(0, UTC), end_date=end)
+
+
+def retrieve_features(store: FeatureStore, entities: pd.DataFrame) -> pa.Table:
+    """Point-in-time features of (user_id, event_timestamp) rows, in any order. Call within `offline`."""
+    service = store.get_feature_service(SERVICE)
+    return store.get_historical_features(entity_df=entities, features=service).to_arrow()
+
+
+@contextlib.contextmanager
+def offline(folder: Path) -> Iterator[None]:
+    """Let Feast find the sources: it takes their relative paths from the working directory, as its own CLI does.
+
+    The working directory is the process's; do not use this beside threads that rely on it.
+    """
+    with contextlib.chdir(folder):
+        yield
+
+
+def read_history(store: FeatureStore, user_ids: Sequence[str], now: datetime) -> list[History]:
+    """The newest known history of each user, from the online store.
+
+    Args:
+        store: An open store.
+        user_ids: Users; unknown ones get an empty history.
+        now: Instant that ages are counted to (aware).
+
+    Returns:
+        One history a user, in the order given.
+    """
+    if not user_ids:
+        return []
+    rows = [{"user_id": user_id} for user_id in user_ids]
+    answer: dict[str, list[Any]] = store.get_online_features(
+        features=store.get_feature_service(SERVICE, allow_cache=True), entity_rows=rows
+    ).to_dict()
+    now_us = round(now.timestamp() * 1e6)
+    return [
+        _history({name: column[index] for name, column in answer.items()}, now_us) for index in range(len(user_ids))
+    ]
+
+
+def _history(row: dict[str, Any], now_us: int) -> History:
+    def days_since(last_us: int) -> float:
+        return (now_us - last_us) / MICROSECONDS_A_DAY
+
+    last_us = row["last_us"]
+    return History(
+        history_item_ids=row["history_item_ids"] or [],
+        history_counts=row["history_counts"] or [],
+        history_days_since=[days_since(value) for value in row["history_last_us"] or []],
+        history_behaviors=row["history_behaviors"] or [],
+        num_events=row["num_events"] or 0,
+        num_items=row["num_items"] or 0,
+        num_active_days=row["num_active_days"] or 0,
+        days_since_last=0.0 if last_us is None else days_since(last_us),
+        top_categories=row["top_categories"] or [],
+    )
+
+
+def _open(folder: Path, settings: Settings) -> FeatureStore:
+    path = settings.feature_repo_dir / settings.feature_environment / "feature_store.yaml"
+    try:
+        return FeatureStore(repo_path=str(folder.absolute()), fs_yaml_file=path)
+    except OSError as error:
+        raise ConfigError(
+            f"Feast configuration {path}",
+            expected="a readable file",
+            got=error.strerror,
+            remedy="set URM_FEATURE_REPO_DIR to the folder feature_repo of this repository",
+        ) from None
+    except FeastConfigError as error:
+        raise ConfigError(
+            f"Feast configuration {path}",
+            expected="a valid feature_store.yaml",
+            got=" ".join(str(error).split()),
+            remedy="mend the file",
+        ) from None
+
+
+def _load_definitions(repository: Path) -> ModuleType:
+    path = repository / "definitions.py"
+    spec = importlib.util.spec_from_file_location("feature_repo_definitions", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(
+            f"Feast definitions {path}",
+            expected="a readable file",
+            got="none",
+            remedy="set URM_FEATURE_REPO_DIR to the folder feature_repo of this repository",
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
