@@ -96,7 +96,7 @@ def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
             }
             start = time.perf_counter()
             client.post("/v1/events", json=event).raise_for_status()
-            asked = {"task": TASK, "k": _SHOWN}
+            asked: dict[str, str | int] = {"task": TASK, "k": _SHOWN}
             while time.perf_counter() - start < _TIMEOUT_SECONDS:
                 answer: dict[str, Any] = client.get(address, params=asked).raise_for_status().json()
                 if answer["event_id"] == event_id:

@@ -1,0 +1,64 @@
+"""Airflow with a home of its own: set before the first import of airflow, which reads it once a process."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="urm-airflow-")
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(REPOSITORY / "dags")
+
+
+class RecordingTask:
+    """Stands for the running task instance: keeps what is pushed as XCom."""
+
+    dag_id = "recall_training"
+    map_index = -1
+
+    def __init__(self, task_id: str, run_id: str) -> None:
+        self.task_id, self.run_id = task_id, run_id
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        """Keep the value."""
+        self.pushed[key] = value
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings of this process and of its children point into a temporary folder; the services are not known."""
+    from components.settings import get_settings
+
+    for name in ("URM_MLFLOW_URI", "URM_MLFLOW_PUBLIC_URL", "URM_AIRFLOW_URL", "URM_AIRFLOW_PASSWORD", "URM_RUNS_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("URM_HOME", str(tmp_path / ".urm"))
+    monkeypatch.setenv("URM_CONFIGS_DIR", str(REPOSITORY / "configs"))
+    monkeypatch.setenv("URM_FEATURE_REPO_DIR", str(REPOSITORY / "feature_repo"))
+    get_settings.cache_clear()
+    yield tmp_path / ".urm"
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def make_context():
+    """Context of a task of a run, as Airflow hands it to `execute`."""
+
+    def make(task_id: str, **params: Any) -> dict[str, Any]:
+        run_id = "manual__2026-11-25T10:00:00+00:00"
+        given = {"config": "complete_journey", "overrides": [], "promote_anyway": False, "force": False} | params
+        return {
+            "params": given,
+            "run_id": run_id,
+            "dag": SimpleNamespace(dag_id="recall_training"),
+            "ti": RecordingTask(task_id, run_id),
+        }
+
+    return make
