@@ -1,0 +1,228 @@
+"""The recall API: events in, recalled items out of the result store. Reads never touch a model.
+
+A user without a result gets the task's popular items, marked `source: fallback`; so does a user nobody has seen,
+because in retail new users are the normal case and not an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Body, FastAPI, Path, Query, Request, Response
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from components import __version__
+from components.config import RecallConfig
+from components.recall import problems
+from components.recall.catalogue import Catalogue
+from components.recall.events import EXAMPLE, Event
+from components.recall.gateway import Gateway
+from components.recall.metrics import ApiMetrics
+from components.recall.problems import ApiError
+from components.recall.responses import AcceptedEvent, AcceptedEvents, Health, RecallAnswer, RecalledItem, TaskList
+from components.recall.store import Result
+from components.settings import Settings
+
+MAX_EVENTS_A_REQUEST = 1000
+_DESCRIPTION = """
+Post what users do; read what the model recalls for them.
+
+1. `POST /v1/events` puts events into a stream and answers at once.
+2. A worker infers the user's new recall for every task, usually within seconds.
+3. `GET /v1/users/{user_id}/recall` reads the stored result; it never waits for the model.
+
+Every error is an `application/problem+json` document whose `detail` says what was expected, what came and what to do.
+"""
+_EVENT_EXAMPLES = {
+    "purchase": {"summary": "A purchase", "value": EXAMPLE},
+    "search": {
+        "summary": "A search; asks the tasks that need a query",
+        "value": {"user_id": "1", "behavior": "search", "query": "frozen pizza", "ts": "2017-12-18T17:06:00Z"},
+    },
+    "batch": {
+        "summary": "Two events at once",
+        "value": [EXAMPLE, {**EXAMPLE, "event_id": "basket-17-line-2", "item_id": 981760}],
+    },
+}
+
+
+def create_app(settings: Settings, config: RecallConfig) -> FastAPI:
+    """The application; it needs Redis only when it is asked something."""
+    gateway = Gateway(settings, config)
+    metrics = ApiMetrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await gateway.close()
+
+    app = FastAPIOffline(
+        title="URM recall",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        openapi_tags=[{"name": "recall"}, {"name": "service"}],
+    )
+    problems.install(app)
+    _add_timing(app, metrics)
+    _add_events(app, gateway, config, metrics)
+    _add_recall(app, gateway, config, metrics)
+    _add_service(app, gateway, metrics)
+    return app
+
+
+def _add_events(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics) -> None:
+    @app.post("/v1/events", status_code=202, tags=["recall"], responses=problems.responses(422, 429, 503))
+    async def post_events(
+        events: Annotated[
+            Event | Annotated[list[Event], Body(min_length=1, max_length=MAX_EVENTS_A_REQUEST)],
+            Body(openapi_examples=_EVENT_EXAMPLES),
+        ],
+    ) -> AcceptedEvents:
+        """Accept one event or a list of up to 1,000.
+
+        Sending an event again is harmless: its `event_id` is accepted once. If the stream is full, the answer is 429
+        and the events that were accepted before it filled up count as duplicates when the request is repeated.
+        """
+        batch = events if isinstance(events, list) else [events]
+        _refuse_future(batch, config)
+        answers = await gateway.accept(batch)
+        for answer, outcome in ((1, "accepted"), (0, "duplicate"), (-1, "refused")):
+            metrics.events.labels(outcome=outcome).inc(answers.count(answer))
+        if -1 in answers:
+            raise ApiError(
+                429,
+                "event stream",
+                expected=f"room below {config.max_stream_length} waiting events",
+                got=f"a full stream ({answers.count(-1)} of {len(batch)} events refused)",
+                remedy="repeat the request after the time in Retry-After",
+                retry_after=True,
+            )
+        return AcceptedEvents(
+            accepted=answers.count(1),
+            duplicates=answers.count(0),
+            events=[
+                AcceptedEvent(event_id=event.event_id, status="accepted" if answer else "duplicate")
+                for event, answer in zip(batch, answers, strict=True)
+            ],
+        )
+
+
+def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics) -> None:
+    @app.get("/v1/users/{user_id}/recall", tags=["recall"], responses=problems.responses(404, 422, 503))
+    async def get_recall(
+        user_id: Annotated[str, Path(min_length=1, max_length=128, examples=["1"])],
+        task: Annotated[str, Query(description="A task of the serving release; `GET /v1/tasks` lists them.")] = (
+            "next_purchase"
+        ),
+        k: Annotated[int, Query(ge=1, le=config.k, description="Number of items.")] = min(20, config.k),
+    ) -> RecallAnswer:
+        """The items recalled for a user, best first.
+
+        A user without a result, also one never seen before, gets the task's popular items with `source: fallback`.
+        """
+        catalogue, result = await gateway.result(user_id, task)
+        if task not in catalogue.tasks:
+            raise ApiError(
+                404,
+                "task",
+                expected="one of " + ", ".join(catalogue.tasks),
+                got=repr(task),
+                remedy="name a task of the serving release",
+            )
+        metrics.reads.labels(source="fallback" if result is None else "model", task=task).inc()
+        if result is None:
+            return _fallback(user_id, task, k, catalogue)
+        metrics.result_age.observe((datetime.now(UTC) - result.computed_at).total_seconds())
+        return _answer(user_id, task, k, catalogue, result)
+
+    @app.get("/v1/tasks", tags=["recall"], responses=problems.responses(503))
+    async def get_tasks() -> TaskList:
+        """The tasks of the serving release."""
+        catalogue = await gateway.catalogue()
+        return TaskList(release=catalogue.release, tasks=list(catalogue.tasks))
+
+
+def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
+    @app.get("/healthz", tags=["service"])
+    async def get_health() -> Health:
+        """The process answers."""
+        return Health(status="ok")
+
+    @app.get("/readyz", tags=["service"], responses=problems.responses(503))
+    async def get_readiness() -> Health:
+        """Redis answers and a release is serving; reads then work, whether or not a worker is alive."""
+        catalogue = await gateway.catalogue()
+        return Health(status="ok", release=catalogue.release, workers=await gateway.count_workers())
+
+    @app.get("/metrics", tags=["service"], response_class=Response)
+    async def get_metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_timing(app: FastAPI, metrics: ApiMetrics) -> None:
+    @app.middleware("http")
+    async def time_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        started = time.perf_counter()
+        response = await call_next(request)
+        route = request.scope.get("route")
+        metrics.requests.labels(route=getattr(route, "path", "unmatched"), status=str(response.status_code)).observe(
+            time.perf_counter() - started
+        )
+        return response
+
+
+def _refuse_future(events: list[Event], config: RecallConfig) -> None:
+    for event in events:
+        if event.is_future(config.max_future_seconds):
+            raise ApiError(
+                422,
+                f"event {event.event_id!r}, field 'ts'",
+                expected=f"at most {config.max_future_seconds:g} s in the future",
+                got=event.ts.isoformat(),
+                remedy="correct the client's clock or leave ts out",
+            )
+
+
+def _answer(user_id: str, task: str, k: int, catalogue: Catalogue, result: Result) -> RecallAnswer:
+    return RecallAnswer(
+        user_id=user_id,
+        task=task,
+        source="model",
+        release=result.release,
+        event_id=result.event_id,
+        event_ts=result.event_ts,
+        computed_at=result.computed_at,
+        query=result.query,
+        items=_items(catalogue, result.item_ids[:k], result.scores[:k]),
+    )
+
+
+def _fallback(user_id: str, task: str, k: int, catalogue: Catalogue) -> RecallAnswer:
+    item_ids, scores = catalogue.fallback[task]
+    return RecallAnswer(
+        user_id=user_id,
+        task=task,
+        source="fallback",
+        release=catalogue.release,
+        event_id=None,
+        event_ts=None,
+        computed_at=None,
+        query=None,
+        items=_items(catalogue, item_ids[:k], scores[:k]),
+    )
+
+
+def _items(catalogue: Catalogue, item_ids: list[int], scores: list[float]) -> list[RecalledItem]:
+    items = []
+    for item_id, score in zip(item_ids, scores, strict=True):
+        title, category = catalogue.describe(item_id)
+        items.append(RecalledItem(item_id=item_id, score=score, title=title, category=category))
+    return items

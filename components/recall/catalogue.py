@@ -1,0 +1,81 @@
+"""What the API needs of the serving release: tasks, titles and the fallback. No model, and no torch.
+
+The tables stay in Arrow's memory; an item is found by binary search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from components.exceptions import ReleaseError
+from components.release.bundle import read_manifest, read_tasks
+from components.release.rollout import Publication
+from components.settings import Settings
+from components.storage import fetch
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Tables of one release.
+
+    Attributes:
+        release: Its name.
+        tasks: Names of its tasks, in order.
+        fallback: Popular items by task: item ids and scores, best first.
+    """
+
+    release: str
+    tasks: tuple[str, ...]
+    fallback: dict[str, tuple[list[int], list[float]]]
+    _item_ids: npt.NDArray[np.int64]
+    _titles: pa.Table
+
+    def describe(self, item_id: int) -> tuple[str | None, list[str]]:
+        """Title and category path of an item; (None, []) if the release does not know it."""
+        row = int(np.searchsorted(self._item_ids, item_id))
+        if row == len(self._item_ids) or self._item_ids[row] != item_id:
+            return None, []
+        return self._titles["title"][row].as_py(), self._titles["category"][row].as_py()
+
+
+def load_catalogue(publication: Publication, settings: Settings) -> Catalogue:
+    """Read the tables of a published release.
+
+    Raises:
+        ReleaseError: The bundle is another release's, or a table is damaged.
+        UrmError: The bundle cannot be reached.
+    """
+    bundle = fetch(publication.bundle, settings.cache_path / "bundles")
+    manifest = read_manifest(bundle)
+    if manifest.release != publication.release:
+        raise ReleaseError(
+            f"bundle {publication.bundle}",
+            expected=f"release {publication.release}",
+            got=manifest.release,
+            remedy="promote again",
+        )
+    tasks = tuple(task.name for task in read_tasks(bundle))
+    titles = _read(bundle / "titles.parquet").sort_by("item_id").combine_chunks()
+    popularity = _read(bundle / "fallback.parquet")
+    fallback = {}
+    for task in tasks:
+        rows = popularity.filter(pc.equal(popularity["task"], task))
+        fallback[task] = (rows["item_id"].to_pylist(), rows["score"].to_pylist())
+    item_ids = np.asarray(titles["item_id"], dtype=np.int64)
+    return Catalogue(manifest.release, tasks, fallback, item_ids, titles)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise ReleaseError(
+            f"bundle file {path}", expected="a Parquet file", got=error, remedy="build the release again"
+        ) from None

@@ -1,0 +1,207 @@
+"""A release as a worker serves it: bundle verified, model loaded, smoke check passed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import structlog
+from feast import FeatureStore
+
+from components.config import ReleaseConfig, Task
+from components.exceptions import ReleaseError, UserError
+from components.features.schema import CONTEXTS
+from components.features.store import History, open_feature_store, read_history
+from components.recall.context import HistoryItem, HistoryRule, KnownHistory
+from components.recall.events import to_microseconds
+from components.release.bundle import Manifest, SmokeRequest, read_smoke, read_tasks, verify
+from components.release.rollout import Publication
+from components.settings import Settings
+from components.storage import fetch
+from components.urm.inference import UrmRecaller
+from components.urm.request import RecallRequest, read_contexts
+
+log = structlog.get_logger()
+_DAY_US = 86_400_000_000
+
+Ranking = tuple[list[int], list[float]]
+
+
+@dataclass(frozen=True)
+class ServingRelease:
+    """Everything that results are computed with; replaced as a whole, never changed.
+
+    Attributes:
+        publication: The publication that asked for it.
+        tasks: Tasks of the release.
+        rule: How its features shape a history.
+        recaller: Model, item table and index.
+        features: The Feast store with what is known of users.
+    """
+
+    publication: Publication
+    tasks: tuple[Task, ...]
+    rule: HistoryRule
+    recaller: UrmRecaller
+    features: FeatureStore
+
+    @property
+    def name(self) -> str:
+        """Name of the release."""
+        return self.publication.release
+
+    @property
+    def order(self) -> int:
+        """Number of its publication."""
+        return self.publication.order
+
+    def same_bundle(self, other: Publication) -> bool:
+        """Whether another publication asks for this very bundle; names are digests of the content."""
+        return (self.publication.release, self.publication.bundle) == (other.release, other.bundle)
+
+    def republished(self, publication: Publication) -> ServingRelease:
+        """The same release under a new publication."""
+        return replace(self, publication=publication)
+
+    def recommend(self, requests: Sequence[RecallRequest], k: int) -> list[Ranking]:
+        """Items and scores of each request, best first.
+
+        Raises:
+            ReleaseError: The model gives a score that is not finite.
+        """
+        if not requests:
+            return []
+        items, scores = self.recaller.recall(requests, k)
+        for request, row in zip(requests, scores, strict=True):
+            if not np.isfinite(row).all():
+                raise ReleaseError(
+                    f"release {self.name}, task {request.task.name!r}",
+                    expected="finite scores",
+                    got=f"{int((~np.isfinite(row)).sum())} of {len(row)} that are not",
+                    remedy="roll back with `urm recall rollback`",
+                )
+        return [(ids.tolist(), row.tolist()) for ids, row in zip(items, scores, strict=True)]
+
+    def count_unknown(self, item_ids: Sequence[int]) -> int:
+        """How many items the item table does not have; the model leaves them out of a history."""
+        if not item_ids:
+            return 0
+        return int((self.recaller.builder.reader.table.rows(np.asarray(item_ids, dtype=np.int64)) < 0).sum())
+
+    def read_histories(self, user_ids: list[str]) -> dict[str, KnownHistory]:
+        """What the online feature store knows of each user."""
+        now = datetime.now(UTC)
+        histories = read_history(self.features, user_ids, now)
+        now_us = to_microseconds(now)
+        return {user_id: _known(history, now_us) for user_id, history in zip(user_ids, histories, strict=True)}
+
+
+def load_release(publication: Publication, settings: Settings, config: ReleaseConfig) -> ServingRelease:
+    """Fetch, verify and load a published release, and run its smoke check.
+
+    Raises:
+        ReleaseError: A file is missing, altered or extra, the bundle is another release's, or the check failed.
+        UrmError: The bundle or the feature store cannot be reached or does not fit together.
+    """
+    bundle = fetch(publication.bundle, settings.cache_path / "bundles")
+    manifest = verify(bundle)
+    if manifest.release != publication.release:
+        raise ReleaseError(
+            f"bundle {publication.bundle}",
+            expected=f"release {publication.release}",
+            got=manifest.release,
+            remedy="promote again",
+        )
+    release = _open(publication, bundle, manifest, settings)
+    check(release, read_smoke(bundle), config.smoke_min_overlap)
+    return release
+
+
+def check(release: ServingRelease, smoke: list[SmokeRequest], min_overlap: float) -> float:
+    """Ask the smoke requests and compare with what evaluation saw; warms the model up as well.
+
+    Returns:
+        Mean share of evaluation's items that come back.
+
+    Raises:
+        ReleaseError: A score is not finite, or the share is too small.
+    """
+    contexts = _contexts(smoke)
+    tasks = {task.name: task for task in release.tasks}
+    requests = [RecallRequest(contexts[row.context["context_id"]], tasks[row.task], row.query) for row in smoke]
+    k = max((len(row.item_ids) for row in smoke), default=0)
+    overlaps = [
+        len(set(items[: len(row.item_ids)]) & set(row.item_ids)) / len(row.item_ids)
+        for row, (items, _) in zip(smoke, release.recommend(requests, k), strict=True)
+        if row.item_ids
+    ]
+    overlap = float(np.mean(overlaps)) if overlaps else 0.0
+    if overlap < min_overlap:
+        raise ReleaseError(
+            f"smoke check of release {release.name}",
+            expected=f"a share of at least {min_overlap:g} of the items that evaluation saw",
+            got=f"{overlap:.3f} over {len(overlaps)} requests",
+            remedy="find out what differs between evaluation and the bundle",
+        )
+    log.info("smoke check passed", release=release.name, overlap=round(overlap, 4), requests=len(overlaps))
+    return overlap
+
+
+def _open(publication: Publication, bundle: Path, manifest: Manifest, settings: Settings) -> ServingRelease:
+    try:
+        recaller = UrmRecaller.load(
+            bundle / "model", bundle / "item_table", bundle / "index.faiss", device=choose_device(settings)
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever the libraries raise on files that do not fit is one thing: a bad bundle
+        raise ReleaseError(
+            f"bundle {bundle}", expected="a model that loads", got=error, remedy="build the release again"
+        ) from error
+    features = open_feature_store(fetch(manifest.feature_store, settings.cache_path / "features"), settings)
+    rule = HistoryRule(length=manifest.history_length, day_origin_us=to_microseconds(manifest.day_origin))
+    return ServingRelease(publication, read_tasks(bundle), rule, recaller, features)
+
+
+def choose_device(settings: Settings) -> str:
+    """The torch device that the settings name."""
+    import torch
+
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _contexts(smoke: list[SmokeRequest]) -> dict[int, Any]:
+    rows = {row.context["context_id"]: row.context for row in smoke}
+    parsed = [{**row, "cut_ts": datetime.fromisoformat(row["cut_ts"])} for row in rows.values()]
+    return dict(read_contexts(pa.Table.from_pylist(parsed, schema=CONTEXTS)))
+
+
+def _known(history: History, now_us: int) -> KnownHistory:
+    """The feature store's answer, with ages turned back into instants."""
+    if not history.num_events:
+        return KnownHistory()
+    rows = zip(
+        history.history_item_ids,
+        history.history_counts,
+        history.history_days_since,
+        history.history_behaviors,
+        strict=True,
+    )
+    return KnownHistory(
+        as_of_us=now_us - round(history.days_since_last * _DAY_US) + 1,
+        items={
+            item_id: HistoryItem(count, now_us - round(days * _DAY_US), behavior)
+            for item_id, count, days, behavior in rows
+        },
+        num_events=history.num_events,
+        num_items=history.num_items,
+        num_active_days=history.num_active_days,
+        top_categories=tuple(history.top_categories),
+    )

@@ -1,0 +1,120 @@
+"""The API's side of Redis: accept events, read results, follow the serving release. Never waits for the model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import redis.asyncio
+import structlog
+
+from components.config import RecallConfig
+from components.exceptions import UrmError
+from components.recall.catalogue import Catalogue, load_catalogue
+from components.recall.events import Event
+from components.recall.intake import accept_arguments
+from components.recall.problems import ApiError
+from components.recall.scripts import ACCEPT, result_key
+from components.recall.store import Result
+from components.release.rollout import SERVING, WORKER_PREFIX, Publication
+from components.settings import Settings
+
+log = structlog.get_logger()
+# A read waits for Redis no longer than this; the caller has its own fallback.
+_TIMEOUT_SECONDS = 2.0
+
+
+class Gateway:
+    """Redis and the tables of the serving release, for one API process."""
+
+    def __init__(self, settings: Settings, config: RecallConfig) -> None:
+        self._settings = settings
+        self._config = config
+        self._client: Any = redis.asyncio.Redis.from_url(
+            settings.redis_url,
+            decode_responses=True,
+            socket_timeout=_TIMEOUT_SECONDS,
+            socket_connect_timeout=_TIMEOUT_SECONDS,
+        )
+        self._accept = self._client.register_script(ACCEPT)
+        self._catalogue: Catalogue | None = None
+        self._refused = ""
+        self._lock = asyncio.Lock()
+
+    async def accept(self, events: list[Event]) -> list[int]:
+        """Put events into the stream; 1 accepted, 0 seen before, -1 the stream is full."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            for event in events:
+                await self._accept(**accept_arguments(event, self._config), client=pipe)
+            answers: list[int] = await pipe.execute()
+        return answers
+
+    async def result(self, user_id: str, task: str) -> tuple[Catalogue, Result | None]:
+        """The serving release and the stored result of a user, in one round trip.
+
+        Raises:
+            ApiError: No release is serving.
+        """
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.get(SERVING)
+            pipe.hget(result_key(user_id, task), "body")
+            serving, body = await pipe.execute()
+        catalogue = await self._follow(serving)
+        return catalogue, None if body is None else Result.model_validate_json(body)
+
+    async def catalogue(self) -> Catalogue:
+        """Tables of the serving release.
+
+        Raises:
+            ApiError: No release is serving.
+        """
+        return await self._follow(await self._client.get(SERVING))
+
+    async def count_workers(self) -> int:
+        """Workers with a fresh heartbeat."""
+        return len([key async for key in self._client.scan_iter(match=WORKER_PREFIX + "*", count=1000)])
+
+    async def ping(self) -> None:
+        """Raise redis.ConnectionError if Redis does not answer."""
+        await self._client.ping()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _follow(self, serving: str | None) -> Catalogue:
+        """Tables of the release named; while they cannot be read, those of the one before."""
+        if serving is None:
+            raise ApiError(
+                503,
+                "recall",
+                expected="a serving release",
+                got="none yet",
+                remedy="run `urm release` and `urm promote`, with a worker running",
+                retry_after=True,
+            )
+        publication = Publication.model_validate_json(serving)
+        known = self._catalogue
+        if known is not None and publication.release in (known.release, self._refused):
+            return known
+        async with self._lock:
+            if self._catalogue is None or self._catalogue.release != publication.release:
+                await self._load(publication)
+        if self._catalogue is None:
+            raise ApiError(
+                503,
+                f"release {publication.release}",
+                expected="its bundle to be readable",
+                got="an error that is in the server's log",
+                remedy="promote another release",
+                retry_after=True,
+            )
+        return self._catalogue
+
+    async def _load(self, publication: Publication) -> None:
+        try:
+            self._catalogue = await asyncio.to_thread(load_catalogue, publication, self._settings)
+            log.info("serving release", release=publication.release)
+        except UrmError as error:
+            self._refused = publication.release
+            log.error("release cannot be read", release=publication.release, error=str(error))

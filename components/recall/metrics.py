@@ -1,0 +1,67 @@
+"""Prometheus metrics of the recall runtime; names carry their unit."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# From a cache hit to a backlog of minutes; the target is a p95 of five seconds.
+_VISIBLE_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 300)
+_STAGE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+_READ_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+
+
+class WorkerMetrics:
+    """What one worker counts, in its own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.event_to_visible_seconds = Histogram(
+            "urm_event_to_visible_seconds",
+            "Time from an event's acceptance to its result being readable.",
+            buckets=_VISIBLE_BUCKETS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "urm_worker_stage_seconds",
+            "Time of a part of a batch.",
+            ["part"],
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.events = Counter("urm_worker_events", "Events by outcome.", ["outcome"], registry=registry)
+        self.inferences = Counter("urm_worker_user_inferences", "Users inferred.", registry=registry)
+        self.results = Counter("urm_worker_results", "Results by outcome.", ["outcome"], registry=registry)
+        self.batch_users = Histogram(
+            "urm_worker_batch_users", "Users of a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self.unknown_items = Counter(
+            "urm_worker_unknown_items", "Events of items that the item table does not have.", registry=registry
+        )
+        self.stream_entries = Gauge("urm_stream_entries", "Events not yet finished.", registry=registry)
+        self.pending_entries = Gauge("urm_stream_pending_entries", "Delivered, not acknowledged.", registry=registry)
+        self.dead_letters = Gauge("urm_dead_letters", "Events given up.", registry=registry)
+        self.release = Gauge("urm_worker_release_order", "Publication served.", ["release"], registry=registry)
+        self.switches = Counter("urm_worker_release_switches", "Releases by outcome.", ["outcome"], registry=registry)
+
+
+class ApiMetrics:
+    """What the API counts, in its own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Histogram(
+            "urm_api_request_seconds",
+            "Time of a request.",
+            ["route", "status"],
+            buckets=_READ_BUCKETS,
+            registry=self.registry,
+        )
+        self.events = Counter("urm_api_events", "Events by outcome.", ["outcome"], registry=self.registry)
+        self.reads = Counter("urm_api_reads", "Answers by source and task.", ["source", "task"], registry=self.registry)
+        self.result_age = Histogram(
+            "urm_api_result_age_seconds",
+            "Age of a result when it is read.",
+            buckets=(1, 10, 60, 600, 3600, 86_400, 604_800),
+            registry=self.registry,
+        )

@@ -1,0 +1,119 @@
+"""Errors of the API as problem documents (RFC 9457): one sentence with subject, expected, got, remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+log = structlog.get_logger()
+_MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+
+
+class Problem(BaseModel):
+    """Body of every error."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Not Found",
+                    "status": 404,
+                    "detail": "task 'gift': expected one of next_purchase, repurchase, got 'gift'; name a known task.",
+                }
+            ]
+        }
+    )
+
+    type: str = Field(default="about:blank", description="Always about:blank; the status says the kind.")
+    title: str = Field(description="The status in words.")
+    status: int
+    detail: str = Field(description="One sentence: subject, what was expected, what came, what to do.")
+
+
+class ApiError(Exception):
+    """An error that the caller gets as a problem document."""
+
+    def __init__(
+        self, status: int, subject: str, *, expected: str, got: object, remedy: str, retry_after: bool = False
+    ) -> None:
+        super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}.")
+        self.status = status
+        self.retry_after = retry_after
+
+
+TITLES = {
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries of the errors that a route gives."""
+    schema = {_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": TITLES[status], "content": schema, "model": Problem} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application a problem document."""
+
+    @app.exception_handler(ApiError)
+    async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
+        return _respond(error.status, str(error), retry=error.retry_after)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _respond(422, _explain(error))
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        detail = (
+            f"request {request.method} {request.url.path}: expected a path and method of this API, "
+            f"got {error.detail}; see /docs."
+        )
+        return _respond(error.status_code, detail)
+
+    @app.exception_handler(redis.ConnectionError)
+    @app.exception_handler(redis.TimeoutError)
+    async def on_redis_down(request: Request, error: Exception) -> JSONResponse:
+        log.error("redis does not answer", error=str(error))
+        return _respond(503, "result store: expected an answer of Redis, got none; try again later.", retry=True)
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        log.exception("unexpected error", path=request.url.path)
+        return _respond(500, "server: expected no error here, got one that is now in its log; report it.")
+
+
+def _respond(status: int, detail: str, retry: bool = False) -> JSONResponse:
+    problem = Problem(title=TITLES.get(status, "Error"), status=status, detail=detail)
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None
+    return JSONResponse(problem.model_dump(), status_code=status, headers=headers, media_type=_MEDIA_TYPE)
+
+
+def _explain(error: RequestValidationError) -> str:
+    first = error.errors()[0]
+    place, *path = first["loc"]
+    # Of a body that is one event or a list, Pydantic names the branch it tried; nobody sent that.
+    names = [str(part) for part in path if not str(part).startswith(("list[", "Event", "function-"))]
+    field = ".".join(names) or "body"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input ")
+    got = "nothing" if first["type"] == "missing" else repr(first.get("input"))
+    if first["type"] == "json_invalid":
+        field, message, got = "body", "valid JSON", str(first.get("ctx", {}).get("error", "something else"))
+    got = got if len(got) <= 80 else got[:79] + "…"
+    return f"{place} field {field!r}: expected {message.rstrip('.')}, got {got}; see /docs for an example."

@@ -1,0 +1,79 @@
+"""Lua scripts: what must happen in Redis at once or not at all, and the names of all keys.
+
+urm:events                    stream of accepted events; an entry is deleted when its result is stored, so its
+                              length is the backlog
+urm:events:dead               events given up, each with the reason
+urm:event:{event_id}          marks an accepted event, so that a retry is not processed again
+urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
+urm:history:{user}:events     hash: event_id → the event; `revision` counts its changes
+urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
+"""
+
+from __future__ import annotations
+
+STREAM = "urm:events"
+DEAD_STREAM = "urm:events:dead"
+GROUP = "recall"
+
+
+def accepted_key(event_id: str) -> str:
+    """Key that marks an event as accepted."""
+    return f"urm:event:{event_id}"
+
+
+def history_keys(user_id: str) -> tuple[str, str]:
+    """Keys of a user's recent events: their order, their content."""
+    return f"urm:history:{user_id}", f"urm:history:{user_id}:events"
+
+
+def result_key(user_id: str, task: str) -> str:
+    """Key of a stored result."""
+    return f"urm:result:{user_id}:{task}"
+
+
+# Accept one event: 1 accepted, 0 seen before, -1 the stream is full.
+# KEYS: stream, mark. ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream.
+ACCEPT = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return -1 end
+redis.call('XADD', KEYS[1], '*', 'event', ARGV[1], 'accepted_at', ARGV[2])
+redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
+return 1
+"""
+
+# Put one event into a user's recent history; again has no effect. Returns 1 if it is new.
+# KEYS: order, content. ARGV: event_id, time in microseconds, event JSON, events kept, TTL.
+REMEMBER = """
+local field = 'e:' .. ARGV[1]
+local new = 0
+if redis.call('HEXISTS', KEYS[2], field) == 0 then
+    new = 1
+    redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+    redis.call('HSET', KEYS[2], field, ARGV[3])
+    redis.call('HINCRBY', KEYS[2], 'revision', 1)
+    local surplus = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[4])
+    if surplus > 0 then
+        for _, old in ipairs(redis.call('ZRANGE', KEYS[1], 0, surplus - 1)) do
+            redis.call('HDEL', KEYS[2], 'e:' .. old)
+        end
+        redis.call('ZREMRANGEBYRANK', KEYS[1], 0, surplus - 1)
+    end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('EXPIRE', KEYS[2], ARGV[5])
+return new
+"""
+
+# Store a result unless the stored one is newer by (event time, release order, history revision). Returns 1 if stored.
+# KEYS: result. ARGV: event time in microseconds, release order, revision, body, TTL.
+STORE = """
+local stored = redis.call('HMGET', KEYS[1], 'event_ts_us', 'release_order', 'revision')
+for rank = 1, 3 do
+    local old, new = tonumber(stored[rank]), tonumber(ARGV[rank])
+    if old == nil or new > old then break end
+    if new < old then return 0 end
+end
+redis.call('HSET', KEYS[1], 'event_ts_us', ARGV[1], 'release_order', ARGV[2], 'revision', ARGV[3], 'body', ARGV[4])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 1
+"""

@@ -1,0 +1,147 @@
+"""The event stream as one worker sees it: read, acknowledge, claim from the dead, give up with a reason.
+
+Delivery is at least once: an entry stays pending until its result is stored, whoever dies meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+import structlog
+
+from components.config import RecallConfig
+from components.exceptions import DataError
+from components.recall.events import Event, decode_event
+from components.recall.scripts import DEAD_STREAM, GROUP, STREAM
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One delivery of one event.
+
+    Attributes:
+        entry_id: Id in the stream.
+        event: The event.
+        accepted_at: Seconds since 1970 at which the stream took it; NaN if it was not said.
+        deliveries: How often it was delivered, this time included.
+    """
+
+    entry_id: str
+    event: Event
+    accepted_at: float
+    deliveries: int
+
+
+class EventStream:
+    """A consumer of the group; the name must be unique among live workers."""
+
+    def __init__(self, client: redis.Redis, consumer: str, config: RecallConfig) -> None:
+        self._client = client
+        self._consumer = consumer
+        self._config = config
+
+    def ensure_group(self) -> None:
+        """Make the stream and its consumer group if they are not there."""
+        try:
+            self._client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+        except redis.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def read(self, count: int, block_ms: int) -> list[Entry]:
+        """New entries, at most `count`; waits at most `block_ms` for the first and `max_wait_ms` for more."""
+        entries = self._read(">", count, block_ms)
+        if entries and len(entries) < count:
+            time.sleep(self._config.max_wait_ms / 1000)
+            entries += self._read(">", count - len(entries), None)
+        return self._decode(entries, {})
+
+    def claim_stale(self, count: int) -> list[Entry]:
+        """Take over entries that no consumer has finished for `claim_idle_seconds`, our own failed ones too."""
+        answer: Any = self._client.xautoclaim(
+            STREAM, GROUP, self._consumer, min_idle_time=int(self._config.claim_idle_seconds * 1000), count=count
+        )
+        entries = [(entry_id, fields) for entry_id, fields in answer[1] if fields]
+        if not entries:
+            return []
+        return self._decode(entries, self._deliveries(entries))
+
+    def acknowledge(self, entries: list[Entry]) -> None:
+        """Take finished entries out of the stream."""
+        if entries:
+            ids = [entry.entry_id for entry in entries]
+            with self._client.pipeline(transaction=True) as pipe:
+                pipe.xack(STREAM, GROUP, *ids)
+                pipe.xdel(STREAM, *ids)
+                pipe.execute()
+
+    def give_up(self, entry_id: str, event_text: str, reason: str, deliveries: int) -> None:
+        """Move an entry to the dead letters, with the reason."""
+        letter = {
+            "event": event_text,
+            "reason": reason,
+            "deliveries": str(deliveries),
+            "entry_id": entry_id,
+            "consumer": self._consumer,
+            "at": f"{time.time():.3f}",
+        }
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.xadd(DEAD_STREAM, letter)  # type: ignore[arg-type]  # redis-py wants a dict invariant in its value type
+            pipe.xack(STREAM, GROUP, entry_id)
+            pipe.xdel(STREAM, entry_id)
+            pipe.execute()
+        log.warning("dead letter", entry_id=entry_id, reason=reason, deliveries=deliveries)
+
+    def forget_dead_consumers(self, live: set[str]) -> None:
+        """Remove consumers that are gone and have nothing pending."""
+        consumers: Any = self._client.xinfo_consumers(STREAM, GROUP)
+        for consumer in consumers:
+            name = consumer["name"]
+            idle_seconds = consumer["idle"] / 1000
+            if name not in live and not consumer["pending"] and idle_seconds > 10 * self._config.claim_idle_seconds:
+                self._client.xgroup_delconsumer(STREAM, GROUP, name)
+
+    def leave(self) -> None:
+        """Remove this consumer if it leaves nothing pending behind."""
+        consumers: Any = self._client.xinfo_consumers(STREAM, GROUP)
+        if any(row["name"] == self._consumer and not row["pending"] for row in consumers):
+            self._client.xgroup_delconsumer(STREAM, GROUP, self._consumer)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Entries in the stream, entries delivered but not acknowledged, dead letters."""
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.xlen(STREAM)
+            pipe.xpending(STREAM, GROUP)
+            pipe.xlen(DEAD_STREAM)
+            length, pending, dead = pipe.execute()
+        return int(length), int(pending["pending"]), int(dead)
+
+    def _read(self, start: str, count: int, block_ms: int | None) -> list[tuple[str, dict[str, str]]]:
+        answer: Any = self._client.xreadgroup(GROUP, self._consumer, {STREAM: start}, count=count, block=block_ms)
+        if not answer:
+            return []
+        streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
+        return [(entry_id, fields) for entries in streams for entry_id, fields in entries]
+
+    def _deliveries(self, entries: list[tuple[str, dict[str, str]]]) -> dict[str, int]:
+        rows: Any = self._client.xpending_range(
+            STREAM, GROUP, min=entries[0][0], max=entries[-1][0], count=10 * len(entries), consumername=self._consumer
+        )
+        return {row["message_id"]: int(row["times_delivered"]) for row in rows}
+
+    def _decode(self, raw: list[tuple[str, dict[str, str]]], deliveries: dict[str, int]) -> list[Entry]:
+        """Parse entries; what never can be parsed becomes a dead letter at once."""
+        entries = []
+        for entry_id, fields in raw:
+            times = deliveries.get(entry_id, 1)
+            text = fields.get("event", "")
+            try:
+                entries.append(Entry(entry_id, decode_event(text), float(fields.get("accepted_at", "nan")), times))
+            except (DataError, ValueError) as error:
+                self.give_up(entry_id, text, str(error), times)
+        return entries

@@ -1,0 +1,105 @@
+"""Release switch of one worker: load the wanted release beside the serving one, check it, flip or refuse it.
+
+Loading happens in a thread; the worker goes on with the old release and calls `poll` between batches, so that a flip
+falls between two batches and no result mixes two releases.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import redis
+import structlog
+
+from components.exceptions import UrmError
+from components.recall.engine import ServingRelease
+from components.recall.metrics import WorkerMetrics
+from components.release.rollout import SERVING, WANTED, Answer, Publication, answer, read_publication
+
+log = structlog.get_logger()
+
+
+class ReleaseSwitch:
+    """Follows the wanted release.
+
+    Attributes:
+        serving: What results are computed with; None until a first release has passed its check.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        worker: str,
+        load: Callable[[Publication], ServingRelease],
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.serving: ServingRelease | None = None
+        self._client = client
+        self._worker = worker
+        self._load = load
+        self._metrics = metrics
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="release")
+        self._loading: Future[ServingRelease] | None = None
+        self._target: Publication | None = None
+        self._considered: set[int] = set()  # orders
+        self._started = 0.0
+
+    def poll(self) -> None:
+        """Start loading what is newly wanted, or flip to what has been loaded; never waits."""
+        if self._loading is not None:
+            if self._loading.done():
+                self._finish(self._loading)
+                self._loading = None
+            return
+        target = self._next()
+        if target is None:
+            return
+        self._target, self._started = target, time.monotonic()
+        if self.serving is not None and self.serving.same_bundle(target):
+            self._accept(self.serving.republished(target))
+        else:
+            log.info("loading release", release=target.release, order=target.order)
+            self._loading = self._pool.submit(self._load, target)
+
+    def _next(self) -> Publication | None:
+        """The wanted release if it is new; a fresh worker that refused it takes what the others serve."""
+        keys = [WANTED] if self.serving is not None else [WANTED, SERVING]
+        for key in keys:
+            publication = read_publication(self._client, key)
+            if publication is not None and publication.order not in self._considered:
+                return publication
+        return None
+
+    def close(self) -> None:
+        """Stop the loading thread."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _finish(self, loading: Future[ServingRelease]) -> None:
+        error = loading.exception()
+        if error is None:
+            self._accept(loading.result())
+        else:  # whatever a bundle makes the loader raise, the old release goes on serving
+            self._refuse(str(error) if isinstance(error, UrmError) else f"{type(error).__name__}: {error}")
+
+    def _accept(self, release: ServingRelease) -> None:
+        self.serving = release
+        self._metrics.release.clear()
+        self._metrics.release.labels(release=release.name).set(release.order)
+        self._tell(release.publication, Answer(outcome="serving", seconds=self._seconds()))
+        log.info("serving release", release=release.name, order=release.order, seconds=self._seconds())
+
+    def _refuse(self, reason: str) -> None:
+        if self._target is not None:
+            still = self.serving.name if self.serving else "none"
+            log.error("release rejected", release=self._target.release, reason=reason, still_serving=still)
+            self._tell(self._target, Answer(outcome="rejected", reason=reason, seconds=self._seconds()))
+
+    def _tell(self, publication: Publication, given: Answer) -> None:
+        self._metrics.switches.labels(outcome=given.outcome).inc()
+        answer(self._client, publication, self._worker, given)
+        self._considered.add(publication.order)
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)

@@ -1,0 +1,214 @@
+"""The recall worker: events in, one inference a user, results out, then the acknowledgement.
+
+Faults and what they cost: a killed worker's entries are claimed by another one after `claim_idle_seconds`; a failing
+user is tried again alone, then becomes a dead letter; a lost Redis is waited for; SIGTERM finishes the batch at hand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import redis
+import structlog
+
+from components.config import RecallConfig
+from components.recall.answers import answer_users
+from components.recall.engine import ServingRelease
+from components.recall.metrics import WorkerMetrics
+from components.recall.store import UserStore
+from components.recall.stream import Entry, EventStream
+from components.recall.switch import ReleaseSwitch
+from components.release.rollout import Publication, beat, live_workers, sign_off
+
+log = structlog.get_logger()
+
+ENTRIES_PER_USER = 4  # read ahead, so that a batch of entries coalesces to about a batch of users
+_IDLE_BLOCK_MS = 500  # how long an idle worker waits for an event before it looks at releases and signals
+_HOUSEKEEPING_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 10.0
+
+
+class RecallWorker:
+    """One consumer of the event stream; `run` returns after SIGTERM, SIGINT or `stop`."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        config: RecallConfig,
+        load: Callable[[Publication], ServingRelease],
+        name: str | None = None,
+    ) -> None:
+        """Take a Redis client and the loader of releases.
+
+        Args:
+            client: Returns str.
+            config: Sizes and limits.
+            load: Loads and checks a release; may raise anything.
+            name: Unique among live workers; host and process id if left out.
+        """
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self.metrics = WorkerMetrics()
+        self._client = client
+        self._config = config
+        self._stream = EventStream(client, self.name, config)
+        self._store = UserStore(client, config)
+        self._switch = ReleaseSwitch(client, self.name, load, self.metrics)
+        self._stopping = False
+        self._next_housekeeping = 0.0
+
+    def stop(self) -> None:
+        """Finish the batch at hand, then return from `run`."""
+        self._stopping = True
+
+    def handle_signals(self) -> None:
+        """Let SIGTERM and SIGINT stop the worker."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+
+    def run(self) -> None:
+        """Serve until stopped; a lost Redis is waited for."""
+        log.info("worker started", worker=self.name)
+        pause = 0.0
+        while not self._stopping:
+            try:
+                self.step()
+                pause = 0.0
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
+                log.warning("redis does not answer", error=str(error), retry_in_seconds=pause)
+                self._sleep(pause)
+        self._leave()
+
+    def step(self) -> None:
+        """One turn: heartbeat, releases, claims, new events."""
+        try:
+            beat(self._client, self.name, self._switch.serving.name if self._switch.serving else "")
+            self._switch.poll()
+            self._keep_house()
+            release = self._switch.serving
+            if release is None:
+                self._sleep(_IDLE_BLOCK_MS / 1000)  # events wait in the stream
+                return
+            stale = self._stream.claim_stale(self._config.batch_size)
+            if stale:
+                self._retry(release, stale)
+            # While claims keep coming, new events are not waited for.
+            entries = self._stream.read(ENTRIES_PER_USER * self._config.batch_size, 1 if stale else _IDLE_BLOCK_MS)
+            for batch in _batches_of_users(entries, self._config.batch_size):
+                self._process(release, batch)
+        except redis.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            log.warning("consumer group is gone, making it anew", error=str(error))  # a Redis that lost its memory
+            self._stream.ensure_group()
+
+    def _process(self, release: ServingRelease, entries: list[Entry]) -> None:
+        """Infer and store a batch; if that fails, each user alone, and who fails again stays pending for a retry."""
+        try:
+            self._infer_and_store(release, entries)
+        except redis.RedisError:
+            raise
+        except Exception as error:  # a user's data broke the model: the others must not suffer
+            if len({entry.event.user_id for entry in entries}) > 1:
+                for single in _batches_of_users(entries, 1):
+                    self._process(release, single)
+                return
+            self._fail(entries, error)
+
+    def _retry(self, release: ServingRelease, entries: list[Entry]) -> None:
+        """Entries that were delivered before go one user at a time: one of them may have killed a worker."""
+        for single in _batches_of_users(entries, 1):
+            exhausted = [entry for entry in single if entry.deliveries > self._config.max_deliveries]
+            self._give_up(exhausted, "delivered too often without a result: a worker died or failed each time")
+            self._process(release, [entry for entry in single if entry not in exhausted])
+
+    def _fail(self, entries: list[Entry], error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        exhausted = [entry for entry in entries if entry.deliveries >= self._config.max_deliveries]
+        self._give_up(exhausted, reason)
+        for entry in entries:
+            if entry not in exhausted:
+                self.metrics.events.labels(outcome="failed").inc()
+                log.warning("event failed", event_id=entry.event.event_id, deliveries=entry.deliveries, reason=reason)
+
+    def _give_up(self, entries: list[Entry], reason: str) -> None:
+        for entry in entries:
+            self._store.forget(entry.event)
+            self._stream.give_up(entry.entry_id, entry.event.model_dump_json(), reason, entry.deliveries)
+            self.metrics.events.labels(outcome="dead").inc()
+
+    def _infer_and_store(self, release: ServingRelease, entries: list[Entry]) -> None:
+        if not entries:
+            return
+        beat(self._client, self.name, release.name)
+        with self._timed("history"):
+            self._store.remember(entry.event for entry in entries)
+            recent = self._store.recent(list(dict.fromkeys(entry.event.user_id for entry in entries)))
+            known = release.read_histories(list(recent))
+        with self._timed("inference"):
+            results = answer_users(release, known, recent, self._config.k)
+        with self._timed("store"):
+            for user, by_task in results.items():
+                stored = self._store.store(user, by_task, order=release.order, revision=recent[user].revision)
+                self.metrics.results.labels(outcome="stored").inc(stored)
+                self.metrics.results.labels(outcome="older").inc(len(by_task) - stored)
+            self._stream.acknowledge(entries)
+        self._count(release, entries, len(recent))
+
+    def _count(self, release: ServingRelease, entries: list[Entry], num_users: int) -> None:
+        now = time.time()
+        for entry in entries:
+            if entry.accepted_at == entry.accepted_at:  # not NaN
+                self.metrics.event_to_visible_seconds.observe(max(0.0, now - entry.accepted_at))
+        items = [entry.event.item_id for entry in entries if entry.event.item_id is not None]
+        self.metrics.unknown_items.inc(release.count_unknown(items))
+        self.metrics.events.labels(outcome="done").inc(len(entries))
+        self.metrics.inferences.inc(num_users)
+        self.metrics.batch_users.observe(num_users)
+        log.info("batch", events=len(entries), users=num_users, release=release.name)
+
+    def _keep_house(self) -> None:
+        """Seldom things: consumers of dead workers, gauges."""
+        if time.monotonic() < self._next_housekeeping:
+            return
+        self._next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
+        self._stream.ensure_group()
+        self._stream.forget_dead_consumers(live_workers(self._client))
+        entries, pending, dead = self._stream.counts()
+        self.metrics.stream_entries.set(entries)
+        self.metrics.pending_entries.set(pending)
+        self.metrics.dead_letters.set(dead)
+
+    def _leave(self) -> None:
+        self._switch.close()
+        try:
+            self._stream.leave()
+            sign_off(self._client, self.name)
+        except redis.RedisError as error:
+            log.warning("left without signing off", error=str(error))
+        log.info("worker stopped", worker=self.name)
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        with self.metrics.stage_seconds.labels(part=part).time():
+            yield
+
+
+def _batches_of_users(entries: list[Entry], num_users: int) -> Iterator[list[Entry]]:
+    """Batches of at most so many users, each with all of its entries."""
+    by_user: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_user.setdefault(entry.event.user_id, []).append(entry)
+    groups = list(by_user.values())
+    for start in range(0, len(groups), num_users):
+        yield [entry for group in groups[start : start + num_users] for entry in group]

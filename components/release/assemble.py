@@ -1,0 +1,115 @@
+"""Build the bundle's files out of what earlier stages left; large files are hard-linked where possible."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from components.exceptions import ReleaseError
+from components.release.bundle import TITLES, SmokeRequest, write_smoke, write_tasks
+from components.storage import StageRun
+
+
+def assemble(stage: StageRun, bundle: Path) -> dict[str, int]:
+    """Write every file of the bundle but the manifest.
+
+    Returns:
+        Counts: catalogue items, titles, smoke requests.
+
+    Raises:
+        ReleaseError: What an earlier stage left does not fit together.
+    """
+    for name in ("model", "item_table"):
+        link_tree(stage.path("sft", name), bundle / name)
+    num_candidates = write_index(stage.path("sft", "candidates"), bundle / "index.faiss")
+    write_tasks(bundle, stage.config.tasks)
+    num_titles = write_titles(stage.path("validate", "items"), bundle / "titles.parquet")
+    link_file(stage.path("baseline", "popularity"), bundle / "fallback.parquet")
+    requests = choose_smoke_requests(
+        predictions=pq.read_table(stage.path("evaluate", "predictions")),
+        examples=pq.read_table(stage.path("features", "examples")),
+        contexts=stage.path("features", "contexts"),
+        num_users=stage.config.release.smoke_users,
+    )
+    write_smoke(bundle, requests)
+    return {"candidates": num_candidates, "titles": num_titles, "smoke_requests": len(requests)}
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Give every file of a folder a second name, or copy it where the file system cannot."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            link_file(path, target / path.relative_to(source))
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another device, or a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def write_index(candidates: Path, target: Path) -> int:
+    """An exact inner-product index over the candidate vectors that answers with item ids.
+
+    Raises:
+        ReleaseError: Keys and vectors do not fit, or a vector is not finite.
+    """
+    keys = np.load(candidates / "keys.npy", allow_pickle=False)
+    vectors = np.load(candidates / "vectors.npy", allow_pickle=False)
+    if vectors.ndim != 2 or len(keys) != len(vectors) or not len(keys):
+        raise _refuse("candidates", "one vector a key", f"{len(keys)} keys and vectors of shape {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        raise _refuse("candidates", "finite vectors", f"{int((~np.isfinite(vectors)).any(axis=1).sum())} that are not")
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
+    index.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), np.ascontiguousarray(keys, dtype=np.int64))
+    faiss.write_index(index, str(target))
+    return len(keys)
+
+
+def write_titles(items: Path, target: Path) -> int:
+    """item_id, title and category of every accepted item, sorted by item_id."""
+    table = ds.dataset(items).to_table(columns=TITLES.names).sort_by("item_id").cast(TITLES)
+    pq.write_table(table, target)
+    return int(table.num_rows)
+
+
+def choose_smoke_requests(
+    predictions: pa.Table, examples: pa.Table, contexts: Path, num_users: int
+) -> list[SmokeRequest]:
+    """Requests of some of evaluation's users, spread over all of them, with the items that evaluation saw.
+
+    Raises:
+        ReleaseError: Evaluation predicted nothing for the examples given.
+    """
+    chosen = examples.join(predictions.select(["example_id", "item_ids"]), "example_id", join_type="inner")
+    wanted = pc.unique(chosen["context_id"]).sort()
+    if not len(wanted):
+        raise _refuse("predictions of evaluate", "predictions for the test examples", "none")
+    picked = wanted.take(np.linspace(0, len(wanted) - 1, min(num_users, len(wanted))).astype(np.int64))
+    rows = ds.dataset(contexts).to_table(filter=ds.field("context_id").isin(picked)).to_pylist()
+    by_id = {row["context_id"]: _plain(row) for row in rows}
+    requests = chosen.filter(pc.is_in(chosen["context_id"], picked)).sort_by("example_id")
+    return [
+        SmokeRequest(context=by_id[row["context_id"]], task=row["task"], query=row["query"], item_ids=row["item_ids"])
+        for row in requests.to_pylist()
+    ]
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.isoformat() if name == "cut_ts" else value for name, value in row.items()}
+
+
+def _refuse(subject: str, expected: str, got: object) -> ReleaseError:
+    return ReleaseError(subject, expected=expected, got=got, remedy="run the stages before `release` again")

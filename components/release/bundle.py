@@ -1,0 +1,211 @@
+"""The release bundle: one folder that is released, served and rolled back as a whole.
+
+    model/           URM: backbone and heads, safetensors
+    item_table/      frozen item vectors by key, memory-mapped
+    index.faiss      the catalogue's vectors, searchable by inner product
+    tasks.json       the tasks, resolved
+    titles.parquet   item_id, title, category: what the API shows
+    fallback.parquet popular items per task, for users without a result
+    smoke.json       requests of evaluation's users with the items that evaluation saw
+    manifest.json    SHA-256 and size of every file above, the release's name and where it comes from
+
+The release stage writes it; the recall runtime verifies and reads it, and imports this module for that (ADR 5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from components.config import Task
+from components.exceptions import ReleaseError
+
+MANIFEST = "manifest.json"
+NAME_DIGITS = 12  # of the content digest, in a release's name
+_BLOCK_BYTES = 1 << 20
+
+TITLES = pa.schema(
+    [
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("category", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Model):
+    """One file of the bundle."""
+
+    sha256: str
+    size: int  # bytes
+
+
+class GateVerdict(_Model):
+    """What the gate said, and whether someone released in spite of it."""
+
+    passed: bool
+    verdict: str
+    promoted_anyway: bool = False
+
+
+class Manifest(_Model):
+    """Content of manifest.json.
+
+    Attributes:
+        release: Name made of the model's name and a digest of the content: equal content, equal name.
+        files: Every file of the bundle but this one, by its path relative to the bundle.
+        feature_store: URI of the Feast folder; not copied, because the online store goes on changing.
+        gate: The gate's verdict.
+        links: Addresses that lead back: run directory, MLflow run, Airflow run.
+        history_length: Items of a user's history that the features hold.
+        day_origin: An instant at which a day begins for the features' count of active days.
+    """
+
+    release: str
+    created_at: AwareDatetime
+    config: str
+    files: dict[str, FileEntry]
+    feature_store: str
+    gate: GateVerdict
+    links: dict[str, str]
+    history_length: int
+    day_origin: AwareDatetime
+
+
+class SmokeRequest(_Model):
+    """One request with the items that evaluation saw for it.
+
+    Attributes:
+        context: A row of the table CONTEXTS.
+        task: Name of the task asked.
+        query: The user's words, where the task needs them.
+        item_ids: Evaluation's top items, best first.
+    """
+
+    context: dict[str, Any]
+    task: str
+    query: str | None
+    item_ids: list[int]
+
+
+def describe_files(bundle: Path) -> dict[str, FileEntry]:
+    """SHA-256 and size of every file under the bundle, the manifest left out."""
+    return {
+        path.relative_to(bundle).as_posix(): FileEntry(sha256=_sha256(path), size=path.stat().st_size)
+        for path in sorted(bundle.rglob("*"))
+        if path.is_file() and path != bundle / MANIFEST
+    }
+
+
+def name_release(model_name: str, files: Mapping[str, FileEntry]) -> str:
+    """The release's name; it is a function of the content."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path} {files[path].sha256}\n".encode())
+    return f"{model_name}-{digest.hexdigest()[:NAME_DIGITS]}"
+
+
+def write_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Write manifest.json, the last file of a bundle."""
+    (bundle / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read manifest.json without checking the files.
+
+    Raises:
+        ReleaseError: It is missing or damaged.
+    """
+    try:
+        return Manifest.model_validate_json((bundle / MANIFEST).read_bytes())
+    except OSError as error:
+        raise _refuse(bundle, MANIFEST, "a readable manifest", error.strerror) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise _refuse(bundle, MANIFEST, f"a valid field {field!r}" if field else "JSON", first["msg"]) from None
+
+
+def verify(bundle: Path) -> Manifest:
+    """Check every file against the manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ReleaseError: A file is missing, altered, or not in the manifest; the message names the first such file.
+    """
+    manifest = read_manifest(bundle)
+    present = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if not path.is_dir()} - {MANIFEST}
+    for name in sorted(manifest.files.keys() - present):
+        raise _refuse(bundle, name, "a file of the manifest", "no such file")
+    for name in sorted(present - manifest.files.keys()):
+        raise _refuse(bundle, name, "only files of the manifest", "an extra file")
+    for name, entry in manifest.files.items():
+        size = (bundle / name).stat().st_size
+        if size != entry.size:
+            raise _refuse(bundle, name, f"{entry.size} bytes", f"{size} bytes")
+        digest = _sha256(bundle / name)
+        if digest != entry.sha256:
+            raise _refuse(bundle, name, f"SHA-256 {entry.sha256[:12]}…", f"{digest[:12]}…")
+    return manifest
+
+
+def write_tasks(bundle: Path, tasks: tuple[Task, ...]) -> None:
+    """Write tasks.json."""
+    content = [task.model_dump(mode="json") for task in tasks]
+    (bundle / "tasks.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_tasks(bundle: Path) -> tuple[Task, ...]:
+    """The tasks of a bundle.
+
+    Raises:
+        ReleaseError: tasks.json is damaged.
+    """
+    try:
+        return TypeAdapter(tuple[Task, ...]).validate_json((bundle / "tasks.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _refuse(bundle, "tasks.json", "a list of tasks", " ".join(str(error).split())) from None
+
+
+def write_smoke(bundle: Path, requests: list[SmokeRequest]) -> None:
+    """Write smoke.json."""
+    content = [request.model_dump(mode="json") for request in requests]
+    (bundle / "smoke.json").write_text(json.dumps(content) + "\n")
+
+
+def read_smoke(bundle: Path) -> list[SmokeRequest]:
+    """The smoke requests of a bundle.
+
+    Raises:
+        ReleaseError: smoke.json is damaged.
+    """
+    try:
+        return TypeAdapter(list[SmokeRequest]).validate_json((bundle / "smoke.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _refuse(bundle, "smoke.json", "a list of requests", " ".join(str(error).split())) from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _refuse(bundle: Path, name: str, expected: str, got: object) -> ReleaseError:
+    return ReleaseError(
+        f"bundle {bundle}, file {name}", expected=expected, got=got, remedy="build the release again with `urm release`"
+    )

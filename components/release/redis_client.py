@@ -1,0 +1,58 @@
+"""One way to reach Redis, and one sentence when it does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import redis
+
+from components.exceptions import ConfigError, UnavailableError
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+# Longer than any blocking read, so that a paused server is noticed and a quiet stream is not taken for one.
+SOCKET_TIMEOUT_SECONDS = 15.0
+
+
+def open_redis(url: str) -> redis.Redis:
+    """A client that returns str; it connects on first use.
+
+    Raises:
+        ConfigError: The URL is not one of Redis.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            "URM_REDIS_URL", expected="redis://host:port/db", got=hide_password(url), remedy="correct it"
+        ) from error
+
+
+@contextmanager
+def redis_errors(url: str) -> Iterator[None]:
+    """Turn a lost or refused connection into one sentence.
+
+    Raises:
+        UnavailableError: Redis does not answer.
+    """
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise UnavailableError(
+            f"Redis at {hide_password(url)}",
+            expected="an answer",
+            got=str(error).rstrip("."),
+            remedy="start it with `urm up` or set URM_REDIS_URL",
+        ) from error
+
+
+def hide_password(url: str) -> str:
+    """The URL without its credentials, for messages."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

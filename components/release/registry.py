@@ -1,0 +1,144 @@
+"""The MLflow model registry: a version for each release, and the aliases candidate → champion → previous.
+
+A version is a real MLflow model whose data is the manifest and the bundle's address: the bundle itself stays where
+the release stage put it, so that nothing is stored twice. `mlflow.pyfunc.load_model("models:/urm@champion")` fetches
+the bundle, verifies it and predicts (components/recall/registered_model.py).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from components import __version__
+from components.exceptions import ReleaseError, UnavailableError
+from components.release.bundle import MANIFEST, Manifest
+from components.settings import Settings
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+POINTER = "bundle.json"
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(Array(DataType.long), "history_item_ids"), ColSpec(DataType.string, "task")]),
+    outputs=Schema([ColSpec(Array(DataType.long), "item_ids"), ColSpec(Array(DataType.double), "scores")]),
+    params=ParamSchema([ParamSpec("k", DataType.long, 20)]),
+)
+
+
+def register(bundle: Path, uri: str, manifest: Manifest, model_name: str, tags: dict[str, str]) -> str:
+    """Register a release as the candidate, inside an active MLflow run; a release known already is not made twice.
+
+    Args:
+        bundle: The bundle as it lies now.
+        uri: Where it will lie.
+        manifest: Its manifest.
+        model_name: Name of the registered model.
+        tags: Tags of the version.
+
+    Returns:
+        The version.
+    """
+    client = mlflow.MlflowClient()
+    version = find_version(client, model_name, manifest.release)
+    if version is None:
+        version = _log_version(bundle, uri, manifest, model_name)
+    for key, value in tags.items():
+        client.set_model_version_tag(model_name, version, key, value)
+    client.set_registered_model_alias(model_name, CANDIDATE, version)
+    return version
+
+
+def find_version(client: mlflow.MlflowClient, model_name: str, release: str) -> str | None:
+    """The version that holds a release, or None."""
+    found = client.search_model_versions(f"name = '{model_name}' and tag.`urm.release` = '{release}'", max_results=1)
+    return str(found[0].version) if found else None
+
+
+def version_of_alias(client: mlflow.MlflowClient, model_name: str, alias: str) -> Any | None:
+    """The model version under an alias, or None."""
+    try:
+        return client.get_model_version_by_alias(model_name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def crown(client: mlflow.MlflowClient, model_name: str, version: str) -> str | None:
+    """Make a version the champion and the champion before it the previous one.
+
+    Returns:
+        The version that is now `previous`; None if there was no champion before. Crowning the champion again
+        changes nothing.
+    """
+    champion = version_of_alias(client, model_name, CHAMPION)
+    if champion is not None and str(champion.version) != version:
+        client.set_registered_model_alias(model_name, PREVIOUS, champion.version)
+    client.set_registered_model_alias(model_name, CHAMPION, version)
+    candidate = version_of_alias(client, model_name, CANDIDATE)
+    if candidate is not None and str(candidate.version) == version:
+        client.delete_registered_model_alias(model_name, CANDIDATE)
+    previous = version_of_alias(client, model_name, PREVIOUS)
+    return None if previous is None else str(previous.version)
+
+
+def require_alias(client: mlflow.MlflowClient, model_name: str, alias: str) -> Any:
+    """The model version under an alias.
+
+    Raises:
+        ReleaseError: No version has it.
+    """
+    version = version_of_alias(client, model_name, alias)
+    if version is None:
+        raise ReleaseError(
+            f"registered model {model_name!r}",
+            expected=f"a version with the alias {alias!r}",
+            got="none",
+            remedy="promote two different releases first" if alias == PREVIOUS else "run `urm release` first",
+        )
+    return version
+
+
+def open_registry(settings: Settings) -> mlflow.MlflowClient:
+    """A client of the registry.
+
+    Raises:
+        UnavailableError: It does not answer.
+    """
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    client = mlflow.MlflowClient()
+    try:
+        client.search_registered_models(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(
+            f"MLflow at {settings.tracking_uri}",
+            expected="an answer",
+            got=str(error).splitlines()[0],
+            remedy="start it with `urm up` or set URM_MLFLOW_URI",
+        ) from error
+    return client
+
+
+def _log_version(bundle: Path, uri: str, manifest: Manifest, model_name: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        data.mkdir()
+        (data / MANIFEST).write_bytes((bundle / MANIFEST).read_bytes())
+        (data / POINTER).write_text(json.dumps({"bundle": uri, "release": manifest.release}, indent=2) + "\n")
+        info = mlflow.pyfunc.log_model(
+            name=model_name,
+            loader_module="components.recall.registered_model",
+            data_path=str(data),
+            signature=SIGNATURE,
+            pip_requirements=[f"urm=={__version__}"],
+            metadata={"release": manifest.release, "bundle": uri},
+            registered_model_name=model_name,
+        )
+    return str(info.registered_model_version)

@@ -1,0 +1,177 @@
+"""Which release is wanted and which one serves, as the publisher and the workers agree on it in Redis.
+
+urm:release:order           counter; every publication takes the next number
+urm:release:wanted          the release that workers should serve
+urm:release:serving         the release that a worker flipped to last; the API reads its titles and fallback
+urm:release:answers:<order> hash: worker → what it did with that publication
+urm:worker:<name>           heartbeat of a worker; expires when the worker is gone
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import redis
+from pydantic import BaseModel, ConfigDict
+
+from components.exceptions import ReleaseError, UnavailableError
+
+WANTED = "urm:release:wanted"
+SERVING = "urm:release:serving"
+_ORDER = "urm:release:order"
+WORKER_PREFIX = "urm:worker:"
+ANSWER_TTL_SECONDS = 86_400
+# A worker renews its heartbeat between batches; one that is silent for longer than this counts as gone.
+HEARTBEAT_TTL_SECONDS = 30
+_POLL_SECONDS = 0.1
+
+
+class Publication(BaseModel):
+    """One act of asking the workers for a release.
+
+    Attributes:
+        release: Name of the release.
+        bundle: URI of its bundle.
+        order: Number of the publication; later ones are greater, also when they bring back an older release.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    release: str
+    bundle: str
+    order: int
+
+
+class Answer(BaseModel):
+    """What one worker did with a publication."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcome: Literal["serving", "rejected"]
+    reason: str = ""
+    seconds: float
+
+
+def publish(client: redis.Redis, release: str, bundle: str) -> Publication:
+    """Make a release the wanted one."""
+    publication = Publication(release=release, bundle=bundle, order=int(_value(client.incr(_ORDER))))
+    client.set(WANTED, publication.model_dump_json())
+    return publication
+
+
+def read_publication(client: redis.Redis, key: str) -> Publication | None:
+    """The publication under WANTED or SERVING, or None before the first."""
+    text = _value(client.get(key))
+    return None if text is None else Publication.model_validate_json(text)
+
+
+def answer(client: redis.Redis, publication: Publication, worker: str, answered: Answer) -> None:
+    """Say what this worker did; a worker that serves the release also makes it the serving one."""
+    key = f"urm:release:answers:{publication.order}"
+    with client.pipeline(transaction=True) as pipe:
+        pipe.hset(key, worker, answered.model_dump_json())
+        pipe.expire(key, ANSWER_TTL_SECONDS)
+        if answered.outcome == "serving":
+            pipe.set(SERVING, publication.model_dump_json())
+        pipe.execute()
+
+
+def beat(client: redis.Redis, worker: str, state: str) -> None:
+    """Renew a worker's heartbeat."""
+    client.set(WORKER_PREFIX + worker, state, ex=HEARTBEAT_TTL_SECONDS)
+
+
+def sign_off(client: redis.Redis, worker: str) -> None:
+    """Remove a worker's heartbeat, so that nobody waits for it."""
+    client.delete(WORKER_PREFIX + worker)
+
+
+def live_workers(client: redis.Redis) -> set[str]:
+    """Names of the workers that beat lately."""
+    return {key.removeprefix(WORKER_PREFIX) for key in client.scan_iter(match=WORKER_PREFIX + "*", count=1000)}
+
+
+def roll_out(client: redis.Redis, release: str, bundle: str, timeout_seconds: float) -> Publication:
+    """Publish a release and wait until every live worker serves it; else bring the wanted release back.
+
+    Raises:
+        UnavailableError: No worker is alive.
+        ReleaseError: A worker rejected the release, or did not answer in time.
+    """
+    require_worker(client)
+    before = read_publication(client, WANTED)
+    publication = publish(client, release, bundle)
+    try:
+        _wait(client, publication, timeout_seconds)
+    except (ReleaseError, UnavailableError):
+        _restore(client, before, publication)
+        raise
+    return publication
+
+
+def require_worker(client: redis.Redis) -> None:
+    """Make sure that a worker is there to answer.
+
+    Raises:
+        UnavailableError: None is.
+    """
+    if not live_workers(client):
+        raise UnavailableError(
+            "recall workers",
+            expected="at least one alive",
+            got="no heartbeat in Redis",
+            remedy="start one with `urm up` or `urm recall worker`",
+        )
+
+
+def _wait(client: redis.Redis, publication: Publication, timeout_seconds: float) -> None:
+    """Return when all live workers serve the publication; the set of live workers may change meanwhile."""
+    deadline = time.monotonic() + timeout_seconds
+    key = f"urm:release:answers:{publication.order}"
+    while True:
+        answers = {name: Answer.model_validate_json(text) for name, text in _value(client.hgetall(key)).items()}
+        for worker, given in answers.items():
+            if given.outcome == "rejected":
+                raise _failed(publication, f"a rejection by {worker}: {given.reason}", "mend the release; ")
+        silent = live_workers(client) - answers.keys()
+        if answers and not silent:
+            return
+        if time.monotonic() > deadline:
+            who = ", ".join(sorted(silent)) or "every worker, all gone"
+            raise _failed(publication, f"no answer from {who} within {timeout_seconds:g} s", "look at its log; ")
+        time.sleep(_POLL_SECONDS)
+
+
+def _restore(client: redis.Redis, before: Publication | None, failed: Publication) -> None:
+    """Undo a publication, unless someone else has published since."""
+
+    def undo(pipe: Any) -> None:
+        current = pipe.get(WANTED)
+        pipe.multi()
+        if current is None or Publication.model_validate_json(current).order != failed.order:
+            return
+        if before is None:
+            pipe.delete(WANTED)
+        else:
+            # A new order, because some worker may have flipped and written results under the failed one.
+            pipe.set(WANTED, before.model_copy(update={"order": failed.order + 1}).model_dump_json())
+            pipe.set(_ORDER, failed.order + 1)
+
+    transaction: Callable[..., Any] = client.transaction
+    transaction(undo, WANTED, _ORDER)
+
+
+def _failed(publication: Publication, got: str, remedy: str) -> ReleaseError:
+    return ReleaseError(
+        f"release {publication.release}",
+        expected="every worker to serve it",
+        got=got.rstrip("."),
+        remedy=remedy + "the release wanted before is wanted again",
+    )
+
+
+def _value(response: Any) -> Any:
+    """The answer of a synchronous call; redis-py types it as if it could be awaited."""
+    return response
