@@ -1,0 +1,268 @@
+"""The stage's inputs as arrays in catalogue index space: items with features, contexts, examples.
+
+An item's *index* is its row in the catalogue (sorted by item_id); history items outside the catalogue are dropped.
+Ragged columns are flat values with offsets: row r is values[offsets[r]:offsets[r + 1]].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.config import Task
+from components.exceptions import DataError
+from components.features.schema import ragged
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+NUM_BUCKETS = 16  # quantile buckets of price and popularity; 0 stands for unknown
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Items:
+    """Catalogue items and their categorical features.
+
+    Attributes:
+        ids: item_id, ascending, shape [n].
+        train_events: Events in the training window, shape [n].
+        popularity: Popularity quantile, 0 rarest … 1 most frequent, shape [n].
+        features: One code a feature, shape [n, F]; 0 stands for unknown.
+        names: Names of the F features.
+    """
+
+    ids: Ints
+    train_events: Ints
+    popularity: Floats
+    features: Ints
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of catalogue items."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Users at their cuts.
+
+    Attributes:
+        items: Catalogue indices of the histories, newest first, flat.
+        counts: Events of each history item, flat.
+        days: Days from each item's last event to the cut, flat.
+        behaviors: Code of each item's last behaviour, flat; 0 stands for one unseen in training.
+        offsets: Row offsets of the four, shape [rows + 1].
+        statistics: log1p of events, items, active days and days since the last event, shape [rows, 4].
+        num_behaviors: Number of behaviour codes, 0 included.
+    """
+
+    items: Ints
+    counts: Floats
+    days: Floats
+    behaviors: Ints
+    offsets: Ints
+    statistics: Floats
+    num_behaviors: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tasks asked of contexts.
+
+    Attributes:
+        ids: example_id, shape [rows].
+        contexts: Row of each example's context, shape [rows].
+        tasks: Index of the task in the run's configuration, shape [rows].
+        splits: train | validation | test, shape [rows].
+        words: Codes of the query's words, flat, with `word_offsets`; words unseen in training are left out.
+        targets: Catalogue indices of the targets, flat, with `target_offsets`.
+        vocabulary: Words of the training queries, in code order.
+    """
+
+    ids: Ints
+    contexts: Ints
+    tasks: Ints
+    splits: npt.NDArray[Any]
+    words: Ints
+    word_offsets: Ints
+    targets: Ints
+    target_offsets: Ints
+    vocabulary: tuple[str, ...]
+
+    def rows(self, split: str) -> Ints:
+        """Rows of one split, those of one context side by side."""
+        rows = np.flatnonzero(self.splits == split)
+        return rows[np.argsort(self.contexts[rows], kind="stable")]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All a baseline sees."""
+
+    items: Items
+    contexts: Contexts
+    examples: Examples
+    tasks: tuple[Task, ...]
+
+
+def load_dataset(catalogue: Path, items: Path, contexts: Path, examples: Path, tasks: tuple[Task, ...]) -> Dataset:
+    """Read the tables of the features stage and the items.
+
+    Raises:
+        DataError: A table names an item, a context or a task that is not there, or a split has no examples.
+    """
+    catalogue_items = _read_items(pq.read_table(catalogue), pq.read_table(items))
+    context_table, example_table = pq.read_table(contexts), pq.read_table(examples)
+    return Dataset(
+        items=catalogue_items,
+        contexts=_read_contexts(context_table, catalogue_items.ids),
+        examples=_read_examples(example_table, context_table, catalogue_items.ids, tasks),
+        tasks=tasks,
+    )
+
+
+def find(ids: Ints, wanted: Ints) -> Ints:
+    """Positions of `wanted` in the ascending `ids`; -1 where absent."""
+    positions = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[positions] == wanted, positions, -1)
+
+
+def gather(values: npt.NDArray[Any], offsets: Ints, rows: Ints) -> tuple[npt.NDArray[Any], Ints]:
+    """The given rows of a ragged column, concatenated.
+
+    Returns:
+        Their flat values, and for each value the position within `rows` that it belongs to.
+    """
+    lengths = offsets[rows + 1] - offsets[rows]
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    starts = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
+    return values[starts + np.arange(len(owner))], owner
+
+
+def bucket(values: npt.NDArray[Any], num_buckets: int = NUM_BUCKETS) -> Ints:
+    """Quantile buckets 1 … num_buckets; 0 where the value is missing."""
+    known = np.isfinite(values)
+    codes = np.zeros(len(values), dtype=np.int64)
+    if known.any():
+        edges = np.quantile(values[known], np.linspace(0, 1, num_buckets + 1)[1:-1])
+        codes[known] = 1 + np.searchsorted(edges, values[known], side="right")
+    return codes
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words of a query."""
+    return _WORD.findall(text.lower())
+
+
+def _read_items(catalogue: pa.Table, items: pa.Table) -> Items:
+    ids = catalogue.column("item_id").to_numpy()
+    item_ids = items.column("item_id").to_numpy()
+    order = np.argsort(item_ids)
+    rows = find(item_ids[order], ids)
+    if (rows < 0).any():
+        raise DataError(
+            "catalogue",
+            expected="items of the items table only",
+            got=f"item {ids[rows < 0][0]} that it lacks",
+            remedy="run `urm features` again on the same validated tables",
+        )
+    table = items.take(pa.array(order[rows]))
+    paths = table.column("category").to_pylist()
+    depth = max((len(path) for path in paths), default=0)
+    price = table.column("price").to_numpy(zero_copy_only=False).astype(np.float64)
+    popularity = catalogue.column("popularity_quantile").to_numpy().astype(np.float32)
+    features = {f"category_{level}": _encode(_prefix(path, level) for path in paths) for level in range(depth)}
+    features["brand"] = _encode(table.column("brand").to_pylist())
+    features["price"] = bucket(price)
+    features["popularity"] = bucket(popularity)
+    return Items(
+        ids=ids,
+        train_events=catalogue.column("train_events").to_numpy(),
+        popularity=popularity,
+        features=np.stack(list(features.values()), axis=1),
+        names=tuple(features),
+    )
+
+
+def _prefix(path: Sequence[str], level: int) -> str | None:
+    return " > ".join(path[: level + 1]) if len(path) > level else None
+
+
+def _encode(values: Iterable[str | None]) -> Ints:
+    values = list(values)
+    known = sorted({value for value in values if value is not None})
+    codes = {value: code for code, value in enumerate(known, start=1)}
+    return np.array([0 if value is None else codes[value] for value in values], dtype=np.int64)
+
+
+def _read_contexts(table: pa.Table, ids: Ints) -> Contexts:
+    items, offsets = ragged(table, "history_item_ids")
+    behaviors, _ = ragged(table, "history_behaviors")
+    in_training = np.repeat(table.column("split").to_numpy(zero_copy_only=False) == "train", np.diff(offsets))
+    known = sorted(set(behaviors[in_training].tolist()))
+    codes = {behavior: code for code, behavior in enumerate(known, start=1)}
+    behavior_codes = np.array([codes.get(behavior, 0) for behavior in behaviors.tolist()], dtype=np.int64)
+    indices = find(ids, items.astype(np.int64))
+    keep = indices >= 0
+    statistics = [
+        np.log1p(table.column(name).to_numpy().astype(np.float32))
+        for name in ("num_events", "num_items", "num_active_days", "days_since_last")
+    ]
+    return Contexts(
+        items=indices[keep],
+        counts=ragged(table, "history_counts")[0].astype(np.float32)[keep],
+        days=ragged(table, "history_days_since")[0].astype(np.float32)[keep],
+        behaviors=behavior_codes[keep],
+        offsets=np.concatenate([[0], np.cumsum(keep)])[offsets],
+        statistics=np.nan_to_num(np.stack(statistics, axis=1)),
+        num_behaviors=len(known) + 1,
+    )
+
+
+def _read_examples(table: pa.Table, contexts: pa.Table, ids: Ints, tasks: tuple[Task, ...]) -> Examples:
+    splits = table.column("split").to_numpy(zero_copy_only=False)
+    missing = {"train", "validation", "test"} - set(splits.tolist())
+    if missing:
+        raise DataError(
+            "examples",
+            expected="rows of the splits train, validation and test",
+            got=f"none of {', '.join(sorted(missing))}",
+            remedy="widen features.split or give a longer log",
+        )
+    names = {task.name: index for index, task in enumerate(tasks)}
+    targets, target_offsets = ragged(table, "target_item_ids")
+    target_indices = find(ids, targets.astype(np.int64))
+    rows = find(contexts.column("context_id").to_numpy(), table.column("context_id").to_numpy())
+    task_names = table.column("task").to_pylist()
+    if (target_indices < 0).any() or (rows < 0).any() or not names.keys() >= set(task_names):
+        raise DataError(
+            "examples",
+            expected="targets in the catalogue, known contexts, and tasks of this run",
+            got="a row that breaks this",
+            remedy="run `urm features` again with this configuration",
+        )
+    queries = [split_words(query or "") for query in table.column("query").to_pylist()]
+    in_training = [words for words, split in zip(queries, splits, strict=True) if split == "train"]
+    vocabulary = sorted({word for words in in_training for word in words})
+    codes = {word: code for code, word in enumerate(vocabulary)}
+    known = [[codes[word] for word in words if word in codes] for words in queries]
+    return Examples(
+        ids=table.column("example_id").to_numpy(),
+        contexts=rows,
+        tasks=np.array([names[name] for name in task_names], dtype=np.int64),
+        splits=splits,
+        words=np.array([code for row in known for code in row], dtype=np.int64),
+        word_offsets=np.concatenate([[0], np.cumsum([len(row) for row in known])]).astype(np.int64),
+        targets=target_indices,
+        target_offsets=target_offsets,
+        vocabulary=tuple(vocabulary),
+    )

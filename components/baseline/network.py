@@ -1,0 +1,187 @@
+"""A target-attention network (DIN, Zhou et al. 2018) for many recall tasks, built to score a full catalogue.
+
+Notable against the paper:
+
+- The candidate attends to the history by scaled dot product with an empty slot, so that the weights may sum to less
+  than one: like DIN without softmax, it keeps how strong an interest is.
+- The first layer of the scoring MLP is a sum of parts (candidate, attended history, match, user with task and query),
+  so that what does not depend on the task, or not on the user, is computed once and shared.
+- Whether the candidate itself is in the history, how often and how recently, is given as *match* features: over IDs,
+  attention amounts to this, and repeats are nearly half of what people buy.
+- A two-tower term beside the MLP (user · item) carries what needs more width than the hidden layer has.
+
+Letters: n catalogue, B contexts, E examples, C shared candidates, O own candidates of a context, L history items,
+d item width, h hidden width, T tasks, S user statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NUM_STEPS = 12  # buckets of a history item's count and of its days, each the power of two it reaches
+NUM_MATCH = 8  # features of a candidate that is in the history
+HALF_LIVES_DAYS = (7.0, 28.0, 112.0)
+
+
+class NetworkShape(BaseModel):
+    """Sizes that define the network; saved beside its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_items: int
+    feature_sizes: tuple[int, ...]
+    num_behaviors: int
+    num_words: int
+    num_tasks: int
+    num_statistics: int
+    dimension: int
+    hidden: int
+
+
+class HistoryBatch(NamedTuple):
+    """Newest history items of B contexts, padded; the index n stands for no item."""
+
+    items: Tensor  # [B, L]
+    counts: Tensor  # [B, L]
+    days: Tensor  # [B, L]
+    behaviors: Tensor  # [B, L]
+    statistics: Tensor  # [B, S]
+
+
+class ExampleBatch(NamedTuple):
+    """E examples of those contexts."""
+
+    contexts: Tensor  # [E], position in the history batch
+    tasks: Tensor  # [E]
+    words: Tensor  # query words, flat
+    word_offsets: Tensor  # [E], where each example's words start
+
+
+class Interest(NamedTuple):
+    """What the network knows of B contexts before it sees a candidate."""
+
+    keys: Tensor  # [B, L + 1, h]
+    values: Tensor  # [B, L + 1, h]
+    pooled: Tensor  # [B, d + S]
+
+
+class Candidates(NamedTuple):
+    """Item-side tensors; leading shape [n] for the catalogue, or any selection of it."""
+
+    vectors: Tensor  # [..., d]
+    queries: Tensor  # [..., h]
+    hidden: Tensor  # [..., h]
+
+    def select(self, items: Tensor) -> Candidates:
+        """The rows of these items, in the shape of `items`."""
+        return Candidates(*(F.embedding(items, part) for part in self))
+
+
+class TargetAttention(nn.Module):
+    """Scores candidates for a context under a task."""
+
+    item_features: Tensor
+    task_popularity: Tensor
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        d, h, num_tasks = shape.dimension, shape.hidden, shape.num_tasks
+        self.register_buffer("item_features", torch.zeros(shape.num_items, len(shape.feature_sizes), dtype=torch.long))
+        self.register_buffer("task_popularity", torch.zeros(num_tasks, shape.num_items))  # log share of targets
+        self.identity = _embedding(shape.num_items, d)
+        self.features = nn.ModuleList(_embedding(size, d) for size in shape.feature_sizes)
+        self.behavior, self.count, self.recency = (
+            _embedding(size, d) for size in (shape.num_behaviors, NUM_STEPS, NUM_STEPS)
+        )
+        self.to_query, self.to_key, self.to_value = nn.Linear(d, h), nn.Linear(d, h), nn.Linear(d, h)
+        self.to_pooling = nn.Linear(d, 1)
+        self.task = _embedding(num_tasks, d)
+        self.words = nn.EmbeddingBag(max(1, shape.num_words), d, mode="sum")
+        nn.init.normal_(self.words.weight, std=0.1)
+        self.user = nn.Sequential(nn.Linear(3 * d + shape.num_statistics, 2 * d), nn.ReLU(), nn.Linear(2 * d, d))
+        self.candidate_to_hidden = nn.Linear(d, h)
+        self.user_to_hidden = nn.Linear(d, h)
+        self.match_to_hidden = nn.Linear(NUM_MATCH, h, bias=False)
+        self.hidden_to_score = nn.Parameter(torch.randn(num_tasks, h) / math.sqrt(h))
+        self.match_to_score = nn.Parameter(torch.zeros(num_tasks, NUM_MATCH))
+        self.item_to_match = nn.Linear(d, NUM_MATCH, bias=False)  # how much an item is one to be bought again
+        self.popularity_to_score = nn.Parameter(torch.ones(num_tasks))
+        self.bias = nn.Parameter(torch.zeros(shape.num_items))
+
+    def item_vectors(self) -> Tensor:
+        """ID embedding plus the embeddings of the item's features, [n, d]."""
+        vectors = self.identity.weight
+        for column, table in enumerate(self.features):
+            vectors = vectors + table(self.item_features[:, column])
+        return vectors
+
+    def encode_candidates(self) -> Candidates:
+        """Item-side tensors of the whole catalogue."""
+        vectors = self.item_vectors()
+        return Candidates(vectors, self.to_query(vectors), self.candidate_to_hidden(vectors))
+
+    def encode_contexts(self, batch: HistoryBatch, catalogue: Candidates) -> Interest:
+        """Keys, values and the pooled history of each context; an empty history pools to zero."""
+        present = batch.items < self.shape.num_items
+        items = F.embedding(batch.items.clamp(max=self.shape.num_items - 1), catalogue.vectors)
+        items = items + self.behavior(batch.behaviors) + self.count(_step(batch.counts))
+        items = items + self.recency(_step(batch.days))
+        # A key of zero length scores every candidate zero: the empty slot, and where a history is padded too.
+        padded = (~present).unsqueeze(-1)
+        keys = F.pad(self.to_key(items).masked_fill(padded, 0.0), (0, 0, 0, 1))
+        values = F.pad(self.to_value(items).masked_fill(padded, 0.0), (0, 0, 0, 1))
+        weights = self.to_pooling(items).squeeze(-1).masked_fill(~present, -1e9).softmax(-1) * present
+        pooled = torch.einsum("bl,bld->bd", weights, items)
+        return Interest(keys, values, torch.cat([pooled, batch.statistics], dim=-1))
+
+    def encode_users(self, batch: ExampleBatch, interest: Interest) -> Tensor:
+        """User vectors under task and query, [E, d]."""
+        query = self.words(batch.words, batch.word_offsets)
+        users: Tensor = self.user(torch.cat([interest.pooled[batch.contexts], self.task(batch.tasks), query], dim=-1))
+        return users
+
+    def attend(self, queries: Tensor, interest: Interest) -> Tensor:
+        """Attended history of each candidate, [B, C, h], for queries of shape [B, C, h]."""
+        keys, values = interest.keys.unsqueeze(1), interest.values.unsqueeze(1)
+        return F.scaled_dot_product_attention(queries.unsqueeze(1), keys, values).squeeze(1)
+
+    def activate(self, hidden: Tensor, users: Tensor, batch: ExampleBatch) -> Tensor:
+        """Output of the MLP, [E, C], for the user-independent part of its first layer, [B, C, h]."""
+        hidden = hidden[batch.contexts] + self.user_to_hidden(users).unsqueeze(1)
+        return torch.einsum("ech,eh->ec", hidden.relu(), self.hidden_to_score[batch.tasks])
+
+    def popularity_bias(self) -> Tensor:
+        """Part of the score that no user changes, [T, n]."""
+        return self.bias + self.popularity_to_score.unsqueeze(1) * self.task_popularity
+
+
+def match_features(counts: Tensor, days: Tensor, active_days: Tensor) -> Tensor:
+    """Features of a candidate that the user had before, [..., NUM_MATCH].
+
+    Args:
+        counts: How often, [...].
+        days: Days since the last time, [...].
+        active_days: Days on which the user was active, [...].
+    """
+    often = torch.log1p(counts)
+    decays = [torch.exp2(-days / half_life) for half_life in HALF_LIVES_DAYS]
+    share = counts / active_days.clamp(min=1)
+    parts = [torch.ones_like(counts), often, torch.log1p(days) / 4, *decays, share, often * decays[-1]]
+    return torch.stack(parts, dim=-1)
+
+
+def _embedding(size: int, dimension: int) -> nn.Embedding:
+    table = nn.Embedding(size, dimension)
+    nn.init.normal_(table.weight, std=0.1)
+    return table
+
+
+def _step(values: Tensor) -> Tensor:
+    return torch.log2(1 + values.clamp(min=0)).long().clamp(max=NUM_STEPS - 1)

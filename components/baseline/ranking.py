@@ -1,0 +1,109 @@
+"""What all models share: scoring examples over the full catalogue, filtering, top-k, recall."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from components.baseline.data import Dataset, Floats, Ints, gather
+
+CONTEXTS_PER_CHUNK = 32  # bounds memory: a chunk's scores are [examples, catalogue]
+
+
+class Scorer(Protocol):
+    """A model that scores every catalogue item."""
+
+    def score(self, rows: Ints) -> torch.Tensor:
+        """Scores of shape [len(rows), catalogue]; -inf where the model has nothing to say.
+
+        Args:
+            rows: Example rows, those of one context side by side.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best items of each example.
+
+    Attributes:
+        rows: Example rows, shape [E].
+        items: Catalogue indices, best first, shape [E, depth]; -1 after the last one.
+        scores: Their scores, shape [E, depth].
+    """
+
+    rows: Ints
+    items: Ints
+    scores: Floats
+
+
+def rank(scorer: Scorer, data: Dataset, rows: Ints, depth: int) -> Ranking:
+    """Rank the catalogue for each example; ties go to the lower index.
+
+    Items the user already had are no candidates of a task with `exclude_bought`, whatever the model.
+    """
+    depth = min(depth, len(data.items))
+    parts = [_rank_chunk(scorer, data, chunk, depth) for chunk in chunk_by_context(data, rows, CONTEXTS_PER_CHUNK)]
+    return Ranking(
+        rows=np.concatenate([part.rows for part in parts]),
+        items=np.concatenate([part.items for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+    )
+
+
+def chunk_by_context(data: Dataset, rows: Ints, num_contexts: int) -> Iterator[Ints]:
+    """Cut example rows, sorted by context, into chunks of whole contexts."""
+    _, ordinal = np.unique(data.examples.contexts[rows], return_inverse=True)
+    bounds = np.searchsorted(ordinal, np.arange(0, ordinal[-1] + 1 + num_contexts, num_contexts))
+    for start, end in itertools.pairwise(bounds):
+        if start < end:
+            yield rows[start:end]
+
+
+def mean_recall(ranking: Ranking, data: Dataset, k: int) -> dict[str, float]:
+    """Recall@k per task, averaged over its examples, and under the key "mean" its mean over tasks.
+
+    Recall of an example is |top-k ∩ targets| / min(|targets|, k).
+    """
+    targets, owner = gather(data.examples.targets, data.examples.target_offsets, ranking.rows)
+    num_items = len(data.items)
+    top = ranking.items[:, :k]
+    recommended = (np.arange(len(top))[:, None] * num_items + top)[top >= 0]
+    hits = np.bincount(owner[np.isin(owner * num_items + targets, recommended)], minlength=len(top))
+    recall = hits / np.minimum(np.bincount(owner, minlength=len(top)), k)
+    tasks = data.examples.tasks[ranking.rows]
+    by_task = {data.tasks[task].name: float(recall[tasks == task].mean()) for task in np.unique(tasks)}
+    return by_task | {"mean": float(np.mean(list(by_task.values())))}
+
+
+def choose(
+    make: Callable[..., Scorer], grid: Sequence[dict[str, float]], data: Dataset, k: int
+) -> tuple[Scorer, list[dict[str, float]]]:
+    """The setting of a model with the best mean validation recall@k.
+
+    Returns:
+        The model, and the trials: each setting with its `validation_recall`, best first.
+    """
+    rows = data.examples.rows("validation")
+    trials = [
+        setting | {"validation_recall": mean_recall(rank(make(**setting), data, rows, k), data, k)["mean"]}
+        for setting in grid
+    ]
+    trials.sort(key=lambda trial: -trial["validation_recall"])
+    best = {name: value for name, value in trials[0].items() if name != "validation_recall"}
+    return make(**best), trials
+
+
+def _rank_chunk(scorer: Scorer, data: Dataset, rows: Ints, depth: int) -> Ranking:
+    scores = scorer.score(rows)
+    exclude = np.array([task.exclude_bought for task in data.tasks])[data.examples.tasks[rows]]
+    bought, owner = gather(data.contexts.items, data.contexts.offsets, data.examples.contexts[rows[exclude]])
+    scores[torch.from_numpy(np.flatnonzero(exclude)[owner]), torch.from_numpy(bought)] = -torch.inf
+    best, items = torch.topk(scores, depth, dim=1)
+    items[best == -torch.inf] = -1
+    return Ranking(rows=rows, items=items.numpy(), scores=best.numpy())

@@ -1,0 +1,133 @@
+"""The target-attention network on this stage's data: scores of training batches, and of the full catalogue."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.baseline.batches import Batcher, TrainingBatch
+from components.baseline.data import Dataset, Floats, Ints
+from components.baseline.loss import NegativeSampler, accidental_hits, sampled_softmax_loss
+from components.baseline.network import Candidates, Interest, NetworkShape, TargetAttention
+from components.config import BaselineConfig
+
+
+def build_network(data: Dataset, config: BaselineConfig, task_counts: Floats) -> TargetAttention:
+    """A network for this data, its popularity parts set from the training window.
+
+    Args:
+        data: Inputs of the stage.
+        config: Sizes.
+        task_counts: Training targets of each task and item, [T, n].
+    """
+    shape = NetworkShape(
+        num_items=len(data.items),
+        feature_sizes=tuple(int(size) + 1 for size in data.items.features.max(axis=0)),
+        num_behaviors=data.contexts.num_behaviors,
+        num_words=len(data.examples.vocabulary),
+        num_tasks=len(data.tasks),
+        num_statistics=data.contexts.statistics.shape[1],
+        dimension=config.dimension,
+        hidden=config.hidden,
+    )
+    network = TargetAttention(shape)
+    network.item_features.copy_(torch.from_numpy(data.items.features))
+    events = data.items.train_events / max(1, data.items.train_events.sum())
+    # One training event of a thousand pseudo-targets smooths what a task never saw.
+    smoothed = task_counts + 1000 * events
+    share = smoothed / smoothed.sum(axis=1, keepdims=True)
+    network.task_popularity.copy_(torch.from_numpy(np.log(np.maximum(share, 1e-9) * len(data.items))))
+    return network
+
+
+def training_loss(
+    network: TargetAttention, batch: TrainingBatch, sampler: NegativeSampler, exclude_bought: Tensor
+) -> Tensor:
+    """Sampled-softmax loss of a batch.
+
+    Args:
+        network: The network.
+        batch: Examples and own candidates.
+        sampler: Source of the shared negatives.
+        exclude_bought: Whether each task drops what the user had, bool [T].
+    """
+    num_items = network.shape.num_items
+    catalogue = network.encode_candidates()
+    interest = network.encode_contexts(batch.history, catalogue)
+    users = network.encode_users(batch.examples, interest)
+    contexts, tasks = batch.examples.contexts, batch.examples.tasks
+    bias = network.popularity_bias()
+
+    negatives, log_expected = sampler.draw()
+    shared = catalogue.select(negatives)
+    hidden = shared.hidden + network.attend(shared.queries.expand(len(interest.keys), -1, -1), interest)
+    scores = users @ shared.vectors.T + bias[tasks][:, negatives]
+    negative_scores = scores + network.activate(hidden, users, batch.examples)
+    hits = accidental_hits(batch.own.items, negatives, num_items)
+    negative_scores = negative_scores.masked_fill(hits[contexts], -torch.inf)
+
+    own_items = batch.own.items.clamp(max=num_items - 1)
+    own = catalogue.select(own_items)
+    hidden = own.hidden + network.attend(own.queries, interest) + network.match_to_hidden(batch.own.match)
+    again = (batch.own.match * network.item_to_match(own.vectors)).sum(-1)
+    scores = torch.einsum("ed,eod->eo", users, own.vectors[contexts])
+    scores = scores + bias[tasks].gather(1, own_items[contexts]) + again[contexts]
+    scores = scores + torch.einsum("eof,ef->eo", batch.own.match[contexts], network.match_to_score[tasks])
+    own_scores = scores + network.activate(hidden, users, batch.examples)
+    no_candidate = (batch.own.items == num_items)[contexts] | (
+        exclude_bought[tasks].unsqueeze(1) & (batch.own.match[..., 0] > 0)[contexts]
+    )
+    own_scores = own_scores.masked_fill(no_candidate, -torch.inf)
+    return sampled_softmax_loss(own_scores, negative_scores, log_expected, batch.targets)
+
+
+class TargetAttentionScorer:
+    """Scores the full catalogue; item-side tensors are computed once."""
+
+    @torch.no_grad()
+    def __init__(self, network: TargetAttention, batcher: Batcher) -> None:
+        self.network = network.eval()
+        self.batcher = batcher
+        self.catalogue: Candidates = network.encode_candidates()
+        self.again: Tensor = network.item_to_match(self.catalogue.vectors)
+        self.bias: Tensor = network.popularity_bias()
+
+    @torch.no_grad()
+    def score(self, rows: Ints) -> Tensor:
+        """Scores of shape [len(rows), catalogue]."""
+        data = self.batcher.data
+        contexts, positions = np.unique(data.examples.contexts[rows], return_inverse=True)
+        interest = self.network.encode_contexts(self.batcher.history(contexts), self.catalogue)
+        examples = self.batcher.examples(rows, positions)
+        users = self.network.encode_users(examples, interest)
+        scores = users @ self.catalogue.vectors.T
+        scores += self.bias[examples.tasks]
+        owner, items, match = (torch.as_tensor(part) for part in self.batcher.match(contexts))
+        for position in range(len(contexts)):
+            mine = owner == position
+            one = Interest(*(part[position : position + 1] for part in interest))
+            selected = torch.from_numpy(np.flatnonzero(positions == position))
+            self._add_attention(scores, selected, examples.tasks, users, one, items[mine], match[mine])
+        return scores
+
+    def _add_attention(
+        self,
+        scores: Tensor,
+        rows: Tensor,
+        tasks: Tensor,
+        users: Tensor,
+        interest: Interest,
+        items: Tensor,
+        match: Tensor,
+    ) -> None:
+        """Add the MLP's output and the match terms to the rows of one context, which share the attention."""
+        network = self.network
+        hidden = self.catalogue.hidden + network.attend(self.catalogue.queries.unsqueeze(0), interest)[0]
+        hidden[items] += network.match_to_hidden(match)
+        again = (match * self.again[items]).sum(-1)
+        from_users = network.user_to_hidden(users)
+        for row in rows.tolist():
+            task = tasks[row]
+            scores[row] += (hidden + from_users[row]).relu_() @ network.hidden_to_score[task]
+            scores[row, items] += again + match @ network.match_to_score[task]

@@ -1,0 +1,167 @@
+"""Training of the target-attention network, with early stopping on validation recall over the full catalogue."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from components.baseline.batches import Batcher
+from components.baseline.data import Dataset, Ints
+from components.baseline.loss import NegativeSampler
+from components.baseline.network import TargetAttention
+from components.baseline.ranking import mean_recall, rank
+from components.baseline.target_attention import TargetAttentionScorer, training_loss
+from components.config import BaselineConfig
+
+WARM_UP_STEPS = 20
+FINAL_RATE = 0.02  # share of the learning rate left at the end of the linear decay
+LOG_STEPS = 10
+EVALUATIONS_PER_EPOCH = 2
+
+LogFunction = Callable[[int, dict[str, float]], None]
+
+
+@dataclass
+class TrainingSummary:
+    """What happened.
+
+    Attributes:
+        steps: Optimiser steps made.
+        examples: Examples seen, repeats counted.
+        seconds: Wall time of the steps; evaluations are not in it.
+        best_step: Step whose weights were kept.
+        best_recall: Validation recall per task, and "mean" over them, at that step.
+        stopped_by: epochs | patience | time.
+    """
+
+    steps: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    best_recall: dict[str, float] = field(default_factory=lambda: {"mean": -1.0})
+    stopped_by: str = "epochs"
+
+
+def train(
+    network: TargetAttention, data: Dataset, config: BaselineConfig, *, k: int, seed: int, log: LogFunction
+) -> TrainingSummary:
+    """Train in place; the network ends with the weights of the best validation recall@k.
+
+    The learning rate falls linearly with whichever runs out first, epochs or seconds, so that a run cut short by the
+    clock still ends on a small rate. Equal seeds therefore give equal weights only where the time limit is not met.
+
+    Args:
+        network: What to train.
+        data: Its data.
+        config: Batch size, learning rate, limits.
+        k: Cut-off of the validation recall.
+        seed: Of batches and negatives.
+        log: Called with (step, metrics) now and then.
+    """
+    trainer = _Trainer(network, data, config, seed)
+    rows = data.examples.rows("train")
+    steps_per_epoch = -(-len(rows) // config.batch_size)
+    num_steps = steps_per_epoch * config.max_epochs
+    eval_steps = max(1, steps_per_epoch // EVALUATIONS_PER_EPOCH)
+    watch = _EarlyStopping(network, config.patience)
+    summary, started = trainer.summary, time.monotonic()
+
+    for batch_rows in _batches(data, rows, config, seed):
+        elapsed = (time.monotonic() - started) / config.max_seconds
+        trainer.step(batch_rows, progress=max(summary.steps / num_steps, elapsed))
+        if summary.steps % LOG_STEPS == 0:
+            log(summary.steps, trainer.latest())
+        out_of_time = time.monotonic() - started >= config.max_seconds
+        if summary.steps % eval_steps == 0 or summary.steps == num_steps or out_of_time:
+            recall = validation_recall(network, trainer.batcher, k)
+            log(summary.steps, {f"validation_recall.{name}": value for name, value in recall.items()})
+            if watch.stop_after(summary, recall):
+                summary.stopped_by = "patience"
+                break
+        if out_of_time:
+            summary.stopped_by = "time"
+            break
+    watch.restore()
+    return summary
+
+
+def validation_recall(network: TargetAttention, batcher: Batcher, k: int) -> dict[str, float]:
+    """Recall@k per task over the full catalogue, and its mean; leaves the network in training mode."""
+    ranking = rank(TargetAttentionScorer(network, batcher), batcher.data, batcher.data.examples.rows("validation"), k)
+    network.train()
+    return mean_recall(ranking, batcher.data, k)
+
+
+class _Trainer:
+    """Makes optimiser steps and counts them."""
+
+    def __init__(self, network: TargetAttention, data: Dataset, config: BaselineConfig, seed: int) -> None:
+        self.network = network
+        self.batcher = Batcher(data, config.history_length)
+        self.sampler = NegativeSampler(data.items.train_events, config.negative_power, config.num_negatives, seed)
+        self.exclude_bought = torch.tensor([task.exclude_bought for task in data.tasks])
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+        self.peak_rate = config.learning_rate
+        self.summary = TrainingSummary()
+        self.losses: deque[float] = deque(maxlen=LOG_STEPS)
+
+    def step(self, rows: Ints, progress: float) -> None:
+        """One batch; `progress` is the share of the training that is over."""
+        started = time.monotonic()
+        for group in self.optimizer.param_groups:
+            warm_up = min(1.0, (self.summary.steps + 1) / WARM_UP_STEPS)
+            group["lr"] = self.peak_rate * warm_up * max(FINAL_RATE, 1 - progress)
+        loss = training_loss(self.network, self.batcher.training(rows), self.sampler, self.exclude_bought)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.optimizer.step()
+        self.losses.append(loss.item())
+        self.summary.steps += 1
+        self.summary.examples += len(rows)
+        self.summary.seconds += time.monotonic() - started
+
+    def latest(self) -> dict[str, float]:
+        """Mean loss of the last steps, and the speed so far."""
+        speed = self.summary.examples / self.summary.seconds
+        return {"loss": float(np.mean(self.losses)), "examples_per_second": speed}
+
+
+class _EarlyStopping:
+    """Keeps the best weights, and says when to stop."""
+
+    def __init__(self, network: TargetAttention, patience: int) -> None:
+        self.network = network
+        self.patience = patience
+        self.without_gain = 0
+        self.best: dict[str, torch.Tensor] = {}
+
+    def stop_after(self, summary: TrainingSummary, recall: dict[str, float]) -> bool:
+        if recall["mean"] > summary.best_recall["mean"]:
+            summary.best_recall, summary.best_step, self.without_gain = recall, summary.steps, 0
+            self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
+            return False
+        self.without_gain += 1
+        return self.without_gain >= self.patience
+
+    def restore(self) -> None:
+        if self.best:
+            self.network.load_state_dict(self.best)
+
+
+def _batches(data: Dataset, rows: Ints, config: BaselineConfig, seed: int) -> Iterator[Ints]:
+    """Batches of an epoch after the other; contexts are shuffled, the examples of one stay together.
+
+    All tasks of a context share its attention, which is what costs.
+    """
+    random = np.random.default_rng(seed)
+    _, ordinal = np.unique(data.examples.contexts[rows], return_inverse=True)
+    for _ in range(config.max_epochs):
+        place = random.permutation(int(ordinal.max()) + 1)
+        shuffled = rows[np.argsort(place[ordinal], kind="stable")]
+        for start in range(0, len(shuffled), config.batch_size):
+            yield shuffled[start : start + config.batch_size]
