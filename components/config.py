@@ -136,13 +136,13 @@ class BaselineConfig(Model):
     dimension: int = Field(default=64, gt=0, description="Width of the item vectors.")
     hidden: int = Field(default=32, gt=0, description="Width of the attention and of the scoring MLP.")
     history_length: int = Field(default=100, gt=0)
-    num_negatives: int = Field(default=1024, gt=0)
+    num_negatives: int = Field(default=512, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=5e-3, gt=0)
     batch_size: int = Field(default=256, gt=0)
     max_epochs: int = Field(default=20, gt=0)
     patience: int = Field(default=3, gt=0, description="Evaluations without gain before stopping.")
-    max_seconds: float = Field(default=180, gt=0, description="Training time limit.")
+    max_seconds: float = Field(default=150, gt=0, description="Training time limit.")
 
 
 class UrmConfig(Model):
