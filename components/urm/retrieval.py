@@ -1,0 +1,112 @@
+"""Top-K over the whole catalogue: H inner-product searches, their union, the combined score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from components.exceptions import DataError, MissingInputError
+from components.urm.heads import Combine
+from components.urm.request import Floats, Ids
+
+
+def build_index(item_ids: Ids, vectors: Floats) -> faiss.IndexIDMap2:
+    """An exact inner-product index of candidate vectors [n, d] that answers with item ids."""
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
+    index.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), np.ascontiguousarray(item_ids))
+    return index
+
+
+def read_candidates(path: Path) -> faiss.IndexIDMap2:
+    """The index of a folder with keys.npy and vectors.npy, or of a file written by faiss.
+
+    Raises:
+        MissingInputError: There is neither.
+    """
+    if path.is_file():
+        return faiss.read_index(str(path))
+    try:
+        keys = np.load(path / "keys.npy", mmap_mode="r", allow_pickle=False)
+        vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingInputError(
+            f"candidates {path}",
+            expected="keys.npy and vectors.npy, or a faiss index file",
+            got=f"no {Path(error.filename).name}",
+            remedy="run `urm sft` again",
+        ) from None
+    return build_index(keys, vectors)
+
+
+def search(
+    index: faiss.IndexIDMap2,
+    user_vectors: Floats,
+    k: int,
+    combine: Combine,
+    exclude: Sequence[Ids] | None = None,
+) -> tuple[list[Ids], list[Floats]]:
+    """Best items of each request.
+
+    Under `max` the result is exact. Under `logsumexp` and `mean` the items are the best of the union of the H
+    searches, with exact scores.
+
+    Args:
+        index: Candidates by item id.
+        user_vectors: float32 [n, H, d].
+        k: Items wanted; fewer come back where the catalogue is smaller.
+        combine: How H inner products become one score.
+        exclude: Item ids that may not appear, one array a request.
+
+    Returns:
+        Item ids and scores a request, best first; of equal scores the lower item id comes first.
+
+    Raises:
+        DataError: The vectors do not fit the index, or `exclude` does not fit the requests.
+    """
+    num_requests, num_vectors, width = user_vectors.shape
+    if width != index.d or (exclude is not None and len(exclude) != num_requests):
+        raise DataError(
+            "search",
+            expected=f"user vectors of width {index.d} and one exclusion a request",
+            got=f"width {width} and {len(exclude) if exclude is not None else num_requests} for {num_requests}",
+            remedy="use the model and the candidates of one release",
+        )
+    longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
+    depth = min(k + longest, index.ntotal)
+    if num_requests == 0 or depth == 0:
+        nothing = [np.empty(0, dtype=np.int64)] * num_requests
+        return nothing, [np.empty(0, dtype=np.float32)] * num_requests
+    flat = np.ascontiguousarray(user_vectors.reshape(-1, width), dtype=np.float32)
+    scores, items = index.search(flat, depth)
+    scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
+    found_items, found_scores = [], []
+    for row in range(num_requests):
+        union, best = _union(items[row], scores[row])
+        if combine != "max":
+            best = _combined(index.reconstruct_batch(union) @ user_vectors[row].T, combine)
+        if exclude is not None:
+            allowed = ~np.isin(union, exclude[row])
+            union, best = union[allowed], best[allowed]
+        order = np.lexsort((union, -best))[:k]
+        found_items.append(union[order])
+        found_scores.append(best[order])
+    return found_items, found_scores
+
+
+def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
+    """Distinct items in ascending order, each with its best score."""
+    order = np.lexsort((-scores, items))
+    items, scores = items[order], scores[order]
+    first = np.r_[True, items[1:] != items[:-1]]
+    return items[first], scores[first]
+
+
+def _combined(products: npt.NDArray[np.float32], combine: Combine) -> Floats:
+    if combine == "mean":
+        return products.mean(axis=1)
+    top = products.max(axis=1, keepdims=True)
+    return (top[:, 0] + np.log(np.exp(products - top).mean(axis=1))).astype(np.float32)
