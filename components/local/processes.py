@@ -17,6 +17,8 @@ from components.exceptions import UnavailableError
 
 HOST = "127.0.0.1"
 _SAME_START_SECONDS = 1.0
+# Handles of processes meant to outlive this one; a dropped handle would be reported as forgotten.
+_left_running: list[subprocess.Popen[bytes]] = []
 
 
 class ProcessRecord(BaseModel):
@@ -41,6 +43,7 @@ def spawn(command: Sequence[str], *, environment: dict[str, str], log: Path, fol
         UnavailableError: The program cannot be started.
     """
     process = _popen(command, environment, log, folder)
+    _left_running.append(process)
     return ProcessRecord(pid=process.pid, started=psutil.Process(process.pid).create_time())
 
 

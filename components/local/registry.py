@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from components.exceptions import DataError
+from components.exceptions import DataError, UnavailableError
 from components.local.processes import ProcessRecord
 
 
@@ -45,6 +48,26 @@ class Registry:
     def __init__(self, home: Path) -> None:
         self.path = home / "services.json"
         self.env_path = home / "services.env"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands from starting or stopping services meanwhile.
+
+        Raises:
+            UnavailableError: Another one is at it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UnavailableError(
+                    f"services in {self.path.parent}",
+                    expected="one command at a time",
+                    got="another `urm up`, `urm down` or `urm demo` that starts or stops them",
+                    remedy="wait for it",
+                ) from None
+            yield
 
     def read(self) -> dict[str, ServiceRecord]:
         """Services by name, in the order in which they were started.

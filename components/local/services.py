@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +33,6 @@ class Service:
         is_ready: Whether it serves.
         port: Loopback port; 0 for none.
         url: Its address; empty for none.
-        stops_last: Whether others write to it while they stop.
         timeout_seconds: Longest wait for it to be ready.
     """
 
@@ -44,7 +42,6 @@ class Service:
     is_ready: Callable[[], bool]
     port: int = 0
     url: str = ""
-    stops_last: bool = False
     timeout_seconds: float = 180
     fingerprint: str = field(init=False)
 
@@ -142,7 +139,6 @@ def _redis(home: Path, port: int) -> Service:
         is_ready,
         port=port,
         url=f"redis://{HOST}:{port}/0",
-        stops_last=True,
         timeout_seconds=30,
     )
 
@@ -159,9 +155,7 @@ def _mlflow(home: Path, port: int, url: str) -> Service:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # jobs judge traces of chat models; there are none here
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    return Service(
-        "mlflow", command, environment, lambda: _answers(f"{url}/health"), port=port, url=url, stops_last=True
-    )
+    return Service("mlflow", command, environment, lambda: _answers(f"{url}/health"), port=port, url=url)
 
 
 def _airflow(port: int, url: str, environment: dict[str, str], client: AirflowClient) -> tuple[Service, ...]:
@@ -195,7 +189,7 @@ def _recall(port: int, url: str, environment: dict[str, str]) -> tuple[Service, 
     serve = ("recall", "serve", "--host", HOST, "--port", str(port))
     return (
         Service("recall-worker", (urm, "recall", "worker"), environment, worker_beats),
-        Service("recall-api", (urm, *serve), environment, lambda: _accepts(port), port=port, url=url),
+        Service("recall-api", (urm, *serve), environment, lambda: _answers(f"{url}/healthz"), port=port, url=url),
     )
 
 
@@ -217,13 +211,4 @@ def _answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5).is_success
     except httpx.HTTPError:
-        return False
-
-
-def _accepts(port: int) -> bool:
-    """Whether something listens; a recall API without a release answers 503, and is up."""
-    try:
-        with socket.create_connection((HOST, port), timeout=2):
-            return True
-    except OSError:
         return False

@@ -16,6 +16,7 @@ from components.settings import Settings
 
 GRACE_SECONDS = 15.0
 DAG_ID = "recall_training"
+STOP_LAST = ("redis", "mlflow")  # others write to them while they stop
 _DAG_TIMEOUT_SECONDS = 90.0
 _POLL_SECONDS = 0.3
 
@@ -32,9 +33,13 @@ def up(settings: Settings, say: Say) -> Stack:
     Raises:
         UnavailableError: A service ends or does not get ready in time; the sentence names its log.
     """
+    registry = Registry(settings.home.absolute())
+    with registry.locked():
+        return _up(settings, registry, say)
+
+
+def _up(settings: Settings, registry: Registry, say: Say) -> Stack:
     home = settings.home.absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    registry = Registry(home)
     known = {name: record for name, record in registry.read().items() if find(record.process)}
     stack = describe_stack(settings, known)
     running = _drop_outdated(stack, known, say)
@@ -56,16 +61,16 @@ def up(settings: Settings, say: Say) -> Stack:
 
 def down(settings: Settings, say: Say) -> None:
     """Stop every service of the registry with its children: those that others write to, last."""
-    home = settings.home.absolute()
-    registry = Registry(home)
-    records = registry.read()
-    live = [name for name, record in records.items() if find(record.process)]
-    last = [name for name in live if name in ("redis", "mlflow")]
-    for names in ([name for name in live if name not in last], last):
-        if names:
-            say(f"stopping {', '.join(names)}")
-            stop([records[name].process for name in names], GRACE_SECONDS)
-    registry.clear()
+    registry = Registry(settings.home.absolute())
+    with registry.locked():
+        records = registry.read()
+        live = [name for name, record in records.items() if find(record.process)]
+        last = [name for name in live if name in STOP_LAST]
+        for names in ([name for name in live if name not in last], last):
+            if names:
+                say(f"stopping {', '.join(names)}")
+                stop([records[name].process for name in names], GRACE_SECONDS)
+        registry.clear()
 
 
 def _drop_outdated(stack: Stack, known: dict[str, ServiceRecord], say: Say) -> dict[str, ServiceRecord]:

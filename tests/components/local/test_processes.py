@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+
+import psutil
+import pytest
+
+from components.exceptions import UnavailableError
+from components.local.processes import ProcessRecord, choose_port, find, memory_bytes, run_to_end, spawn, stop, tail
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+# Starts a child in a session of its own, as an Airflow worker does with a stage, and ignores SIGTERM.
+STUBBORN_SCRIPT = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+STUBBORN = (sys.executable, "-c", STUBBORN_SCRIPT)
+
+
+@pytest.fixture
+def start(tmp_path):
+    records = []
+
+    def run(command, **environment):
+        record = spawn(command, environment=environment, log=tmp_path / "out.log", folder=tmp_path)
+        records.append(record)
+        return record
+
+    yield run
+    stop(records, grace_seconds=0.2)
+
+
+def test_a_process_gets_environment_folder_and_log(tmp_path):
+    script = "import os; print(os.environ['URM_HOME'], os.getcwd())"
+    log = tmp_path / "logs" / "out.log"
+    command = (sys.executable, "-c", script)
+    assert run_to_end(command, environment={"URM_HOME": "here"}, log=log, folder=tmp_path) == 0
+    assert log.read_text().split() == ["here", str(tmp_path)]
+
+
+def test_exit_code_of_a_program_that_fails(tmp_path):
+    command = (sys.executable, "-c", "raise SystemExit(7)")
+    assert run_to_end(command, environment={}, log=tmp_path / "out.log", folder=tmp_path) == 7
+
+
+def test_a_missing_program_is_one_sentence(tmp_path):
+    with pytest.raises(UnavailableError, match=r"program /no/such/program: .* got No such file"):
+        spawn(("/no/such/program",), environment={}, log=tmp_path / "out.log", folder=tmp_path)
+
+
+def test_find_sees_a_live_process_and_not_a_dead_one(start):
+    record = start(SLEEP)
+    assert find(record).pid == record.pid
+    os.kill(record.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while find(record) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert find(record) is None
+
+
+def test_another_process_with_the_same_id_is_not_ours():
+    """After a reboot a recorded id may belong to anything."""
+    stale = ProcessRecord(pid=os.getpid(), started=psutil.Process().create_time() - 3600)
+    assert find(stale) is None
+    stop([stale], grace_seconds=0.1)
+    assert psutil.pid_exists(os.getpid())
+
+
+def test_stop_ends_a_tree_that_ignores_sigterm(start, tmp_path):
+    record = start(STUBBORN)
+    log = tmp_path / "out.log"
+    deadline = time.monotonic() + 10
+    while not log.read_text().strip() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child = int(log.read_text())
+    stop([record], grace_seconds=0.3)
+    assert find(record) is None
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_stop_of_a_process_that_is_gone_does_nothing(start):
+    record = start((sys.executable, "-c", "pass"))
+    deadline = time.monotonic() + 10
+    while find(record) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop([record], grace_seconds=0.1)
+
+
+def test_memory_counts_the_process(start):
+    record = start(SLEEP)
+    assert 1 << 20 < memory_bytes(record) < 1 << 30
+
+
+def test_a_port_in_use_is_passed_over():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        taken: set[int] = set()
+        port = choose_port(busy.getsockname()[1], taken=taken)
+        assert port != busy.getsockname()[1]
+        assert taken == {port}
+
+
+def test_a_promised_port_is_passed_over():
+    first = choose_port(taken=(taken := set()))
+    assert choose_port(first, taken=taken) != first
+
+
+def test_tail(tmp_path):
+    log = tmp_path / "a.log"
+    assert tail(log) == ""
+    log.write_text("\n".join(["one", "", "two", "three"]))
+    assert tail(log, lines=2) == "two\nthree"

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from components.exceptions import MissingInputError
+from components.local.screen import comparison_table, print_release, print_verdict
+from components.storage import StageResult
+
+METRICS = {
+    "mean_recall": {"popularity": 0.05, "own_history": 0.2, "item_knn": 0.1, "target_attention": 0.25, "urm": 0.26},
+    "mean_lift": 0.04,
+    "tasks_won": 1,
+    "tasks": {
+        "next_purchase": {
+            "baseline": 0.25,
+            "urm": 0.26,
+            "lift": 0.04,
+            "low": -0.01,
+            "high": 0.093,
+            "examples": 1234,
+            "recall": {"popularity": 0.05, "own_history": 0.2, "target_attention": 0.25, "urm": 0.26},
+        }
+    },
+}
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=160)
+
+
+@pytest.fixture
+def leave(tmp_path):
+    """Writes a stage's JSON output and its result."""
+
+    def write(stage, name, content):
+        folder = tmp_path / stage
+        folder.mkdir()
+        (folder / f"{name}.json").write_text(json.dumps(content))
+        result = StageResult(
+            stage=stage,
+            config="c",
+            fingerprint="f",
+            outputs={name: str(folder / f"{name}.json")},
+            seconds=1,
+            started_at="2026-11-25T10:00:00Z",
+            finished_at="2026-11-25T10:00:01Z",
+        )
+        (folder / "result.json").write_text(result.model_dump_json())
+        return str(tmp_path)
+
+    return write
+
+
+def _text(console):
+    return console.file.getvalue()
+
+
+def test_table_has_every_model_lift_and_interval(console):
+    console.print(comparison_table(METRICS, 100))
+    text = _text(console)
+    row = next(line for line in text.splitlines() if "next_purchase" in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == [
+        "next_purchase", "1,234", "0.0500", "0.2000", "–", "0.2500", "0.2600", "+4.0%", "-1.0% … +9.3%",
+    ]  # fmt: skip
+    assert "Recall@100" in text
+
+
+@pytest.mark.parametrize(
+    ("passed", "anyway", "said", "unsaid"),
+    [
+        (True, False, "Gate: passed", "NOT PASS"),
+        (False, False, "Nothing was released", "DID NOT PASS"),
+        (False, True, "THE MODEL DID NOT PASS", "Nothing was released"),
+        (True, True, "Gate: passed", "DID NOT PASS"),
+    ],
+)
+def test_verdict_is_plain(console, leave, passed, anyway, said, unsaid):
+    run_dir = leave("gate", "verdict", {"passed": passed, "verdict": "In words.", "reasons": ["won 3 of 9"]})
+    assert print_verdict(console, run_dir, promoted_anyway=anyway) is passed
+    text = _text(console)
+    assert said in text
+    assert unsaid not in text
+    assert "In words." in text
+    assert "• won 3 of 9" in text
+
+
+def test_release(console, leave):
+    deployment = {"release": "urm-2", "previous": "urm-1", "outcome": "serving", "seconds": 2.25}
+    print_release(console, leave("promote", "deployment", deployment))
+    assert "urm-2  alias champion  (serving after 2.2 s; previous: urm-1)" in _text(console)
+
+
+def test_a_run_without_a_gate_is_one_sentence(console, tmp_path):
+    with pytest.raises(MissingInputError, match="expected a result of stage 'gate', got none"):
+        print_verdict(console, str(tmp_path), promoted_anyway=False)

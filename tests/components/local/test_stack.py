@@ -1,0 +1,151 @@
+"""Starting, keeping, restarting and stopping services, with a real redis-server in the place of all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import redis
+
+from components.exceptions import UnavailableError
+from components.local import stack as stack_module
+from components.local.processes import find
+from components.local.registry import Registry
+from components.local.services import Service, describe_stack
+from components.local.stack import down, up
+from components.settings import Settings
+
+REPOSITORY_FOLDERS = {"configs_dir": "configs", "feature_repo_dir": "feature_repo"}
+
+
+class ReadyAirflow:
+    """Airflow's client where no Airflow is wanted: everything it is asked for is there."""
+
+    def has_dag(self, dag_id: str) -> bool:
+        """It has been read."""
+        return True
+
+    def ensure_pool(self, name: str, slots: int, description: str) -> None:
+        """There is one."""
+
+
+@pytest.fixture
+def settings(tmp_path):
+    made = Settings(home=tmp_path / ".urm", **REPOSITORY_FOLDERS)
+    yield made
+    down(made, lambda _: None)
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Restrict the stack to these services; others are real in the end-to-end test."""
+
+    def restrict(*names, extra=()):
+        def describe(settings, known):
+            stack = describe_stack(settings, known)
+            kept = tuple(service for service in stack.services if service.name in names)
+            return replace(stack, services=(*kept, *extra), airflow=ReadyAirflow())
+
+        monkeypatch.setattr(stack_module, "describe_stack", describe)
+
+    return restrict
+
+
+def _ping(settings):
+    record = Registry(settings.home).read()["redis"]
+    with redis.Redis.from_url(record.url) as client:
+        return client.ping()
+
+
+def test_up_is_idempotent_and_down_stops(settings, only):
+    only("redis")
+    up(settings, lambda _: None)
+    first = Registry(settings.home).read()["redis"]
+    assert _ping(settings)
+    up(settings, lambda _: None)
+    assert Registry(settings.home).read()["redis"] == first
+    down(settings, lambda _: None)
+    assert find(first.process) is None
+    assert not (settings.home / "services.json").exists()
+    assert not (settings.home / "services.env").exists()
+    down(settings, lambda _: None)
+
+
+def test_state_survives_down(settings, only):
+    only("redis")
+    url = up(settings, lambda _: None).url("redis")
+    with redis.Redis.from_url(url) as client:
+        client.set("urm:probe", "kept")
+    down(settings, lambda _: None)
+    url = up(settings, lambda _: None).url("redis")
+    with redis.Redis.from_url(url) as client:
+        assert client.get("urm:probe") == b"kept"
+
+
+def test_a_killed_service_is_started_again(settings, only):
+    only("redis")
+    up(settings, lambda _: None)
+    killed = Registry(settings.home).read()["redis"]
+    os.kill(killed.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while find(killed.process) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    up(settings, lambda _: None)
+    assert _ping(settings)
+    assert Registry(settings.home).read()["redis"].process != killed.process
+
+
+def test_a_service_with_other_settings_is_restarted(settings, only):
+    only("redis")
+    up(settings, lambda _: None)
+    registry = Registry(settings.home)
+    record = registry.read()["redis"]
+    registry.write({"redis": record.model_copy(update={"fingerprint": "older"})})
+    said: list[str] = []
+    up(settings, said.append)
+    assert "restarting redis: their settings have changed" in said
+    assert registry.read()["redis"].process != record.process
+    assert _ping(settings)
+
+
+def test_two_homes_get_ports_of_their_own(settings, only, tmp_path):
+    only("redis")
+    other = Settings(home=tmp_path / "other", **REPOSITORY_FOLDERS)
+    up(settings, lambda _: None)
+    try:
+        up(other, lambda _: None)
+        assert Registry(other.home).read()["redis"].port != Registry(settings.home).read()["redis"].port
+    finally:
+        down(other, lambda _: None)
+
+
+def test_a_service_that_ends_is_named_with_its_log(settings, only):
+    broken = Service(
+        "broken", (sys.executable, "-c", "print('no such disk'); raise SystemExit(4)"), {}, is_ready=lambda: False
+    )
+    only(extra=(broken,))
+    with pytest.raises(UnavailableError, match=r"service broken: expected a process that stays(.|\n)*no such disk"):
+        up(settings, lambda _: None)
+
+
+def test_a_service_that_is_never_ready_is_named_with_its_log(settings, only):
+    slow = Service(
+        "slow",
+        (sys.executable, "-c", "import time; print('thinking', flush=True); time.sleep(60)"),
+        {},
+        is_ready=lambda: False,
+        timeout_seconds=1.5,
+    )
+    only(extra=(slow,))
+    with pytest.raises(UnavailableError, match=r"service slow: .*no sign of it within 2 s(.|\n)*slow.log"):
+        up(settings, lambda _: None)
+
+
+def test_secrets_are_made_once_and_stay_private(settings):
+    first = describe_stack(settings, {}).environment["URM_AIRFLOW_PASSWORD"]
+    assert describe_stack(settings, {}).environment["URM_AIRFLOW_PASSWORD"] == first
+    assert (settings.home / "airflow" / "credentials.json").stat().st_mode & 0o077 == 0

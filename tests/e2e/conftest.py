@@ -1,0 +1,67 @@
+"""Real services in a home of their own: Airflow, MLflow, Redis, recall worker and API, started by `urm up`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.local.airflow import AirflowClient
+from components.local.registry import Registry
+from components.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Urm:
+    """The `urm` command in one home folder.
+
+    Args:
+        home: Folder of the services' state.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("URM_")}
+        self._environment |= {"URM_HOME": str(home), "OMP_NUM_THREADS": "2"}
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run to the end, from the root of the repository."""
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("urm")), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            env=self._environment,
+            check=False,
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """Settings that lead to the running services."""
+        return Settings(_env_file=self.home / "services.env", home=self.home)
+
+    @property
+    def airflow(self) -> AirflowClient:
+        """Client of the running Airflow."""
+        settings = self.settings
+        password = settings.airflow_password.get_secret_value()
+        return AirflowClient(settings.airflow_url, settings.airflow_username, password)
+
+
+@pytest.fixture(scope="session")
+def urm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urm]:
+    """The command, with all services up."""
+    command = Urm(tmp_path_factory.mktemp("e2e") / ".urm")
+    try:
+        started = command("up")
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield command
+    finally:
+        stopped = command("down")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        assert not Registry(command.home).read()

@@ -1,0 +1,182 @@
+"""The whole chain on a small slice of the real data, through a real Airflow, to an answer of the recall API.
+
+Two runs: the first has a stage killed half-way and ends at a gate that fails; the second reuses its work, goes on
+all the same, and serves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from components.local.round_trip import choose_visitor, go
+from components.local.stack import DAG_ID
+from components.storage import STAGES, load_result, read_json
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+SMALL = [
+    "source.max_users=150",
+    "features.max_train_contexts=200",
+    "features.max_validation_examples=30",
+    "features.max_test_examples=60",
+    "baseline.max_epochs=1",
+    "baseline.max_seconds=10",
+    "urm.num_layers=1",
+    "urm.max_steps=6",
+    "urm.eval_steps=3",
+    "urm.max_seconds=30",
+    "evaluation.bootstrap_samples=100",
+    "evaluation.gate.min_mean_lift=10",  # out of reach, so that the gate fails for certain
+]
+KILLED = "sft"
+
+
+@dataclass
+class Finished:
+    """A DAG run that has ended."""
+
+    run_id: str
+    run_dir: str
+    run: dict[str, Any]
+    tasks: dict[str, dict[str, Any]]
+
+    def states(self) -> dict[str, str]:
+        """State by stage."""
+        return {stage: self.tasks[stage]["state"] for stage in STAGES}
+
+
+def _stage_process(stage: str, run_dir: str) -> psutil.Process | None:
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if stage in command and run_dir in command and "setpriv" not in command[0]:
+            return process
+    return None
+
+
+def _finish(urm, conf: dict[str, Any], kill: str | None = None) -> Finished:
+    """Trigger a run and wait for its end; SIGKILL one stage once it says that it is at work."""
+    run_id = urm.airflow.trigger(DAG_ID, conf)
+    run_dir = urm.settings.run_dir(run_id)
+    client = urm.airflow
+    while (run := client.run(DAG_ID, run_id))["state"] not in ("success", "failed"):
+        if kill and read_json(f"{run_dir}/{kill}/progress.json") is not None:
+            process = _stage_process(kill, run_dir)
+            assert process is not None, f"stage {kill} ended before it could be killed"
+            os.kill(process.pid, signal.SIGKILL)
+            kill = None
+        time.sleep(0.3)
+    assert kill is None, f"stage {kill} never said that it is at work"
+    return Finished(run_id, run_dir, run, client.tasks(DAG_ID, run_id))
+
+
+@pytest.fixture(scope="module")
+def refused(urm) -> Iterator[Finished]:
+    """A run whose SFT was killed once, and whose gate failed."""
+    return _finish(urm, {"overrides": SMALL}, kill=KILLED)
+
+
+@pytest.fixture(scope="module")
+def promoted(urm, refused) -> Iterator[Finished]:
+    """The same again, with leave to promote."""
+    return _finish(urm, {"overrides": SMALL, "promote_anyway": True})
+
+
+def _log(urm, finished: Finished, stage: str, try_number: int = 1) -> str:
+    return "\n".join(urm.airflow.log_lines(DAG_ID, finished.run_id, stage, try_number))
+
+
+def test_failed_gate_ends_in_a_clear_skip(urm, refused):
+    expected = dict.fromkeys(STAGES, "success") | {"release": "skipped", "promote": "skipped"}
+    assert refused.states() == expected, _log(urm, refused, "gate")
+    assert refused.run["state"] == "success"
+
+
+def test_a_stage_killed_half_way_is_completed_by_the_retry(urm, refused):
+    assert refused.tasks[KILLED]["try_number"] == 2
+    assert "exit code -9" in _log(urm, refused, KILLED)
+    assert load_result(refused.run_dir, KILLED) is not None
+    others = {stage: task["try_number"] for stage, task in refused.tasks.items() if stage != KILLED}
+    assert set(others.values()) <= {0, 1}, others
+
+
+def test_the_reasons_stand_in_the_log_and_in_both_notes(urm, refused):
+    reasons = read_json(load_result(refused.run_dir, "gate").outputs["verdict"])["reasons"]
+    assert reasons
+    log = _log(urm, refused, "gate")
+    for text in (log, refused.run["note"], refused.tasks["gate"]["note"]):
+        assert "FAILED" in text
+        assert "release and promote are skipped" in text
+        assert reasons[0][:200] in text
+
+
+def test_airflow_leads_to_mlflow_and_back(urm, refused):
+    import mlflow
+
+    tracked = read_json(f"{refused.run_dir}/tracking.json")
+    links = urm.airflow.extra_links(DAG_ID, refused.run_id, "evaluate")
+    assert links["MLflow run"].endswith(f"/#/experiments/{tracked['experiment_id']}/runs/{tracked['run_id']}")
+    mlflow.set_tracking_uri(urm.settings.mlflow_uri)
+    run = mlflow.get_run(tracked["run_id"])
+    assert run.data.tags["airflow.run_id"] == refused.run_id
+    assert run.data.tags["airflow.url"].startswith(urm.settings.airflow_url)
+
+
+def test_mlflow_has_nested_runs_of_the_stages_that_train_and_evaluate(urm, refused):
+    import mlflow
+
+    mlflow.set_tracking_uri(urm.settings.mlflow_uri)
+    tracked = read_json(f"{refused.run_dir}/tracking.json")
+    children = mlflow.search_runs(
+        [tracked["experiment_id"]], f"tags.`mlflow.parentRunId` = '{tracked['run_id']}'", output_format="list"
+    )
+    finished = {run.data.tags["urm.stage"] for run in children if run.info.status == "FINISHED"}
+    assert {"baseline", "sft", "evaluate"} <= finished
+
+
+def test_a_second_run_reuses_what_has_not_changed(promoted, refused):
+    assert promoted.states() == dict.fromkeys(STAGES, "success")
+    for stage, spec in STAGES.items():
+        result = load_result(promoted.run_dir, stage)
+        assert (result.reused_from is not None) is spec.reusable, stage
+
+
+def test_the_api_serves_the_release(urm, promoted):
+    deployment = read_json(load_result(promoted.run_dir, "promote").outputs["deployment"])
+    with httpx.Client(base_url=urm.settings.api_url, timeout=10) as client:
+        ready = client.get("/readyz")
+        assert ready.json()["release"] == deployment["release"]
+        assert client.get("/docs").is_success
+
+
+def test_an_event_changes_the_users_recall(urm, promoted):
+    visitor = choose_visitor(promoted.run_dir, urm.settings)
+    answer, seconds = go(visitor, urm.settings.api_url)
+    assert answer["source"] == "model"
+    assert answer["user_id"] == visitor.user_id
+    assert len(answer["items"]) == 10
+    assert all(item["title"] for item in answer["items"])
+    assert seconds < 30
+
+
+def test_a_mistake_in_the_params_fails_at_once(urm, promoted):
+    """Exit code 2 of a stage: no retry, and the sentence in the log."""
+    finished = _finish(urm, {"overrides": ["source.max_users=-1"]})
+    assert finished.run["state"] == "failed"
+    assert finished.tasks["ingest"]["try_number"] == 1
+    assert "source.max_users" in _log(urm, finished, "ingest")
+
+
+def test_status_lists_what_runs(urm, promoted):
+    shown = urm("status").stdout
+    for service in ("redis", "mlflow", "airflow-api", "airflow-scheduler", "recall-worker", "recall-api"):
+        assert service in shown
+    assert "down" not in shown
