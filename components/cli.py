@@ -81,7 +81,10 @@ def ingest(
         report = check_source(_read_config(config, set_).source)
         typer.echo(report.text)
         raise typer.Exit(0 if report.passed else 2)
-    _run("ingest", "components.ingestion.stage", config, run_dir, set_, force)
+    from components.ingestion.files import fingerprint_files
+
+    options = {"source_files": fingerprint_files(_read_config(config, set_).source)}
+    _run("ingest", "components.ingestion.stage", config, run_dir, set_, force, options)
 
 
 @app.command(rich_help_panel="Stages, in order")

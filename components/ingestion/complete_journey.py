@@ -19,7 +19,7 @@ import ibis.expr.types as ir
 
 from components.config import CompleteJourneySource
 from components.exceptions import DataError
-from components.ingestion.reading import Column, Reading, canonical_type
+from components.ingestion.reading import SCHEMAS, Column, Reading, canonical_type
 from components.ingestion.schema import EVENTS, ITEMS
 from components.ingestion.words import to_words
 
@@ -39,23 +39,70 @@ _WORDED = ("department", "product_category", "product_type", "package_size")
 _to_words = ibis.udf.scalar.python(to_words)
 
 
-def read(source: CompleteJourneySource, connection: ibis.BaseBackend) -> dict[str, Reading]:
-    """Open the log.
+def read_events(source: CompleteJourneySource, connection: ibis.BaseBackend) -> Reading:
+    """Purchases with what was promoted in their store and week.
 
     Raises:
         DataError: The package is not installed, or a file or column is missing.
     """
     folder = source.data_dir or find_data()
-    tables = {name: _open(folder, name, connection) for name in _COLUMNS}
-    sales = tables["transactions"].filter(tables["transactions"].quantity != 0)
-    prices = _prices(sales)
+    sales = _sales(folder, connection)
     if source.max_users:
         households = sales.select("household_id").distinct().order_by("household_id").limit(source.max_users)
         sales = sales.semi_join(households, "household_id")
-    return {
-        "events": _events(connection, sales, tables["promotions"], str(folder / "transactions.parquet")),
-        "items": _items(connection, tables["products"], prices, str(folder / "products.parquet")),
+    line = ibis.row_number().over(
+        group_by=["basket_id", "product_id"], order_by=["transaction_timestamp", "quantity", "sales_value"]
+    )
+    promoted = _promoted(sales, _open(folder, "promotions", connection)).mutate(_line=line)
+    raw = connection.create_table("sales", promoted, temp=True)  # the join is made once
+    event_id = ibis.literal("-").join([raw[name].cast("string") for name in ("basket_id", "product_id", "_line")])
+    values = {
+        "event_id": ("basket_id, product_id, line", event_id),
+        "user_id": ("household_id", raw.household_id.cast("string")),
+        "item_id": ("product_id", raw.product_id),
+        "behavior": ("constant", ibis.literal("purchase")),
+        "scenario": ("constant", ibis.literal("store")),
+        "query": ("none", ibis.null("string")),
+        "ts": ("transaction_timestamp", raw.transaction_timestamp.cast(canonical_type(EVENTS, "ts"))),
+        "attributes": ("promotions and transactions", _attributes(raw)),
     }
+    return _reading("events", folder / "transactions.parquet", raw, values)
+
+
+def read_items(source: CompleteJourneySource, connection: ibis.BaseBackend) -> Reading:
+    """All products, also those that were never sold, with a title and a category path in words.
+
+    Raises:
+        DataError: The package is not installed, or a file or column is missing.
+    """
+    folder = source.data_dir or find_data()
+    products = _open(folder, "products", connection)
+    prices = _prices(_sales(folder, connection))
+    words = {name: _to_words(products[name]).nullif("") for name in _WORDED}
+    worded = products.mutate(**words, brand=products.brand.nullif(""))
+    joined = worded.left_join(prices, "product_id").select(*worded.columns, "price")
+    raw = connection.create_table("worded_products", joined, temp=True)  # shorthand is spelled out once
+    path = ibis.array([raw.department, raw.product_category, raw.product_type]).filter(lambda level: level.notnull())
+    values = {
+        "item_id": ("product_id", raw.product_id),
+        "external_id": ("product_id", raw.product_id.cast("string")),
+        "title": ("product_type, product_category, brand, package_size", _title(raw)),
+        "category": ("department, product_category, product_type", path),
+        "brand": ("brand", raw.brand),
+        "price": ("transactions", raw.price),
+        "image_uri": ("none", ibis.null("string")),
+        "created_at": ("none", ibis.null(canonical_type(ITEMS, "created_at"))),
+        "available": ("constant", ibis.literal(True)),
+    }
+    return _reading("items", folder / "products.parquet", raw, values)
+
+
+def _reading(name: str, path: Path, raw: ir.Table, values: dict[str, tuple[str, ir.Value]]) -> Reading:
+    columns = (
+        Column(field.name, values[field.name][0], values[field.name][1], values[field.name][1], not field.nullable)
+        for field in SCHEMAS[name]
+    )
+    return Reading(name, str(path), raw, tuple(columns))
 
 
 def find_data() -> Path:
@@ -91,6 +138,12 @@ def _open(folder: Path, name: str, connection: ibis.BaseBackend) -> ir.Table:
     return table
 
 
+def _sales(folder: Path, connection: ibis.BaseBackend) -> ir.Table:
+    """Lines of the transactions that are purchases."""
+    transactions = _open(folder, "transactions", connection)
+    return transactions.filter(transactions.quantity != 0)
+
+
 def _prices(sales: ir.Table) -> ir.Table:
     """Median price of one unit before discounts, by product."""
     before = sales.sales_value + sales.retail_disc + sales.coupon_match_disc
@@ -109,28 +162,6 @@ def _promoted(sales: ir.Table, promotions: ir.Table) -> ir.Table:
     )
     joined = sales.left_join(shown, _KEYS).select(*sales.columns, "display", "mailer")
     return joined.mutate(display=joined.display.fill_null(False), mailer=joined.mailer.fill_null(False))
-
-
-def _events(connection: ibis.BaseBackend, sales: ir.Table, promotions: ir.Table, origin: str) -> Reading:
-    raw = _promoted(sales, promotions)
-    line = ibis.row_number().over(
-        group_by=["basket_id", "product_id"], order_by=["transaction_timestamp", "quantity", "sales_value"]
-    )
-    raw = connection.create_table("sales", raw.mutate(_line=line), temp=True)  # the join is made once
-    event_id = ibis.literal("-").join([raw[name].cast("string") for name in ("basket_id", "product_id", "_line")])
-    values = {
-        "event_id": ("basket_id, product_id, line", event_id),
-        "user_id": ("household_id", raw.household_id.cast("string")),
-        "item_id": ("product_id", raw.product_id),
-        "behavior": ("constant", ibis.literal("purchase")),
-        "scenario": ("constant", ibis.literal("store")),
-        "query": ("none", ibis.null("string")),
-        "ts": ("transaction_timestamp", raw.transaction_timestamp.cast(canonical_type(EVENTS, "ts"))),
-        "attributes": ("promotions and transactions", _attributes(raw)),
-    }
-    required = {"event_id", "user_id", "item_id", "ts"}
-    columns = tuple(Column(name, of, value, value, name in required) for name, (of, value) in values.items())
-    return Reading("events", origin, raw, columns)
 
 
 def _attributes(raw: ir.Table) -> ir.MapValue:
@@ -152,26 +183,8 @@ def _flag(condition: ir.BooleanValue) -> ir.StringValue:
     return ibis.ifelse(condition, "true", "false")
 
 
-def _items(connection: ibis.BaseBackend, products: ir.Table, prices: ir.Table, origin: str) -> Reading:
-    words = {name: _to_words(products[name]).nullif("") for name in _WORDED}
-    worded = products.mutate(**words, brand=products.brand.nullif(""))
-    joined = worded.left_join(prices, "product_id").select(*worded.columns, "price")
-    raw = connection.create_table("worded_products", joined, temp=True)  # shorthand is spelled out once
-    path = ibis.array([raw.department, raw.product_category, raw.product_type]).filter(lambda level: level.notnull())
+def _title(raw: ir.Table) -> ir.StringValue:
+    """Type, category, brand and size, as far as they are there and differ."""
     kind = ibis.coalesce(raw.product_type, raw.product_category, raw.department)
     parts = ibis.array([kind, raw.product_category.nullif(kind), raw.brand.lower() + " brand", raw.package_size])
-    title = parts.filter(lambda part: part.notnull()).join(", ")
-    values = {
-        "item_id": ("product_id", raw.product_id),
-        "external_id": ("product_id", raw.product_id.cast("string")),
-        "title": ("product_type, product_category, brand, package_size", title.capitalize()),
-        "category": ("department, product_category, product_type", path),
-        "brand": ("brand", raw.brand),
-        "price": ("transactions", raw.price),
-        "image_uri": ("none", ibis.null("string")),
-        "created_at": ("none", ibis.null(canonical_type(ITEMS, "created_at"))),
-        "available": ("constant", ibis.literal(True)),
-    }
-    required = {"item_id", "title", "category"}
-    columns = tuple(Column(name, of, value, value, name in required) for name, (of, value) in values.items())
-    return Reading("items", origin, raw, columns)
+    return parts.filter(lambda part: part.notnull()).join(", ").capitalize()

@@ -12,11 +12,14 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from components.config import TableSource
+from components.exceptions import DataError
 from components.ingestion.reading import SCHEMAS, canonical_type
 from components.ingestion.schema import TIMESTAMP
 
 _HASHED_FROM = 2**62
 _TIMESTAMP = dt.DataType.from_pyarrow(TIMESTAMP)
+_YEARS = (1970, 9999)
+_LAST_MICROSECOND = 253_402_300_799_999_999  # of the year 9999
 _MICROSECONDS = {"unix_seconds": 1_000_000, "unix_millis": 1_000}
 
 
@@ -31,17 +34,28 @@ def _from_microseconds(microseconds):  # type: ignore[no-untyped-def]
 
 
 def to_canonical(field: str, value: ir.Value, source: TableSource) -> ir.Value:
-    """Convert a value of any type to the canonical type of a field."""
+    """Convert a value of any type to the canonical type of a field.
+
+    Raises:
+        DataError: No value of the column's type can stand for the field.
+    """
+    kind = value.type()
+    if kind.is_nested() and not (field == "category" and kind.is_array()):
+        raise _wrong_type(field, kind, "a plain value", "map another column")
     if field == "item_id":
         return item_key(value)
     if field in ("user_id", "event_id", "external_id"):
         return id_text(value)
-    if field == "ts" or field == "created_at":
-        return instant(value, source.timestamp_format)
+    if field in ("ts", "created_at"):
+        return instant(field, value, source.timestamp_format)
     if field == "category":
         return category_path(value, source.category_separator)
     schema = SCHEMAS["items" if field in SCHEMAS["items"].names else "events"]
-    return value.try_cast(canonical_type(schema, field))
+    return value.cast("string").try_cast(canonical_type(schema, field))
+
+
+def _wrong_type(field: str, kind: dt.DataType, expected: str, remedy: str) -> DataError:
+    return DataError(f"source, column for {field!r}", expected=expected, got=f"type {kind}", remedy=remedy)
 
 
 def id_text(value: ir.Value) -> ir.StringValue:
@@ -61,16 +75,28 @@ def item_key(value: ir.Value) -> ir.IntegerValue:
     return ibis.ifelse(text.isnull(), ibis.null("int64"), ibis.ifelse(plain.fill_null(False), number, hashed))
 
 
-def instant(value: ir.Value, form: str) -> ir.TimestampValue:
+def instant(field: str, value: ir.Value, form: str) -> ir.TimestampValue:
     """A UTC instant; one without a zone is taken as UTC.
 
     Args:
+        field: Canonical name, for the error.
         value: A timestamp, date, ISO text, or number.
         form: "timestamp", or "unix_seconds" or "unix_millis" for numbers.
+
+    Raises:
+        DataError: The column's type does not go with the form.
     """
+    kind = value.type()
     if form == "timestamp":
-        return value.try_cast(_TIMESTAMP)
-    return _from_microseconds((value.try_cast("float64") * _MICROSECONDS[form]).round().try_cast("int64"))
+        if kind.is_numeric():
+            raise _wrong_type(field, kind, "timestamps", "set source.timestamp_format to unix_seconds or unix_millis")
+        read = value.try_cast(_TIMESTAMP)
+        return ibis.ifelse(read.year().between(*_YEARS), read, ibis.null(_TIMESTAMP))
+    if kind.is_temporal():
+        raise _wrong_type(field, kind, "numbers", "set source.timestamp_format to timestamp")
+    microseconds = value.try_cast("float64") * _MICROSECONDS[form]
+    sane = microseconds.between(0, _LAST_MICROSECOND)
+    return _from_microseconds(ibis.ifelse(sane, microseconds.round().try_cast("int64"), ibis.null("int64")))
 
 
 def category_path(value: ir.Value, separator: str) -> ir.ArrayValue:

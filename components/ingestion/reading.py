@@ -72,14 +72,16 @@ class Reading:
         """Canonical Arrow schema of the table."""
         return SCHEMAS[self.name]
 
-    def problem(self, column: Column) -> ir.BooleanValue:
-        """True where this column makes the row unfit."""
-        return (column.absent | column.unreadable) if column.required else column.unreadable
+    @property
+    def unfit(self) -> ir.BooleanValue:
+        """True for the raw rows that lack a required value or hold an unreadable one."""
+        problems = [column.absent for column in self.columns if column.required]
+        return functools.reduce(operator.or_, [*problems, *(column.unreadable for column in self.columns)])
 
     def readable(self) -> ir.Table:
         """Rows that fit the canonical schema, with its columns in its order."""
         typed = {column.name: column.typed for column in self.columns}
-        rows = self.raw.filter(~self._any_problem())
+        rows = self.raw.filter(~self.unfit)
         return rows.select(**{field.name: typed[field.name].name(field.name) for field in self.schema})
 
     def rejected(self) -> ir.Table:
@@ -88,10 +90,7 @@ class Reading:
             *[(column.absent, f"missing_{column.name}") for column in self.columns if column.required],
             *[(column.unreadable, f"unreadable_{column.name}") for column in self.columns],
         )
-        return self.raw.filter(self._any_problem()).mutate(_reason=reason)
-
-    def _any_problem(self) -> ir.BooleanValue:
-        return functools.reduce(operator.or_, [self.problem(column) for column in self.columns])
+        return self.raw.filter(self.unfit).mutate(_reason=reason)
 
 
 def connect(temporary: Path, num_threads: int = 0) -> ibis.BaseBackend:

@@ -32,11 +32,11 @@ def write_rejected(readings: Iterable[Reading], path: Path) -> dict[str, int]:
     return counts
 
 
-def quarantine_batches(reading: Reading) -> Iterator[pa.RecordBatch]:
-    """The rejected rows of a table as batches of QUARANTINE."""
+def quarantine_batches(reading: Reading, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+    """The rejected rows of a table, or the first few, as batches of QUARANTINE."""
     columns = {column.name: column for column in reading.columns}
     key = columns[_KEYS[reading.name]]
-    rejected = reading.rejected()
+    rejected = reading.rejected().limit(limit)
     rows = rejected.mutate(_key=key.raw.cast("string").name("_key"))
     for batch in rows.to_pyarrow_batches(chunk_size=BATCH_ROWS):
         entries = [_entry(reading, columns, row) for row in batch.to_pylist()]

@@ -14,19 +14,22 @@ from components.ingestion import complete_journey, tables
 from components.ingestion.reading import Reading
 
 
-def read_source(source: Source, connection: ibis.BaseBackend) -> dict[str, Reading]:
-    """Open the source; nothing but file headers is read yet.
+def read_table(source: Source, name: str, connection: ibis.BaseBackend) -> Reading:
+    """Open one table of the source; of the user's own files only the headers are read yet.
 
-    Returns:
-        The readings "events" and "items".
+    Args:
+        source: What to open.
+        name: "events" or "items".
+        connection: Engine.
 
     Raises:
         DataError: A file or column is missing or unreadable.
     """
     with readable_errors(source):
         if isinstance(source, CompleteJourneySource):
-            return complete_journey.read(source, connection)
-        return tables.read(source, connection)
+            readers = {"events": complete_journey.read_events, "items": complete_journey.read_items}
+            return readers[name](source, connection)
+        return {"events": tables.read_events, "items": tables.read_items}[name](source, connection)
 
 
 @contextmanager

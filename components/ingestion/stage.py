@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from components.exceptions import DataError
 from components.ingestion.reading import connect
 from components.ingestion.rejects import write_rejected
-from components.ingestion.sources import read_source, readable_errors
+from components.ingestion.sources import read_table, readable_errors
 from components.ingestion.write import write_events, write_items
 from components.storage import StageReport, StageRun
 
@@ -27,8 +27,8 @@ def run(stage: StageRun) -> StageReport:
     source = stage.config.source
     connection = connect(stage.scratch, stage.settings.num_threads)
     with readable_errors(source):
-        readings = read_source(source, connection)
-        stage.report_progress("writing events", source=source.kind)
+        readings = {name: read_table(source, name, connection) for name in ("events", "items")}
+        stage.report_progress(f"writing events of {source.kind}")
         write_events(readings["events"], stage.output / "events")
         stage.report_progress("writing items")
         num_items = write_items(readings["items"], stage.output / "items.parquet")

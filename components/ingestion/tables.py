@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import fsspec
 import ibis
 import ibis.expr.types as ir
 
 from components.config import TableSource
 from components.exceptions import ConfigError, DataError
 from components.ingestion import convert
+from components.ingestion.files import find_files
 from components.ingestion.reading import SCHEMAS, Column, Reading, canonical_type
 
 REQUIRED = {"events": ("user_id", "item_id", "behavior", "scenario", "ts"), "items": ("item_id", "title")}
@@ -25,18 +25,13 @@ _REMEDY = {
 }
 
 
-def read(source: TableSource, connection: ibis.BaseBackend) -> dict[str, Reading]:
-    """Open the files and map their columns.
+def read_events(source: TableSource, connection: ibis.BaseBackend) -> Reading:
+    """The user's events; an event_id is made of user, item, behaviour and time where the log has none.
 
     Raises:
         ConfigError: The column map names an unknown canonical column.
-        DataError: No file matches, or columns are missing; one sentence names all of a table.
+        DataError: No file matches, a column is missing (one sentence names all), or its type cannot be read.
     """
-    return {"events": read_events(source, connection), "items": read_items(source, connection)}
-
-
-def read_events(source: TableSource, connection: ibis.BaseBackend) -> Reading:
-    """The user's events; an event_id is made of user, item, behaviour and time where the log has none."""
     mapping, defaults = source.event_columns, source.event_defaults
     _check_names("events", [*mapping, *defaults])
     raw = _open("events", source.events, connection)
@@ -53,7 +48,12 @@ def read_events(source: TableSource, connection: ibis.BaseBackend) -> Reading:
 
 
 def read_items(source: TableSource, connection: ibis.BaseBackend) -> Reading:
-    """The user's items; without a column of their own, external_id is the id and every item is available."""
+    """The user's items; without a column of their own, external_id is the id and every item is available.
+
+    Raises:
+        ConfigError: The column map names an unknown canonical column.
+        DataError: As for `read_events`.
+    """
     mapping = source.item_columns
     _check_names("items", mapping)
     raw = _open("items", source.items, connection)
@@ -89,15 +89,8 @@ def _check_names(table: str, names: Iterable[str]) -> None:
 
 
 def _open(table: str, pattern: str, connection: ibis.BaseBackend) -> ir.Table:
-    filesystem, path = fsspec.core.url_to_fs(pattern)
-    paths = [filesystem.unstrip_protocol(found) for found in sorted(filesystem.glob(path))]
-    if not paths:
-        raise DataError(
-            f"source.{table} {pattern}", expected="at least one file", got="none", remedy="check the path or glob"
-        )
-    if "file" in filesystem.protocol:
-        paths = [found.removeprefix("file://") for found in paths]
-    else:
+    filesystem, paths = find_files(table, pattern)
+    if "file" not in filesystem.protocol:
         connection.register_filesystem(filesystem)
     if all(".csv" in found.rsplit("/", 1)[-1] for found in paths):
         return connection.read_csv(paths, table_name=f"raw_{table}", all_varchar=True, union_by_name=True)

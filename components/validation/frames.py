@@ -114,4 +114,5 @@ def _numbered(files: Files, connection: ibis.BaseBackend) -> ir.Table:
 
 def _frame(rows: ir.Table) -> pd.DataFrame:
     ordered = rows.order_by("_file", "_position").drop("_file", "_position")
-    return ordered.to_pyarrow().to_pandas(date_as_object=False)
+    frame: pd.DataFrame = ordered.to_pyarrow().to_pandas()
+    return frame

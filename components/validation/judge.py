@@ -70,7 +70,7 @@ def judge(context: EphemeralDataContext, table: str, frame: pd.DataFrame, rules:
     by_reason = {rule.reason: rule for rule in rules}
     judgement = Judgement()
     for result in _run_suite(context, table, frame, rules):
-        rule = by_reason[result.expectation_config.meta[REASON]]
+        rule = by_reason[_reason(result)]
         if result.exception_info.get("raised_exception"):
             raise UrmError(f"rule {rule.reason} of {table}: {result.exception_info['exception_message']}")
         if result.success:
@@ -85,6 +85,11 @@ def judge(context: EphemeralDataContext, table: str, frame: pd.DataFrame, rules:
     for broken in judgement.refused.values():
         broken.sort(key=lambda rule: precedence[rule.reason])
     return judgement
+
+
+def _reason(result: ExpectationValidationResult) -> str:
+    meta = result.expectation_config.meta if result.expectation_config else None
+    return str((meta or {})[REASON])
 
 
 def _run_suite(

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import great_expectations.expectations as gxe
+from great_expectations.expectations.expectation import Expectation
 
 from components.config import ValidationConfig
 from components.ingestion.schema import EVENTS, ITEMS
@@ -41,7 +42,7 @@ class Rule:
 
     reason: str
     message: str
-    expectation: gxe.Expectation
+    expectation: Expectation
 
 
 def event_rules(config: ValidationConfig, now: datetime, previous_rows: int | None = None) -> list[Rule]:
@@ -103,7 +104,7 @@ def item_rules(config: ValidationConfig, previous_rows: int | None = None) -> li
     ]
 
 
-def _rule(reason: str, message: str, expectation: type[gxe.Expectation], **arguments: Any) -> Rule:
+def _rule(reason: str, message: str, expectation: type[Expectation], **arguments: Any) -> Rule:
     return Rule(reason, message, expectation(meta={REASON: reason}, notes=f"reason code: {reason}", **arguments))
 
 

@@ -1,0 +1,51 @@
+"""The source's files, local or on an object store, and whether they changed since an earlier run."""
+
+from __future__ import annotations
+
+import hashlib
+
+import fsspec
+
+from components.config import CompleteJourneySource, Source
+from components.exceptions import DataError
+
+
+def find_files(table: str, pattern: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
+    """Files that match a path or glob, sorted; local ones as plain paths, others with their protocol.
+
+    Raises:
+        DataError: Nothing matches, or the protocol is unknown.
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(pattern)
+        found = sorted(filesystem.glob(path))
+    except (ValueError, ImportError, OSError) as error:
+        raise DataError(
+            f"source.{table} {pattern}", expected="a path or glob that can be listed", got=error, remedy="check it"
+        ) from error
+    if not found:
+        raise DataError(
+            f"source.{table} {pattern}", expected="at least one file", got="none", remedy="check the path or glob"
+        )
+    local = "file" in filesystem.protocol
+    return filesystem, found if local else [filesystem.unstrip_protocol(path) for path in found]
+
+
+def fingerprint_files(source: Source) -> str:
+    """A hash that changes with the names, sizes or versions of the source's files.
+
+    It decides, beside the configuration, whether an earlier result may stand in. The packaged log never changes: "".
+
+    Raises:
+        DataError: A path or glob matches nothing.
+    """
+    if isinstance(source, CompleteJourneySource):
+        patterns = {"data_dir": f"{source.data_dir}/*.parquet"} if source.data_dir else {}
+    else:
+        patterns = {"events": source.events, "items": source.items}
+    digest = hashlib.sha256()
+    for table, pattern in patterns.items():
+        filesystem, paths = find_files(table, pattern)
+        for path in paths:
+            digest.update(f"{table} {path} {filesystem.ukey(path)}\n".encode())
+    return digest.hexdigest() if patterns else ""
