@@ -37,13 +37,11 @@ def parent_run_id(stage: StageRun) -> str:
     from mlflow.exceptions import MlflowException
 
     settings = stage.settings
-    if settings.tracking_uri.startswith("sqlite:///"):
-        (settings.home / "mlflow").mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(settings.tracking_uri)
     note = join(stage.run_dir, "tracking.json")
     known = read_json(note)
     try:
-        mlflow.set_experiment(stage.config.name)
+        _open_experiment(stage)
         if known is not None and known["tracking_uri"] == settings.tracking_uri:
             return str(known["run_id"])
         name = stage.run_dir.rstrip("/").rsplit("/", 1)[-1]
@@ -62,6 +60,19 @@ def parent_run_id(stage: StageRun) -> str:
         {"tracking_uri": settings.tracking_uri, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id},
     )
     return str(run.info.run_id)
+
+
+def _open_experiment(stage: StageRun) -> None:
+    """Set the experiment; without a server its files go to the home folder, not to wherever the command runs."""
+    import mlflow
+
+    settings, name = stage.settings, stage.config.name
+    if settings.tracking_uri.startswith("sqlite:///"):
+        folder = (settings.home / "mlflow").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        if mlflow.get_experiment_by_name(name) is None:
+            mlflow.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
+    mlflow.set_experiment(name)
 
 
 def run_url(stage: StageRun, run_id: str, experiment_id: str) -> str:

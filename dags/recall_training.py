@@ -27,7 +27,7 @@ PARAMS = {
         "complete_journey",
         type="string",
         pattern=r"^[a-z][a-z0-9_]*$",
-        examples=["complete_journey", "marketplace", "amazon_beauty"],
+        examples=["complete_journey", "marketplace", "production"],
         title="Configuration",
         description="Name of a file in configs/, without .yaml.",
     ),

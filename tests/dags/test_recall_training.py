@@ -87,8 +87,11 @@ def test_default_params_are_valid(dag):
     }
 
 
-def test_default_config_exists(dag):
-    assert (REPOSITORY / "configs" / f"{dag.params['config']}.yaml").is_file()
+def test_suggested_configs_exist(dag):
+    suggested = dag.params.get_param("config").schema["examples"]
+    assert dag.params["config"] in suggested
+    for name in suggested:
+        assert (REPOSITORY / "configs" / f"{name}.yaml").is_file()
 
 
 @pytest.mark.parametrize("name", ["config", "overrides", "promote_anyway", "force"])

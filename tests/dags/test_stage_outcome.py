@@ -32,7 +32,7 @@ def gate(home):
 
     from dags.stage_process import StageProcessOperator
 
-    with DAG("recall_training"):
+    with DAG("recall_training", schedule=None):
         tasks = [StageProcessOperator(task_id=stage, stage=stage) for stage in ("gate", "release", "promote")]
         tasks[0] >> tasks[1] >> tasks[2]
     return tasks[0]
