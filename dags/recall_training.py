@@ -33,10 +33,10 @@ PARAMS = {
     ),
     "overrides": Param(
         [],
-        type="array",
+        type=["array", "null"],  # the form sends null for an empty field
         items={"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_.]*=.*$"},
         title="Overrides",
-        description="Values that differ from the configuration, one KEY=VALUE a line, e.g. `urm.max_steps=50`.",
+        description="Values that differ from the configuration, one KEY=VALUE a line, e.g. urm.max_steps=50.",
     ),
     "promote_anyway": Param(
         False,

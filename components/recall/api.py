@@ -4,8 +4,7 @@ A user without a result gets the task's popular items, marked `source: fallback`
 because in retail new users are the normal case and not an error.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: FastAPI must see the bounds that come from the configuration as values.
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
