@@ -52,16 +52,21 @@ def count_pairs(baskets: sp.csr_array) -> sp.csr_array:
     return sp.csr_array(baskets.T @ baskets)
 
 
+def shrunken_cosine(pairs: sp.csr_array, shrinkage: float) -> sp.csr_array:
+    """Similarity of co-occurring items, shape [catalogue, catalogue]."""
+    roots = np.sqrt(pairs.diagonal()).astype(np.float32)
+    rows = np.repeat(np.arange(pairs.shape[0]), np.diff(pairs.indptr))
+    similarity = pairs.data / (roots[rows] * roots[pairs.indices] + np.float32(shrinkage))
+    return sp.csr_array((similarity, pairs.indices, pairs.indptr), shape=pairs.shape)
+
+
 class ItemKnn:
     """Sum over the history of similarity × history weight."""
 
-    def __init__(self, data: Dataset, pairs: sp.csr_array, shrinkage: float, half_life_days: float) -> None:
+    def __init__(self, data: Dataset, similarity: sp.csr_array, half_life_days: float) -> None:
         self.data = data
+        self.similarity = similarity
         self.half_life_days = half_life_days
-        roots = np.sqrt(pairs.diagonal()).astype(np.float32)
-        rows = np.repeat(np.arange(pairs.shape[0]), np.diff(pairs.indptr))
-        similarity = pairs.data / (roots[rows] * roots[pairs.indices] + np.float32(shrinkage))
-        self.similarity = sp.csr_array((similarity, pairs.indices, pairs.indptr), shape=pairs.shape)
 
     def score(self, rows: Ints) -> torch.Tensor:
         """Scores of shape [len(rows), catalogue]; the same for all tasks of a context, -inf without any evidence."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+PREDICTION_DEPTH = 500  # items kept an example, if the cut-off is not larger: room for recall at more than one k
+
 # Best first, no item twice. `model`: popularity | own_history | item_knn | target_attention | urm.
 PREDICTIONS = pa.schema(
     [

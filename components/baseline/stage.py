@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,17 @@ from safetensors.torch import save_file
 
 from components.baseline.batches import Batcher
 from components.baseline.data import Dataset, load_dataset
-from components.baseline.item_knn import ItemKnn, count_pairs, read_baskets
+from components.baseline.item_knn import ItemKnn, count_pairs, read_baskets, shrunken_cosine
 from components.baseline.network import TargetAttention
 from components.baseline.ranking import Ranking, Scorer, choose, mean_recall, rank
 from components.baseline.rules import OwnHistory, Popularity
-from components.baseline.schema import POPULARITY, PREDICTIONS
+from components.baseline.schema import POPULARITY, PREDICTION_DEPTH, PREDICTIONS
 from components.baseline.target_attention import TargetAttentionScorer, build_network
 from components.baseline.training import TrainingSummary, train
 from components.config import SPLITS
 from components.storage import StageReport, StageRun
 from components.tracking import track
 
-PREDICTION_DEPTH = 500  # items kept an example: room for recall at more than the headline k
 POPULARITY_DEPTH = 1000
 HALF_LIVES_DAYS = (30.0, 90.0, 365.0)  # the rules' few settings, chosen on validation
 SHRINKAGES = (1.0, 10.0)
@@ -90,13 +89,17 @@ def _fit_rules(stage: StageRun, data: Dataset) -> dict[str, Scorer]:
     k = stage.config.evaluation.k
     stage.report_progress("counting co-occurrence")
     baskets = read_baskets(stage.path("validate", "events"), data.items.ids, stage.config.features.split)
-    pairs = count_pairs(baskets)
+    similarity = lru_cache(maxsize=1)(partial(shrunken_cosine, count_pairs(baskets)))
+
+    def make_item_knn(shrinkage: float, half_life_days: float) -> ItemKnn:
+        return ItemKnn(data, similarity(shrinkage), half_life_days)
+
     own_grid = [{"half_life_days": days} for days in HALF_LIVES_DAYS]
     knn_grid = [{"shrinkage": shrinkage} | setting for shrinkage in SHRINKAGES for setting in own_grid]
     scorers: dict[str, Scorer] = {}
     for name, make, grid in (
         ("own_history", partial(OwnHistory, data), own_grid),
-        ("item_knn", partial(ItemKnn, data, pairs), knn_grid),
+        ("item_knn", make_item_knn, knn_grid),
     ):
         scorers[name], trials = choose(make, grid, data, k)
         best = trials[0]

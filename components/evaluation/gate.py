@@ -1,0 +1,117 @@
+"""Stage `gate`: whether the model may be released, by the policy in the configuration, in words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+
+from components.config import EvaluationConfig, GatePolicy
+from components.evaluation.bootstrap import Comparison, compare
+from components.evaluation.summary import BASELINE, CANDIDATE
+from components.storage import StageReport, StageRun
+from components.tracking import parent_run_id
+
+
+def run(stage: StageRun) -> StageReport:
+    """Judge the evaluation; the stage succeeds whether the verdict is pass or fail."""
+    config = stage.config.evaluation
+    comparison = compare(
+        pd.read_parquet(stage.path("evaluate", "hits")),
+        CANDIDATE,
+        BASELINE,
+        k=config.k,
+        draws=config.bootstrap_samples,
+        seed=stage.config.seed,
+    )
+    verdict = judge(comparison, config)
+    (stage.output / "verdict.json").write_text(json.dumps(verdict, indent=2, ensure_ascii=False) + "\n")
+    stage.report_progress("gate passed" if verdict["passed"] else "gate failed", mean_lift=comparison.mean_lift)
+    client_run = parent_run_id(stage)
+    with mlflow.start_run(run_id=client_run, log_system_metrics=False):
+        mlflow.set_tags({"urm.gate": "passed" if verdict["passed"] else "failed", "urm.verdict": verdict["verdict"]})
+        mlflow.log_metrics({"gate_passed": float(verdict["passed"])})
+    return StageReport(outputs={"verdict": "verdict.json"}, metrics=verdict)
+
+
+def judge(comparison: Comparison, config: EvaluationConfig) -> dict[str, Any]:
+    """Hold a comparison against the policy.
+
+    Returns:
+        passed (bool), verdict (one paragraph for people), reasons (one sentence for each rule that is not met).
+    """
+    policy = config.gate
+    reasons = [
+        reason
+        for reason in (
+            _mean_lift_reason(comparison, policy),
+            _tasks_won_reason(comparison, policy),
+            _worse_tasks_reason(comparison, policy),
+        )
+        if reason
+    ]
+    passed = not reasons
+    decision = (
+        "The model may be released."
+        if passed
+        else f"The model should not be released, since it breaks {len(reasons)} of the 3 rules of the policy."
+    )
+    return {"passed": passed, "verdict": f"{decision} {_describe(comparison, config)}", "reasons": reasons}
+
+
+def _mean_lift_reason(comparison: Comparison, policy: GatePolicy) -> str | None:
+    if comparison.mean_lift >= policy.min_mean_lift:
+        return None
+    return (
+        f"Mean lift over the tasks is {comparison.mean_lift:+.1%}, below the required {policy.min_mean_lift:+.1%}."
+        if np.isfinite(comparison.mean_lift)
+        else "No task has a lift, since target attention finds nothing in any of them."
+    )
+
+
+def _tasks_won_reason(comparison: Comparison, policy: GatePolicy) -> str | None:
+    won, total = _won(comparison), len(comparison.tasks)
+    if won >= policy.min_tasks_won:
+        return None
+    return f"URM leads in {won} of {total} tasks, below the required {policy.min_tasks_won}."
+
+
+def _worse_tasks_reason(comparison: Comparison, policy: GatePolicy) -> str | None:
+    p_values = comparison.p_worse(policy.max_task_loss)
+    worse = [
+        f"{task} ({lift:+.1%})"
+        for task, lift, p_value in zip(comparison.tasks, comparison.lift, p_values, strict=True)
+        if p_value < 1 - policy.confidence
+    ]
+    if not worse:
+        return None
+    return (
+        f"Proven more than {policy.max_task_loss:.0%} worse than target attention at {policy.confidence:.0%} "
+        f"confidence, Holm-corrected: {', '.join(worse)}."
+    )
+
+
+def _describe(comparison: Comparison, config: EvaluationConfig) -> str:
+    low, high = comparison.mean_interval(config.gate.confidence)
+    lift = comparison.mean_lift
+    mean = (
+        f"against the target-attention model its Recall@{config.k} is {abs(lift):.1%} "
+        f"{'higher' if lift >= 0 else 'lower'} on average over {len(comparison.tasks)} tasks "
+        f"({config.gate.confidence:.0%} interval {low:+.1%} to {high:+.1%})"
+        if np.isfinite(lift)
+        else f"against the target-attention model no lift in Recall@{config.k} is defined"
+    )
+    order = np.argsort(np.nan_to_num(comparison.lift, nan=0.0))
+    best, worst = order[-1], order[0]
+    return (
+        f"On {int(comparison.examples.sum())} held-out cases over the full catalogue, {mean}; it leads in "
+        f"{_won(comparison)} tasks, does best in {comparison.tasks[best]} ({comparison.lift[best]:+.1%}) and worst in "
+        f"{comparison.tasks[worst]} ({comparison.lift[worst]:+.1%})."
+    )
+
+
+def _won(comparison: Comparison) -> int:
+    return int((comparison.model > comparison.baseline).sum())
