@@ -1,15 +1,15 @@
 """The whole chain on a small slice of the real data, through a real Airflow, to an answer of the recall API.
 
-Two runs: the first has a stage killed half-way and ends at a gate that fails; the second reuses its work, goes on
-all the same, and serves.
+Two runs: the first has a stage killed half-way and ends at a gate that fails; the second is `urm demo`, which reuses
+that work, goes on all the same, and serves.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from components.storage import STAGES, load_result, read_json
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 SMALL = [
-    "source.max_users=150",
+    "source.max_users=60",
     "features.max_train_contexts=200",
     "features.max_validation_examples=30",
     "features.max_test_examples=60",
@@ -79,15 +79,26 @@ def _finish(urm, conf: dict[str, Any], kill: str | None = None) -> Finished:
 
 
 @pytest.fixture(scope="module")
-def refused(urm) -> Iterator[Finished]:
+def refused(urm) -> Finished:
     """A run whose SFT was killed once, and whose gate failed."""
     return _finish(urm, {"overrides": SMALL}, kill=KILLED)
 
 
 @pytest.fixture(scope="module")
-def promoted(urm, refused) -> Iterator[Finished]:
-    """The same again, with leave to promote."""
-    return _finish(urm, {"overrides": SMALL, "promote_anyway": True})
+def screen(urm, refused) -> str:
+    """What `urm demo` prints for the same configuration, with leave to promote."""
+    options = [option for override in SMALL for option in ("--set", override)]
+    shown = urm("demo", "--promote-anyway", *options)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    return shown.stdout
+
+
+@pytest.fixture(scope="module")
+def promoted(urm, screen) -> Finished:
+    """The run that the demo triggered."""
+    run_id = re.search(r"DAG run (\S+)", screen).group(1)
+    client = urm.airflow
+    return Finished(run_id, urm.settings.run_dir(run_id), client.run(DAG_ID, run_id), client.tasks(DAG_ID, run_id))
 
 
 def _log(urm, finished: Finished, stage: str, try_number: int = 1) -> str:
@@ -149,6 +160,37 @@ def test_a_second_run_reuses_what_has_not_changed(promoted, refused):
         assert (result.reused_from is not None) is spec.reusable, stage
 
 
+def test_the_final_screen(urm, screen, promoted):
+    metrics = load_result(promoted.run_dir, "evaluate").metrics
+    for name in metrics["tasks"]:
+        assert re.search(rf"{name} .*%", screen), name
+    for title in ("popularity", "own history", "item-kNN", "target attention", "URM", "lift", "95 % interval"):
+        assert title in screen
+    assert "Gate: NOT PASSED" in screen
+    assert "THE MODEL DID NOT PASS" in " ".join(screen.split())
+    deployment = read_json(load_result(promoted.run_dir, "promote").outputs["deployment"])
+    assert f"Release {deployment['release']}  alias champion" in screen
+    assert re.search(r"Live: user \S+ buys “.*”; new recall after \d+\.\d+ s", screen)
+    for address in (urm.settings.airflow_url, urm.settings.mlflow_uri, f"{urm.settings.api_url}/docs"):
+        assert address in screen
+
+
+def test_progress_without_a_terminal_is_plain_lines(screen):
+    for stage in STAGES:
+        assert re.search(rf"^{stage} +success +[\d.]+ s", screen, re.MULTILINE), stage
+    assert "reused from an earlier run" in screen
+    assert "\x1b[" not in screen
+
+
+def test_model_versions_have_their_aliases(urm, promoted):
+    import mlflow
+
+    mlflow.set_tracking_uri(urm.settings.mlflow_uri)
+    client = mlflow.MlflowClient()
+    aliases = client.get_registered_model("urm").aliases
+    assert "champion" in aliases
+
+
 def test_the_api_serves_the_release(urm, promoted):
     deployment = read_json(load_result(promoted.run_dir, "promote").outputs["deployment"])
     with httpx.Client(base_url=urm.settings.api_url, timeout=10) as client:
@@ -167,12 +209,20 @@ def test_an_event_changes_the_users_recall(urm, promoted):
     assert seconds < 30
 
 
-def test_a_mistake_in_the_params_fails_at_once(urm, promoted):
-    """Exit code 2 of a stage: no retry, and the sentence in the log."""
-    finished = _finish(urm, {"overrides": ["source.max_users=-1"]})
-    assert finished.run["state"] == "failed"
-    assert finished.tasks["ingest"]["try_number"] == 1
-    assert "source.max_users" in _log(urm, finished, "ingest")
+def test_a_mistake_in_the_configuration_shows_before_anything_starts(urm, promoted):
+    refused = urm("demo", "--set", "source.max_users=-1")
+    assert refused.returncode == 2
+    assert "field 'source.max_users': expected" in " ".join(refused.stderr.split())
+
+
+def test_a_mistake_in_the_data_fails_at_once_with_its_reason(urm, promoted, tmp_path):
+    """Exit code 2 of a stage: no retry; the demo prints the sentence from the task's log."""
+    shown = urm("demo", "--set", f"source.data_dir={tmp_path}")
+    assert shown.returncode == 1
+    assert "ingest failed" in shown.stdout
+    assert str(tmp_path) in shown.stdout
+    run_id = re.search(r"DAG run (\S+)", shown.stdout).group(1)
+    assert urm.airflow.tasks(DAG_ID, run_id)["ingest"]["try_number"] == 1
 
 
 def test_status_lists_what_runs(urm, promoted):
