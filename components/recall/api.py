@@ -14,6 +14,7 @@ from typing import Annotated
 from fastapi import Body, FastAPI, Path, Query, Request, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Discriminator, Field, Tag
 
 from components import __version__
 from components.config import RecallConfig
@@ -50,6 +51,14 @@ _EVENT_EXAMPLES = {
 }
 
 
+# Told apart by shape, so that an error speaks of what was sent and not of the other form.
+EventOrEvents = Annotated[
+    Annotated[Event, Tag("event")]
+    | Annotated[list[Event], Tag("events"), Field(min_length=1, max_length=MAX_EVENTS_A_REQUEST)],
+    Discriminator(lambda body: "events" if isinstance(body, list) else "event"),
+]
+
+
 def create_app(settings: Settings, config: RecallConfig) -> FastAPI:
     """The application; it needs Redis only when it is asked something."""
     gateway = Gateway(settings, config)
@@ -79,10 +88,7 @@ def create_app(settings: Settings, config: RecallConfig) -> FastAPI:
 def _add_events(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics) -> None:
     @app.post("/v1/events", status_code=202, tags=["recall"], responses=problems.responses(422, 429, 503))
     async def post_events(
-        events: Annotated[
-            Event | Annotated[list[Event], Body(min_length=1, max_length=MAX_EVENTS_A_REQUEST)],
-            Body(openapi_examples=_EVENT_EXAMPLES),
-        ],
+        events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)],
     ) -> AcceptedEvents:
         """Accept one event or a list of up to 1,000.
 
@@ -120,7 +126,8 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         task: Annotated[str, Query(description="A task of the serving release; `GET /v1/tasks` lists them.")] = (
             "next_purchase"
         ),
-        k: Annotated[int, Query(ge=1, le=config.k, description="Number of items.")] = min(20, config.k),
+        # The limit is the configuration's, so it is no annotation: those are read without this function's variables.
+        k: int = Query(default=min(20, config.k), ge=1, le=config.k, description="Number of items."),
     ) -> RecallAnswer:
         """The items recalled for a user, best first.
 

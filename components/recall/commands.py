@@ -11,6 +11,7 @@ from rich.table import Table
 
 from components.config import RunConfig, load_named_config
 from components.exceptions import UnavailableError
+from components.recall.logs import log_as_json
 from components.release.redis_client import open_redis, redis_errors
 from components.settings import get_settings
 
@@ -41,6 +42,7 @@ def worker(
     """Consume events and store results until SIGTERM; waits while there is no release."""
     from components.recall.launch import run_worker
 
+    log_as_json()
     run_worker(get_settings(), _read(config, set_), host, metrics_port)
 
 
@@ -56,6 +58,7 @@ def serve(
 
     from components.recall.api import create_app
 
+    log_as_json()
     settings = get_settings()
     application = create_app(settings, _read(config, set_).recall)
     try:

@@ -23,6 +23,7 @@ from components.release.bundle import Manifest, SmokeRequest, read_smoke, read_t
 from components.release.rollout import Publication
 from components.settings import Settings
 from components.storage import fetch
+from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, read_contexts
 
@@ -166,15 +167,6 @@ def _open(publication: Publication, bundle: Path, manifest: Manifest, settings: 
     features = open_feature_store(fetch(manifest.feature_store, settings.cache_path / "features"), settings)
     rule = HistoryRule(length=manifest.history_length, day_origin_us=to_microseconds(manifest.day_origin))
     return ServingRelease(publication, read_tasks(bundle), rule, recaller, features)
-
-
-def choose_device(settings: Settings) -> str:
-    """The torch device that the settings name."""
-    import torch
-
-    if settings.device != "auto":
-        return settings.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _contexts(smoke: list[SmokeRequest]) -> dict[int, Any]:

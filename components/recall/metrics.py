@@ -41,7 +41,7 @@ class WorkerMetrics:
         self.stream_entries = Gauge("urm_stream_entries", "Events not yet finished.", registry=registry)
         self.pending_entries = Gauge("urm_stream_pending_entries", "Delivered, not acknowledged.", registry=registry)
         self.dead_letters = Gauge("urm_dead_letters", "Events given up.", registry=registry)
-        self.release = Gauge("urm_worker_release_order", "Publication served.", ["release"], registry=registry)
+        self.release = Gauge("urm_worker_release", "1: the release served.", ["release"], registry=registry)
         self.switches = Counter("urm_worker_release_switches", "Releases by outcome.", ["outcome"], registry=registry)
 
 

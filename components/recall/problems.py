@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import redis
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 log = structlog.get_logger()
+_PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
 _MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
 
@@ -94,8 +96,7 @@ def install(app: FastAPI) -> None:
         return _respond(503, "result store: expected an answer of Redis, got none; try again later.", retry=True)
 
     @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        log.exception("unexpected error", path=request.url.path)
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:  # the server logs it with its traceback
         return _respond(500, "server: expected no error here, got one that is now in its log; report it.")
 
 
@@ -108,12 +109,16 @@ def _respond(status: int, detail: str, retry: bool = False) -> JSONResponse:
 def _explain(error: RequestValidationError) -> str:
     first = error.errors()[0]
     place, *path = first["loc"]
-    # Of a body that is one event or a list, Pydantic names the branch it tried; nobody sent that.
-    names = [str(part) for part in path if not str(part).startswith(("list[", "Event", "function-"))]
+    # The first part of a body's path says which form was taken to be meant, one event or a list.
+    names = [str(part) for part in (path[1:] if place == "body" else path)]
     field = ".".join(names) or "body"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input ")
+    message = _PREFIX.sub("", first["msg"]).rstrip(".")
     got = "nothing" if first["type"] == "missing" else repr(first.get("input"))
-    if first["type"] == "json_invalid":
+    if first["type"] == "extra_forbidden":
+        message, got = "known fields only", "this one"
+    elif first["type"] == "missing":
+        message = "a value"
+    elif first["type"] == "json_invalid":
         field, message, got = "body", "valid JSON", str(first.get("ctx", {}).get("error", "something else"))
     got = got if len(got) <= 80 else got[:79] + "…"
-    return f"{place} field {field!r}: expected {message.rstrip('.')}, got {got}; see /docs for an example."
+    return f"{place} field {field!r}: expected {message}, got {got}; see /docs for an example."

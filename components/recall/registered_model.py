@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from components.recall.engine import choose_device
 from components.release.bundle import read_tasks, verify
 from components.release.registry import POINTER
 from components.settings import get_settings
 from components.storage import fetch
+from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, UserContext
 

@@ -84,9 +84,10 @@ class ReleaseSwitch:
             self._refuse(str(error) if isinstance(error, UrmError) else f"{type(error).__name__}: {error}")
 
     def _accept(self, release: ServingRelease) -> None:
+        if self.serving is not None:
+            self._metrics.release.labels(release=self.serving.name).set(0)
         self.serving = release
-        self._metrics.release.clear()
-        self._metrics.release.labels(release=release.name).set(release.order)
+        self._metrics.release.labels(release=release.name).set(1)
         self._tell(release.publication, Answer(outcome="serving", seconds=self._seconds()))
         log.info("serving release", release=release.name, order=release.order, seconds=self._seconds())
 

@@ -93,17 +93,24 @@ def choose_smoke_requests(
     Raises:
         ReleaseError: Evaluation predicted nothing for the examples given.
     """
-    chosen = examples.join(predictions.select(["example_id", "item_ids"]), "example_id", join_type="inner")
-    wanted = pc.unique(chosen["context_id"]).sort()
-    if not len(wanted):
+    asked = examples.filter(pc.is_in(examples["example_id"], predictions["example_id"]))
+    users = pc.unique(asked["context_id"]).sort()
+    if not len(users):
         raise _refuse("predictions of evaluate", "predictions for the test examples", "none")
-    picked = wanted.take(np.linspace(0, len(wanted) - 1, min(num_users, len(wanted))).astype(np.int64))
+    picked = users.take(np.linspace(0, len(users) - 1, min(num_users, len(users))).astype(np.int64))
+    asked = asked.filter(pc.is_in(asked["context_id"], picked)).sort_by("example_id")
+    seen = predictions.filter(pc.is_in(predictions["example_id"], asked["example_id"]))
+    items = dict(zip(seen["example_id"].to_pylist(), seen["item_ids"].to_pylist(), strict=True))
     rows = ds.dataset(contexts).to_table(filter=ds.field("context_id").isin(picked)).to_pylist()
     by_id = {row["context_id"]: _plain(row) for row in rows}
-    requests = chosen.filter(pc.is_in(chosen["context_id"], picked)).sort_by("example_id")
     return [
-        SmokeRequest(context=by_id[row["context_id"]], task=row["task"], query=row["query"], item_ids=row["item_ids"])
-        for row in requests.to_pylist()
+        SmokeRequest(
+            context=by_id[row["context_id"]],
+            task=row["task"],
+            query=row["query"],
+            item_ids=items[row["example_id"]],
+        )
+        for row in asked.to_pylist()
     ]
 
 
