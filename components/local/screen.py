@@ -62,11 +62,11 @@ def print_verdict(console: Console, run_dir: str, promoted_anyway: bool) -> bool
 def print_release(console: Console, run_dir: str) -> None:
     """Show the release that now serves, and the one before it."""
     deployment = require_json(run_dir, "promote", "deployment")
-    previous = deployment["previous"]
-    before = f"; previous: {previous}" if previous and previous != deployment["release"] else ""
+    before = f", before it version {deployment['previous']}" if deployment["previous"] else ""
     console.print(
-        f"[bold]Release[/] {deployment['release']}  alias [bold]champion[/]  "
-        f"({deployment['outcome']} after {deployment['seconds']:.1f} s{before})"
+        f"[bold]Release[/] {deployment['release']}  alias [bold]champion[/] of version {deployment['version']}{before}; "
+        f"{deployment['outcome']} after {deployment['seconds']:.1f} s",
+        highlight=False,
     )
 
 

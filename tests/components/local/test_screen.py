@@ -91,9 +91,9 @@ def test_verdict_is_plain(console, leave, passed, anyway, said, unsaid):
 
 
 def test_release(console, leave):
-    deployment = {"release": "urm-2", "previous": "urm-1", "outcome": "serving", "seconds": 2.25}
+    deployment = {"release": "urm-2", "version": "4", "previous": "3", "outcome": "serving", "seconds": 2.25}
     print_release(console, leave("promote", "deployment", deployment))
-    assert "urm-2  alias champion  (serving after 2.2 s; previous: urm-1)" in _text(console)
+    assert "Release urm-2  alias champion of version 4, before it version 3; serving after 2.2 s" in _text(console)
 
 
 def test_a_run_without_a_gate_is_one_sentence(console, tmp_path):
