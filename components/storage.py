@@ -44,7 +44,7 @@ class StageSpec:
         name: Name in the flow, and of the folder under the run directory.
         inputs: Stages whose results it reads.
         sections: Sections of the configuration it reads.
-        packages: Sub-packages whose source decides its result.
+        packages: Sub-packages (or folders, relative to `components`) whose Python source decides its result.
         reusable: Whether an equal earlier result may stand in; false for acts on the world.
     """
 
@@ -60,7 +60,7 @@ STAGES: dict[str, StageSpec] = {
     for spec in (
         StageSpec("ingest", (), ("source",), ("ingestion",)),
         StageSpec("validate", ("ingest",), ("validation",), ("validation",)),
-        StageSpec("features", ("validate",), ("features", "tasks"), ("features",)),
+        StageSpec("features", ("validate",), ("features", "tasks"), ("features", "../feature_repo")),
         StageSpec("encode", ("validate",), ("items",), ("items",)),
         StageSpec("baseline", ("validate", "features"), ("baseline", "tasks", "evaluation"), ("baseline",)),
         StageSpec("sft", ("features", "encode", "baseline"), ("urm", "tasks", "evaluation"), ("urm", "items")),

@@ -10,7 +10,7 @@ from pathlib import Path
 import ibis
 import ibis.expr.types as ir
 
-MEMORY_LIMIT = "2GB"
+MEMORY_LIMIT = "1500MB"
 
 
 @contextmanager

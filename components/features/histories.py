@@ -50,17 +50,29 @@ def behavior_sequence(rows: ir.Table, events: ir.Table, history_length: int) -> 
 
     Items of one instant stand in the order of their counts, then of their ids.
     """
-    pairs = _join_states(rows, _states(events, "item_id"))
-    order = [_.last_ts.desc(), _.total.desc(), _.item_id]
-    rank = ibis.row_number().over(ibis.window(group_by=["user_id", "period"], order_by=order))
+    states = _states(events, "item_id")
+    # The order of a row's items is the order of their states, the same in all rows: sort the few states once.
+    newest_first = ibis.window(group_by="user_id", order_by=[_.last_ts.desc(), _.total.desc(), _.item_id])
+    states = states.select(
+        "user_id",
+        "item_id",
+        "last_behavior",
+        "since",
+        "until",
+        position=ibis.row_number().over(newest_first).cast("int32"),
+        total=_.total.cast("int32"),
+        last_us=microseconds(_.last_ts),
+    )
+    rank = ibis.row_number().over(ibis.window(group_by=["user_id", "known_at"], order_by="position"))
     return (
-        pairs.mutate(rank=rank)
+        _join_states(rows, states)
+        .mutate(rank=rank)
         .filter(_.rank < history_length)
         .group_by("user_id", "known_at")
         .agg(
             history_item_ids=_.item_id.collect(order_by=_.rank),
-            history_counts=_.total.cast("int32").collect(order_by=_.rank),
-            history_last_us=microseconds(_.last_ts).collect(order_by=_.rank),
+            history_counts=_.total.collect(order_by=_.rank),
+            history_last_us=_.last_us.collect(order_by=_.rank),
             history_behaviors=_.last_behavior.collect(order_by=_.rank),
         )
         .order_by("user_id", "known_at")

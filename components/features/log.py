@@ -26,9 +26,7 @@ def attribute_column(name: str) -> str:
     return f"attribute_{name}"
 
 
-def read_log(
-    engine: ibis.BaseBackend, events: Path, split: SplitConfig, attributes: Sequence[str]
-) -> ir.Table:
+def read_log(engine: ibis.BaseBackend, events: Path, split: SplitConfig, attributes: Sequence[str]) -> ir.Table:
     """Read the events once into the engine.
 
     Args:

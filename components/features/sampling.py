@@ -38,19 +38,13 @@ def choose_examples(answers: ir.Table, features: FeaturesConfig, seed: int) -> i
         (_.split == "validation", _.example_order < features.max_validation_examples),
         else_=_.example_order < features.max_test_examples,
     )
-    return (
-        examples.mutate(example_order=example_order)
-        .filter(kept)
-        .select("user_id", "cut_ts", "split", "task_index")
-    )
+    return examples.mutate(example_order=example_order).filter(kept).select("user_id", "cut_ts", "split", "task_index")
 
 
 def number_contexts(chosen: ir.Table) -> ir.Table:
     """The distinct contexts of the chosen examples with `context_id`, by cut and user."""
     contexts = chosen.select("user_id", "cut_ts", "split").distinct()
-    return contexts.mutate(
-        context_id=ibis.row_number().over(ibis.window(order_by=[contexts.cut_ts, contexts.user_id]))
-    )
+    return contexts.mutate(context_id=ibis.row_number().over(ibis.window(order_by=[contexts.cut_ts, contexts.user_id])))
 
 
 def build_examples(answers: ir.Table, chosen: ir.Table, contexts: ir.Table) -> ir.Table:
@@ -59,9 +53,7 @@ def build_examples(answers: ir.Table, chosen: ir.Table, contexts: ir.Table) -> i
         contexts.drop("split"), ["user_id", "cut_ts"]
     )
     by = ["context_id", "task_index"]
-    targets = kept.group_by([*by, "split", "task", "query"]).agg(
-        target_item_ids=_.item_id.collect(order_by=_.item_id)
-    )
+    targets = kept.group_by([*by, "split", "task", "query"]).agg(target_item_ids=_.item_id.collect(order_by=_.item_id))
     counts = kept.filter(_.category.notnull()).group_by([*by, "category"]).agg(items=_.count())
     rank = ibis.row_number().over(ibis.window(group_by=by, order_by=[_.items.desc(), _.category]))
     words = (

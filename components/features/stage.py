@@ -20,20 +20,13 @@ import pyarrow.parquet as pq
 from components.config import RunConfig
 from components.features import checks
 from components.features.catalogue import build_catalogue
-from components.features.categories import word_label
 from components.features.contexts import retrieve_contexts
 from components.features.engine import open_engine
-from components.features.histories import behavior_sequence, select_rows, user_statistics
 from components.features.log import read_log
 from components.features.sampling import build_examples, choose_examples, number_contexts
-from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
-from components.features.store import (
-    BEHAVIOR_SEQUENCE,
-    USER_STATISTICS,
-    create_feature_store,
-    materialize,
-    offline,
-)
+from components.features.schema import CATALOGUE, EXAMPLES
+from components.features.sources import write_sources
+from components.features.store import create_feature_store, materialize, offline
 from components.features.targets import answers, window_events
 from components.storage import StageReport, StageRun
 
@@ -66,7 +59,7 @@ def run(stage: StageRun) -> StageReport:
         _write(examples.order_by("example_id"), EXAMPLES, output / "examples.parquet")
 
         stage.report_progress("writing behaviour sequences")
-        rows = _write_sources(log, items, config, folder)
+        rows = write_sources(log, items, config.features, folder)
 
         stage.report_progress("retrieving features at the cuts")
         store = create_feature_store(folder, stage.settings)
@@ -109,31 +102,6 @@ def _examples_and_contexts(
     examples = engine.create_table("examples", build_examples(found, chosen, contexts))
     shards = log.select("user_id", "shard").distinct()
     return examples, contexts.join(shards, "user_id")
-
-
-def _write_sources(log: ir.Table, items: ir.Table, config: RunConfig, folder: Path) -> int:
-    """Write the Parquet sources of both Feast views, sorted by user and instant; returns the number of rows."""
-    words = items.select("item_id", category=word_label(items.category))
-    writers: dict[str, pq.ParquetWriter] = {}
-    num_rows = 0
-    try:
-        for shard in range(int(log.shard.max().execute()) + 1):
-            events = log.filter(log.shard == shard).left_join(words, "item_id").drop("item_id_right").cache()
-            rows = select_rows(events, config.features.split.train_start).cache()
-            views = {
-                BEHAVIOR_SEQUENCE: behavior_sequence(rows, events, config.features.history_length),
-                USER_STATISTICS: user_statistics(rows, events),
-            }
-            for name, view in views.items():
-                table = view.to_pyarrow()
-                if name not in writers:
-                    writers[name] = pq.ParquetWriter(folder / f"{name}.parquet", table.schema)
-                writers[name].write_table(table)
-            num_rows += table.num_rows
-    finally:
-        for writer in writers.values():
-            writer.close()
-    return num_rows
 
 
 def _batches(contexts: ir.Table) -> list[pa.Table]:

@@ -76,10 +76,9 @@ def create_feature_store(folder: Path, settings: Settings) -> FeatureStore:
     Raises:
         ConfigError: The repository or the environment's feature_store.yaml is missing or wrong.
     """
-    definitions = _load_definitions(settings.feature_repo_dir)
+    definitions = vars(_load_definitions(settings.feature_repo_dir)).values()
     store = _open(folder, settings)
-    objects = [value for value in vars(definitions).values() if isinstance(value, Entity | FeatureView | FeatureService)]
-    store.apply(objects)
+    store.apply([value for value in definitions if isinstance(value, (Entity, FeatureView, FeatureService))])
     return store
 
 

@@ -11,7 +11,7 @@ from ibis import _
 
 from components.config import SplitConfig, TargetFilter, Task
 from components.features.categories import in_words, level_of, word_label
-from components.features.engine import instant, microseconds, seeded_key
+from components.features.engine import microseconds, seeded_key
 from components.features.log import attribute_column
 
 

@@ -1,0 +1,46 @@
+"""Parquet sources of the Feast views, written one shard of users at a time."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import ibis.expr.types as ir
+import pyarrow.parquet as pq
+
+from components.config import FeaturesConfig
+from components.features.categories import word_label
+from components.features.histories import behavior_sequence, select_rows, user_statistics
+from components.features.store import BEHAVIOR_SEQUENCE, USER_STATISTICS
+
+
+def write_sources(log: ir.Table, items: ir.Table, features: FeaturesConfig, folder: Path) -> int:
+    """Write one file a view, its rows sorted by user and instant.
+
+    Args:
+        log: See `log.read_log`.
+        items: The ITEMS table.
+        features: First cut and history length.
+        folder: Where to.
+
+    Returns:
+        Number of rows of each file.
+    """
+    words = items.select("item_id", category=word_label(items.category))
+    writers: dict[str, pq.ParquetWriter] = {}
+    num_rows = 0
+    with ExitStack() as stack:
+        for shard in range(int(log.shard.max().execute()) + 1):
+            events = log.filter(log.shard == shard).left_join(words, "item_id").drop("item_id_right").cache()
+            rows = select_rows(events, features.split.train_start).cache()
+            views = {
+                BEHAVIOR_SEQUENCE: behavior_sequence(rows, events, features.history_length),
+                USER_STATISTICS: user_statistics(rows, events),
+            }
+            for name, view in views.items():
+                table = view.to_pyarrow()
+                if name not in writers:
+                    writers[name] = stack.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", table.schema))
+                writers[name].write_table(table)
+            num_rows += table.num_rows
+    return num_rows
