@@ -7,6 +7,8 @@ stays in `external_id`.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
@@ -18,8 +20,7 @@ from components.ingestion.schema import TIMESTAMP
 
 _HASHED_FROM = 2**62
 _TIMESTAMP = dt.DataType.from_pyarrow(TIMESTAMP)
-_YEARS = (1970, 9999)
-_LAST_MICROSECOND = 253_402_300_799_999_999  # of the year 9999
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)  # outside: no time of an event
 _MICROSECONDS = {"unix_seconds": 1_000_000, "unix_millis": 1_000}
 
 
@@ -91,11 +92,12 @@ def instant(field: str, value: ir.Value, form: str) -> ir.TimestampValue:
         if kind.is_numeric():
             raise _wrong_type(field, kind, "timestamps", "set source.timestamp_format to unix_seconds or unix_millis")
         read = value.try_cast(_TIMESTAMP)
-        return ibis.ifelse(read.year().between(*_YEARS), read, ibis.null(_TIMESTAMP))
+        sane = read.between(ibis.literal(_FIRST, _TIMESTAMP), ibis.literal(_LAST, _TIMESTAMP))
+        return ibis.ifelse(sane, read, ibis.null(_TIMESTAMP))
     if kind.is_temporal():
         raise _wrong_type(field, kind, "numbers", "set source.timestamp_format to timestamp")
     microseconds = value.try_cast("float64") * _MICROSECONDS[form]
-    sane = microseconds.between(0, _LAST_MICROSECOND)
+    sane = microseconds.between(0, _LAST.timestamp() * 1e6)
     return _from_microseconds(ibis.ifelse(sane, microseconds.round().try_cast("int64"), ibis.null("int64")))
 
 

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
+from pathlib import Path
+
+import ibis
 
 from components.exceptions import DataError
 from components.ingestion.reading import connect
@@ -33,14 +34,10 @@ def run(stage: StageRun) -> StageReport:
         stage.report_progress("writing items")
         num_items = write_items(readings["items"], stage.output / "items.parquet")
         rejected = write_rejected(readings.values(), stage.output / "rejected.parquet")
+        num_events, num_users = _count_events(stage.output / "events", connection)
     connection.disconnect()
 
-    events = ds.dataset(stage.output / "events", partitioning="hive")
-    counts = {
-        "events": events.count_rows(),
-        "users": pc.count_distinct(events.to_table(columns=["user_id"])["user_id"]).as_py(),
-        "items": num_items,
-    }
+    counts = {"events": num_events, "users": num_users, "items": num_items}
     for name in ("events", "items"):
         if counts[name] == 0:
             raise DataError(
@@ -51,3 +48,13 @@ def run(stage: StageRun) -> StageReport:
             )
     outputs = {"events": "events", "items": "items.parquet", "rejected": "rejected.parquet"}
     return StageReport(outputs=outputs, counts=counts | {"rejected": sum(rejected.values())})
+
+
+def _count_events(folder: Path, connection: ibis.BaseBackend) -> tuple[int, int]:
+    """Events and distinct users of the written files."""
+    files = [str(path) for path in folder.rglob("*.parquet")]
+    if not files:
+        return 0, 0
+    events = connection.read_parquet(files)
+    counted = events.agg(events=events.count(), users=events.user_id.nunique()).to_pyarrow().to_pylist()[0]
+    return counted["events"], counted["users"]

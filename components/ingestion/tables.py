@@ -72,7 +72,8 @@ def _column(field: str, names: dict[str, str], raw: ir.Table, defaults: dict[str
     elif field in defaults:
         value, origin = ibis.literal(defaults[field]), f"constant {defaults[field]!r}"
     else:
-        value, origin = ibis.null(canonical_type(SCHEMAS[table], field)), "none"
+        absent = ibis.literal([] if field == "category" else None, canonical_type(SCHEMAS[table], field))
+        return Column(field, "none", absent, absent)
     return Column(field, origin, value, convert.to_canonical(field, value, source), required)
 
 
@@ -121,5 +122,5 @@ def _with_event_id(raw: ir.Table, names: dict[str, str], attributes: list[str]) 
     keys = [names[field] for field in ("user_id", "item_id", "behavior", "ts") if field in names]
     key = ibis.literal("|").join([raw[name].cast("string").fill_null("") for name in keys]).hexdigest("md5")
     order: Any = [*attributes, *([names["query"]] if "query" in names else [])] or None
-    repeat = ibis.row_number().over(group_by=keys, order_by=order)
-    return raw.mutate(**{EVENT_ID: key + "-" + repeat.cast("string")})
+    numbered = raw.mutate(_repeat=ibis.row_number().over(group_by=keys, order_by=order), **{EVENT_ID: key})
+    return numbered.mutate(**{EVENT_ID: numbered[EVENT_ID] + "-" + numbered._repeat.cast("string")})

@@ -17,6 +17,7 @@ BATCH_ROWS = 65_536
 
 def write_events(events: Reading, folder: Path) -> None:
     """Write readable events as `date=YYYY-MM-DD/part-0.parquet` (UTC days), each day sorted by time and event_id."""
+    folder.mkdir()
     rows = events.readable()
     dated = rows.mutate(date=rows.ts.strftime("%Y-%m-%d")).order_by("ts", "event_id")
     with_date = events.schema.append(pa.field("date", pa.string()))

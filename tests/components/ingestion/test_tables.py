@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import ibis
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from components.config import TableSource
+from components.exceptions import ConfigError, DataError
+from components.ingestion.schema import EVENTS, ITEMS
+from components.ingestion.tables import read_events, read_items
+
+LOG = pa.table(
+    {
+        "customer": ["anna", "ben", "anna"],
+        "sku": ["B00X", "17", "B00X"],
+        "action": ["view", "purchase", "view"],
+        "at": ["2024-05-06 12:00:00", "2024-05-06T14:00:00+02:00", "2024-05-07"],
+        "device": ["phone", None, "desk"],
+    }
+)
+GOODS = pa.table(
+    {
+        "sku": ["B00X", "17"],
+        "name": ["Running shoe", "Sock"],
+        "path": ["Shoes > Running", None],
+        "price": ["59.90", None],
+        "available": ["true", "false"],
+    }
+)
+MAPS: dict[str, Any] = {
+    "event_columns": {"user_id": "customer", "item_id": "sku", "behavior": "action", "ts": "at"},
+    "event_defaults": {"scenario": "web"},
+    "item_columns": {"item_id": "sku", "title": "name", "category": "path"},
+    "attributes": ["device"],
+}
+NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
+
+
+def write(table: pa.Table, path: Path) -> str:
+    if path.suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return str(path)
+
+
+def read(events: str, items: str, connection: ibis.BaseBackend, **maps: Any) -> tuple[pa.Table, pa.Table]:
+    source = TableSource(events=events, items=items, **(MAPS | maps))
+    return (
+        read_events(source, connection).readable().to_pyarrow().cast(EVENTS),
+        read_items(source, connection).readable().to_pyarrow().cast(ITEMS),
+    )
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_columns_are_mapped(suffix: str, tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    events, items = read(write(LOG, tmp_path / f"log{suffix}"), write(GOODS, tmp_path / f"goods{suffix}"), connection)
+    rows = sorted(events.to_pylist(), key=lambda row: (row["ts"], row["user_id"]))
+    shoe = next(row["item_id"] for row in items.to_pylist() if row["external_id"] == "B00X")
+    assert [(row["user_id"], row["item_id"], row["ts"]) for row in rows] == [
+        ("anna", shoe, NOON),
+        ("ben", 17, NOON),
+        ("anna", shoe, datetime(2024, 5, 7, tzinfo=UTC)),
+    ]
+    assert [dict(row["attributes"]) for row in rows] == [{"device": "phone"}, {}, {"device": "desk"}]
+    assert {row["scenario"] for row in rows} == {"web"}
+    assert {row["query"] for row in rows} == {None}
+    by_id = {row["external_id"]: row for row in items.to_pylist()}
+    assert by_id["B00X"]["category"] == ["Shoes", "Running"]
+    assert by_id["B00X"]["price"] == 59.9
+    assert by_id["17"] == {
+        "item_id": 17, "external_id": "17", "title": "Sock", "category": [], "brand": None, "price": None,
+        "image_uri": None, "created_at": None, "available": False,
+    }  # fmt: skip
+
+
+def test_made_event_ids_are_unique_and_the_same_in_every_run(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    twice = write(pa.concat_tables([LOG, LOG]), tmp_path / "log.parquet")
+    once = write(LOG, tmp_path / "once.parquet")
+    goods = write(GOODS, tmp_path / "goods.parquet")
+    ids = read(twice, goods, connection)[0]["event_id"].to_pylist()
+    assert len(set(ids)) == len(ids) == 6
+    assert set(read(once, goods, connection)[0]["event_id"].to_pylist()) < set(ids)
+
+
+def test_several_files_and_a_remote_store(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    memory = fsspec.filesystem("memory")
+    for number in (1, 2):
+        with memory.open(f"/shop/log-{number}.parquet", "wb") as stream:
+            pq.write_table(LOG, stream)
+    events, _ = read("memory://shop/log-*.parquet", write(GOODS, tmp_path / "goods.parquet"), connection)
+    memory.rm("/shop", recursive=True)
+    assert events.num_rows == 6
+
+
+def test_rows_that_do_not_fit_are_set_aside(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    bad = pa.table(
+        {
+            "customer": ["ann", None, "cid"],
+            "sku": ["1", "2", "3"],
+            "action": ["view"] * 3,
+            "at": ["2024-05-06", "2024-05-06", "yesterday"],
+            "device": ["phone"] * 3,
+        }
+    )
+    source = TableSource(events=write(bad, tmp_path / "log.csv"), items=write(GOODS, tmp_path / "goods.csv"), **MAPS)
+    reading = read_events(source, connection)
+    assert reading.readable().user_id.to_pyarrow().to_pylist() == ["ann"]
+    rejected = reading.rejected().to_pyarrow().to_pylist()
+    assert {row["sku"]: row["_reason"] for row in rejected} == {"2": "missing_user_id", "3": "unreadable_ts"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"event_columns": {"user_id": "who", "ts": "when"}}, DataError, r"column\(s\) who, item_id, behavior, when"),
+        ({"attributes": ["mood"]}, DataError, r"column\(s\) mood, got only customer, sku, action, at, device"),
+        ({"event_defaults": {}}, DataError, r"column\(s\) scenario, .* or give constants in source.event_defaults"),
+        ({"item_columns": {"item_id": "sku"}}, DataError, r"column\(s\) title, .* map them in source.item_columns"),
+        ({"item_columns": {"titel": "name"}}, ConfigError, "key 'titel': expected one of item_id, external_id"),
+        ({"timestamp_format": "unix_seconds"}, None, ""),
+    ],
+)
+def test_mistakes_in_the_map(
+    change: dict[str, Any], error: type[Exception] | None, message: str, tmp_path: Path, connection: ibis.BaseBackend
+) -> None:
+    log, goods = write(LOG, tmp_path / "log.parquet"), write(GOODS, tmp_path / "goods.parquet")
+    if error is None:  # text that is no number: every row is set aside, none is guessed at
+        assert read(log, goods, connection, **change)[0].num_rows == 0
+        return
+    with pytest.raises(error, match=message):
+        read(log, goods, connection, **change)
+
+
+def test_no_file(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    with pytest.raises(DataError, match=r"no-such-\*\.csv: expected at least one file, got none"):
+        read(str(tmp_path / "no-such-*.csv"), "x", connection)
+    with pytest.raises(DataError, match="expected a path or glob that can be listed"):
+        read("nowhere://bucket/log.csv", "x", connection)
