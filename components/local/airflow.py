@@ -63,6 +63,8 @@ def airflow_environment(home: Path, dags: Path, url: str, credentials: dict[str,
         "database__sql_alchemy_conn": f"sqlite:///{home / 'airflow.db'}",
         "logging__base_log_folder": home / "logs",
         "dag_processor__parsing_processes": 1,
+        # A task whose process is gone (the machine was switched off) is tried again after a minute.
+        "scheduler__task_instance_heartbeat_timeout": 60,
         "usage_data_collection__enabled": False,
     }
     environment = {f"AIRFLOW__{key.upper()}": str(value) for key, value in values.items()}
@@ -110,6 +112,11 @@ class AirflowClient:
         self._send("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
         body = {"logical_date": None, "conf": conf}
         return str(self._send("POST", f"/dags/{dag_id}/dagRuns", json=body).json()["dag_run_id"])
+
+    def active_runs(self, dag_id: str) -> list[str]:
+        """Ids of the runs that have not ended."""
+        found = self._send("GET", f"/dags/{dag_id}/dagRuns", params={"state": ["running", "queued"]}).json()
+        return [str(run["dag_run_id"]) for run in found["dag_runs"]]
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """State, note and times of a run."""

@@ -39,6 +39,8 @@ def run_demo(settings: Settings, console: Console, conf: dict[str, Any], k: int)
     console.rule("[bold]services", align="left")
     stack = up(settings, lambda text: console.print(f"[dim]{time.monotonic() - start:5.1f} s[/]  {text}"))
     console.rule("[bold]chain", align="left")
+    for active in stack.airflow.active_runs(DAG_ID):
+        console.print(f"DAG run {active} has not ended; this one waits for it, or stop that one in Airflow")
     run_id = stack.airflow.trigger(DAG_ID, conf)
     run_dir = settings.run_dir(run_id)
     console.print(f"DAG run {run_id}\n{stack.url('airflow-api')}/dags/{DAG_ID}/runs/{quote(run_id)}")

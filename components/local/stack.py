@@ -16,7 +16,7 @@ from components.settings import Settings
 
 GRACE_SECONDS = 15.0
 DAG_ID = "recall_training"
-STOP_LAST = ("redis", "mlflow")  # others write to them while they stop
+STOP_LAST = ("airflow-api", "redis", "mlflow")  # others write to them while they stop
 _DAG_TIMEOUT_SECONDS = 90.0
 _POLL_SECONDS = 0.3
 
