@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-from components.config import RunConfig
+from components.config import RecallConfig, RunConfig
+from components.recall.engine import ServingRelease, load_release
+from components.recall.events import Event
+from components.recall.worker import RecallWorker
+from components.release.redis_client import open_redis
+from components.release.rollout import Publication, live_workers, roll_out
 from components.release.stage import run as release_stage
 from components.settings import Settings
 from components.storage import StageResult, run_stage
 from tests.components.recall.servers import RedisServer
-from tests.components.recall.tiny import make_run, make_settings
+from tests.components.recall.tiny import LAST_EVENT, make_config, make_run, make_settings
+
+Loader = Callable[[Publication], ServingRelease]
+StartWorker = Callable[..., RecallWorker]
 
 
 @dataclass(frozen=True)
@@ -69,3 +81,58 @@ def releases(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
 def broken_bundle(releases: tuple[Release, Release], tmp_path: Path) -> Path:
     """A copy of the second release's bundle, to be damaged."""
     return Path(shutil.copytree(releases[1].bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def recall_config() -> RecallConfig:
+    return make_config().recall
+
+
+@pytest.fixture
+def start_worker(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
+) -> Iterator[StartWorker]:
+    """Start workers in threads of this process; all are stopped and joined at the end."""
+    settings, config = releases[0].settings, releases[0].config
+    running: list[tuple[RecallWorker, threading.Thread]] = []
+
+    def start(name: str = "worker-a", load: Loader | None = None) -> RecallWorker:
+        def load_real(publication: Publication) -> ServingRelease:
+            return load_release(publication, settings, config.release)
+
+        worker = RecallWorker(open_redis(settings.redis_url), recall_config, load or load_real, name)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        running.append((worker, thread))
+        wait_until(lambda: name in live_workers(client))
+        return worker
+
+    yield start
+    for worker, _ in running:
+        worker.stop()
+    for _, thread in running:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def promoted(
+    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
+) -> tuple[RecallWorker, Publication]:
+    """A worker that serves the first release."""
+    worker = start_worker()
+    return worker, roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the condition did not hold within {seconds} s")
+        time.sleep(0.02)
+
+
+def make_event(user_id: str = "3", item_id: int | None = 1050, minutes: float = 60.0, **fields: Any) -> Event:
+    """An event some minutes after the tiny world's last one."""
+    return Event(user_id=user_id, item_id=item_id, ts=LAST_EVENT + timedelta(minutes=minutes), **fields)
