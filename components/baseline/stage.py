@@ -59,8 +59,8 @@ def run(stage: StageRun) -> StageReport:
         popularity = Popularity(data)
         scorers: dict[str, Scorer] = {"popularity": popularity, **_fit_rules(stage, data)}
         network, summary = _train_network(stage, data, popularity)
+        validation = _validate(scorers, data, config.evaluation.k) | {"target_attention": summary.best_recall}
         scorers["target_attention"] = TargetAttentionScorer(network, Batcher(data, config.baseline.history_length))
-        validation = _validate(scorers, data, config.evaluation.k)
         mlflow.log_metrics({f"validation_recall.{name}.mean": recall["mean"] for name, recall in validation.items()})
         mlflow.log_table(_as_table(validation), "validation_recall.json")
 

@@ -52,34 +52,41 @@ def training_loss(
         sampler: Source of the shared negatives.
         exclude_bought: Whether each task drops what the user had, bool [T].
     """
-    num_items = network.shape.num_items
+    negatives, log_expected = sampler.draw()
+    own_scores, negative_scores = score_training_batch(network, batch, negatives)
+    contexts, items, num_items = batch.examples.contexts, batch.own.items, network.shape.num_items
+    bought = batch.own.match[..., 0] > 0
+    no_candidate = (items == num_items)[contexts]
+    no_candidate |= exclude_bought[batch.examples.tasks].unsqueeze(1) & bought[contexts]
+    hits = accidental_hits(items, negatives, num_items)[contexts]
+    return sampled_softmax_loss(
+        own_scores.masked_fill(no_candidate, -torch.inf),
+        negative_scores.masked_fill(hits, -torch.inf),
+        log_expected,
+        batch.targets,
+    )
+
+
+def score_training_batch(network: TargetAttention, batch: TrainingBatch, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of each example's own candidates, [E, O], and of the shared negatives, [E, m]."""
     catalogue = network.encode_candidates()
     interest = network.encode_contexts(batch.history, catalogue)
     users = network.encode_users(batch.examples, interest)
     contexts, tasks = batch.examples.contexts, batch.examples.tasks
-    bias = network.popularity_bias()
+    bias = network.popularity_bias()[tasks]
 
-    negatives, log_expected = sampler.draw()
     shared = catalogue.select(negatives)
     hidden = shared.hidden + network.attend(shared.queries.expand(len(interest.keys), -1, -1), interest)
-    scores = users @ shared.vectors.T + bias[tasks][:, negatives]
-    negative_scores = scores + network.activate(hidden, users, batch.examples)
-    hits = accidental_hits(batch.own.items, negatives, num_items)
-    negative_scores = negative_scores.masked_fill(hits[contexts], -torch.inf)
+    negative_scores = users @ shared.vectors.T + bias[:, negatives] + network.activate(hidden, users, batch.examples)
 
-    own_items = batch.own.items.clamp(max=num_items - 1)
-    own = catalogue.select(own_items)
-    hidden = own.hidden + network.attend(own.queries, interest) + network.match_to_hidden(batch.own.match)
-    again = (batch.own.match * network.item_to_match(own.vectors)).sum(-1)
-    scores = torch.einsum("ed,eod->eo", users, own.vectors[contexts])
-    scores = scores + bias[tasks].gather(1, own_items[contexts]) + again[contexts]
-    scores = scores + torch.einsum("eof,ef->eo", batch.own.match[contexts], network.match_to_score[tasks])
-    own_scores = scores + network.activate(hidden, users, batch.examples)
-    no_candidate = (batch.own.items == num_items)[contexts] | (
-        exclude_bought[tasks].unsqueeze(1) & (batch.own.match[..., 0] > 0)[contexts]
-    )
-    own_scores = own_scores.masked_fill(no_candidate, -torch.inf)
-    return sampled_softmax_loss(own_scores, negative_scores, log_expected, batch.targets)
+    items, match = batch.own.items.clamp(max=network.shape.num_items - 1), batch.own.match
+    own = catalogue.select(items)
+    hidden = own.hidden + network.attend(own.queries, interest) + network.match_to_hidden(match)
+    again = (match * network.item_to_match(own.vectors)).sum(-1)
+    own_scores = torch.einsum("ed,eod->eo", users, own.vectors[contexts])
+    own_scores = own_scores + bias.gather(1, items[contexts]) + again[contexts]
+    own_scores = own_scores + torch.einsum("eof,ef->eo", match[contexts], network.match_to_score[tasks])
+    return own_scores + network.activate(hidden, users, batch.examples), negative_scores
 
 
 class TargetAttentionScorer:

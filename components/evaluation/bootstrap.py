@@ -59,9 +59,11 @@ class Comparison:
         return _percentiles(relative_lift(self.model_draws, self.baseline_draws), confidence)
 
     def mean_interval(self, confidence: float) -> tuple[float, float]:
-        """Percentile interval of the mean of the tasks' lifts."""
+        """Percentile interval of the mean of the tasks' lifts; NaN where no task has one."""
         draws = relative_lift(self.model_draws, self.baseline_draws)
         defined = np.isfinite(self.lift)
+        if not defined.any():
+            return float("nan"), float("nan")
         low, high = _percentiles(draws[:, defined].mean(axis=1, keepdims=True), confidence)
         return float(low[0]), float(high[0])
 

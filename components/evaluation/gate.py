@@ -95,21 +95,18 @@ def _worse_tasks_reason(comparison: Comparison, policy: GatePolicy) -> str | Non
 
 
 def _describe(comparison: Comparison, config: EvaluationConfig) -> str:
-    low, high = comparison.mean_interval(config.gate.confidence)
+    cases = f"On {int(comparison.examples.sum())} held-out cases over the full catalogue,"
     lift = comparison.mean_lift
-    mean = (
-        f"against the target-attention model its Recall@{config.k} is {abs(lift):.1%} "
-        f"{'higher' if lift >= 0 else 'lower'} on average over {len(comparison.tasks)} tasks "
-        f"({config.gate.confidence:.0%} interval {low:+.1%} to {high:+.1%})"
-        if np.isfinite(lift)
-        else f"against the target-attention model no lift in Recall@{config.k} is defined"
-    )
+    if not np.isfinite(lift):
+        return f"{cases} no lift in Recall@{config.k} against the target-attention model is defined."
+    low, high = comparison.mean_interval(config.gate.confidence)
     order = np.argsort(np.nan_to_num(comparison.lift, nan=0.0))
     best, worst = order[-1], order[0]
     return (
-        f"On {int(comparison.examples.sum())} held-out cases over the full catalogue, {mean}; it leads in "
-        f"{_won(comparison)} tasks, does best in {comparison.tasks[best]} ({comparison.lift[best]:+.1%}) and worst in "
-        f"{comparison.tasks[worst]} ({comparison.lift[worst]:+.1%})."
+        f"{cases} its Recall@{config.k} is {abs(lift):.1%} {'higher' if lift >= 0 else 'lower'} than that of the "
+        f"target-attention model on average over {len(comparison.tasks)} tasks ({config.gate.confidence:.0%} interval "
+        f"{low:+.1%} to {high:+.1%}); it leads in {_won(comparison)} tasks, does best in {comparison.tasks[best]} "
+        f"({comparison.lift[best]:+.1%}) and worst in {comparison.tasks[worst]} ({comparison.lift[worst]:+.1%})."
     )
 
 

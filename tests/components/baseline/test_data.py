@@ -1,0 +1,65 @@
+"""Index space, ragged gathering, buckets, and refused inputs."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from components.baseline.data import Dataset, bucket, find, gather, split_words
+from components.exceptions import DataError
+
+
+def test_gather_by_hand() -> None:
+    values, offsets = np.array([10, 11, 20, 40, 41, 42]), np.array([0, 2, 3, 3, 6])
+    found, owner = gather(values, offsets, np.array([3, 2, 0]))
+    assert found.tolist() == [40, 41, 42, 10, 11]
+    assert owner.tolist() == [0, 0, 0, 2, 2]
+
+
+def test_find_marks_what_is_absent() -> None:
+    assert find(np.array([2, 5, 9]), np.array([9, 3, 2, 10])).tolist() == [2, -1, 0, -1]
+
+
+def test_buckets_are_quantiles_and_zero_is_unknown() -> None:
+    assert bucket(np.array([1.0, 2.0, 3.0, 4.0, np.nan]), num_buckets=2).tolist() == [1, 1, 2, 2, 0]
+    assert bucket(np.array([np.nan, np.nan])).tolist() == [0, 0]
+
+
+def test_words_are_lower_case() -> None:
+    assert split_words("Fluid MILK-products") == ["fluid", "milk", "products"]
+
+
+def test_histories_and_targets_name_the_same_items_as_the_tables(data: Dataset, world) -> None:
+    contexts = pq.read_table(world.folder / "contexts.parquet").to_pylist()
+    examples = pq.read_table(world.folder / "examples.parquet").to_pylist()
+    for row in (0, 7, len(examples) - 1):
+        start, end = data.examples.target_offsets[row : row + 2]
+        assert data.items.ids[data.examples.targets[start:end]].tolist() == examples[row]["target_item_ids"]
+        context = contexts[data.examples.contexts[row]]
+        start, end = data.contexts.offsets[data.examples.contexts[row] :][:2]
+        expected = [item for item in context["history_item_ids"] if item in set(data.items.ids)]
+        assert data.items.ids[data.contexts.items[start:end]].tolist() == expected
+
+
+def test_a_catalogue_item_without_a_row_is_refused(with_table: Callable) -> None:
+    with pytest.raises(DataError, match="catalogue: expected items of the items table only"):
+        with_table("items", lambda table: table.slice(0, 50)).load()
+
+
+def test_a_missing_split_is_refused(with_table: Callable) -> None:
+    def drop(table: pa.Table) -> pa.Table:
+        return table.filter(pc.field("split") != "validation")
+
+    with pytest.raises(DataError, match="got none of validation"):
+        with_table("examples", drop).load()
+
+
+def test_an_unknown_task_is_refused(with_table: Callable) -> None:
+    def rename(table: pa.Table) -> pa.Table:
+        return table.set_column(3, table.schema.field("task"), pa.array(["other"] * table.num_rows))
+
+    with pytest.raises(DataError, match="known contexts, and tasks of this run"):
+        with_table("examples", rename).load()

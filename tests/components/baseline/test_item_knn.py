@@ -1,0 +1,47 @@
+"""Co-occurrence by hand, the window of the baskets, and the score as a plain sum."""
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+
+from components.baseline.data import Dataset
+from components.baseline.item_knn import ItemKnn, count_pairs, read_baskets, shrunken_cosine
+from components.baseline.rules import history_weights
+
+
+def test_similarity_by_hand() -> None:
+    baskets = sp.csr_array(np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]], dtype=np.float32))
+    similarity = shrunken_cosine(count_pairs(baskets), shrinkage=1.0).toarray()
+    expected = [
+        [3 / (3 + 1), 2 / (np.sqrt(6) + 1), 1 / (np.sqrt(3) + 1)],
+        [2 / (np.sqrt(6) + 1), 2 / (2 + 1), 1 / (np.sqrt(2) + 1)],
+        [1 / (np.sqrt(3) + 1), 1 / (np.sqrt(2) + 1), 1 / (1 + 1)],
+    ]
+    assert similarity == pytest.approx(np.array(expected), rel=1e-6)
+
+
+def test_baskets_hold_user_windows_before_validation_only(data: Dataset, world) -> None:
+    split = world.config.features.split
+    events = pq.read_table(world.folder / "events").to_pandas()
+    events = events[(events["ts"] < split.validation_start) & events["item_id"].isin(set(data.items.ids))]
+    window = np.floor((events["ts"] - pd.Timestamp(split.train_start)) / pd.Timedelta(split.window))
+    expected = events.assign(window=window).groupby(["user_id", "window"])["item_id"].nunique()
+    baskets = read_baskets(world.folder / "events", data.items.ids, split)
+    assert sorted(np.diff(baskets.indptr)) == sorted(expected)
+    assert set(baskets.data) == {1.0}
+
+
+def test_score_is_the_weighted_sum_over_the_history(data: Dataset, world) -> None:
+    baskets = read_baskets(world.folder / "events", data.items.ids, world.config.features.split)
+    similarity = shrunken_cosine(count_pairs(baskets), shrinkage=2.0)
+    rows = data.examples.rows("test")[:5]
+    scores = ItemKnn(data, similarity, half_life_days=60).score(rows).numpy()
+    dense = similarity.toarray()
+    for row, found in zip(rows, scores, strict=True):
+        span = slice(*data.contexts.offsets[data.examples.contexts[row] :][:2])
+        weights = history_weights(data.contexts.counts[span], data.contexts.days[span], 60)
+        expected = weights @ dense[data.contexts.items[span]]
+        assert found[expected > 0] == pytest.approx(expected[expected > 0], rel=1e-4)
+        assert np.all(found[expected == 0] == -np.inf)
