@@ -8,7 +8,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from components.exceptions import ConfigError
 
@@ -39,6 +48,7 @@ def load_backbone(
             remedy="check the path",
         )
     config = AutoConfig.from_pretrained(directory)
+    model: PreTrainedModel
     if num_layers > config.num_hidden_layers:
         raise ConfigError(
             "field urm.num_layers",
@@ -53,8 +63,45 @@ def load_backbone(
     if pretrained:
         model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype="float32")
     else:
-        model = AutoModelForCausalLM.from_config(config, dtype="float32")
+        model = _new_model(config)
     return model, AutoTokenizer.from_pretrained(directory)
+
+
+def token_embeddings(backbone: PreTrainedModel) -> nn.Embedding:
+    """The embedding of the vocabulary."""
+    module = backbone.get_input_embeddings()
+    if not isinstance(module, nn.Embedding):
+        raise TypeError(f"expected an embedding, got {type(module).__name__}")
+    return module
+
+
+def language_head(backbone: PreTrainedModel) -> nn.Linear:
+    """h_LM: hidden states to the vocabulary; its weight may be that of the embedding."""
+    module = backbone.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"expected a linear head, got {type(module).__name__}")
+    return module
+
+
+def extend_vocabulary(backbone: PreTrainedModel, size: int) -> None:
+    """Make room for the special tokens; new rows get the mean and the spread of the old ones."""
+    old = token_embeddings(backbone).weight.detach()
+    num_old = old.shape[0]
+    if size <= num_old:
+        return
+    mean, spread = old.mean(dim=0), old.std(dim=0)
+    # Not transformers' own initialisation: it takes the covariance of the whole vocabulary, a minute of CPU.
+    backbone.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        rows = token_embeddings(backbone).weight[num_old:]
+        rows.copy_(mean + spread * torch.randn_like(rows))
+        if not backbone.config.tie_word_embeddings:
+            language_head(backbone).weight[num_old:].zero_()
+
+
+def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype="float32")  # type: ignore[no-untyped-call]
+    return model
 
 
 def _converted(name: str, cache: Path) -> Path:
@@ -84,7 +131,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
     settings = quantised.config.to_dict()
     settings.pop("quantization_config", None)
     config = type(quantised.config).from_dict(settings)
-    plain = AutoModelForCausalLM.from_config(config, dtype="float32")
+    plain = _new_model(config)
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(target)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)

@@ -117,11 +117,15 @@ class TrainingSteps(Dataset[Batch]):
         negatives, log_expected = self._sampler.draw(rng)
         batch, where = self._builder.build(prompts, np.concatenate([negatives, *answers]))
         full = [example.targets for _, examples in groups for example in examples]
-        return batch | _answers(answers, where[len(negatives) :]) | {
-            "negatives": torch.from_numpy(where[: len(negatives)]),
-            "log_expected": torch.from_numpy(log_expected),
-            "accidental": torch.from_numpy(np.stack([np.isin(negatives, targets) for targets in full])),
-        }
+        return (
+            batch
+            | _answers(answers, where[len(negatives) :])
+            | {
+                "negatives": torch.from_numpy(where[: len(negatives)]),
+                "log_expected": torch.from_numpy(log_expected),
+                "accidental": torch.from_numpy(np.stack([np.isin(negatives, targets) for targets in full])),
+            }
+        )
 
     def _places(self, step: int) -> npt.NDArray[np.int64]:
         """Contexts of a step: consecutive pieces of one permutation an epoch."""

@@ -1,8 +1,8 @@
 """The model on disk: safetensors and JSON, never pickle.
 
-    backbone/          the language model and its tokenizer with the special tokens, as transformers writes them
-    urm.safetensors    the new modules
-    urm.json           how they are built: configuration, widths of the modalities, known behaviours
+backbone/          the language model and its tokenizer with the special tokens, as transformers writes them
+urm.safetensors    the new modules
+urm.json           how they are built: configuration, widths of the modalities, known behaviours
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def save_model(folder: Path, model: Urm, writer: PromptWriter, description: Mode
     model.backbone.save_pretrained(folder / BACKBONE)
     writer.tokenizer.save_pretrained(folder / BACKBONE)
     weights = {
-        name: tensor.contiguous() for name, tensor in model.state_dict().items() if not name.startswith(_BACKBONE_PREFIX)
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_BACKBONE_PREFIX)
     }
     save_file(weights, folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
@@ -79,5 +81,8 @@ def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
 
 def _damaged(folder: Path, got: str) -> DataError:
     return DataError(
-        f"model {folder}", expected="the files of one training, written by this version", got=got, remedy="run `urm sft` again"
+        f"model {folder}",
+        expected="the files of one training, written by this version",
+        got=got,
+        remedy="run `urm sft` again",
     )

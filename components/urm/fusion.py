@@ -4,7 +4,7 @@
 
     fused = norm(Σ_m MLP_m(x_m)),  an absent x_m gives a learned vector instead
     token = scale · norm(MLP(fused))                              [D]
-    item  = Σ_m W_m x_m + MLP₀(fused),  MLP₀ zero at the start     [P]
+    item  = Σ_m W_m x_m + MLP₀(fused) / √F,  MLP₀ zero at the start  [P]
 
 The paper states the first two lines; the skip W_m, an isometry at the start, is ours: similarity in item space
 begins as similarity of the frozen vectors instead of noise.
@@ -12,6 +12,7 @@ begins as similarity of the frozen vectors instead of noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -29,24 +30,21 @@ class ItemFusion(nn.Module):
         """Take the width of each modality by name."""
         super().__init__()
         self.names = tuple(widths)
-        self.encoders = nn.ModuleDict(
-            {name: _mlp(width, fusion_width, fusion_width) for name, width in widths.items()}
-        )
+        self.encoders = nn.ModuleDict({name: _mlp(width, fusion_width, fusion_width) for name, width in widths.items()})
         self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(fusion_width)) for name in widths})
         self.skips = nn.ModuleDict({name: nn.Linear(width, item_width, bias=False) for name, width in widths.items()})
         self.norm = nn.LayerNorm(fusion_width)
         self.to_token = _mlp(fusion_width, token_width, token_width)
         self.token_norm = nn.RMSNorm(token_width)
         self.to_item = _mlp(fusion_width, fusion_width, item_width)
-        for skip in self.skips.values():
-            nn.init.orthogonal_(skip.weight)
-        nn.init.zeros_(self.to_item[-1].weight)
-        nn.init.zeros_(self.to_item[-1].bias)
+        for weight in self.skips.parameters():
+            nn.init.orthogonal_(weight)
+        for parameter in self.to_item[-1].parameters():
+            nn.init.zeros_(parameter)
 
-    def match_scale(self, token_embeddings: torch.Tensor) -> None:
-        """Give item tokens the root mean square of the vocabulary's embeddings [V, D]."""
-        with torch.no_grad():
-            self.token_norm.weight.fill_(float(token_embeddings.float().square().mean().sqrt()))
+    def match_scale(self, scale: float) -> None:
+        """Give item tokens the root mean square of the vocabulary's embeddings."""
+        nn.init.constant_(self.token_norm.weight, scale)
 
     def forward(self, vectors: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Fused representation [U, F] of vectors [U, d_m] and their presence flags [U]."""
@@ -54,18 +52,22 @@ class ItemFusion(nn.Module):
             torch.where(present[name][:, None], self.encoders[name](_unit(vectors[name])), self.absent[name])
             for name in self.names
         ]
-        return self.norm(torch.stack(parts).sum(dim=0))
+        fused: torch.Tensor = self.norm(torch.stack(parts).sum(dim=0))
+        return fused
 
     def tokens(self, fused: torch.Tensor) -> torch.Tensor:
         """Token embeddings [U, D] of fused items [U, F]."""
-        return self.token_norm(self.to_token(fused))
+        tokens: torch.Tensor = self.token_norm(self.to_token(fused))
+        return tokens
 
     def items(
         self, fused: torch.Tensor, vectors: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Item-space vectors [U, P] of fused items [U, F]."""
         skips = [self.skips[name](_unit(vectors[name]) * present[name][:, None]) for name in self.names]
-        return torch.stack(skips).sum(dim=0) + self.to_item(fused)
+        residual = self.to_item(fused) / math.sqrt(fused.shape[-1])
+        items: torch.Tensor = torch.stack(skips).sum(dim=0) + residual
+        return items
 
 
 class HistoryEmbedding(nn.Module):
@@ -74,8 +76,6 @@ class HistoryEmbedding(nn.Module):
     def __init__(self, num_behaviors: int, width: int, scale: float) -> None:
         """Row 0 of the behaviours stands for one that training never saw."""
         super().__init__()
-        self.register_buffer("count_edges", torch.tensor(COUNT_EDGES), persistent=False)
-        self.register_buffer("recency_edges", torch.tensor(RECENCY_EDGES_DAYS), persistent=False)
         self.count = nn.Embedding(len(COUNT_EDGES) + 1, width)
         self.recency = nn.Embedding(len(RECENCY_EDGES_DAYS) + 1, width)
         self.behavior = nn.Embedding(num_behaviors + 1, width)
@@ -84,9 +84,10 @@ class HistoryEmbedding(nn.Module):
 
     def forward(self, counts: torch.Tensor, days_since: torch.Tensor, behaviors: torch.Tensor) -> torch.Tensor:
         """Sum of the three embeddings [B, L, D] for counts, days and behaviour numbers, each [B, L]."""
-        count = torch.bucketize(counts.float(), self.count_edges)
-        recency = torch.bucketize(days_since.float(), self.recency_edges)
-        return self.count(count) + self.recency(recency) + self.behavior(behaviors)
+        count = torch.bucketize(counts.float(), counts.new_tensor(COUNT_EDGES, dtype=torch.float32))
+        recency = torch.bucketize(days_since.float(), days_since.new_tensor(RECENCY_EDGES_DAYS))
+        embedding: torch.Tensor = self.count(count) + self.recency(recency) + self.behavior(behaviors)
+        return embedding
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

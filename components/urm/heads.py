@@ -2,12 +2,13 @@
 
     E examples · H user vectors · D hidden width · B contexts · L history items · N candidates
     an item's vector     v = [ item space p (P) ; identity code c (C) ; log frequency (1) ]
-    a user vector        u = [ W h + a·Σᵢ wᵢ pᵢ ;  g·Σᵢ zᵢ cᵢ ; popularity weight ]
+    a user vector        u = [ W h + a·Σᵢ wᵢ pᵢ ; g·Σᵢ zᵢ cᵢ, i of its stripe ; popularity weight ]
     score(user, item)    combine over H of  u_h · v
 
-Departure from the paper, which has W h alone (ADR 4): the sums copy from the history. The pointer zᵢ = σ(qᵢ), with
-q the match of the user token and history item i, says how much that very item is wanted; w is the same match
-normalised over the history and moves the user vector towards such items.
+Departure from the paper, which has W h alone (ADR 4): the sums copy from the history. With m the match of the user
+token and history item i, zᵢ = softplus(mᵢ) says how much that very item is wanted, and w = softmax(m) moves the user
+vector towards such items. The H vectors share the exact copies out among them, every H-th place of the history
+each (a stripe): a sum of n codes blurs each by √(n / C), so H vectors remember H times as many items.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 Combine = Literal["max", "logsumexp", "mean"]
 
@@ -38,11 +40,11 @@ class UserHead(nn.Module):
         )
         self.gains = nn.Linear(hidden_width, 3)  # similar items, these very items, popularity
         self.log_scale = nn.Parameter(torch.tensor(math.log(5.0)))
-        nn.init.normal_(self.project.weight, std=0.002)
+        nn.init.normal_(self.project.weight, std=0.05)
         nn.init.zeros_(self.project.bias)
         nn.init.zeros_(self.gains.weight)
         with torch.no_grad():
-            self.gains.bias.copy_(torch.tensor([1.0, 4.0, 1.0]))
+            self.gains.bias.copy_(torch.tensor([1.0, 2.0, 1.0]))
 
     def forward(
         self,
@@ -64,15 +66,25 @@ class UserHead(nn.Module):
             known: Which history places hold an item [B, L].
         """
         hidden = self.norm(hidden.float())
+        # Of length one: a step of Adam then moves these outputs by hundredths, whatever the hidden width.
+        unit = hidden / math.sqrt(hidden.shape[-1])
         keys, own = self.key(tokens.float()).tensor_split([-1], dim=-1)
         query = self.query(hidden)
         match = torch.einsum("ehk,elk->ehl", query, keys[rows]) / math.sqrt(query.shape[-1]) + own[rows, None, :, 0]
         masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
-        similar, exact, popular = self.gains(hidden).unbind(dim=-1)
+        similar, exact, popular = self.gains(unit).unbind(dim=-1)
         attention = torch.softmax(masked, dim=-1)
-        direction = self.project(hidden) + similar[..., None] * torch.einsum("ehl,elp->ehp", attention, items[rows])
-        copied = exact[..., None] * torch.einsum("ehl,elc->ehc", torch.sigmoid(masked - 3.0), codes[rows])
+        direction = self.project(unit) + similar[..., None] * torch.einsum("ehl,elp->ehp", attention, items[rows])
+        wanted = functional.softplus(masked) * self._stripes(hidden.shape[1], masked.shape[2], hidden.device)
+        copied = exact[..., None] * torch.einsum("ehl,elc->ehc", wanted, codes[rows])
         return torch.cat([self.log_scale.exp() * direction, copied, popular[..., None]], dim=-1)
+
+
+    @staticmethod
+    def _stripes(num_vectors: int, num_items: int, device: torch.device) -> torch.Tensor:
+        """Which user vector may copy which history place [H, L]: every H-th place from the newest on."""
+        place = torch.arange(num_items, device=device) % num_vectors
+        return place == torch.arange(num_vectors, device=device)[:, None]
 
 
 def combine_scores(scores: torch.Tensor, how: Combine) -> torch.Tensor:

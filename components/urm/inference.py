@@ -22,10 +22,10 @@ import torch
 from components.exceptions import MissingInputError
 from components.items.table import ItemTable
 from components.urm.batches import BatchBuilder, ItemReader
-from components.urm.device import mixed_precision, to_device
+from components.urm.device import to_device
 from components.urm.files import load_model
 from components.urm.heads import Combine
-from components.urm.model import Batch, Urm
+from components.urm.model import Batch, Urm, UrmOutput
 from components.urm.request import Floats, Ids, RecallRequest
 from components.urm.retrieval import read_candidates, search
 
@@ -127,7 +127,7 @@ class UrmRecaller:
         writer = self.builder.writer
         prompt = writer.block(request.task, request.query)
         spoken: list[int] = []
-        with torch.inference_mode(), mixed_precision(self._device.type):
+        with torch.inference_mode():
             for _ in range(max_tokens):
                 logits = self.model(self._batch([(request.context, [prompt.continued(spoken)])])).text_logits
                 token = int(logits[-1].argmax())
@@ -139,8 +139,9 @@ class UrmRecaller:
     def _encode(self, groups: Sequence[Sequence[RecallRequest]]) -> Floats:
         block = self.builder.writer.block
         prompts = [(group[0].context, [block(request.task, request.query) for request in group]) for group in groups]
-        with torch.inference_mode(), mixed_precision(self._device.type):
-            return self.model(self._batch(prompts)).user_vectors.cpu().numpy()
+        with torch.inference_mode():
+            output: UrmOutput = self.model(self._batch(prompts))
+        return np.asarray(output.user_vectors.cpu())
 
     def _batch(self, prompts: Sequence[tuple]) -> Batch:  # type: ignore[type-arg]
         return to_device(self.builder.build(prompts)[0], self._device)

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from components.config import UrmConfig
-from components.urm.device import full_precision
+from components.urm.backbone import language_head, token_embeddings
+from components.urm.device import full_precision, mixed_precision
 from components.urm.fusion import HistoryEmbedding, ItemFusion
 from components.urm.heads import UserHead
 from components.urm.packing import attention_mask
@@ -40,6 +41,9 @@ class UrmOutput:
 class Urm(nn.Module):
     """The universal recommendation model."""
 
+    # The Trainer's name for weights that a checkpoint may lack: the tied output embedding, see state_dict.
+    _keys_to_ignore_on_save = ("backbone.lm_head.weight",)
+
     def __init__(
         self, backbone: PreTrainedModel, config: UrmConfig, widths: dict[str, int], num_behaviors: int
     ) -> None:
@@ -53,7 +57,7 @@ class Urm(nn.Module):
         """
         super().__init__()
         self.backbone = backbone
-        embeddings = backbone.get_input_embeddings().weight
+        embeddings = token_embeddings(backbone).weight.detach()
         hidden_width = embeddings.shape[1]
         self.fusion = ItemFusion(
             widths,
@@ -61,19 +65,26 @@ class Urm(nn.Module):
             token_width=hidden_width,
             item_width=config.item_dimension,
         )
-        self.fusion.match_scale(embeddings.detach())
-        scale = float(embeddings.detach().float().square().mean().sqrt())
+        scale = float(embeddings.float().square().mean().sqrt())
+        self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
         self.user_head = UserHead(hidden_width, config.item_dimension, config.fusion_dimension)
         self.dimension = config.item_dimension + config.identity_dimension + 1
         self.popularity_scale = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, batch: Batch) -> UrmOutput:
-        """User vectors, item vectors and text logits of a batch (see batches.py)."""
+        """User vectors, item vectors and text logits of a batch (see batches.py).
+
+        Runs in bfloat16 where the device has it, but for item space and the heads: their inner products rank.
+        """
+        with mixed_precision(batch["token_ids"].device.type):
+            return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> UrmOutput:
         items = batch["items"]
-        fused = self.fusion(items["vectors"], items["present"])  # [U, F]
-        with full_precision(fused.device.type):
-            item_space = self.fusion.items(fused.float(), items["vectors"], items["present"])  # [U, P]
+        with full_precision(items["codes"].device.type):
+            fused = self.fusion(items["vectors"], items["present"])  # [U, F]
+            item_space = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
         places, known = batch["history_items"], batch["history_known"]  # [B, L]
         tokens = self.fusion.tokens(fused)[places] + self.history(
             batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
@@ -88,11 +99,11 @@ class Urm(nn.Module):
                 items["codes"][places],
                 known,
             )
-        logits = self.backbone.get_output_embeddings()(hidden[batch["lm_positions"]])  # [M, V]
+        logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
         return UrmOutput(user_vectors, self._candidates(item_space, items), logits)
 
     def item_vectors(self, items: Batch) -> torch.Tensor:
-        """Candidate vectors [U, P + C + 1] of items alone."""
+        """Candidate vectors [U, P + C + 1] of items alone, in float32."""
         fused = self.fusion(items["vectors"], items["present"])
         return self._candidates(self.fusion.items(fused, items["vectors"], items["present"]), items)
 
@@ -101,7 +112,7 @@ class Urm(nn.Module):
         return torch.cat([item_space, items["codes"], popularity], dim=-1)
 
     def _run_backbone(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
-        embeddings = self.backbone.get_input_embeddings()(batch["token_ids"])  # [B, S, D]
+        embeddings = token_embeddings(self.backbone)(batch["token_ids"])  # [B, S, D]
         sequence, place = batch["item_positions"]
         embeddings = embeddings.index_put(
             (sequence, place), tokens[sequence, batch["item_columns"]].to(embeddings.dtype)
@@ -112,13 +123,18 @@ class Urm(nn.Module):
             position_ids=batch["positions"],
             use_cache=False,
         )
-        return output.last_hidden_state.flatten(0, 1)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def tie_weights(self) -> None:
+        """Share the embedding with the language head again where the backbone does; the Trainer asks for it."""
+        self.backbone.tie_weights()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """Weights by name, a tied output embedding left out: safetensors refuses shared memory."""
         state: dict[str, torch.Tensor] = super().state_dict(*args, **kwargs)
         if self.backbone.config.tie_word_embeddings:
-            head = self.backbone.get_output_embeddings()
+            head = language_head(self.backbone)
             shared = {name for name, module in self.named_modules() if module is head}
             for name in shared:
                 state.pop(f"{name}.weight", None)

@@ -84,7 +84,9 @@ def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
             dtype=torch.long,
         ).reshape(2, -1),
         item_columns=_long([column for _, _, count in items for column in range(count)]),
-        user_positions=_long([[start + p for p in user] for start, row in zip(starts, rows, strict=True) for user in row.user]),
+        user_positions=_long(
+            [[start + p for p in user] for start, row in zip(starts, rows, strict=True) for user in row.user]
+        ),
         lm_positions=_long([start + p for start, row in zip(starts, rows, strict=True) for p in row.predicting]),
         labels=_long([label for row in rows for label in row.labels]),
         block_rows=_long([index for index, row in enumerate(rows) for _ in row.user]),

@@ -25,7 +25,7 @@ PROFILE = (
     "the last {{ days_since_last | round | int }} days ago."
     "{% if top_categories %} Often: {{ top_categories | join(', ') }}.{% endif %} History:"
 )
-ITEM_TOKEN, LM_TOKEN, USER_TOKEN = "[ITEM]", "[LM]", "[UM_{}]"  # noqa: S105  # names of vocabulary entries
+ITEM_TOKEN, LM_TOKEN, USER_TOKEN = "[ITEM]", "[LM]", "[UM_{}]"
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, num_user_vectors: int) -> None:
@@ -110,11 +110,11 @@ class PromptWriter:
 
     def _id(self, token: str) -> int:
         number = self.tokenizer.convert_tokens_to_ids(token)
-        if number is None or number == self.tokenizer.unk_token_id:
+        if not isinstance(number, int) or number == self.tokenizer.unk_token_id:
             raise ConfigError(
                 "tokenizer of the model",
                 expected=f"the special token {token}",
                 got="a vocabulary without it",
                 remedy="use the model directory that the sft stage wrote",
             )
-        return int(number)
+        return number

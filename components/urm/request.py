@@ -100,6 +100,6 @@ def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
             num_items=num_items,
             num_active_days=num_active_days,
             days_since_last=days_since_last,
-            top_categories=tuple(categories[category_offsets[row] : category_offsets[row + 1]]),  # type: ignore[arg-type]
+            top_categories=tuple(categories[category_offsets[row] : category_offsets[row + 1]]),
         )
     return result

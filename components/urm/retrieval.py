@@ -28,7 +28,7 @@ def read_candidates(path: Path) -> faiss.IndexIDMap2:
         MissingInputError: There is neither.
     """
     if path.is_file():
-        return faiss.read_index(str(path))
+        return _as_id_map(path, faiss.read_index(str(path)))
     try:
         keys = np.load(path / "keys.npy", mmap_mode="r", allow_pickle=False)
         vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
@@ -40,6 +40,17 @@ def read_candidates(path: Path) -> faiss.IndexIDMap2:
             remedy="run `urm sft` again",
         ) from None
     return build_index(keys, vectors)
+
+
+def _as_id_map(path: Path, index: faiss.Index) -> faiss.IndexIDMap2:
+    if not isinstance(index, faiss.IndexIDMap2):
+        raise DataError(
+            f"candidates {path}",
+            expected="an index made by build_index",
+            got=type(index).__name__,
+            remedy="build the release again",
+        )
+    return index
 
 
 def search(
@@ -67,7 +78,7 @@ def search(
     Raises:
         DataError: The vectors do not fit the index, or `exclude` does not fit the requests.
     """
-    num_requests, num_vectors, width = user_vectors.shape
+    num_requests, _, width = user_vectors.shape
     if width != index.d or (exclude is not None and len(exclude) != num_requests):
         raise DataError(
             "search",
@@ -107,6 +118,6 @@ def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
 
 def _combined(products: npt.NDArray[np.float32], combine: Combine) -> Floats:
     if combine == "mean":
-        return products.mean(axis=1)
+        return np.asarray(products.mean(axis=1))
     top = products.max(axis=1, keepdims=True)
-    return (top[:, 0] + np.log(np.exp(products - top).mean(axis=1))).astype(np.float32)
+    return np.asarray(top[:, 0] + np.log(np.exp(products - top).mean(axis=1)), dtype=np.float32)

@@ -1,0 +1,60 @@
+"""A new URM around a backbone, with everything that belongs to it, ready for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from components.config import UrmConfig
+from components.items.table import ItemTable
+from components.urm.backbone import extend_vocabulary, load_backbone
+from components.urm.batches import BatchBuilder, ItemReader, usable_modalities
+from components.urm.files import ModelDescription
+from components.urm.model import Urm
+from components.urm.prompt import PromptWriter, add_special_tokens
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """What `build_model` makes.
+
+    Attributes:
+        model: The model, its new modules fresh.
+        builder: Makes its batches.
+        description: How it is built.
+    """
+
+    model: Urm
+    builder: BatchBuilder
+    description: ModelDescription
+
+
+def build_model(
+    config: UrmConfig, table: ItemTable, catalogue: pa.Table, behaviors: Sequence[str], cache: Path
+) -> NewModel:
+    """Load the backbone, add the special tokens, put fusion and heads around it.
+
+    Args:
+        config: Section `urm`.
+        table: Item table with every modality the configuration names and the data has.
+        catalogue: Of schema CATALOGUE, for the items' frequencies.
+        behaviors: Behaviours of the training split.
+        cache: Where a packaged backbone is kept after its conversion.
+    """
+    backbone, tokenizer = load_backbone(
+        config.backbone, num_layers=config.num_layers, pretrained=config.pretrained, cache=cache
+    )
+    add_special_tokens(tokenizer, config.num_user_vectors)
+    extend_vocabulary(backbone, len(tokenizer))
+    frequencies = dict(zip(catalogue["item_id"].to_pylist(), catalogue["train_events"].to_pylist(), strict=True))
+    modalities = usable_modalities(table, config.modalities)
+    reader = ItemReader(table, modalities, config.identity_dimension, frequencies)
+    writer = PromptWriter(tokenizer, config.num_user_vectors, config.history_length)
+    return NewModel(
+        model=Urm(backbone, config, reader.widths, len(behaviors)),
+        builder=BatchBuilder(writer, reader, behaviors, config.copy_length),
+        description=ModelDescription(config=config, widths=reader.widths, behaviors=tuple(behaviors)),
+    )

@@ -1,0 +1,49 @@
+"""Learning rate over a training that ends after a number of steps or a time, whichever comes first."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+WARM_UP_SHARE = 0.05
+FLOOR = 0.02  # of the peak rate, reached at the end
+
+
+class Budget:
+    """Counts steps and seconds of one training; the seconds go on after a resume."""
+
+    def __init__(self, max_steps: int, max_seconds: float) -> None:
+        """Start the clock."""
+        self.max_steps = max_steps
+        self.max_seconds = max_seconds
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, earlier attempts included."""
+        return time.monotonic() - self._started
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the time is over."""
+        return self.seconds >= self.max_seconds
+
+    def progress(self, step: int) -> float:
+        """Share of the training that is done, by the nearer of the two ends, from 0 to 1."""
+        return min(1.0, max(step / self.max_steps, self.seconds / self.max_seconds))
+
+    def rate(self, step: int) -> float:
+        """Learning rate as a share of its peak: linear warm-up, then half a cosine down to FLOOR."""
+        warm_up = max(1.0, WARM_UP_SHARE * self.max_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress(step)))
+        return min(1.0, (step + 1) / warm_up) * (FLOOR + (1 - FLOOR) * cosine)
+
+    def save(self, file: Path) -> None:
+        """Note the seconds beside a checkpoint."""
+        file.write_text(json.dumps({"seconds": self.seconds}))
+
+    def resume(self, file: Path) -> None:
+        """Count on from a checkpoint's note."""
+        self._started = time.monotonic() - float(json.loads(file.read_text())["seconds"])

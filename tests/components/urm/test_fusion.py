@@ -1,0 +1,86 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from components.items.table import ItemTable
+from components.urm.fusion import HistoryEmbedding, ItemFusion
+from components.urm.identity import identity_codes
+
+
+@pytest.fixture
+def fusion():
+    torch.manual_seed(0)
+    return ItemFusion({"id": 4, "text": 6, "price": 2}, fusion_width=8, token_width=10, item_width=12)
+
+
+def features(present=True):
+    torch.manual_seed(1)
+    vectors = {"id": torch.randn(3, 4), "text": torch.randn(3, 6), "price": torch.randn(3, 2)}
+    return vectors, {name: torch.full((3,), present) for name in vectors}
+
+
+def test_any_modality_is_fused_without_a_code_change(fusion):
+    vectors, present = features()
+    fused = fusion(vectors, present)
+    assert fusion.tokens(fused).shape == (3, 10)
+    assert fusion.items(fused, vectors, present).shape == (3, 12)
+    changed = vectors | {"price": vectors["price"] + 1}
+    assert not torch.allclose(fusion(changed, present), fused)
+
+
+def test_absent_vectors_do_not_matter_and_are_not_zeros_to_the_model(fusion):
+    vectors, present = features()
+    present = present | {"text": torch.tensor([False, True, True])}
+    noise = vectors | {"text": torch.cat([torch.full((1, 6), 9.0), vectors["text"][1:]])}
+    torch.testing.assert_close(fusion(noise, present), fusion(vectors, present))
+    torch.nn.init.ones_(fusion.absent["text"])
+    assert not torch.allclose(fusion(vectors, present)[0], fusion(vectors, present | {"text": torch.ones(3).bool()})[0])
+
+
+def test_item_space_starts_as_the_similarity_of_the_frozen_vectors():
+    fusion = ItemFusion({"text": 6}, fusion_width=8, token_width=10, item_width=6)
+    vectors, present = features()
+    items = fusion.items(fusion(vectors, present), vectors, present)
+    unit = torch.nn.functional.normalize(vectors["text"], dim=-1)
+    torch.testing.assert_close(items @ items.T, unit @ unit.T, atol=1e-5, rtol=1e-5)
+
+
+def test_history_embedding_tells_counts_days_and_behaviours_apart():
+    embedding = HistoryEmbedding(num_behaviors=2, width=4, scale=1.0)
+    base = embedding(torch.tensor([[1]]), torch.tensor([[2.0]]), torch.tensor([[1]]))
+    for counts, days, behavior in ((5, 2.0, 1), (1, 80.0, 1), (1, 2.0, 2), (1, 2.0, 0)):
+        assert not torch.allclose(
+            embedding(torch.tensor([[counts]]), torch.tensor([[days]]), torch.tensor([[behavior]])), base
+        )
+    torch.testing.assert_close(embedding(torch.tensor([[1]]), torch.tensor([[2.5]]), torch.tensor([[1]])), base)
+
+
+def test_identity_codes_are_fixed_unit_vectors_nearly_orthogonal():
+    ids = np.array([1, 2, 3, 10**12, -5])
+    codes = identity_codes(ids, 256)
+    np.testing.assert_array_equal(codes, identity_codes(ids, 256))
+    np.testing.assert_array_equal(codes[3], identity_codes(ids[3:4], 256)[0])
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, rtol=1e-5)
+    many = identity_codes(np.arange(2000), 256)
+    products = (many @ many.T)[np.triu_indices(2000, 1)]
+    assert abs(products.mean()) < 1e-3
+    assert products.std() == pytest.approx(1 / 16, rel=0.02)
+    assert identity_codes(ids, 0).shape == (5, 0)
+
+
+def test_frozen_vectors_get_no_gradient_and_do_not_change(new_model, table_dir, tables):
+    def digest():
+        return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(table_dir.glob("*.npy")))).hexdigest()
+
+    before = digest()
+    items = new_model.builder.reader.read(tables.item_ids[:5])
+    frozen = [*items["vectors"].values(), items["codes"]]
+    new_model.model.item_vectors(items).sum().backward()
+    assert all(not tensor.requires_grad and tensor.grad is None for tensor in frozen)
+    optimised = {weight.data_ptr() for weight in new_model.model.parameters()}
+    assert not optimised & {tensor.data_ptr() for tensor in frozen}
+    torch.optim.SGD(new_model.model.parameters(), lr=1.0).step()
+    assert digest() == before
+    assert not ItemTable.open(table_dir).modalities["text"].vectors.flags.writeable

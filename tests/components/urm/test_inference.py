@@ -1,0 +1,129 @@
+import dataclasses
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from components.exceptions import DataError, MissingInputError
+from components.urm.files import save_model
+from components.urm.inference import UrmRecaller
+from components.urm.request import RecallRequest, UserContext, read_contexts
+
+
+@pytest.fixture
+def saved(new_model, tables, tmp_path):
+    model_dir, candidates = tmp_path / "model", tmp_path / "candidates"
+    save_model(model_dir, new_model.model, new_model.builder.writer, new_model.description)
+    candidates.mkdir()
+    recaller = UrmRecaller(new_model.model, new_model.builder, "max")
+    np.save(candidates / "keys.npy", tables.item_ids)
+    np.save(candidates / "vectors.npy", recaller.encode_items(tables.item_ids))
+    return model_dir, candidates
+
+
+@pytest.fixture
+def recaller(saved, table_dir):
+    return UrmRecaller.load(saved[0], table_dir, saved[1])
+
+
+@pytest.fixture
+def requests(tables, config):
+    contexts = list(read_contexts(tables.contexts).values())[:6]
+    return [RecallRequest(c, t, "milk" if t.needs_query else None) for c in contexts for t in config.tasks]
+
+
+def test_a_loaded_model_gives_the_vectors_of_the_saved_one(new_model, recaller, requests):
+    original = UrmRecaller(new_model.model, new_model.builder, "max")
+    np.testing.assert_allclose(recaller.encode_users(requests), original.encode_users(requests), atol=1e-5)
+    assert recaller.num_user_vectors == 3
+    assert recaller.num_candidates == 60
+
+
+def test_no_file_of_a_model_is_pickle(saved):
+    suffixes = {path.suffix for path in saved[0].rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".jinja"}
+
+
+def test_order_and_company_of_requests_do_not_matter(recaller, requests):
+    vectors = recaller.encode_users(requests)
+    assert vectors.shape == (18, 3, recaller.dimension)
+    assert vectors.dtype == np.float32
+    shuffled = np.random.default_rng(0).permutation(len(requests))
+    again = recaller.encode_users([requests[i] for i in shuffled])
+    np.testing.assert_allclose(again, vectors[shuffled], atol=0.02)
+    one = recaller.encode_users([requests[7]])
+    np.testing.assert_allclose(one[0], vectors[7], atol=0.02)
+
+
+def test_scores_are_the_best_inner_products_over_the_catalogue(recaller, requests, saved):
+    vectors = recaller.encode_users(requests[:4])
+    items, scores = recaller.top_k(vectors, 5)
+    keys, candidates = np.load(saved[1] / "keys.npy"), np.load(saved[1] / "vectors.npy")
+    products = np.einsum("nhd,md->nmh", vectors, candidates).max(axis=-1)
+    for row in range(4):
+        assert set(items[row]) == set(keys[np.argsort(-products[row])[:5]])
+        np.testing.assert_allclose(scores[row], np.sort(products[row])[::-1][:5], atol=1e-4)
+
+
+def test_exclude_bought_leaves_out_the_history(recaller, requests):
+    items, _ = recaller.recall(requests, 60)
+    for request, found in zip(requests, items, strict=True):
+        bought = set(request.context.item_ids.tolist())
+        assert (not bought & set(found.tolist())) == request.task.exclude_bought
+        assert len(found) == (60 - len(bought) if request.task.exclude_bought else 60)
+
+
+def test_a_user_without_history_and_one_of_unknown_items_get_the_same_answer(recaller, config):
+    empty = UserContext(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), [], 0, 0, 0, 0.0)
+    unknown = dataclasses.replace(
+        empty, item_ids=np.array([5]), counts=np.array([1]), days_since=np.array([1.0], np.float32), behaviors=["click"]
+    )
+    vectors = recaller.encode_users([RecallRequest(empty, config.tasks[0]), RecallRequest(unknown, config.tasks[0])])
+    assert np.isfinite(vectors).all()
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-4)
+
+
+def test_no_requests_give_no_vectors(recaller):
+    assert recaller.encode_users([]).shape == (0, 3, recaller.dimension)
+
+
+def test_threads_share_a_recaller(recaller, requests):
+    expected = recaller.encode_users(requests)
+    with ThreadPoolExecutor(4) as pool:
+        for vectors in pool.map(lambda _: recaller.encode_users(requests), range(8)):
+            np.testing.assert_array_equal(vectors, expected)
+
+
+def test_generated_text_is_greedy_and_bounded(recaller, requests):
+    text = recaller.generate_text(requests[0], max_tokens=5)
+    assert text == recaller.generate_text(requests[0], max_tokens=5)
+    assert len(text) <= 5
+
+
+def test_a_query_task_without_query_is_refused(requests, config):
+    with pytest.raises(DataError, match="task 'text_query': expected a query text, got None"):
+        RecallRequest(requests[0].context, config.task("text_query"))
+
+
+def test_recall_without_candidates_says_what_to_pass(saved, table_dir, requests):
+    with pytest.raises(MissingInputError, match="pass `candidates`"):
+        UrmRecaller.load(saved[0], table_dir).recall(requests[:1], 3)
+
+
+def test_missing_and_damaged_files_are_named(saved, table_dir, tmp_path):
+    with pytest.raises(MissingInputError, match=r"expected file backbone/config\.json"):
+        UrmRecaller.load(tmp_path / "nowhere", table_dir)
+    broken = tmp_path / "broken"
+    shutil.copytree(saved[0], broken)
+    (broken / "urm.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(DataError, match="files of one training"):
+        UrmRecaller.load(broken, table_dir)
+
+
+def test_the_item_table_of_another_run_is_refused(saved, tables, tmp_path):
+    from components.items.table import write_item_table
+
+    write_item_table(tmp_path / "other", tables.item_ids, {"text": (np.ones((60, 3)), np.ones(60, bool))})
+    with pytest.raises(DataError, match="use the model and the item table of one run"):
+        UrmRecaller.load(saved[0], tmp_path / "other")

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+
+from components.urm.heads import combine_scores
+from components.urm.loss import sampled_nce, text_loss
+
+
+def nce(users, targets, mask, negatives, log_expected, accidental, combine="max"):
+    return float(
+        sampled_nce(
+            torch.tensor(users),
+            torch.tensor(targets),
+            torch.tensor(mask),
+            torch.tensor(negatives),
+            torch.tensor(log_expected),
+            torch.tensor(accidental),
+            combine,
+        )
+    )
+
+
+def test_one_target_one_negative_is_the_softmax_of_two():
+    # s(target) = 2, s(negative) = 1, expected count 1: the loss is -log(e² / (e² + e)).
+    loss = nce([[[1.0, 0.0]]], [[[2.0, 5.0]]], [[True]], [[1.0, -3.0]], [0.0], [[False]])
+    assert loss == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + math.exp(1))), abs=1e-6)
+
+
+def test_log_q_correction_divides_a_negative_by_how_often_it_is_expected():
+    # exp(1 - log 4) = e / 4.
+    loss = nce([[[1.0, 0.0]]], [[[2.0, 5.0]]], [[True]], [[1.0, -3.0]], [math.log(4)], [[False]])
+    assert loss == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + math.exp(1) / 4)), abs=1e-6)
+
+
+def test_sampled_softmax_with_every_item_drawn_once_is_the_full_softmax():
+    torch.manual_seed(0)
+    users, items = torch.randn(1, 1, 4), torch.randn(6, 4)
+    loss = sampled_nce(
+        users,
+        items[None, :1],
+        torch.tensor([[True]]),
+        items,
+        torch.zeros(6),
+        torch.tensor([[True, False, False, False, False, False]]),  # the target itself is accidental
+        "max",
+    )
+    logits = (items @ users[0, 0])[None]
+    assert float(loss) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.tensor([0]))), abs=1e-5)
+
+
+def test_accidental_hits_do_not_count():
+    with_hit = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0], [9.0]], [0.0, 0.0], [[False, True]])
+    without = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0]], [0.0], [[False]])
+    assert with_hit == pytest.approx(without)
+
+
+def test_each_target_pulls_its_best_vector_under_max():
+    users = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], requires_grad=True)
+    loss = sampled_nce(
+        users,
+        torch.tensor([[[3.0, 0.0]]]),  # nearest to the first vector
+        torch.tensor([[True]]),
+        torch.tensor([[0.0, -1.0]]),
+        torch.zeros(1),
+        torch.tensor([[False]]),
+        "max",
+    )
+    loss.backward()
+    assert users.grad[0, 0].abs().sum() > 0.01
+    assert users.grad[0, 1].abs().sum() == 0  # worse on the target and on the negative: neither moves it
+
+
+def test_padding_of_targets_has_no_weight_and_examples_count_alike():
+    one = nce([[[1.0]]], [[[2.0]]], [[True]], [[0.0]], [0.0], [[False]])
+    other = nce([[[1.0]]], [[[1.0]]], [[True]], [[0.0]], [0.0], [[False]])
+    both = nce(
+        [[[1.0]], [[1.0]]],
+        [[[2.0], [2.0]], [[1.0], [7.0]]],
+        [[True, True], [True, False]],
+        [[0.0]],
+        [0.0],
+        [[False], [False]],
+    )
+    assert both == pytest.approx((one + other) / 2)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("max", 3.0), ("mean", 2.0), ("logsumexp", math.log((math.e + math.e**3) / 2))]
+)
+def test_combine(how, expected):
+    assert float(combine_scores(torch.tensor([1.0, 3.0]), how)) == pytest.approx(expected, abs=1e-6)
+    assert float(combine_scores(torch.tensor([2.0, 2.0, 2.0]), how)) == pytest.approx(2.0, abs=1e-6)
+
+
+def test_text_loss_is_the_mean_over_tokens_and_zero_without_text():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
+    assert float(text_loss(logits, torch.tensor([1, 0]))) == pytest.approx((math.log(2) - math.log(3 / 4)) / 2)
+    assert float(text_loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))) == 0.0

@@ -1,0 +1,95 @@
+import faiss
+import numpy as np
+import pytest
+
+from components.exceptions import DataError, MissingInputError
+from components.urm.retrieval import build_index, read_candidates, search
+
+IDS = np.arange(500, 700)
+
+
+@pytest.fixture
+def world():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(len(IDS), 8)).astype(np.float32)
+    users = rng.normal(size=(5, 4, 8)).astype(np.float32)
+    return vectors, users
+
+
+def brute_force(vectors, users, k, combine, exclude=None):
+    """The readable oracle: every item's H products, combined, sorted."""
+    products = np.einsum("ehd,nd->enh", users, vectors)
+    top = products.max(axis=-1, keepdims=True)
+    score = {
+        "max": lambda: products.max(axis=-1),
+        "mean": lambda: products.mean(axis=-1),
+        "logsumexp": lambda: top[..., 0] + np.log(np.exp(products - top).mean(axis=-1)),
+    }[combine]()
+    result = []
+    for row, scores in enumerate(score):
+        order = [i for i in np.argsort(-scores) if exclude is None or IDS[i] not in exclude[row]]
+        result.append(IDS[order[:k]])
+    return result
+
+
+def test_max_is_exact(world):
+    vectors, users = world
+    found, scores = search(build_index(IDS, vectors), users, 20, "max")
+    for items, expected, score in zip(found, brute_force(vectors, users, 20, "max"), scores, strict=True):
+        assert items.tolist() == expected.tolist()
+        assert (np.diff(score) <= 0).all()
+
+
+@pytest.mark.parametrize("combine", ["mean", "logsumexp"])
+def test_other_combinations_are_exact_once_the_union_is_the_catalogue(world, combine):
+    vectors, users = world
+    found, _ = search(build_index(IDS, vectors), users, len(IDS), combine)
+    expected = brute_force(vectors, users, len(IDS), combine)
+    assert [items.tolist() for items in found] == [items.tolist() for items in expected]
+
+
+def test_excluded_items_do_not_appear_and_leave_no_gap(world):
+    vectors, users = world
+    plain, _ = search(build_index(IDS, vectors), users, 10, "max")
+    exclude = [items[:7] for items in plain]
+    found, _ = search(build_index(IDS, vectors), users, 10, "max", exclude)
+    expected = brute_force(vectors, users, 10, "max", exclude)
+    assert [items.tolist() for items in found] == [items.tolist() for items in expected]
+
+
+def test_equal_scores_come_by_item_id():
+    vectors = np.ones((4, 2), dtype=np.float32)
+    found, _ = search(build_index(np.array([9, 3, 7, 5]), vectors), np.ones((1, 2, 2), dtype=np.float32), 4, "max")
+    assert found[0].tolist() == [3, 5, 7, 9]
+
+
+def test_k_beyond_the_catalogue_gives_the_catalogue(world):
+    vectors, users = world
+    found, _ = search(build_index(IDS, vectors), users, 10_000, "max")
+    assert sorted(found[0].tolist()) == IDS.tolist()
+
+
+def test_no_requests_give_no_results(world):
+    assert search(build_index(IDS, world[0]), world[1][:0], 5, "max") == ([], [])
+
+
+def test_vectors_of_another_model_are_refused(world):
+    with pytest.raises(DataError, match="user vectors of width 8"):
+        search(build_index(IDS, world[0]), world[1][..., :3], 5, "max")
+
+
+def test_folder_and_index_file_answer_alike(world, tmp_path):
+    vectors, users = world
+    np.save(tmp_path / "keys.npy", IDS)
+    np.save(tmp_path / "vectors.npy", vectors)
+    faiss.write_index(build_index(IDS, vectors), str(tmp_path / "index.faiss"))
+    folder, file = read_candidates(tmp_path), read_candidates(tmp_path / "index.faiss")
+    for how in ("max", "mean"):
+        assert [a.tolist() for a in search(folder, users, 9, how)[0]] == [
+            a.tolist() for a in search(file, users, 9, how)[0]
+        ]
+
+
+def test_missing_candidates_name_the_file(tmp_path):
+    with pytest.raises(MissingInputError, match=r"no keys\.npy"):
+        read_candidates(tmp_path)
