@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import ibis.expr.types as ir
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.config import FeaturesConfig
@@ -31,16 +32,19 @@ def write_sources(log: ir.Table, items: ir.Table, features: FeaturesConfig, fold
     num_rows = 0
     with ExitStack() as stack:
         for shard in range(int(log.shard.max().execute()) + 1):
-            events = log.filter(log.shard == shard).left_join(words, "item_id").drop("item_id_right").cache()
-            rows = select_rows(events, features.split.train_start).cache()
-            views = {
-                BEHAVIOR_SEQUENCE: behavior_sequence(rows, events, features.history_length),
-                USER_STATISTICS: user_statistics(rows, events),
-            }
-            for name, view in views.items():
-                table = view.to_pyarrow()
+            tables = _shard_tables(log.filter(log.shard == shard), words, features)
+            for name, table in tables.items():
                 if name not in writers:
                     writers[name] = stack.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", table.schema))
                 writers[name].write_table(table)
-            num_rows += table.num_rows
+            num_rows += tables[USER_STATISTICS].num_rows
     return num_rows
+
+
+def _shard_tables(log: ir.Table, words: ir.Table, features: FeaturesConfig) -> dict[str, pa.Table]:
+    with log.left_join(words, "item_id").drop("item_id_right").cache() as events:
+        with select_rows(events, features.split.train_start).cache() as rows:
+            return {
+                BEHAVIOR_SEQUENCE: behavior_sequence(rows, events, features.history_length).to_pyarrow(),
+                USER_STATISTICS: user_statistics(rows, events).to_pyarrow(),
+            }
