@@ -73,19 +73,22 @@ class ServingRelease:
         """Items and scores of each request, best first.
 
         Raises:
-            ReleaseError: The model gives a score that is not finite.
+            ReleaseError: The model gives vectors that are not finite.
         """
         if not requests:
             return []
-        items, scores = self.recaller.recall(requests, k)
-        for request, row in zip(requests, scores, strict=True):
-            if not np.isfinite(row).all():
-                raise ReleaseError(
-                    f"release {self.name}, task {request.task.name!r}",
-                    expected="finite scores",
-                    got=f"{int((~np.isfinite(row)).sum())} of {len(row)} that are not",
-                    remedy="roll back with `urm recall rollback`",
-                )
+        vectors = self.recaller.encode_users(requests)  # [n, H, d]
+        finite = np.isfinite(vectors).all(axis=(1, 2))
+        if not finite.all():
+            raise ReleaseError(
+                f"release {self.name}",
+                expected="finite user vectors",
+                got=f"{int((~finite).sum())} of {len(requests)} requests without",
+                remedy="train again, or roll back with `urm recall rollback`",
+            )
+        nothing = np.empty(0, dtype=np.int64)
+        exclude = [request.context.item_ids if request.task.exclude_bought else nothing for request in requests]
+        items, scores = self.recaller.top_k(vectors, k, exclude)
         return [(ids.tolist(), row.tolist()) for ids, row in zip(items, scores, strict=True)]
 
     def count_unknown(self, item_ids: Sequence[int]) -> int:

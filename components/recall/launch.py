@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import structlog
 import torch
+
+# Before anything that imports Feast, which would switch this library to files shared between processes.
 from prometheus_client import start_http_server
 
 from components.config import RunConfig

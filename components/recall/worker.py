@@ -118,7 +118,7 @@ class RecallWorker:
                 for single in _batches_of_users(entries, 1):
                     self._process(release, single)
                 return
-            self._fail(entries, error)
+            self._fail(release, entries, error)
 
     def _retry(self, release: ServingRelease, entries: list[Entry]) -> None:
         """Entries that were delivered before go one user at a time: one of them may have killed a worker."""
@@ -127,14 +127,30 @@ class RecallWorker:
             self._give_up(exhausted, "delivered too often without a result: a worker died or failed each time")
             self._process(release, [entry for entry in single if entry not in exhausted])
 
-    def _fail(self, entries: list[Entry], error: Exception) -> None:
+    def _fail(self, release: ServingRelease, entries: list[Entry], error: Exception) -> None:
+        """Leave a user's entries pending for a retry; those that had their last one are told apart."""
         reason = f"{type(error).__name__}: {error}"
         exhausted = [entry for entry in entries if entry.deliveries >= self._config.max_deliveries]
-        self._give_up(exhausted, reason)
         for entry in entries:
             if entry not in exhausted:
                 self.metrics.events.labels(outcome="failed").inc()
                 log.warning("event failed", event_id=entry.event.event_id, deliveries=entry.deliveries, reason=reason)
+        if len(exhausted) > 1:
+            self._tell_apart(release, exhausted)
+        else:
+            self._give_up(exhausted, reason)
+
+    def _tell_apart(self, release: ServingRelease, entries: list[Entry]) -> None:
+        """Of a user's events that fail together, give up those that fail when added one by one, oldest first."""
+        for entry in entries:
+            self._store.forget(entry.event)
+        for entry in sorted(entries, key=lambda one: one.event.ts):
+            try:
+                self._infer_and_store(release, [entry])
+            except redis.RedisError:
+                raise
+            except Exception as error:  # as in _process
+                self._give_up([entry], f"{type(error).__name__}: {error}")
 
     def _give_up(self, entries: list[Entry], reason: str) -> None:
         for entry in entries:

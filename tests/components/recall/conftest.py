@@ -23,7 +23,7 @@ from components.release.rollout import Publication, live_workers, roll_out
 from components.release.stage import run as release_stage
 from components.settings import Settings
 from components.storage import StageResult, run_stage
-from tests.components.recall.servers import RedisServer
+from tests.components.recall.servers import RedisServer, free_port
 from tests.components.recall.tiny import LAST_EVENT, make_config, make_run, make_settings
 
 Loader = Callable[[Publication], ServingRelease]
@@ -136,3 +136,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 def make_event(user_id: str = "3", item_id: int | None = 1050, minutes: float = 60.0, **fields: Any) -> Event:
     """An event some minutes after the tiny world's last one."""
     return Event(user_id=user_id, item_id=item_id, ts=LAST_EVENT + timedelta(minutes=minutes), **fields)
+
+
+def free_address() -> str:
+    """An address on which nothing listens."""
+    return f"127.0.0.1:{free_port()}"

@@ -1,6 +1,6 @@
-"""A tiny world for tests: a run directory as the earlier stages leave it, around a random model of two thousand weights.
+"""A tiny world for tests: a run directory as the earlier stages leave it, around a small random model.
 
-Everything is real but small: 60 items, 12 users, two tasks, a one-layer Llama, a Feast store with its online tables.
+Everything is real but small: 60 items, 12 users, three tasks, a one-layer Llama, a Feast store with its online tables.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def make_config() -> RunConfig:
             },
             "tasks": [
                 Task(name="next_purchase", description="d", prompt="recommend what this customer buys").model_dump(),
-                Task(
-                    name="new_item", description="d", prompt="recommend new items", exclude_bought=True
-                ).model_dump(),
+                Task(name="new_item", description="d", prompt="recommend new items", exclude_bought=True).model_dump(),
                 {
                     "name": "text_query",
                     "description": "d",
@@ -223,7 +221,9 @@ def make_model(folder: Path, seed: int) -> None:
     writer = PromptWriter(tokenizer, config.num_user_vectors, config.history_length)
     save_model(folder / "model", model, writer, ModelDescription(config=config, widths=widths, behaviors=("purchase",)))
     frequencies = {int(item): 1 + rank for rank, item in enumerate(ITEM_IDS)}
-    reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities, config.identity_dimension, frequencies)
+    reader = ItemReader(
+        ItemTable.open(folder / "item_table"), config.modalities, config.identity_dimension, frequencies
+    )
     recaller = UrmRecaller(model, BatchBuilder(writer, reader, ("purchase",), config.copy_length), config.combine)
     candidates = folder / "candidates"
     candidates.mkdir()
@@ -235,9 +235,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, of the words that prompts use."""
     words = "<unk> <end> Customer with purchases of items on days the last ago Often History customer recommend".split()
     words += "what this buys new searches shelf . , : ;".split() + [str(number) for number in range(20)]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    unknown, end = words[:2]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, eos_token=end, pad_token=end)
 
 
 def make_popularity(path: Path, config: RunConfig) -> None:

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from components.config import RecallConfig
+from components.recall.api import create_app
+from components.recall.events import EXAMPLE, decode_event
+from components.recall.scripts import STREAM
+from components.recall.store import Result, UserStore
+from components.release.rollout import SERVING, Publication, beat
+from tests.components.recall.conftest import Release, free_address
+from tests.components.recall.tiny import LAST_EVENT
+
+EVENT = {"event_id": "e1", "user_id": "3", "item_id": 1050, "ts": LAST_EVENT.isoformat()}
+
+
+def serve_release(client: redis.Redis, release: Release, order: int = 1) -> None:
+    publication = Publication(release=release.name, bundle=str(release.bundle), order=order)
+    client.set(SERVING, publication.model_dump_json())
+
+
+@pytest.fixture
+def api(client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig) -> Iterator[TestClient]:
+    """The application on a real Redis, with a serving release and no worker."""
+    serve_release(client, releases[0])
+    with TestClient(create_app(releases[0].settings, recall_config), raise_server_exceptions=False) as http:
+        yield http
+
+
+def problem(response: Any, status: int) -> str:
+    """The sentence of a problem document of this status."""
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["type"] == "about:blank"
+    return str(body["detail"])
+
+
+def test_stored_result_is_read_with_titles(
+    api: TestClient, client: redis.Redis, recall_config: RecallConfig, releases: tuple[Release, Release]
+) -> None:
+    at = LAST_EVENT + timedelta(hours=1)
+    result = Result(
+        item_ids=[1001, 7, 1000],
+        scores=[3.0, 2.0, 1.0],
+        release=releases[0].name,
+        event_id="e1",
+        event_ts=LAST_EVENT,
+        computed_at=at,
+    )
+    UserStore(client, recall_config).store("3", {"next_purchase": result}, order=1, revision=1)
+    answer = api.get("/v1/users/3/recall", params={"task": "next_purchase", "k": 2}).json()
+    assert answer == {
+        "user_id": "3",
+        "task": "next_purchase",
+        "source": "model",
+        "release": releases[0].name,
+        "event_id": "e1",
+        "event_ts": "2017-12-17T12:00:00Z",
+        "computed_at": "2017-12-17T13:00:00Z",
+        "query": None,
+        "items": [
+            {"item_id": 1001, "score": 3.0, "title": "item 1001", "category": ["food", "shelf 0"]},
+            {"item_id": 7, "score": 2.0, "title": None, "category": []},
+        ],
+    }
+
+
+def test_user_without_result_gets_the_popular_items_marked_as_such(api: TestClient) -> None:
+    answer = api.get("/v1/users/never-seen/recall", params={"task": "new_item", "k": 3}).json()
+    assert answer["source"] == "fallback"
+    assert [item["item_id"] for item in answer["items"]] == [1000, 1001, 1002]
+    assert answer["event_id"] is None and answer["computed_at"] is None
+    metrics = api.get("/metrics").text
+    assert 'urm_api_reads_total{source="fallback",task="new_item"}' in metrics
+    assert 'urm_api_request_seconds_bucket{le="0.01",route="/v1/users/{user_id}/recall",status="200"}' in metrics
+
+
+def test_release_switch_is_followed(api: TestClient, client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    assert api.get("/readyz").json()["release"] == releases[0].name
+    beat(client, "w", "")
+    serve_release(client, releases[1], order=2)
+    assert api.get("/readyz").json() == {"status": "ok", "release": releases[1].name, "workers": 1}
+    gone = Publication(release="urm-gone", bundle="/nowhere", order=3)
+    client.set(SERVING, gone.model_dump_json())
+    assert api.get("/v1/tasks").json()["release"] == releases[1].name  # what can be read goes on
+
+
+def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
+    first = api.post("/v1/events", json=EVENT)
+    assert first.status_code == 202
+    assert first.json() == {
+        "accepted": 1,
+        "duplicates": 0,
+        "events": [{"event_id": "e1", "status": "accepted"}],
+    }
+    again = api.post("/v1/events", json=[EVENT, {"user_id": "4", "query": "pizza"}]).json()
+    assert (again["accepted"], again["duplicates"]) == (1, 1)
+    assert [event["status"] for event in again["events"]] == ["duplicate", "accepted"]
+    kept = [decode_event(fields["event"]) for _, fields in client.xrange(STREAM)]
+    assert [(event.user_id, event.item_id, event.query) for event in kept] == [("3", 1050, None), ("4", None, "pizza")]
+    assert kept[1].event_id == again["events"][1]["event_id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"user_id": "3"}, "body field 'body': expected item_id or query, or both, got {'user_id': '3'}; see /docs"),
+        ({"item_id": 1}, "body field 'user_id': expected a value, got nothing"),
+        ({**EVENT, "item_id": "x"}, "body field 'item_id': expected a valid integer, .* got 'x'"),
+        ({**EVENT, "item_id": -1}, "body field 'item_id': expected greater than or equal to 0, got -1"),
+        ({**EVENT, "colour": "red"}, "body field 'colour': expected known fields only, got this one"),
+        ({**EVENT, "ts": "2017-01-01T00:00:00"}, "body field 'ts': expected timezone info"),
+        ({**EVENT, "ts": "2999-01-01T00:00:00Z"}, "event 'e1', field 'ts': expected at most 300 s in the future"),
+        ([EVENT, {**EVENT, "user_id": ""}], r"body field '1\.user_id': expected .*at least 1 character"),
+        ([], "body field 'body': expected .*at least 1 item"),
+        ([EVENT] * 1001, "body field 'body': expected .*at most 1000 items"),
+        ("text", "body field 'body': expected a valid dictionary"),
+    ],
+)
+def test_bad_events_are_refused_whole(api: TestClient, client: redis.Redis, body: object, sentence: str) -> None:
+    response = api.post("/v1/events", json=body)
+    detail = problem(response, 422)
+    assert re.match(sentence, detail), detail
+    assert len(detail) < 400
+    assert client.xlen(STREAM) == 0
+
+
+def test_body_that_is_no_json_is_refused(api: TestClient) -> None:
+    response = api.post("/v1/events", content=b"{", headers={"content-type": "application/json"})
+    assert "expected valid JSON" in problem(response, 422)
+
+
+def test_full_stream_asks_to_come_back(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    config = RecallConfig(max_stream_length=2)
+    with TestClient(create_app(releases[0].settings, config)) as api:
+        batch = [{**EVENT, "event_id": f"e{number}"} for number in range(3)]
+        response = api.post("/v1/events", json=batch)
+        assert "expected room below 2 waiting events, got a full stream (1 of 3" in problem(response, 429)
+        assert int(response.headers["retry-after"]) > 0
+        client.delete(STREAM)
+        again = api.post("/v1/events", json=batch).json()
+        assert (again["accepted"], again["duplicates"]) == (1, 2)
+
+
+def test_unknown_task_names_the_known_ones(api: TestClient) -> None:
+    detail = problem(api.get("/v1/users/3/recall", params={"task": "gift"}), 404)
+    assert detail == (
+        "task: expected one of next_purchase, new_item, text_query, got 'gift'; name a task of the serving release."
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "sentence"),
+    [("0", "greater than or equal to 1, got '0'"), ("11", "less than or equal to 10, got '11'"), ("x", "integer")],
+)
+def test_k_out_of_range_is_refused(api: TestClient, k: str, sentence: str) -> None:
+    detail = problem(api.get("/v1/users/3/recall", params={"k": k}), 422)
+    assert detail.startswith("query field 'k': expected ")
+    assert sentence in detail
+
+
+def test_unknown_path_and_method_are_problems_too(api: TestClient) -> None:
+    assert "request GET /v2: expected a path" in problem(api.get("/v2"), 404)
+    assert "request DELETE /v1/events" in problem(api.delete("/v1/events"), 405)
+
+
+def test_without_a_release_reads_are_refused_and_events_kept(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
+) -> None:
+    with TestClient(create_app(releases[0].settings, recall_config)) as api:
+        detail = problem(api.get("/v1/users/3/recall"), 503)
+        assert detail.startswith("recall: expected a serving release, got none yet; run `urm release`")
+        assert "serving release" in problem(api.get("/readyz"), 503)
+        assert api.get("/healthz").json()["status"] == "ok"
+        assert api.post("/v1/events", json=EVENT).status_code == 202
+        client.set(SERVING, Publication(release="urm-x", bundle="/nowhere", order=1).model_dump_json())
+        assert "release urm-x: expected its bundle to be readable" in problem(api.get("/v1/tasks"), 503)
+
+
+def test_redis_that_is_away_is_a_problem(releases: tuple[Release, Release], recall_config: RecallConfig) -> None:
+    settings = releases[0].settings.model_copy(update={"redis_url": f"redis://{free_address()}/0"})
+    with TestClient(create_app(settings, recall_config)) as api:
+        for response in (
+            api.get("/v1/users/3/recall"),
+            api.post("/v1/events", json=EVENT),
+            api.get("/readyz"),
+            api.get("/v1/tasks"),
+        ):
+            assert "expected an answer of Redis, got none" in problem(response, 503)
+            assert int(response.headers["retry-after"]) > 0
+        assert api.get("/healthz").status_code == 200
+
+
+def test_docs_render_without_internet_and_show_examples(api: TestClient) -> None:
+    page = api.get("/docs").text
+    assert "://" not in page
+    for path in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        asset = api.get(f"/static-offline-docs/{path}")
+        assert asset.status_code == 200 and path in page and len(asset.content) > 10_000
+    document = api.get("/openapi.json").json()
+    body = document["paths"]["/v1/events"]["post"]["requestBody"]["content"]["application/json"]
+    assert body["examples"]["purchase"]["value"] == EXAMPLE
+    for value in (example["value"] for example in body["examples"].values()):
+        assert api.post("/v1/events", json=value).status_code == 202
+    recall = document["paths"]["/v1/users/{user_id}/recall"]["get"]["responses"]
+    assert "application/problem+json" in recall["404"]["content"]
+    assert "Problem" in document["components"]["schemas"]
+
+
+def test_api_process_loads_no_model_code() -> None:
+    program = (
+        "import sys, components.recall.api, components.cli, components.settings as s, components.config as c;"
+        "components.recall.api.create_app(s.Settings(), c.RecallConfig());"
+        "print([name for name in ('torch', 'transformers', 'feast', 'mlflow', 'faiss') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import structlog
+from typer.testing import CliRunner
+
+from components import cli
+from components.config import RecallConfig
+from components.recall.deadletters import list_letters
+from components.recall.scripts import STREAM
+from components.recall.store import UserStore
+from components.recall.stream import EventStream
+from components.release.rollout import SERVING, Publication
+from components.settings import get_settings
+from tests.components.recall.conftest import Release, free_address, make_event
+from tests.components.recall.test_store import make_result
+
+
+@pytest.fixture(autouse=True)
+def environment(
+    monkeypatch: pytest.MonkeyPatch, releases: tuple[Release, Release], client: redis.Redis
+) -> Iterator[None]:
+    monkeypatch.setenv("URM_HOME", str(releases[0].settings.home))
+    monkeypatch.setenv("URM_REDIS_URL", releases[0].settings.redis_url)
+    monkeypatch.setenv("COLUMNS", "200")
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+    structlog.reset_defaults()
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, ["recall", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_events_of_a_file_are_fed_once(client: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("\n".join(make_event(event_id=f"e{n}").model_dump_json() for n in range(3)))
+    assert invoke("events", str(path), "--limit", "2") == "2 accepted, 0 accepted before\n"
+    assert invoke("events", str(path)) == "1 accepted, 2 accepted before\n"
+    assert client.xlen(STREAM) == 3
+
+
+def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recall_config: RecallConfig) -> None:
+    assert invoke("dead-letters", "list") == "no dead letters\n"
+    stream = EventStream(client, "a", recall_config)
+    stream.ensure_group()
+    for number in range(2):
+        stream.give_up(f"{number + 1}-0", make_event(event_id=f"e{number}").model_dump_json(), "too odd", 5)
+    assert "too odd" in invoke("dead-letters", "list")
+    assert invoke("dead-letters", "replay", list_letters(client)[0].letter_id) == "1 replayed\n"
+    assert "expected ids or --all" in invoke("dead-letters", "drop")
+    assert invoke("dead-letters", "drop", "--all") == "1 dropped\n"
+    assert list_letters(client) == []
+    assert client.xlen(STREAM) == 1
+
+
+def test_show_prints_recall_beside_events(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
+) -> None:
+    publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
+    client.set(SERVING, publication.model_dump_json())
+    store = UserStore(client, recall_config)
+    result = make_result(1).model_copy(update={"item_ids": [1001, 1002], "scores": [2.0, 1.0]})
+    store.store("3", {"next_purchase": result}, order=1, revision=1)
+    store.remember([make_event(item_id=1050, query="pizza")])
+    output = invoke("show", "3")
+    assert "item 1001" in output and "item 1002" in output
+    assert "purchase item 1050 “pizza”" in output
+
+
+def test_nothing_to_show_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    with pytest.raises(Exception, match="recall: expected a serving release, got none yet"):
+        invoke("show", "3")
+    publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
+    client.set(SERVING, publication.model_dump_json())
+    with pytest.raises(Exception, match="user '3': expected a stored result for task 'next_purchase', got none"):
+        invoke("show", "3")
+    with pytest.raises(Exception, match="task: expected one of next_purchase, new_item, text_query, got 'gift'"):
+        invoke("show", "3", "--task", "gift")
+
+
+def test_redis_that_is_away_is_one_sentence_and_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("URM_REDIS_URL", f"redis://:secret@{free_address()}/0")
+    get_settings.cache_clear()
+    path = tmp_path / "events.jsonl"
+    path.write_text(json.dumps({"user_id": "3", "item_id": 1}))
+    for arguments in (["dead-letters", "list"], ["show", "3"], ["events", str(path)]):
+        monkeypatch.setattr("sys.argv", ["urm", "recall", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.run_app()
+        assert caught.value.code == 3
+        message = capsys.readouterr().err
+        assert "Redis at redis://127.0.0.1:" in message and "expected an answer" in message
+        assert "Traceback" not in message and "secret" not in message

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import redis
+
+from components.exceptions import MissingInputError, ReleaseError, UnavailableError
+from components.recall.worker import RecallWorker
+from components.release.promote import deploy, rollback, run
+from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, open_registry, version_of_alias
+from components.release.rollout import (
+    SERVING,
+    WANTED,
+    Answer,
+    Publication,
+    answer,
+    beat,
+    publish,
+    read_publication,
+    roll_out,
+)
+from components.storage import StageResult, run_stage
+from tests.components.recall.conftest import Release, StartWorker, free_address, wait_until
+
+
+def promote(release: Release) -> StageResult:
+    return run_stage("promote", run, config=release.config, run_dir=str(release.run_dir), settings=release.settings)
+
+
+def alias(release: Release, name: str) -> str | None:
+    found = version_of_alias(open_registry(release.settings), "urm", name)
+    return None if found is None else str(found.tags["urm.release"])
+
+
+def test_promote_twice_and_roll_back(
+    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
+) -> None:
+    first, second = releases
+    start_worker()
+    result = promote(first)
+    deployment = json.loads(Path(result.outputs["deployment"]).read_text())
+    assert deployment["release"] == first.name
+    assert deployment["outcome"] == "serving"
+    assert alias(first, CHAMPION) == first.name
+    promote(second)
+    assert (alias(first, CHAMPION), alias(first, PREVIOUS), alias(first, CANDIDATE)) == (second.name, first.name, None)
+    promote(second)  # again: changes nothing
+    assert (alias(first, CHAMPION), alias(first, PREVIOUS)) == (second.name, first.name)
+    assert rollback(first.settings, first.config.release)["release"] == first.name
+    assert (alias(first, CHAMPION), alias(first, PREVIOUS)) == (first.name, second.name)
+    serving = read_publication(client, SERVING)
+    assert serving is not None and serving.release == first.name
+
+
+def test_rejected_release_leaves_aliases_and_wish_as_they_were(
+    client: redis.Redis, releases: tuple[Release, Release], promoted: tuple[RecallWorker, Publication]
+) -> None:
+    champion = alias(releases[0], CHAMPION)
+    version = str(releases[1].result.metrics["version"])
+    with pytest.raises(ReleaseError, match="release urm-wrong: expected every worker to serve it, got a rejection"):
+        deploy(
+            releases[1].settings,
+            releases[1].config.release,
+            model_name="urm",
+            version=version,
+            release="urm-wrong",
+            bundle=str(releases[1].bundle),
+        )
+    assert alias(releases[0], CHAMPION) == champion
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == releases[0].name
+
+
+def test_nobody_there_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    with pytest.raises(UnavailableError, match="recall workers: expected at least one alive, got no heartbeat"):
+        promote(releases[0])
+    assert read_publication(client, WANTED) is None
+    url = f"redis://:secret@{free_address()}/0"
+    settings = releases[0].settings.model_copy(update={"redis_url": url})
+    with pytest.raises(UnavailableError, match=r"Redis at redis://127\.0\.0\.1:.*expected an answer") as caught:
+        run_stage("promote", run, config=releases[0].config, run_dir=str(releases[0].run_dir), settings=settings)
+    assert "secret" not in str(caught.value)
+
+
+def test_silent_worker_makes_it_time_out_and_the_wish_is_restored(client: redis.Redis) -> None:
+    before = publish(client, "urm-a", "/a")
+    beat(client, "stuck", "")
+    with pytest.raises(ReleaseError, match=r"no answer from stuck within 0\.3 s.*wanted before is wanted again"):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.3)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and (wanted.release, wanted.bundle) == (before.release, before.bundle)
+    assert wanted.order > before.order
+
+
+def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> None:
+    beat(client, "stuck", "")
+
+    def overtake() -> None:
+        wait_until(lambda: read_publication(client, WANTED))
+        publish(client, "urm-c", "/c")
+
+    thread = threading.Thread(target=overtake)
+    thread.start()
+    with pytest.raises(ReleaseError):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.5)
+    thread.join()
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == "urm-c"
+
+
+def test_all_live_workers_must_answer(client: redis.Redis) -> None:
+    beat(client, "quick", "")
+    beat(client, "slow", "")
+
+    def answer_one() -> None:
+        wait_until(lambda: read_publication(client, WANTED))
+        publication = read_publication(client, WANTED)
+        assert publication is not None
+        answer(client, publication, "quick", Answer(outcome="serving", seconds=0.1))
+
+    thread = threading.Thread(target=answer_one)
+    thread.start()
+    with pytest.raises(ReleaseError, match="no answer from slow"):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.5)
+    thread.join()
+
+
+def test_bundle_that_is_gone_is_named(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    with pytest.raises(MissingInputError, match="release urm-x: expected its bundle at /nowhere, got nothing"):
+        deploy(
+            releases[0].settings,
+            releases[0].config.release,
+            model_name="urm",
+            version="1",
+            release="urm-x",
+            bundle="/nowhere",
+        )
