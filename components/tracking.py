@@ -31,6 +31,32 @@ def track(stage: StageRun) -> Iterator[mlflow.entities.Run]:
             yield run
 
 
+def log_examples(stage: StageRun, *splits: str) -> None:
+    """Note on the open run, as MLflow data sets, which examples of the features stage it uses."""
+    import mlflow
+    import mlflow.data.sources as sources
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    from mlflow.data.pandas_dataset import from_pandas
+
+    path = stage.path("features", "examples")
+    # The class is made when MLflow is imported; a plain path would have it warn that two classes fit.
+    source = sources.LocalArtifactDatasetSource(str(path))  # type: ignore[attr-defined]
+    for split in splits:
+        rows = pq.read_table(
+            path, columns=["example_id", "task", "target_item_ids"], filters=pc.field("split") == split
+        )
+        # Floats: MLflow hints at missing values for every integer column.
+        columns = {
+            "example_id": rows.column("example_id").cast("float64"),
+            "task": rows.column("task"),
+            "num_targets": pc.list_value_length(rows.column("target_item_ids")).cast("float64"),
+        }
+        frame = pa.table(columns).to_pandas()
+        mlflow.log_input(from_pandas(frame, source=source, name=f"{stage.config.name}.{split}"), context=split)
+
+
 def parent_run_id(stage: StageRun) -> str:
     """Id of the pipeline run's MLflow run, made on first use and noted in the run directory."""
     import mlflow

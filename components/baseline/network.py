@@ -68,6 +68,7 @@ class Interest(NamedTuple):
 
     keys: Tensor  # [B, L + 1, h]
     values: Tensor  # [B, L + 1, h]
+    mask: Tensor  # [B, L + 1] bool, what may be attended to
     pooled: Tensor  # [B, d + S]
 
 
@@ -133,13 +134,12 @@ class TargetAttention(nn.Module):
         items = F.embedding(batch.items.clamp(max=self.shape.num_items - 1), catalogue.vectors)
         items = items + self.behavior(batch.behaviors) + self.count(_step(batch.counts))
         items = items + self.recency(_step(batch.days))
-        # A key of zero length scores every candidate zero: the empty slot, and where a history is padded too.
-        padded = (~present).unsqueeze(-1)
-        keys = F.pad(self.to_key(items).masked_fill(padded, 0.0), (0, 0, 0, 1))
-        values = F.pad(self.to_value(items).masked_fill(padded, 0.0), (0, 0, 0, 1))
+        # The empty slot comes last: its key of zero length scores every candidate zero.
+        keys, values = F.pad(self.to_key(items), (0, 0, 0, 1)), F.pad(self.to_value(items), (0, 0, 0, 1))
         weights = self.to_pooling(items).squeeze(-1).masked_fill(~present, -1e9).softmax(-1) * present
         pooled = torch.einsum("bl,bld->bd", weights, items)
-        return Interest(keys, values, torch.cat([pooled, batch.statistics], dim=-1))
+        mask = F.pad(present, (0, 1), value=True)
+        return Interest(keys, values, mask, torch.cat([pooled, batch.statistics], dim=-1))
 
     def encode_users(self, batch: ExampleBatch, interest: Interest) -> Tensor:
         """User vectors under task and query, [E, d]."""
@@ -149,8 +149,8 @@ class TargetAttention(nn.Module):
 
     def attend(self, queries: Tensor, interest: Interest) -> Tensor:
         """Attended history of each candidate, [B, C, h], for queries of shape [B, C, h]."""
-        keys, values = interest.keys.unsqueeze(1), interest.values.unsqueeze(1)
-        return F.scaled_dot_product_attention(queries.unsqueeze(1), keys, values).squeeze(1)
+        keys, values, mask = interest.keys.unsqueeze(1), interest.values.unsqueeze(1), interest.mask[:, None, None]
+        return F.scaled_dot_product_attention(queries.unsqueeze(1), keys, values, attn_mask=mask).squeeze(1)
 
     def activate(self, hidden: Tensor, users: Tensor, batch: ExampleBatch) -> Tensor:
         """Output of the MLP, [E, C], for the user-independent part of its first layer, [B, C, h]."""

@@ -15,11 +15,9 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from mlflow.data.pandas_dataset import from_pandas
 from safetensors.torch import save_file
 
 from components.baseline.batches import Batcher
@@ -33,7 +31,7 @@ from components.baseline.target_attention import TargetAttentionScorer, build_ne
 from components.baseline.training import TrainingSummary, train
 from components.config import SPLITS
 from components.storage import StageReport, StageRun
-from components.tracking import track
+from components.tracking import log_examples, track
 
 POPULARITY_DEPTH = 1000
 HALF_LIVES_DAYS = (30.0, 90.0, 365.0)  # the rules' few settings, chosen on validation
@@ -55,7 +53,7 @@ def run(stage: StageRun) -> StageReport:
     )
     with track(stage):
         mlflow.log_params(config.baseline.model_dump() | {"k": config.evaluation.k})
-        _log_dataset(stage, data)
+        log_examples(stage, *SPLITS)
         popularity = Popularity(data)
         scorers: dict[str, Scorer] = {"popularity": popularity, **_fit_rules(stage, data)}
         network, summary = _train_network(stage, data, popularity)
@@ -132,22 +130,6 @@ def _validate(scorers: Mapping[str, Scorer], data: Dataset, k: int) -> dict[str,
 def _as_table(recalls: dict[str, dict[str, float]]) -> dict[str, list[Any]]:
     tasks = list(next(iter(recalls.values())))
     return {"task": tasks} | {name: [recall[task] for task in tasks] for name, recall in recalls.items()}
-
-
-def _log_dataset(stage: StageRun, data: Dataset) -> None:
-    examples = data.examples
-    for split in SPLITS:
-        rows = examples.rows(split)
-        frame = pd.DataFrame(
-            {
-                "example_id": examples.ids[rows],
-                "task": [data.tasks[task].name for task in examples.tasks[rows]],
-                "num_targets": np.diff(examples.target_offsets)[rows],
-            }
-        )
-        source = str(stage.path("features", "examples"))
-        dataset = from_pandas(frame, source=source, name=f"{stage.config.name}.{split}")
-        mlflow.log_input(dataset, context=split)
 
 
 def _write_predictions(path: Path, scorers: Mapping[str, Scorer], data: Dataset, k: int) -> None:

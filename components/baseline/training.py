@@ -21,6 +21,7 @@ from components.config import BaselineConfig
 WARM_UP_STEPS = 20
 FINAL_RATE = 0.02  # share of the learning rate left at the end of the linear decay
 LOG_STEPS = 10
+CLOCK_STEPS = 50
 EVALUATIONS_PER_EPOCH = 2
 
 LogFunction = Callable[[int, dict[str, float]], None]
@@ -53,7 +54,7 @@ def train(
     """Train in place; the network ends with the weights of the best validation recall@k.
 
     The learning rate falls linearly with whichever runs out first, epochs or seconds, so that a run cut short by the
-    clock still ends on a small rate. Equal seeds therefore give equal weights only where the time limit is not met.
+    clock still ends on a small rate. Equal seeds give equal weights only where the clock does not run ahead.
 
     Args:
         network: What to train.
@@ -72,14 +73,16 @@ def train(
     summary, started = trainer.summary, time.monotonic()
 
     for batch_rows in _batches(data, rows, config, seed):
-        elapsed = (time.monotonic() - started) / config.max_seconds
+        # In whole steps of the clock, so that it changes nothing while the epochs are ahead of it.
+        elapsed = int((time.monotonic() - started) / config.max_seconds * CLOCK_STEPS) / CLOCK_STEPS
         trainer.step(batch_rows, progress=max(summary.steps / num_steps, elapsed))
         if summary.steps % LOG_STEPS == 0:
             log(summary.steps, trainer.latest())
         out_of_time = time.monotonic() - started >= config.max_seconds
         if summary.steps % eval_steps == 0 or summary.steps == num_steps or out_of_time:
             recall = validation_recall(network, trainer.batcher, k)
-            log(summary.steps, {f"validation_recall.{name}": value for name, value in recall.items()})
+            recalls = {f"validation_recall.{name}": value for name, value in recall.items()}
+            log(summary.steps, trainer.latest() | recalls)
             if watch.stop_after(summary, recall):
                 summary.stopped_by = "patience"
                 break

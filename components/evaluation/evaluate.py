@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from mlflow.data.pandas_dataset import from_pandas
 
 from components.baseline.schema import PREDICTION_DEPTH
 from components.evaluation.bootstrap import compare
@@ -28,7 +27,7 @@ from components.evaluation.summary import (
     tabulate,
 )
 from components.storage import StageReport, StageRun
-from components.tracking import track
+from components.tracking import log_examples, track
 
 
 def run(stage: StageRun) -> StageReport:
@@ -57,7 +56,7 @@ def run(stage: StageRun) -> StageReport:
         metrics = summarise(table, comparison, config)
         write_report(stage.output / "report.md", stage.config, metrics, table)
         draw_figure(stage.output / "figure.png", metrics, config.k)
-        _log(stage, test, table, metrics)
+        _log(stage, table, metrics)
     return StageReport(
         outputs={
             "predictions": "predictions.parquet",
@@ -74,11 +73,9 @@ def _read_test(stage: StageRun) -> pa.Table:
     return pq.read_table(stage.path("features", "examples"), filters=pc.field("split") == "test")
 
 
-def _log(stage: StageRun, test: TestExamples, table: pd.DataFrame, metrics: dict[str, Any]) -> None:
+def _log(stage: StageRun, table: pd.DataFrame, metrics: dict[str, Any]) -> None:
     mlflow.log_params({"k": stage.config.evaluation.k, "bootstrap_samples": stage.config.evaluation.bootstrap_samples})
-    frame = pd.DataFrame({"example_id": test.ids.astype(float), "user_id": test.users, "task": test.tasks})
-    source = str(stage.path("features", "examples"))
-    mlflow.log_input(from_pandas(frame, source=source, name=f"{stage.config.name}.test"), context="test")
+    log_examples(stage, "test")
     values = {f"mean_recall.{model}": value for model, value in metrics["mean_recall"].items()}
     values |= {name: metrics[name] for name in ("mean_lift", "mean_lift_low", "mean_lift_high", "tasks_won")}
     for task, result in metrics["tasks"].items():

@@ -1,0 +1,103 @@
+"""The network scores a candidate alike on all its paths, and learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from components.baseline.batches import Batcher
+from components.baseline.data import Dataset
+from components.baseline.network import TargetAttention, match_features
+from components.baseline.rules import Popularity
+from components.baseline.target_attention import TargetAttentionScorer, build_network, score_training_batch
+from components.config import RunConfig
+
+
+@pytest.fixture
+def network(data: Dataset, config: RunConfig) -> TargetAttention:
+    torch.manual_seed(0)
+    network = build_network(data, config.baseline, Popularity(data).counts)
+    with torch.no_grad():
+        for parameter in network.parameters():  # nothing may hide behind a zero
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    return network
+
+
+@pytest.fixture
+def batcher(data: Dataset, config: RunConfig) -> Batcher:
+    return Batcher(data, config.baseline.history_length)
+
+
+def test_training_and_catalogue_scores_agree(data: Dataset, network: TargetAttention, batcher: Batcher) -> None:
+    rows = data.examples.rows("test")[:12]
+    catalogue = TargetAttentionScorer(network, batcher).score(rows)
+    batch = batcher.training(rows)
+    negatives = torch.arange(len(data.items))
+    with torch.no_grad():
+        own, shared = score_training_batch(network, batch, negatives)
+    for row, context in enumerate(batch.examples.contexts.tolist()):
+        items = batch.own.items[context]
+        real = items < len(data.items)
+        assert torch.allclose(own[row][real], catalogue[row][items[real]], atol=1e-4)
+        # Shared negatives lack the match features: they agree outside the history.
+        bought = items[batch.own.match[context, :, 0] > 0]
+        outside = torch.ones(len(data.items), dtype=torch.bool).index_fill(0, bought, False)
+        assert torch.allclose(shared[row][outside], catalogue[row][outside], atol=1e-4)
+        assert not torch.allclose(shared[row][bought], catalogue[row][bought], atol=1e-2)
+
+
+def test_scores_depend_neither_on_the_batch_nor_on_padding(
+    data: Dataset, network: TargetAttention, batcher: Batcher
+) -> None:
+    scorer, rows = TargetAttentionScorer(network, batcher), data.examples.rows("test")[:9]
+    together = scorer.score(rows)
+    for position in (0, 4, 8):
+        assert torch.allclose(scorer.score(rows[position : position + 1])[0], together[position], atol=1e-4)
+
+
+def test_targets_are_marked_once_each(data: Dataset, batcher: Batcher) -> None:
+    rows = data.examples.rows("train")[:20]
+    batch = batcher.training(rows)
+    assert batch.targets.sum(dim=1).numpy() == pytest.approx(np.ones(len(rows)))
+    for row, weights in zip(rows, batch.targets, strict=True):
+        context = batch.examples.contexts[int(np.flatnonzero(rows == row)[0])]
+        marked = batch.own.items[context][weights > 0]
+        span = slice(*data.examples.target_offsets[row : row + 2])
+        assert sorted(marked.tolist()) == sorted(data.examples.targets[span].tolist())
+
+
+def test_task_and_query_change_the_scores(data: Dataset, network: TargetAttention, batcher: Batcher) -> None:
+    rows = data.examples.rows("test")
+    same = rows[data.examples.contexts[rows] == data.examples.contexts[rows[0]]]
+    scores = TargetAttentionScorer(network, batcher).score(same)
+    assert len(same) > 1
+    assert not torch.allclose(scores[0], scores[1], atol=1e-2)
+
+
+def test_the_history_is_seen(data: Dataset, network: TargetAttention, config: RunConfig) -> None:
+    rows = data.examples.rows("test")[:3]
+    long = TargetAttentionScorer(network, Batcher(data, 30)).score(rows)
+    short = TargetAttentionScorer(network, Batcher(data, 1)).score(rows)
+    assert not torch.allclose(long, short, atol=1e-2)
+
+
+def test_empty_histories_score_finitely(data: Dataset, network: TargetAttention, batcher: Batcher) -> None:
+    rows = data.examples.rows("test")[:2]
+    context = int(data.examples.contexts[rows[0]])
+    offsets = data.contexts.offsets.copy()
+    length = offsets[context + 1] - offsets[context]
+    keep = np.r_[0 : offsets[context], offsets[context + 1] : len(data.contexts.items)]
+    offsets[context + 1 :] -= length
+    contexts = data.contexts
+    emptied = type(contexts)(
+        contexts.items[keep], contexts.counts[keep], contexts.days[keep], contexts.behaviors[keep], offsets,
+        contexts.statistics, contexts.num_behaviors,
+    )  # fmt: skip
+    world = Dataset(data.items, emptied, data.examples, data.tasks)
+    assert torch.isfinite(TargetAttentionScorer(network, Batcher(world, 30)).score(rows)).all()
+
+
+def test_match_features_by_hand() -> None:
+    features = match_features(torch.tensor([3.0]), torch.tensor([28.0]), torch.tensor([12.0]))[0]
+    often, slow = np.log(4), 2 ** (-28 / 112)
+    expected = [1, often, np.log(29) / 4, 2**-4, 0.5, slow, 0.25, often * slow]
+    assert features.numpy() == pytest.approx(expected, rel=1e-5)
