@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from components.exceptions import ConfigError
+from components.exceptions import ConfigError, UnavailableError
 
 log = structlog.get_logger()
 
@@ -41,7 +41,8 @@ class VectorCache:
         dimension: Length of a vector.
 
     Raises:
-        ConfigError: The folder cannot be written.
+        ConfigError: The file cannot be written.
+        UnavailableError: Another process keeps it locked, or the disk is full (raised by `get` and `put` too).
     """
 
     def __init__(self, folder: Path, encoder: str, identity: str, dimension: int) -> None:
@@ -49,14 +50,9 @@ class VectorCache:
         self.dimension = dimension
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._open_or_rebuild()
-        except (OSError, sqlite3.OperationalError) as error:
-            raise ConfigError(
-                f"vector cache {self.path}",
-                expected="a file that can be written",
-                got=error,
-                remedy="set URM_CACHE_DIR to a folder of yours",
-            ) from error
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._open_or_rebuild()
 
     def get(self, digests: Sequence[bytes]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
         """Stored vectors.
@@ -93,8 +89,26 @@ class VectorCache:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.path, timeout=_LOCK_SECONDS)) as connection:
-            yield connection
+        try:
+            with closing(sqlite3.connect(self.path, timeout=_LOCK_SECONDS)) as connection:
+                yield connection
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR")):
+                raise UnavailableError(
+                    f"vector cache {self.path}",
+                    expected="a store within a minute",
+                    got=error,
+                    remedy="free the disk or wait for the other process",
+                ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"vector cache {self.path}",
+            expected="a file that can be written",
+            got=error,
+            remedy="set URM_CACHE_DIR to a folder of yours",
+        )
 
     def _open_or_rebuild(self) -> None:
         try:

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from components.exceptions import ConfigError, DataError
+from components.items.image import DIMENSION, ImageEncoder, _decode, encode_images
+
+FASHION = Path(__file__).parents[4] / "shared/data/fashion_small/items.parquet"
+
+
+@pytest.fixture(scope="session")
+def encoder() -> ImageEncoder:
+    return ImageEncoder("efficientnet-lite0", torch.device("cpu"))
+
+
+def save(path: Path, color: str, mode: str = "RGB", size: tuple[int, int] = (40, 60)) -> str:
+    Image.new("RGB", size, color).convert(mode).save(path)
+    return str(path)
+
+
+@pytest.mark.skipif(not FASHION.exists(), reason="the shared data folder is not beside the repository")
+def test_nearest_neighbours_are_articles_of_the_same_type(encoder: ImageEncoder, tmp_path: Path) -> None:
+    table = pq.read_table(FASHION, columns=["item_id", "article_type", "image_webp"]).to_pandas()
+    chosen = ["Tshirts", "Watches", "Handbags", "Sunglasses", "Jeans", "Sports Shoes", "Ties", "Belts"]
+    sample = table[table.article_type.isin(chosen)].groupby("article_type").head(5)
+    assert sample.article_type.nunique() == len(chosen)
+    uris = []
+    for row in sample.itertuples():
+        path = tmp_path / f"{row.item_id}.webp"
+        path.write_bytes(row.image_webp)
+        uris.append(str(path))
+
+    images = encode_images(uris, encoder, tmp_path / "cache")
+
+    assert images.present.all()
+    vectors = images.vectors.astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -1)
+    kinds = sample.article_type.to_numpy()
+    same = (kinds[similarity.argmax(axis=1)] == kinds).mean()
+    assert same > 0.6  # chance: 4 of the 39 others, 0.10
+
+
+def test_the_classifier_knows_a_solid_picture_from_noise(encoder: ImageEncoder) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (1, 224, 224, 3), dtype=np.uint8)
+    pixels = np.concatenate([np.full_like(noise, 20), np.full_like(noise, 24), noise])
+    vectors = encoder.encode(pixels).astype(np.float32)
+    similarity = vectors @ vectors.T
+    assert similarity[0, 1] > 0.95 > similarity[0, 2]
+
+
+def test_missing_and_unreadable_images_are_absent_and_counted(encoder: ImageEncoder, tmp_path: Path) -> None:
+    good = save(tmp_path / "good.png", "red")
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(Path(good).read_bytes()[:60])
+    text = tmp_path / "text.jpg"
+    text.write_text("no image")
+    uris = [None, good, str(tmp_path / "gone.png"), str(torn), "", str(text), f"file://{good}", good, "nosuch://x/y"]
+
+    images = encode_images(uris, encoder, tmp_path / "cache")
+
+    assert images.present.tolist() == [False, True, False, False, False, False, True, True, False]
+    assert images.vectors.shape == (9, DIMENSION)
+    assert not images.vectors[~images.present].any()
+    assert set(images.unreadable) == {str(tmp_path / "gone.png"), str(torn), str(text), "nosuch://x/y"}
+    assert "FileNotFoundError" in images.unreadable[str(tmp_path / "gone.png")]
+    assert "UnidentifiedImageError" in images.unreadable[str(text)]
+    assert images.num_images == 6
+
+
+def test_an_image_is_encoded_once_for_its_content(
+    encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [save(tmp_path / "a.png", "red"), save(tmp_path / "b.png", "blue")]
+    first = encode_images(uris, encoder, tmp_path / "cache")
+    assert first.num_cached == 0
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(ImageEncoder, "encode", refuse)
+    moved = str(tmp_path / "moved.png")
+    Path(uris[0]).rename(moved)
+    second = encode_images([moved, uris[1]], encoder, tmp_path / "cache")
+    assert second.num_cached == 2
+    np.testing.assert_array_equal(first.vectors, second.vectors)
+
+
+def test_not_one_readable_image_is_a_mistake_in_the_data(encoder: ImageEncoder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"images of 2 items: expected at least one .* got none, e\.g\. .*/a\.png"):
+        encode_images([str(tmp_path / "a.png"), str(tmp_path / "b.png")], encoder, tmp_path / "cache")
+
+
+def test_items_without_images_at_all_are_absent(encoder: ImageEncoder, tmp_path: Path) -> None:
+    images = encode_images([None, None], encoder, tmp_path / "cache")
+    assert images.vectors.shape == (2, DIMENSION)
+    assert not images.present.any()
+
+
+def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(stream, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert "DecompressionBombError" in str(_decode(stream.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGB", "png"), ("L", "jpg"), ("P", "gif"), ("CMYK", "jpg"), ("1", "png")]
+)
+def test_every_colour_mode_becomes_rgb_on_white(tmp_path: Path, mode: str, suffix: str) -> None:
+    pixels = _decode(Path(save(tmp_path / f"x.{suffix}", "black", mode)).read_bytes())
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.shape == (224, 224, 3)
+    assert pixels[112, 112].max() < 10  # the picture
+    assert pixels[112, 2].min() > 245  # the padding beside a tall picture
+
+
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.new("RGBA", (50, 50), (0, 0, 0, 0)).save(path)
+    pixels = _decode(path.read_bytes())
+    assert isinstance(pixels, np.ndarray)
+    assert (pixels == 255).all()
+
+
+def test_an_encoder_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"expected 'efficientnet-lite0' or nothing, got 'resnet'"):
+        ImageEncoder("resnet", torch.device("cpu"))
