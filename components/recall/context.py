@@ -3,6 +3,9 @@
 Rule for time: "now" is one microsecond after the user's newest event, as for every row of the feature store, never
 the clock of the machine; so a replay of old events gives what it would have given then. An event that is older than
 the features is taken to be in them; a late event among the live ones falls into its place by its own time.
+
+The result equals the offline history of the same instant, but for two things that the online store does not hold: the
+counts behind `top_categories`, and items beyond the history's length; such an item that comes back counts as new.
 """
 
 from __future__ import annotations

@@ -50,7 +50,6 @@ def test_events_of_a_file_are_fed_once(client: redis.Redis, tmp_path: Path) -> N
 
 
 def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recall_config: RecallConfig) -> None:
-    assert invoke("dead-letters", "list") == "no dead letters\n"
     stream = EventStream(client, "a", recall_config)
     stream.ensure_group()
     for number in range(2):
@@ -59,7 +58,7 @@ def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recal
     assert invoke("dead-letters", "replay", list_letters(client)[0].letter_id) == "1 replayed\n"
     assert "expected ids or --all" in invoke("dead-letters", "drop")
     assert invoke("dead-letters", "drop", "--all") == "1 dropped\n"
-    assert list_letters(client) == []
+    assert invoke("dead-letters", "list") == "no dead letters\n"
     assert client.xlen(STREAM) == 1
 
 
