@@ -8,6 +8,7 @@ import pyarrow as pa
 from components.baseline.schema import PREDICTIONS
 from components.config import RunConfig
 from components.storage import StageRun
+from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, read_contexts
 
@@ -28,7 +29,10 @@ def predict_urm(stage: StageRun, examples: pa.Table, contexts: pa.Table, depth: 
         A table in the schema PREDICTIONS, in the order of the examples sorted by context.
     """
     recaller = UrmRecaller.load(
-        stage.path("sft", "model"), stage.path("sft", "item_table"), stage.path("sft", "candidates"), device="cpu"
+        stage.path("sft", "model"),
+        stage.path("sft", "item_table"),
+        stage.path("sft", "candidates"),
+        device=choose_device(stage.settings),
     )
     examples = examples.sort_by("context_id")  # a context's tasks share one pass over its history
     requests = build_requests(stage.config, examples, contexts)

@@ -1,0 +1,147 @@
+"""A run directory up to `sft` on a tiny world: 60 items, 16 users, an untrained URM, baselines by a fixed rule."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from components.baseline.schema import PREDICTIONS
+from components.config import RunConfig, load_config
+from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
+from components.items.table import ItemTable, write_item_table
+from components.storage import StageResult, write_json
+from components.urm.build import build_model
+from components.urm.files import save_model
+from components.urm.inference import UrmRecaller
+
+IDS = np.arange(1000, 1060)
+TASKS = [
+    {"name": "next_purchase", "description": "Next.", "prompt": "Task: what comes next."},
+    {"name": "new_item", "description": "New.", "prompt": "Task: new items.", "exclude_bought": True},
+    {"name": "text_query", "description": "Query.", "prompt": "Task: search for {{ query }}.",
+     "target": {"query_category_level": 0}},
+    {"name": "long_tail", "description": "Rare; nobody in this world buys so.", "prompt": "Task: rare items."},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    backbone = tmp_path_factory.mktemp("backbone")
+    _write_backbone(backbone)
+    urm = {
+        "backbone": str(backbone), "num_layers": 1, "num_user_vectors": 2, "fusion_dimension": 16,
+        "item_dimension": 16, "identity_dimension": 64, "history_length": 6, "copy_length": 8,
+    }  # fmt: skip
+    overrides = {"tasks": TASKS, "urm": urm, "evaluation": {"k": 10, "bootstrap_samples": 200}}
+    return load_config(Path(__file__).parents[3] / "configs" / "complete_journey.yaml", overrides)
+
+
+@pytest.fixture(scope="session")
+def inputs(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the files of features, baseline and sft."""
+    folder, random = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    contexts, examples = _ask(random)
+    catalogue = pa.table(
+        {
+            "item_id": IDS,
+            "train_events": np.arange(60, 0, -1),
+            "popularity_quantile": np.linspace(1, 0, 60, dtype=np.float32),
+        },
+        schema=CATALOGUE,
+    )
+    pq.write_table(catalogue, folder / "catalogue.parquet")
+    pq.write_table(pa.Table.from_pylist(contexts, schema=CONTEXTS), folder / "contexts.parquet")
+    pq.write_table(pa.Table.from_pylist(examples, schema=EXAMPLES), folder / "examples.parquet")
+    test = [row for row in examples if row["split"] == "test"]
+    lists = [
+        {"example_id": row["example_id"], "model": model, "item_ids": items.tolist(), "scores": np.arange(30, 0, -1.0)}
+        for model in ("popularity", "own_history", "item_knn", "target_attention")
+        for row in test
+        for items in [random.permutation(IDS)[:30]]
+    ]
+    pq.write_table(pa.Table.from_pylist(lists, schema=PREDICTIONS), folder / "predictions.parquet")
+
+    vectors, present = random.normal(size=(60, 8)), np.ones(60, dtype=bool)
+    write_item_table(folder / "item_table", IDS, {"id": (vectors, present), "text": (vectors[:, :6], present)})
+    torch.manual_seed(1)
+    new = build_model(config.urm, ItemTable.open(folder / "item_table"), catalogue, ["purchase"], folder)
+    save_model(folder / "model", new.model.eval(), new.builder.writer, new.description)
+    (folder / "candidates").mkdir()
+    np.save(folder / "candidates" / "keys.npy", IDS)
+    recaller = UrmRecaller(new.model, new.builder, new.description.config.combine)
+    np.save(folder / "candidates" / "vectors.npy", recaller.encode_items(IDS))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_dir(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the earlier stages; stages of this package may be run in it."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    put(folder, "features", {name: inputs / f"{name}.parquet" for name in ("catalogue", "contexts", "examples")})
+    put(folder, "baseline", {"predictions": inputs / "predictions.parquet"})
+    put(folder, "sft", {name: inputs / name for name in ("model", "item_table", "candidates")})
+    return folder
+
+
+def put(run_dir: Path, stage: str, outputs: dict[str, Path]) -> None:
+    result = StageResult(
+        stage=stage, config="complete_journey", fingerprint=stage, seconds=1,
+        outputs={name: str(path) for name, path in outputs.items()},
+        started_at=datetime.now(UTC), finished_at=datetime.now(UTC),
+    )  # fmt: skip
+    write_json(str(run_dir / stage / "result.json"), result.model_dump(mode="json"))
+
+
+def _write_backbone(folder: Path) -> None:
+    """A Llama of random weights whose tokens are bytes, so that every text has ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    unknown, end = "<unk>", "<eos>"
+    vocabulary = {unknown: 0, end: 1} | {letter: number + 2 for number, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, eos_token=end, pad_token=end)
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=1, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(folder)
+
+
+def _ask(random: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    contexts: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    for number in range(36):
+        split = "test" if number < 32 else "validation"
+        history = random.choice(IDS, size=int(random.integers(1, 12)), replace=False)
+        contexts.append(
+            {
+                "context_id": number, "user_id": f"u{number % 16}", "cut_ts": datetime(2017, 9, 4, 5, tzinfo=UTC),
+                "split": split, "history_item_ids": history.tolist(), "history_counts": [1] * len(history),
+                "history_days_since": np.arange(len(history), dtype=float).tolist(),
+                "history_behaviors": ["purchase"] * len(history), "num_events": len(history),
+                "num_items": len(history), "num_active_days": 1, "days_since_last": 1.0, "top_categories": ["milk"],
+            }
+        )  # fmt: skip
+        fresh = random.choice(np.setdiff1d(IDS, history), size=3, replace=False).tolist()
+        answers = {"next_purchase": fresh[:2] + history[:2].tolist(), "new_item": fresh, "text_query": fresh[:1]}
+        for task, targets in answers.items():
+            examples.append(
+                {
+                    "example_id": len(examples), "context_id": number, "split": split, "task": task,
+                    "query": "milk" if task == "text_query" else None, "target_item_ids": targets,
+                    "target_categories": [],
+                }
+            )  # fmt: skip
+    return contexts, examples
