@@ -65,15 +65,17 @@ def read_items(source: TableSource, connection: ibis.BaseBackend) -> Reading:
 
 
 def _column(field: str, names: dict[str, str], raw: ir.Table, defaults: dict[str, str], source: TableSource) -> Column:
-    table = "items" if field in SCHEMAS["items"].names else "events"
-    required = field in REQUIRED[table]
+    schema = SCHEMAS["items" if field in SCHEMAS["items"].names else "events"]
     if field in names:
-        value, origin = raw[names[field]], names[field]
+        value, origin = raw[names[field]], "made of user, item, ts" if names[field] == EVENT_ID else names[field]
+        if field in defaults:
+            value = value.cast("string").fill_null(defaults[field])
     elif field in defaults:
         value, origin = ibis.literal(defaults[field]), f"constant {defaults[field]!r}"
     else:
-        absent = ibis.literal([] if field == "category" else None, canonical_type(SCHEMAS[table], field))
+        absent = ibis.literal([] if field == "category" else None, canonical_type(schema, field))
         return Column(field, "none", absent, absent)
+    required = not schema.field(field).nullable and field != "category"  # no category is an empty path
     return Column(field, origin, value, convert.to_canonical(field, value, source), required)
 
 

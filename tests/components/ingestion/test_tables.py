@@ -81,6 +81,18 @@ def test_columns_are_mapped(suffix: str, tmp_path: Path, connection: ibis.BaseBa
     }  # fmt: skip
 
 
+def test_a_null_is_refused_where_needed_and_filled_where_there_is_a_default(
+    tmp_path: Path, connection: ibis.BaseBackend
+) -> None:
+    log = LOG.append_column("event_id", pa.array(["a", None, "c"])).append_column(
+        "scenario", pa.array(["app", "app", None])
+    )
+    goods = GOODS.set_column(4, "available", pa.array([None, "false"]))
+    events, items = read(write(log, tmp_path / "log.parquet"), write(goods, tmp_path / "goods.parquet"), connection)
+    assert {row["event_id"]: row["scenario"] for row in events.to_pylist()} == {"a": "app", "c": "web"}
+    assert {row["external_id"]: row["available"] for row in items.to_pylist()} == {"B00X": True, "17": False}
+
+
 def test_made_event_ids_are_unique_and_the_same_in_every_run(tmp_path: Path, connection: ibis.BaseBackend) -> None:
     twice = write(pa.concat_tables([LOG, LOG]), tmp_path / "log.parquet")
     once = write(LOG, tmp_path / "once.parquet")
