@@ -79,7 +79,6 @@ class UserHead(nn.Module):
         copied = exact[..., None] * torch.einsum("ehl,elc->ehc", wanted, codes[rows])
         return torch.cat([self.log_scale.exp() * direction, copied, popular[..., None]], dim=-1)
 
-
     @staticmethod
     def _stripes(num_vectors: int, num_items: int, device: torch.device) -> torch.Tensor:
         """Which user vector may copy which history place [H, L]: every H-th place from the newest on."""

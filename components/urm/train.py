@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,6 +19,7 @@ from components.urm.model import Batch, Urm, UrmOutput
 from components.urm.schedule import Budget
 from components.urm.validation import Validation
 
+log = structlog.get_logger()
 Report = Callable[[int, dict[str, float]], None]
 
 WEIGHT_DECAY = 0.01
@@ -84,6 +86,7 @@ def train(
     checkpoint = last_checkpoint(scratch)
     if checkpoint is not None:
         budget.resume(checkpoint / COMPLETE)
+        log.info("resuming", checkpoint=checkpoint.name, seconds=round(budget.seconds, 1))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = trainer.state
     return TrainingSummary(

@@ -34,21 +34,22 @@ TASKS = [
 ]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
     """Bytes as tokens, so that every text has ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<unk>": 0, "<eos>": 1} | {letter: number + 2 for number, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>")
+    letters = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters.decoder = decoders.ByteLevel()
+    special = {"unk_token": "<unk>", "eos_token": "<eos>", "pad_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=letters, **special)
 
 
 @pytest.fixture(scope="session")
-def backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def backbone_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model as transformers writes it."""
     folder = tmp_path_factory.mktemp("backbone")
-    tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

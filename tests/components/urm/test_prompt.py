@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from components.config import Task
+from components.exceptions import ConfigError
+from components.urm.prompt import PromptWriter
+from components.urm.request import UserContext
+
+
+def context(**changes):
+    values = {
+        "item_ids": np.array([1, 2]),
+        "counts": np.array([3, 1]),
+        "days_since": np.array([1.0, 2.0], np.float32),
+        "behaviors": ["purchase", "purchase"],
+        "num_events": 4,
+        "num_items": 2,
+        "num_active_days": 2,
+        "days_since_last": 1.4,
+        "top_categories": ("milk", "bread"),
+    }
+    return UserContext(**(values | changes))
+
+
+def test_special_tokens_are_real_and_differ(new_model):
+    writer = new_model.builder.writer
+    ids = {writer.item_id, writer.lm_id, *writer.user_ids}
+    assert len(ids) == 5
+    assert writer.tokenizer("[UM_0][UM_2][LM]")["input_ids"] == [writer.user_ids[0], writer.user_ids[2], writer.lm_id]
+    embeddings = new_model.model.backbone.get_input_embeddings().weight
+    assert embeddings.shape[0] == len(writer.tokenizer)
+    assert (embeddings[writer.user_ids[0]] != embeddings[writer.user_ids[1]]).any()
+
+
+def test_profile_in_words(new_model):
+    writer = new_model.builder.writer
+    text = writer.tokenizer.decode(writer.profile(context()))
+    assert text == "Customer with 4 events of 2 items on 2 days, the last 1 days ago. Often: milk, bread. History:"
+    assert "Often" not in writer.tokenizer.decode(writer.profile(context(top_categories=())))
+
+
+def test_task_query_and_target_text_are_rendered(new_model):
+    writer = new_model.builder.writer
+    task = Task(name="search", description="x", prompt="Find {{ query }}.", text_target="{{ categories | join('; ') }}")
+    block = writer.block(task, "cat food", ["milk", "bread"])
+    assert writer.decode(block.prompt) == "Find cat food."
+    assert writer.decode(block.text) == "milk; bread"
+    assert block.text[-1] == writer.end_id
+    assert writer.block(task, "cat food").text == ()
+
+
+def test_a_template_with_an_unknown_variable_names_task_and_field(new_model):
+    task = Task(name="search", description="x", prompt="Find {{ wish }}.")
+    with pytest.raises(ConfigError, match=r"task 'search', field 'prompt': expected a Jinja2 template over query"):
+        new_model.builder.writer.block(task, "cat food")
+
+
+def test_a_tokenizer_without_the_special_tokens_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match=r"expected the special token \[ITEM\]"):
+        PromptWriter(tokenizer, 3, 6)

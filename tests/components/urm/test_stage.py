@@ -1,0 +1,133 @@
+"""The stage through its real contract: once as a call, once as a process that is killed and run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from components.config import RunConfig
+from components.features.schema import CATALOGUE
+from components.items.table import ItemTable, write_item_table
+from components.settings import Settings
+from components.storage import StageResult, run_stage, write_json
+from components.urm.inference import UrmRecaller
+from components.urm.request import RecallRequest, read_contexts
+from components.urm.stage import run
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def put(run_dir: Path, stage: str, outputs: dict[str, Path]) -> None:
+    now = datetime.now(UTC)
+    result = StageResult(
+        stage=stage,
+        config="complete_journey",
+        fingerprint=stage,
+        outputs={name: str(path) for name, path in outputs.items()},
+        seconds=1,
+        started_at=now,
+        finished_at=now,
+    )
+    write_json(str(run_dir / stage / "result.json"), result.model_dump(mode="json"))
+
+
+@pytest.fixture
+def run_dir(tables, tmp_path):
+    """A run directory with what features, encode and baseline leave."""
+    folder, files = tmp_path / "runs" / "tiny", tmp_path / "files"
+    files.mkdir()
+    for name in ("catalogue", "contexts", "examples"):
+        pq.write_table(getattr(tables, name), files / f"{name}.parquet")
+    put(folder, "features", {name: files / f"{name}.parquet" for name in ("catalogue", "contexts", "examples")})
+    rng = np.random.default_rng(1)
+    num = len(tables.item_ids)
+    write_item_table(files / "items", tables.item_ids, {"text": (rng.normal(size=(num, 12)), np.ones(num, bool))})
+    put(folder, "encode", {"item_table": files / "items"})
+    (files / "id").mkdir()
+    np.save(files / "id" / "keys.npy", tables.item_ids[:-5])
+    np.save(files / "id" / "vectors.npy", rng.normal(size=(num - 5, 8)).astype(np.float32))
+    put(folder, "baseline", {"id_vectors": files / "id"})
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(home=tmp_path / "home", device="cpu", num_threads=1)
+
+
+def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_dir, settings, tables):
+    result = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings)
+
+    table = ItemTable.open(result.outputs["item_table"])
+    assert sorted(table.modalities) == ["id", "text"]
+    assert table.modalities["id"].present.sum() == 55
+    keys = np.load(Path(result.outputs["candidates"]) / "keys.npy")
+    assert keys.tolist() == tables.catalogue["item_id"].to_pylist()
+    assert tables.catalogue.schema == CATALOGUE
+    recaller = UrmRecaller.load(*(result.outputs[name] for name in ("model", "item_table", "candidates")))
+    context = next(iter(read_contexts(tables.contexts).values()))
+    items, scores = recaller.recall([RecallRequest(context, config.tasks[0])], 10)
+    assert len(items[0]) == 10
+    assert np.isfinite(scores[0]).all()
+
+    training = result.metrics["training"]
+    assert training["steps"] == 6
+    assert training["stopped_by"] == "steps"
+    assert 0 <= result.metrics["validation_recall"] <= 1
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    runs = mlflow.search_runs(experiment_names=["complete_journey"], filter_string="tags.`urm.stage` = 'sft'")
+    assert len(runs) == 1
+    assert runs.iloc[0]["params.num_user_vectors"] == "3"
+    history = mlflow.MlflowClient().get_metric_history(runs.iloc[0].run_id, "validation_recall")
+    assert [point.step for point in history] == [3, 6]
+    assert {item.dataset.name for item in mlflow.get_run(runs.iloc[0].run_id).inputs.dataset_inputs} == {
+        "complete_journey.train",
+        "complete_journey.validation",
+    }
+
+
+def test_time_limit_ends_the_training_cleanly(config: RunConfig, run_dir, settings):
+    limited = config.model_copy(update={"urm": config.urm.model_copy(update={"max_steps": 10_000, "max_seconds": 2})})
+    result = run_stage("sft", run, config=limited, run_dir=str(run_dir), settings=settings)
+    training = result.metrics["training"]
+    assert training["stopped_by"] == "time"
+    assert 0 < training["steps"] < 10_000
+    assert training["best_step"] <= training["steps"]
+    assert (Path(result.outputs["model"]) / "urm.safetensors").is_file()
+
+
+def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_dir, settings, tmp_path):
+    (tmp_path / "configs" / "tasks").mkdir(parents=True)
+    content = config.model_dump(mode="json")
+    content["urm"] |= {"max_steps": 40, "eval_steps": 10}
+    (tmp_path / "configs" / "tiny.yaml").write_text(yaml.safe_dump(content))
+    environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
+    code = "from components.cli import run_app; run_app()"
+    command = [sys.executable, "-c", code, "sft", "-c", str(tmp_path / "configs" / "tiny.yaml"), "-r", str(run_dir)]
+    first = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
+    deadline = time.monotonic() + 120
+    while not list((run_dir / "sft").glob(".scratch-*/checkpoint-*/budget.json")):
+        assert first.poll() is None, "the stage ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (run_dir / "sft" / "result.json").exists()
+
+    second = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "resuming" in second.stderr
+    result = json.loads((run_dir / "sft" / "result.json").read_text())
+    assert result["metrics"]["training"]["steps"] == 40
+    assert not list((run_dir / "sft").glob(".scratch-*"))
+    assert not list((run_dir / "sft").glob(".tmp-*"))
