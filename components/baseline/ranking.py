@@ -43,7 +43,7 @@ class Ranking:
 
 
 def rank(scorer: Scorer, data: Dataset, rows: Ints, depth: int) -> Ranking:
-    """Rank the catalogue for each example; ties go to the lower index.
+    """Rank the catalogue for each example; ties come in no particular order.
 
     Items the user already had are no candidates of a task with `exclude_bought`, whatever the model.
     """

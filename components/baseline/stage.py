@@ -6,34 +6,27 @@ the end, and nothing here looks at their targets.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 
 from components.baseline.batches import Batcher
 from components.baseline.data import Dataset, load_dataset
+from components.baseline.files import write_network, write_popularity, write_predictions
 from components.baseline.item_knn import ItemKnn, count_pairs, read_baskets, shrunken_cosine
 from components.baseline.network import TargetAttention
-from components.baseline.ranking import Ranking, Scorer, choose, mean_recall, rank
+from components.baseline.ranking import Scorer, choose, mean_recall, rank
 from components.baseline.rules import OwnHistory, Popularity
-from components.baseline.schema import POPULARITY, PREDICTION_DEPTH, PREDICTIONS
 from components.baseline.target_attention import TargetAttentionScorer, build_network
 from components.baseline.training import TrainingSummary, train
 from components.config import SPLITS
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
 
-POPULARITY_DEPTH = 1000
 HALF_LIVES_DAYS = (30.0, 90.0, 365.0)  # the rules' few settings, chosen on validation
 SHRINKAGES = (1.0, 10.0)
 
@@ -63,9 +56,9 @@ def run(stage: StageRun) -> StageReport:
         mlflow.log_table(_as_table(validation), "validation_recall.json")
 
         stage.report_progress("ranking the test examples")
-        _write_predictions(stage.output / "predictions.parquet", scorers, data, config.evaluation.k)
-        _write_popularity(stage.output / "popularity.parquet", popularity, data)
-        _write_network(stage.output, network, data)
+        write_predictions(stage.output / "predictions.parquet", scorers, data, config.evaluation.k)
+        write_popularity(stage.output / "popularity.parquet", popularity, data)
+        write_network(stage.output, network, data)
     return StageReport(
         outputs={
             "id_vectors": "id_vectors",
@@ -130,58 +123,3 @@ def _validate(scorers: Mapping[str, Scorer], data: Dataset, k: int) -> dict[str,
 def _as_table(recalls: dict[str, dict[str, float]]) -> dict[str, list[Any]]:
     tasks = list(next(iter(recalls.values())))
     return {"task": tasks} | {name: [recall[task] for task in tasks] for name, recall in recalls.items()}
-
-
-def _write_predictions(path: Path, scorers: Mapping[str, Scorer], data: Dataset, k: int) -> None:
-    rows = data.examples.rows("test")
-    with pq.ParquetWriter(path, PREDICTIONS, compression="zstd") as writer:
-        for name, scorer in scorers.items():
-            ranking = rank(scorer, data, rows, max(k, PREDICTION_DEPTH))
-            writer.write_table(to_predictions(name, ranking, data))
-
-
-def to_predictions(model: str, ranking: Ranking, data: Dataset) -> pa.Table:
-    """A ranking in the schema PREDICTIONS, sorted by example_id."""
-    order = np.argsort(data.examples.ids[ranking.rows])
-    items, scores = ranking.items[order], ranking.scores[order]
-    present = items >= 0
-    offsets = pa.array(np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32))
-    return pa.table(
-        {
-            "example_id": data.examples.ids[ranking.rows][order],
-            "model": pa.repeat(model, len(order)),
-            "item_ids": pa.ListArray.from_arrays(offsets, pa.array(data.items.ids[items[present]])),
-            "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[present].astype(np.float32))),
-        },
-        schema=PREDICTIONS,
-    )
-
-
-def _write_popularity(path: Path, popularity: Popularity, data: Dataset) -> None:
-    tables = [
-        pa.table(
-            {"task": pa.repeat(task.name, len(items)), "item_id": data.items.ids[items], "score": scores},
-            schema=POPULARITY,
-        )
-        for task, (items, scores) in zip(data.tasks, popularity.top(POPULARITY_DEPTH), strict=True)
-    ]
-    pq.write_table(pa.concat_tables(tables), path)
-
-
-def _write_network(folder: Path, network: TargetAttention, data: Dataset) -> None:
-    (folder / "model").mkdir()
-    save_file(
-        {name: value.contiguous() for name, value in network.state_dict().items()},
-        folder / "model" / "network.safetensors",
-    )
-    description = {
-        "shape": network.shape.model_dump(),
-        "tasks": [task.name for task in data.tasks],
-        "item_features": data.items.names,
-        "words": data.examples.vocabulary,
-    }
-    (folder / "model" / "network.json").write_text(json.dumps(description, indent=2) + "\n")
-    (folder / "id_vectors").mkdir()
-    np.save(folder / "id_vectors" / "keys.npy", data.items.ids)
-    with torch.no_grad():
-        np.save(folder / "id_vectors" / "vectors.npy", network.item_vectors().numpy())
