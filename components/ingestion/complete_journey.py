@@ -6,7 +6,8 @@ Decisions, each a property of this log:
 - Timestamps have no zone in the source and are taken as UTC.
 - `in_display` and `in_mailer` say what the product's promotion was in that store and week; the promotions table has
   one row a product, store and week where anything was promoted (location "0" means not in this medium).
-- `price` is the median price of one unit before discounts, over the whole log; null for a product never sold.
+- `price` is the price of one unit before discounts at the product's first sale, so that no later week leaks into it;
+  null for a product never sold.
 """
 
 from __future__ import annotations
@@ -145,9 +146,11 @@ def _sales(folder: Path, connection: ibis.BaseBackend) -> ir.Table:
 
 
 def _prices(sales: ir.Table) -> ir.Table:
-    """Median price of one unit before discounts, by product."""
+    """Price of one unit before discounts at the product's first sale."""
     before = sales.sales_value + sales.retail_disc + sales.coupon_match_disc
-    return sales.group_by("product_id").agg(price=(before / sales.quantity).median().round(2))
+    unit = (before / sales.quantity).round(2)
+    order = [sales.transaction_timestamp, sales.basket_id, unit]  # a total order: the same price every time
+    return sales.group_by("product_id").agg(price=unit.first(order_by=order))
 
 
 def _promoted(sales: ir.Table, promotions: ir.Table) -> ir.Table:
