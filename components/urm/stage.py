@@ -8,16 +8,14 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from mlflow.data.pandas_dataset import from_pandas
 
 from components.config import RunConfig
 from components.items.table import ItemTable, add_modality
 from components.storage import StageReport, StageRun
-from components.tracking import track
+from components.tracking import log_examples, track
 from components.urm.build import NewModel, build_model
 from components.urm.device import choose_device
 from components.urm.examples import Example, NegativeSampler, TrainingSteps, read_examples
@@ -45,7 +43,7 @@ def run(stage: StageRun) -> StageReport:
     new = build_model(config.urm, table, catalogue, behaviors, stage.settings.cache_path)
     with track(stage):
         mlflow.log_params(_parameters(config, new, device))
-        _log_datasets(stage, {"train": training, "validation": validation})
+        log_examples(stage, "train", "validation")
         summary = _train(stage, new, catalogue, training, validation, device)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
@@ -135,16 +133,3 @@ def _parameters(config: RunConfig, new: NewModel, device: str) -> dict[str, Any]
         "threads": torch.get_num_threads(),
         "parameters": sum(weight.numel() for weight in new.model.parameters()),
     }
-
-
-def _log_datasets(stage: StageRun, splits: dict[str, Groups]) -> None:
-    source = str(stage.path("features", "examples"))
-    for split, groups in splits.items():
-        examples = [example for _, group in groups for example in group]
-        frame = pd.DataFrame(
-            {
-                "task": [example.request.task.name for example in examples],
-                "num_targets": [len(example.targets) for example in examples],
-            }
-        )
-        mlflow.log_input(from_pandas(frame, source=source, name=f"{stage.config.name}.{split}"), context=split)

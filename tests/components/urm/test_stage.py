@@ -109,7 +109,7 @@ def test_time_limit_ends_the_training_cleanly(config: RunConfig, run_dir, settin
 def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_dir, settings, tmp_path):
     (tmp_path / "configs" / "tasks").mkdir(parents=True)
     content = config.model_dump(mode="json")
-    content["urm"] |= {"max_steps": 40, "eval_steps": 10}
+    content["urm"] |= {"max_steps": 30, "eval_steps": 10}
     (tmp_path / "configs" / "tiny.yaml").write_text(yaml.safe_dump(content))
     environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
     code = "from components.cli import run_app; run_app()"
@@ -128,6 +128,6 @@ def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_di
     assert second.returncode == 0, second.stderr
     assert "resuming" in second.stderr
     result = json.loads((run_dir / "sft" / "result.json").read_text())
-    assert result["metrics"]["training"]["steps"] == 40
+    assert result["metrics"]["training"]["steps"] == 30
     assert not list((run_dir / "sft").glob(".scratch-*"))
     assert not list((run_dir / "sft").glob(".tmp-*"))
