@@ -9,13 +9,15 @@ import difflib
 import hashlib
 import itertools
 import json
+import re
+import reprlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.exceptions import ConfigError
 
@@ -55,6 +57,7 @@ class TableSource(Model):
     category_separator: str = Field(default=">", description="Splits a text category path, top first.")
 
 
+_SOURCE_KINDS = [repr(source.model_fields["kind"].default) for source in (CompleteJourneySource, TableSource)]
 Source = Annotated[CompleteJourneySource | TableSource, Field(discriminator="kind")]
 
 
@@ -270,6 +273,15 @@ class RunConfig(Model):
     release: ReleaseConfig = ReleaseConfig()
     recall: RecallConfig = RecallConfig()
 
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        names = [task.name for task in tasks]
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"expected each task once, not {repeated[0]!r} again")
+        return tasks
+
     def task(self, name: str) -> Task:
         """The task of that name.
 
@@ -313,8 +325,17 @@ def load_named_config(name: str, configs_dir: Path, overrides: Sequence[str] = (
             raise ConfigError(
                 f"option --set {override!r}", expected="KEY=VALUE", got="no '='", remedy="write e.g. urm.max_steps=50"
             )
-        values[key] = yaml.safe_load(text)
+        values[key] = _parse_value(override, text)
     return load_config(path, values)
+
+
+def _parse_value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"option --set {override!r}", expected="a value in YAML", got=error, remedy="quote the value"
+        ) from None
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -332,28 +353,36 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
     for key, value in (overrides or {}).items():
         _set(content, key, value)
     names = content.get("tasks", [])
+    files: dict[int, Path] = {}
     if isinstance(names, list):
+        files = {
+            index: path.parent / "tasks" / f"{name}.yaml" for index, name in enumerate(names) if isinstance(name, str)
+        }
         content["tasks"] = [
-            _read_yaml(path.parent / "tasks" / f"{name}.yaml") if isinstance(name, str) else name for name in names
+            _read_yaml(files[index]) if index in files else written for index, written in enumerate(names)
         ]
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise _explain(path, files, error) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"configuration {path}", expected="a readable YAML file", got=error.strerror, remedy="check the path"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"configuration {path}", expected="UTF-8 text", got=error, remedy="save the file as UTF-8"
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(
             f"configuration {path}",
             expected="valid YAML",
-            got=" ".join(str(error).split()),
+            got=error,
             remedy="mend the file at the line named",
         ) from None
     if not isinstance(content, dict):
@@ -380,9 +409,14 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
     content[leaf] = value
 
 
-def _explain(path: Path, error: ValidationError) -> ConfigError:
+def _explain(path: Path, task_files: dict[int, Path], error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in ("complete_journey", "tables"))
+    location = first["loc"]
+    if len(location) > 1 and location[0] == "tasks" and location[1] in task_files:
+        path, location = task_files[int(location[1])], location[2:]
+    if location[:1] == ("source",):
+        location = ("source", *location[2:])  # the second part is the kind, which is no key
+    field = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         known = _known_fields(first["loc"])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
@@ -392,23 +426,37 @@ def _explain(path: Path, error: ValidationError) -> ConfigError:
             got="an unknown key",
             remedy=f"did you mean {close[0]!r}" if close else "remove it",
         )
+    if first["type"].startswith("union_tag"):
+        return ConfigError(
+            f"configuration {path}, field '{field}.kind'",
+            expected=" or ".join(_SOURCE_KINDS),
+            got=repr(first["ctx"]["tag"]) if "tag" in first["ctx"] else "nothing",
+            remedy="set a valid value",
+        )
     return ConfigError(
         f"configuration {path}, field {field!r}",
-        expected=first["msg"].removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input should be "),
-        got="nothing" if first["type"] == "missing" else repr(first["input"]),
+        expected=_expectation(first["type"], first["msg"]),
+        got="nothing" if first["type"] == "missing" else reprlib.repr(first["input"]),
         remedy="set a valid value",
     )
+
+
+def _expectation(kind: str, message: str) -> str:
+    """Pydantic's message in the form that follows "expected"."""
+    if kind == "missing":
+        return "a value"
+    message = message.removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input should be ")
+    return re.sub(r"^(Input|String|Value|List|Tuple|Dictionary|Set) should ", "a value that should ", message)
 
 
 def _known_fields(location: tuple[int | str, ...]) -> list[str]:
     schema: dict[str, Any] = RunConfig.model_json_schema()
     node = schema
     for part in location[:-1]:
-        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, node)
-        if "oneOf" in node:
-            node = node["oneOf"][0]
-        if len(node.get("allOf", [])) == 1:
-            node = node["allOf"][0]
+        if "discriminator" in node:
+            node = {"$ref": node["discriminator"]["mapping"][part]}
+        else:
+            node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
     return sorted(node.get("properties", {}))

@@ -18,8 +18,7 @@ class UserError(UrmError, ValueError):
     exit_code = 2
 
     def __init__(self, subject: str, *, expected: str, got: object, remedy: str) -> None:
-        super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}.")
-        self.subject = subject
+        super().__init__(_sentence(subject, expected, got, remedy))
 
 
 class ConfigError(UserError):
@@ -52,4 +51,9 @@ class UnavailableError(UrmError):
     exit_code = 3
 
     def __init__(self, subject: str, *, expected: str, got: object, remedy: str) -> None:
-        super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}.")
+        super().__init__(_sentence(subject, expected, got, remedy))
+
+
+def _sentence(subject: str, expected: str, got: object, remedy: str) -> str:
+    found = " ".join(str(got).split()).rstrip(".") or "nothing"  # other libraries' messages span lines
+    return f"{subject}: expected {expected}, got {found}; {remedy}."

@@ -10,8 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from components.exceptions import ConfigError
 
 
 class Settings(BaseSettings):
@@ -67,6 +69,18 @@ def get_settings() -> Settings:
     """Read the environment once a process.
 
     What `urm up` left in `<home>/services.env` leads to the services of this machine; the environment goes before it.
+
+    Raises:
+        ConfigError: A variable has a value that does not fit.
     """
-    home = Settings().home
-    return Settings(_env_file=home / "services.env")
+    try:
+        home = Settings().home
+        return Settings(_env_file=home / "services.env")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"setting URM_{str(first['loc'][0]).upper()}",
+            expected=first["msg"].removeprefix("Input should be "),
+            got=repr(first["input"]),
+            remedy="change or unset the variable",
+        ) from None

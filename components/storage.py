@@ -3,7 +3,7 @@
     <run_dir>/<stage>/<fingerprint>/…   the stage's files, written to a temporary sibling and renamed
     <run_dir>/<stage>/result.json       written last: its presence is success
     <run_dir>/<stage>/progress.json     what a running stage last said of itself
-    <parent of run_dir>/.stages/…       index by fingerprint, so that another run reuses equal work
+    <parent of run_dir>/.stages/…       index of results by fingerprint, so that another run reuses equal work
 
 A stage sees local paths only. Where the run directory is on an object store, inputs are fetched to the local
 cache first and outputs are put there after the stage ends, through fsspec.
@@ -11,6 +11,7 @@ cache first and outputs are put there after the stage ends, through fsspec.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +23,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
 import structlog
@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components import __version__
 from components.config import RunConfig
-from components.exceptions import DataError, MissingInputError, UnavailableError
+from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
 from components.settings import Settings
 
 log = structlog.get_logger()
@@ -157,7 +157,10 @@ class StageRun:
         """Say what the stage is doing; shown in the log and by `urm demo`."""
         log.info(message, stage=self.spec.name, **metrics)
         content = {"message": message, "metrics": metrics, "at": time.time()}
-        write_json(join(self.run_dir, self.spec.name, "progress.json"), content)
+        try:
+            write_json(join(self.run_dir, self.spec.name, "progress.json"), content)
+        except OSError as error:  # hours of work do not end because nobody could be told of them
+            log.warning("progress cannot be written", stage=self.spec.name, error=str(error))
 
 
 StageFunction = Callable[[StageRun], StageReport]
@@ -175,8 +178,19 @@ def run_stage(
 ) -> StageResult:
     """Run a stage once: reuse an equal result, or compute it and make it visible at once at the end.
 
+    Args:
+        stage: Name of the stage.
+        function: What computes it.
+        config: What the run is.
+        run_dir: Folder or URI of the run.
+        settings: Where it runs.
+        options: Flags that are no part of the configuration; they enter the fingerprint.
+        force: Compute even if an equal result exists; that result's files stay, since other runs may use them.
+
     Raises:
         MissingInputError: An earlier stage has not succeeded in this run directory.
+        DataError: The run directory cannot be written, or an input's result.json is damaged.
+        UnavailableError: The stage is running in this run directory already.
     """
     spec = STAGES[stage]
     run_dir = absolute(run_dir)
@@ -195,8 +209,10 @@ def run_stage(
 
     started, clock = datetime.now(UTC), time.monotonic()
     folder = join(run_dir, stage, print_of_work[:16])
-    remove(result_uri)
+    if force and exists(folder):
+        folder = f"{folder}-{started:%Y%m%d%H%M%S}"
     with _Workspace(run_dir, stage, print_of_work, settings) as work:
+        remove(result_uri)
         run = StageRun(
             spec=spec,
             config=config,
@@ -205,10 +221,13 @@ def run_stage(
             output=work.output,
             scratch=work.scratch,
             inputs=inputs,
-            previous=_load(join(index, "latest", config.name, f"{stage}.json")),
+            previous=_recall(join(index, "latest", config.name, f"{stage}.json")),
             options=options or {},
         )
         report = function(run)
+        for name, relative in report.outputs.items():
+            if not (work.output / relative).exists():
+                raise FileNotFoundError(f"stage {stage} reports output {name!r} but wrote no {relative}")
         work.publish(folder)
     result = StageResult(
         stage=stage,
@@ -221,10 +240,14 @@ def run_stage(
         started_at=started,
         finished_at=datetime.now(UTC),
     )
-    write_json(result_uri, result.model_dump(mode="json"))
-    write_json(join(index, stage, f"{print_of_work}.json"), {"result": result_uri})
-    write_json(join(index, "latest", config.name, f"{stage}.json"), result.model_dump(mode="json"))
+    content = result.model_dump(mode="json")
+    write_json(result_uri, content)
     log.info("done", stage=stage, seconds=result.seconds, **result.counts)
+    try:
+        write_json(join(index, stage, f"{print_of_work}.json"), content | {"reused_from": result_uri})
+        write_json(join(index, "latest", config.name, f"{stage}.json"), content)
+    except OSError as error:  # the result stands; only other runs will not find it
+        log.warning("result is not in the index of runs", index=index, error=str(error))
     return result
 
 
@@ -255,37 +278,65 @@ class _Workspace:
         self.root = base / stage if self.remote else Path(run_dir) / stage
         self.scratch = self.root / f".scratch-{print_of_work[:16]}"
         self.output = Path()
+        self.lock: int | None = None
 
     def __enter__(self) -> _Workspace:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
             for left_over in self.root.glob(".tmp-*"):
                 shutil.rmtree(left_over, ignore_errors=True)
             self.scratch.mkdir(exist_ok=True)
             self.output = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+            self.output.chmod(0o755)
         except OSError as error:
-            raise DataError(
-                f"run directory {self.root}",
-                expected="a folder that can be written",
-                got=error.strerror,
-                remedy="choose another --run-dir",
-            ) from None
-        self.output.chmod(0o755)
+            self._release_lock()
+            raise _unwritable(self.root, error) from None
         return self
+
+    def _take_lock(self) -> None:
+        # The kernel drops the lock with the process, so that a killed attempt never blocks the next one.
+        self.lock = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release_lock()
+            raise UnavailableError(
+                f"stage folder {self.root}",
+                expected="one attempt at a time",
+                got="another process at work in it",
+                remedy="wait for it to end or use another --run-dir",
+            ) from None
+
+    def _release_lock(self) -> None:
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def publish(self, folder: str) -> None:
         if self.remote:
-            filesystem, path = fsspec.core.url_to_fs(folder)
+            filesystem, path = _open_store(folder)
             if filesystem.exists(path):
                 filesystem.rm(path, recursive=True)
             filesystem.put(str(self.output) + "/", path, recursive=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(self.output, folder)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        for scratch in self.root.glob(".scratch-*"):
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.output, ignore_errors=True)
+        self._release_lock()
+
+
+def _unwritable(path: object, error: OSError) -> DataError:
+    return DataError(
+        f"run directory {path}",
+        expected="a folder that can be written",
+        got=error.strerror or error,
+        remedy="choose another --run-dir",
+    )
 
 
 def _require(run_dir: str, stage: str, needed: str) -> StageResult:
@@ -301,20 +352,24 @@ def _require(run_dir: str, stage: str, needed: str) -> StageResult:
 
 
 def _reusable(run_dir: str, stage: str, print_of_work: str, index: str) -> StageResult | None:
-    done = load_result(run_dir, stage)
-    if done is not None and done.fingerprint == print_of_work and _outputs_exist(done):
-        return done
-    pointer = read_json(join(index, stage, f"{print_of_work}.json"))
-    if pointer is None:
-        return None
-    done = _load(pointer["result"])
-    if done is None or done.fingerprint != print_of_work or not _outputs_exist(done):
-        return None
-    return done.model_copy(update={"reused_from": done.reused_from or pointer["result"]})
+    for uri in (join(run_dir, stage, "result.json"), join(index, stage, f"{print_of_work}.json")):
+        done = _recall(uri)
+        if done is not None and done.fingerprint == print_of_work and _outputs_exist(done):
+            return done
+    return None
 
 
 def _outputs_exist(result: StageResult) -> bool:
     return all(exists(uri) for uri in result.outputs.values())
+
+
+def _recall(uri: str) -> StageResult | None:
+    """An earlier result of the very stage that is about to run; a damaged one is as good as none."""
+    try:
+        return _load(uri)
+    except DataError as error:
+        log.warning("earlier result is damaged, not used", error=str(error))
+        return None
 
 
 def _load(uri: str) -> StageResult | None:
@@ -334,7 +389,7 @@ def _load(uri: str) -> StageResult | None:
 
 def is_local(uri: str) -> bool:
     """Whether the URI names a path of this machine."""
-    return urlsplit(uri).scheme in ("", "file")
+    return "://" not in uri or uri.startswith("file://")
 
 
 def absolute(uri: str) -> str:
@@ -354,13 +409,13 @@ def parent(uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = _open_store(uri)
     return bool(filesystem.exists(path))
 
 
 def remove(uri: str) -> None:
     """Delete one file if it is there."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = _open_store(uri)
     if filesystem.exists(path):
         filesystem.rm_file(path)
 
@@ -371,12 +426,13 @@ def read_json(uri: str) -> Any | None:
     Raises:
         DataError: The file is no JSON.
     """
+    filesystem, path = _open_store(uri)
     try:
-        with fsspec.open(uri, "r") as stream:
+        with filesystem.open(path, "r", encoding="utf-8") as stream:
             return json.load(stream)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"file {uri}", expected="JSON", got=str(error), remedy="delete it and run the stage again"
         ) from None
@@ -386,8 +442,9 @@ def write_json(uri: str, content: Any) -> None:
     """Write a JSON file so that a reader sees the old content or the new, never a part."""
     text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
     if not is_local(uri):
-        with fsspec.open(uri, "w") as stream:
-            stream.write(text)
+        filesystem, remote_path = _open_store(uri)
+        filesystem.makedirs(parent(remote_path), exist_ok=True)
+        filesystem.pipe_file(remote_path, text.encode())
         return
     path = Path(uri.removeprefix("file://"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -418,7 +475,7 @@ def fetch(uri: str, cache: Path) -> Path:
     target = cache / hashlib.sha256(uri.encode()).hexdigest()[:16]
     if target.exists():
         return target
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = _open_store(uri)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
         landing = Path(temporary) / "content"
@@ -431,5 +488,23 @@ def fetch(uri: str, cache: Path) -> Path:
             raise UnavailableError(
                 f"object store of {uri}", expected="an answer", got=error, remedy="try again later"
             ) from error
-        os.rename(landing, target)
+        try:
+            os.rename(landing, target)
+        except OSError:
+            if not target.exists():  # else another process fetched the same meanwhile
+                raise
     return target
+
+
+def _open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """File system of a URI, and the path in it."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"address {uri}",
+            expected="a local path or a store that fsspec can reach",
+            got=error,
+            remedy="mend the address or install the driver it names",
+        ) from None
+    return filesystem, path

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import httpx
+
 from components.exceptions import UnavailableError
 from components.storage import StageRun, join, read_json, write_json
 
 if TYPE_CHECKING:
     import mlflow.entities
+
+_PROBE_SECONDS = 5.0
 
 
 @contextmanager
@@ -63,29 +67,61 @@ def parent_run_id(stage: StageRun) -> str:
     from mlflow.exceptions import MlflowException
 
     settings = stage.settings
+    _require_server(settings.tracking_uri)
     mlflow.set_tracking_uri(settings.tracking_uri)
     note = join(stage.run_dir, "tracking.json")
     known = read_json(note)
     try:
         _open_experiment(stage)
-        if known is not None and known["tracking_uri"] == settings.tracking_uri:
+        if known is not None and known["tracking_uri"] == settings.tracking_uri and _has_run(known["run_id"]):
             return str(known["run_id"])
         name = stage.run_dir.rstrip("/").rsplit("/", 1)[-1]
         with mlflow.start_run(run_name=name, tags=_tags(stage), log_system_metrics=False) as run:
             mlflow.log_dict(stage.config.model_dump(mode="json"), "config.yaml")
             mlflow.log_params({"config": stage.config.name, "seed": stage.config.seed})
     except (MlflowException, OSError) as error:
-        raise UnavailableError(
-            f"MLflow at {settings.tracking_uri}",
-            expected="an answer",
-            got=str(error).splitlines()[0],
-            remedy="start it with `urm up` or set URM_MLFLOW_URI",
-        ) from error
+        raise _no_answer(settings.tracking_uri, error) from error
     write_json(
         note,
         {"tracking_uri": settings.tracking_uri, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id},
     )
     return str(run.info.run_id)
+
+
+def _require_server(uri: str) -> None:
+    """Ask the server for a sign of life first: MLflow's own client tries a dead one for minutes.
+
+    Any answer but a server error will do, since not every MLflow has a page /health.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS, follow_redirects=True)
+        trouble = f"status {answer.status_code}" if answer.is_server_error else ""
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        trouble = str(error) or type(error).__name__
+    if trouble:
+        raise _no_answer(uri, trouble)
+
+
+def _no_answer(uri: str, got: object) -> UnavailableError:
+    return UnavailableError(
+        f"MLflow at {uri}", expected="an answer", got=got, remedy="start it with `urm up` or set URM_MLFLOW_URI"
+    )
+
+
+def _has_run(run_id: str) -> bool:
+    """Whether the noted run is still there; somebody may have deleted it, or the database."""
+    from mlflow import MlflowClient
+    from mlflow.entities import LifecycleStage
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(MlflowClient().get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def _open_experiment(stage: StageRun) -> None:
