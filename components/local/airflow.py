@@ -85,6 +85,10 @@ class AirflowClient:
         self._credentials = {"username": username, "password": password}
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
     def health(self) -> dict[str, str]:
         """Component → healthy | unhealthy; empty while the server does not answer."""
         try:

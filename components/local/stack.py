@@ -14,7 +14,7 @@ from components.local.registry import Registry, ServiceRecord
 from components.local.services import Service, Stack, describe_stack
 from components.settings import Settings
 
-GRACE_SECONDS = 15.0
+GRACE_SECONDS = 8.0
 DAG_ID = "recall_training"
 STOP_LAST = ("airflow-api", "redis", "mlflow")  # others write to them while they stop
 _DAG_TIMEOUT_SECONDS = 90.0

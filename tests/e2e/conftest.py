@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,11 @@ class Urm:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("URM_")}
+        # Caches are keyed by content, so one folder may serve every run of these tests.
+        kept = ("URM_CACHE_DIR",)
+        self._environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("URM_") or name in kept
+        }
         self._environment |= {"URM_HOME": str(home), "OMP_NUM_THREADS": "2"}
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +50,7 @@ class Urm:
         """Settings that lead to the running services."""
         return Settings(_env_file=self.home / "services.env", home=self.home)
 
-    @property
+    @cached_property
     def airflow(self) -> AirflowClient:
         """Client of the running Airflow."""
         settings = self.settings
@@ -61,6 +66,7 @@ def urm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urm]:
         started = command("up")
         assert started.returncode == 0, started.stdout + started.stderr
         yield command
+        command.airflow.close()
     finally:
         stopped = command("down")
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
