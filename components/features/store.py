@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 from feast import Entity, FeatureService, FeatureStore, FeatureView
+from feast.errors import FeastError, FeastModuleImportError
 from feast.repo_config import FeastConfigError
 
 from components.exceptions import ConfigError, MissingInputError
@@ -58,7 +59,7 @@ def open_feature_store(folder: Path, settings: Settings) -> FeatureStore:
 
     Raises:
         MissingInputError: The folder holds no registry.
-        ConfigError: The environment's feature_store.yaml is missing or wrong.
+        ConfigError: The environment's feature_store.yaml is missing or wrong, or the packages it needs are.
     """
     if settings.feature_environment == "embedded" and not (folder / "registry.db").is_file():
         raise MissingInputError(
@@ -157,7 +158,14 @@ def _open(folder: Path, settings: Settings) -> FeatureStore:
             got=error.strerror,
             remedy="set URM_FEATURE_REPO_DIR to the folder feature_repo of this repository",
         ) from None
-    except FeastConfigError as error:
+    except FeastModuleImportError as error:
+        raise ConfigError(
+            f"Feast configuration {path}",
+            expected="the packages of its stores",
+            got=str(error),
+            remedy="install the extras of feast that it names, e.g. feast[spark,redis,postgres]",
+        ) from None
+    except (FeastConfigError, FeastError) as error:
         raise ConfigError(
             f"Feast configuration {path}",
             expected="a valid feature_store.yaml",

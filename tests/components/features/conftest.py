@@ -31,6 +31,7 @@ def engine(tmp_path: Path) -> Iterator[ibis.BaseBackend]:
 @pytest.fixture
 def logged(engine: ibis.BaseBackend, tmp_path: Path) -> Callable[..., ir.Table]:
     """Write events and read them back as the stage's log."""
+
     def read(events: Sequence[Event], attributes: Sequence[str] = (), config: RunConfig | None = None) -> ir.Table:
         folder = write_events(tmp_path / "events", events)
         return read_log(engine, folder, (config or make_config()).features.split, attributes)

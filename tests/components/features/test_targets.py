@@ -89,7 +89,7 @@ def test_history_counts_from_the_whole_log_with_every_behaviour(find: Callable[.
 
 def test_the_cut_belongs_to_the_window_and_its_end_to_the_next(find: Callable[..., list[dict[str, Any]]]) -> None:
     events = [Event("a", 1, START - MICROSECOND), Event("a", 2, START), Event("a", 3, START + WEEK)]
-    rows = find({}, events + [Event("z", 3, START - DAY)])
+    rows = find({}, [*events, Event("z", 3, START - DAY)])
     assert [(row["item_id"], row["split"]) for row in rows] == [(2, "train"), (3, "validation")]
 
 
@@ -119,15 +119,11 @@ def test_queries_vary_with_the_user_and_not_with_the_run(
 ) -> None:
     users = [f"user{number}" for number in range(60)]
     events = [Event(user, item, START + offset) for user in users for item, offset in ((1, -DAY), (1, DAY), (2, DAY))]
-    config = make_config(
-        [{"name": "wanted", "description": "", "prompt": "", "target": {"query_category_level": 1}}]
-    )
+    config = make_config([{"name": "wanted", "description": "", "prompt": "", "target": {"query_category_level": 1}}])
     events += [Event("z", 2, START - DAY)]
     items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
     log = logged(events)
-    found = window_events(
-        log, items, build_catalogue(log, config.features), config.features.split, config.tasks
-    )
+    found = window_events(log, items, build_catalogue(log, config.features), config.features.split, config.tasks)
 
     def queries(seed: int) -> list[str]:
         return list(answers(found, config.tasks[0], 0, seed).order_by("user_id").execute()["query"])

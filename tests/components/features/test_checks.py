@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pytest
+
+from components.exceptions import ConfigError, DataError
+from components.features.catalogue import build_catalogue
+from components.features.checks import count_examples, require_catalogue, require_embedded, require_tasks_in_log
+from components.settings import Settings
+from tests.components.features.logs import START, Event, make_config
+
+EVENTS = [
+    Event("a", 1, START - timedelta(days=1), attributes={"in_display": "false"}),
+    Event("a", 2, START, behavior="click", scenario="web"),
+]
+
+
+def task(**target: Any) -> dict[str, Any]:
+    return {"name": "wanted", "description": "", "prompt": "", "target": target}
+
+
+def test_production_cannot_be_written_yet() -> None:
+    with pytest.raises(ConfigError, match=r"URM_FEATURE_ENVIRONMENT: expected 'embedded'.*got 'production'"):
+        require_embedded(Settings(feature_environment="production"))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"behaviors": ["purchase", "buy"]}, "field target.behaviors.*one of purchase, click|click, purchase.*'buy'"),
+        ({"scenarios": ["app"]}, "field target.scenarios: expected a value of the log.*got 'app'"),
+        ({"attributes": {"in_display": "true"}}, "target.attributes.in_display.*one of false, got 'true'"),
+        ({"attributes": {"weather": "fine"}}, "target.attributes.weather: expected an attribute of the events"),
+    ],
+)
+def test_filters_on_what_no_event_has_are_refused(
+    logged: Callable[..., ir.Table], target: dict[str, Any], message: str
+) -> None:
+    tasks = make_config([task(**target)]).tasks
+    log = logged(EVENTS, sorted(tasks[0].target.attributes))
+    with pytest.raises(ConfigError, match=message):
+        require_tasks_in_log(log, tasks)
+
+
+def test_filters_on_what_some_event_has_pass(logged: Callable[..., ir.Table]) -> None:
+    tasks = make_config(
+        [task(behaviors=["click"], scenarios=["store", "web"], attributes={"in_display": "false"})]
+    ).tasks
+    require_tasks_in_log(logged(EVENTS, ["in_display"]), tasks)
+
+
+def test_an_empty_catalogue_is_refused(logged: Callable[..., ir.Table]) -> None:
+    features = make_config(min_item_events=2).features
+    with pytest.raises(DataError, match=r"items with 2 or more events before 2024-01-15: expected at least one item"):
+        require_catalogue(build_catalogue(logged(EVENTS), features), features)
+
+
+def test_a_task_without_examples_in_a_split_is_refused(logged: Callable[..., ir.Table]) -> None:
+    examples = ibis.memtable(
+        [{"task": "next_purchase", "split": split} for split in ("train", "validation")],
+        schema={"task": "string", "split": "string"},
+    )
+    with pytest.raises(DataError, match=r"'next_purchase', split 'test'.*a log from 2024-01-07 to 2024-01-08"):
+        count_examples(examples, logged(EVENTS), make_config())

@@ -1,0 +1,136 @@
+"""Offline and online features agree, wherever the folder lies."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import ibis
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from components.exceptions import ConfigError, MissingInputError
+from components.features.contexts import retrieve_contexts
+from components.features.log import read_log
+from components.features.sources import write_sources
+from components.features.store import (
+    History,
+    create_feature_store,
+    materialize,
+    offline,
+    open_feature_store,
+    read_history,
+)
+from components.settings import Settings
+from tests.components.features.logs import START, Event, make_config, write_events, write_items
+
+DAY = timedelta(days=1)
+CATEGORIES = {item: ["FOOD", f"CATEGORY {item % 3}"] for item in range(12)}
+EVENTS = [
+    Event(user, (number * step) % 12, START + number * timedelta(hours=11) - 9 * DAY, behavior=behavior)
+    for user, step, behavior in (("a", 5, "purchase"), ("b", 7, "click"))
+    for number in range(50)
+] + [Event("c", 3, START)]
+USERS = ["a", "b", "c"]
+LATE = max(event.ts for event in EVENTS) + 3 * DAY
+
+
+@pytest.fixture
+def folder(engine: ibis.BaseBackend, tmp_path: Path, settings: Settings) -> Path:
+    """A filled feature store, moved after it was written, as a stage's output is."""
+    features = make_config(history_length=7).features
+    written, moved = tmp_path / ".tmp-written", tmp_path / "moved" / "feature_store"
+    written.mkdir()
+    moved.parent.mkdir()
+    items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
+    log = read_log(engine, write_events(tmp_path / "events", EVENTS), features.split, [])
+    write_sources(log, items, features, written)
+    store = create_feature_store(written, settings)
+    with offline(written):
+        materialize(store, end=LATE)
+    written.rename(moved)
+    return moved
+
+
+def retrieve_offline(folder: Path, settings: Settings, at: datetime) -> list[History]:
+    store = open_feature_store(folder, settings)
+    chosen = pa.table({"context_id": [0, 1, 2], "user_id": USERS, "cut_ts": [at] * 3, "split": ["test"] * 3})
+    with offline(folder):
+        rows = retrieve_contexts(store, chosen).to_pylist()
+    fields = History.__dataclass_fields__
+    return [History(**{name: value for name, value in row.items() if name in fields}) for row in rows]
+
+
+def assert_agree(online: list[History], offline_: list[History]) -> None:
+    for one, other in zip(online, offline_, strict=True):
+        np.testing.assert_allclose(one.history_days_since, other.history_days_since, rtol=1e-6)
+        assert one.days_since_last == pytest.approx(other.days_since_last)
+        for name in set(History.__dataclass_fields__) - {"history_days_since", "days_since_last"}:
+            assert getattr(one, name) == getattr(other, name), name
+
+
+def test_online_agrees_with_point_in_time_retrieval_after_the_last_event(folder: Path, settings: Settings) -> None:
+    online = read_history(open_feature_store(folder, settings), USERS, LATE)
+    assert_agree(online, retrieve_offline(folder, settings, LATE))
+    assert [history.num_events for history in online] == [50, 50, 1]
+    assert [len(history.history_item_ids) for history in online] == [7, 7, 1]
+    assert online[2].history_days_since == [pytest.approx((LATE - START) / DAY)]
+
+
+def test_a_copy_answers_like_the_original(folder: Path, settings: Settings, tmp_path: Path) -> None:
+    before = read_history(open_feature_store(folder, settings), USERS, LATE)
+    copy = tmp_path / "elsewhere" / "store"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(folder)
+    assert read_history(open_feature_store(copy, settings), USERS, LATE) == before
+    assert_agree(before, retrieve_offline(copy, settings, LATE))
+
+
+def test_earlier_instants_see_less_offline(folder: Path, settings: Settings) -> None:
+    early, late = (retrieve_offline(folder, settings, at) for at in (START + DAY, LATE))
+    assert 0 < early[0].num_events < late[0].num_events
+
+
+def test_unknown_users_have_an_empty_history_and_order_is_kept(folder: Path, settings: Settings) -> None:
+    store = open_feature_store(folder, settings)
+    histories = read_history(store, ["nobody", "c", "a"], LATE)
+    assert histories[0] == History([], [], [], [], 0, 0, 0, 0.0, [])
+    assert [history.num_events for history in histories] == [0, 1, 50]
+    assert read_history(store, [], LATE) == []
+
+
+def test_a_folder_without_a_registry_is_refused(tmp_path: Path, settings: Settings) -> None:
+    with pytest.raises(MissingInputError, match=r"folder with registry\.db, got none; run `urm features` again"):
+        open_feature_store(tmp_path, settings)
+
+
+@pytest.mark.parametrize("open_", [create_feature_store, open_feature_store])
+def test_a_missing_repository_is_refused(
+    open_: Callable[[Path, Settings], object], folder: Path, tmp_path: Path, settings: Settings
+) -> None:
+    elsewhere = settings.model_copy(update={"feature_repo_dir": tmp_path / "nowhere"})
+    with pytest.raises(ConfigError, match=r"nowhere.*set URM_FEATURE_REPO_DIR"):
+        open_(folder, elsewhere)
+
+
+def test_a_wrong_feast_configuration_is_refused(folder: Path, tmp_path: Path, settings: Settings) -> None:
+    broken = tmp_path / "repository" / "embedded" / "feature_store.yaml"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("project: 'not a name!'\nregistry: registry.db\n")
+    elsewhere = settings.model_copy(update={"feature_repo_dir": tmp_path / "repository"})
+    with pytest.raises(ConfigError, match=r"expected a valid feature_store\.yaml"):
+        open_feature_store(folder, elsewhere)
+
+
+def test_a_store_whose_packages_are_missing_is_refused(folder: Path, tmp_path: Path, settings: Settings) -> None:
+    other = tmp_path / "repository" / "embedded" / "feature_store.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text(
+        "project: urm\nprovider: local\nregistry: registry.db\noffline_store:\n  type: no.such.OfflineStore\n"
+    )
+    elsewhere = settings.model_copy(update={"feature_repo_dir": tmp_path / "repository"})
+    with pytest.raises(ConfigError, match=r"the packages of its stores, got .*no.such.*install"):
+        open_feature_store(folder, elsewhere)
