@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.config import SplitConfig, load_config, load_named_config
+from components.exceptions import ConfigError
+
+
+def test_the_default_configuration_has_the_nine_tasks(configs: Path) -> None:
+    config = load_config(configs / "complete_journey.yaml")
+    assert [task.name for task in config.tasks] == [
+        "next_purchase",
+        "repurchase",
+        "new_item",
+        "discovery",
+        "long_tail",
+        "in_display",
+        "in_mailer",
+        "discounted",
+        "text_query",
+    ]
+    assert [task.name for task in config.tasks if task.needs_query] == ["text_query"]
+
+
+def test_every_configuration_of_the_repository_loads(configs: Path) -> None:
+    paths = sorted(configs.glob("*.yaml"))
+    assert paths
+    for path in paths:
+        assert load_config(path).name == path.stem
+
+
+def test_every_task_file_is_named_as_its_task(configs: Path) -> None:
+    for path in sorted((configs / "tasks").glob("*.yaml")):
+        assert yaml.safe_load(path.read_text())["name"] == path.stem
+
+
+BAD_VALUES = [
+    ({"urm.max_stepz": 5}, r"key 'urm\.max_stepz': expected one of .*max_steps.*, got an unknown key; did you mean 'm"),
+    ({"source.max_userz": 5}, r"key 'source\.max_userz': expected one of data_dir, kind, max_users, .* 'max_users'"),
+    ({"source": {"kind": "tables", "eventz": "x"}}, r"field 'source\.events': expected a value, got nothing"),
+    (
+        {"source": {"kind": "tables", "events": "x", "items": "y", "event_column": {}}},
+        r"key 'source\.event_column': expected one of attributes, .*; did you mean 'event_columns'",
+    ),
+    ({"source.kind": "kafka"}, r"field 'source\.kind': expected 'complete_journey' or 'tables', got 'kafka'"),
+    ({"source": {}}, r"field 'source\.kind': expected 'complete_journey' or 'tables', got nothing"),
+    ({"zzz": 1}, r"key 'zzz': expected one of baseline, .*, got an unknown key; remove it"),
+    ({"evaluation.gate.x": 1}, r"key 'evaluation\.gate\.x': expected one of confidence, max_task_loss"),
+    ({"urm.max_steps": 0}, r"field 'urm\.max_steps': expected greater than 0, got 0; set a valid value"),
+    ({"urm.combine": "sum"}, r"field 'urm\.combine': expected 'max', 'logsumexp' or 'mean', got 'sum'"),
+    ({"urm": 5}, r"field 'urm': expected a valid dictionary"),
+    ({"name": "A b"}, r"field 'name': expected a value that should match pattern .*, got 'A b'"),
+    (
+        {"features.split.end": "2017-12-18T05:00:00"},
+        r"field 'features\.split\.end': expected a value that should have t",
+    ),
+    ({"features.split.end": "2017-01-01T00:00:00Z"}, r"field 'features\.split': expected train_start < validation_sta"),
+    ({"tasks": []}, r"field 'tasks': expected a value that should have at least 1 item"),
+    ({"tasks": "new_item"}, r"field 'tasks': expected a valid tuple, got 'new_item'"),
+    ({"tasks": [5]}, r"field 'tasks\.0': expected a valid dictionary or instance of Task, got 5"),
+    ({"tasks": ["new_item", "new_item"]}, r"field 'tasks': expected each task once, not 'new_item' again"),
+    ({"name.x": 1}, r"override 'name\.x': expected a path through sections, got the plain value 'name' on the way"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD_VALUES, ids=[str(values) for values, _ in BAD_VALUES])
+def test_a_bad_value_is_named_with_file_field_and_value(
+    configs: Path, overrides: dict[str, object], message: str
+) -> None:
+    path = configs / "complete_journey.yaml"
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path, overrides)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert "override" in message or str(path) in str(caught.value)
+
+
+def test_a_mistake_in_a_task_file_names_that_file(configs: Path) -> None:
+    path = configs / "tasks" / "long_tail.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["target"]["max_popularity_quantile"] = 3
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(
+        ConfigError, match=r"field 'target\.max_popularity_quantile': expected less than.* 1, got 3"
+    ) as e:
+        load_config(configs / "complete_journey.yaml")
+    assert str(path) in str(e.value)
+
+    content["target"] = {"max_popularity": 0.5}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"key 'target\.max_popularity': .* did you mean 'max_popularity_quantile'"):
+        load_config(configs / "complete_journey.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [1", "expected valid YAML, got .*line 1.*; mend the file at the line named"),
+        (b"- a\n- b", "expected a mapping of keys, got list"),
+        (b"", "expected a mapping of keys, got NoneType"),
+        (b"name: caf\xe9", "expected UTF-8 text"),
+    ],
+)
+def test_an_unreadable_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_or_task(configs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nope\.yaml: expected a readable YAML file, got No such file or directory"):
+        load_config(configs / "nope.yaml")
+    with pytest.raises(ConfigError, match=r"tasks/nope\.yaml: expected a readable YAML file, got No such file"):
+        load_config(configs / "complete_journey.yaml", {"tasks": ["nope"]})
+
+
+def test_overrides_of_the_command_line(configs: Path) -> None:
+    config = load_named_config("complete_journey", configs, ["urm.max_steps=7", "urm.modalities=[text]", "seed=3"])
+    assert (config.urm.max_steps, config.urm.modalities, config.seed) == (7, ("text",), 3)
+    assert load_named_config(str(configs / "complete_journey.yaml"), Path("elsewhere")).seed == 0
+    with pytest.raises(ConfigError, match=r"option --set 'urm\.max_steps': expected KEY=VALUE, got no '='"):
+        load_named_config("complete_journey", configs, ["urm.max_steps"])
+    with pytest.raises(ConfigError, match=r"option --set 'urm\.modalities=\[1': expected a value in YAML"):
+        load_named_config("complete_journey", configs, ["urm.modalities=[1"])
+
+
+def test_a_configuration_cannot_be_changed(configs: Path) -> None:
+    config = load_config(configs / "complete_journey.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        config.urm.max_steps = 1  # type: ignore[misc]
+
+
+def test_an_unknown_task_names_the_known(configs: Path) -> None:
+    config = load_config(configs / "complete_journey.yaml", {"tasks": ["new_item", "discovery"]})
+    assert config.task("discovery").name == "discovery"
+    with pytest.raises(
+        ConfigError, match="task: expected one of new_item, discovery, got 'x'; name a task of this run"
+    ):
+        config.task("x")
+
+
+def test_the_fingerprint_sees_its_sections_and_the_seed_only(configs: Path) -> None:
+    path = configs / "complete_journey.yaml"
+
+    def prints(overrides: dict[str, object]) -> tuple[str, str]:
+        config = load_config(path, overrides)
+        return config.fingerprint(("urm",)), config.fingerprint(("items",))
+
+    urm, items = prints({})
+    assert prints({}) == (urm, items)
+    assert prints({"urm.max_steps": 400}) == (urm, items)  # the default, written out
+    changed, same = prints({"urm.max_steps": 401})
+    assert changed != urm
+    assert same == items
+    assert not set(prints({"seed": 1})) & {urm, items}
+
+
+days = st.integers(0, 60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(start=days, lengths=st.tuples(*[st.integers(7, 60)] * 3), window=st.integers(1, 7))
+def test_windows_never_cross_a_split(start: int, lengths: tuple[int, int, int], window: int) -> None:
+    first = datetime(2017, 1, 1, tzinfo=UTC) + timedelta(days=start)
+    bounds = [first]
+    for length in lengths:
+        bounds.append(bounds[-1] + timedelta(days=length))
+    split = SplitConfig(
+        train_start=bounds[0], validation_start=bounds[1], test_start=bounds[2], end=bounds[3], window_days=window
+    )
+    cuts = split.cuts()
+    limits = dict(zip(("train", "validation", "test"), pairwise(bounds), strict=True))
+    for cut, name in cuts:
+        assert limits[name][0] <= cut
+        assert cut + timedelta(days=window) <= limits[name][1]
+    instants = [cut for cut, _ in cuts]
+    assert instants == sorted(set(instants))
+    expected = {name: (after - before) // timedelta(days=window) for name, (before, after) in limits.items()}
+    assert {name: sum(split == name for _, split in cuts) for name in limits} == expected

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from components.exceptions import ConfigError
+from components.settings import Settings, get_settings
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("URM_HOME", str(tmp_path / "home"))
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+def test_everything_lies_under_the_home_by_default(tmp_path: Path) -> None:
+    settings = get_settings()
+    home = tmp_path / "home"
+    assert settings.runs_root == str(home / "runs")
+    assert settings.cache_path == home / "cache"
+    assert settings.tracking_uri == f"sqlite:///{home}/mlflow/mlflow.db"
+
+
+def test_a_relative_home_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(home=Path("state"))
+    assert settings.runs_root == str(tmp_path / "state" / "runs")
+    assert settings.cache_path == tmp_path / "state" / "cache"
+
+
+def test_a_variable_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("URM_DEVICE", "gpu")
+    with pytest.raises(ConfigError, match="setting URM_DEVICE: expected 'auto', 'cpu' or 'cuda', got 'gpu'; change or"):
+        get_settings()
+    monkeypatch.setenv("URM_DEVICE", "cpu")
+    monkeypatch.setenv("URM_NUM_THREADS", "-1")
+    with pytest.raises(ConfigError, match="setting URM_NUM_THREADS: expected greater than or equal to 0, got '-1'"):
+        get_settings()
+
+
+def test_the_environment_goes_before_what_the_services_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "services.env").write_text("URM_REDIS_URL=redis://left:1/0\nURM_API_URL=http://left:2\n")
+    monkeypatch.setenv("URM_API_URL", "http://set:3")
+    settings = get_settings()
+    assert settings.redis_url == "redis://left:1/0"
+    assert settings.api_url == "http://set:3"
+
+
+def test_a_run_id_of_airflow_makes_a_safe_folder() -> None:
+    settings = Settings(runs_uri="s3://bucket/runs/")
+    assert settings.run_dir("manual__2026-11-25T13:00:00+00:00/x") == (
+        "s3://bucket/runs/manual__2026-11-25T13-00-00-00-00-x"
+    )
+
+
+def test_a_password_is_not_printed() -> None:
+    settings = Settings(airflow_password=SecretStr("hunter2"))
+    assert "hunter2" not in f"{settings!r} {settings}"

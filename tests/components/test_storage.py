@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from structlog.testing import capture_logs
+
+from components import storage
+from components.config import RunConfig, load_config
+from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
+from components.settings import Settings
+from components.storage import STAGES, StageReport, StageResult, StageRun, fingerprint, load_result, run_stage
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "complete_journey.yaml"
+
+
+class Work:
+    """A stage function that counts its calls and writes what it was told to."""
+
+    def __init__(self, content: str = "rows") -> None:
+        self.content = content
+        self.runs: list[StageRun] = []
+
+    def __call__(self, stage: StageRun) -> StageReport:
+        self.runs.append(stage)
+        (stage.output / "events").mkdir()
+        (stage.output / "events" / "part.txt").write_text(self.content)
+        (stage.output / "items.txt").write_text(self.content)
+        outputs = {"events": "events", "items": "items.txt"}
+        return StageReport(outputs=outputs, counts={"events": 3}, metrics={"share": 0.5})
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return load_config(CONFIG)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    store = fsspec.filesystem("memory")
+    yield "memory://runs"
+    store.rm("/runs", recursive=True)
+
+
+def ingest(work: Any, run_dir: Path | str, settings: Settings, config: RunConfig, **options: Any) -> StageResult:
+    return run_stage("ingest", work, config=config, run_dir=str(run_dir), settings=settings, **options)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_a_result_says_what_is_where(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    result = ingest(Work(), tmp_path / "run", settings, config)
+    print_ = result.fingerprint[:16]
+    assert files(tmp_path / "run") == {
+        "ingest/result.json",
+        f"ingest/{print_}/items.txt",
+        f"ingest/{print_}/events/part.txt",
+    }
+    assert result.outputs == {
+        "events": f"{tmp_path}/run/ingest/{print_}/events",
+        "items": f"{tmp_path}/run/ingest/{print_}/items.txt",
+    }
+    assert (result.counts, result.metrics) == ({"events": 3}, {"share": 0.5})
+    assert load_result(str(tmp_path / "run"), "ingest") == result
+    assert result.started_at <= result.finished_at
+
+
+def test_running_again_computes_nothing(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    work = Work()
+    first = ingest(work, tmp_path / "run", settings, config)
+    assert ingest(work, tmp_path / "run", settings, config) == first
+    assert len(work.runs) == 1
+
+
+def test_another_run_reuses_equal_work(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    work = Work()
+    first = ingest(work, tmp_path / "a", settings, config)
+    second = ingest(work, tmp_path / "b", settings, config)
+    assert len(work.runs) == 1
+    assert second.outputs == first.outputs
+    assert second.reused_from == f"{tmp_path}/a/ingest/result.json"
+    assert load_result(str(tmp_path / "b"), "ingest") == second
+
+
+def test_going_back_to_an_earlier_configuration_reuses_its_work(
+    tmp_path: Path, settings: Settings, config: RunConfig
+) -> None:
+    work = Work()
+    first = ingest(work, tmp_path / "run", settings, config)
+    ingest(work, tmp_path / "run", settings, load_config(CONFIG, {"source.max_users": 5}))
+    again = ingest(work, tmp_path / "run", settings, config)
+    assert len(work.runs) == 2
+    assert again.outputs == first.outputs
+
+
+def test_work_whose_files_are_gone_is_done_again(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    work = Work()
+    first = ingest(work, tmp_path / "a", settings, config)
+    Path(first.outputs["items"]).unlink()
+    second = ingest(work, tmp_path / "b", settings, config)
+    assert len(work.runs) == 2
+    assert second.reused_from is None
+
+
+def test_force_computes_and_leaves_the_files_other_runs_use(
+    tmp_path: Path, settings: Settings, config: RunConfig
+) -> None:
+    ingest(Work("old"), tmp_path / "a", settings, config)
+    other = ingest(Work(), tmp_path / "b", settings, config)
+    forced = ingest(Work("new"), tmp_path / "a", settings, config, force=True)
+    assert Path(forced.outputs["items"]).read_text() == "new"
+    assert Path(other.outputs["items"]).read_text() == "old"
+
+
+def test_a_stage_that_acts_on_the_world_is_never_reused(
+    tmp_path: Path, settings: Settings, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {name for name, spec in STAGES.items() if not spec.reusable} == {"release", "promote"}
+    monkeypatch.setitem(STAGES, "ingest", storage.StageSpec("ingest", (), ("source",), ("ingestion",), reusable=False))
+    work = Work()
+    ingest(work, tmp_path / "run", settings, config)
+    ingest(work, tmp_path / "run", settings, config)
+    assert len(work.runs) == 2
+
+
+def test_inputs_are_read_through_the_contract(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    ingest(Work("from ingest"), tmp_path / "run", settings, config)
+
+    def validate(stage: StageRun) -> StageReport:
+        (stage.output / "items.txt").write_text(stage.path("ingest", "items").read_text().upper())
+        return StageReport(outputs={"items": "items.txt"})
+
+    result = run_stage("validate", validate, config=config, run_dir=str(tmp_path / "run"), settings=settings)
+    assert Path(result.outputs["items"]).read_text() == "FROM INGEST"
+
+    def greedy(stage: StageRun) -> StageReport:
+        stage.path("ingest", "prices")
+        return StageReport()
+
+    with pytest.raises(
+        MissingInputError, match=r"stage validate: expected output 'prices' of stage 'ingest', got none"
+    ):
+        run_stage("validate", greedy, config=config, run_dir=str(tmp_path / "run"), settings=settings, force=True)
+
+
+def test_a_stage_whose_input_is_missing(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    work = Work()
+    message = (
+        r"stage validate: expected the result of stage 'ingest' in .*/run, got none; run `urm ingest` with the same"
+    )
+    with pytest.raises(MissingInputError, match=message):
+        run_stage("validate", work, config=config, run_dir=str(tmp_path / "run"), settings=settings)
+    assert work.runs == []
+
+
+def test_inputs_removed_by_hand_are_named(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    first = ingest(Work(), tmp_path / "run", settings, config)
+    Path(first.outputs["items"]).unlink()
+
+    def validate(stage: StageRun) -> StageReport:
+        stage.path("ingest", "items")
+        return StageReport()
+
+    with pytest.raises(MissingInputError, match=r"input .*items\.txt: expected a file or folder, got nothing"):
+        run_stage("validate", validate, config=config, run_dir=str(tmp_path / "run"), settings=settings)
+
+
+def test_the_fingerprint_sees_code_configuration_inputs_and_options(
+    tmp_path: Path, settings: Settings, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "components"
+    (code / "items").mkdir(parents=True)
+    (code / "items" / "stage.py").write_text("x = 1\n")
+    (code / "urm").mkdir()
+    (code / "urm" / "model.py").write_text("y = 1\n")
+    monkeypatch.setattr(storage, "__file__", str(code / "storage.py"))
+    spec = STAGES["encode"]
+    result = ingest(Work(), tmp_path / "run", settings, config)
+    base = fingerprint(spec, config, {"validate": result}, {})
+
+    assert fingerprint(spec, config, {"validate": result}, {}) == base
+    assert fingerprint(spec, load_config(CONFIG, {"urm.max_steps": 9}), {"validate": result}, {}) == base
+    assert fingerprint(spec, load_config(CONFIG, {"items.batch_size": 9}), {"validate": result}, {}) != base
+    assert fingerprint(spec, load_config(CONFIG, {"seed": 9}), {"validate": result}, {}) != base
+    assert fingerprint(spec, config, {"validate": result.model_copy(update={"fingerprint": "0"})}, {}) != base
+    assert fingerprint(spec, config, {"validate": result}, {"flag": True}) != base
+    (code / "urm" / "model.py").write_text("y = 2\n")
+    assert fingerprint(spec, config, {"validate": result}, {}) == base
+    (code / "items" / "stage.py").write_text("x = 2\n")
+    assert fingerprint(spec, config, {"validate": result}, {}) != base
+
+
+def test_a_failed_stage_leaves_nothing_but_its_scratch(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    ingest(Work("old"), tmp_path / "run", settings, config)
+
+    def fail(stage: StageRun) -> StageReport:
+        (stage.output / "half").write_text("")
+        (stage.scratch / "checkpoint").write_text("step 7")
+        raise DataError("log", expected="rows", got="none", remedy="check the source")
+
+    changed = load_config(CONFIG, {"source.max_users": 5})
+    with pytest.raises(DataError):
+        ingest(fail, tmp_path / "run", settings, changed)
+    assert load_result(str(tmp_path / "run"), "ingest") is None  # the old result does not answer for the new work
+    assert not list((tmp_path / "run").rglob("half"))
+
+    def resume(stage: StageRun) -> StageReport:
+        assert (stage.scratch / "checkpoint").read_text() == "step 7"
+        assert list(stage.output.iterdir()) == []
+        return StageReport()
+
+    ingest(resume, tmp_path / "run", settings, changed)
+    assert not list((tmp_path / "run").rglob("checkpoint"))
+
+
+KILLED = """
+    import sys, time
+    from pathlib import Path
+    from components.config import load_config
+    from components.settings import Settings
+    from components.storage import StageReport, run_stage
+
+    def work(stage):
+        (stage.output / "items.txt").write_text("half")
+        (stage.scratch / "checkpoint").write_text("step 7")
+        print("working", flush=True)
+        time.sleep(60)
+        return StageReport(outputs={"items": "items.txt"})
+
+    run_stage("ingest", work, config=load_config(sys.argv[1]), run_dir=sys.argv[2], settings=Settings(home=sys.argv[3]))
+"""
+
+
+@pytest.fixture
+def working(tmp_path: Path, settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of the ingest stage of <tmp>/run."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), CONFIG, tmp_path / "run", settings.home]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "working\n":
+                break
+        yield process
+        process.kill()
+
+
+def test_a_killed_stage_leaves_nothing_that_counts_and_a_second_attempt_succeeds(
+    tmp_path: Path, settings: Settings, config: RunConfig, working: subprocess.Popen[str]
+) -> None:
+    working.send_signal(signal.SIGKILL)
+    working.wait()
+    assert load_result(str(tmp_path / "run"), "ingest") is None
+    assert len(list((tmp_path / "run").rglob("items.txt"))) == 1  # the torn output, in its temporary folder
+
+    seen: list[str] = []
+
+    def work(stage: StageRun) -> StageReport:
+        seen.append((stage.scratch / "checkpoint").read_text())
+        return Work()(stage)
+
+    result = ingest(work, tmp_path / "run", settings, config)
+    assert seen == ["step 7"]
+    assert files(tmp_path / "run") == {
+        "ingest/result.json",
+        f"ingest/{result.fingerprint[:16]}/items.txt",
+        f"ingest/{result.fingerprint[:16]}/events/part.txt",
+    }
+    assert [path.name for path in (tmp_path / "run" / "ingest").glob(".*")] == [".lock"]
+
+
+def test_two_attempts_at_once_do_not_spoil_each_other(
+    tmp_path: Path, settings: Settings, config: RunConfig, working: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(UnavailableError, match=r"stage folder .*/run/ingest: expected one attempt at a time"):
+        ingest(Work(), tmp_path / "run", settings, config)
+    assert working.poll() is None
+    assert len(list((tmp_path / "run").rglob("items.txt"))) == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"stage": "ingest"}', ""])
+def test_a_damaged_result_of_an_input_is_named(
+    tmp_path: Path, settings: Settings, config: RunConfig, content: str
+) -> None:
+    ingest(Work(), tmp_path / "run", settings, config)
+    (tmp_path / "run" / "ingest" / "result.json").write_text(content)
+    with pytest.raises(DataError, match=r"/run/ingest/result\.json: expected .*; delete it and run the stage again"):
+        run_stage("validate", Work(), config=config, run_dir=str(tmp_path / "run"), settings=settings)
+
+
+def test_a_damaged_result_of_its_own_is_replaced(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    work = Work()
+    first = ingest(work, tmp_path / "run", settings, config)
+    for path in (tmp_path / ".stages").rglob("*.json"):
+        path.write_text("{")
+    (tmp_path / "run" / "ingest" / "result.json").write_text('{"stage"')
+    with capture_logs() as logs:
+        second = ingest(work, tmp_path / "run", settings, config)
+    assert len(work.runs) == 2
+    assert second.outputs == first.outputs
+    assert load_result(str(tmp_path / "run"), "ingest") == second
+    assert {entry["event"] for entry in logs if entry["log_level"] == "warning"} == {
+        "earlier result is damaged, not used"
+    }
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    (tmp_path / "file").write_text("")
+    message = r"run directory .*/file/run/ingest: expected a folder that can be written, got Not a directory; choose"
+    with pytest.raises(DataError, match=message):
+        ingest(Work(), tmp_path / "file" / "run", settings, config)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_run_directory_that_is_read_only(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(DataError, match="expected a folder that can be written, got Permission denied"):
+        ingest(Work(), tmp_path / "locked" / "run", settings, config)
+
+
+def test_an_index_that_cannot_be_written_costs_no_result(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    (tmp_path / ".stages").write_text("in the way")
+    with capture_logs() as logs:
+        result = ingest(Work(), tmp_path / "run", settings, config)
+    assert load_result(str(tmp_path / "run"), "ingest") == result
+    assert "result is not in the index of runs" in {entry["event"] for entry in logs}
+
+
+def test_a_stage_that_promises_files_it_did_not_write(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    with pytest.raises(FileNotFoundError, match="stage ingest reports output 'x' but wrote no y"):
+        ingest(lambda stage: StageReport(outputs={"x": "y"}), tmp_path / "run", settings, config)
+    assert load_result(str(tmp_path / "run"), "ingest") is None
+
+
+def test_the_previous_result_of_the_configuration_is_handed_over(
+    tmp_path: Path, settings: Settings, config: RunConfig
+) -> None:
+    work = Work()
+    first = ingest(work, tmp_path / "a", settings, config)
+    ingest(work, tmp_path / "b", settings, load_config(CONFIG, {"source.max_users": 5}))
+    ingest(work, tmp_path / "c", settings, load_config(CONFIG, {"name": "other"}), force=True)
+    assert [run.previous for run in work.runs] == [None, first, None]
+
+
+def test_progress_is_told_and_never_fatal(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+    def work(stage: StageRun) -> StageReport:
+        stage.report_progress("reading", rows=5)
+        path = Path(stage.run_dir) / "ingest" / "progress.json"
+        content = json.loads(path.read_text())
+        assert (content["message"], content["metrics"]) == ("reading", {"rows": 5})
+        assert abs(content["at"] - time.time()) < 60
+        path.unlink()
+        path.mkdir()  # nothing can be written there now
+        stage.report_progress("reading on", rows=6)
+        path.rmdir()
+        return StageReport()
+
+    with capture_logs() as logs:
+        ingest(work, tmp_path / "run", settings, config)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["progress cannot be written"]
+
+
+def test_a_remote_store_holds_a_run(tmp_path: Path, settings: Settings, config: RunConfig, memory: str) -> None:
+    work = Work("far away")
+    first = ingest(work, f"{memory}/a", settings, config)
+    assert first.outputs["items"] == f"memory://runs/a/ingest/{first.fingerprint[:16]}/items.txt"
+
+    def validate(stage: StageRun) -> StageReport:
+        assert stage.path("ingest", "items").read_text() == "far away"
+        assert (stage.path("ingest", "events") / "part.txt").read_text() == "far away"
+        stage.report_progress("checking")
+        (stage.output / "deep" / "er").mkdir(parents=True)
+        (stage.output / "deep" / "er" / "x.txt").write_text("deep")
+        return StageReport(outputs={"deep": "deep"})
+
+    second = run_stage("validate", validate, config=config, run_dir=f"{memory}/a", settings=settings)
+    with fsspec.open(second.outputs["deep"] + "/er/x.txt", "r") as stream:
+        assert stream.read() == "deep"
+    assert load_result(f"{memory}/a", "validate") == second
+
+    third = ingest(work, f"{memory}/b", settings, config)
+    assert len(work.runs) == 1
+    assert third.reused_from == "memory://runs/a/ingest/result.json"
+
+
+def test_a_forced_result_of_a_remote_store_is_not_mistaken_for_a_fetched_one(
+    settings: Settings, config: RunConfig, memory: str
+) -> None:
+    def read(stage: StageRun) -> StageReport:
+        return StageReport(metrics={"content": stage.path("ingest", "items").read_text()})
+
+    def content(force: bool) -> str:
+        result = run_stage("validate", read, config=config, run_dir=f"{memory}/a", settings=settings, force=force)
+        return str(result.metrics["content"])
+
+    ingest(Work("old"), f"{memory}/a", settings, config)
+    assert content(force=False) == "old"
+    ingest(Work("new"), f"{memory}/a", settings, config, force=True)
+    assert content(force=True) == "new"
+
+
+def test_a_failed_attempt_leaves_a_remote_store_clean(settings: Settings, config: RunConfig, memory: str) -> None:
+    def fail(stage: StageRun) -> StageReport:
+        (stage.output / "half").write_text("")
+        raise DataError("log", expected="rows", got="none", remedy="check the source")
+
+    with pytest.raises(DataError):
+        ingest(fail, f"{memory}/a", settings, config)
+    assert fsspec.filesystem("memory").find("/runs/a") == []
+    ingest(Work(), f"{memory}/a", settings, config)
+
+
+def test_file_uris_and_relative_paths_are_local(
+    tmp_path: Path, settings: Settings, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work()
+    monkeypatch.chdir(tmp_path)
+    first = ingest(work, f"file://{tmp_path}/run", settings, config)
+    assert ingest(work, "run", settings, config) == first
+    assert first.outputs["items"].startswith(f"{tmp_path}/run/ingest/")
+    colon = ingest(Work(), tmp_path / "a:b" / "run", settings, load_config(CONFIG, {"seed": 1}))
+    assert Path(colon.outputs["items"]).exists()
+
+
+def test_a_store_nobody_knows(settings: Settings, config: RunConfig) -> None:
+    with pytest.raises(
+        ConfigError, match=r"address nosuch://x/.*: expected a local path or a store that fsspec can rea"
+    ):
+        ingest(Work(), "nosuch://x/run", settings, config)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "x.json"
+    storage.write_json(str(target), {"a": 1})
+    with pytest.raises(ValueError, match="Circular"):
+        circle: list[Any] = []
+        circle.append(circle)
+        storage.write_json(str(target), circle)
+    assert storage.read_json(str(target)) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_every_stage_reads_stages_before_it_and_code_and_sections_that_exist() -> None:
+    known: set[str] = set()
+    for name, spec in STAGES.items():
+        assert spec.name == name
+        assert set(spec.inputs) <= known
+        assert set(spec.sections) <= set(RunConfig.model_fields)
+        assert all((ROOT / "components" / package).is_dir() for package in spec.packages)
+        known.add(name)
