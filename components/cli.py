@@ -22,7 +22,7 @@ from components.exceptions import UrmError
 from components.local.commands import app as local_app
 from components.recall.commands import app as recall_app
 from components.settings import get_settings
-from components.storage import StageFunction, StageResult, run_stage
+from components.storage import StageReport, StageResult, StageRun, run_stage
 
 app = typer.Typer(
     name="urm",
@@ -46,15 +46,20 @@ SetOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Compute again even if an equal result exists.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Configure logging before any sub-command."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
         processors=[
@@ -221,7 +226,12 @@ def _run(
     run_config = _read_config(config, overrides)
     if "/" not in run_dir:
         run_dir = f"{settings.runs_root}/{run_dir}"
-    function: StageFunction = importlib.import_module(module).run
+
+    def function(stage_run: StageRun) -> StageReport:
+        # Only now, since it may take seconds: a reused result or a missing input needs none of it.
+        report: StageReport = importlib.import_module(module).run(stage_run)
+        return report
+
     return run_stage(
         stage, function, config=run_config, run_dir=run_dir, settings=settings, options=options, force=force
     )

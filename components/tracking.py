@@ -65,6 +65,7 @@ def parent_run_id(stage: StageRun) -> str:
     """Id of the pipeline run's MLflow run, made on first use and noted in the run directory."""
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     settings = stage.settings
     _require_server(settings.tracking_uri)
@@ -79,7 +80,7 @@ def parent_run_id(stage: StageRun) -> str:
         with mlflow.start_run(run_name=name, tags=_tags(stage), log_system_metrics=False) as run:
             mlflow.log_dict(stage.config.model_dump(mode="json"), "config.yaml")
             mlflow.log_params({"config": stage.config.name, "seed": stage.config.seed})
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise _no_answer(settings.tracking_uri, error) from error
     write_json(
         note,

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from components import tracking
+from components.config import load_config
+from components.exceptions import DataError, UnavailableError
+from components.settings import Settings
+from components.storage import STAGES, StageRun, read_json
+from components.tracking import parent_run_id, run_url, track
+
+CONFIG = Path(__file__).parents[2] / "configs" / "complete_journey.yaml"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One SQLite MLflow for the module: making its tables takes seconds."""
+    before = mlflow.get_tracking_uri()
+    yield tmp_path_factory.mktemp("home")
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, home: Path) -> StageRun:
+    return make_stage(tmp_path, Settings(home=home))
+
+
+def make_stage(tmp_path: Path, settings: Settings, name: str = "baseline") -> StageRun:
+    return StageRun(
+        spec=STAGES[name],
+        config=load_config(CONFIG),
+        settings=settings,
+        run_dir=str(tmp_path / "run-7"),
+        output=tmp_path / "output",
+        scratch=tmp_path / "scratch",
+        inputs={},
+        previous=None,
+    )
+
+
+def test_a_stage_is_a_nested_run_of_the_pipelines_run(tmp_path: Path, home: Path, stage: StageRun) -> None:
+    with track(stage) as run:
+        mlflow.log_metric("loss", 0.5)
+    sft = make_stage(tmp_path, Settings(home=home), "sft")
+    with track(sft) as second:
+        mlflow.log_param("steps", 3)
+
+    client = MlflowClient()
+    note = read_json(f"{stage.run_dir}/tracking.json")
+    parent = client.get_run(note["run_id"])
+    assert parent.info.run_name == "run-7"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == {"config": "complete_journey", "seed": "0"}
+    assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["config.yaml"]
+    for active, name in ((run, "baseline"), (second, "sft")):
+        child = client.get_run(active.info.run_id)
+        assert child.info.status == "FINISHED"
+        assert child.info.run_name == name
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["urm.stage"] == name
+        assert child.data.tags["urm.run_dir"] == stage.run_dir
+    assert client.get_run(run.info.run_id).data.metrics == {"loss": 0.5}
+    assert mlflow.active_run() is None
+
+
+def test_files_go_to_the_home_and_not_to_the_working_folder(
+    home: Path, stage: StageRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with track(stage):
+        mlflow.log_text("x", "note.txt")
+    assert len(list((home / "mlflow" / "artifacts").rglob("note.txt"))) == 1
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_failing_stage_is_marked_failed(stage: StageRun) -> None:
+    with pytest.raises(DataError), track(stage) as run:
+        raise DataError("log", expected="rows", got="none", remedy="check the source")
+    client = MlflowClient()
+    assert client.get_run(run.info.run_id).info.status == "FAILED"
+    assert mlflow.active_run() is None
+    with track(stage):  # the retry
+        pass
+    assert client.get_run(parent_run_id(stage)).info.status == "FINISHED"
+
+
+def test_a_deleted_parent_is_made_again(stage: StageRun) -> None:
+    first = parent_run_id(stage)
+    assert parent_run_id(stage) == first
+    MlflowClient().delete_run(first)
+    second = parent_run_id(stage)
+    assert second != first
+    assert parent_run_id(stage) == second
+
+
+def test_another_server_gets_a_parent_of_its_own(tmp_path: Path, home: Path, stage: StageRun) -> None:
+    first = parent_run_id(stage)
+    other = make_stage(tmp_path, Settings(home=tmp_path / "other-home"))
+    assert parent_run_id(other) != first
+    assert read_json(f"{stage.run_dir}/tracking.json")["tracking_uri"] == other.settings.tracking_uri
+
+
+def test_tags_lead_back_to_airflow(tmp_path: Path, home: Path) -> None:
+    settings = Settings(
+        home=home, airflow_url="http://airflow:8080", airflow_dag_id="recall_training", airflow_run_id="manual__1"
+    )
+    run_id = parent_run_id(make_stage(tmp_path, settings))
+    tags = MlflowClient().get_run(run_id).data.tags
+    assert tags["airflow.url"] == "http://airflow:8080/dags/recall_training/runs/manual__1"
+    assert (tags["airflow.dag_id"], tags["airflow.run_id"]) == ("recall_training", "manual__1")
+
+
+def test_the_page_of_a_run_is_under_the_public_address(tmp_path: Path, home: Path) -> None:
+    stage = make_stage(tmp_path, Settings(home=home, mlflow_uri="http://in:1", mlflow_public_url="http://out:2/"))
+    assert run_url(stage, "r", "3") == "http://out:2/#/experiments/3/runs/r"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_a_server_that_is_down_is_said_at_once(tmp_path: Path, home: Path) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    clock = time.monotonic()
+    with pytest.raises(UnavailableError, match=rf"MLflow at {uri}: expected an answer, got .*; start it with `urm up`"):
+        parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=uri)))
+    assert time.monotonic() - clock < 10
+    assert not (tmp_path / "run-7" / "tracking.json").exists()
+
+
+def test_a_server_that_never_answers_is_not_waited_for(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_PROBE_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UnavailableError, match="expected an answer, got timed out"):
+            parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=uri)))
+
+
+def test_a_proxy_without_its_server_is_no_answer(tmp_path: Path, home: Path) -> None:
+    class Broken(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output clean."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Broken) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            uri = f"http://127.0.0.1:{server.server_port}"
+            with pytest.raises(UnavailableError, match="expected an answer, got status 503"):
+                parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=uri)))
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_an_address_that_is_none(tmp_path: Path, home: Path) -> None:
+    with pytest.raises(UnavailableError, match="MLflow at http://: expected an answer"):
+        parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri="http://")))
+
+
+def test_a_database_that_is_none(tmp_path: Path, home: Path) -> None:
+    bad = tmp_path / "mlflow.db"
+    bad.write_text("no database " * 100)
+    with pytest.raises(UnavailableError, match=r"MLflow at sqlite:///.*: expected an answer, got"):
+        parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=f"sqlite:///{bad}")))
