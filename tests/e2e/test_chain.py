@@ -113,7 +113,7 @@ def test_failed_gate_ends_in_a_clear_skip(urm, refused):
 
 def test_a_stage_killed_half_way_is_completed_by_the_retry(urm, refused):
     assert refused.tasks[KILLED]["try_number"] == 2
-    assert "exit code -9" in _log(urm, refused, KILLED)
+    assert "exited with return code -9" in _log(urm, refused, KILLED)
     assert load_result(refused.run_dir, KILLED) is not None
     others = {stage: task["try_number"] for stage, task in refused.tasks.items() if stage != KILLED}
     assert set(others.values()) <= {0, 1}, others
