@@ -152,7 +152,7 @@ class UrmConfig(Model):
     """The universal recommendation model and its SFT."""
 
     backbone: str = Field(default="smollm2-135m", description="Name of a packaged model, or a directory.")
-    num_layers: int = Field(default=4, gt=0, description="Depth kept of the backbone.")
+    num_layers: int = Field(default=2, gt=0, description="Depth kept of the backbone.")
     pretrained: bool = True
     num_user_vectors: int = Field(default=8, gt=0, description="H, the number of [UM] tokens.")
     combine: Literal["max", "logsumexp", "mean"] = "max"
@@ -162,11 +162,11 @@ class UrmConfig(Model):
     identity_dimension: int = Field(
         default=512, ge=0, multiple_of=64, description="Width of the identity codes of the copy path; 0: none."
     )
-    history_length: int = Field(default=96, gt=0, description="Item tokens in a prompt.")
+    history_length: int = Field(default=48, gt=0, description="Item tokens in a prompt.")
     copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
     num_negatives: int = Field(default=2048, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
-    text_loss_weight: float = Field(default=0.1, ge=0, description="η, weight of the [LM] loss.")
+    text_loss_weight: float = Field(default=0.02, ge=0, description="η, weight of the [LM] loss.")
     learning_rate: float = Field(default=2.5e-3, gt=0, description="New modules.")
     backbone_learning_rate: float = Field(default=3e-4, gt=0)
     contexts_per_batch: int = Field(default=8, gt=0, description="User-cuts a step; each packs its tasks.")

@@ -4,9 +4,9 @@
 
     fused = norm(Σ_m MLP_m(x_m)),  an absent x_m gives a learned vector instead
     token = scale · norm(MLP(fused))                              [D]
-    item  = Σ_m W_m x_m + MLP₀(fused) / √F,  MLP₀ zero at the start  [P]
+    item  = ( Σ_m W_m x_m + MLP₀(fused) ) / √P,  MLP₀ zero at the start  [P]
 
-The paper states the first two lines; the skip W_m, an isometry at the start, is ours: similarity in item space
+The paper states the first two lines; the skip W_m / √P, an isometry at the start, is ours: similarity in item space
 begins as similarity of the frozen vectors instead of noise.
 """
 
@@ -37,8 +37,10 @@ class ItemFusion(nn.Module):
         self.to_token = _mlp(fusion_width, token_width, token_width)
         self.token_norm = nn.RMSNorm(token_width)
         self.to_item = _mlp(fusion_width, fusion_width, item_width)
+        # Outputs are divided by √P, so that a step of Adam moves an item by a few per cent and not by its length.
+        self.item_scale = 1 / math.sqrt(item_width)
         for weight in self.skips.parameters():
-            nn.init.orthogonal_(weight)
+            nn.init.orthogonal_(weight, gain=math.sqrt(item_width))
         for parameter in self.to_item[-1].parameters():
             nn.init.zeros_(parameter)
 
@@ -65,8 +67,7 @@ class ItemFusion(nn.Module):
     ) -> torch.Tensor:
         """Item-space vectors [U, P] of fused items [U, F]."""
         skips = [self.skips[name](_unit(vectors[name]) * present[name][:, None]) for name in self.names]
-        residual = self.to_item(fused) / math.sqrt(fused.shape[-1])
-        items: torch.Tensor = torch.stack(skips).sum(dim=0) + residual
+        items: torch.Tensor = (torch.stack(skips).sum(dim=0) + self.to_item(fused)) * self.item_scale
         return items
 
 

@@ -32,16 +32,16 @@ class UserHead(nn.Module):
         self.norm = nn.LayerNorm(hidden_width)
         self.project = nn.Linear(hidden_width, item_width)
         self.query = nn.Linear(hidden_width, pointer_width)
-        self.key = nn.Sequential(
-            nn.LayerNorm(hidden_width),
-            nn.Linear(hidden_width, pointer_width),
-            nn.GELU(),
-            nn.Linear(pointer_width, pointer_width + 1),  # the last column is the item's own weight for any user token
-        )
+        self.key_norm = nn.LayerNorm(hidden_width)
+        self.key_hidden = nn.Linear(hidden_width, pointer_width)
+        self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column: wanted by any user token alike
         self.gains = nn.Linear(hidden_width, 3)  # similar items, these very items, popularity
         self.log_scale = nn.Parameter(torch.tensor(math.log(5.0)))
         nn.init.normal_(self.project.weight, std=0.05)
         nn.init.zeros_(self.project.bias)
+        nn.init.normal_(self.query.weight, std=0.5)
+        nn.init.normal_(self.key.weight, std=0.5)
+        nn.init.zeros_(self.key.bias)
         nn.init.zeros_(self.gains.weight)
         with torch.no_grad():
             self.gains.bias.copy_(torch.tensor([1.0, 2.0, 1.0]))
@@ -65,12 +65,11 @@ class UserHead(nn.Module):
             codes: Their identity codes [B, L, C].
             known: Which history places hold an item [B, L].
         """
-        hidden = self.norm(hidden.float())
-        # Of length one: a step of Adam then moves these outputs by hundredths, whatever the hidden width.
-        unit = hidden / math.sqrt(hidden.shape[-1])
-        keys, own = self.key(tokens.float()).tensor_split([-1], dim=-1)
-        query = self.query(hidden)
-        match = torch.einsum("ehk,elk->ehl", query, keys[rows]) / math.sqrt(query.shape[-1]) + own[rows, None, :, 0]
+        # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
+        unit = self.norm(hidden.float()) / math.sqrt(hidden.shape[-1])
+        keys, own = self._keys(tokens.float())
+        match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
+        match = match + own[rows, None]
         masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
         similar, exact, popular = self.gains(unit).unbind(dim=-1)
         attention = torch.softmax(masked, dim=-1)
@@ -78,6 +77,12 @@ class UserHead(nn.Module):
         wanted = functional.softplus(masked) * self._stripes(hidden.shape[1], masked.shape[2], hidden.device)
         copied = exact[..., None] * torch.einsum("ehl,elc->ehc", wanted, codes[rows])
         return torch.cat([self.log_scale.exp() * direction, copied, popular[..., None]], dim=-1)
+
+    def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [B, L, K] and own weights [B, L] of history items."""
+        hidden = functional.gelu(self.key_hidden(self.key_norm(tokens)))
+        keys = self.key(hidden / math.sqrt(hidden.shape[-1]))
+        return keys[..., :-1], keys[..., -1]
 
     @staticmethod
     def _stripes(num_vectors: int, num_items: int, device: torch.device) -> torch.Tensor:
