@@ -53,30 +53,22 @@ def behavior_sequence(rows: ir.Table, events: ir.Table, history_length: int) -> 
     states = _states(events, "item_id")
     # The order of a row's items is the order of their states, the same in all rows: sort the few states once.
     newest_first = ibis.window(group_by="user_id", order_by=[_.last_ts.desc(), _.total.desc(), _.item_id])
-    states = states.select(
+    states = states.mutate(position=ibis.row_number().over(newest_first))
+    fields = {
+        "position": states.position,  # first: lists of structs sort by it
+        "history_item_ids": states.item_id,
+        "history_counts": states.total.cast("int32"),
+        "history_last_us": microseconds(states.last_ts),
+        "history_behaviors": states.last_behavior,
+    }
+    states = states.select("user_id", "since", "until", item=ibis.struct(fields))
+    histories = _join_states(rows, states).group_by("user_id", "known_at").agg(items=_.item.collect())
+    histories = histories.mutate(items=_.items.sort()[:history_length])
+    return histories.select(
         "user_id",
-        "item_id",
-        "last_behavior",
-        "since",
-        "until",
-        position=ibis.row_number().over(newest_first).cast("int32"),
-        total=_.total.cast("int32"),
-        last_us=microseconds(_.last_ts),
-    )
-    rank = ibis.row_number().over(ibis.window(group_by=["user_id", "known_at"], order_by="position"))
-    return (
-        _join_states(rows, states)
-        .mutate(rank=rank)
-        .filter(_.rank < history_length)
-        .group_by("user_id", "known_at")
-        .agg(
-            history_item_ids=_.item_id.collect(order_by=_.rank),
-            history_counts=_.total.collect(order_by=_.rank),
-            history_last_us=_.last_us.collect(order_by=_.rank),
-            history_behaviors=_.last_behavior.collect(order_by=_.rank),
-        )
-        .order_by("user_id", "known_at")
-    )
+        "known_at",
+        **{name: _field_of_each(histories["items"], name) for name in fields if name != "position"},
+    ).order_by("user_id", "known_at")
 
 
 def user_statistics(rows: ir.Table, events: ir.Table) -> ir.Table:
@@ -119,3 +111,7 @@ def _join_states(rows: ir.Table, states: ir.Table) -> ir.Table:
     """Every row with the state of each key that the user had by then."""
     rows = rows.select("user_id", "period", "known_at")
     return rows.join(states, ["user_id", states.since <= rows.period, rows.period < states.until])
+
+
+def _field_of_each(structs: ir.ArrayValue, name: str) -> ir.ArrayValue:
+    return structs.map(lambda struct: struct[name])
