@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import redis
 
+import components
 from components.exceptions import UnavailableError
 from components.local.airflow import AirflowClient, airflow_environment, read_credentials
 from components.local.processes import HOST, choose_port
@@ -33,6 +34,7 @@ class Service:
         is_ready: Whether it serves.
         port: Loopback port; 0 for none.
         url: Its address; empty for none.
+        code: Hash of the source it runs, where that is ours: changed code is a reason to restart it.
         timeout_seconds: Longest wait for it to be ready.
     """
 
@@ -42,11 +44,12 @@ class Service:
     is_ready: Callable[[], bool]
     port: int = 0
     url: str = ""
+    code: str = ""
     timeout_seconds: float = 180
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        content = json.dumps([self.command, self.environment], sort_keys=True)
+        content = json.dumps([self.command, self.environment, self.code], sort_keys=True)
         object.__setattr__(self, "fingerprint", hashlib.sha256(content.encode()).hexdigest())
 
 
@@ -186,11 +189,22 @@ def _recall(port: int, url: str, environment: dict[str, str]) -> tuple[Service, 
         except redis.RedisError:
             return False
 
+    code = _hash_source()
     serve = ("recall", "serve", "--host", HOST, "--port", str(port))
     return (
-        Service("recall-worker", (urm, "recall", "worker"), environment, worker_beats),
-        Service("recall-api", (urm, *serve), environment, lambda: _answers(f"{url}/healthz"), port=port, url=url),
+        Service("recall-worker", (urm, "recall", "worker"), environment, worker_beats, code=code),
+        Service(
+            "recall-api", (urm, *serve), environment, lambda: _answers(f"{url}/healthz"), port=port, url=url, code=code
+        ),
     )
+
+
+def _hash_source() -> str:
+    root = Path(components.__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(root.rglob("*.py")):
+        digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
+    return digest.hexdigest()
 
 
 def _program(name: str) -> str:

@@ -78,7 +78,7 @@ def _drop_outdated(stack: Stack, known: dict[str, ServiceRecord], say: Say) -> d
     wanted = {service.name: service.fingerprint for service in stack.services}
     outdated = {name: record for name, record in known.items() if wanted.get(name) != record.fingerprint}
     if outdated:
-        say(f"restarting {', '.join(outdated)}: their settings have changed")
+        say(f"restarting {', '.join(outdated)}: settings or code have changed")
         stop([record.process for record in outdated.values()], GRACE_SECONDS)
     return {name: record for name, record in known.items() if name not in outdated}
 

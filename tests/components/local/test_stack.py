@@ -107,7 +107,7 @@ def test_a_service_with_other_settings_is_restarted(settings, only):
     registry.write({"redis": record.model_copy(update={"fingerprint": "older"})})
     said: list[str] = []
     up(settings, said.append)
-    assert "restarting redis: their settings have changed" in said
+    assert "restarting redis: settings or code have changed" in said
     assert registry.read()["redis"].process != record.process
     assert _ping(settings)
 
