@@ -63,11 +63,9 @@ def print_release(console: Console, run_dir: str) -> None:
     """Show the release that now serves, and the one before it."""
     deployment = require_json(run_dir, "promote", "deployment")
     before = f", before it version {deployment['previous']}" if deployment["previous"] else ""
-    console.print(
-        f"[bold]Release[/] {deployment['release']}  alias [bold]champion[/] of version {deployment['version']}{before}; "
-        f"{deployment['outcome']} after {deployment['seconds']:.1f} s",
-        highlight=False,
-    )
+    crowned = f"alias [bold]champion[/] of version {deployment['version']}{before}"
+    served = f"{deployment['outcome']} after {deployment['seconds']:.1f} s"
+    console.print(f"[bold]Release[/] {deployment['release']}  {crowned}; {served}", highlight=False)
 
 
 def print_comparison(console: Console, run_dir: str, k: int) -> None:
