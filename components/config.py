@@ -160,7 +160,7 @@ class UrmConfig(Model):
     fusion_dimension: int = Field(default=256, gt=0, description="Width of a fused item.")
     item_dimension: int = Field(default=128, gt=0, description="Width of item space.")
     identity_dimension: int = Field(
-        default=512, ge=0, multiple_of=64, description="Width of the identity codes of the copy path; 0: none."
+        default=1024, ge=0, multiple_of=64, description="Width of the identity codes of the copy path; 0: none."
     )
     history_length: int = Field(default=48, gt=0, description="Item tokens in a prompt.")
     copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
@@ -170,7 +170,7 @@ class UrmConfig(Model):
     learning_rate: float = Field(default=2.5e-3, gt=0, description="New modules.")
     backbone_learning_rate: float = Field(default=3e-4, gt=0)
     contexts_per_batch: int = Field(default=8, gt=0, description="User-cuts a step; each packs its tasks.")
-    max_steps: int = Field(default=400, gt=0)
+    max_steps: int = Field(default=300, gt=0)
     eval_steps: int = Field(default=100, gt=0)
     validation_contexts: int = Field(default=150, gt=0, description="User-cuts of an evaluation during training.")
     max_seconds: float = Field(default=300, gt=0, description="Training time limit.")

@@ -44,7 +44,7 @@ class UserHead(nn.Module):
         nn.init.zeros_(self.key.bias)
         nn.init.zeros_(self.gains.weight)
         with torch.no_grad():
-            self.gains.bias.copy_(torch.tensor([1.0, 2.0, 1.0]))
+            self.gains.bias.copy_(torch.tensor([1.0, 5.0, 1.0]))
 
     def forward(
         self,
