@@ -141,7 +141,7 @@ class BaselineConfig(Model):
     history_length: int = Field(default=100, gt=0)
     num_negatives: int = Field(default=512, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
-    learning_rate: float = Field(default=5e-3, gt=0)
+    learning_rate: float = Field(default=1e-2, gt=0)
     batch_size: int = Field(default=256, gt=0)
     max_epochs: int = Field(default=20, gt=0)
     patience: int = Field(default=3, gt=0, description="Evaluations without gain before stopping.")
