@@ -53,6 +53,11 @@ class Settings(BaseSettings):
         """URI of the run directory of a DAG run: its id, with characters unsafe in paths replaced."""
         return f"{self.runs_root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9._-]+', '-', run_id)}"
 
+    def run_page(self, experiment_id: str, run_id: str) -> str:
+        """Address of an MLflow run's page, for people; it opens in the view for model training."""
+        base = (self.mlflow_public_url or self.tracking_uri).rstrip("/")
+        return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
     @property
     def cache_path(self) -> Path:
         """Local folder of the content-keyed caches."""

@@ -140,8 +140,7 @@ def _open_experiment(stage: StageRun) -> None:
 
 def run_url(stage: StageRun, run_id: str, experiment_id: str) -> str:
     """Address of a run's page, for people."""
-    base = stage.settings.mlflow_public_url or stage.settings.tracking_uri
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return stage.settings.run_page(experiment_id, run_id)
 
 
 def _tags(stage: StageRun) -> dict[str, str]:

@@ -12,8 +12,8 @@
 10. **promote**: the recall workers load it beside the serving one, check it, and flip (`champion`) or reject it.
 
 Every stage is `urm <stage> --config … --run-dir …` and leaves its files under the run directory, which is named after
-this DAG run. Work that has not changed since an earlier run is reused. The button *MLflow run* of a task opens the
-curves and tables of this run.
+this DAG run. Work that has not changed since an earlier run is reused. The link *MLflow run*, in the run's note and
+among a task's details, opens the curves and tables of this run.
 """
 
 from __future__ import annotations

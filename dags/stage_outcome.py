@@ -110,17 +110,21 @@ class StageMixin(SkipMixin):
         consequence = "release and promote follow"
         if not passed:
             consequence = "released anyway, as asked" if promote_anyway else "release and promote are skipped"
-        reasons = "\n".join(f"- {reason}" for reason in verdict["reasons"])
-        text = f"**Gate {'passed' if passed else 'FAILED'}**: {consequence}.\n\n{verdict['verdict']}\n\n{reasons}"
-        for line in text.replace("**", "").splitlines():
+        heading = f"Gate {'passed' if passed else 'FAILED'}: {consequence}."
+        # The stage's own output, above in the log, ends with the verdict in words.
+        for line in (heading, *verdict["reasons"]):
             self.log.info("%s", line)
-        write_notes(self.log, text.strip(), context)
+        reasons = "".join(f"\n- {reason}" for reason in verdict["reasons"])
+        link = mlflow_run_url(context["run_id"])
+        tracked = f"\n\n[MLflow run]({link})" if link else ""
+        text = f"**{heading}**\n\n{verdict['verdict']}\n{reasons}"
+        write_notes(self.log, text[: NOTE_LENGTH - len(tracked)] + tracked, context)
         if not passed and not promote_anyway:
             self.skip(context["ti"], cast(BaseOperator, self).get_flat_relatives(upstream=False))
 
 
 def write_notes(log: Logger, text: str, context: Context) -> None:
-    """Put the text on this task instance and on its DAG run, through the REST API.
+    """Put the text (at most NOTE_LENGTH characters) on this task instance and on its DAG run, through the REST API.
 
     The task SDK of Airflow 3.3 has no call for it. A note that cannot be written is a warning, no failure: the same
     text stands in the log.
@@ -137,9 +141,7 @@ def write_notes(log: Logger, text: str, context: Context) -> None:
             credentials = {"username": settings.airflow_username, "password": password}
             token = client.post("/auth/token", json=credentials).raise_for_status().json()["access_token"]
             for address in (f"{run}/taskInstances/{ti.task_id}", run):
-                answer = client.patch(
-                    address, json={"note": text[:NOTE_LENGTH]}, headers={"Authorization": f"Bearer {token}"}
-                )
+                answer = client.patch(address, json={"note": text}, headers={"Authorization": f"Bearer {token}"})
                 answer.raise_for_status()
     except httpx.HTTPError as error:
         log.warning("No note written: Airflow at %s answered %s.", settings.airflow_url, error)
@@ -152,12 +154,16 @@ class MlflowLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Address of the run's page; empty while no stage has opened the run yet."""
-        settings = get_settings()
-        note = _read_json(f"{settings.run_dir(ti_key.run_id)}/tracking.json")
-        base = settings.mlflow_public_url or settings.mlflow_uri
-        if note is None or not base.startswith("http"):
-            return ""
-        return f"{base.rstrip('/')}/#/experiments/{note['experiment_id']}/runs/{note['run_id']}"
+        return mlflow_run_url(ti_key.run_id)
+
+
+def mlflow_run_url(run_id: str) -> str:
+    """Address of the MLflow run of a DAG run; empty while there is none, or no server to look at."""
+    settings = get_settings()
+    note = _read_json(f"{settings.run_dir(run_id)}/tracking.json")
+    if note is None or not settings.tracking_uri.startswith("http"):
+        return ""
+    return settings.run_page(note["experiment_id"], note["run_id"])
 
 
 def _read_json(uri: str) -> dict[str, Any] | None:

@@ -70,8 +70,10 @@ def _print_addresses(console: Console, stack: Stack, run_dir: str) -> None:
     environment = stack.environment
     user, password = environment["URM_AIRFLOW_USERNAME"], environment["URM_AIRFLOW_PASSWORD"]
     tracked = read_json(f"{run_dir}/tracking.json")
-    run = f"/#/experiments/{tracked['experiment_id']}/runs/{tracked['run_id']}" if tracked else ""
+    mlflow = stack.url("mlflow")
+    if tracked:
+        mlflow = Settings(mlflow_uri=mlflow).run_page(tracked["experiment_id"], tracked["run_id"])
     console.rule("[bold]look around", align="left")
     console.print(f"Airflow     {stack.url('airflow-api')}  user {user}  password {password}", highlight=False)
-    console.print(f"MLflow      {stack.url('mlflow')}{run}", highlight=False)
+    console.print(f"MLflow      {mlflow}", highlight=False)
     console.print(f"Recall API  {stack.url('recall-api')}/docs", highlight=False)

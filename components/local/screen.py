@@ -10,11 +10,12 @@ from rich.table import Table
 
 from components.local.results import require_json, require_result
 
+# Headings broken so that the table fits 80 columns.
 MODELS = {
-    "popularity": "popularity",
-    "own_history": "own history",
-    "item_knn": "item-kNN",
-    "target_attention": "target attention",
+    "popularity": "popu-\nlarity",
+    "own_history": "own\nhistory",
+    "item_knn": "item-\nkNN",
+    "target_attention": "target\nattention",
     "urm": "URM",
 }
 
@@ -26,16 +27,21 @@ def comparison_table(metrics: dict[str, Any], k: int) -> Table:
         metrics: Of `evaluate/result.json`.
         k: Headline cut-off, for the title.
     """
-    table = Table(title=f"Recall@{k} on the full catalogue, test weeks", title_justify="left", caption_justify="left")
-    table.caption = "lift: URM against target attention, relative, with its 95 % bootstrap interval over users"
+    table = Table(
+        title=f"Recall@{k} on the full catalogue, test weeks",
+        caption="n: examples; lift: URM against target attention, with its 95 % interval",
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="bold underline",
+    )
     table.add_column("task", no_wrap=True)
-    table.add_column("examples", justify="right")
-    for title in MODELS.values():
-        table.add_column(title, justify="right")
-    table.add_column("lift", justify="right", no_wrap=True)
-    table.add_column("95 % interval", justify="right", no_wrap=True)
+    for title in ("n", *MODELS.values(), "lift", "interval"):
+        table.add_column(title, justify="right", no_wrap=True, vertical="bottom")
     for name, task in metrics["tasks"].items():
-        table.add_row(name, f"{task['examples']:,}", *_recalls(task["recall"]), *_lift(task))
+        table.add_row(name, str(task["examples"]), *_recalls(task["recall"]), *_lift(task))
     table.add_section()
     table.add_row("mean", "", *_recalls(metrics["mean_recall"]), f"{metrics['mean_lift']:+.1%}", "")
     return table
@@ -55,7 +61,8 @@ def print_verdict(console: Console, run_dir: str, promoted_anyway: bool) -> bool
     elif not passed:
         text += "\n\nNothing was released. To see the rest of the chain all the same: urm demo --promote-anyway"
     title = "Gate: passed" if passed else "Gate: NOT PASSED"
-    console.print(Panel(text, title=title, title_align="left", border_style="green" if passed else "bold red"))
+    panel = Panel(text, title=title, title_align="left", border_style="green" if passed else "bold red")
+    console.print(panel, soft_wrap=False)
     return passed
 
 
@@ -82,10 +89,10 @@ def _recalls(recall: dict[str, float]) -> list[str]:
         if model not in recall:
             cells.append("–")
         else:
-            text = f"{recall[model]:.4f}"
+            text = f"{recall[model]:.3f}"
             cells.append(f"[bold]{text}[/]" if recall[model] == best else text)
     return cells
 
 
 def _lift(task: dict[str, Any]) -> tuple[str, str]:
-    return f"{task['lift']:+.1%}", f"{task['low']:+.1%} … {task['high']:+.1%}"
+    return f"{task['lift']:+.1%}", f"{task['low'] * 100:+.1f}…{task['high']:+.1%}"

@@ -101,7 +101,9 @@ def test_mlflow_link(home, gate, monkeypatch, make_context):
     note = home / "runs" / RUN / "tracking.json"
     note.parent.mkdir(parents=True)
     note.write_text(json.dumps({"experiment_id": "3", "run_id": "abc"}))
-    assert MlflowLink().get_link(gate, ti_key=ti) == "http://mlflow.example:5000/#/experiments/3/runs/abc"
+    assert MlflowLink().get_link(gate, ti_key=ti) == (
+        "http://mlflow.example:5000/#/experiments/3/runs/abc?workflowType=machine_learning"
+    )
 
 
 def test_a_note_that_cannot_be_written_is_a_warning(home, monkeypatch, make_context, caplog):
