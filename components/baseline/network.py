@@ -111,7 +111,9 @@ class TargetAttention(nn.Module):
         self.user_to_hidden = nn.Linear(d, h)
         self.match_to_hidden = nn.Linear(NUM_MATCH, h, bias=False)
         self.hidden_to_score = nn.Parameter(torch.randn(num_tasks, h) / math.sqrt(h))
-        self.match_to_score = nn.Parameter(torch.zeros(num_tasks, NUM_MATCH))
+        # What a user had before is likelier than its popularity says; the data decide how much.
+        start = torch.tensor([3.0, 1.0] + [0.0] * (NUM_MATCH - 2))
+        self.match_to_score = nn.Parameter(start.repeat(num_tasks, 1))
         self.item_to_match = nn.Linear(d, NUM_MATCH, bias=False)  # how much an item is one to be bought again
         self.popularity_to_score = nn.Parameter(torch.ones(num_tasks))
         self.bias = nn.Parameter(torch.zeros(shape.num_items))

@@ -23,6 +23,7 @@ FINAL_RATE = 0.02  # share of the learning rate left at the end of the linear de
 LOG_STEPS = 10
 CLOCK_STEPS = 50
 EVALUATIONS_PER_EPOCH = 2
+MIN_EVAL_STEPS = 20  # on little data an epoch is a few steps, and patience should not end before the warm-up
 
 LogFunction = Callable[[int, dict[str, float]], None]
 
@@ -68,7 +69,7 @@ def train(
     rows = data.examples.rows("train")
     steps_per_epoch = -(-len(rows) // config.batch_size)
     num_steps = steps_per_epoch * config.max_epochs
-    eval_steps = max(1, steps_per_epoch // EVALUATIONS_PER_EPOCH)
+    eval_steps = max(MIN_EVAL_STEPS, steps_per_epoch // EVALUATIONS_PER_EPOCH)
     watch = _EarlyStopping(network, config.patience)
     summary, started = trainer.summary, time.monotonic()
 

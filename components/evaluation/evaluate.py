@@ -53,7 +53,7 @@ def run(stage: StageRun) -> StageReport:
         comparison = compare(
             hits, CANDIDATE, BASELINE, k=config.k, draws=config.bootstrap_samples, seed=stage.config.seed
         )
-        metrics = summarise(table, comparison, config)
+        metrics = summarise(table, comparison, stage.config)
         write_report(stage.output / "report.md", stage.config, metrics, table)
         draw_figure(stage.output / "figure.png", metrics, config.k)
         _log(stage, table, metrics)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from components.config import EvaluationConfig
+from components.config import RunConfig
 from components.evaluation.bootstrap import Comparison
 from components.evaluation.metrics import (
     Floats,
@@ -138,13 +138,15 @@ def tabulate(examples: TestExamples, ranked: dict[str, Ranked], k: int, ks: Iter
     return pd.DataFrame(rows)
 
 
-def summarise(table: pd.DataFrame, comparison: Comparison, config: EvaluationConfig) -> dict[str, Any]:
-    """The stage's metrics, as docs/architecture.md states them; what is undefined is null."""
+def summarise(table: pd.DataFrame, comparison: Comparison, config: RunConfig) -> dict[str, Any]:
+    """The stage's metrics, as docs/architecture.md states them, tasks in the run's order; what is undefined is null."""
+    confidence = config.evaluation.gate.confidence
+    order = {task.name: place for place, task in enumerate(config.tasks)}
     recalls: dict[str, dict[str, float]] = {task: {} for task in comparison.tasks}
     for row in table.to_dict("records"):
-        recalls[row["task"]][row["model"]] = float(row[f"recall@{config.k}"])
-    low, high = comparison.interval(config.gate.confidence)
-    mean_low, mean_high = comparison.mean_interval(config.gate.confidence)
+        recalls[row["task"]][row["model"]] = float(row[f"recall@{config.evaluation.k}"])
+    low, high = comparison.interval(confidence)
+    mean_low, mean_high = comparison.mean_interval(confidence)
     p_values = comparison.p_different()
     tasks = {
         task: {
@@ -157,7 +159,7 @@ def summarise(table: pd.DataFrame, comparison: Comparison, config: EvaluationCon
             "examples": int(comparison.examples[index]),
             "recall": recalls[task],
         }
-        for index, task in enumerate(comparison.tasks)
+        for index, task in sorted(enumerate(comparison.tasks), key=lambda entry: order[entry[1]])
     }
     return {
         "mean_recall": {model: float(np.mean([recall[model] for recall in recalls.values()])) for model in MODELS},

@@ -19,12 +19,12 @@ from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
 from components.ingestion.schema import EVENTS, ITEMS
 
-NUM_HOUSEHOLDS, MIN_EVENTS = 30, 4
+NUM_HOUSEHOLDS, MIN_EVENTS = 40, 4
 TASKS = [
     {"name": "next_purchase", "description": "next", "prompt": "next"},
     {"name": "new_item", "description": "new", "prompt": "new", "target": {"history": "not_bought"},
      "exclude_bought": True},
-    {"name": "text_query", "description": "query", "prompt": "{{ query }}", "target": {"query_category_level": 0}},
+    {"name": "text_query", "description": "query", "prompt": "{{ query }}", "target": {"query_category_level": 1}},
 ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def config() -> RunConfig:
         "baseline.history_length": 30,
         "baseline.num_negatives": 64,
         "baseline.batch_size": 64,
-        "baseline.max_epochs": 2,
+        "baseline.max_epochs": 6,
     }
     return load_config(Path(__file__).parents[3] / "configs" / "complete_journey.yaml", overrides)
 
@@ -129,7 +129,7 @@ def _item(row: dict[str, Any]) -> dict[str, Any]:
 def _ask(
     sales: pd.DataFrame, products: pd.DataFrame, config: RunConfig, catalogue: set[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    department = dict(zip(products["product_id"], products["department"].str.lower(), strict=True))
+    category = dict(zip(products["product_id"], products["product_category"].str.lower(), strict=True))
     contexts: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for user, mine in sales.groupby("user"):
@@ -140,11 +140,11 @@ def _ask(
             if past.empty or not wanted:
                 continue
             contexts.append(_context(len(contexts), str(user), cut, split, past))
-            query = department[wanted[0]]
+            query = category[wanted[0]]
             answers = {
                 "next_purchase": (None, wanted),
                 "new_item": (None, sorted(set(wanted) - set(past["item"]))),
-                "text_query": (query, [item for item in wanted if department[item] == query]),
+                "text_query": (query, [item for item in wanted if category[item] == query]),
             }
             for task, (words, targets) in answers.items():
                 if targets:
