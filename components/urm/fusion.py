@@ -20,7 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 COUNT_EDGES = (1.5, 2.5, 3.5, 5.5, 8.5, 12.5, 20.5, 40.5)
+COUNT_MIDDLES = (1.0, 2.0, 3.0, 4.5, 7.0, 10.5, 16.5, 30.0, 60.0)
 RECENCY_EDGES_DAYS = (1.0, 3.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 365.0)
+RECENCY_MIDDLES_DAYS = (0.5, 2.0, 5.0, 8.5, 12.0, 17.5, 25.5, 37.5, 52.5, 75.0, 105.0, 150.0, 272.0, 500.0)
+HABIT_HALF_LIFE_DAYS = 365.0  # of the prior only; training moves every bucket's value
 
 
 class ItemFusion(nn.Module):
@@ -82,13 +85,25 @@ class HistoryEmbedding(nn.Module):
         self.behavior = nn.Embedding(num_behaviors + 1, width)
         for table in (self.count, self.recency, self.behavior):
             nn.init.normal_(table.weight, std=scale)
+        recency = torch.tensor(RECENCY_MIDDLES_DAYS) * (-math.log(2) / HABIT_HALF_LIFE_DAYS)
+        self.count_habit = nn.Parameter(torch.tensor(COUNT_MIDDLES).log())
+        self.recency_habit = nn.Parameter(recency)
 
     def forward(self, counts: torch.Tensor, days_since: torch.Tensor, behaviors: torch.Tensor) -> torch.Tensor:
         """Sum of the three embeddings [B, L, D] for counts, days and behaviour numbers, each [B, L]."""
-        count = torch.bucketize(counts.float(), counts.new_tensor(COUNT_EDGES, dtype=torch.float32))
-        recency = torch.bucketize(days_since.float(), days_since.new_tensor(RECENCY_EDGES_DAYS))
+        count, recency = self._buckets(counts, days_since)
         embedding: torch.Tensor = self.count(count) + self.recency(recency) + self.behavior(behaviors)
         return embedding
+
+    def habit(self, counts: torch.Tensor, days_since: torch.Tensor) -> torch.Tensor:
+        """How much of a habit each history item is [B, L]; starts as log count, halved in a year without the item."""
+        count, recency = self._buckets(counts, days_since)
+        return self.count_habit[count] + self.recency_habit[recency]
+
+    @staticmethod
+    def _buckets(counts: torch.Tensor, days_since: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        count = torch.bucketize(counts.float(), counts.new_tensor(COUNT_EDGES, dtype=torch.float32))
+        return count, torch.bucketize(days_since.float(), days_since.new_tensor(RECENCY_EDGES_DAYS))
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

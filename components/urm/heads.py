@@ -27,7 +27,7 @@ class UserHead(nn.Module):
     """User vectors from hidden states, with the copy path."""
 
     def __init__(self, hidden_width: int, item_width: int, pointer_width: int) -> None:
-        """Start as a model of popularity that looks evenly at the history."""
+        """Start as a model of popularity and of the user's habits."""
         super().__init__()
         self.norm = nn.LayerNorm(hidden_width)
         self.project = nn.Linear(hidden_width, item_width)
@@ -51,6 +51,7 @@ class UserHead(nn.Module):
         hidden: torch.Tensor,
         rows: torch.Tensor,
         tokens: torch.Tensor,
+        habit: torch.Tensor,
         items: torch.Tensor,
         codes: torch.Tensor,
         known: torch.Tensor,
@@ -61,6 +62,7 @@ class UserHead(nn.Module):
             hidden: Hidden states of the user tokens [E, H, D].
             rows: Context of each example [E].
             tokens: History item tokens [B, L, D].
+            habit: How much of a habit each of them is, a prior of the match [B, L].
             items: Their item-space vectors [B, L, P].
             codes: Their identity codes [B, L, C].
             known: Which history places hold an item [B, L].
@@ -69,7 +71,7 @@ class UserHead(nn.Module):
         unit = self.norm(hidden.float()) / math.sqrt(hidden.shape[-1])
         keys, own = self._keys(tokens.float())
         match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
-        match = match + own[rows, None]
+        match = match + (own + habit)[rows, None]
         masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
         similar, exact, popular = self.gains(unit).unbind(dim=-1)
         attention = torch.softmax(masked, dim=-1)

@@ -95,6 +95,7 @@ class Urm(nn.Module):
                 hidden[batch["user_positions"]],  # [E, H, D]
                 batch["block_rows"],
                 tokens,
+                self.history.habit(batch["history_counts"], batch["history_days_since"]),
                 item_space[places],
                 items["codes"][places],
                 known,

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.config import UrmConfig
 from components.urm.device import full_precision
@@ -83,6 +83,7 @@ def train(
         validation=validation,
         budget=budget,
     )
+    trainer.remove_callback(PrinterCallback)  # `report` says the same, once
     checkpoint = last_checkpoint(scratch)
     if checkpoint is not None:
         budget.resume(checkpoint / COMPLETE)

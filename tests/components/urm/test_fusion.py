@@ -57,6 +57,15 @@ def test_history_embedding_tells_counts_days_and_behaviours_apart():
     torch.testing.assert_close(embedding(torch.tensor([[1]]), torch.tensor([[2.5]]), torch.tensor([[1]])), base)
 
 
+def test_the_habit_prior_prefers_what_is_had_often_and_lately():
+    habit = HistoryEmbedding(num_behaviors=1, width=4, scale=1.0).habit(
+        torch.tensor([[1, 7, 7, 60]]), torch.tensor([[2.0, 2.0, 272.0, 0.5]])
+    )
+    year = np.log(2) / 365
+    expected = [-2 * year, np.log(7) - 2 * year, np.log(7) - 272 * year, np.log(60) - 0.5 * year]
+    torch.testing.assert_close(habit, torch.tensor([expected], dtype=torch.float32))
+
+
 def test_identity_codes_are_fixed_unit_vectors_nearly_orthogonal():
     ids = np.array([1, 2, 3, 10**12, -5])
     codes = identity_codes(ids, 256)
