@@ -54,13 +54,7 @@ def load_catalogue(publication: Publication, settings: Settings) -> Catalogue:
     """
     bundle = fetch(publication.bundle, settings.cache_path / "bundles")
     manifest = read_manifest(bundle)
-    if manifest.release != publication.release:
-        raise ReleaseError(
-            f"bundle {publication.bundle}",
-            expected=f"release {publication.release}",
-            got=manifest.release,
-            remedy="promote again",
-        )
+    manifest.require(publication.release, publication.bundle)
     tasks = tuple(task.name for task in read_tasks(bundle))
     titles = _read(bundle / "titles.parquet").sort_by("item_id").combine_chunks()
     popularity = _read(bundle / "fallback.parquet")

@@ -114,13 +114,7 @@ def load_release(publication: Publication, settings: Settings, config: ReleaseCo
     """
     bundle = fetch(publication.bundle, settings.cache_path / "bundles")
     manifest = verify(bundle)
-    if manifest.release != publication.release:
-        raise ReleaseError(
-            f"bundle {publication.bundle}",
-            expected=f"release {publication.release}",
-            got=manifest.release,
-            remedy="promote again",
-        )
+    manifest.require(publication.release, publication.bundle)
     release = _open(publication, bundle, manifest, settings)
     check(release, read_smoke(bundle), config.smoke_min_overlap)
     return release

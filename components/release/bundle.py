@@ -81,6 +81,15 @@ class Manifest(_Model):
     history_length: int
     day_origin: AwareDatetime
 
+    def require(self, release: str, uri: str) -> None:
+        """Refuse a bundle that holds another release than the one asked for at that URI.
+
+        Raises:
+            ReleaseError: It is another release's.
+        """
+        if self.release != release:
+            raise ReleaseError(f"bundle {uri}", expected=f"release {release}", got=self.release, remedy="promote again")
+
 
 class SmokeRequest(_Model):
     """One request with the items that evaluation saw for it.
