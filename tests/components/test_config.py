@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.config import SplitConfig, load_config, load_named_config
+from components.config import SplitConfig, UrmConfig, load_config, load_named_config
 from components.exceptions import ConfigError
 
 
@@ -157,8 +157,9 @@ def test_the_fingerprint_sees_its_sections_and_the_seed_only(configs: Path) -> N
 
     urm, items = prints({})
     assert prints({}) == (urm, items)
-    assert prints({"urm.max_steps": 400}) == (urm, items)  # the default, written out
-    changed, same = prints({"urm.max_steps": 401})
+    written_out = UrmConfig().num_user_vectors  # the file leaves this default unsaid
+    assert prints({"urm.num_user_vectors": written_out}) == (urm, items)
+    changed, same = prints({"urm.num_user_vectors": written_out + 1})
     assert changed != urm
     assert same == items
     assert not set(prints({"seed": 1})) & {urm, items}
