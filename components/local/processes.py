@@ -71,7 +71,7 @@ def _popen(command: Sequence[str], environment: dict[str, str], log: Path, folde
             f"program {command[0]}",
             expected="a program that starts",
             got=error.strerror,
-            remedy="install the project again with `make install`",
+            remedy="install the project again with `make setup`",
         ) from None
 
 
@@ -106,6 +106,7 @@ def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> None:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=grace_seconds)
+    _left_running[:] = [process for process in _left_running if process.poll() is None]
 
 
 def memory_bytes(record: ProcessRecord) -> int:

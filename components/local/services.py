@@ -216,7 +216,7 @@ def _program(name: str) -> str:
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         raise UnavailableError(
-            f"program {path}", expected="an installed program", got="none", remedy="run `make install`"
+            f"program {path}", expected="an installed program", got="none", remedy="run `make setup`"
         )
     return str(path)
 
