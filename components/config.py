@@ -109,7 +109,7 @@ class SplitConfig(Model):
         for split in SPLITS:
             cut, end = bounds[split]
             while cut + self.window <= end:
-                pairs.append((cut, split))  # type: ignore[arg-type]
+                pairs.append((cut, split))  # type: ignore[arg-type]  # SPLITS is a tuple of str
                 cut += self.window
         return pairs
 

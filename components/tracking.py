@@ -46,7 +46,7 @@ def log_examples(stage: StageRun, *splits: str) -> None:
 
     path = stage.path("features", "examples")
     # The class is made when MLflow is imported; a plain path would have it warn that two classes fit.
-    source = sources.LocalArtifactDatasetSource(str(path))  # type: ignore[attr-defined]
+    source = sources.LocalArtifactDatasetSource(str(path))  # type: ignore[attr-defined]  # made at import
     for split in splits:
         rows = pq.read_table(
             path, columns=["example_id", "task", "target_item_ids"], filters=pc.field("split") == split

@@ -77,7 +77,7 @@ def token_embeddings(backbone: PreTrainedModel) -> nn.Embedding:
 
 def language_head(backbone: PreTrainedModel) -> nn.Linear:
     """h_LM: hidden states to the vocabulary; its weight may be that of the embedding."""
-    module = backbone.get_output_embeddings()  # type: ignore[no-untyped-call]
+    module = backbone.get_output_embeddings()  # type: ignore[no-untyped-call]  # no annotation
     if not isinstance(module, nn.Linear):
         raise TypeError(f"expected a linear head, got {type(module).__name__}")
     return module
