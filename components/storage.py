@@ -167,7 +167,7 @@ StageFunction = Callable[[StageRun], StageReport]
 
 
 def run_stage(
-    stage: str,
+    stage: str | StageSpec,
     function: StageFunction,
     *,
     config: RunConfig,
@@ -179,7 +179,7 @@ def run_stage(
     """Run a stage once: reuse an equal result, or compute it and make it visible at once at the end.
 
     Args:
-        stage: Name of the stage.
+        stage: Name of a stage of the flow, or the specification of a study beside it.
         function: What computes it.
         config: What the run is.
         run_dir: Folder or URI of the run.
@@ -192,7 +192,8 @@ def run_stage(
         DataError: The run directory cannot be written, or an input's result.json is damaged.
         UnavailableError: The stage is running in this run directory already.
     """
-    spec = STAGES[stage]
+    spec = STAGES[stage] if isinstance(stage, str) else stage
+    stage = spec.name
     run_dir = absolute(run_dir)
     inputs = {name: _require(run_dir, stage, name) for name in spec.inputs}
     print_of_work = fingerprint(spec, config, inputs, options or {})
