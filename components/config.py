@@ -14,7 +14,7 @@ import reprlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,6 +29,9 @@ class Model(BaseModel):
     """Base of all configuration models: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+Document = TypeVar("Document", bound=Model)
 
 
 class CompleteJourneySource(Model):
@@ -365,6 +368,29 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise _explain(path, files, error) from None
+
+
+def load_document(path: Path, kind: type[Document]) -> Document:
+    """Read a YAML file that stands beside the configurations.
+
+    Args:
+        path: The file.
+        kind: What its content must fit.
+
+    Raises:
+        ConfigError: The file is missing or unreadable, or a field is unknown, missing or out of range.
+    """
+    try:
+        return kind.model_validate(_read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"file {path}, field {field!r}",
+            expected="a known key" if first["type"] == "extra_forbidden" else _expectation(first["type"], first["msg"]),
+            got="nothing" if first["type"] == "missing" else reprlib.repr(first["input"]),
+            remedy="mend the file",
+        ) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
