@@ -12,17 +12,31 @@ import json
 import re
 import reprlib
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from components.exceptions import ConfigError
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
+
+# Sequences have an order and no times: the newest event of every user falls on this day, the one before it on the day
+# before, and so on. A split at the last two days is then leave-one-out.
+SEQUENCE_LAST_DAY = datetime(2020, 1, 1, tzinfo=UTC)
+MAX_TRAIN_CUTS = 50
 
 
 class Model(BaseModel):
@@ -60,8 +74,35 @@ class TableSource(Model):
     category_separator: str = Field(default=">", description="Splits a text category path, top first.")
 
 
-_SOURCE_KINDS = [repr(source.model_fields["kind"].default) for source in (CompleteJourneySource, TableSource)]
-Source = Annotated[CompleteJourneySource | TableSource, Field(discriminator="kind")]
+class SequenceSource(Model):
+    """Public sequence files: one line a user, `user item item ...`, oldest first, and a Parquet file of the items."""
+
+    kind: Literal["sequences"] = "sequences"
+    data_dir: str = Field(description="Folder or URI of both files; relative to the working directory.")
+    sequences: str = Field(default="sequences.txt.gz", description="File in data_dir, plain or gzip-compressed.")
+    items: str = Field(default="items.parquet", description="File in data_dir.")
+    item_columns: dict[str, str] = Field(
+        default={"external_id": "asin", "title": "title", "brand": "brand", "category": "categories"},
+        description="canonical name -> column; leave out what the file lacks.",
+    )
+    title_fallback: str | None = Field(default=None, description="Column that names an item without a title.")
+    max_users: int | None = Field(default=None, gt=0, description="Keep only the first N lines.")
+
+    @property
+    def sequences_path(self) -> str:
+        """Path or URI of the sequences."""
+        return f"{self.data_dir.rstrip('/')}/{self.sequences}"
+
+    @property
+    def items_path(self) -> str:
+        """Path or URI of the items."""
+        return f"{self.data_dir.rstrip('/')}/{self.items}"
+
+
+_SOURCE_KINDS = [
+    repr(source.model_fields["kind"].default) for source in (CompleteJourneySource, SequenceSource, TableSource)
+]
+Source = Annotated[CompleteJourneySource | SequenceSource | TableSource, Field(discriminator="kind")]
 
 
 class ValidationConfig(Model):
@@ -79,13 +120,31 @@ class ValidationConfig(Model):
 
 
 class SplitConfig(Model):
-    """Temporal split: a cut every `window_days`; targets are what follows within that window."""
+    """A cut every `window_days`; targets are what follows within that window.
 
+    `kind: leave_one_out` needs no dates, only sequences: each user's last event is a test target, the one before it a
+    validation target, and each of the `max_train_cuts` before those, but for the very first, a training target. It is
+    the same split with a window of one day, because of the days that sequences get.
+    """
+
+    kind: Literal["temporal", "leave_one_out"] = "temporal"
+    max_train_cuts: int | None = Field(
+        default=None, gt=0, description=f"leave_one_out: training targets a user, newest first ({MAX_TRAIN_CUTS})."
+    )
     train_start: AwareDatetime = Field(description="First training cut.")
     validation_start: AwareDatetime = Field(description="First validation cut; the training window ends here.")
     test_start: AwareDatetime = Field(description="First test cut.")
     end: AwareDatetime = Field(description="No target lies at or after this instant.")
     window_days: int = Field(default=7, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or content.get("kind") != "leave_one_out":
+            return content
+        written = {name: value for name, value in content.items() if value is not None}
+        cuts = written.setdefault("max_train_cuts", MAX_TRAIN_CUTS)
+        return _leave_one_out(cuts if isinstance(cuts, int) else MAX_TRAIN_CUTS) | written
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -94,6 +153,15 @@ class SplitConfig(Model):
             raise ValueError(
                 "expected train_start < validation_start < test_start < end, each at least one window apart"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if self.kind == "temporal":
+            if self.max_train_cuts is not None:
+                raise ValueError("expected max_train_cuts with kind leave_one_out only")
+        elif any(getattr(self, name) != value for name, value in _leave_one_out(self.max_train_cuts or 1).items()):
+            raise ValueError("expected no dates and no window_days with kind leave_one_out, which sets them")
         return self
 
     @property
@@ -117,15 +185,35 @@ class SplitConfig(Model):
         return pairs
 
 
+def _leave_one_out(max_train_cuts: int) -> dict[str, Any]:
+    """Fields of a temporal split that leaves out the last two events of every sequence."""
+    day = timedelta(days=1)
+    return {
+        "train_start": SEQUENCE_LAST_DAY - (1 + max_train_cuts) * day,
+        "validation_start": SEQUENCE_LAST_DAY - day,
+        "test_start": SEQUENCE_LAST_DAY,
+        "end": SEQUENCE_LAST_DAY + day,
+        "window_days": 1,
+    }
+
+
 class FeaturesConfig(Model):
     """Behaviour sequences and training examples."""
 
     split: SplitConfig
     history_length: int = Field(default=256, gt=0, description="Distinct items kept a user, newest first.")
-    min_item_events: int = Field(default=5, gt=0, description="Training events that put an item in the catalogue.")
+    min_item_events: int = Field(
+        default=5, ge=0, description="Training events that put an item in the catalogue; 0: every item of the log."
+    )
     max_train_contexts: int = Field(default=20_000, gt=0, description="User-cuts sampled for training.")
     max_validation_examples: int = Field(default=300, gt=0, description="Per task.")
     max_test_examples: int = Field(default=700, gt=0, description="Per task.")
+    held_out_query_share: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Categories whose queries no training example of a `held_out_query` task has.",
+    )
 
 
 class ItemsConfig(Model):
@@ -233,14 +321,40 @@ class TargetFilter(Model):
         default="any", description="Whether the user had the item before the cut."
     )
     new_category_level: int | None = Field(
-        default=None, ge=0, description="The user never had this level of the item's category path (0 = top)."
+        default=None,
+        ge=-1,
+        description="The user never had this level of the item's category path (0 = top, -1 = leaf).",
     )
     max_popularity_quantile: float | None = Field(
         default=None, gt=0, le=1, description="Keep items up to this quantile of training events."
     )
+    max_train_events: int | None = Field(default=None, ge=0, description="Keep items with at most so many.")
+    known_brand: bool = Field(default=False, description="The user had the item's brand before the cut.")
+    min_history_items: int | None = Field(default=None, gt=0, description="Distinct items before the cut.")
     query_category_level: int | None = Field(
-        default=None, ge=0, description="One wanted category a user-cut, in words, becomes the query."
+        default=None, ge=-1, description="One wanted category a user-cut, in words, becomes the query (-1 = leaf)."
     )
+    held_out_query: bool | None = Field(
+        default=None,
+        description="Of the categories as queries: only those held out of all training (true) or only the others "
+        "(false), see features.held_out_query_share.",
+    )
+    query_title_words: int | None = Field(
+        default=None, gt=0, description="So many words of one wanted title a user-cut become the query."
+    )
+
+    @model_validator(mode="after")
+    def _one_query(self) -> Self:
+        if self.query_category_level is not None and self.query_title_words is not None:
+            raise ValueError("expected query_category_level or query_title_words, not both")
+        if self.held_out_query is not None and self.query_category_level is None:
+            raise ValueError("expected held_out_query beside query_category_level only")
+        return self
+
+    @property
+    def has_query(self) -> bool:
+        """Whether a target comes with a query text."""
+        return self.query_category_level is not None or self.query_title_words is not None
 
 
 class Task(Model):
@@ -257,7 +371,12 @@ class Task(Model):
     @property
     def needs_query(self) -> bool:
         """Whether the task is defined only with a query text."""
-        return self.target.query_category_level is not None
+        return self.target.has_query
+
+    @property
+    def trains(self) -> bool:
+        """Whether the task may have training examples; one with held-out queries has none on purpose."""
+        return not self.target.held_out_query
 
 
 class RunConfig(Model):
@@ -275,6 +394,14 @@ class RunConfig(Model):
     evaluation: EvaluationConfig = EvaluationConfig()
     release: ReleaseConfig = ReleaseConfig()
     recall: RecallConfig = RecallConfig()
+
+    @field_validator("features")
+    @classmethod
+    def _split_suits_source(cls, features: FeaturesConfig, info: ValidationInfo) -> FeaturesConfig:
+        source = info.data.get("source")  # absent if it is wrong itself
+        if source is not None and features.split.kind == "leave_one_out" and source.kind != "sequences":
+            raise ValueError("expected split.kind leave_one_out with source.kind sequences only; others have dates")
+        return features
 
     @field_validator("tasks")
     @classmethod

@@ -11,15 +11,15 @@ from components.features.engine import instant
 
 
 def build_catalogue(log: ir.Table, features: FeaturesConfig) -> ir.Table:
-    """The CATALOGUE table, sorted by item_id.
+    """The CATALOGUE table, sorted by item_id; where no training event is asked for, every item of the log is in it.
 
     `popularity_quantile` is (rank - 1) / (items - 1) by training events, with the mean rank for ties; a lone item
     has 1.
     """
+    in_training = log.ts < instant(features.split.validation_start)
     counts = (
-        log.filter(log.ts < instant(features.split.validation_start))
-        .group_by("item_id")
-        .agg(train_events=_.count())
+        log.group_by("item_id")
+        .agg(train_events=in_training.cast("int64").sum())
         .filter(_.train_events >= features.min_item_events)
     )
     fewer = ibis.rank().over(ibis.window(order_by=counts.train_events))  # items with fewer events

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ibis.expr.types as ir
 
+LEAF = -1
 # The level shown to the models: one below the top ("soft drinks" of "grocery" › "soft drinks" › "cola").
 WORD_LEVEL = 1
 
 
 def level_of(category: ir.ArrayValue, level: int) -> ir.StringValue:
-    """The category at a level of the path (0 = top); null where the path is shorter."""
+    """The category at a level of the path (0 = top, `LEAF` = the last); null where the path is shorter."""
+    if level == LEAF:
+        return (category.length() > 0).ifelse(category[category.length() - 1], None)
     return (category.length() > level).ifelse(category[level], None)
 
 
@@ -20,5 +23,4 @@ def in_words(category: ir.StringValue) -> ir.StringValue:
 
 def word_label(category: ir.ArrayValue) -> ir.StringValue:
     """The path in one label: `WORD_LEVEL` in words, the leaf if the path is shorter, null if it is empty."""
-    leaf = (category.length() > 0).ifelse(category[category.length() - 1], None)
-    return in_words(level_of(category, WORD_LEVEL).fill_null(leaf))
+    return in_words(level_of(category, WORD_LEVEL).fill_null(level_of(category, LEAF)))

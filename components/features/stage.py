@@ -27,7 +27,8 @@ from components.features.sampling import build_examples, choose_examples, number
 from components.features.schema import CATALOGUE, EXAMPLES
 from components.features.sources import write_sources
 from components.features.store import create_feature_store, materialize, offline
-from components.features.targets import answers, window_events
+from components.features.targets import answers
+from components.features.window import window_events
 from components.storage import StageReport, StageRun
 
 
@@ -93,9 +94,9 @@ def _examples_and_contexts(
 ) -> tuple[ir.Table, ir.Table]:
     """EXAMPLES, and their contexts with the users' shards."""
     features, tasks = config.features, config.tasks
-    events = engine.create_table("window_events", window_events(log, items, catalogue, features.split, tasks))
+    events = engine.create_table("window_events", window_events(log, items, catalogue, config))
     found = engine.create_table(
-        "answers", ibis.union(*(answers(events, task, index, config.seed) for index, task in enumerate(tasks)))
+        "answers", ibis.union(*(answers(events, task, index, config) for index, task in enumerate(tasks)))
     )
     chosen = engine.create_table("chosen", choose_examples(found, features, config.seed))
     contexts = engine.create_table("contexts", number_contexts(chosen))

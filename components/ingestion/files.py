@@ -6,11 +6,13 @@ import hashlib
 
 import fsspec
 
-from components.config import CompleteJourneySource, Source
+from components.config import CompleteJourneySource, SequenceSource, Source
 from components.exceptions import DataError
 
 
-def find_files(table: str, pattern: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
+def find_files(
+    table: str, pattern: str, remedy: str = "check the path or glob"
+) -> tuple[fsspec.AbstractFileSystem, list[str]]:
     """Files that match a path or glob, sorted; local ones as plain paths, others with their protocol.
 
     Raises:
@@ -24,9 +26,7 @@ def find_files(table: str, pattern: str) -> tuple[fsspec.AbstractFileSystem, lis
             f"source.{table} {pattern}", expected="a path or glob that can be listed", got=error, remedy="check it"
         ) from error
     if not found:
-        raise DataError(
-            f"source.{table} {pattern}", expected="at least one file", got="none", remedy="check the path or glob"
-        )
+        raise DataError(f"source.{table} {pattern}", expected="at least one file", got="none", remedy=remedy)
     local = "file" in filesystem.protocol
     return filesystem, found if local else [filesystem.unstrip_protocol(path) for path in found]
 
@@ -41,6 +41,8 @@ def fingerprint_files(source: Source) -> str:
     """
     if isinstance(source, CompleteJourneySource):
         patterns = {"data_dir": f"{source.data_dir}/*.parquet"} if source.data_dir else {}
+    elif isinstance(source, SequenceSource):
+        patterns = {"sequences": source.sequences_path, "items": source.items_path}
     else:
         patterns = {"events": source.events, "items": source.items}
     digest = hashlib.sha256()

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import duckdb
 import ibis
 
-from components.config import CompleteJourneySource, Source
+from components.config import CompleteJourneySource, SequenceSource, Source
 from components.exceptions import DataError
-from components.ingestion import complete_journey, tables
+from components.ingestion import complete_journey, sequences, tables
 from components.ingestion.reading import Reading
 
 
@@ -29,6 +29,8 @@ def read_table(source: Source, name: str, connection: ibis.BaseBackend) -> Readi
         if isinstance(source, CompleteJourneySource):
             readers = {"events": complete_journey.read_events, "items": complete_journey.read_items}
             return readers[name](source, connection)
+        if isinstance(source, SequenceSource):
+            return {"events": sequences.read_events, "items": sequences.read_items}[name](source, connection)
         return {"events": tables.read_events, "items": tables.read_items}[name](source, connection)
 
 

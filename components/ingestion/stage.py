@@ -1,6 +1,6 @@
 """Stage `ingest`: raw logs → the canonical tables events and items.
 
-1. Open the source: `complete_journey`, or the user's own `tables`.
+1. Open the source: `complete_journey`, public `sequences`, or the user's own `tables`.
 2. Write events by date, and items, out of core.
 3. Set aside rows that do not fit the canonical types; `validate` puts them into its quarantine.
 """

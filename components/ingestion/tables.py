@@ -34,7 +34,7 @@ def read_events(source: TableSource, connection: ibis.BaseBackend) -> Reading:
     """
     mapping, defaults = source.event_columns, source.event_defaults
     _check_names("events", [*mapping, *defaults])
-    raw = _open("events", source.events, connection)
+    raw = open_files("events", source.events, connection)
     names = _column_names("events", source.events, raw, mapping, defaults, source.attributes)
     if "event_id" not in names and "event_id" not in defaults:
         raw = _with_event_id(raw, names, source.attributes)
@@ -54,9 +54,13 @@ def read_items(source: TableSource, connection: ibis.BaseBackend) -> Reading:
         ConfigError: The column map names an unknown canonical column.
         DataError: As for `read_events`.
     """
+    return item_reading(source, open_files("items", source.items, connection))
+
+
+def item_reading(source: TableSource, raw: ir.Table) -> Reading:
+    """`read_items` for a table that is open."""
     mapping = source.item_columns
     _check_names("items", mapping)
-    raw = _open("items", source.items, connection)
     names = _column_names("items", source.items, raw, mapping, {}, [])
     names.setdefault("external_id", names["item_id"])
     defaults = {"available": "true"}
@@ -91,7 +95,12 @@ def _check_names(table: str, names: Iterable[str]) -> None:
             )
 
 
-def _open(table: str, pattern: str, connection: ibis.BaseBackend) -> ir.Table:
+def open_files(table: str, pattern: str, connection: ibis.BaseBackend) -> ir.Table:
+    """The rows of all files that match, Parquet or CSV.
+
+    Raises:
+        DataError: No file matches.
+    """
     filesystem, paths = find_files(table, pattern)
     if "file" not in filesystem.protocol:
         connection.register_filesystem(filesystem)
