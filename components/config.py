@@ -224,9 +224,34 @@ class ItemsConfig(Model):
     batch_size: int = Field(default=256, gt=0)
 
 
-class BaselineConfig(Model):
-    """The target-attention network (DIN) and the rules beside it."""
+class SasRecConfig(Model):
+    """The sequential model (SASRec) beside the target-attention network."""
 
+    dimension: int = Field(default=64, gt=0, description="Width of the item vectors.")
+    num_layers: int = Field(default=2, gt=0)
+    num_heads: int = Field(default=2, gt=0, description="A divisor of the dimension.")
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    batch_size: int = Field(default=128, gt=0, description="Users a step.")
+    num_negatives: int = Field(default=1024, ge=0, description="Drawn a step; 0: a softmax over the whole catalogue.")
+    max_epochs: int = Field(default=40, gt=0)
+    patience: int = Field(default=3, gt=0, description="Evaluations without gain before stopping.")
+    max_seconds: float = Field(default=150, gt=0, description="Training time limit.")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.dimension % self.num_heads:
+            raise ValueError(f"expected num_heads to divide the dimension {self.dimension}, not {self.num_heads}")
+        return self
+
+
+class BaselineConfig(Model):
+    """The target-attention network (DIN) and the models beside it."""
+
+    models: tuple[Literal["target_attention_text", "sasrec", "text", "bm25"], ...] = Field(
+        default=(), description="Run beside popularity, own_history, item_knn and target_attention."
+    )
     dimension: int = Field(default=64, gt=0, description="Width of the item vectors.")
     hidden: int = Field(default=32, gt=0, description="Width of the attention and of the scoring MLP.")
     history_length: int = Field(default=100, gt=0)
@@ -237,6 +262,7 @@ class BaselineConfig(Model):
     max_epochs: int = Field(default=20, gt=0)
     patience: int = Field(default=3, gt=0, description="Evaluations without gain before stopping.")
     max_seconds: float = Field(default=150, gt=0, description="Training time limit.")
+    sasrec: SasRecConfig = SasRecConfig()
 
 
 class UrmConfig(Model):

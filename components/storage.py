@@ -62,7 +62,12 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("validate", ("ingest",), ("validation",), ("validation",)),
         StageSpec("features", ("validate",), ("features", "tasks"), ("features", "../feature_repo")),
         StageSpec("encode", ("validate",), ("items",), ("items",)),
-        StageSpec("baseline", ("validate", "features"), ("baseline", "tasks", "evaluation"), ("baseline",)),
+        StageSpec(
+            "baseline",
+            ("validate", "features", "encode"),
+            ("baseline", "items", "tasks", "evaluation"),
+            ("baseline", "items"),
+        ),
         StageSpec("sft", ("features", "encode", "baseline"), ("urm", "tasks", "evaluation"), ("urm", "items")),
         StageSpec(
             "evaluate",

@@ -4,7 +4,7 @@
 2. **validate**: Great Expectations; bad rows go to the quarantine with a reason.
 3. **features**: behaviour sequences in Feast, and task examples by point-in-time retrieval.
 4. **encode**: frozen text and image vectors of every item (beside features).
-5. **baseline**: popularity, own history, item-kNN and a target-attention network, the model to beat.
+5. **baseline**: a target-attention network, the model to beat, and what stands beside it (popularity, item-kNN, …).
 6. **sft**: full-parameter SFT of URM on a pretrained language model.
 7. **evaluate**: Recall@K per task on the full catalogue, with paired bootstrap intervals.
 8. **gate**: pass or fail by policy. A failure skips what follows; the reasons stand in the log and in the run's note.
@@ -73,9 +73,7 @@ def recall_training() -> None:
     release, promote = stage_task("release"), stage_task("promote")
 
     chain(ingest, validate, [features, encode])
-    chain(features, baseline, sft)
-    chain(encode, sft)
-    chain(sft, evaluate, gate, release, promote)
+    chain([features, encode], baseline, sft, evaluate, gate, release, promote)
 
 
 recall_training()

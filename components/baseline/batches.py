@@ -27,14 +27,25 @@ class TrainingBatch(NamedTuple):
     examples: ExampleBatch
     own: OwnCandidates
     targets: Tensor  # [E, O], 1 / number of targets where the own candidate is one, else 0
+    exclude_bought: Tensor  # [E] bool, whether the task drops what the user had
 
 
 class Batcher:
-    """Builds tensors for rows of a data set."""
+    """Builds tensors for rows of a data set.
 
-    def __init__(self, data: Dataset, history_length: int) -> None:
+    Args:
+        data: The data set.
+        history_length: Newest items kept of a history.
+        query_vectors: Frozen text vectors of the distinct queries, [Q, t]; none for a network without text.
+    """
+
+    def __init__(self, data: Dataset, history_length: int, query_vectors: Floats | None = None) -> None:
         self.data = data
         self.history_length = history_length
+        known_queries = (
+            np.zeros((len(data.examples.queries), 0), np.float32) if query_vectors is None else query_vectors
+        )
+        self.query_vectors: Floats = np.pad(known_queries, ((0, 1), (0, 0)))  # the last row, -1, is that of no query
         rows = np.unique(data.examples.contexts[data.examples.rows("train")])
         known = data.contexts.statistics[rows]
         self.mean: Floats = known.mean(axis=0)
@@ -67,9 +78,10 @@ class Batcher:
         words, owner = gather(examples.words, examples.word_offsets, rows)
         return ExampleBatch(
             contexts=torch.from_numpy(positions),
-            tasks=torch.from_numpy(examples.tasks[rows]),
+            tasks=torch.from_numpy(self.data.prompts[examples.tasks[rows]]),
             words=torch.from_numpy(words),
             word_offsets=torch.from_numpy(np.searchsorted(owner, np.arange(len(rows)))),
+            query_vectors=torch.from_numpy(self.query_vectors[examples.query[rows]]),
         )
 
     def match(self, contexts: Ints) -> tuple[Ints, Ints, Tensor]:
@@ -105,6 +117,7 @@ class Batcher:
             examples=self.examples(rows, positions),
             own=OwnCandidates(torch.from_numpy(items), match),
             targets=torch.from_numpy(weights),
+            exclude_bought=torch.from_numpy(self.data.exclude_bought[self.data.examples.tasks[rows]]),
         )
 
 

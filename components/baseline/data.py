@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.config import Task
@@ -34,6 +35,7 @@ class Items:
 
     Attributes:
         ids: item_id, ascending, shape [n].
+        titles: Title of each, shape [n].
         train_events: Events in the training window, shape [n].
         popularity: Popularity quantile, 0 rarest … 1 most frequent, shape [n].
         features: One code a feature, shape [n, F]; 0 stands for unknown.
@@ -41,6 +43,7 @@ class Items:
     """
 
     ids: Ints
+    titles: tuple[str, ...]
     train_events: Ints
     popularity: Floats
     features: Ints
@@ -56,6 +59,7 @@ class Contexts:
     """Users at their cuts.
 
     Attributes:
+        users: Number of each context's user, shape [rows]; rows are sorted by cut.
         items: Catalogue indices of the histories, newest first, flat.
         counts: Events of each history item, flat.
         days: Days from each item's last event to the cut, flat.
@@ -65,6 +69,7 @@ class Contexts:
         num_behaviors: Number of behaviour codes, 0 included.
     """
 
+    users: Ints
     items: Ints
     counts: Floats
     days: Floats
@@ -86,6 +91,8 @@ class Examples:
         words: Codes of the query's words, flat, with `word_offsets`; words unseen in training are left out.
         targets: Catalogue indices of the targets, flat, with `target_offsets`.
         vocabulary: Words of the training queries, in code order.
+        query: Code of each example's query among `queries`, shape [rows]; -1 where it has none.
+        queries: Distinct queries, in code order.
     """
 
     ids: Ints
@@ -97,6 +104,8 @@ class Examples:
     targets: Ints
     target_offsets: Ints
     vocabulary: tuple[str, ...]
+    query: Ints
+    queries: tuple[str, ...]
 
     def rows(self, split: str) -> Ints:
         """Rows of one split, those of one context side by side."""
@@ -112,6 +121,17 @@ class Dataset:
     contexts: Contexts
     examples: Examples
     tasks: tuple[Task, ...]
+
+    @property
+    def exclude_bought(self) -> npt.NDArray[np.bool_]:
+        """Whether items the user had are no candidates of a task, shape [T]."""
+        return np.array([task.exclude_bought for task in self.tasks])
+
+    @property
+    def prompts(self) -> Ints:
+        """Number of each task's prompt template, shape [T]: tasks asked in the same words are one task to a model."""
+        known = list(dict.fromkeys(task.prompt for task in self.tasks))
+        return np.array([known.index(task.prompt) for task in self.tasks], dtype=np.int64)
 
 
 def load_dataset(catalogue: Path, items: Path, contexts: Path, examples: Path, tasks: tuple[Task, ...]) -> Dataset:
@@ -186,6 +206,7 @@ def _read_items(catalogue: pa.Table, items: pa.Table) -> Items:
     features["popularity"] = bucket(popularity)
     return Items(
         ids=ids,
+        titles=tuple(table.column("title").to_pylist()),
         train_events=catalogue.column("train_events").to_numpy(),
         popularity=popularity,
         features=np.stack(list(features.values()), axis=1),
@@ -218,6 +239,7 @@ def _read_contexts(table: pa.Table, ids: Ints) -> Contexts:
         for name in ("num_events", "num_items", "num_active_days", "days_since_last")
     ]
     return Contexts(
+        users=pc.dictionary_encode(table.column("user_id").combine_chunks()).indices.to_numpy().astype(np.int64),
         items=indices[keep],
         counts=ragged(table, "history_counts")[0].astype(np.float32)[keep],
         days=ragged(table, "history_days_since")[0].astype(np.float32)[keep],
@@ -250,11 +272,13 @@ def _read_examples(table: pa.Table, contexts: pa.Table, ids: Ints, tasks: tuple[
             got="a row that breaks this",
             remedy="run `urm features` again with this configuration",
         )
-    queries = [split_words(query or "") for query in table.column("query").to_pylist()]
-    in_training = [words for words, split in zip(queries, splits, strict=True) if split == "train"]
+    texts = table.column("query").to_pylist()
+    query_words = [split_words(text or "") for text in texts]
+    in_training = [words for words, split in zip(query_words, splits, strict=True) if split == "train"]
     vocabulary = sorted({word for words in in_training for word in words})
     codes = {word: code for code, word in enumerate(vocabulary)}
-    known = [[codes[word] for word in words if word in codes] for words in queries]
+    known = [[codes[word] for word in words if word in codes] for words in query_words]
+    query = _encode(texts) - 1
     return Examples(
         ids=table.column("example_id").to_numpy(),
         contexts=rows,
@@ -265,4 +289,6 @@ def _read_examples(table: pa.Table, contexts: pa.Table, ids: Ints, tasks: tuple[
         targets=target_indices,
         target_offsets=target_offsets,
         vocabulary=tuple(vocabulary),
+        query=query,
+        queries=tuple(sorted({text for text in texts if text is not None})),
     )

@@ -1,33 +1,42 @@
-"""The files of the stage: test predictions, popularity, the network and its item vectors."""
+"""The files of the stage: test predictions, popularity, the trained models and their item vectors."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from components.baseline.data import Dataset
+from components.baseline.data import Dataset, Ints
 from components.baseline.network import TargetAttention
-from components.baseline.ranking import Ranking, Scorer, rank
+from components.baseline.ranking import Ranking, Scorer, chunk_by_context, rank
 from components.baseline.rules import Popularity
+from components.baseline.sasrec import SasRec
 from components.baseline.schema import POPULARITY, PREDICTION_DEPTH, PREDICTIONS
+from components.config import BaselineConfig
 
 POPULARITY_DEPTH = 1000  # items kept a task
+CONTEXTS_PER_PART = 2048  # of which the ranked lists are held at a time
 
 
 def write_predictions(path: Path, scorers: Mapping[str, Scorer], data: Dataset, k: int) -> None:
-    """Rank the test examples by every model, max(k, PREDICTION_DEPTH) items each; rows are sorted within a model."""
-    rows = data.examples.rows("test")
+    """Rank the test examples by every model, max(k, PREDICTION_DEPTH) items each.
+
+    One model follows another, its examples in ascending order of their contexts; written in parts, since the lists of
+    all test examples may not fit into memory.
+    """
+    rows, depth = data.examples.rows("test"), max(k, PREDICTION_DEPTH)
     with pq.ParquetWriter(path, PREDICTIONS, compression="zstd") as writer:
         for name, scorer in scorers.items():
-            ranking = rank(scorer, data, rows, max(k, PREDICTION_DEPTH))
-            writer.write_table(to_predictions(name, ranking, data))
+            for part in chunk_by_context(data, rows, CONTEXTS_PER_PART):
+                writer.write_table(to_predictions(name, rank(scorer, data, part, depth), data))
 
 
 def to_predictions(model: str, ranking: Ranking, data: Dataset) -> pa.Table:
@@ -60,20 +69,31 @@ def write_popularity(path: Path, popularity: Popularity, data: Dataset) -> None:
 
 
 def write_network(folder: Path, network: TargetAttention, data: Dataset) -> None:
-    """The folders `model` (weights, sizes and vocabularies) and `id_vectors` (item vectors in catalogue order)."""
-    (folder / "model").mkdir()
-    save_file(
-        {name: value.contiguous() for name, value in network.state_dict().items()},
-        folder / "model" / "network.safetensors",
-    )
+    """Weights, sizes and vocabularies of a target-attention network."""
     description = {
         "shape": network.shape.model_dump(),
-        "tasks": [task.name for task in data.tasks],
+        "prompts": dict(zip((task.name for task in data.tasks), data.prompts.tolist(), strict=True)),
         "item_features": data.items.names,
         "words": data.examples.vocabulary,
     }
-    (folder / "model" / "network.json").write_text(json.dumps(description, indent=2) + "\n")
-    (folder / "id_vectors").mkdir()
-    np.save(folder / "id_vectors" / "keys.npy", data.items.ids)
-    with torch.no_grad():
-        np.save(folder / "id_vectors" / "vectors.npy", network.item_vectors().numpy())
+    _write_model(folder, network, description)
+
+
+def write_sasrec(folder: Path, model: SasRec, config: BaselineConfig) -> None:
+    """Weights and settings of a sequential model."""
+    description = {"num_items": model.items.num_embeddings, "length": model.length} | config.sasrec.model_dump()
+    _write_model(folder, model, description)
+
+
+def write_vectors(folder: Path, item_ids: Ints, vectors: torch.Tensor) -> None:
+    """Item vectors by id: keys.npy int64 [n] and vectors.npy float32 [n, d]."""
+    folder.mkdir()
+    np.save(folder / "keys.npy", item_ids)
+    np.save(folder / "vectors.npy", vectors.detach().numpy())
+
+
+def _write_model(folder: Path, network: nn.Module, description: dict[str, Any]) -> None:
+    folder.mkdir()
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(weights, folder / "network.safetensors")
+    (folder / "network.json").write_text(json.dumps(description, indent=2) + "\n")

@@ -11,7 +11,10 @@ Notable against the paper:
 - A two-tower term beside the MLP (user · item) carries what needs more width than the hidden layer has.
 
 Letters: n catalogue, B contexts, E examples, C shared candidates, O own candidates of a context, L history items,
-d item width, h hidden width, T tasks, S user statistics.
+d item width, h hidden width, T tasks that differ in their prompt, S user statistics, t text width.
+
+With text (t > 0) the same network also gets frozen text vectors: a linear map of each adds to the item's vector, and
+one of the query's vector to its words.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class NetworkShape(BaseModel):
     num_statistics: int
     dimension: int
     hidden: int
+    text_dimension: int = 0  # width of the frozen text vectors; 0: a network without text
 
 
 class HistoryBatch(NamedTuple):
@@ -58,9 +62,10 @@ class ExampleBatch(NamedTuple):
     """E examples of those contexts."""
 
     contexts: Tensor  # [E], position in the history batch
-    tasks: Tensor  # [E]
+    tasks: Tensor  # [E], number of the task's prompt
     words: Tensor  # query words, flat
     word_offsets: Tensor  # [E], where each example's words start
+    query_vectors: Tensor  # [E, t], zero without a query
 
 
 class Interest(NamedTuple):
@@ -88,6 +93,7 @@ class TargetAttention(nn.Module):
     """Scores candidates for a context under a task."""
 
     item_features: Tensor
+    item_text: Tensor
     task_popularity: Tensor
 
     def __init__(self, shape: NetworkShape) -> None:
@@ -95,6 +101,7 @@ class TargetAttention(nn.Module):
         self.shape = shape
         d, h, num_tasks = shape.dimension, shape.hidden, shape.num_tasks
         self.register_buffer("item_features", torch.zeros(shape.num_items, len(shape.feature_sizes), dtype=torch.long))
+        self.register_buffer("item_text", torch.zeros(shape.num_items, shape.text_dimension), persistent=False)
         self.register_buffer("task_popularity", torch.zeros(num_tasks, shape.num_items))  # log share of targets
         self.identity = _embedding(shape.num_items, d)
         self.features = nn.ModuleList(_embedding(size, d) for size in shape.feature_sizes)
@@ -117,23 +124,33 @@ class TargetAttention(nn.Module):
         self.item_to_match = nn.Linear(d, NUM_MATCH, bias=False)  # how much an item is one to be bought again
         self.popularity_to_score = nn.Parameter(torch.ones(num_tasks))
         self.bias = nn.Parameter(torch.zeros(shape.num_items))
+        if shape.text_dimension:
+            self.text_to_item = nn.Linear(shape.text_dimension, d, bias=False)
+            self.query_to_user = nn.Linear(shape.text_dimension, d, bias=False)
 
-    def item_vectors(self) -> Tensor:
-        """ID embedding plus the embeddings of the item's features, [n, d]."""
-        vectors = self.identity.weight
-        for column, table in enumerate(self.features):
-            vectors = vectors + table(self.item_features[:, column])
-        return vectors
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        """ID embedding plus those of the item's features, and its text, [m, d]; of the whole catalogue by default."""
+        items = torch.arange(self.shape.num_items) if items is None else items
+        vectors: Tensor = self.identity(items)
+        for table, codes in zip(self.features, self.item_features[items].T, strict=True):
+            vectors = vectors + table(codes)
+        return vectors + self.text_to_item(self.item_text[items]) if self.shape.text_dimension else vectors
 
-    def encode_candidates(self) -> Candidates:
-        """Item-side tensors of the whole catalogue."""
-        vectors = self.item_vectors()
+    def encode_candidates(self, items: Tensor | None = None) -> Candidates:
+        """Item-side tensors of items [m]; of the whole catalogue by default."""
+        vectors = self.item_vectors(items)
         return Candidates(vectors, self.to_query(vectors), self.candidate_to_hidden(vectors))
 
     def encode_contexts(self, batch: HistoryBatch, catalogue: Candidates) -> Interest:
-        """Keys, values and the pooled history of each context; an empty history pools to zero."""
-        present = batch.items < self.shape.num_items
-        items = F.embedding(batch.items.clamp(max=self.shape.num_items - 1), catalogue.vectors)
+        """Keys, values and the pooled history of each context; an empty history pools to zero.
+
+        Args:
+            batch: Histories; their items are rows of `catalogue`, and its length stands for no item.
+            catalogue: Items that the histories may name.
+        """
+        num_items = len(catalogue.vectors)
+        present = batch.items < num_items
+        items = F.embedding(batch.items.clamp(max=num_items - 1), catalogue.vectors)
         items = items + self.behavior(batch.behaviors) + self.count(_step(batch.counts))
         items = items + self.recency(_step(batch.days))
         # The empty slot comes last: its key of zero length scores every candidate zero.
@@ -146,6 +163,8 @@ class TargetAttention(nn.Module):
     def encode_users(self, batch: ExampleBatch, interest: Interest) -> Tensor:
         """User vectors under task and query, [E, d]."""
         query = self.words(batch.words, batch.word_offsets)
+        if self.shape.text_dimension:
+            query = query + self.query_to_user(batch.query_vectors)
         users: Tensor = self.user(torch.cat([interest.pooled[batch.contexts], self.task(batch.tasks), query], dim=-1))
         return users
 

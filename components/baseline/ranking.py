@@ -101,7 +101,7 @@ def choose(
 
 def _rank_chunk(scorer: Scorer, data: Dataset, rows: Ints, depth: int) -> Ranking:
     scores = scorer.score(rows)
-    exclude = np.array([task.exclude_bought for task in data.tasks])[data.examples.tasks[rows]]
+    exclude = data.exclude_bought[data.examples.tasks[rows]]
     bought, owner = gather(data.contexts.items, data.contexts.offsets, data.examples.contexts[rows[exclude]])
     scores[torch.from_numpy(np.flatnonzero(exclude)[owner]), torch.from_numpy(bought)] = -torch.inf
     best, items = torch.topk(scores, depth, dim=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pyarrow as pa
 
 PREDICTION_DEPTH = 500  # items kept an example, if the cut-off is not larger: room for recall at more than one k
 
-# Best first, no item twice. `model`: popularity | own_history | item_knn | target_attention | urm.
+# Best first, no item twice. `model`: popularity, own_history, item_knn, target_attention and what else
+# `baseline.models` names: target_attention_text, sasrec, text, bm25; urm is added by the evaluation.
 PREDICTIONS = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),
@@ -24,3 +27,11 @@ POPULARITY = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
+
+# Users fall into this many folds; ID vectors exist once for all and once for each fold, computed without its users.
+USER_FOLDS = 5
+
+
+def user_fold(user_id: str) -> int:
+    """Fold of a user, by a hash of his id."""
+    return zlib.crc32(user_id.encode()) % USER_FOLDS

@@ -13,51 +13,50 @@ from components.baseline.network import Candidates, Interest, NetworkShape, Targ
 from components.config import BaselineConfig
 
 
-def build_network(data: Dataset, config: BaselineConfig, task_counts: Floats) -> TargetAttention:
+def build_network(
+    data: Dataset, config: BaselineConfig, task_counts: Floats, item_text: Floats | None = None
+) -> TargetAttention:
     """A network for this data, its popularity parts set from the training window.
 
     Args:
         data: Inputs of the stage.
         config: Sizes.
-        task_counts: Training targets of each task and item, [T, n].
+        task_counts: Training targets of each task and item, [tasks, n].
+        item_text: Frozen text vectors of the items, [n, t], zero where absent; none for a network without text.
     """
+    counts = np.zeros((int(data.prompts.max()) + 1, len(data.items)), dtype=np.float32)
+    np.add.at(counts, data.prompts, task_counts)
     shape = NetworkShape(
         num_items=len(data.items),
         feature_sizes=tuple(int(size) + 1 for size in data.items.features.max(axis=0)),
         num_behaviors=data.contexts.num_behaviors,
         num_words=len(data.examples.vocabulary),
-        num_tasks=len(data.tasks),
+        num_tasks=len(counts),
         num_statistics=data.contexts.statistics.shape[1],
         dimension=config.dimension,
         hidden=config.hidden,
+        text_dimension=0 if item_text is None else item_text.shape[1],
     )
     network = TargetAttention(shape)
     network.item_features.copy_(torch.from_numpy(data.items.features))
+    if item_text is not None:
+        network.item_text.copy_(torch.from_numpy(item_text))
     events = data.items.train_events / max(1, data.items.train_events.sum())
     # One training event of a thousand pseudo-targets smooths what a task never saw.
-    smoothed = task_counts + 1000 * events
+    smoothed = counts + 1000 * events
     share = smoothed / smoothed.sum(axis=1, keepdims=True)
     network.task_popularity.copy_(torch.from_numpy(np.log(np.maximum(share, 1e-9) * len(data.items))))
     return network
 
 
-def training_loss(
-    network: TargetAttention, batch: TrainingBatch, sampler: NegativeSampler, exclude_bought: Tensor
-) -> Tensor:
-    """Sampled-softmax loss of a batch.
-
-    Args:
-        network: The network.
-        batch: Examples and own candidates.
-        sampler: Source of the shared negatives.
-        exclude_bought: Whether each task drops what the user had, bool [T].
-    """
+def training_loss(network: TargetAttention, batch: TrainingBatch, sampler: NegativeSampler) -> Tensor:
+    """Sampled-softmax loss of a batch, its negatives drawn by the sampler."""
     negatives, log_expected = sampler.draw()
     own_scores, negative_scores = score_training_batch(network, batch, negatives)
     contexts, items, num_items = batch.examples.contexts, batch.own.items, network.shape.num_items
     bought = batch.own.match[..., 0] > 0
     no_candidate = (items == num_items)[contexts]
-    no_candidate |= exclude_bought[batch.examples.tasks].unsqueeze(1) & bought[contexts]
+    no_candidate |= batch.exclude_bought.unsqueeze(1) & bought[contexts]
     hits = accidental_hits(items, negatives, num_items)[contexts]
     return sampled_softmax_loss(
         own_scores.masked_fill(no_candidate, -torch.inf),
@@ -69,18 +68,23 @@ def training_loss(
 
 def score_training_batch(network: TargetAttention, batch: TrainingBatch, negatives: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of each example's own candidates, [E, O], and of the shared negatives, [E, m]."""
-    catalogue = network.encode_candidates()
-    interest = network.encode_contexts(batch.history, catalogue)
+    num_items = network.shape.num_items
+    # Only items that the batch names are encoded; their rows stand for them from here on, and no item comes after all.
+    mentioned = torch.cat([batch.history.items.flatten(), batch.own.items.flatten(), negatives])
+    named = torch.bincount(mentioned, minlength=num_items)[:num_items].nonzero().squeeze(1)
+    known = network.encode_candidates(named)
+    history = batch.history._replace(items=torch.searchsorted(named, batch.history.items))
+    interest = network.encode_contexts(history, known)
     users = network.encode_users(batch.examples, interest)
     contexts, tasks = batch.examples.contexts, batch.examples.tasks
     bias = network.popularity_bias()[tasks]
 
-    shared = catalogue.select(negatives)
+    shared = known.select(torch.searchsorted(named, negatives))
     hidden = shared.hidden + network.attend(shared.queries.expand(len(interest.keys), -1, -1), interest)
     negative_scores = users @ shared.vectors.T + bias[:, negatives] + network.activate(hidden, users, batch.examples)
 
-    items, match = batch.own.items.clamp(max=network.shape.num_items - 1), batch.own.match
-    own = catalogue.select(items)
+    items, match = batch.own.items.clamp(max=num_items - 1), batch.own.match
+    own = known.select(torch.searchsorted(named, batch.own.items).clamp(max=len(named) - 1))
     hidden = own.hidden + network.attend(own.queries, interest) + network.match_to_hidden(match)
     again = (match * network.item_to_match(own.vectors)).sum(-1)
     own_scores = torch.einsum("ed,eod->eo", users, own.vectors[contexts])

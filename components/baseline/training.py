@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 
 from components.baseline.batches import Batcher
 from components.baseline.data import Dataset, Ints
@@ -50,7 +51,7 @@ class TrainingSummary:
 
 
 def train(
-    network: TargetAttention, data: Dataset, config: BaselineConfig, *, k: int, seed: int, log: LogFunction
+    network: TargetAttention, batcher: Batcher, config: BaselineConfig, *, k: int, seed: int, log: LogFunction
 ) -> TrainingSummary:
     """Train in place; the network ends with the weights of the best validation recall@k.
 
@@ -59,18 +60,18 @@ def train(
 
     Args:
         network: What to train.
-        data: Its data.
+        batcher: Its data.
         config: Batch size, learning rate, limits.
         k: Cut-off of the validation recall.
         seed: Of batches and negatives.
         log: Called with (step, metrics) now and then.
     """
-    trainer = _Trainer(network, data, config, seed)
+    data, trainer = batcher.data, _Trainer(network, batcher, config, seed)
     rows = data.examples.rows("train")
     steps_per_epoch = -(-len(rows) // config.batch_size)
     num_steps = steps_per_epoch * config.max_epochs
     eval_steps = max(MIN_EVAL_STEPS, steps_per_epoch // EVALUATIONS_PER_EPOCH)
-    watch = _EarlyStopping(network, config.patience)
+    watch = EarlyStopping(network, config.patience)
     summary, started = trainer.summary, time.monotonic()
 
     for batch_rows in _batches(data, rows, config, seed):
@@ -81,7 +82,7 @@ def train(
             log(summary.steps, trainer.latest())
         out_of_time = time.monotonic() - started >= config.max_seconds
         if summary.steps % eval_steps == 0 or summary.steps == num_steps or out_of_time:
-            recall = validation_recall(network, trainer.batcher, k)
+            recall = validation_recall(network, batcher, k)
             recalls = {f"validation_recall.{name}": value for name, value in recall.items()}
             log(summary.steps, trainer.latest() | recalls)
             if watch.stop_after(summary, recall):
@@ -104,11 +105,11 @@ def validation_recall(network: TargetAttention, batcher: Batcher, k: int) -> dic
 class _Trainer:
     """Makes optimiser steps and counts them."""
 
-    def __init__(self, network: TargetAttention, data: Dataset, config: BaselineConfig, seed: int) -> None:
+    def __init__(self, network: TargetAttention, batcher: Batcher, config: BaselineConfig, seed: int) -> None:
         self.network = network
-        self.batcher = Batcher(data, config.history_length)
-        self.sampler = NegativeSampler(data.items.train_events, config.negative_power, config.num_negatives, seed)
-        self.exclude_bought = torch.tensor([task.exclude_bought for task in data.tasks])
+        self.batcher = batcher
+        train_events = batcher.data.items.train_events
+        self.sampler = NegativeSampler(train_events, config.negative_power, config.num_negatives, seed)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
         self.peak_rate = config.learning_rate
         self.summary = TrainingSummary()
@@ -120,7 +121,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             warm_up = min(1.0, (self.summary.steps + 1) / WARM_UP_STEPS)
             group["lr"] = self.peak_rate * warm_up * max(FINAL_RATE, 1 - progress)
-        loss = training_loss(self.network, self.batcher.training(rows), self.sampler, self.exclude_bought)
+        loss = training_loss(self.network, self.batcher.training(rows), self.sampler)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.optimizer.step()
@@ -135,16 +136,17 @@ class _Trainer:
         return {"loss": float(np.mean(self.losses)), "examples_per_second": speed}
 
 
-class _EarlyStopping:
+class EarlyStopping:
     """Keeps the best weights, and says when to stop."""
 
-    def __init__(self, network: TargetAttention, patience: int) -> None:
+    def __init__(self, network: nn.Module, patience: int) -> None:
         self.network = network
         self.patience = patience
         self.without_gain = 0
         self.best: dict[str, torch.Tensor] = {}
 
     def stop_after(self, summary: TrainingSummary, recall: dict[str, float]) -> bool:
+        """Note the recall in the summary; whether it is time to stop."""
         if recall["mean"] > summary.best_recall["mean"]:
             summary.best_recall, summary.best_step, self.without_gain = recall, summary.steps, 0
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
@@ -153,6 +155,7 @@ class _EarlyStopping:
         return self.without_gain >= self.patience
 
     def restore(self) -> None:
+        """Put the best weights back."""
         if self.best:
             self.network.load_state_dict(self.best)
 

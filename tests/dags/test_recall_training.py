@@ -15,7 +15,7 @@ EDGES = {
     "ingest": {"validate"},
     "validate": {"features", "encode"},
     "features": {"baseline"},
-    "encode": {"sft"},
+    "encode": {"baseline"},
     "baseline": {"sft"},
     "sft": {"evaluate"},
     "evaluate": {"gate"},

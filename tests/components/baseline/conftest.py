@@ -13,11 +13,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from components.baseline.data import Dataset, load_dataset
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
 from components.ingestion.schema import EVENTS, ITEMS
+from components.items.table import write_item_table
+from components.items.text import TextEncoder, encode_texts
 
 NUM_HOUSEHOLDS, MIN_EVENTS = 40, 4
 TASKS = [
@@ -58,6 +61,8 @@ def config() -> RunConfig:
         "baseline.num_negatives": 64,
         "baseline.batch_size": 64,
         "baseline.max_epochs": 6,
+        "baseline.models": ["target_attention_text", "sasrec", "text", "bm25"],
+        "baseline.sasrec": {"dimension": 16, "num_layers": 1, "num_negatives": 64, "batch_size": 8, "max_epochs": 10},
     }
     return load_config(Path(__file__).parents[3] / "configs" / "complete_journey.yaml", overrides)
 
@@ -91,6 +96,10 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     contexts, examples = _ask(sales, products, config, set(counts.index))
     _write(folder / "contexts.parquet", CONTEXTS, contexts)
     _write(folder / "examples.parquet", EXAMPLES, examples)
+    titles = [" ".join(_item(row)["category"]) for row in products.to_dict("records")]
+    encoder = TextEncoder(config.items.text_encoder, torch.device("cpu"), batch_size=64)
+    texts = encode_texts(titles, encoder, folder / "vectors")
+    write_item_table(folder / "item_table", products["product_id"], {"text": (texts.vectors, texts.present)})
     return World(folder, config)
 
 

@@ -17,13 +17,15 @@ from components.baseline.stage import run
 from components.settings import Settings
 from components.storage import StageResult, run_stage, write_json
 
-MODELS = ["popularity", "own_history", "item_knn", "target_attention"]
+EXTRA = ["target_attention_text", "sasrec", "text", "bm25"]
+MODELS = ["popularity", "own_history", "item_knn", "target_attention", *EXTRA]
 
 
 def run_baseline(world, run_dir: Path) -> StageResult:
     inputs = {
         "validate": ["items.parquet", "events"],
         "features": ["contexts.parquet", "examples.parquet", "catalogue.parquet"],
+        "encode": ["item_table"],
     }
     for stage, names in inputs.items():
         result = StageResult(

@@ -1,5 +1,7 @@
 """The network scores a candidate alike on all its paths, and learns."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -88,9 +90,9 @@ def test_empty_histories_score_finitely(data: Dataset, network: TargetAttention,
     keep = np.r_[0 : offsets[context], offsets[context + 1] : len(data.contexts.items)]
     offsets[context + 1 :] -= length
     contexts = data.contexts
-    emptied = type(contexts)(
-        contexts.items[keep], contexts.counts[keep], contexts.days[keep], contexts.behaviors[keep], offsets,
-        contexts.statistics, contexts.num_behaviors,
+    emptied = dataclasses.replace(
+        contexts, items=contexts.items[keep], counts=contexts.counts[keep], days=contexts.days[keep],
+        behaviors=contexts.behaviors[keep], offsets=offsets,
     )  # fmt: skip
     world = Dataset(data.items, emptied, data.examples, data.tasks)
     assert torch.isfinite(TargetAttentionScorer(network, Batcher(world, 30)).score(rows)).all()

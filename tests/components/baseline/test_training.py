@@ -19,7 +19,14 @@ def run(
     torch.manual_seed(0)
     baseline = config.baseline.model_copy(update=changes)
     network, logged = build_network(data, baseline, Popularity(data).counts), []
-    summary = train(network, data, baseline, k=20, seed=0, log=lambda step, metrics: logged.append((step, metrics)))
+    summary = train(
+        network,
+        Batcher(data, baseline.history_length),
+        baseline,
+        k=20,
+        seed=0,
+        log=lambda step, metrics: logged.append((step, metrics)),
+    )
     return network, summary, logged
 
 

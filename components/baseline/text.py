@@ -1,0 +1,113 @@
+"""Two retrievers that know texts alone: nearest sentence vectors, and BM25 over titles.
+
+Both answer the query of a task that has one; else they look for what reads like the user's history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from components.baseline.data import Dataset, Floats, Ints, gather, split_words
+from components.baseline.rules import history_weights
+from components.config import ItemsConfig
+from components.items.table import ItemTable
+from components.items.text import TextEncoder, encode_texts
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Frozen text vectors, L2-normalised, zero where absent.
+
+    Attributes:
+        items: Of the catalogue, [n, t].
+        present: Whether an item has one, bool [n].
+        queries: Of the distinct queries, [Q, t].
+    """
+
+    items: Floats
+    present: npt.NDArray[np.bool_]
+    queries: Floats
+
+
+def read_text_features(data: Dataset, item_table: Path, config: ItemsConfig, cache_folder: Path) -> TextFeatures:
+    """Item vectors of the encode stage, and query vectors by the same encoder.
+
+    Args:
+        data: The data set.
+        item_table: Folder of the item table.
+        config: Names the encoder.
+        cache_folder: Where text vectors are kept between runs.
+    """
+    items, present = ItemTable.open(item_table).gather("text", data.items.ids)
+    if not data.examples.queries:
+        return TextFeatures(items, present, np.zeros((0, items.shape[1]), dtype=np.float32))
+    encoder = TextEncoder(config.text_encoder, torch.device("cpu"), config.batch_size)
+    vectors = encode_texts(data.examples.queries, encoder, cache_folder).vectors
+    return TextFeatures(items, present, vectors.astype(np.float32))
+
+
+class TextRetriever:
+    """Cosine of an item's text to the query, or, without one, to the weighted mean of the history's texts."""
+
+    def __init__(self, data: Dataset, text: TextFeatures, half_life_days: float) -> None:
+        self.data = data
+        self.text = text
+        self.half_life_days = half_life_days
+
+    def score(self, rows: Ints) -> Tensor:
+        """Scores of shape [len(rows), catalogue]; -inf for items without text, and where nothing is known to ask."""
+        contexts, query = self.data.contexts, self.data.examples.query[rows]
+        flat, owner = gather(np.arange(len(contexts.items)), contexts.offsets, self.data.examples.contexts[rows])
+        weights = history_weights(contexts.counts[flat], contexts.days[flat], self.half_life_days)
+        wanted = np.zeros((len(rows), self.text.items.shape[1]), dtype=np.float32)
+        np.add.at(wanted, owner, weights[:, None] * self.text.items[contexts.items[flat]])
+        wanted[query >= 0] = self.text.queries[query[query >= 0]]
+        lengths = np.linalg.norm(wanted, axis=1, keepdims=True)
+        scores = (wanted / np.maximum(lengths, np.float32(1e-12))) @ self.text.items.T
+        scores[:, ~self.text.present] = -np.inf
+        scores[lengths[:, 0] == 0] = -np.inf
+        return torch.from_numpy(scores)
+
+
+class Bm25:
+    """BM25 (Lucene's form) of an item's title for the query, or, without one, for the newest titles of the history."""
+
+    def __init__(self, data: Dataset, history_items: int) -> None:
+        self.data = data
+        self.history_items = int(history_items)
+        self.title_words = [split_words(title) for title in data.items.titles]
+        self.index = bm25s.BM25()
+        self.index.index(self.title_words, show_progress=False)
+
+    def score(self, rows: Ints) -> Tensor:
+        """Scores of shape [len(rows), catalogue]; -inf where no word fits."""
+        examples = self.data.examples
+        found: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
+        keys = [(int(query), -1 if query >= 0 else int(examples.contexts[row])) for row, query in
+                zip(rows, examples.query[rows], strict=True)]  # fmt: skip
+        for query, context in keys:
+            if (query, context) not in found:
+                words = split_words(examples.queries[query]) if query >= 0 else self._history_words(context)
+                found[query, context] = self._score_words(words)
+        scores = np.stack([found[key] for key in keys])
+        return torch.from_numpy(np.where(scores > 0, scores, -np.inf).astype(np.float32))
+
+    def _history_words(self, context: int) -> list[str]:
+        start, end = self.data.contexts.offsets[context : context + 2]
+        newest = self.data.contexts.items[start : min(end, start + self.history_items)]
+        return [word for item in newest for word in self.title_words[item]]
+
+    def _score_words(self, words: list[str]) -> npt.NDArray[np.float32]:
+        # bm25s refuses a query without a known word.
+        known = [word for word in words if word in self.index.vocab_dict]
+        if not known:
+            return np.zeros(len(self.data.items), dtype=np.float32)
+        scores: npt.NDArray[np.float32] = self.index.get_scores(known)
+        return scores
