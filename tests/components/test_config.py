@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.config import SplitConfig, UrmConfig, load_config, load_named_config
+from components.config import SEQUENCE_LAST_DAY, RunConfig, SplitConfig, UrmConfig, load_config, load_named_config
 from components.exceptions import ConfigError
 
 
@@ -49,8 +49,35 @@ BAD_VALUES = [
         {"source": {"kind": "tables", "events": "x", "items": "y", "event_column": {}}},
         r"key 'source\.event_column': expected one of attributes, .*; did you mean 'event_columns'",
     ),
-    ({"source.kind": "kafka"}, r"field 'source\.kind': expected 'complete_journey' or 'tables', got 'kafka'"),
-    ({"source": {}}, r"field 'source\.kind': expected 'complete_journey' or 'tables', got nothing"),
+    (
+        {"source.kind": "kafka"},
+        r"field 'source\.kind': expected 'complete_journey' or 'sequences' or 'tables', got 'kafka'",
+    ),
+    ({"source": {}}, r"field 'source\.kind': expected 'complete_journey' or 'sequences' or 'tables', got nothing"),
+    ({"source": {"kind": "sequences"}}, r"field 'source\.data_dir': expected a value, got nothing"),
+    (
+        {"source": {"kind": "sequences", "data_dir": "x", "sequence": "y"}},
+        r"key 'source\.sequence': expected one of data_dir, item_columns, items, .*; did you mean 'sequences'",
+    ),
+    (
+        {"features.split": {"kind": "leave_one_out"}},
+        r"field 'features': expected split\.kind leave_one_out with source\.kind sequences only; others have dates",
+    ),
+    ({"features.split.kind": "random"}, r"field 'features\.split\.kind': expected 'temporal' or 'leave_one_out', got"),
+    ({"features.split.max_train_cuts": 5}, r"field 'features\.split': expected max_train_cuts with kind leave_one_out"),
+    (
+        {"features.split.kind": "leave_one_out"},
+        r"field 'features\.split': expected no dates and no window_days with ki",
+    ),
+    (
+        {"features.split": {"kind": "leave_one_out", "max_train_cuts": 0}},
+        r"field 'features\.split\.max_train_cuts': expected greater than 0, got 0",
+    ),
+    (
+        {"features.split": {"kind": "leave_one_out", "max_train_cuts": "many"}},
+        r"field 'features\.split\.max_train_cuts': expected a valid integer.*, got 'many'",
+    ),
+    ({"features.held_out_query_share": 1}, r"field 'features\.held_out_query_share': expected less than 1, got 1"),
     ({"zzz": 1}, r"key 'zzz': expected one of baseline, .*, got an unknown key; remove it"),
     ({"evaluation.gate.x": 1}, r"key 'evaluation\.gate\.x': expected one of confidence, max_task_loss"),
     ({"urm.max_steps": 0}, r"field 'urm\.max_steps': expected greater than 0, got 0; set a valid value"),
@@ -163,6 +190,46 @@ def test_the_fingerprint_sees_its_sections_and_the_seed_only(configs: Path) -> N
     assert changed != urm
     assert same == items
     assert not set(prints({"seed": 1})) & {urm, items}
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"query_category_level": -2}, r"field 'target\.query_category_level': expected greater than or equal to -1"),
+        (
+            {"query_category_level": 0, "query_title_words": 2},
+            "field 'target': expected query_category_level or query_title_words, not both",
+        ),
+        (
+            {"query_title_words": 2, "held_out_query": True},
+            "field 'target': expected held_out_query beside query_category_level only",
+        ),
+    ],
+)
+def test_filters_that_contradict_each_other(configs: Path, target: dict[str, object], message: str) -> None:
+    path = configs / "tasks" / "text_query.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"target": target}))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(configs / "complete_journey.yaml")
+    assert str(path) in str(caught.value)
+
+
+def test_leave_one_out_is_read_again_from_what_it_writes(configs: Path) -> None:
+    config = load_config(configs / "amazon_beauty.yaml", {"features.split": {"kind": "leave_one_out"}})
+    assert config.features.split.max_train_cuts == 50
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@given(length=st.integers(1, 80), max_train_cuts=st.integers(1, 60))
+def test_leave_one_out_leaves_out_the_last_two_of_a_sequence(length: int, max_train_cuts: int) -> None:
+    split = SplitConfig.model_validate({"kind": "leave_one_out", "max_train_cuts": max_train_cuts})
+    days = [SEQUENCE_LAST_DAY - timedelta(days=length - 1 - place) for place in range(length)]
+    found = {
+        place: name for place, day in enumerate(days) for cut, name in split.cuts() if cut <= day < cut + split.window
+    }
+    expected = {length - 1: "test", length - 2: "validation"}
+    expected |= {place: "train" for place in range(max(0, length - 2 - max_train_cuts), length - 2)}
+    assert found == {place: name for place, name in expected.items() if place >= 0}
 
 
 days = st.integers(0, 60)

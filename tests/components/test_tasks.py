@@ -1,4 +1,4 @@
-"""The nine tasks of configs/tasks: they load, differ in what they ask, and their prompts render."""
+"""The tasks of configs/tasks: they load, differ in what they ask, and their prompts render."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import yaml
 
 from components.config import Task, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TASKS = load_config(CONFIGS / "complete_journey.yaml").tasks
+SETS = {path.stem: load_config(path).tasks for path in sorted(CONFIGS.glob("*.yaml"))}
+TASKS = list({task.name: task for tasks in SETS.values() for task in tasks}.values())
+SAME_PROMPT = {"category_query", "unseen_category_query"}  # they differ in the queries, not in the question
 by_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
 
@@ -19,15 +22,31 @@ def render(template: str, **values: object) -> str:
     return environment.from_string(template).render(**values)
 
 
-def test_every_file_is_a_task_of_the_default_run_and_named_like_it() -> None:
+def test_every_file_is_a_task_of_a_run_and_named_like_it() -> None:
     assert {task.name for task in TASKS} == {path.stem for path in (CONFIGS / "tasks").glob("*.yaml")}
-    assert len(TASKS) == 9
+    assert {name: len(SETS[name]) for name in ("complete_journey", "amazon_beauty", "amazon_sports")} == {
+        "complete_journey": 9,
+        "amazon_beauty": 9,
+        "amazon_sports": 9,
+    }
 
 
-def test_no_two_tasks_ask_for_the_same() -> None:
-    for field in ("prompt", "description", "target"):
-        values = [repr(getattr(task, field)) for task in TASKS]
-        assert len(set(values)) == len(values), field
+def test_no_two_tasks_of_a_run_ask_for_the_same() -> None:
+    for tasks in SETS.values():
+        for field in ("prompt", "description", "target"):
+            values = [repr(getattr(task, field)) for task in tasks if field != "prompt" or task.name not in SAME_PROMPT]
+            assert len(set(values)) == len(values), field
+
+
+def test_a_task_for_unseen_queries_asks_like_the_one_for_known_queries() -> None:
+    for tasks in SETS.values():
+        assert len({task.prompt for task in tasks if task.name in SAME_PROMPT}) <= 1
+
+
+@by_task
+def test_whether_bought_items_count_is_written_out(task: Task) -> None:
+    content = yaml.safe_load((CONFIGS / "tasks" / f"{task.name}.yaml").read_text())
+    assert content["exclude_bought"] == task.exclude_bought
 
 
 @by_task

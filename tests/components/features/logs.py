@@ -50,14 +50,19 @@ def write_events(folder: Path, events: Sequence[Event]) -> Path:
     return folder
 
 
-def write_items(path: Path, categories: dict[int, list[str]]) -> Path:
+def write_items(
+    path: Path,
+    categories: dict[int, list[str]],
+    brands: dict[int, str] | None = None,
+    titles: dict[int, str] | None = None,
+) -> Path:
     rows = [
         {
             "item_id": item_id,
             "external_id": str(item_id),
-            "title": f"item {item_id}",
+            "title": (titles or {}).get(item_id, f"item {item_id}"),
             "category": category,
-            "brand": None,
+            "brand": (brands or {}).get(item_id),
             "price": None,
             "image_uri": None,
             "created_at": None,

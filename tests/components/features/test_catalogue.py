@@ -34,7 +34,12 @@ def test_only_events_before_the_first_validation_cut_count(logged: Callable[...,
     assert rows(log, 2) == [(1, 2, 1.0)]
 
 
-@pytest.mark.parametrize(("least", "kept"), [(1, [1, 2]), (3, [2]), (4, [])])
+@pytest.mark.parametrize(("least", "kept"), [(0, [1, 2, 3]), (1, [1, 2]), (3, [2]), (4, [])])
 def test_rare_items_are_left_out(logged: Callable[..., ir.Table], least: int, kept: list[int]) -> None:
-    log = logged([Event("a", 1, BEFORE)] + [Event("a", 2, BEFORE)] * 3)
+    log = logged([Event("a", 1, BEFORE)] + [Event("a", 2, BEFORE)] * 3 + [Event("a", 3, START + 2 * WEEK)])
     assert [row[0] for row in rows(log, least)] == kept
+
+
+def test_items_without_training_events_are_the_rarest(logged: Callable[..., ir.Table]) -> None:
+    log = logged([Event("a", 1, BEFORE), Event("a", 2, START + WEEK), Event("a", 3, START + 2 * WEEK)])
+    assert rows(log, 0) == [(1, 1, 1.0), (2, 0, 0.25), (3, 0, 0.25)]

@@ -67,3 +67,16 @@ def test_a_task_without_examples_in_a_split_is_refused(logged: Callable[..., ir.
     )
     with pytest.raises(DataError, match=r"'next_purchase', split 'test'.*a log from 2024-01-07 to 2024-01-08"):
         count_examples(examples, logged(EVENTS), make_config())
+
+
+def test_a_task_with_held_out_queries_needs_no_training_examples(logged: Callable[..., ir.Table]) -> None:
+    config = make_config([task(query_category_level=0, held_out_query=True)])
+    splits = ["validation", "test"]
+    examples = ibis.memtable(
+        [{"task": "wanted", "split": split} for split in splits], schema={"task": "string", "split": "string"}
+    )
+    log = logged(EVENTS)
+    counts = count_examples(examples, log, config)
+    assert counts == {"wanted": {"train": 0, "validation": 1, "test": 1}}
+    with pytest.raises(DataError, match="task 'wanted', split 'validation': expected at least one example"):
+        count_examples(examples.filter(examples.split == "test"), log, config)

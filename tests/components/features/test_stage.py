@@ -42,7 +42,8 @@ def write_slice(folder: Path) -> Path:
         connection.execute(
             f"""COPY (
                 SELECT product_id AS item_id,
-                    list_filter([department, product_category, product_type], x -> x IS NOT NULL) AS category
+                    list_filter([department, product_category, product_type], x -> x IS NOT NULL) AS category,
+                    coalesce(product_type, department) AS title, brand
                 FROM '{data}/products.parquet'
             ) TO '{folder}/items.parquet'"""  # noqa: S608 - the test's own paths
         )

@@ -10,7 +10,8 @@ import ibis.expr.types as ir
 import pytest
 
 from components.features.catalogue import build_catalogue
-from components.features.targets import answers, window_events
+from components.features.targets import answers
+from components.features.window import window_events
 from tests.components.features.logs import START, WEEK, Event, make_config, write_items
 
 DAY = timedelta(days=1)
@@ -25,6 +26,7 @@ CATEGORIES = {
     5: ["HOME"],
     6: [],
 }
+BRANDS = {1: "Miller", 2: "Dairy", 3: "Miller", 4: "Clean"}  # items 5 and 6 have none
 BEFORE = [Event("a", 1, START - DAY), Event("a", 2, START - DAY)]
 AFTER = [
     Event("a", 1, START),
@@ -44,13 +46,13 @@ def find(
 ) -> Callable[..., list[dict[str, Any]]]:
     """Rows of `answers` for one task with this filter."""
 
-    def run(target: dict[str, Any], events: list[Event] = BEFORE + AFTER + OTHERS, seed: int = 0) -> list[Any]:
+    def run(target: dict[str, Any], events: list[Event] = BEFORE + AFTER + OTHERS) -> list[Any]:
         config = make_config([{"name": "wanted", "description": "", "prompt": "", "target": target}])
-        items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
+        items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES, BRANDS)))
         log = logged(events, sorted(config.tasks[0].target.attributes))
         catalogue = build_catalogue(log, config.features)
-        found = window_events(log, items, catalogue, config.features.split, config.tasks)
-        return answers(found, config.tasks[0], 0, seed).order_by("cut_ts", "item_id").to_pyarrow().to_pylist()
+        found = window_events(log, items, catalogue, config)
+        return answers(found, config.tasks[0], 0, config).order_by("cut_ts", "item_id").to_pyarrow().to_pylist()
 
     return run
 
@@ -67,6 +69,10 @@ def find(
         ({"history": "not_bought"}, [3, 4, 5, 6]),
         ({"new_category_level": 0}, [4, 5]),  # item 6 has no category: nobody knows whether it is new
         ({"new_category_level": 1}, [4]),
+        ({"new_category_level": -1}, [4, 5]),  # leaves soap and home, after bread and milk
+        ({"known_brand": True}, [1, 2, 3]),  # a brand that nobody knows is not the user's
+        ({"max_train_events": 6}, [5, 6]),  # item n has 10 - n of user z and 1 of user a
+        ({"min_history_items": 2}, [1, 2, 3, 4, 5, 6]),
         ({"max_popularity_quantile": 0.4}, [4, 5, 6]),
         ({"max_popularity_quantile": 0.39}, [5, 6]),
         ({"behaviors": ["purchase"], "history": "bought"}, [1]),
@@ -85,6 +91,22 @@ def test_each_filter_keeps_its_items(
 def test_history_counts_from_the_whole_log_with_every_behaviour(find: Callable[..., list[dict[str, Any]]]) -> None:
     old = [Event("a", 3, START - 300 * DAY, behavior="click"), Event("a", 4, START - MICROSECOND)]
     assert [row["item_id"] for row in find({"history": "not_bought"}, BEFORE + AFTER + OTHERS + old)] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("more", "number"),
+    [
+        ([], 0),
+        ([Event("a", 1, START - 3 * DAY), Event("a", 2, START - 300 * DAY)], 0),
+        ([Event("z", 3, START - DAY)], 0),
+        ([Event("a", 3, START - MICROSECOND, behavior="click")], 6),
+    ],
+    ids=["two", "the same two again", "another user's", "a third"],
+)
+def test_the_size_of_a_history_is_its_distinct_items_before_the_cut(
+    find: Callable[..., list[dict[str, Any]]], more: list[Event], number: int
+) -> None:
+    assert len(find({"min_history_items": 3}, BEFORE + AFTER + OTHERS + more)) == number
 
 
 def test_the_cut_belongs_to_the_window_and_its_end_to_the_next(find: Callable[..., list[dict[str, Any]]]) -> None:
@@ -123,10 +145,11 @@ def test_queries_vary_with_the_user_and_not_with_the_run(
     events += [Event("z", 2, START - DAY)]
     items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
     log = logged(events)
-    found = window_events(log, items, build_catalogue(log, config.features), config.features.split, config.tasks)
+    found = window_events(log, items, build_catalogue(log, config.features), config)
 
     def queries(seed: int) -> list[str]:
-        return list(answers(found, config.tasks[0], 0, seed).order_by("user_id").execute()["query"])
+        seeded = config.model_copy(update={"seed": seed})
+        return list(answers(found, config.tasks[0], 0, seeded).order_by("user_id").execute()["query"])
 
     first = queries(0)
     assert first == queries(0)
