@@ -9,10 +9,11 @@ import fsspec
 from components.config import CompleteJourneySource, SequenceSource, Source
 from components.exceptions import DataError
 
+GLOB_REMEDY = "check the path or glob"
+PUBLIC_FILES_REMEDY = "set source.data_dir to the folder of the public files"
 
-def find_files(
-    table: str, pattern: str, remedy: str = "check the path or glob"
-) -> tuple[fsspec.AbstractFileSystem, list[str]]:
+
+def find_files(table: str, pattern: str, remedy: str = GLOB_REMEDY) -> tuple[fsspec.AbstractFileSystem, list[str]]:
     """Files that match a path or glob, sorted; local ones as plain paths, others with their protocol.
 
     Raises:
@@ -45,9 +46,10 @@ def fingerprint_files(source: Source) -> str:
         patterns = {"sequences": source.sequences_path, "items": source.items_path}
     else:
         patterns = {"events": source.events, "items": source.items}
+    remedy = PUBLIC_FILES_REMEDY if isinstance(source, SequenceSource) else GLOB_REMEDY
     digest = hashlib.sha256()
     for table, pattern in patterns.items():
-        filesystem, paths = find_files(table, pattern)
+        filesystem, paths = find_files(table, pattern, remedy)
         for path in paths:
             digest.update(f"{table} {path} {filesystem.ukey(path)}\n".encode())
     return digest.hexdigest() if patterns else ""

@@ -18,14 +18,13 @@ from ibis import _
 from components.config import SEQUENCE_LAST_DAY, SequenceSource, TableSource
 from components.exceptions import DataError
 from components.ingestion import convert, tables
-from components.ingestion.files import find_files
+from components.ingestion.files import PUBLIC_FILES_REMEDY, find_files
 from components.ingestion.reading import Column, Reading, canonical_type
 from components.ingestion.schema import EVENTS
 
 _NO_BRAND = "unknown"
 _NO_SEPARATOR = "\x1f"  # no text has it, so that a line is one field
 _SECONDS_A_DAY = 86_400
-_REMEDY = "set source.data_dir to the folder of the public files"
 
 
 def read_events(source: SequenceSource, connection: ibis.BaseBackend) -> Reading:
@@ -61,7 +60,7 @@ def read_items(source: SequenceSource, connection: ibis.BaseBackend) -> Reading:
         ConfigError: The column map names an unknown canonical column.
         DataError: There is no such file, or it lacks a column of the configuration.
     """
-    find_files("items", source.items_path, _REMEDY)
+    find_files("items", source.items_path, PUBLIC_FILES_REMEDY)
     raw = tables.open_files("items", source.items_path, connection)
     columns, fallback = source.item_columns, source.title_fallback
     if fallback is not None:
@@ -86,7 +85,7 @@ def read_items(source: SequenceSource, connection: ibis.BaseBackend) -> Reading:
 
 def _open_lines(source: SequenceSource, connection: ibis.BaseBackend) -> ir.Table:
     """The file's lines with their number, from 1; blank ones left out."""
-    filesystem, paths = find_files("sequences", source.sequences_path, _REMEDY)
+    filesystem, paths = find_files("sequences", source.sequences_path, PUBLIC_FILES_REMEDY)
     if "file" not in filesystem.protocol:
         connection.register_filesystem(filesystem)
     lines = connection.read_csv(
