@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from components import __version__
+from components.abilities.commands import app as abilities_app
+from components.ablation.commands import app as ablation_app
 from components.config import RunConfig, load_named_config
 from components.exceptions import UrmError
 from components.local.commands import app as local_app
@@ -206,6 +208,8 @@ def show(
 
 
 app.add_typer(recall_app, name="recall", rich_help_panel="Serve")
+app.add_typer(ablation_app, name="ablation", rich_help_panel="Look")
+app.registered_commands += abilities_app.registered_commands
 app.registered_commands += local_app.registered_commands
 
 

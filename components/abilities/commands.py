@@ -1,0 +1,105 @@
+"""`urm explain`, `urm language`, `urm steering`: what a trained model can do with words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from components.config import RunConfig, load_named_config
+from components.settings import get_settings
+from components.storage import run_stage
+
+app = typer.Typer(no_args_is_help=True)
+_PANEL = "Look"
+PIPE_WIDTH = 140  # columns, where the output goes to a file or a pipe
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Run configuration: a YAML file, or a name.")]
+RunDirOption = Annotated[str, typer.Option("--run-dir", "-r", help="Folder or URI of a run with stage sft done.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, as in the run.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Compute again even if an equal result exists.")]
+
+
+@app.command(rich_help_panel=_PANEL)
+def explain(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    config: ConfigOption = "complete_journey",
+    run_dir: RunDirOption = "default",
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Task; the first without a query if empty.")] = None,
+    query: Annotated[str | None, typer.Option("--query", "-q", help="Words searched for, for query tasks.")] = None,
+    guidance: Annotated[str | None, typer.Option("--guidance", "-g", help='Free text, e.g. "For a barbecue."')] = None,
+    k: Annotated[int, typer.Option(min=1, help="Items of the recall shown.")] = 10,
+    set_: SetOption = None,
+) -> None:
+    """Print a user's history, what the model says of it, and what each user vector stands for."""
+    from components.abilities.explain import explain_user, pick_task
+    from components.abilities.finished import FinishedRun
+
+    run_config = _read(config, set_)
+    run = FinishedRun(_run_dir(run_dir), get_settings())
+    chosen = pick_task(run_config, task)
+    _console().print(explain_user(run, run_config, user, chosen, query=query, guidance=guidance, k=k))
+
+
+@app.command(rich_help_panel=_PANEL)
+def language(
+    config: ConfigOption = "complete_journey",
+    run_dir: RunDirOption = "default",
+    set_: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Measure plain English, zero-shot questions and the [LM] text, before and after SFT."""
+    from components.abilities.language import LANGUAGE, options, run, table
+
+    settings = get_settings()
+    run_config = _read(config, set_)
+    result = run_stage(
+        LANGUAGE,
+        run,
+        config=run_config,
+        run_dir=_run_dir(run_dir),
+        settings=settings,
+        options=options(settings),
+        force=force,
+    )
+    _console().print(table(result.metrics))
+
+
+@app.command(rich_help_panel=_PANEL)
+def steering(
+    config: ConfigOption = "complete_journey",
+    run_dir: RunDirOption = "default",
+    set_: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Measure how far guidance phrases move the recall, by configs/guidance/<name of the configuration>.yaml."""
+    from components.abilities.steering import STEERING, options, run, table
+
+    settings = get_settings()
+    run_config = _read(config, set_)
+    result = run_stage(
+        STEERING,
+        run,
+        config=run_config,
+        run_dir=_run_dir(run_dir),
+        settings=settings,
+        options=options(settings, run_config),
+        force=force,
+    )
+    _console().print(table(result.metrics))
+
+
+def _read(config: str, overrides: list[str] | None) -> RunConfig:
+    return load_named_config(config, get_settings().configs_dir, overrides or [])
+
+
+def _run_dir(name: str) -> str:
+    return name if "/" in name else f"{get_settings().runs_root}/{name}"
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)

@@ -1,0 +1,90 @@
+"""How likely a causal language model finds plain text: perplexity, and choices of a question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from components.config import Model
+from components.exceptions import DataError
+
+COMMENT = "#"
+
+
+class Question(Model):
+    """A question with its choices, the right one first."""
+
+    question: str
+    choices: tuple[str, ...] = Field(min_length=2)
+
+
+class Questions(Model):
+    """Content of configs/language/questions.yaml."""
+
+    questions: tuple[Question, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @torch.inference_mode()
+    def log_likelihoods(self, prompt: str, text: str) -> torch.Tensor:
+        """Log-likelihood of each token of a text after a prompt [tokens of the text], natural logarithm.
+
+        Without a prompt the first token of the text has no prediction and is left out.
+        """
+        self.model.train(False)
+        head = self._ids(prompt)
+        ids = torch.tensor([head + self._ids(text)], device=self.model.device)
+        logits = self.model(input_ids=ids).logits[0, :-1].float()
+        scores = -functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+        return scores[max(len(head) - 1, 0) :]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def read_passages(path: Path) -> list[str]:
+    """Passages of a text file, separated by blank lines; lines that begin with # are left out.
+
+    Raises:
+        DataError: There is no passage.
+    """
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(COMMENT)]
+    passages = [" ".join(passage.split()) for passage in "\n".join(lines).split("\n\n")]
+    passages = [passage for passage in passages if passage]
+    if not passages:
+        raise DataError(f"text {path}", expected="at least one passage", got="none", remedy="write some plain text")
+    return passages
+
+
+def perplexity(model: LanguageModel, passages: Sequence[str]) -> float:
+    """Exp of the mean negative log-likelihood a token, each passage read on its own."""
+    scores = torch.cat([model.log_likelihoods("", passage) for passage in passages])
+    return math.exp(-float(scores.mean()))
+
+
+def accuracy(model: LanguageModel, questions: Sequence[Question]) -> float:
+    """Share of the questions whose first choice has the highest mean log-likelihood a token."""
+    right = 0
+    for question in questions:
+        prompt = f"Question: {question.question}\nAnswer:" if question.question.endswith("?") else question.question
+        scores = [float(model.log_likelihoods(prompt, f" {choice}").mean()) for choice in question.choices]
+        right += all(scores[0] > other for other in scores[1:])
+    return right / len(questions)
+
+
+def chance(questions: Sequence[Question]) -> float:
+    """Accuracy of guessing."""
+    return sum(1 / len(question.choices) for question in questions) / len(questions)

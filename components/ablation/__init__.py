@@ -1,0 +1,1 @@
+"""Ablation studies: variants of one configuration, trained alike, compared on the validation split."""

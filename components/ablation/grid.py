@@ -1,0 +1,91 @@
+"""The grid of an ablation study (configs/ablations/*.yaml). Light on purpose: a DAG reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from components.config import Model, load_document
+from components.exceptions import ConfigError
+
+REFERENCE = "main"
+Overrides = dict[str, Any]  # value by dotted key
+
+
+class Group(Model):
+    """Variants that answer one question; the reference belongs to every group."""
+
+    title: str
+    variants: dict[str, Overrides] = Field(min_length=1, description="Name -> what differs from the reference.")
+
+    @property
+    def axis(self) -> str | None:
+        """The key whose numbers the group varies; None if it varies anything else."""
+        keys = {key for overrides in self.variants.values() for key in overrides}
+        values = [value for overrides in self.variants.values() for value in overrides.values()]
+        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        return next(iter(keys)) if len(keys) == 1 and len(values) > 1 and numeric else None
+
+
+class Grid(Model):
+    """A study."""
+
+    description: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    overrides: Overrides = Field(default_factory=dict, description="Of all variants, the reference too.")
+    groups: dict[str, Group] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [name for group in self.groups.values() for name in group.variants]
+        repeated = [name for name in names if names.count(name) > 1 or name == REFERENCE]
+        if repeated:
+            raise ValueError(f"expected every variant once and none called {REFERENCE!r}, not {repeated[0]!r}")
+        return self
+
+    @property
+    def variants(self) -> dict[str, Overrides]:
+        """Every variant with what differs from the reference, which comes first."""
+        named = {name: overrides for group in self.groups.values() for name, overrides in group.variants.items()}
+        return {REFERENCE: {}} | named
+
+    def settings_of(self, variant: str, seed: int) -> list[str]:
+        """A variant as KEY=VALUE overrides of the configuration, for `urm <stage> --set`.
+
+        Raises:
+            ConfigError: The grid has no such variant.
+        """
+        if variant not in self.variants:
+            raise ConfigError(
+                "option --variant",
+                expected="one of " + ", ".join(self.variants),
+                got=repr(variant),
+                remedy="name a variant of the grid",
+            )
+        merged = self.overrides | self.variants[variant] | {"seed": seed}
+        return [f"{key}={_as_yaml(value)}" for key, value in merged.items()]
+
+
+def load_grid(name: str, configs_dir: Path) -> Grid:
+    """Read a grid by its name in configs/ablations, or by its path.
+
+    Raises:
+        ConfigError: The file is missing, or has a mistake.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = configs_dir / "ablations" / f"{name}.yaml"
+    return load_document(path, Grid)
+
+
+def variant_dir(study_dir: str, variant: str, seed: int) -> str:
+    """Run directory of a variant, beside that of the study: such neighbours share the results of equal stages."""
+    return f"{study_dir.rstrip('/')}.{variant}.seed{seed}"
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_yaml, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
