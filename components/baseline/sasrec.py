@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from components.baseline.data import Dataset, Ints, gather
 from components.baseline.loss import NegativeSampler
 from components.baseline.ranking import mean_recall, rank
-from components.baseline.training import EarlyStopping, LogFunction, TrainingSummary
+from components.baseline.training import FINAL_RATE, EarlyStopping, LogFunction, TrainingSummary
 from components.config import BaselineConfig, SasRecConfig
 
 WARM_UP_STEPS = 100
@@ -121,6 +121,8 @@ def train_sasrec(
 ) -> tuple[SasRec, TrainingSummary]:
     """Train a model; it ends with the weights of the best mean validation recall@k.
 
+    As for target attention, the learning rate falls linearly with whichever runs out first, epochs or seconds.
+
     Args:
         data: Inputs of the stage.
         config: History length, power of the negatives' frequency, and the section `sasrec`.
@@ -140,7 +142,9 @@ def train_sasrec(
         clock = time.monotonic()
         for rows in _batches(sequences, settings.batch_size, random):
             items, targets = _pad(sequences, rows, model.length + 1)
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, (summary.steps + 1) / WARM_UP_STEPS)
+            progress = max(epoch / settings.max_epochs, (time.monotonic() - started) / settings.max_seconds)
+            warm_up = min(1.0, (summary.steps + 1) / WARM_UP_STEPS)
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * warm_up * max(FINAL_RATE, 1 - progress)
             losses.append(_step(model.train(), optimizer, loss_of, items, targets))
             summary.steps += 1
             summary.examples += int(targets.sum())

@@ -35,6 +35,7 @@ class Comparison:
         model: Mean recall of the model, [T].
         baseline_draws: Mean recall of the baseline in each draw, [draws, T]; NaN where a draw has no example.
         model_draws: The same of the model.
+        names: The model and the baseline.
     """
 
     tasks: tuple[str, ...]
@@ -43,6 +44,18 @@ class Comparison:
     model: Floats
     baseline_draws: Floats
     model_draws: Floats
+    names: tuple[str, str] = ("urm", "target_attention")
+
+    @property
+    def mean_difference(self) -> float:
+        """Mean over tasks of the model's recall minus that of the baseline."""
+        return float((self.model - self.baseline).mean())
+
+    def difference_interval(self, confidence: float) -> tuple[float, float]:
+        """Percentile interval of `mean_difference`."""
+        draws = (self.model_draws - self.baseline_draws).mean(axis=1, keepdims=True)
+        low, high = _percentiles(draws, confidence)
+        return float(low[0]), float(high[0])
 
     @property
     def lift(self) -> Floats:
@@ -108,6 +121,7 @@ def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int
         model=model_sums.sum(axis=0) / totals,
         baseline_draws=baseline_draws,
         model_draws=model_draws,
+        names=(model, baseline),
     )
 
 

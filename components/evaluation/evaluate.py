@@ -1,31 +1,37 @@
-"""Stage `evaluate`: URM on the test examples, and all five models side by side."""
+"""Stage `evaluate`: URM on the test examples, beside every model whose predictions the baseline stage left."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import mlflow
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 
 from components.baseline.schema import PREDICTION_DEPTH
 from components.evaluation.bootstrap import compare
+from components.evaluation.examples import Measured, TestExamples, measure
 from components.evaluation.predict import predict_urm
 from components.evaluation.report import draw_figure, write_report
 from components.evaluation.schema import HITS
 from components.evaluation.summary import (
     BASELINE,
     CANDIDATE,
-    MODELS,
-    TestExamples,
     cutoffs,
+    find_best_other,
+    mean_recalls,
+    order_models,
     record_hits,
     summarise,
     tabulate,
+    tabulate_segments,
 )
+from components.exceptions import DataError
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
 
@@ -36,31 +42,37 @@ def run(stage: StageRun) -> StageReport:
     if stage.settings.num_threads:
         torch.set_num_threads(stage.settings.num_threads)
     contexts = pq.read_table(stage.path("features", "contexts"))
-    examples = _read_test(stage)
+    examples = pq.read_table(stage.path("features", "examples"), filters=pc.field("split") == "test")
     test = TestExamples.build(examples, contexts, pq.read_table(stage.path("features", "catalogue")))
     depth = max(config.k, PREDICTION_DEPTH)
+    ks = cutoffs(config.k, depth)
     with track(stage):
         urm = predict_urm(stage, examples, contexts, depth)
         pq.write_table(urm, stage.output / "predictions.parquet", compression="zstd")
-        baselines = pq.read_table(stage.path("baseline", "predictions"), columns=["example_id", "model", "item_ids"])
-        ranked = {model: test.rank(urm if model == CANDIDATE else baselines, model) for model in MODELS}
+        del urm
 
         stage.report_progress("comparing the models")
-        ks = cutoffs(config.k, depth)
-        hits = record_hits(test, ranked, ks)
-        pq.write_table(pa.Table.from_pandas(hits, HITS, preserve_index=False), stage.output / "hits.parquet")
-        table = tabulate(test, ranked, config.k, ks)
-        comparison = compare(
-            hits, CANDIDATE, BASELINE, k=config.k, draws=config.bootstrap_samples, seed=stage.config.seed
-        )
-        metrics = summarise(table, comparison, stage.config)
-        write_report(stage.output / "report.md", stage.config, metrics, table)
+        measured = dict(_measure_all(stage, test))
+        headline = _write_hits(stage, test, measured, ks)
+        table = tabulate(test, measured, config.k, ks)
+        segments = tabulate_segments(test, measured, config.k)
+        segments.to_parquet(stage.output / "segments.parquet", index=False)
+        best = find_best_other(mean_recalls(table, config.k))
+        against = {
+            other: compare(
+                headline, CANDIDATE, other, k=config.k, draws=config.bootstrap_samples, seed=stage.config.seed
+            )
+            for other in {BASELINE, best}
+        }
+        metrics = summarise(table, against[BASELINE], against[best], stage.config)
+        write_report(stage.output / "report.md", stage.config, metrics, table, segments)
         draw_figure(stage.output / "figure.png", metrics, config.k)
-        _log(stage, table, metrics)
+        _log(stage, table, segments, metrics)
     return StageReport(
         outputs={
             "predictions": "predictions.parquet",
             "hits": "hits.parquet",
+            "segments": "segments.parquet",
             "report": "report.md",
             "figure": "figure.png",
         },
@@ -69,19 +81,50 @@ def run(stage: StageRun) -> StageReport:
     )
 
 
-def _read_test(stage: StageRun) -> pa.Table:
-    return pq.read_table(stage.path("features", "examples"), filters=pc.field("split") == "test")
+def _measure_all(stage: StageRun, test: TestExamples) -> Iterator[tuple[str, Measured]]:
+    """Every model in the order of the tables; the lists of one model at a time are in memory."""
+    sources = {CANDIDATE: ds.dataset(stage.output / "predictions.parquet")}
+    baselines = ds.dataset(stage.path("baseline", "predictions"))
+    names = pc.unique(baselines.to_table(columns=["model"]).column("model")).to_pylist()
+    if BASELINE not in names:
+        raise DataError(
+            "predictions of the baseline stage",
+            expected=f"lists of {BASELINE}",
+            got=", ".join(names) or "none",
+            remedy="run `urm baseline` again",
+        )
+    for model in order_models([*names, CANDIDATE]):
+        lists = sources.get(model, baselines).to_table(
+            columns=["example_id", "item_ids"], filter=pc.field("model") == model
+        )
+        yield model, measure(test, lists, model, stage.config.evaluation.k)
 
 
-def _log(stage: StageRun, table: pd.DataFrame, metrics: dict[str, Any]) -> None:
+def _write_hits(
+    stage: StageRun, test: TestExamples, measured: dict[str, Measured], ks: tuple[int, ...]
+) -> pd.DataFrame:
+    """Write the per-example record model by model; the rows of the headline cut-off are returned."""
+    headline: list[pd.DataFrame] = []
+    with pq.ParquetWriter(stage.output / "hits.parquet", HITS, compression="zstd") as writer:
+        for model, result in measured.items():
+            hits = record_hits(test, model, result.ranked, ks)
+            writer.write_table(pa.Table.from_pandas(hits, HITS, preserve_index=False))
+            headline.append(hits[hits["k"] == stage.config.evaluation.k])
+    return pd.concat(headline, ignore_index=True)
+
+
+def _log(stage: StageRun, table: pd.DataFrame, segments: pd.DataFrame, metrics: dict[str, Any]) -> None:
     mlflow.log_params({"k": stage.config.evaluation.k, "bootstrap_samples": stage.config.evaluation.bootstrap_samples})
     log_examples(stage, "test")
     values = {f"mean_recall.{model}": value for model, value in metrics["mean_recall"].items()}
     values |= {name: metrics[name] for name in ("mean_lift", "mean_lift_low", "mean_lift_high", "tasks_won")}
+    values |= {"best_other_difference": metrics["best_other"]["difference"]}
     for task, result in metrics["tasks"].items():
         values |= {f"lift.{task}": result["lift"]}
         values |= {f"recall.{task}.{model}": value for model, value in result["recall"].items()}
     mlflow.log_metrics({name: value for name, value in values.items() if value is not None})
+    mlflow.set_tag("urm.best_other", metrics["best_other"]["model"])
     mlflow.log_table(table, "metrics.json")
+    mlflow.log_table(segments, "segments.json")
     mlflow.log_artifact(str(stage.output / "figure.png"))
     mlflow.log_artifact(str(stage.output / "report.md"))

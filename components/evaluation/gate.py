@@ -19,8 +19,9 @@ from components.tracking import parent_run_id
 def run(stage: StageRun) -> StageReport:
     """Judge the evaluation; the stage succeeds whether the verdict is pass or fail."""
     config = stage.config.evaluation
+    wanted = [("k", "==", config.k), ("model", "in", [CANDIDATE, BASELINE])]
     comparison = compare(
-        pd.read_parquet(stage.path("evaluate", "hits")),
+        pd.read_parquet(stage.path("evaluate", "hits"), filters=wanted),
         CANDIDATE,
         BASELINE,
         k=config.k,
@@ -95,18 +96,18 @@ def _worse_tasks_reason(comparison: Comparison, policy: GatePolicy) -> str | Non
 
 
 def _describe(comparison: Comparison, config: EvaluationConfig) -> str:
-    cases = f"On {int(comparison.examples.sum())} held-out cases over the full catalogue,"
-    lift = comparison.mean_lift
+    cases, lift = f"{int(comparison.examples.sum()):,} held-out cases", comparison.mean_lift
     if not np.isfinite(lift):
-        return f"{cases} no lift in Recall@{config.k} against the target-attention model is defined."
+        return f"On {cases}, target attention recalls nothing, so that no lift in Recall@{config.k} is defined."
     low, high = comparison.mean_interval(config.gate.confidence)
     order = np.argsort(np.nan_to_num(comparison.lift, nan=0.0))
     best, worst = order[-1], order[0]
     return (
-        f"{cases} its Recall@{config.k} is {abs(lift):.1%} {'higher' if lift >= 0 else 'lower'} than that of the "
-        f"target-attention model on average over {len(comparison.tasks)} tasks ({config.gate.confidence:.0%} interval "
-        f"{low:+.1%} to {high:+.1%}); it leads in {_won(comparison)} tasks, does best in {comparison.tasks[best]} "
-        f"({comparison.lift[best]:+.1%}) and worst in {comparison.tasks[worst]} ({comparison.lift[worst]:+.1%})."
+        f"On {cases}, the {config.k} items it recalls hold {abs(lift):.1%} {'more' if lift >= 0 else 'less'} of what "
+        f"users then chose than those of the target-attention model, on average over {len(comparison.tasks)} tasks "
+        f"({config.gate.confidence:.0%} interval {low:+.1%} to {high:+.1%}). It leads in {_won(comparison)} of them, "
+        f"does best in {comparison.tasks[best]} ({comparison.lift[best]:+.1%}) and worst in {comparison.tasks[worst]} "
+        f"({comparison.lift[worst]:+.1%})."
     )
 
 

@@ -10,68 +10,111 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from components.config import RunConfig
-from components.evaluation.summary import MODELS
-
-TITLES = {
-    "popularity": "popularity",
-    "own_history": "own history",
-    "item_knn": "item-kNN",
-    "target_attention": "target attention",
-    "urm": "URM",
-}
+from components.evaluation.summary import CANDIDATE, TITLES
 
 OTHER_METRICS = (
-    "Coverage is the share of the catalogue that stands in somebody's list; popularity bias is the mean popularity "
-    "quantile of the recalled items minus that of the targets."
+    "Coverage is the share of the catalogue that stands in somebody's list. Popularity bias is the mean popularity "
+    "quantile of the recalled items minus that of the targets. Novelty is the mean of -log2 of a recalled item's share "
+    "of the training events: bits of surprise."
+)
+SEGMENTS = (
+    "Mean over the examples of all tasks; by task in segments.parquet. Users are light up to the median number of "
+    "distinct items in the test histories. Targets are new without a training event; the head is the fifth of the "
+    "catalogue with the most."
 )
 
 
-def write_report(path: Path, config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame) -> None:
-    """Write the report: recall per task and model with lift and interval, then the other metrics."""
-    path.write_text(render_report(config, metrics, table))
+def write_report(
+    path: Path, config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame
+) -> None:
+    """Write the report: recall per task and model with lift and interval, then the other metrics and the segments."""
+    path.write_text(render_report(config, metrics, table, segments))
 
 
-def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame) -> str:
+def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame) -> str:
     """Markdown of the report.
 
     Args:
         config: The run.
         metrics: As `summary.summarise` returns them.
         table: As `summary.tabulate` returns it.
+        segments: As `summary.tabulate_segments` returns it.
     """
-    k, percent = config.evaluation.k, round(100 * config.evaluation.gate.confidence)
+    k = config.evaluation.k
     absent = [task.name for task in config.tasks if task.name not in metrics["tasks"]]
-    head = ["task", "examples", *TITLES.values(), f"lift of URM [{percent} %]", "p (Holm)"]
-    rows = [
-        [name, str(task["examples"]), *(f"{task['recall'][model]:.4f}" for model in MODELS), _lift(task),
-         f"{task['p_value']:.4f}"]
-        for name, task in metrics["tasks"].items()
-    ]  # fmt: skip
-    mean = {"lift": metrics["mean_lift"], "low": metrics["mean_lift_low"], "high": metrics["mean_lift_high"]}
-    means = [f"{metrics['mean_recall'][model]:.4f}" for model in MODELS]
-    rows.append(["**mean**", str(sum(task["examples"] for task in metrics["tasks"].values())), *means, _lift(mean), ""])
     others = table.groupby("model", sort=False).mean(numeric_only=True).drop(columns="examples")
+    rows = [[title(str(model)), *(f"{value:.4f}" for value in row)] for model, row in others.iterrows()]
     explanation = (
-        f"Full catalogue, test weeks, one candidate filter for all models. Recall of an example is "
-        f"|top-{k} ∩ targets| / min(|targets|, {k}). The lift is relative to target attention; its interval is a "
-        f"paired bootstrap over users ({config.evaluation.bootstrap_samples} draws), p is two-sided and "
-        f"Holm-corrected over tasks. The mean lift is the mean of the tasks' lifts; URM leads in "
-        f"{metrics['tasks_won']} of {len(metrics['tasks'])} tasks."
+        f"Full catalogue, one candidate filter for all models. Recall of an example is |top-{k} ∩ targets| / "
+        f"min(|targets|, {k}). The lift is relative to target attention; its interval is a paired bootstrap over users "
+        f"({config.evaluation.bootstrap_samples} draws), p is two-sided and Holm-corrected over tasks. The mean lift "
+        f"is the mean of the tasks' lifts; URM leads in {metrics['tasks_won']} of {len(metrics['tasks'])} tasks."
     )
     parts = [
         f"# Evaluation of {config.name}: Recall@{k}",
         explanation,
-        _markdown(head, rows),
+        _recall_table(config, metrics),
+        describe_best_other(metrics["best_other"], config.evaluation.gate.confidence),
         "## Means over tasks",
         OTHER_METRICS,
-        _markdown(
-            ["model", *others.columns],
-            [[TITLES[str(model)], *(f"{value:.4f}" for value in row)] for model, row in others.iterrows()],
-        ),
+        markdown(["model", *others.columns], rows),
+        "## Segments",
+        SEGMENTS,
+        _segment_table(segments, [*metrics["mean_recall"]], k),
     ]
     if absent:
         parts.append(f"Without test examples, and so not compared: {', '.join(absent)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def describe_best_other(best: dict[str, Any], confidence: float) -> str:
+    """One sentence: how URM stands to the best of the other models in the mean over tasks."""
+    if best["low"] > 0:
+        stands = "URM is ahead of it"
+    elif best["high"] < 0:
+        stands = "URM is behind it"
+    else:
+        stands = "URM ties with it"
+    return (
+        f"Best of the other models in the mean is {title(best['model'])}. {stands}: the difference in mean recall is "
+        f"{best['difference']:+.4f} ({confidence:.0%} interval {best['low']:+.4f} to {best['high']:+.4f})."
+    )
+
+
+def title(model: str) -> str:
+    """A model's name for people."""
+    return TITLES.get(model, model.replace("_", " "))
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _recall_table(config: RunConfig, metrics: dict[str, Any]) -> str:
+    models = [*metrics["mean_recall"]]
+    percent = round(100 * config.evaluation.gate.confidence)
+    head = ["task", "examples", *map(title, models), f"lift of URM [{percent} %]", "p (Holm)"]
+    rows = [
+        [name, str(task["examples"]), *(f"{task['recall'][model]:.4f}" for model in models), _lift(task),
+         f"{task['p_value']:.4f}"]
+        for name, task in metrics["tasks"].items()
+    ]  # fmt: skip
+    mean = {"lift": metrics["mean_lift"], "low": metrics["mean_lift_low"], "high": metrics["mean_lift_high"]}
+    means = [f"{metrics['mean_recall'][model]:.4f}" for model in models]
+    rows.append(["**mean**", str(sum(task["examples"] for task in metrics["tasks"].values())), *means, _lift(mean), ""])
+    return markdown(head, rows)
+
+
+def _segment_table(segments: pd.DataFrame, models: list[str], k: int) -> str:
+    pooled = segments[segments["task"] == "all"]
+    recalls = pooled.pivot(index=["segment", "examples"], columns="model", values=f"recall@{k}").reset_index()
+    rows = [
+        [str(row["segment"]), str(row["examples"]), *(f"{row[model]:.4f}" for model in models)]
+        for row in recalls.to_dict("records")
+    ]
+    return markdown(["segment", "examples", *map(title, models)], rows)
 
 
 def draw_figure(path: Path, metrics: dict[str, Any], k: int) -> None:
@@ -80,18 +123,21 @@ def draw_figure(path: Path, metrics: dict[str, Any], k: int) -> None:
     figure = Figure(figsize=(1.6 + 1.15 * len(names), 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, height_ratios=[3, 2], sharex=True)
-    width = 0.8 / len(MODELS)
-    for position, model in enumerate(MODELS):
-        offsets = [index + (position - (len(MODELS) - 1) / 2) * width for index in range(len(names))]
+    models = [*metrics["mean_recall"]]
+    width = 0.8 / len(models)
+    for position, model in enumerate(models):
+        offsets = [index + (position - (len(models) - 1) / 2) * width for index in range(len(names))]
         heights = [metrics["tasks"][name]["recall"][model] for name in names]
-        top.bar(offsets, heights, width, label=TITLES[model], color=f"C{position}")
+        top.bar(offsets, heights, width, label=title(model), color="black" if model == CANDIDATE else f"C{position}")
     top.set_ylabel(f"Recall@{k}")
-    top.legend(ncols=len(MODELS), fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    top.legend(
+        ncols=min(5, len(models)), fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2)
+    )
     for index, name in enumerate(names):
         task = metrics["tasks"][name]
         if task["lift"] is not None and task["low"] is not None:
             bottom.plot([index, index], [100 * task["low"], 100 * task["high"]], color="0.4")
-            bottom.plot(index, 100 * task["lift"], "o", color="C4" if task["lift"] > 0 else "C3")
+            bottom.plot(index, 100 * task["lift"], "o", color="black" if task["lift"] > 0 else "C3")
     bottom.axhline(0, color="0.7", linewidth=1)
     bottom.set_ylabel("lift of URM, %")
     bottom.set_xticks(range(len(names)), names, rotation=30, ha="right")
@@ -104,8 +150,3 @@ def _lift(task: dict[str, Any]) -> str:
     if task["low"] is None:
         return f"{100 * task['lift']:+.1f} %"
     return f"{100 * task['lift']:+.1f} % [{100 * task['low']:+.1f}, {100 * task['high']:+.1f}]"
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

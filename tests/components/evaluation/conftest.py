@@ -24,6 +24,7 @@ from components.urm.files import save_model
 from components.urm.inference import UrmRecaller
 
 IDS = np.arange(1000, 1060)
+BASELINES = ("popularity", "own_history", "sasrec", "target_attention", "some_other")  # any the stage may write
 TASKS = [
     {"name": "next_purchase", "description": "Next.", "prompt": "Task: what comes next."},
     {"name": "new_item", "description": "New.", "prompt": "Task: new items.", "exclude_bought": True},
@@ -39,7 +40,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     _write_backbone(backbone)
     urm = {
         "backbone": str(backbone), "num_layers": 1, "num_user_vectors": 2, "fusion_dimension": 16,
-        "item_dimension": 16, "identity_dimension": 64, "history_length": 6, "copy_length": 8,
+        "identity_dimension": 64, "history_length": 6, "copy_length": 8,
     }  # fmt: skip
     overrides = {"tasks": TASKS, "urm": urm, "evaluation": {"k": 10, "bootstrap_samples": 200}}
     return load_config(Path(__file__).parents[3] / "configs" / "complete_journey.yaml", overrides)
@@ -53,7 +54,7 @@ def inputs(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     catalogue = pa.table(
         {
             "item_id": IDS,
-            "train_events": np.arange(60, 0, -1),
+            "train_events": np.maximum(0, np.arange(57, -3, -1)),  # the last ones are new
             "popularity_quantile": np.linspace(1, 0, 60, dtype=np.float32),
         },
         schema=CATALOGUE,
@@ -64,7 +65,7 @@ def inputs(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     test = [row for row in examples if row["split"] == "test"]
     lists = [
         {"example_id": row["example_id"], "model": model, "item_ids": items.tolist(), "scores": np.arange(30, 0, -1.0)}
-        for model in ("popularity", "own_history", "item_knn", "target_attention")
+        for model in BASELINES
         for row in test
         for items in [random.permutation(IDS)[:30]]
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -13,13 +14,15 @@ import pytest
 from components.baseline.schema import PREDICTIONS
 from components.config import RunConfig
 from components.evaluation import evaluate, gate
+from components.evaluation.examples import TestExamples, measure
 from components.evaluation.schema import HITS
-from components.evaluation.summary import MODELS, TestExamples
 from components.exceptions import DataError
 from components.settings import Settings
 from components.storage import StageResult, run_stage
 
+IDS = np.arange(1000, 1060)  # the catalogue of the fixtures
 ASKED = {"next_purchase", "new_item", "text_query"}
+MODELS = ["popularity", "own_history", "sasrec", "some_other", "target_attention", "urm"]  # in the order of the tables
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,8 @@ def test_metrics_can_be_recomputed_from_the_hits(evaluation: StageResult) -> Non
     hits = pq.read_table(evaluation.outputs["hits"])
     assert hits.schema == HITS
     frame = hits.to_pandas()
-    assert set(frame["k"]) == {10, 20, 500}
+    assert set(frame["k"]) == {5, 10, 20, 100, 500}
+    assert list(dict.fromkeys(frame["model"])) == MODELS
     frame = frame[frame["k"] == 10]
     frame["recall"] = frame["hits"] / np.minimum(frame["targets"], 10)
     means = frame.groupby(["task", "model"])["recall"].mean()
@@ -93,7 +97,9 @@ def test_mlflow_holds_table_figure_and_data_set(evaluation: StageResult, config:
     assert {"metrics.json", "figure.png", "report.md"} <= files
     table = mlflow.load_table("metrics.json", run_ids=[run.info.run_id])
     assert len(table) == len(ASKED) * len(MODELS)
-    assert {"recall@10", "recall@20", "ndcg@10", "coverage@10", "popularity_bias@10"} <= set(table.columns)
+    assert {"recall@10", "recall@500", "ndcg@5", "coverage@10", "popularity_bias@10", "novelty@10"} <= set(
+        table.columns
+    )
 
 
 @pytest.mark.parametrize(("needed", "passed"), [(-1.0, True), (50.0, False)])
@@ -118,5 +124,36 @@ def test_predictions_of_other_examples_are_refused(inputs: Path) -> None:
     tables["examples"] = tables["examples"].filter(pc.field("split") == "test")
     test = TestExamples.build(**tables)
     predictions: pa.Table = pq.read_table(inputs / "predictions.parquet")
-    with pytest.raises(DataError, match="predictions of item_knn: expected one list for each of 96 test examples"):
-        test.rank(predictions.filter(pc.field("example_id") > 5), "item_knn")
+    mine = predictions.filter((pc.field("example_id") > 5) & (pc.field("model") == "sasrec"))
+    with pytest.raises(DataError, match="predictions of sasrec: expected one list for each of 96 test examples"):
+        measure(test, mine, "sasrec", 10)
+
+
+def test_segments_split_users_and_targets(evaluation: StageResult, inputs: Path) -> None:
+    segments = pd.read_parquet(evaluation.outputs["segments"]).set_index(["segment", "task", "model"])
+    users = segments["examples"].unstack("segment")[["light users", "heavy users"]]
+    assert (users.loc["all"].sum(axis=1) == 96).all()
+    new = set(IDS[-3:].tolist())
+    rows = [row for row in pq.read_table(inputs / "examples.parquet").to_pylist() if row["split"] == "test"]
+    asked = {row["example_id"]: new & set(row["target_item_ids"]) for row in rows}
+    asked = {example: targets for example, targets in asked.items() if targets}
+    lists = pq.read_table(inputs / "predictions.parquet", filters=pc.field("model") == "sasrec").to_pylist()
+    recalls = [
+        len(asked[row["example_id"]] & set(row["item_ids"][:10])) / len(asked[row["example_id"]])
+        for row in lists if row["example_id"] in asked
+    ]  # fmt: skip
+    found = segments.loc["new targets", "all", "sasrec"]
+    assert len(recalls) == found["examples"] > 0
+    assert found["recall@10"] == pytest.approx(np.mean(recalls))
+
+
+def test_best_other_model_is_named_with_its_interval(evaluation: StageResult) -> None:
+    metrics = evaluation.metrics
+    means = {model: value for model, value in metrics["mean_recall"].items() if model != "urm"}
+    best = metrics["best_other"]
+    assert means[best["model"]] == max(means.values())
+    assert best["difference"] == pytest.approx(metrics["mean_recall"]["urm"] - max(means.values()))
+    assert best["low"] <= best["difference"] <= best["high"]
+    report = Path(evaluation.outputs["report"]).read_text()
+    assert f"the difference in mean recall is {best['difference']:+.4f}" in report
+    assert "| new targets |" in report

@@ -5,15 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from components.evaluation.metrics import Ranked, count_hits, coverage, match_targets, ndcg, popularity_bias, recall
+from components.evaluation.metrics import NOT_FOUND, Ranked, count_hits, expose, find_ranks, ndcg, recall, surprise
+
+
+def flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.cumsum([0] + [len(row) for row in rows])
+    return np.array([item for row in rows for item in row], dtype=np.int64), offsets
 
 
 def build(lists: list[list[int]], targets: list[list[int]]) -> Ranked:
-    def flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        offsets = np.cumsum([0] + [len(row) for row in rows])
-        return np.array([item for row in rows for item in row], dtype=np.int64), offsets
-
-    return match_targets(*flat(lists), *flat(targets))
+    return find_ranks(*flat(lists), *flat(targets))
 
 
 @pytest.fixture
@@ -45,19 +46,26 @@ def test_an_empty_list_finds_nothing() -> None:
     assert ndcg(ranked, 5).tolist() == [0.0, 1.0]
 
 
-def test_coverage_and_popularity_bias_by_hand(two: Ranked) -> None:
-    assert coverage(two, 2, num_items=10) == pytest.approx(3 / 10)  # items 7, 3, 5
-    quantiles = two.items / 10
-    # top-1 items 7 and 5: mean .6; targets 3, 1, 8, 5: mean .425
-    assert popularity_bias(quantiles, np.array([0.3, 0.1, 0.8, 0.5]), two, 1) == pytest.approx(0.175)
-    assert math.isnan(popularity_bias(np.empty(0), np.array([0.3]), build([[]], [[1]]), 1))
+def test_ranks_stand_beside_their_targets(two: Ranked) -> None:
+    assert two.ranks.tolist() == [1, 3, NOT_FOUND, 0]
+    assert two.owners.tolist() == [0, 0, 0, 1]
 
 
-def test_select_numbers_the_examples_anew(two: Ranked) -> None:
-    second = two.select(np.array([False, True]))
-    assert second.items.tolist() == [5, 7]
-    assert second.owners.tolist() == [0, 0]
-    assert count_hits(second, 1).tolist() == [1]
+def test_exposure_by_hand() -> None:
+    exposure = expose(*flat([[7, 3, 9], [5], []]), 2, np.arange(10) / 10, np.arange(10.0))
+    assert exposure.shown.tolist() == [2, 1, 0]
+    assert exposure.quantile.tolist() == pytest.approx([1.0, 0.5, 0])
+    assert exposure.surprise.tolist() == [10, 5, 0]
+
+
+def test_surprise_is_in_bits() -> None:
+    assert surprise(np.array([3, 0, 0, 1])).tolist() == pytest.approx([1, 3, 3, 2])
+
+
+def test_some_targets_alone(two: Ranked) -> None:
+    part = two.keep(np.array([False, True, True, False]))
+    assert part.num_targets.tolist() == [2, 0]
+    assert count_hits(part, 4).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 40])
@@ -72,5 +80,3 @@ def test_equals_brute_force(k: int) -> None:
         gain = sum(1 / math.log2(rank + 2) for rank in hits)
         ideal = sum(1 / math.log2(rank + 2) for rank in range(min(k, len(wanted))))
         assert ndcg(ranked, k)[row] == pytest.approx(gain / ideal)
-    shown = {item for items in lists for item in items[:k]}
-    assert coverage(ranked, k, 60) == pytest.approx(len(shown) / 60)
