@@ -20,24 +20,12 @@ from __future__ import annotations
 
 from airflow.sdk import Param, chain, dag
 
+from dags.run_params import CONFIG, OVERRIDES
 from dags.task_factory import stage_task
 
 PARAMS = {
-    "config": Param(
-        "complete_journey",
-        type="string",
-        pattern=r"^[a-z][a-z0-9_]*$",
-        examples=["complete_journey", "marketplace", "production"],
-        title="Configuration",
-        description="Name of a file in configs/, without .yaml.",
-    ),
-    "overrides": Param(
-        [],
-        type=["array", "null"],  # the form sends null for an empty field
-        items={"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_.]*=.*$"},
-        title="Overrides",
-        description="Values that differ from the configuration, one KEY=VALUE a line, e.g. urm.max_steps=50.",
-    ),
+    "config": CONFIG,
+    "overrides": OVERRIDES,
     "promote_anyway": Param(
         False,
         type="boolean",

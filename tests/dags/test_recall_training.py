@@ -44,7 +44,8 @@ def test_every_dag_file_imports_without_errors_or_warnings(bag):
 
 def test_dag_id_is_the_file_name(bag):
     assert {dag_id: Path(dag.fileloc).stem for dag_id, dag in bag.dags.items()} == {
-        "recall_training": "recall_training"
+        "recall_training": "recall_training",
+        "ablation_study": "ablation_study",
     }
 
 
