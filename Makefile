@@ -39,6 +39,10 @@ down: $(READY) ## Stop them
 test: $(READY) ## Run every test (starts its own services)
 	pytest
 
+.PHONY: results
+results: $(READY) ## Re-create docs/results.md: hours, may be stopped and started again (ARGS="--list")
+	python -m benchmarks.results $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Style, types and layers
 	ruff check .

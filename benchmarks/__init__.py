@@ -1,0 +1,1 @@
+"""Measurements behind docs/results.md; `python -m benchmarks.results` runs them all."""

@@ -1,0 +1,135 @@
+"""Re-creates everything that docs/results.md says, step by step, on this machine.
+
+    python -m benchmarks.results              # all of it: hours
+    python -m benchmarks.results --list       # the steps, and how long each takes
+    python -m benchmarks.results --only amazon_beauty
+
+Finished work is reused (every stage by its fingerprint), so that a run that was stopped goes on where it stood when it
+is started again. A step that fails does not stop the others; the table at the end names it, with its log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.settings import get_settings
+
+CONFIGS = ("complete_journey", "amazon_beauty", "amazon_sports", "amazon_toys")
+WITH_PHRASES = ("complete_journey", "amazon_beauty")  # those with a file in configs/guidance
+ABLATED = ("complete_journey", "amazon_beauty")
+SEEDS = (0, 1, 2)
+STAGES = ("ingest", "validate", "features", "encode", "baseline", "sft", "evaluate", "gate")
+URM = (sys.executable, "-c", "from components.cli import run_app; run_app()")
+THROUGHPUT = (sys.executable, "-m", "benchmarks.throughput")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        name: Unique; names the log, too.
+        part: Part of docs/results.md that it is for.
+        command: Program and arguments.
+        minutes: About how long it takes on two cores, where nothing is done yet.
+    """
+
+    name: str
+    part: str
+    command: tuple[str, ...]
+    minutes: float
+
+
+def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step]:
+    """All steps, in order.
+
+    Args:
+        overrides: KEY=VALUE for every configuration, e.g. a shorter training.
+        data: Folder with the public data sets, one folder each by the name of its configuration.
+        folder: Where the figures of throughput go.
+    """
+    for config in CONFIGS:
+        yield from _headline(config, _settings(config, overrides, data))
+    for config in WITH_PHRASES:
+        options = (*_run(config, SEEDS[0]), *_settings(config, overrides, data), "--set", f"seed={SEEDS[0]}")
+        yield Step(f"language-{config}", "language", (*URM, "language", *options), 5)
+        yield Step(f"steering-{config}", "steering", (*URM, "steering", *options), 5)
+    for config in ABLATED:
+        options = ("--config", config, "--run-dir", f"results-{config}-ablation", *_settings(config, overrides, data))
+        yield Step(f"ablation-{config}", "ablations", (*URM, "ablation", "run", *options), 300)
+        yield Step(f"ablation-{config}-summary", "ablations", (*URM, "ablation", "summary", *options), 1)
+    for config in WITH_PHRASES:
+        options = (*_run(config, SEEDS[0]), *_settings(config, overrides, data))
+        output = ("--output", str(folder / f"throughput-{config}.json"))
+        yield Step(f"throughput-{config}", "throughput", (*THROUGHPUT, *options, *output), 5)
+
+
+def _headline(config: str, settings: tuple[str, ...]) -> Iterator[Step]:
+    minutes = dict.fromkeys(STAGES, 1.0) | {"baseline": 30.0, "sft": 60.0, "evaluate": 5.0}
+    for seed in SEEDS:
+        for stage in STAGES:
+            command = (*URM, stage, *_run(config, seed), *settings, "--set", f"seed={seed}")
+            yield Step(f"{config}-seed{seed}-{stage}", "headline", command, minutes[stage])
+    run_dirs = (_run(config, seed)[-1] for seed in SEEDS)
+    yield Step(f"{config}-compare", "headline", (*URM, "compare", *run_dirs), 1)
+
+
+def _run(config: str, seed: int) -> tuple[str, ...]:
+    return ("--config", config, "--run-dir", f"results-{config}-seed{seed}")
+
+
+def _settings(config: str, overrides: Iterable[str], data: Path | None) -> tuple[str, ...]:
+    given = list(overrides)
+    if data is not None and config.startswith("amazon_"):
+        given.append(f"source.data_dir={data / config}")
+    return tuple(part for override in given for part in ("--set", override))
+
+
+def run_step(step: Step, logs: Path) -> bool:
+    """Run one step with its output in a log of its own; tells whether it succeeded."""
+    log = logs / f"{step.name}.log"
+    with log.open("w") as stream:
+        stream.write(shlex.join(step.command) + "\n")
+        stream.flush()
+        return subprocess.run(step.command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode == 0
+
+
+def main() -> int:
+    """Run the steps; the exit code is 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="Folder of the public data sets; empty: as the configurations say")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="For every configuration")
+    parser.add_argument("--only", default="", help="Only steps with this in their name or part")
+    parser.add_argument("--list", action="store_true", help="Print the steps and their usual minutes, run none")
+    arguments = parser.parse_args()
+    folder = get_settings().home.absolute() / "results"
+    steps = [s for s in plan(arguments.set, arguments.data, folder) if arguments.only in f"{s.part} {s.name}"]
+    if arguments.list:
+        for step in steps:
+            print(f"{step.part:12} {step.minutes:6.0f} min  {step.name}")
+        print(f"{'all':12} {sum(step.minutes for step in steps):6.0f} min, {len(steps)} steps")
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
+    for number, step in enumerate(steps, start=1):
+        print(f"[{number}/{len(steps)}] {step.name} (up to {step.minutes:.0f} min) …", end=" ", flush=True)
+        start = time.monotonic()
+        succeeded = run_step(step, folder)
+        print(f"{'done' if succeeded else 'FAILED'} in {time.monotonic() - start:.0f} s", flush=True)
+        if not succeeded:
+            failed.append(step.name)
+    for name in failed:
+        print(f"failed: {name}, see {folder / name}.log")
+    print(f"logs, with the tables that the steps print: {folder}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

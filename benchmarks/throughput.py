@@ -1,0 +1,204 @@
+"""Speed of URM training: packed mixed precision against one example a sequence in float32.
+
+Both train the same model on the same examples with the same number of examples a step, through the real training code.
+The share of the peak is the floating-point operations of a packed step (counted by torch, forward and backward), by
+the time of a step, against the fastest square matrix product measured in the same process.
+
+    python -m benchmarks.throughput --config complete_journey --run-dir default --output throughput.json
+
+needs the stages features and sft of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.abilities.finished import FinishedRun
+from components.config import RunConfig, load_named_config
+from components.settings import get_settings
+from components.urm.device import has_bfloat16
+from components.urm.examples import Example, NegativeSampler, TrainingSteps, read_examples
+from components.urm.inference import UrmRecaller
+from components.urm.model import Batch
+from components.urm.request import UserContext
+from components.urm.train import train
+from components.urm.validation import Validation
+
+WARM_UP_STEPS = 3
+MATRIX_SIZES = (1024, 2048, 4096)
+Groups = list[tuple[UserContext, list[Example]]]
+
+
+class ClockedSteps(Dataset[Batch]):
+    """Training steps that note when each was fetched; between two fetches lies one whole step."""
+
+    def __init__(self, steps: TrainingSteps) -> None:
+        """Take the steps to be clocked."""
+        self.steps = steps
+        self.fetched: list[float] = []
+        self.examples: list[int] = []
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step."""
+        self.fetched.append(time.perf_counter())
+        batch = self.steps[step]
+        self.examples.append(len(batch["block_rows"]))
+        return batch
+
+    @property
+    def seconds_a_step(self) -> float:
+        """Mean over the steps after the warm-up."""
+        span = self.fetched[WARM_UP_STEPS:]
+        return (span[-1] - span[0]) / (len(span) - 1)
+
+    @property
+    def examples_a_step(self) -> float:
+        """Mean over the steps after the warm-up."""
+        counted = self.examples[WARM_UP_STEPS:]
+        return sum(counted) / len(counted)
+
+
+def measure_peak(dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations a second of the fastest square matrix product."""
+    best = 0.0
+    for size in MATRIX_SIZES:
+        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        for _ in range(4):
+            _synchronise(device)
+            start = time.perf_counter()
+            left @ right
+            _synchronise(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs.
+
+    Attributes:
+        config: The run.
+        recaller: Its model; measuring trains it further.
+        catalogue: Of schema CATALOGUE.
+    """
+
+    config: RunConfig
+    recaller: UrmRecaller
+    catalogue: pa.Table
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(next(self.recaller.model.parameters()).device)
+
+
+def run_steps(bench: Bench, groups: Groups, num_steps: int, size: int) -> ClockedSteps:
+    """Train for some steps with `size` contexts a step, as the sft stage does."""
+    urm = bench.config.urm.model_copy(
+        update={"max_steps": num_steps, "eval_steps": num_steps, "contexts_per_batch": size, "max_seconds": 1e9}
+    )
+    config = bench.config.model_copy(update={"urm": urm})
+    sampler = NegativeSampler(bench.catalogue, urm.num_negatives, urm.negative_power)
+    builder = bench.recaller.builder
+    steps = ClockedSteps(TrainingSteps(groups, [builder], sampler, config))
+    item_ids = bench.catalogue["item_id"].to_numpy()
+    validation = Validation(groups[0][1][:1], item_ids, builder, urm, config.evaluation.k)
+    with tempfile.TemporaryDirectory() as scratch:
+        train(
+            bench.recaller.model.train(),
+            steps,
+            validation,
+            urm,
+            scratch=Path(scratch),
+            device=bench.device,
+            seed=config.seed,
+            report=lambda *_: None,
+        )
+    return steps
+
+
+def measure(config: RunConfig, run: FinishedRun, num_steps: int) -> dict[str, Any]:
+    """Both speeds, the speed-up, and the share of the peak."""
+    contexts = pq.read_table(run.path("features", "contexts"), filters=[("split", "=", "train")])
+    tasks = {task.name: task for task in config.tasks}
+    groups = read_examples(contexts, pq.read_table(run.path("features", "examples")), tasks, "train")
+    alone = [(context, [example]) for context, examples in groups for example in examples]
+    bench = Bench(config, run.recaller(), pq.read_table(run.path("features", "catalogue")))
+    peak = {str(dtype).removeprefix("torch."): measure_peak(dtype, bench.device) for dtype in _dtypes(bench.device)}
+
+    packed = run_steps(bench, groups, num_steps, config.urm.contexts_per_batch)
+    flops_a_step = (_count(bench, groups, 3) - _count(bench, groups, 1)) / 2
+    with mock.patch("components.urm.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
+        single = run_steps(bench, alone, num_steps, round(packed.examples_a_step))
+    speeds = [steps.examples_a_step / steps.seconds_a_step for steps in (packed, single)]
+    used = flops_a_step / packed.seconds_a_step
+    return {
+        "device": bench.device,
+        "threads": torch.get_num_threads(),
+        "packed_examples_per_second": speeds[0],
+        "single_examples_per_second": speeds[1],
+        "speed_up": speeds[0] / speeds[1],
+        "packed_examples_a_step": packed.examples_a_step,
+        "peak_gflops": {name: value / 1e9 for name, value in peak.items()},
+        "used_gflops": used / 1e9,
+        "share_of_peak": used / max(peak.values()),
+    }
+
+
+def _count(bench: Bench, groups: Groups, num_steps: int) -> int:
+    """Floating-point operations of a training, its one evaluation included."""
+    with FlopCounterMode(display=False) as counter:
+        run_steps(bench, groups, num_steps, bench.config.urm.contexts_per_batch)
+    return int(counter.get_total_flops())
+
+
+def _dtypes(device: str) -> Sequence[torch.dtype]:
+    return (torch.float32, torch.bfloat16) if has_bfloat16(device) else (torch.float32,)
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure, print, and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="complete_journey")
+    parser.add_argument("--run-dir", default="default")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    arguments = parser.parse_args()
+    settings = get_settings()
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
+    config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
+    metrics = measure(config, FinishedRun(run_dir, settings), arguments.steps)
+    text = json.dumps(metrics, indent=2)
+    print(text)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
