@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -196,6 +197,25 @@ def promote(
 ) -> None:
     """Load the release beside the serving one, smoke-check it, flip; roll back on failure."""
     _run("promote", "components.release.promote", config, run_dir, set_, force)
+
+
+@app.command(rich_help_panel="Look")
+def compare(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Evaluated runs: seeds, data sets.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Markdown file to write; else print.")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 2000,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+) -> None:
+    """Several runs as one table: mean and deviation over seeds, intervals pooled over seeds; also in MLflow."""
+    from components.evaluation.comparison import compare_runs
+
+    settings = get_settings()
+    paths = [run_dir if "/" in run_dir else f"{settings.runs_root}/{run_dir}" for run_dir in run_dirs]
+    text = compare_runs(paths, settings=settings, draws=draws, confidence=confidence)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text)
 
 
 @app.command(rich_help_panel="Look")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from components.exceptions import UnavailableError
+from components.settings import Settings
 from components.storage import StageRun, join, read_json, write_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,22 @@ def track(stage: StageRun) -> Iterator[mlflow.entities.Run]:
     with mlflow.start_run(run_id=parent, log_system_metrics=False):
         with mlflow.start_run(run_name=stage.spec.name, nested=True, tags=tags, log_system_metrics=False) as run:
             yield run
+
+
+@contextmanager
+def track_study(settings: Settings, experiment: str, name: str) -> Iterator[mlflow.entities.Run]:
+    """Open an MLflow run of its own, for what looks at several pipeline runs; use the `mlflow` module inside.
+
+    Raises:
+        UnavailableError: The tracking server does not answer.
+    """
+    import mlflow
+
+    _require_server(settings.tracking_uri)
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    _open_experiment(settings, experiment)
+    with mlflow.start_run(run_name=name, log_system_metrics=False) as run:
+        yield run
 
 
 def log_examples(stage: StageRun, *splits: str) -> None:
@@ -73,7 +90,7 @@ def parent_run_id(stage: StageRun) -> str:
     note = join(stage.run_dir, "tracking.json")
     known = read_json(note)
     try:
-        _open_experiment(stage)
+        _open_experiment(settings, stage.config.name)
         if known is not None and known["tracking_uri"] == settings.tracking_uri and _has_run(known["run_id"]):
             return str(known["run_id"])
         name = stage.run_dir.rstrip("/").rsplit("/", 1)[-1]
@@ -125,11 +142,10 @@ def _has_run(run_id: str) -> bool:
         return False
 
 
-def _open_experiment(stage: StageRun) -> None:
+def _open_experiment(settings: Settings, name: str) -> None:
     """Set the experiment; without a server its files go to the home folder, not to wherever the command runs."""
     import mlflow
 
-    settings, name = stage.settings, stage.config.name
     if settings.tracking_uri.startswith("sqlite:///"):
         folder = (settings.home / "mlflow").absolute()
         folder.mkdir(parents=True, exist_ok=True)

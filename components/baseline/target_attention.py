@@ -117,7 +117,14 @@ class TargetAttentionScorer:
         owner, items, match = (torch.as_tensor(part) for part in self.batcher.match(contexts))
         for position in range(len(contexts)):
             mine = owner == position
-            one = Interest(*(part[position : position + 1] for part in interest))
+            here = slice(position, position + 1)
+            known = interest.mask[position]  # attention costs the most: leave out padding
+            one = Interest(
+                interest.keys[here, known],
+                interest.values[here, known],
+                interest.mask[here, known],
+                interest.pooled[here],
+            )
             selected = torch.from_numpy(np.flatnonzero(positions == position))
             self._add_attention(scores, selected, examples.tasks, users, one, items[mine], match[mine])
         return scores
