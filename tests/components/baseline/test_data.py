@@ -1,5 +1,6 @@
 """Index space, ragged gathering, buckets, and refused inputs."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -63,3 +64,22 @@ def test_an_unknown_task_is_refused(with_table: Callable) -> None:
 
     with pytest.raises(DataError, match="known contexts, and tasks of this run"):
         with_table("examples", rename).load()
+
+
+def test_tasks_asked_in_the_same_words_share_a_prompt(data: Dataset) -> None:
+    first, second, third = data.tasks
+    same = third.model_copy(update={"prompt": first.prompt, "exclude_bought": True})
+    shared = dataclasses.replace(data, tasks=(first, second, same))
+    assert data.prompts.tolist() == [0, 1, 2]
+    assert shared.prompts.tolist() == [0, 1, 0]
+    assert shared.exclude_bought.tolist() == [False, True, True]
+
+
+def test_queries_are_kept_with_their_examples(data: Dataset) -> None:
+    asked = data.examples.query >= 0
+    assert np.array_equal(asked, data.examples.tasks == 2)
+    for row in np.flatnonzero(asked)[:20]:
+        start, end = data.examples.word_offsets[row : row + 2]
+        known = [data.examples.vocabulary[code] for code in data.examples.words[start:end]]
+        words = split_words(data.examples.queries[data.examples.query[row]])
+        assert known == [word for word in words if word in data.examples.vocabulary]

@@ -1,7 +1,11 @@
 """Co-occurrence by hand, the window of the baskets, and the score as a plain sum."""
 
+from datetime import timedelta
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
@@ -9,6 +13,8 @@ import scipy.sparse as sp
 from components.baseline.data import Dataset
 from components.baseline.item_knn import ItemKnn, count_pairs, read_baskets, shrunken_cosine
 from components.baseline.rules import history_weights
+from components.config import SplitConfig
+from components.ingestion.schema import EVENTS
 
 
 def test_similarity_by_hand() -> None:
@@ -45,3 +51,17 @@ def test_score_is_the_weighted_sum_over_the_history(data: Dataset, world) -> Non
         expected = weights @ dense[data.contexts.items[span]]
         assert found[expected > 0] == pytest.approx(expected[expected > 0], rel=1e-4)
         assert np.all(found[expected == 0] == -np.inf)
+
+
+def test_in_leave_one_out_a_basket_is_all_that_a_user_had(tmp_path: Path) -> None:
+    split = SplitConfig.model_validate({"kind": "leave_one_out"})
+    days = [split.validation_start - timedelta(days=day) for day in (3, 2, 1)] + [split.validation_start]
+    rows = [
+        {"event_id": f"{user}{item}", "user_id": user, "item_id": item, "behavior": "purchase", "scenario": "web",
+         "query": None, "ts": day, "attributes": []}
+        for user, items in (("a", [10, 20, 30, 40]), ("b", [20, 30, 10, 10]))
+        for item, day in zip(items, days, strict=True)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "part.parquet")
+    baskets = read_baskets(tmp_path, np.array([10, 20, 30, 40]), split)
+    assert sorted(baskets.toarray().tolist()) == [[1, 1, 1, 0], [1, 1, 1, 0]]  # 40 is a validation target

@@ -1,6 +1,7 @@
 """The network scores a candidate alike on all its paths, and learns."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -103,3 +104,24 @@ def test_match_features_by_hand() -> None:
     often, slow = np.log(4), 2 ** (-28 / 112)
     expected = [1, often, np.log(29) / 4, 2**-4, 0.5, slow, 0.25, often * slow]
     assert features.numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_tasks_of_one_prompt_are_one_task_to_the_network(data: Dataset, config: RunConfig) -> None:
+    first, second, third = data.tasks
+    world = dataclasses.replace(data, tasks=(first, second.model_copy(update={"prompt": first.prompt}), third))
+    torch.manual_seed(0)
+    network = build_network(world, config.baseline, Popularity(world).counts)
+    assert network.shape.num_tasks == 2
+    counts = Popularity(world).counts
+    smoothed = counts[0] + counts[1] + 1000 * data.items.train_events / data.items.train_events.sum()
+    expected = np.log(smoothed / smoothed.sum() * len(data.items))
+    assert network.task_popularity[0].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    rows = data.examples.rows("test")
+    pair = next(
+        [row, other] for row, other in itertools.pairwise(rows)
+        if data.examples.contexts[row] == data.examples.contexts[other] and data.examples.tasks[other] == 1
+    )  # fmt: skip
+    scores = TargetAttentionScorer(network, Batcher(world, 30)).score(np.array(pair))
+    assert torch.allclose(scores[0], scores[1], atol=1e-5)
+    batch = Batcher(world, 30).training(np.array(pair))
+    assert batch.exclude_bought.tolist() == [False, True]  # the candidate filter stays that of the task
