@@ -42,6 +42,8 @@ def test_every_task_file_is_named_as_its_task(configs: Path) -> None:
 
 
 BAD_VALUES = [
+    ({"baseline.sasrec.num_heads": 3}, r"field 'baseline\.sasrec': expected num_heads to divide the dim.* 64, not 3"),
+    ({"baseline.models": ["gru4rec"]}, r"field 'baseline\.models\.0': expected .*'sasrec'.*, got 'gru4rec'"),
     ({"urm.max_stepz": 5}, r"key 'urm\.max_stepz': expected one of .*max_steps.*, got an unknown key; did you mean 'm"),
     ({"source.max_userz": 5}, r"key 'source\.max_userz': expected one of data_dir, kind, max_users, .* 'max_users'"),
     ({"source": {"kind": "tables", "eventz": "x"}}, r"field 'source\.events': expected a value, got nothing"),
