@@ -1,0 +1,151 @@
+"""A run directory up to `sft` on a tiny world: 40 items of four categories, 12 users, an untrained URM."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from components.config import RunConfig, load_config
+from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
+from components.ingestion.schema import ITEMS
+from components.items.table import ItemTable, write_item_table
+from components.storage import StageResult, write_json
+from components.urm.build import build_model
+from components.urm.files import save_model
+from components.urm.inference import UrmRecaller
+
+REPOSITORY = Path(__file__).parents[3]
+IDS = np.arange(1000, 1040)
+CATEGORIES = ("milk", "pet food", "baby care", "[fruit]")
+CUT = datetime(2017, 9, 4, 5, tzinfo=UTC)
+TASKS = [
+    {"name": "text_query", "description": "A wanted category.", "prompt": "Task: search for {{ query }}.",
+     "target": {"query_category_level": 0}},
+    {"name": "next_purchase", "description": "Next.", "prompt": "Task: what comes next."},
+    {"name": "new_item", "description": "New.", "prompt": "Task: new items.", "exclude_bought": True},
+]  # fmt: skip
+
+
+def category(item_id: int) -> str:
+    """The leaf category of an item."""
+    return CATEGORIES[item_id % len(CATEGORIES)]
+
+
+def make_run(folder: Path) -> tuple[Path, RunConfig]:
+    """Write the results of validate, features and sft; returns the run directory and its configuration."""
+    files, run_dir = folder / "files", folder / "runs" / "tiny"
+    files.mkdir()
+    config = _configure(files / "backbone")
+    _write_tables(files)
+    _write_model(files, config)
+    put(run_dir, "validate", {"items": files / "items.parquet"})
+    put(run_dir, "features", {name: files / f"{name}.parquet" for name in ("catalogue", "contexts", "examples")})
+    put(run_dir, "sft", {name: files / name for name in ("model", "item_table", "candidates")})
+    return run_dir, config
+
+
+def put(run_dir: Path, stage: str, outputs: dict[str, Path]) -> None:
+    """Let a stage have succeeded with these outputs."""
+    result = StageResult(
+        stage=stage, config="complete_journey", fingerprint=stage, seconds=1,
+        outputs={name: str(path) for name, path in outputs.items()},
+        started_at=datetime.now(UTC), finished_at=datetime.now(UTC),
+    )  # fmt: skip
+    write_json(str(run_dir / stage / "result.json"), result.model_dump(mode="json"))
+
+
+def _configure(backbone: Path) -> RunConfig:
+    _write_backbone(backbone)
+    urm = {
+        "backbone": str(backbone),
+        "num_layers": 1,
+        "num_user_vectors": 3,
+        "history_length": 6,
+        "modalities": ["id", "text"],
+    }
+    overrides = {"tasks": TASKS, "urm": urm, "evaluation": {"k": 10}}
+    return load_config(REPOSITORY / "configs" / "complete_journey.yaml", overrides)
+
+
+def _write_backbone(folder: Path) -> None:
+    """A Llama of random weights whose tokens are bytes, so that every text has ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    unknown, end = "<unk>", "<eos>"
+    vocabulary = {unknown: 0, end: 1} | {letter: number + 2 for number, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, eos_token=end, pad_token=end)
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=1, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(folder)
+
+
+def _write_tables(files: Path) -> None:
+    random = np.random.default_rng(0)
+    contexts, examples = _ask(random)
+    quantiles = np.linspace(1, 0, len(IDS), dtype=np.float32)
+    catalogue = {"item_id": IDS, "train_events": np.arange(len(IDS), 0, -1), "popularity_quantile": quantiles}
+    items = [
+        {"item_id": item, "external_id": str(item), "title": f"Item {item}", "category": ["shop", category(item)],
+         "brand": None, "price": 1.0, "image_uri": None, "created_at": None, "available": True}
+        for item in IDS.tolist()
+    ]  # fmt: skip
+    pq.write_table(pa.table(catalogue, schema=CATALOGUE), files / "catalogue.parquet")
+    pq.write_table(pa.Table.from_pylist(items, schema=ITEMS), files / "items.parquet")
+    pq.write_table(pa.Table.from_pylist(contexts, schema=CONTEXTS), files / "contexts.parquet")
+    pq.write_table(pa.Table.from_pylist(examples, schema=EXAMPLES), files / "examples.parquet")
+
+
+def _ask(random: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    contexts: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    for number in range(24):
+        split = ("train", "validation", "test")[number % 3]
+        history = random.choice(IDS, size=int(random.integers(2, 12)), replace=False)
+        contexts.append(
+            {
+                "context_id": number, "user_id": f"u{number % 12}", "cut_ts": CUT,
+                "split": split, "history_item_ids": history.tolist(), "history_counts": [1] * len(history),
+                "history_days_since": np.arange(len(history), dtype=float).tolist(),
+                "history_behaviors": ["purchase"] * len(history), "num_events": len(history),
+                "num_items": len(history), "num_active_days": 1, "days_since_last": 1.0, "top_categories": ["milk"],
+            }
+        )  # fmt: skip
+        fresh = random.choice(np.setdiff1d(IDS, history), size=3, replace=False).tolist()
+        answers = {"text_query": fresh[:1], "next_purchase": fresh[:2] + history[:2].tolist(), "new_item": fresh}
+        for task, targets in answers.items():
+            examples.append(
+                {
+                    "example_id": len(examples), "context_id": number, "split": split, "task": task,
+                    "query": "milk" if task == "text_query" else None, "target_item_ids": targets,
+                    "target_categories": sorted({category(item) for item in targets}),
+                }
+            )  # fmt: skip
+    return contexts, examples
+
+
+def _write_model(files: Path, config: RunConfig) -> None:
+    random = np.random.default_rng(1)
+    vectors, present = random.normal(size=(len(IDS), 8)), np.ones(len(IDS), dtype=bool)
+    write_item_table(files / "item_table", IDS, {"id": (vectors, present), "text": (vectors[:, :6], present)})
+    torch.manual_seed(1)
+    catalogue = pq.read_table(files / "catalogue.parquet")
+    new = build_model(config.urm, ItemTable.open(files / "item_table"), catalogue, ["purchase"], files)
+    save_model(files / "model", new.model.eval(), new.builder.writer, new.description)
+    (files / "candidates").mkdir()
+    np.save(files / "candidates" / "keys.npy", IDS)
+    recaller = UrmRecaller(new.model, new.builder, new.description.config.combine)
+    np.save(files / "candidates" / "vectors.npy", recaller.encode_items(IDS))
