@@ -119,11 +119,7 @@ def _fit_rules(stage: StageRun, data: Dataset, fitted: Fitted) -> None:
 def _fit_models(stage: StageRun, data: Dataset, popularity: Popularity, fitted: Fitted) -> None:
     """Target attention, and the models that the configuration adds."""
     wanted = stage.config.baseline.models
-    text = None
-    if {"text", "target_attention_text"} & set(wanted):
-        stage.report_progress("encoding the queries")
-        table, cache = stage.path("encode", "item_table"), stage.settings.cache_path / "vectors"
-        text = read_text_features(data, table, stage.config.items, cache)
+    text = _read_text(stage, data) if {"text", "target_attention_text"} & set(wanted) else None
     if "bm25" in wanted:
         grid = [{"history_items": float(items)} for items in BM25_HISTORY_ITEMS]
         fitted.scorers["bm25"] = _choose(stage, data, "bm25", partial(Bm25, data), grid)
@@ -135,6 +131,14 @@ def _fit_models(stage: StageRun, data: Dataset, popularity: Popularity, fitted: 
     _train_network(stage, data, popularity, fitted, "target_attention", None)
     if "target_attention_text" in wanted:
         _train_network(stage, data, popularity, fitted, "target_attention_text", text)
+
+
+def _read_text(stage: StageRun, data: Dataset) -> TextFeatures:
+    def report(done: int, total: int) -> None:
+        stage.report_progress("encoding the queries", done=done, total=total)
+
+    table, cache = stage.path("encode", "item_table"), stage.settings.cache_path / "vectors"
+    return read_text_features(data, table, stage.config.items, cache, report)
 
 
 def _choose(stage: StageRun, data: Dataset, name: str, make: Any, grid: list[dict[str, float]]) -> Scorer:

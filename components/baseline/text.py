@@ -18,7 +18,7 @@ from components.baseline.data import Dataset, Floats, Ints, gather, split_words
 from components.baseline.rules import history_weights
 from components.config import ItemsConfig
 from components.items.table import ItemTable
-from components.items.text import TextEncoder, encode_texts
+from components.items.text import Progress, TextEncoder, encode_texts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class TextFeatures:
     queries: Floats
 
 
-def read_text_features(data: Dataset, item_table: Path, config: ItemsConfig, cache_folder: Path) -> TextFeatures:
+def read_text_features(
+    data: Dataset, item_table: Path, config: ItemsConfig, cache_folder: Path, progress: Progress | None = None
+) -> TextFeatures:
     """Item vectors of the encode stage, and query vectors by the same encoder.
 
     Args:
@@ -44,12 +46,13 @@ def read_text_features(data: Dataset, item_table: Path, config: ItemsConfig, cac
         item_table: Folder of the item table.
         config: Names the encoder.
         cache_folder: Where text vectors are kept between runs.
+        progress: Called with (queries done, queries in all) now and then.
     """
     items, present = ItemTable.open(item_table).gather("text", data.items.ids)
     if not data.examples.queries:
         return TextFeatures(items, present, np.zeros((0, items.shape[1]), dtype=np.float32))
     encoder = TextEncoder(config.text_encoder, torch.device("cpu"), config.batch_size)
-    vectors = encode_texts(data.examples.queries, encoder, cache_folder).vectors
+    vectors = encode_texts(data.examples.queries, encoder, cache_folder, progress).vectors
     return TextFeatures(items, present, vectors.astype(np.float32))
 
 
