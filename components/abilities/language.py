@@ -39,7 +39,7 @@ from components.urm.examples import Example, read_examples
 from components.urm.inference import UrmRecaller
 
 LANGUAGE = StageSpec("language", ("features", "sft"), ("urm", "tasks"), ("abilities", "urm", "items"))
-LOSS_EXAMPLES = 300  # of the validation split
+LOSS_EXAMPLES = 200  # of the validation split
 SPOKEN_EXAMPLES = 40  # of them; a generated token costs a pass
 REPORT_EVERY = 10
 _TEXT, _QUESTIONS = "plain_text.txt", "questions.yaml"
