@@ -256,7 +256,8 @@ class BaselineConfig(Model):
     models: tuple[Literal["target_attention_text", "sasrec", "text", "bm25"], ...] = Field(
         default=(), description="Run beside popularity, own_history, item_knn and target_attention."
     )
-    dimension: int = Field(default=64, gt=0, description="Width of the item vectors.")
+    id_dimension: int = Field(default=512, gt=0, description="Width of the ID vectors that URM gets.")
+    dimension: int = Field(default=64, gt=0, description="Width of the network's item vectors.")
     hidden: int = Field(default=32, gt=0, description="Width of the attention and of the scoring MLP.")
     history_length: int = Field(default=100, gt=0)
     num_negatives: int = Field(default=512, gt=0)
@@ -277,11 +278,18 @@ class UrmConfig(Model):
     pretrained: bool = True
     num_user_vectors: int = Field(default=8, gt=0, description="H, the number of [UM] tokens.")
     combine: Literal["max", "logsumexp", "mean"] = "max"
-    modalities: tuple[str, ...] = ("id", "text", "image")
+    modalities: tuple[str, ...] = ("id", "text", "image", "lexical", "brand", "category")
     fusion_dimension: int = Field(default=256, gt=0, description="Width of a fused item.")
-    item_dimension: int = Field(default=128, gt=0, description="Width of item space.")
     identity_dimension: int = Field(
         default=1024, ge=0, multiple_of=64, description="Width of the identity codes of the copy path; 0: none."
+    )
+    profile: str = Field(
+        default=(
+            "Customer with {{ num_events }} events of {{ num_items }} items on {{ num_active_days }} days, "
+            "the last {{ days_since_last | round | int }} days ago."
+            "{% if top_categories %} Often: {{ top_categories | join(', ') }}.{% endif %} History:"
+        ),
+        description="Jinja2; text before the history.",
     )
     history_length: int = Field(default=48, gt=0, description="Item tokens in a prompt.")
     copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
@@ -291,6 +299,11 @@ class UrmConfig(Model):
     learning_rate: float = Field(default=2.5e-3, gt=0, description="New modules.")
     backbone_learning_rate: float = Field(default=3e-4, gt=0)
     contexts_per_batch: int = Field(default=8, gt=0, description="User-cuts a step; each packs its tasks.")
+    tasks_per_context: int = Field(
+        default=32,
+        gt=0,
+        description="Tasks a step trains of a context, rarer ones more often; fewer where histories are short.",
+    )
     max_steps: int = Field(default=300, gt=0)
     eval_steps: int = Field(default=100, gt=0)
     validation_contexts: int = Field(default=150, gt=0, description="User-cuts of an evaluation during training.")

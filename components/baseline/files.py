@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from components.baseline.data import Dataset, Ints
+from components.baseline.data import Dataset
 from components.baseline.network import TargetAttention
 from components.baseline.ranking import Ranking, Scorer, chunk_by_context, rank
 from components.baseline.rules import Popularity
@@ -83,13 +82,6 @@ def write_sasrec(folder: Path, model: SasRec, config: BaselineConfig) -> None:
     """Weights and settings of a sequential model."""
     description = {"num_items": model.items.num_embeddings, "length": model.length} | config.sasrec.model_dump()
     _write_model(folder, model, description)
-
-
-def write_vectors(folder: Path, item_ids: Ints, vectors: torch.Tensor) -> None:
-    """Item vectors by id: keys.npy int64 [n] and vectors.npy float32 [n, d]."""
-    folder.mkdir()
-    np.save(folder / "keys.npy", item_ids)
-    np.save(folder / "vectors.npy", vectors.detach().numpy())
 
 
 def _write_model(folder: Path, network: nn.Module, description: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ with n_ij the training baskets that hold both; an item is its own neighbour, so 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,29 @@ import torch
 
 from components.baseline.data import Dataset, Ints, find, gather
 from components.baseline.rules import history_weights
+from components.baseline.schema import user_fold
 from components.config import SplitConfig
 
 
-def read_baskets(events: Path, item_ids: Ints, split: SplitConfig) -> sp.csr_array:
-    """Binary baskets × catalogue matrix: what a user had in one window of the training period.
+@dataclass(frozen=True)
+class Baskets:
+    """What users had together.
+
+    Attributes:
+        matrix: Binary baskets × catalogue.
+        folds: Fold of each basket's user, see `schema.user_fold`.
+    """
+
+    matrix: sp.csr_array
+    folds: Ints
+
+    def without(self, fold: int) -> sp.csr_array:
+        """The baskets of all other folds."""
+        return sp.csr_array(self.matrix[np.flatnonzero(self.folds != fold)])
+
+
+def read_baskets(events: Path, item_ids: Ints, split: SplitConfig) -> Baskets:
+    """What a user had in one window of the training period.
 
     Leave-one-out has one event a window: there, a basket is all that a user had.
 
@@ -33,7 +52,9 @@ def read_baskets(events: Path, item_ids: Ints, split: SplitConfig) -> sp.csr_arr
     table = ds.dataset(events, partitioning="hive").to_table(
         columns=["user_id", "item_id", "ts"], filter=pc.field("ts") < pc.scalar(split.validation_start)
     )
-    users = pc.dictionary_encode(table.column("user_id").combine_chunks()).indices.to_numpy().astype(np.int64)
+    encoded = pc.dictionary_encode(table.column("user_id").combine_chunks())
+    users = encoded.indices.to_numpy().astype(np.int64)
+    user_folds = np.array([user_fold(user_id) for user_id in encoded.dictionary.to_pylist()], dtype=np.int64)
     instants = table.column("ts").to_numpy()
     start = np.datetime64(split.train_start.replace(tzinfo=None), "us")
     windows = np.floor((instants - start) / np.timedelta64(split.window)).astype(np.int64)
@@ -43,12 +64,12 @@ def read_baskets(events: Path, item_ids: Ints, split: SplitConfig) -> sp.csr_arr
     keep = items >= 0
     windows -= windows.min(initial=0)
     keys = users * (windows.max(initial=0) + 1) + windows
-    _, baskets = np.unique(keys[keep], return_inverse=True)
-    shape = (int(baskets.max(initial=-1)) + 1, len(item_ids))
+    _, first, baskets = np.unique(keys[keep], return_index=True, return_inverse=True)
+    shape = (len(first), len(item_ids))
     matrix = sp.csr_array((np.ones(len(baskets), dtype=np.float32), (baskets, items[keep])), shape=shape)
     matrix.sum_duplicates()
     matrix.data[:] = 1
-    return matrix
+    return Baskets(matrix, user_folds[users[keep][first]])
 
 
 def count_pairs(baskets: sp.csr_array) -> sp.csr_array:
@@ -67,9 +88,10 @@ def shrunken_cosine(pairs: sp.csr_array, shrinkage: float) -> sp.csr_array:
 class ItemKnn:
     """Sum over the history of similarity × history weight."""
 
-    def __init__(self, data: Dataset, similarity: sp.csr_array, half_life_days: float) -> None:
+    def __init__(self, data: Dataset, similarity: sp.csr_array, shrinkage: float, half_life_days: float) -> None:
         self.data = data
         self.similarity = similarity
+        self.shrinkage = shrinkage
         self.half_life_days = half_life_days
 
     def score(self, rows: Ints) -> torch.Tensor:

@@ -23,12 +23,18 @@ from torch.nn import functional as F
 from components.baseline.data import Dataset, Ints, gather
 from components.baseline.loss import NegativeSampler
 from components.baseline.ranking import mean_recall, rank
-from components.baseline.training import FINAL_RATE, EarlyStopping, LogFunction, TrainingSummary
+from components.baseline.training import (
+    FINAL_RATE,
+    MIN_EVAL_STEPS,
+    EarlyStopping,
+    LogFunction,
+    TrainingSummary,
+    elapsed_share,
+)
 from components.config import BaselineConfig, SasRecConfig
 
 WARM_UP_STEPS = 100
 LOG_STEPS = 50
-MIN_EVAL_SECONDS_SHARE = 1 / 40  # of the time limit: on little data an epoch takes less than an evaluation
 BATCHES_PER_BUCKET = 50  # sequences of so many batches are sorted by length, so that little is padding
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -136,13 +142,14 @@ def train_sasrec(
     loss_of = _choose_loss(model, data, config, seed)
     summary, watch = TrainingSummary(), EarlyStopping(model, settings.patience)
     validation, random = data.examples.rows("validation"), np.random.default_rng(seed)
-    started = evaluated = time.monotonic()
+    num_steps = settings.max_epochs * sum(1 for _ in _batches(sequences, settings.batch_size, random))
+    started, evaluated = time.monotonic(), 0
     losses: list[float] = []
     for epoch in range(settings.max_epochs):
         clock = time.monotonic()
         for rows in _batches(sequences, settings.batch_size, random):
             items, targets = _pad(sequences, rows, model.length + 1)
-            progress = max(epoch / settings.max_epochs, (time.monotonic() - started) / settings.max_seconds)
+            progress = max(summary.steps / num_steps, elapsed_share(started, settings.max_seconds))
             warm_up = min(1.0, (summary.steps + 1) / WARM_UP_STEPS)
             optimizer.param_groups[0]["lr"] = settings.learning_rate * warm_up * max(FINAL_RATE, 1 - progress)
             losses.append(_step(model.train(), optimizer, loss_of, items, targets))
@@ -155,11 +162,11 @@ def train_sasrec(
                 break
         summary.seconds += time.monotonic() - clock
         over = summary.stopped_by == "time" or epoch + 1 == settings.max_epochs
-        if not over and time.monotonic() - evaluated < MIN_EVAL_SECONDS_SHARE * settings.max_seconds:
+        if not over and summary.steps - evaluated < MIN_EVAL_STEPS:
             continue
         recall = mean_recall(rank(SasRecScorer(model, data), data, validation, k), data, k)
         log(summary.steps, {f"validation_recall.{name}": value for name, value in recall.items()})
-        evaluated = time.monotonic()
+        evaluated = summary.steps
         if watch.stop_after(summary, recall):
             summary.stopped_by = "patience"
         if summary.stopped_by != "epochs":

@@ -6,13 +6,12 @@ the end, and nothing here looks at their targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
-import numpy as np
 import torch
 
 from components.baseline.batches import Batcher
@@ -22,8 +21,8 @@ from components.baseline.files import (
     write_popularity,
     write_predictions,
     write_sasrec,
-    write_vectors,
 )
+from components.baseline.id_vectors import write_id_vectors
 from components.baseline.item_knn import ItemKnn, count_pairs, read_baskets, shrunken_cosine
 from components.baseline.ranking import Scorer, choose, mean_recall, rank
 from components.baseline.rules import OwnHistory, Popularity
@@ -34,6 +33,8 @@ from components.baseline.training import LogFunction, TrainingSummary, train
 from components.config import SPLITS
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
+
+_S = TypeVar("_S", bound=Scorer)
 
 HALF_LIVES_DAYS = (3.0, 30.0, 90.0, 365.0)  # the rules' few settings, chosen on validation
 SHRINKAGES = (1.0, 10.0)
@@ -102,18 +103,29 @@ def _log_parameters(stage: StageRun) -> None:
 
 
 def _fit_rules(stage: StageRun, data: Dataset, fitted: Fitted) -> None:
-    """Own history and item-kNN."""
+    """Own history and item-kNN; the ID vectors, which hold the latter's similarity."""
     stage.report_progress("counting co-occurrence")
     baskets = read_baskets(stage.path("validate", "events"), data.items.ids, stage.config.features.split)
-    similarity = lru_cache(maxsize=1)(partial(shrunken_cosine, count_pairs(baskets)))
+    similarity = lru_cache(maxsize=1)(partial(shrunken_cosine, count_pairs(baskets.matrix)))
 
     def make_item_knn(shrinkage: float, half_life_days: float) -> ItemKnn:
-        return ItemKnn(data, similarity(shrinkage), half_life_days)
+        return ItemKnn(data, similarity(shrinkage), shrinkage, half_life_days)
 
     own_grid = [{"half_life_days": days} for days in HALF_LIVES_DAYS]
     knn_grid = [{"shrinkage": shrinkage} | setting for shrinkage in SHRINKAGES for setting in own_grid]
     fitted.scorers["own_history"] = _choose(stage, data, "own_history", partial(OwnHistory, data), own_grid)
-    fitted.scorers["item_knn"] = _choose(stage, data, "item_knn", make_item_knn, knn_grid)
+    item_knn = _choose(stage, data, "item_knn", make_item_knn, knn_grid)
+    fitted.scorers["item_knn"] = item_knn
+    stage.report_progress("computing ID vectors")
+    write_id_vectors(
+        stage.output / "id_vectors",
+        data.items.ids,
+        baskets,
+        shrinkage=item_knn.shrinkage,
+        dimension=stage.config.baseline.id_dimension,
+        seed=stage.config.seed,
+    )
+    fitted.outputs["id_vectors"] = "id_vectors"
 
 
 def _fit_models(stage: StageRun, data: Dataset, popularity: Popularity, fitted: Fitted) -> None:
@@ -141,7 +153,7 @@ def _read_text(stage: StageRun, data: Dataset) -> TextFeatures:
     return read_text_features(data, table, stage.config.items, cache, report)
 
 
-def _choose(stage: StageRun, data: Dataset, name: str, make: Any, grid: list[dict[str, float]]) -> Scorer:
+def _choose(stage: StageRun, data: Dataset, name: str, make: Callable[..., _S], grid: list[dict[str, float]]) -> _S:
     """A model of few settings, the best of the grid on validation; the trials are logged."""
     scorer, trials = choose(make, grid, data, stage.config.evaluation.k)
     best = trials[0]
@@ -158,10 +170,7 @@ def _train_sasrec(stage: StageRun, data: Dataset, fitted: Fitted) -> None:
     _log_summary("sasrec", summary)
     fitted.scorers["sasrec"], fitted.summaries["sasrec"] = SasRecScorer(model, data), summary
     write_sasrec(stage.output / "sasrec", model, config)
-    # An item without a training event has a vector that no positive ever moved: it counts as absent.
-    seen = np.flatnonzero(data.items.train_events > 0)
-    write_vectors(stage.output / "id_vectors_sasrec", data.items.ids[seen], model.items.weight[torch.from_numpy(seen)])
-    fitted.outputs |= {"sasrec": "sasrec", "id_vectors_sasrec": "id_vectors_sasrec"}
+    fitted.outputs["sasrec"] = "sasrec"
 
 
 def _train_network(
@@ -178,9 +187,6 @@ def _train_network(
     output = "model" if text is None else name
     write_network(stage.output / output, network, data)
     fitted.outputs[output] = output
-    if text is None:
-        write_vectors(stage.output / "id_vectors", data.items.ids, network.item_vectors())
-        fitted.outputs["id_vectors"] = "id_vectors"
 
 
 def _logger(stage: StageRun, model: str) -> LogFunction:

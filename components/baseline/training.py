@@ -75,9 +75,7 @@ def train(
     summary, started = trainer.summary, time.monotonic()
 
     for batch_rows in _batches(data, rows, config, seed):
-        # In whole steps of the clock, so that it changes nothing while the epochs are ahead of it.
-        elapsed = int((time.monotonic() - started) / config.max_seconds * CLOCK_STEPS) / CLOCK_STEPS
-        trainer.step(batch_rows, progress=max(summary.steps / num_steps, elapsed))
+        trainer.step(batch_rows, progress=max(summary.steps / num_steps, elapsed_share(started, config.max_seconds)))
         if summary.steps % LOG_STEPS == 0:
             log(summary.steps, trainer.latest())
         out_of_time = time.monotonic() - started >= config.max_seconds
@@ -93,6 +91,11 @@ def train(
             break
     watch.restore()
     return summary
+
+
+def elapsed_share(started: float, max_seconds: float) -> float:
+    """Share of the time limit that is over, in whole steps: it changes nothing while the epochs are ahead of it."""
+    return int((time.monotonic() - started) / max_seconds * CLOCK_STEPS) / CLOCK_STEPS
 
 
 def validation_recall(network: TargetAttention, batcher: Batcher, k: int) -> dict[str, float]:

@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import ibis
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import structlog
 import torch
 
 from components.config import ItemsConfig
 from components.exceptions import ConfigError, DataError
+from components.items.codes import attribute_vectors, lexical_vectors
 from components.items.image import ImageEncoder, ImageVectors, encode_images
 from components.items.table import write_item_table
 from components.items.text import TextEncoder, TextVectors, encode_texts, item_text
@@ -24,6 +27,8 @@ from components.storage import StageReport, StageRun
 
 log = structlog.get_logger()
 
+Modalities = dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]]
+
 _REASONS_SHOWN = 5
 
 
@@ -31,8 +36,8 @@ def run(stage: StageRun) -> StageReport:
     """Encode the items of a run.
 
     Outputs:
-        item_table: Folder in the form of `components.items.table`; modality text and, where the configuration
-            has an image encoder, image.
+        item_table: Folder in the form of `components.items.table`; modalities text, lexical, brand, category and,
+            where the configuration has an image encoder, image.
 
     Raises:
         DataError: There are no events, an event's item is unknown, or no image can be read.
@@ -44,7 +49,7 @@ def run(stage: StageRun) -> StageReport:
     stage.report_progress("items read", items=len(items))
 
     texts = _encode_texts(stage, config, items, device)
-    modalities = {"text": (texts.vectors, texts.present)}
+    modalities = {"text": (texts.vectors, texts.present)} | make_codes(items, config)
     counts = {
         "items": len(items),
         "items_without_events": num_untouched,
@@ -74,7 +79,7 @@ def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
         items: File of accepted items.
 
     Returns:
-        Columns item_id, title, category, image_uri, sorted by item_id; and how many items no event names.
+        Columns item_id, title, category, brand, image_uri, sorted by item_id; and how many items no event names.
 
     Raises:
         DataError: There are no events, or an event names an item that is not in the items table.
@@ -90,11 +95,25 @@ def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
             got=f"item {unknown[0]} ({len(unknown)} unknown in all)",
             remedy="run `urm validate` again",
         )
-    columns = catalogue.semi_join(touched, "item_id").select("item_id", "title", "category", "image_uri")
+    columns = catalogue.semi_join(touched, "item_id").select("item_id", "title", "category", "brand", "image_uri")
     table = columns.order_by("item_id").to_pyarrow()
     if not len(table):
         raise DataError("accepted events", expected="at least one", got="none", remedy="check the source")
     return table, int(catalogue.count().execute()) - len(table)
+
+
+def make_codes(items: pa.Table, config: ItemsConfig) -> Modalities:
+    """The modalities that are computed, not encoded: lexical, brand, category (the leaf)."""
+    titles, paths, brands = (items.column(name).to_pylist() for name in ("title", "category", "brand"))
+    texts = [
+        f"{item_text(title, path)} {brand or ''}" for title, path, brand in zip(titles, paths, brands, strict=True)
+    ]
+    leaves = [" > ".join(path) if path else None for path in paths]
+    return {
+        "lexical": lexical_vectors(texts, config.lexical_dimension),
+        "brand": attribute_vectors(brands, config.attribute_dimension),
+        "category": attribute_vectors(leaves, config.attribute_dimension),
+    }
 
 
 def _encode_texts(stage: StageRun, config: ItemsConfig, items: pa.Table, device: torch.device) -> TextVectors:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from components.exceptions import ConfigError, DataError
+from components.items.codes import identity_codes, query_vector
 from components.items.table import ItemTable
-from components.urm.identity import identity_codes
+from components.urm.heads import LEXICAL
 from components.urm.model import Batch
 from components.urm.packing import PromptParts, pack
 from components.urm.prompt import Block, PromptWriter
@@ -57,6 +58,12 @@ class ItemReader:
                 got=found,
                 remedy="use the model and the item table of one run",
             )
+
+    def read_queries(self, texts: Sequence[str]) -> torch.Tensor:
+        """Words of queries in the lexical part of item space [E, its width]."""
+        width = self.widths.get(LEXICAL, 0)
+        vectors = [query_vector(text, width) for text in texts]
+        return torch.from_numpy(np.stack(vectors) if vectors else np.empty((0, width), dtype=np.float32))
 
     def read(self, item_ids: Ids) -> Batch:
         """Vectors, presence, codes and log frequency of items [U]."""
@@ -122,8 +129,11 @@ class BatchBuilder:
             ],
             self.writer,
         )
-        columns = self._history(groups, kept, where[1:])
-        batch: Batch = packed.tensors() | columns | {"items": self.reader.read(distinct)}
+        columns = self._history(groups, kept, where[1:]) | {
+            "queries": self.reader.read_queries([block.query for _, blocks in groups for block in blocks]),
+            "items": self.reader.read(distinct),
+        }
+        batch: Batch = packed.tensors() | columns
         return batch, where[len(where) - len(more) :]
 
     def _known_places(self, context: UserContext) -> npt.NDArray[np.int64]:

@@ -52,7 +52,7 @@ def build_model(
     frequencies = dict(zip(catalogue["item_id"].to_pylist(), catalogue["train_events"].to_pylist(), strict=True))
     modalities = usable_modalities(table, config.modalities)
     reader = ItemReader(table, modalities, config.identity_dimension, frequencies)
-    writer = PromptWriter(tokenizer, config.num_user_vectors, config.history_length)
+    writer = PromptWriter(tokenizer, config)
     return NewModel(
         model=Urm(backbone, config, reader.widths, len(behaviors)),
         builder=BatchBuilder(writer, reader, behaviors, config.copy_length),

@@ -5,8 +5,10 @@ Because a step's batch depends on nothing else, a resumed training sees exactly 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,9 @@ from components.urm.model import Batch
 from components.urm.request import Ids, RecallRequest, UserContext, read_contexts
 
 MAX_TARGETS = 32  # a week's largest baskets are sampled down to this, so that they do not set the batch's memory
-TEXTS_PER_CONTEXT = 1  # the text loss is estimated on this many of a context's blocks: the LM head is a third of a step
+BUCKET_STEPS = 32
+BLOCK_TOKENS = 12  # of a task's text, about, for length bucketing
+TEXT_SHARE = 0.25  # of the contexts train a text, on one of their blocks: the LM head would be a third of a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +95,38 @@ class TrainingSteps(Dataset[Batch]):
     def __init__(
         self,
         groups: Sequence[tuple[UserContext, list[Example]]],
-        builder: BatchBuilder,
+        builders: Sequence[BatchBuilder],
         sampler: NegativeSampler,
         config: RunConfig,
     ) -> None:
-        """Take the training examples grouped by context."""
+        """Take the training examples grouped by context.
+
+        Args:
+            groups: Contexts with what is asked of them.
+            builders: One a fold of users, see `UserContext.fold`: its item table knows nothing of the fold's users.
+            sampler: Draws negatives.
+            config: The run.
+        """
         self._groups = groups
-        self._builder = builder
+        self._builders = builders
         self._sampler = sampler
         self._seed = config.seed
-        self._size = min(config.urm.contexts_per_batch, len(groups))
+        self._folds = np.array([context.fold % len(builders) for context, _ in groups])
+        smallest = int(np.bincount(self._folds)[np.unique(self._folds)].min())
+        self._size = min(config.urm.contexts_per_batch, smallest)
+        self._epoch = lru_cache(maxsize=2)(self._order)
         self._length = config.urm.max_steps
         self._with_text = config.urm.text_loss_weight > 0
+        self._tasks = config.urm.tasks_per_context
+        counted = Counter(example.request.task.name for _, examples in groups for example in examples)
+        self._rarity = {name: count**-0.5 for name, count in counted.items()}
+        block = BLOCK_TOKENS + config.urm.num_user_vectors
+        self._lengths = np.array(
+            [
+                min(len(context.item_ids), config.urm.history_length) + block * min(len(asked), self._tasks)
+                for context, asked in groups
+            ]
+        )
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -111,13 +135,15 @@ class TrainingSteps(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step: the model's input, targets, negatives."""
         rng = np.random.default_rng([self._seed, step])
-        groups = [self._groups[place] for place in self._places(step)]
+        places = self._places(step)
+        groups = [(context, self._choose(examples, rng)) for context, examples in map(self._groups.__getitem__, places)]
+        builder = self._builders[self._folds[places[0]]]
         prompts = [(context, self._blocks(examples, rng)) for context, examples in groups]
         answers = [_sample(example.targets, rng) for _, examples in groups for example in examples]
         negatives, log_expected = self._sampler.draw(rng)
-        batch, where = self._builder.build(prompts, np.concatenate([negatives, *answers]))
+        batch, where = builder.build(prompts, np.concatenate([negatives, *answers]))
         full = [example.targets for _, examples in groups for example in examples]
-        return (
+        result: Batch = (
             batch
             | _answers(answers, where[len(negatives) :])
             | {
@@ -126,22 +152,47 @@ class TrainingSteps(Dataset[Batch]):
                 "accidental": torch.from_numpy(np.stack([np.isin(negatives, targets) for targets in full])),
             }
         )
+        return result
 
     def _places(self, step: int) -> npt.NDArray[np.int64]:
-        """Contexts of a step: consecutive pieces of one permutation an epoch."""
-        per_epoch = len(self._groups) // self._size
-        epoch, piece = divmod(step, per_epoch)
-        order = np.random.default_rng([self._seed, epoch, len(self._groups)]).permutation(len(self._groups))
-        return order[piece * self._size : (piece + 1) * self._size]
+        """Contexts of a step: all of one fold, about equally long."""
+        epoch, piece = divmod(step, len(self._epoch(0)))
+        places: npt.NDArray[np.int64] = self._epoch(epoch)[piece]
+        return places
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Contexts of every step of an epoch [steps, size].
+
+        Each fold is shuffled and cut into stretches of BUCKET_STEPS steps; within a stretch, contexts of about the
+        same length come together, so that little of a batch is padding. The steps of all folds come in random order.
+        """
+        rng = np.random.default_rng([self._seed, epoch, len(self._groups)])
+        steps: list[npt.NDArray[np.int64]] = []
+        for fold in range(len(self._builders)):
+            order = rng.permutation(np.flatnonzero(self._folds == fold))
+            order = order[: len(order) // self._size * self._size]
+            for start in range(0, len(order), BUCKET_STEPS * self._size):
+                stretch = order[start : start + BUCKET_STEPS * self._size]
+                stretch = stretch[np.argsort(self._lengths[stretch], kind="stable")]
+                steps += list(stretch.reshape(-1, self._size))
+        return np.stack(steps)[rng.permutation(len(steps))]
+
+    def _choose(self, examples: list[Example], rng: np.random.Generator) -> list[Example]:
+        """Some of a context's examples, each with a weight of 1 / √(examples of its task)."""
+        if len(examples) <= self._tasks:
+            return examples
+        weights = np.array([self._rarity[example.request.task.name] for example in examples])
+        chosen = rng.choice(len(examples), size=self._tasks, replace=False, p=weights / weights.sum())
+        return [examples[place] for place in sorted(chosen)]
 
     def _blocks(self, examples: Sequence[Example], rng: np.random.Generator) -> list:  # type: ignore[type-arg]
-        count = min(TEXTS_PER_CONTEXT, len(examples)) if self._with_text else 0
-        spoken = set(rng.choice(len(examples), size=count, replace=False).tolist())
+        speaks = self._with_text and rng.random() < TEXT_SHARE
+        spoken = int(rng.integers(len(examples))) if speaks else None
         return [
-            self._builder.writer.block(
+            self._builders[0].writer.block(
                 example.request.task,
                 example.request.query,
-                example.categories if number in spoken and example.categories else None,
+                example.categories if number == spoken and example.categories else None,
             )
             for number, example in enumerate(examples)
         ]

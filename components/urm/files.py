@@ -76,7 +76,7 @@ def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
     if missing or result.unexpected_keys:
         raise _damaged(folder, f"weights that differ in {', '.join([*missing, *result.unexpected_keys][:3])}")
     tokenizer = AutoTokenizer.from_pretrained(folder / BACKBONE)
-    return model, PromptWriter(tokenizer, config.num_user_vectors, config.history_length), description
+    return model, PromptWriter(tokenizer, config), description
 
 
 def _damaged(folder: Path, got: str) -> DataError:

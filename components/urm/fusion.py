@@ -1,13 +1,14 @@
 """Fusion: the frozen vectors of an item become one token of the language model, and its vector in item space.
 
-    U items · d_m width of modality m · F fusion width · D hidden width of the backbone · P width of item space
+    U items · d_m width of modality m · F fusion width · D hidden width of the backbone
+    P = Σ_m d_m, width of item space
 
     fused = norm(Σ_m MLP_m(x_m)),  an absent x_m gives a learned vector instead
     token = scale · norm(MLP(fused))                              [D]
-    item  = ( Σ_m W_m x_m + MLP₀(fused) ) / √P,  MLP₀ zero at the start  [P]
+    item  = [ x_1 ; x_2 ; … ] + MLP₀(fused) / √P,  MLP₀ zero at the start  [P]
 
-The paper states the first two lines; the skip W_m / √P, an isometry at the start, is ours: similarity in item space
-begins as similarity of the frozen vectors instead of noise.
+The paper states the first two lines; in the third, the frozen vectors side by side are ours: similarity in item space
+begins as their similarity instead of noise, and the user head can weigh each modality by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 COUNT_EDGES = (1.5, 2.5, 3.5, 5.5, 8.5, 12.5, 20.5, 40.5)
 COUNT_MIDDLES = (1.0, 2.0, 3.0, 4.5, 7.0, 10.5, 16.5, 30.0, 60.0)
@@ -29,21 +29,19 @@ HABIT_HALF_LIFE_DAYS = 365.0  # of the prior only; training moves every bucket's
 class ItemFusion(nn.Module):
     """Fuses any set of frozen modalities; which ones is decided by the item table."""
 
-    def __init__(self, widths: Mapping[str, int], *, fusion_width: int, token_width: int, item_width: int) -> None:
+    def __init__(self, widths: Mapping[str, int], *, fusion_width: int, token_width: int) -> None:
         """Take the width of each modality by name."""
         super().__init__()
         self.names = tuple(widths)
         self.encoders = nn.ModuleDict({name: _mlp(width, fusion_width, fusion_width) for name, width in widths.items()})
         self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(fusion_width)) for name in widths})
-        self.skips = nn.ModuleDict({name: nn.Linear(width, item_width, bias=False) for name, width in widths.items()})
         self.norm = nn.LayerNorm(fusion_width)
         self.to_token = _mlp(fusion_width, token_width, token_width)
         self.token_norm = nn.RMSNorm(token_width)
-        self.to_item = _mlp(fusion_width, fusion_width, item_width)
+        self.item_width = sum(widths.values())
+        self.to_item = _mlp(fusion_width, fusion_width, self.item_width)
         # Outputs are divided by √P, so that a step of Adam moves an item by a few per cent and not by its length.
-        self.item_scale = 1 / math.sqrt(item_width)
-        for weight in self.skips.parameters():
-            nn.init.orthogonal_(weight, gain=math.sqrt(item_width))
+        self.item_scale = 1 / math.sqrt(self.item_width)
         for parameter in self.to_item[-1].parameters():
             nn.init.zeros_(parameter)
 
@@ -54,7 +52,7 @@ class ItemFusion(nn.Module):
     def forward(self, vectors: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Fused representation [U, F] of vectors [U, d_m] and their presence flags [U]."""
         parts = [
-            torch.where(present[name][:, None], self.encoders[name](_unit(vectors[name])), self.absent[name])
+            torch.where(present[name][:, None], self.encoders[name](vectors[name].float()), self.absent[name])
             for name in self.names
         ]
         fused: torch.Tensor = self.norm(torch.stack(parts).sum(dim=0))
@@ -69,8 +67,8 @@ class ItemFusion(nn.Module):
         self, fused: torch.Tensor, vectors: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Item-space vectors [U, P] of fused items [U, F]."""
-        skips = [self.skips[name](_unit(vectors[name]) * present[name][:, None]) for name in self.names]
-        items: torch.Tensor = (torch.stack(skips).sum(dim=0) + self.to_item(fused)) * self.item_scale
+        frozen = torch.cat([vectors[name].float() * present[name][:, None] for name in self.names], dim=-1)
+        items: torch.Tensor = frozen + self.to_item(fused.float()) * self.item_scale
         return items
 
 
@@ -108,7 +106,3 @@ class HistoryEmbedding(nn.Module):
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
-
-
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return F.normalize(vectors.float(), dim=-1)

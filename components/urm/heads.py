@@ -1,19 +1,26 @@
 """h_UM: hidden states of the [UM] tokens become H user vectors, and how H inner products become one score.
 
-    E examples · H user vectors · D hidden width · B contexts · L history items · N candidates
-    an item's vector     v = [ item space p (P) ; identity code c (C) ; log frequency (1) ]
-    a user vector        u = [ W h + a·Σᵢ wᵢ pᵢ ; g·Σᵢ zᵢ cᵢ, i of its stripe ; popularity weight ]
+    E examples · H user vectors · D hidden width · B contexts · L history items · N candidates · M modalities
+    an item's vector     v = [ item space p (P), one part a modality ; identity code c (C) ; log frequency (1) ]
+    a user vector        u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b·q ; g·Σᵢ zᵢ cᵢ, i of its stripe ; popularity weight ]
     score(user, item)    combine over H of  u_h · v
 
-Departure from the paper, which has W h alone (ADR 4): the sums copy from the history. With m the match of the user
-token and history item i, zᵢ = softplus(mᵢ) says how much that very item is wanted, and w = softmax(m) moves the user
-vector towards such items. The H vectors share the exact copies out among them, every H-th place of the history
-each (a stripe): a sum of n codes blurs each by √(n / C), so H vectors remember H times as many items.
+h is the hidden state of the user token beside the mean of those of the task text, each of length one: the second tells
+the tasks apart from the first step on, while the attention of new user tokens to the text has to be learned.
+
+Departures from the paper, which has W h of the user token alone (ADR 4): the second half of h, and the sums, which copy
+from the prompt. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) says how much that very item
+is wanted, and w = softmax(m) moves the user vector towards such items, by one gain a modality (a, depends on h). q
+holds the words of the block's query, in the lexical part of item space. The H vectors share the exact copies out among
+them, every H-th place of the history each (a stripe): a sum of n codes blurs each by √(n / C), so H vectors remember
+H times as many items.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -22,20 +29,36 @@ from torch.nn import functional
 
 Combine = Literal["max", "logsumexp", "mean"]
 
+LEXICAL = "lexical"  # the modality that queries share with items
+# Gains at the start, by modality; training moves all of them.
+FIRST_SIMILAR_GAINS = {"id": 1.0, "text": 0.5}
+OTHER_SIMILAR_GAIN = 0.1
+FIRST_EXACT_GAIN, FIRST_POPULARITY_GAIN, FIRST_QUERY_GAIN = 5.0, 0.1, 2.0
+
 
 class UserHead(nn.Module):
     """User vectors from hidden states, with the copy path."""
 
-    def __init__(self, hidden_width: int, item_width: int, pointer_width: int) -> None:
-        """Start as a model of popularity and of the user's habits."""
+    parts: torch.Tensor
+
+    def __init__(self, hidden_width: int, widths: Mapping[str, int], pointer_width: int) -> None:
+        """Start as a model of popularity, of the user's habits, and of items like his."""
         super().__init__()
+        item_width = sum(widths.values())
+        part_of = [number for number, width in enumerate(widths.values()) for _ in range(width)]
+        self.register_buffer("parts", torch.tensor(part_of), persistent=False)  # modality of each place of item space
+        starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
+        self.words = slice(starts[LEXICAL], starts[LEXICAL] + widths[LEXICAL]) if LEXICAL in widths else None
         self.norm = nn.LayerNorm(hidden_width)
-        self.project = nn.Linear(hidden_width, item_width)
-        self.query = nn.Linear(hidden_width, pointer_width)
+        self.task_norm = nn.LayerNorm(hidden_width)
+        self.project = nn.Linear(2 * hidden_width, item_width)
+        self.query = nn.Linear(2 * hidden_width, pointer_width)
         self.key_norm = nn.LayerNorm(hidden_width)
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column: wanted by any user token alike
-        self.gains = nn.Linear(hidden_width, 3)  # similar items, these very items, popularity
+        self.gains = nn.Linear(
+            2 * hidden_width, len(widths) + 3
+        )  # a modality each; these very items, popularity, query
         self.log_scale = nn.Parameter(torch.tensor(math.log(5.0)))
         nn.init.normal_(self.project.weight, std=0.05)
         nn.init.zeros_(self.project.bias)
@@ -44,38 +67,49 @@ class UserHead(nn.Module):
         nn.init.zeros_(self.key.bias)
         nn.init.zeros_(self.gains.weight)
         with torch.no_grad():
-            self.gains.bias.copy_(torch.tensor([1.0, 5.0, 1.0]))
+            similar = [FIRST_SIMILAR_GAINS.get(name, OTHER_SIMILAR_GAIN) for name in widths]
+            self.gains.bias.copy_(torch.tensor([*similar, FIRST_EXACT_GAIN, FIRST_POPULARITY_GAIN, FIRST_QUERY_GAIN]))
 
     def forward(
         self,
         hidden: torch.Tensor,
+        task: torch.Tensor,
         rows: torch.Tensor,
         tokens: torch.Tensor,
         habit: torch.Tensor,
         items: torch.Tensor,
         codes: torch.Tensor,
         known: torch.Tensor,
+        queries: torch.Tensor,
     ) -> torch.Tensor:
         """User vectors [E, H, P + C + 1].
 
         Args:
             hidden: Hidden states of the user tokens [E, H, D].
+            task: Mean hidden state of each block's task text [E, D].
             rows: Context of each example [E].
             tokens: History item tokens [B, L, D].
             habit: How much of a habit each of them is, a prior of the match [B, L].
             items: Their item-space vectors [B, L, P].
             codes: Their identity codes [B, L, C].
             known: Which history places hold an item [B, L].
+            queries: Words of each block's query in the lexical part of item space, zero without one [E, width of it].
         """
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
-        unit = self.norm(hidden.float()) / math.sqrt(hidden.shape[-1])
-        keys, own = self._keys(tokens.float())
+        own, asked = self.norm(hidden.float()), self.task_norm(task.float())
+        unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(hidden.shape[-1])
+        keys, wanted_by_all = self._keys(tokens.float())
         match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
-        match = match + (own + habit)[rows, None]
+        match = match + (wanted_by_all + habit)[rows, None]
         masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
-        similar, exact, popular = self.gains(unit).unbind(dim=-1)
+        gains = self.gains(unit)
+        exact, popular, query_gain = gains[..., -3:].unbind(dim=-1)
         attention = torch.softmax(masked, dim=-1)
-        direction = self.project(unit) + similar[..., None] * torch.einsum("ehl,elp->ehp", attention, items[rows])
+        similar = torch.einsum("ehl,elp->ehp", attention, items[rows])
+        direction = self.project(unit) + gains[..., self.parts] * similar
+        if self.words is not None:
+            said = query_gain[..., None] * queries[:, None]  # [E, H, width of the lexical part]
+            direction = direction + functional.pad(said, (self.words.start, direction.shape[-1] - self.words.stop))
         wanted = functional.softplus(masked) * self._stripes(hidden.shape[1], masked.shape[2], hidden.device)
         copied = exact[..., None] * torch.einsum("ehl,elc->ehc", wanted, codes[rows])
         return torch.cat([self.log_scale.exp() * direction, copied, popular[..., None]], dim=-1)

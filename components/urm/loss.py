@@ -39,8 +39,8 @@ def sampled_nce(
         accidental: Negatives that are targets of the example [E, N].
         combine: How H inner products become one score.
     """
-    targets = combine_scores(torch.einsum("ehd,etd->eth", user_vectors, target_vectors), combine)
-    products = torch.einsum("ehd,nd->enh", user_vectors, negative_vectors)
+    targets = combine_scores(torch.einsum("ehd,etd->eth", user_vectors, target_vectors).float(), combine)
+    products = torch.einsum("ehd,nd->enh", user_vectors, negative_vectors).float()
     negatives = combine_scores(products, combine) - log_expected
     rest = torch.logsumexp(negatives.masked_fill(accidental, float("-inf")), dim=-1, keepdim=True)  # [E, 1]
     losses = F.softplus(rest - targets)  # -log of the ratio above

@@ -63,13 +63,12 @@ class Urm(nn.Module):
             widths,
             fusion_width=config.fusion_dimension,
             token_width=hidden_width,
-            item_width=config.item_dimension,
         )
         scale = float(embeddings.float().square().mean().sqrt())
         self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
-        self.user_head = UserHead(hidden_width, config.item_dimension, config.fusion_dimension)
-        self.dimension = config.item_dimension + config.identity_dimension + 1
+        self.user_head = UserHead(hidden_width, widths, config.fusion_dimension)
+        self.dimension = self.fusion.item_width + config.identity_dimension + 1
         self.popularity_scale = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, batch: Batch) -> UrmOutput:
@@ -82,8 +81,8 @@ class Urm(nn.Module):
 
     def _forward(self, batch: Batch) -> UrmOutput:
         items = batch["items"]
+        fused = self.fusion(items["vectors"], items["present"])  # [U, F]
         with full_precision(items["codes"].device.type):
-            fused = self.fusion(items["vectors"], items["present"])  # [U, F]
             item_space = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
         places, known = batch["history_items"], batch["history_known"]  # [B, L]
         tokens = self.fusion.tokens(fused)[places] + self.history(
@@ -93,12 +92,14 @@ class Urm(nn.Module):
         with full_precision(hidden.device.type):
             user_vectors = self.user_head(
                 hidden[batch["user_positions"]],  # [E, H, D]
+                mean_of(hidden, batch["task_positions"]),
                 batch["block_rows"],
                 tokens,
                 self.history.habit(batch["history_counts"], batch["history_days_since"]),
                 item_space[places],
                 items["codes"][places],
                 known,
+                batch["queries"],
             )
         logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
         return UrmOutput(user_vectors, self._candidates(item_space, items), logits)
@@ -140,3 +141,10 @@ class Urm(nn.Module):
             for name in shared:
                 state.pop(f"{name}.weight", None)
         return state
+
+
+def mean_of(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Mean [E, D] of the rows of hidden [n, D] that positions [E, T] name; -1 names none, and no row gives zero."""
+    named = positions >= 0
+    chosen = hidden[positions.clamp(min=0)].float() * named[..., None]
+    return chosen.sum(dim=1) / named.sum(dim=1, keepdim=True).clamp(min=1)

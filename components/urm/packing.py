@@ -1,6 +1,7 @@
 """Packing: one sequence a context, its prefix followed by all of its task blocks.
 
-    B contexts (sequences) · S tokens · E blocks (one an example) · H user tokens · L history items · M text labels
+    B contexts (sequences) · S tokens · E blocks (one an example) · H user tokens · L history items · M text labels ·
+    T tokens of a block's task text
 
 A token attends to earlier tokens of the prefix and of its own block. Positions restart after the prefix in every
 block, so that a block sees exactly what it would see alone: packed and separate passes give the same vectors.
@@ -31,6 +32,7 @@ class PackedPrompts:
         item_positions: Where the item tokens stand, as (sequence, token) [2, sum of item tokens].
         item_columns: Which history item each of them is [sum of item tokens].
         user_positions: Where the user tokens stand, as indices into B * S [E, H].
+        task_positions: Where the task text stands, as indices into B * S, padded with -1 [E, T].
         lm_positions: Where the tokens that predict text stand, as indices into B * S [M].
         labels: Token each of them predicts [M].
         block_rows: Sequence of each block [E].
@@ -42,6 +44,7 @@ class PackedPrompts:
     item_positions: torch.Tensor
     item_columns: torch.Tensor
     user_positions: torch.Tensor
+    task_positions: torch.Tensor
     lm_positions: torch.Tensor
     labels: torch.Tensor
     block_rows: torch.Tensor
@@ -87,6 +90,13 @@ def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
         user_positions=_long(
             [[start + p for p in user] for start, row in zip(starts, rows, strict=True) for user in row.user]
         ),
+        task_positions=_pad_positions(
+            [
+                range(start + first, start + end)
+                for start, row in zip(starts, rows, strict=True)
+                for first, end in row.task
+            ]
+        ),
         lm_positions=_long([start + p for start, row in zip(starts, rows, strict=True) for p in row.predicting]),
         labels=_long([label for row in rows for label in row.labels]),
         block_rows=_long([index for index, row in enumerate(rows) for _ in row.user]),
@@ -118,6 +128,7 @@ class _Row:
         self.positions = list(range(prefix))
         self.segments = [PREFIX] * prefix
         self.user: list[list[int]] = []
+        self.task: list[tuple[int, int]] = []
         self.predicting: list[int] = []
         self.labels: list[int] = []
         for number, block in enumerate(part.blocks):
@@ -132,6 +143,7 @@ class _Row:
         size = len(self.token_ids) - start
         self.positions += range(prefix, prefix + size)
         self.segments += [segment] * size
+        self.task.append((start, first_user))
         self.user.append(list(range(first_user, lm)))
         self.predicting += range(lm, lm + len(block.text))
         self.labels += block.text
@@ -142,6 +154,10 @@ def _pad(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor
     for index, row in enumerate(rows):
         table[index, : len(row)] = row
     return torch.from_numpy(table)
+
+
+def _pad_positions(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    return _pad(rows, max((1, *(len(row) for row in rows))), -1)
 
 
 def _long(values: Sequence[object]) -> torch.Tensor:

@@ -16,15 +16,10 @@ from functools import lru_cache
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from components.config import Task
+from components.config import Task, UrmConfig
 from components.exceptions import ConfigError
 from components.urm.request import UserContext
 
-PROFILE = (
-    "Customer with {{ num_events }} events of {{ num_items }} items on {{ num_active_days }} days, "
-    "the last {{ days_since_last | round | int }} days ago."
-    "{% if top_categories %} Often: {{ top_categories | join(', ') }}.{% endif %} History:"
-)
 ITEM_TOKEN, LM_TOKEN, USER_TOKEN = "[ITEM]", "[LM]", "[UM_{}]"
 
 
@@ -41,30 +36,33 @@ class Block:
     Attributes:
         prompt: Task text.
         text: Target text and end token; empty where no text is trained.
+        query: What the user asks for, in words; empty where the task has no query.
     """
 
     prompt: tuple[int, ...]
     text: tuple[int, ...] = ()
+    query: str = ""
 
     def continued(self, spoken: Sequence[int]) -> Block:
         """This block with text said so far; the last label stands for the token to come."""
-        return Block(self.prompt, (*spoken, 0))
+        return Block(self.prompt, (*spoken, 0), self.query)
 
 
 class PromptWriter:
     """Renders contexts and tasks to token ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_user_vectors: int, history_length: int) -> None:
-        """Take a tokenizer that has the special tokens; keep at most `history_length` item tokens a prompt."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: UrmConfig) -> None:
+        """Take a tokenizer that has the special tokens, and section `urm` of the configuration."""
         self.tokenizer = tokenizer
-        self.history_length = history_length
+        self.history_length = config.history_length
         self.item_id = self._id(ITEM_TOKEN)
         self.lm_id = self._id(LM_TOKEN)
-        self.user_ids = tuple(self._id(USER_TOKEN.format(i)) for i in range(num_user_vectors))
+        self.user_ids = tuple(self._id(USER_TOKEN.format(i)) for i in range(config.num_user_vectors))
         self.end_id = int(tokenizer.eos_token_id)
         # The text is a model's input, never a web page: nothing to escape.
         self._jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701
-        self._profile = self._jinja.from_string(PROFILE)
+        self._profile = self._jinja.from_string(config.profile)
+        self._template = lru_cache(maxsize=256)(self._jinja.from_string)
         self._tokens = lru_cache(maxsize=8192)(self._tokenise)  # few texts, asked again and again
 
     def profile(self, context: UserContext) -> list[int]:
@@ -86,9 +84,9 @@ class PromptWriter:
         """
         prompt = self._tokens(self._render(task, "prompt", query=query or ""))
         if categories is None:
-            return Block(prompt)
+            return Block(prompt, query=query or "")
         text = self._render(task, "text_target", categories=list(categories), query=query or "")
-        return Block(prompt, (*self._tokens(" " + text), self.end_id))
+        return Block(prompt, (*self._tokens(" " + text), self.end_id), query or "")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated token ids."""
@@ -96,7 +94,7 @@ class PromptWriter:
 
     def _render(self, task: Task, field: str, **variables: object) -> str:
         try:
-            return self._jinja.from_string(getattr(task, field)).render(**variables)
+            return self._template(getattr(task, field)).render(**variables)
         except jinja2.TemplateError as error:
             raise ConfigError(
                 f"task {task.name!r}, field {field!r}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from components.baseline.schema import USER_FOLDS
 from components.config import RunConfig
 from components.items.table import ItemTable, add_modality
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
+from components.urm.batches import BatchBuilder
 from components.urm.build import NewModel, build_model
 from components.urm.device import choose_device
 from components.urm.examples import Example, NegativeSampler, TrainingSteps, read_examples
@@ -35,7 +39,7 @@ def run(stage: StageRun) -> StageReport:
         torch.set_num_threads(stage.settings.num_threads)
     torch.manual_seed(config.seed)
     device = choose_device(stage.settings)
-    table = _make_item_table(stage)
+    table = _make_item_table(stage, stage.path("baseline", "id_vectors"), stage.output / "item_table")
     catalogue = pq.read_table(stage.path("features", "catalogue"))
     training, validation = _read_groups(stage, "train"), _read_groups(stage, "validation")
     behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
@@ -61,16 +65,28 @@ def run(stage: StageRun) -> StageReport:
     )
 
 
-def _make_item_table(stage: StageRun) -> ItemTable:
-    """The encode stage's table with the baseline's item vectors as modality `id`."""
-    vectors = stage.path("baseline", "id_vectors")
+def _make_item_table(stage: StageRun, vectors: Path, folder: Path) -> ItemTable:
+    """The encode stage's table with ID vectors of the baseline stage as modality `id`."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed training left in the scratch folder
     return add_modality(
         stage.path("encode", "item_table"),
-        stage.output / "item_table",
+        folder,
         "id",
         np.load(vectors / "keys.npy", allow_pickle=False),
         np.load(vectors / "vectors.npy", allow_pickle=False),
     )
+
+
+def _fold_builders(stage: StageRun, new: NewModel) -> list[BatchBuilder]:
+    """Builders for training: one a fold of users, whose ID vectors were computed without those users."""
+    vectors = stage.path("baseline", "id_vectors")
+    builders = []
+    for fold in range(USER_FOLDS):
+        table = _make_item_table(stage, vectors / f"fold_{fold}", stage.scratch / f"item_table_{fold}")
+        reader = dataclasses.replace(new.builder.reader, table=table)
+        config = new.description.config
+        builders.append(BatchBuilder(new.builder.writer, reader, new.description.behaviors, config.copy_length))
+    return builders
 
 
 def _read_groups(stage: StageRun, split: str) -> Groups:
@@ -96,7 +112,7 @@ def _train(
 
     return train(
         new.model,
-        TrainingSteps(training, new.builder, sampler, config),
+        TrainingSteps(training, _fold_builders(stage, new), sampler, config),
         measure,
         config.urm,
         scratch=stage.scratch,

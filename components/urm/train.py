@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.config import UrmConfig
-from components.urm.device import full_precision
+from components.urm.device import mixed_precision
 from components.urm.loss import sampled_nce, text_loss
 from components.urm.model import Batch, Urm, UrmOutput
 from components.urm.schedule import Budget
@@ -127,7 +127,8 @@ class UrmTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, UrmOutput]:
         """NCE of the targets plus η times the text's negative log-likelihood."""
         output: UrmOutput = model(inputs)
-        with full_precision(output.user_vectors.device.type):
+        device = output.user_vectors.device.type
+        with mixed_precision(device):  # the products of the sampled loss need no more; retrieval's do
             recall = sampled_nce(
                 output.user_vectors,
                 output.item_vectors[inputs["targets"]],
@@ -137,7 +138,7 @@ class UrmTrainer(Trainer):
                 inputs["accidental"],
                 self.urm_config.combine,
             )
-            text = text_loss(output.text_logits, inputs["labels"])
+        text = text_loss(output.text_logits, inputs["labels"])
         self._sums["recall_loss"] += float(recall.detach())
         self._sums["text_loss"] += float(text.detach())
         self._batches += 1

@@ -1,5 +1,6 @@
 """The whole stage: its files, and that test targets can not reach it."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +77,17 @@ def test_id_vectors_cover_the_catalogue(result: StageResult, world) -> None:
     assert vectors.dtype == np.float32
     weights = load_file(Path(result.outputs["model"]) / "network.safetensors")
     assert weights["identity.weight"].shape == vectors.shape
+
+
+def test_trained_models_leave_weights_and_say_how_they_were_trained(result: StageResult) -> None:
+    for output in ("model", "target_attention_text", "sasrec"):
+        folder = Path(result.outputs[output])
+        assert load_file(folder / "network.safetensors")
+        assert json.loads((folder / "network.json").read_text())
+    assert set(result.metrics["validation_recall"]) == set(MODELS)
+    training = result.metrics["training"]
+    assert set(training) == {"target_attention", "target_attention_text", "sasrec"}
+    assert all(summary["best_recall"]["mean"] > 0 for summary in training.values())
 
 
 def test_popularity_table_holds_every_task(result: StageResult, world) -> None:

@@ -84,7 +84,7 @@ def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settin
     assert result.metrics["texts_per_second"] > 0
     table = ItemTable.open(result.outputs["item_table"])
     assert table.keys.tolist() == [-5, 7, 30]
-    assert set(table.modalities) == {"text"}
+    assert set(table.modalities) == {"text", "lexical", "brand", "category"}
     vectors, present = table.gather("text", [7, 30, -5, 8])
     assert present.tolist() == [True, True, True, False]
     np.testing.assert_array_equal(vectors[0], vectors[1])

@@ -202,7 +202,6 @@ def make_model(folder: Path, seed: int) -> None:
         num_user_vectors=2,
         modalities=("id", "text"),
         fusion_dimension=16,
-        item_dimension=16,
         identity_dimension=64,
         history_length=16,
     )
@@ -218,7 +217,7 @@ def make_model(folder: Path, seed: int) -> None:
     )
     widths = {name: array.shape[1] for name, array in vectors.items()}
     model = Urm(LlamaForCausalLM(llama), config, widths, num_behaviors=1).eval()
-    writer = PromptWriter(tokenizer, config.num_user_vectors, config.history_length)
+    writer = PromptWriter(tokenizer, config)
     save_model(folder / "model", model, writer, ModelDescription(config=config, widths=widths, behaviors=("purchase",)))
     frequencies = {int(item): 1 + rank for rank, item in enumerate(ITEM_IDS)}
     reader = ItemReader(

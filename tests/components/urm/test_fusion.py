@@ -6,13 +6,12 @@ import torch
 
 from components.items.table import ItemTable
 from components.urm.fusion import HistoryEmbedding, ItemFusion
-from components.urm.identity import identity_codes
 
 
 @pytest.fixture
 def fusion():
     torch.manual_seed(0)
-    return ItemFusion({"id": 4, "text": 6, "price": 2}, fusion_width=8, token_width=10, item_width=12)
+    return ItemFusion({"id": 4, "text": 6, "price": 2}, fusion_width=8, token_width=10)
 
 
 def features(present=True):
@@ -40,11 +39,12 @@ def test_absent_vectors_do_not_matter_and_are_not_zeros_to_the_model(fusion):
 
 
 def test_item_space_starts_as_the_similarity_of_the_frozen_vectors():
-    fusion = ItemFusion({"text": 6}, fusion_width=8, token_width=10, item_width=6)
+    fusion = ItemFusion({"text": 6}, fusion_width=8, token_width=10)
     vectors, present = features()
     items = fusion.items(fusion(vectors, present), vectors, present)
-    unit = torch.nn.functional.normalize(vectors["text"], dim=-1)
-    torch.testing.assert_close(items @ items.T, unit @ unit.T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(items, vectors["text"])
+    absent = fusion.items(fusion(vectors, present), vectors, {"text": torch.zeros(3, dtype=torch.bool)})
+    torch.testing.assert_close(absent, torch.zeros(3, 6))
 
 
 def test_history_embedding_tells_counts_days_and_behaviours_apart():
@@ -64,19 +64,6 @@ def test_the_habit_prior_prefers_what_is_had_often_and_lately():
     year = np.log(2) / 365
     expected = [-2 * year, np.log(7) - 2 * year, np.log(7) - 272 * year, np.log(60) - 0.5 * year]
     torch.testing.assert_close(habit, torch.tensor([expected], dtype=torch.float32))
-
-
-def test_identity_codes_are_fixed_unit_vectors_nearly_orthogonal():
-    ids = np.array([1, 2, 3, 10**12, -5])
-    codes = identity_codes(ids, 256)
-    np.testing.assert_array_equal(codes, identity_codes(ids, 256))
-    np.testing.assert_array_equal(codes[3], identity_codes(ids[3:4], 256)[0])
-    np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, rtol=1e-5)
-    many = identity_codes(np.arange(2000), 256)
-    products = (many @ many.T)[np.triu_indices(2000, 1)]
-    assert abs(products.mean()) < 1e-3
-    assert products.std() == pytest.approx(1 / 16, rel=0.02)
-    assert identity_codes(ids, 0).shape == (5, 0)
 
 
 def test_frozen_vectors_get_no_gradient_and_do_not_change(new_model, table_dir, tables):

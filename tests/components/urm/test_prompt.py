@@ -55,6 +55,6 @@ def test_a_template_with_an_unknown_variable_names_task_and_field(new_model):
         new_model.builder.writer.block(task, "cat food")
 
 
-def test_a_tokenizer_without_the_special_tokens_is_refused(tokenizer):
+def test_a_tokenizer_without_the_special_tokens_is_refused(tokenizer, config):
     with pytest.raises(ConfigError, match=r"expected the special token \[ITEM\]"):
-        PromptWriter(tokenizer, 3, 6)
+        PromptWriter(tokenizer, config.urm)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from components.baseline.schema import USER_FOLDS
 from components.config import RunConfig
 from components.features.schema import CATALOGUE
 from components.items.table import ItemTable, write_item_table
@@ -56,6 +57,10 @@ def run_dir(tables, tmp_path):
     (files / "id").mkdir()
     np.save(files / "id" / "keys.npy", tables.item_ids[:-5])
     np.save(files / "id" / "vectors.npy", rng.normal(size=(num - 5, 8)).astype(np.float32))
+    for fold in range(USER_FOLDS):
+        (files / "id" / f"fold_{fold}").mkdir()
+        np.save(files / "id" / f"fold_{fold}" / "keys.npy", tables.item_ids[fold:-5])
+        np.save(files / "id" / f"fold_{fold}" / "vectors.npy", rng.normal(size=(num - 5 - fold, 8)).astype(np.float32))
     put(folder, "baseline", {"id_vectors": files / "id"})
     return folder
 

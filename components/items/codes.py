@@ -1,0 +1,82 @@
+"""Codes: fixed pseudo-random vectors of ids, words and attribute values, computed from a hash, never trained.
+
+Two different things have codes with an inner product near zero (standard deviation 1/√width), so a sum of codes says
+which things it holds: "one of these very items", "these words", "this brand". Content vectors of similar items
+cannot say that. The codes are a random projection of one-hot vectors (Achlioptas 2003).
+
+    identity of an item      its id's code
+    lexical vector of text   Σ_w idf_w · √tf_w · code_w, of length one;  a query: Σ_w code_w / √n of its n words
+    attribute vector         the code of the attribute's value, e.g. of a brand
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+_BITS = 64
+_WORD = re.compile(r"\w{2,}")
+
+
+def identity_codes(item_ids: npt.NDArray[np.int64], width: int) -> Floats:
+    """Codes of shape [n, width] with entries ±1/√width; `width` is a multiple of 64, zero allowed."""
+    words = np.arange(1, width // _BITS + 1, dtype=np.uint64)
+    state = item_ids.astype(np.uint64)[:, None] * np.uint64(0xD1B54A32D192ED03) + words * np.uint64(0x9E3779B97F4A7C15)
+    bits = np.unpackbits(_splitmix(state).view(np.uint8).reshape(len(item_ids), -1), axis=1)
+    return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(max(width, 1)))
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words of two characters or more."""
+    return _WORD.findall(text.lower())
+
+
+def lexical_vectors(texts: Sequence[str], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Vectors [n, width] of texts, weighted by the words' rarity among them, and which texts have a word [n]."""
+    counts = [Counter(split_words(text)) for text in texts]
+    found = Counter(word for row in counts for word in row)
+    names = sorted(found)
+    codes = _codes_of(names, width)
+    place = {name: index for index, name in enumerate(names)}
+    idf = np.log((1 + len(texts)) / (1 + np.array([found[name] for name in names], dtype=np.float32))) + 1
+    vectors = np.zeros((len(texts), width), dtype=np.float32)
+    for row, words in enumerate(counts):
+        places = [place[word] for word in words]
+        weights = idf[places] * np.sqrt(np.array([words[word] for word in words], dtype=np.float32))
+        vectors[row] = weights / max(float(np.linalg.norm(weights)), 1e-9) @ codes[places]
+    return vectors, np.array([bool(words) for words in counts])
+
+
+def query_vector(text: str, width: int) -> Floats:
+    """Vector [width] whose inner product with a lexical vector says how many of the query's words the text has."""
+    words = sorted(set(split_words(text)))
+    if not words or not width:
+        return np.zeros(width, dtype=np.float32)
+    total: Floats = _codes_of(words, width).sum(axis=0) / np.float32(math.sqrt(len(words)))
+    return total
+
+
+def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Code of each value [n, width], and where there is a value [n]."""
+    present = np.array([bool(value) for value in values])
+    return _codes_of([value or "" for value in values], width) * present[:, None], present
+
+
+def _codes_of(names: Sequence[str], width: int) -> Floats:
+    numbers = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
+    return identity_codes(np.array(numbers, dtype=np.uint64).astype(np.int64), width)
+
+
+def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The output function of splitmix64 (Steele, Lea, Flood 2014): every bit depends on every input bit."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

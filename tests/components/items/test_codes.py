@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from components.items.codes import attribute_vectors, identity_codes, lexical_vectors, query_vector
+
+
+def test_identity_codes_are_fixed_unit_vectors_nearly_orthogonal():
+    ids = np.array([1, 2, 3, 10**12, -5])
+    codes = identity_codes(ids, 256)
+    np.testing.assert_array_equal(codes, identity_codes(ids, 256))
+    np.testing.assert_array_equal(codes[3], identity_codes(ids[3:4], 256)[0])
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, rtol=1e-5)
+    many = identity_codes(np.arange(2000), 256)
+    products = (many @ many.T)[np.triu_indices(2000, 1)]
+    assert abs(products.mean()) < 1e-3
+    assert products.std() == pytest.approx(1 / 16, rel=0.02)
+    assert identity_codes(ids, 0).shape == (5, 0)
+
+
+def test_a_query_finds_the_text_with_its_words_and_rare_words_count_more():
+    texts = ["Red lip balm", "Red nail polish", "Red shampoo for dry hair", ""]
+    vectors, present = lexical_vectors(texts, 1024)
+    assert present.tolist() == [True, True, True, False]
+    np.testing.assert_allclose(np.linalg.norm(vectors[:3], axis=1), 1, atol=0.15)
+    np.testing.assert_array_equal(vectors[3], 0)
+    scores = vectors @ query_vector("shampoo, RED", 1024)
+    assert scores.argmax() == 2
+    assert vectors[0] @ query_vector("balm", 1024) > vectors[0] @ query_vector("red", 1024) > 0.1
+
+
+def test_a_query_has_the_same_vector_in_any_order_and_none_without_words():
+    np.testing.assert_array_equal(query_vector("lip balm", 128), query_vector("Balm  lip balm", 128))
+    np.testing.assert_array_equal(query_vector("?!", 128), np.zeros(128))
+    assert query_vector("lip balm", 0).shape == (0,)
+
+
+def test_equal_attributes_have_equal_codes_and_unknown_ones_none():
+    codes, present = attribute_vectors(["Nivea", None, "Nivea", "Dove"], 128)
+    assert present.tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(codes[0], codes[2])
+    np.testing.assert_array_equal(codes[1], 0)
+    assert codes[0] @ codes[0] == pytest.approx(1)
+    assert abs(codes[0] @ codes[3]) < 0.4
