@@ -239,6 +239,7 @@ class SasRecConfig(Model):
     weight_decay: float = Field(default=0.01, ge=0)
     batch_size: int = Field(default=128, gt=0, description="Users a step.")
     num_negatives: int = Field(default=1024, ge=0, description="Drawn a step; 0: a softmax over the whole catalogue.")
+    negative_power: float = Field(default=0.5, ge=0, le=1)
     max_epochs: int = Field(default=40, gt=0)
     patience: int = Field(default=3, gt=0, description="Evaluations without gain before stopping.")
     max_seconds: float = Field(default=150, gt=0, description="Training time limit.")

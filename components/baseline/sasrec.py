@@ -131,7 +131,7 @@ def train_sasrec(
 
     Args:
         data: Inputs of the stage.
-        config: History length, power of the negatives' frequency, and the section `sasrec`.
+        config: History length, and the section `sasrec`.
         k: Cut-off of the validation recall.
         seed: Of batches and negatives.
         log: Called with (step, metrics) now and then.
@@ -190,7 +190,7 @@ def _choose_loss(model: SasRec, data: Dataset, config: BaselineConfig, seed: int
     """The softmax loss of user vectors [P, d] and next items [P]: full, or sampled."""
     if not config.sasrec.num_negatives:
         return lambda users, targets: F.cross_entropy(users @ model.items.weight.T, targets)
-    sampler = NegativeSampler(data.items.train_events, config.negative_power, config.sasrec.num_negatives, seed)
+    sampler = NegativeSampler(data.items.train_events, config.sasrec.negative_power, config.sasrec.num_negatives, seed)
 
     def sampled(users: Tensor, targets: Tensor) -> Tensor:
         negatives, log_expected = sampler.draw()
