@@ -12,27 +12,38 @@ FLOOR = 0.02  # of the peak rate, reached at the end
 
 
 class Budget:
-    """Counts steps and seconds of one training; the seconds go on after a resume."""
+    """Counts steps and seconds of one training; the seconds go on after a resume.
+
+    The rate knows the time of the last `read` only, at the start none: that one reading can be agreed on by all
+    processes, and while steps are ahead of it (`step / max_steps >= seconds / max_seconds`) the rate depends on the
+    step alone. A training that keeps ahead from its first step to its last, as with a time limit far beyond what the
+    steps need, therefore has the same rates bit for bit, however often it was stopped and resumed.
+    """
 
     def __init__(self, max_steps: int, max_seconds: float) -> None:
         """Start the clock."""
         self.max_steps = max_steps
         self.max_seconds = max_seconds
         self._started = time.monotonic()
+        self._read = 0.0
 
     @property
     def seconds(self) -> float:
         """Spent so far, earlier attempts included."""
         return time.monotonic() - self._started
 
+    def read(self, seconds: float | None = None) -> None:
+        """Take the time for the rate and the end: that of this process, or the seconds another one has spent."""
+        self._read = self.seconds if seconds is None else seconds
+
     @property
     def is_spent(self) -> bool:
-        """Whether the time is over."""
-        return self.seconds >= self.max_seconds
+        """Whether the time was over when it was last read."""
+        return self._read >= self.max_seconds
 
     def progress(self, step: int) -> float:
         """Share of the training that is done, by the nearer of the two ends, from 0 to 1."""
-        return min(1.0, max(step / self.max_steps, self.seconds / self.max_seconds))
+        return min(1.0, max(step / self.max_steps, self._read / self.max_seconds))
 
     def rate(self, step: int) -> float:
         """Learning rate as a share of its peak: linear warm-up, then half a cosine down to FLOOR."""
@@ -46,4 +57,5 @@ class Budget:
 
     def resume(self, file: Path) -> None:
         """Count on from a checkpoint's note."""
-        self._started = time.monotonic() - float(json.loads(file.read_text())["seconds"])
+        self._read = float(json.loads(file.read_text())["seconds"])
+        self._started = time.monotonic() - self._read

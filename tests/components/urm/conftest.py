@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
 from components.items.table import ItemTable, write_item_table
 from components.urm.build import NewModel, build_model
+from tests.tiny_backbone import byte_tokenizer, write_backbone
 
 NUM_ITEMS = 60
 FIRST_ITEM = 1000
@@ -36,35 +36,14 @@ TASKS = [
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens, so that every text has ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<unk>": 0, "<eos>": 1} | {letter: number + 2 for number, letter in enumerate(alphabet)}
-    letters = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters.decoder = decoders.ByteLevel()
-    special = {"unk_token": "<unk>", "eos_token": "<eos>", "pad_token": "<eos>"}
-    return PreTrainedTokenizerFast(tokenizer_object=letters, **special)
+    """Bytes as tokens."""
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
-def backbone_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model as transformers writes it."""
-    folder = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        eos_token_id=1,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_backbone(tmp_path_factory.mktemp("backbone"), num_layers=3)
 
 
 @pytest.fixture(scope="session")

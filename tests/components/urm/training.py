@@ -1,0 +1,66 @@
+"""One training of the tiny world, callable from a test or as a process: `python -m tests.components.urm.training`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from components.config import RunConfig
+from components.items.table import ItemTable
+from components.urm.build import build_model
+from components.urm.examples import NegativeSampler, TrainingSteps, read_examples
+from components.urm.model import Urm
+from components.urm.train import TrainingSummary, train
+from components.urm.validation import Validation
+
+TABLES = ("catalogue", "contexts", "examples")
+
+
+def write_world(folder: Path, tables: object, table_dir: Path, config: RunConfig) -> None:
+    """Put all that a training reads into a folder."""
+    for name in TABLES:
+        pq.write_table(getattr(tables, name), folder / f"{name}.parquet")
+    (folder / "item_table").symlink_to(table_dir)
+    (folder / "config.json").write_text(config.model_dump_json())
+
+
+def run_training(
+    folder: Path, scratch: Path, report: Callable[[int, dict[str, float]], None], patience: int = 0
+) -> tuple[Urm, TrainingSummary]:
+    """Build the model of a world and train it, or go on from the checkpoint in the scratch folder."""
+    config = RunConfig.model_validate_json((folder / "config.json").read_text())
+    catalogue, contexts, examples = (pq.read_table(folder / f"{name}.parquet") for name in TABLES)
+    torch.manual_seed(1)
+    new = build_model(config.urm, ItemTable.open(folder / "item_table"), catalogue, ["purchase"], folder)
+    tasks = {task.name: task for task in config.tasks}
+    training, measured = (read_examples(contexts, examples, tasks, split) for split in ("train", "validation"))
+    validation = Validation(
+        [example for _, asked in measured for example in asked],
+        catalogue["item_id"].to_numpy(),
+        new.builder,
+        config.urm,
+        config.evaluation.k,
+    )
+    sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
+    summary = train(
+        new.model,
+        TrainingSteps(training, [new.builder] * 2, sampler, config),
+        validation,
+        config.urm,
+        scratch=scratch,
+        device="cpu",
+        seed=config.seed,
+        report=report,
+        patience=patience,
+    )
+    return new.model, summary
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    world, checkpoints = map(Path, sys.argv[1:])
+    run_training(world, checkpoints, lambda step, metrics: print(step, metrics, flush=True))
