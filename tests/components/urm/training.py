@@ -11,7 +11,7 @@ import torch
 
 from components.config import RunConfig
 from components.items.table import ItemTable
-from components.urm.build import build_model
+from components.urm.build import NewModel, build_model
 from components.urm.examples import NegativeSampler, TrainingSteps, read_examples
 from components.urm.model import Urm
 from components.urm.train import TrainingSummary, train
@@ -28,14 +28,21 @@ def write_world(folder: Path, tables: object, table_dir: Path, config: RunConfig
     (folder / "config.json").write_text(config.model_dump_json())
 
 
+def build_untrained(folder: Path) -> NewModel:
+    """The model of a world before its first step, the same at every call."""
+    config = RunConfig.model_validate_json((folder / "config.json").read_text())
+    torch.manual_seed(1)
+    catalogue = pq.read_table(folder / "catalogue.parquet")
+    return build_model(config.urm, ItemTable.open(folder / "item_table"), catalogue, ["purchase"], folder)
+
+
 def run_training(
     folder: Path, scratch: Path, report: Callable[[int, dict[str, float]], None], patience: int = 0
 ) -> tuple[Urm, TrainingSummary]:
     """Build the model of a world and train it, or go on from the checkpoint in the scratch folder."""
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     catalogue, contexts, examples = (pq.read_table(folder / f"{name}.parquet") for name in TABLES)
-    torch.manual_seed(1)
-    new = build_model(config.urm, ItemTable.open(folder / "item_table"), catalogue, ["purchase"], folder)
+    new = build_untrained(folder)
     tasks = {task.name: task for task in config.tasks}
     training, measured = (read_examples(contexts, examples, tasks, split) for split in ("train", "validation"))
     validation = Validation(
