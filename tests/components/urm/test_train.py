@@ -140,7 +140,7 @@ def test_two_processes_train_the_weights_of_one(world, tmp_path):
     assert alone.keys() == together.keys() == start.keys()
     for name, weight in alone.items():
         moved = (weight - start[name]).norm()
-        # Sums in another order, of bfloat16 where the machine has it: two in a hundred; a wrong share gives 40 and more.
+        # Sums in another order, of bfloat16 where the machine has it: 2 per cent; a wrong share gives 40 and more.
         assert (together[name] - weight).norm() <= 0.1 * moved, name
     assert outputs[0].count("validation_recall'") == 4
     assert outputs[1] == ""  # one of them reports

@@ -1,0 +1,107 @@
+"""What may depend on what: measured on a whole model by gradients, which are exactly zero where the mask is."""
+
+import pytest
+import torch
+
+from components.urm.backbone import token_embeddings
+from components.urm.examples import read_examples
+
+
+@pytest.fixture
+def batch(tables, config, new_model):
+    """Two contexts with three blocks each, every block with a text."""
+    tasks = {task.name: task for task in config.tasks}
+    groups = read_examples(tables.contexts, tables.examples, tasks, "train")[:2]
+    write = new_model.builder.writer.block
+    prompts = [(c, [write(e.request.task, e.request.query, e.categories) for e in asked]) for c, asked in groups]
+    return new_model.builder.build(prompts)[0]
+
+
+@pytest.fixture
+def run(new_model, batch):
+    """One pass in full precision; returns the output and the gradient [B * S] of a sum of it at every token."""
+    seen = []
+    embedding = token_embeddings(new_model.model.backbone)
+
+    def keep(module, inputs, output):
+        seen.append(output.requires_grad_())
+        output.retain_grad()
+
+    hook = embedding.register_forward_hook(keep)
+    output = new_model.model._forward(batch)
+    hook.remove()
+
+    def influence(value):
+        (gradient,) = torch.autograd.grad(value.sum(), seen, retain_graph=True)
+        return gradient.abs().sum(dim=-1).flatten()
+
+    return output, influence
+
+
+def places(batch, block):
+    """Flat places of the tokens of a block: its task text, its user tokens, and what follows them."""
+    sequence = int(batch["block_rows"][block])
+    number = int((batch["block_rows"][:block] == sequence).sum()) + 1
+    length = batch["token_ids"].shape[1]
+    own = torch.zeros_like(batch["segments"], dtype=torch.bool)
+    own[sequence] = batch["segments"][sequence] == number
+    flat = own.flatten().nonzero().flatten()
+    users = batch["user_positions"][block]
+    return sequence * length, flat[flat < users[0]], users, flat[flat > users[-1]]
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_user_vectors_depend_on_prefix_and_task_text_of_their_block_alone(run, batch, block):
+    output, influence = run
+    start, task, users, after = places(batch, block)
+    felt = influence(output.user_vectors[block])
+    sees = torch.zeros_like(felt, dtype=torch.bool)
+    prefix = int((batch["segments"][batch["block_rows"][block]] == 0).sum())
+    sees[start : start + prefix] = True
+    sees[task] = sees[users] = True
+    assert felt[~sees].sum() == 0  # [LM], texts, other blocks, other contexts, padding
+    assert len(after) > 1
+    profile = sees.clone()
+    profile[batch["item_positions"][0] * batch["token_ids"].shape[1] + batch["item_positions"][1]] = False
+    assert (felt[profile] > 0).all()  # [ITEM] alone carries no embedding of its own: the fused item stands there
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_text_depends_on_its_own_block_and_no_other(run, batch, block):
+    output, influence = run
+    labels = [len(after) for _, _, _, after in (places(batch, number) for number in range(6))]
+    first = sum(labels[:block])
+    felt = influence(output.text_logits[first : first + labels[block]])
+    for other in range(6):
+        _, task, users, after = places(batch, other)
+        inside = torch.cat([task, users, after])
+        if other == block:
+            assert (felt[inside] > 0).all()
+        else:
+            assert felt[inside].sum() == 0
+
+
+def test_the_heads_are_independent(new_model, run):
+    """Neither loss trains the other's head: user vectors cannot change the text, nor the text's head user vectors."""
+    output, _ = run
+    head = list(new_model.model.user_head.parameters())
+    assert torch.autograd.grad(output.text_logits.sum(), head, retain_graph=True, allow_unused=True) == (None,) * len(
+        head
+    )
+
+
+def test_one_forward_pass_gives_all_user_vectors_of_all_blocks(new_model, batch):
+    counts = {"layer": 0, "head": 0}
+
+    def count(name):
+        def hook(*_):
+            counts[name] += 1
+
+        return hook
+
+    model = new_model.model
+    model.backbone.base_model.layers[0].register_forward_hook(count("layer"))
+    model.user_head.register_forward_hook(count("head"))
+    vectors = model(batch).user_vectors
+    assert vectors.shape == (6, 3, model.dimension)
+    assert counts == {"layer": 1, "head": 1}
