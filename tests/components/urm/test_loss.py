@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,3 +98,106 @@ def test_text_loss_is_the_mean_over_tokens_and_zero_without_text():
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
     assert float(text_loss(logits, torch.tensor([1, 0]))) == pytest.approx((math.log(2) - math.log(3 / 4)) / 2)
     assert float(text_loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))) == 0.0
+
+
+def sigmoid(value):
+    return 1 / (1 + math.exp(-value))
+
+
+def test_several_targets_pull_one_vector_each():
+    # Scores under max: 3 by the first vector, 2 by the second; the negative -1 by the first. By hand:
+    # d loss / d s(t) = -σ(s(n) - s(t)) / 2 for either target, d loss / d s(n) = minus the sum of the two.
+    users = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], requires_grad=True)
+    sampled_nce(
+        users,
+        torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]),
+        torch.tensor([[True, True]]),
+        torch.tensor([[-1.0, -2.0]]),
+        torch.zeros(1),
+        torch.tensor([[False]]),
+        "max",
+    ).backward()
+    first, second = sigmoid(-1 - 3) / 2, sigmoid(-1 - 2) / 2
+    expected = [[-first * 3 - (first + second), -2 * (first + second)], [0.0, -second * 2]]
+    torch.testing.assert_close(users.grad[0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("how", ["mean", "logsumexp"])
+def test_under_the_other_combinations_a_target_pulls_every_vector(how):
+    users = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], requires_grad=True)
+    scores = {
+        "mean": (1.5, -1.5),
+        "logsumexp": (math.log((math.exp(3) + 1) / 2), math.log((math.e**-1 + math.e**-2) / 2)),
+    }
+    target, negative = scores[how]
+    loss = sampled_nce(
+        users,
+        torch.tensor([[[3.0, 0.0]]]),
+        torch.tensor([[True]]),
+        torch.tensor([[-1.0, -2.0]]),
+        torch.zeros(1),
+        torch.tensor([[False]]),
+        how,
+    )
+    assert float(loss.detach()) == pytest.approx(math.log1p(math.exp(negative - target)), abs=1e-6)
+    loss.backward()
+    assert (users.grad[0].abs().sum(dim=-1) > 1e-3).all()
+
+
+def test_the_corrected_sum_over_frequent_draws_estimates_the_sum_over_all_items():
+    """Negatives drawn by frequency are divided by how often they come: Σ exp(s - log Nq) is an unbiased Σ exp(s)."""
+    rng = np.random.default_rng(0)
+    num_items, num_draws = 50, 100_000
+    frequency = np.arange(1, num_items + 1) ** -1.0
+    share = frequency / frequency.sum()
+    scores = rng.normal(size=num_items)
+    drawn = rng.choice(num_items, size=num_draws, p=share)
+
+    def estimate(log_expected):
+        # A target of score 0: the loss is log(1 + Σ), which gives the sum back.
+        loss = nce([[[1.0]]], [[[0.0]]], [[True]], scores[drawn][:, None].tolist(), log_expected, [[False] * num_draws])
+        return math.expm1(loss)
+
+    assert estimate(np.log(num_draws * share)[drawn].tolist()) == pytest.approx(np.exp(scores).sum(), rel=0.02)
+    uncorrected = estimate([math.log(num_draws / num_items)] * num_draws)
+    assert uncorrected != pytest.approx(np.exp(scores).sum(), rel=0.02)
+
+
+def test_a_hit_is_accidental_for_its_own_example_only():
+    # The same two negatives; the second is a target of the first example.
+    first = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0]], [0.0], [[False]])
+    second = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0], [2.0]], [0.0, 0.0], [[False, False]])
+    both = nce(
+        [[[1.0]], [[1.0]]],
+        [[[2.0]], [[2.0]]],
+        [[True], [True]],
+        [[1.0], [2.0]],
+        [0.0, 0.0],
+        [[False, True], [False, False]],
+    )
+    assert both == pytest.approx((first + second) / 2)
+
+
+def test_an_example_whose_every_negative_is_a_target_teaches_nothing():
+    users = torch.tensor([[[1.0]], [[1.0]]], requires_grad=True)
+    loss = sampled_nce(
+        users,
+        torch.tensor([[[2.0]], [[2.0]]]),
+        torch.tensor([[True], [True]]),
+        torch.tensor([[1.0]]),
+        torch.zeros(1),
+        torch.tensor([[True], [False]]),
+        "max",
+    )
+    loss.backward()
+    assert users.grad[0] == 0
+    assert float(users.grad[1]) == pytest.approx(sigmoid(1 - 2) * (1 - 2) / 2)
+
+
+def test_text_gradient_is_probability_minus_truth_over_the_tokens():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]], requires_grad=True)
+    text_loss(logits, torch.tensor([1, 0])).backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.25, -0.25], [-0.125, 0.125]]))
+    silent = torch.zeros(0, 2, requires_grad=True)
+    text_loss(silent, torch.zeros(0, dtype=torch.long)).backward()
+    assert silent.grad.shape == (0, 2)
