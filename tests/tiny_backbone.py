@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -30,10 +31,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=letters, unk_token=unknown, eos_token=end, pad_token=end)
 
 
-def tiny_llama(vocabulary: int, num_layers: int, tie_word_embeddings: bool = True) -> LlamaConfig:
-    """Architecture of a Llama of width 32."""
+def tiny_llama(vocabulary: int, num_layers: int, **changed: Any) -> LlamaConfig:
+    """Architecture of a Llama of width 32; its input and output embeddings are one unless changed."""
     return LlamaConfig(
-        vocab_size=vocabulary, num_hidden_layers=num_layers, tie_word_embeddings=tie_word_embeddings, **TINY
+        **TINY | {"vocab_size": vocabulary, "num_hidden_layers": num_layers, "tie_word_embeddings": True} | changed
     )
 
 

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
@@ -21,6 +19,7 @@ from components.storage import StageResult, write_json
 from components.urm.build import build_model
 from components.urm.files import save_model
 from components.urm.inference import UrmRecaller
+from tests.tiny_backbone import write_backbone
 
 REPOSITORY = Path(__file__).parents[3]
 IDS = np.arange(1000, 1040)
@@ -63,7 +62,7 @@ def put(run_dir: Path, stage: str, outputs: dict[str, Path]) -> None:
 
 
 def _configure(backbone: Path) -> RunConfig:
-    _write_backbone(backbone)
+    write_backbone(backbone, num_layers=2)
     urm = {
         "backbone": str(backbone),
         "num_layers": 1,
@@ -73,24 +72,6 @@ def _configure(backbone: Path) -> RunConfig:
     }
     overrides = {"tasks": TASKS, "urm": urm, "evaluation": {"k": 10}}
     return load_config(REPOSITORY / "configs" / "complete_journey.yaml", overrides)
-
-
-def _write_backbone(folder: Path) -> None:
-    """A Llama of random weights whose tokens are bytes, so that every text has ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    unknown, end = "<unk>", "<eos>"
-    vocabulary = {unknown: 0, end: 1} | {letter: number + 2 for number, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, eos_token=end, pad_token=end)
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=1, initializer_range=0.2,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).save_pretrained(folder)
 
 
 def _write_tables(files: Path) -> None:

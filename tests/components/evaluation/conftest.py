@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from components.baseline.schema import PREDICTIONS
 from components.config import RunConfig, load_config
@@ -22,6 +20,7 @@ from components.storage import StageResult, write_json
 from components.urm.build import build_model
 from components.urm.files import save_model
 from components.urm.inference import UrmRecaller
+from tests.tiny_backbone import write_backbone
 
 IDS = np.arange(1000, 1060)
 BASELINES = ("popularity", "own_history", "sasrec", "target_attention", "some_other")  # any the stage may write
@@ -36,8 +35,7 @@ TASKS = [
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    backbone = tmp_path_factory.mktemp("backbone")
-    _write_backbone(backbone)
+    backbone = write_backbone(tmp_path_factory.mktemp("backbone"), num_layers=1)
     urm = {
         "backbone": str(backbone), "num_layers": 1, "num_user_vectors": 2, "fusion_dimension": 16,
         "identity_dimension": 64, "history_length": 6, "copy_length": 8,
@@ -100,24 +98,6 @@ def put(run_dir: Path, stage: str, outputs: dict[str, Path]) -> None:
         started_at=datetime.now(UTC), finished_at=datetime.now(UTC),
     )  # fmt: skip
     write_json(str(run_dir / stage / "result.json"), result.model_dump(mode="json"))
-
-
-def _write_backbone(folder: Path) -> None:
-    """A Llama of random weights whose tokens are bytes, so that every text has ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    unknown, end = "<unk>", "<eos>"
-    vocabulary = {unknown: 0, end: 1} | {letter: number + 2 for number, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, eos_token=end, pad_token=end)
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=1, initializer_range=0.2,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).save_pretrained(folder)
 
 
 def _ask(random: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from components.baseline.schema import POPULARITY, PREDICTIONS
 from components.config import RunConfig, Task, UrmConfig
@@ -30,6 +30,7 @@ from components.urm.inference import UrmRecaller
 from components.urm.model import Urm
 from components.urm.prompt import PromptWriter, add_special_tokens
 from components.urm.request import RecallRequest, read_contexts
+from tests.tiny_backbone import tiny_llama
 
 NUM_ITEMS, NUM_USERS, NUM_KNOWN = 60, 12, 5
 LAST_EVENT = datetime(2017, 12, 17, 12, tzinfo=UTC)
@@ -207,14 +208,7 @@ def make_model(folder: Path, seed: int) -> None:
     )
     tokenizer = make_tokenizer()
     add_special_tokens(tokenizer, config.num_user_vectors)
-    llama = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    llama = tiny_llama(len(tokenizer), num_layers=1, tie_word_embeddings=False, initializer_range=0.02)
     widths = {name: array.shape[1] for name, array in vectors.items()}
     model = Urm(LlamaForCausalLM(llama), config, widths, num_behaviors=1).eval()
     writer = PromptWriter(tokenizer, config)
