@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.urm.schedule import Budget
@@ -23,6 +25,18 @@ class KeepBudget(TrainerCallback):
         self.budget = budget
         self.report = report
         self.patience = patience
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Let validation call a sharded model by its second entry; does nothing to a whole one."""
+        if model is not None:
+            register_fsdp_forward_method(model, "item_vectors")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -1,19 +1,13 @@
 """Resume, several processes, early stopping and what is logged, on a tiny world; no test depends on the clock."""
 
 import math
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.components.urm.training import build_untrained, run_training, write_world
+from tests.components.urm.training import build_untrained, launch, run_training, write_world
 
-REPOSITORY = Path(__file__).parents[3]
 FAR = 1e6  # seconds; a limit that no step reaches
 URM = {"max_steps": 8, "eval_steps": 2, "max_seconds": FAR, "contexts_per_batch": 3, "text_loss_weight": 0.3}
 
@@ -99,42 +93,10 @@ def test_the_weights_kept_are_those_of_the_best_evaluation(world, tmp_path):
     assert_equal(dict(model.state_dict()), kept)
 
 
-def launch(world, scratch, processes, **environment):
-    """Train in processes of their own, connected by gloo; returns what each wrote to its standard output."""
-    common = os.environ | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    common |= {"OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, "-m", "tests.components.urm.training", str(world), str(scratch)]
-    started = [
-        subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        answers = [process.communicate(timeout=240) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (_, errors) in zip(started, answers, strict=True):
-        assert process.returncode == 0, errors
-    return [output for output, _ in answers]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def test_two_processes_train_the_weights_of_one(world, tmp_path):
     # Three contexts a step: one for the first process, two for the second, so that their shares are unequal.
     run_training(world, tmp_path / "one", ignore)
-    outputs = launch(world, tmp_path / "two", 2)
+    outputs = launch("tests.components.urm.training", [world, tmp_path / "two"])
     alone, together = (load_file(tmp_path / name / "checkpoint-8" / "model.safetensors") for name in ("one", "two"))
     start = build_untrained(world).model.state_dict()
     assert alone.keys() == together.keys() == start.keys()

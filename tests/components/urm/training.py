@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ from components.urm.model import Urm
 from components.urm.train import TrainingSummary, train
 from components.urm.validation import Validation
 
+REPOSITORY = Path(__file__).parents[3]
 TABLES = ("catalogue", "contexts", "examples")
 
 
@@ -65,6 +69,34 @@ def run_training(
         patience=patience,
     )
     return new.model, summary
+
+
+def launch(module: str, arguments: list[Path], processes: int = 2) -> list[str]:
+    """Run a module in processes connected by gloo; returns what each wrote to its standard output."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=REPOSITORY,
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        answers = [process.communicate(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, answers, strict=True):
+        if process.returncode != 0:
+            raise RuntimeError(errors)
+    return [output for output, _ in answers]
 
 
 if __name__ == "__main__":
