@@ -118,7 +118,7 @@ def run_steps(bench: Bench, groups: Groups, num_steps: int, size: int) -> Clocke
     config = bench.config.model_copy(update={"urm": urm})
     sampler = NegativeSampler(bench.catalogue, urm.num_negatives, urm.negative_power)
     builder = bench.recaller.builder
-    steps = ClockedSteps(TrainingSteps(groups, [builder], sampler, config))
+    steps = ClockedSteps(TrainingSteps(groups, builder, sampler, config))
     item_ids = bench.catalogue["item_id"].to_numpy()
     validation = Validation(groups[0][1][:1], item_ids, builder, urm, config.evaluation.k)
     with tempfile.TemporaryDirectory() as scratch:

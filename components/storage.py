@@ -61,14 +61,14 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("ingest", (), ("source",), ("ingestion",)),
         StageSpec("validate", ("ingest",), ("validation",), ("validation",)),
         StageSpec("features", ("validate",), ("features", "tasks"), ("features", "../feature_repo")),
-        StageSpec("encode", ("validate",), ("items",), ("items",)),
+        StageSpec("encode", ("validate",), ("items", "features"), ("items",)),
         StageSpec(
             "baseline",
             ("validate", "features", "encode"),
             ("baseline", "items", "tasks", "evaluation"),
             ("baseline", "items"),
         ),
-        StageSpec("sft", ("features", "encode", "baseline"), ("urm", "tasks", "evaluation"), ("urm", "items")),
+        StageSpec("sft", ("features", "encode"), ("urm", "tasks", "evaluation"), ("urm", "items")),
         StageSpec(
             "evaluate",
             ("features", "baseline", "sft"),

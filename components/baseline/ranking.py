@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ class Scorer(Protocol):
             rows: Example rows, those of one context side by side.
         """
         ...
-
-
-_S = TypeVar("_S", bound=Scorer)
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,8 @@ def mean_recall(ranking: Ranking, data: Dataset, k: int) -> dict[str, float]:
 
 
 def choose(
-    make: Callable[..., _S], grid: Sequence[dict[str, float]], data: Dataset, k: int
-) -> tuple[_S, list[dict[str, float]]]:
+    make: Callable[..., Scorer], grid: Sequence[dict[str, float]], data: Dataset, k: int
+) -> tuple[Scorer, list[dict[str, float]]]:
     """The setting of a model with the best mean validation recall@k.
 
     Returns:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pyarrow as pa
 
 PREDICTION_DEPTH = 500  # items kept an example, if the cut-off is not larger: room for recall at more than one k
@@ -27,11 +25,3 @@ POPULARITY = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
-
-# Users fall into this many folds; ID vectors exist once for all and once for each fold, computed without its users.
-USER_FOLDS = 5
-
-
-def user_fold(user_id: str) -> int:
-    """Fold of a user, by a hash of his id."""
-    return zlib.crc32(user_id.encode()) % USER_FOLDS

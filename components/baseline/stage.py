@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import mlflow
+import scipy.sparse as sp
 import torch
 
 from components.baseline.batches import Batcher
@@ -22,8 +23,7 @@ from components.baseline.files import (
     write_predictions,
     write_sasrec,
 )
-from components.baseline.id_vectors import write_id_vectors
-from components.baseline.item_knn import ItemKnn, count_pairs, read_baskets, shrunken_cosine
+from components.baseline.item_knn import ItemKnn
 from components.baseline.ranking import Scorer, choose, mean_recall, rank
 from components.baseline.rules import OwnHistory, Popularity
 from components.baseline.sasrec import SasRecScorer, train_sasrec
@@ -31,13 +31,13 @@ from components.baseline.target_attention import TargetAttentionScorer, build_ne
 from components.baseline.text import Bm25, TextFeatures, TextRetriever, read_text_features
 from components.baseline.training import LogFunction, TrainingSummary, train
 from components.config import SPLITS
+from components.items.cooccurrence import count_pairs, read_baskets, shrunken_cosine
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
 
-_S = TypeVar("_S", bound=Scorer)
-
 HALF_LIVES_DAYS = (3.0, 30.0, 90.0, 365.0)  # the rules' few settings, chosen on validation
 SHRINKAGES = (1.0, 10.0)
+BACKWARD = (1.0, 0.5)
 BM25_HISTORY_ITEMS = (1, 3, 10)
 
 
@@ -103,29 +103,28 @@ def _log_parameters(stage: StageRun) -> None:
 
 
 def _fit_rules(stage: StageRun, data: Dataset, fitted: Fitted) -> None:
-    """Own history and item-kNN; the ID vectors, which hold the latter's similarity."""
+    """Own history and item-kNN."""
     stage.report_progress("counting co-occurrence")
-    baskets = read_baskets(stage.path("validate", "events"), data.items.ids, stage.config.features.split)
-    similarity = lru_cache(maxsize=1)(partial(shrunken_cosine, count_pairs(baskets.matrix)))
+    split = stage.config.features.split
+    baskets = read_baskets(stage.path("validate", "events"), data.items.ids, split, until=split.validation_start)
+    pairs = lru_cache(maxsize=1)(partial(count_pairs, baskets))
 
-    def make_item_knn(shrinkage: float, half_life_days: float) -> ItemKnn:
-        return ItemKnn(data, similarity(shrinkage), shrinkage, half_life_days)
+    @lru_cache(maxsize=1)
+    def similarity(backward: float, shrinkage: float) -> sp.csr_array:
+        return shrunken_cosine(pairs(backward), shrinkage)
+
+    def make_item_knn(backward: float, shrinkage: float, half_life_days: float) -> ItemKnn:
+        return ItemKnn(data, similarity(backward, shrinkage), half_life_days)
 
     own_grid = [{"half_life_days": days} for days in HALF_LIVES_DAYS]
-    knn_grid = [{"shrinkage": shrinkage} | setting for shrinkage in SHRINKAGES for setting in own_grid]
+    knn_grid = [
+        {"backward": backward, "shrinkage": shrinkage} | setting
+        for backward in (BACKWARD if baskets.reach else BACKWARD[:1])
+        for shrinkage in SHRINKAGES
+        for setting in own_grid
+    ]
     fitted.scorers["own_history"] = _choose(stage, data, "own_history", partial(OwnHistory, data), own_grid)
-    item_knn = _choose(stage, data, "item_knn", make_item_knn, knn_grid)
-    fitted.scorers["item_knn"] = item_knn
-    stage.report_progress("computing ID vectors")
-    write_id_vectors(
-        stage.output / "id_vectors",
-        data.items.ids,
-        baskets,
-        shrinkage=item_knn.shrinkage,
-        dimension=stage.config.baseline.id_dimension,
-        seed=stage.config.seed,
-    )
-    fitted.outputs["id_vectors"] = "id_vectors"
+    fitted.scorers["item_knn"] = _choose(stage, data, "item_knn", make_item_knn, knn_grid)
 
 
 def _fit_models(stage: StageRun, data: Dataset, popularity: Popularity, fitted: Fitted) -> None:
@@ -153,7 +152,9 @@ def _read_text(stage: StageRun, data: Dataset) -> TextFeatures:
     return read_text_features(data, table, stage.config.items, cache, report)
 
 
-def _choose(stage: StageRun, data: Dataset, name: str, make: Callable[..., _S], grid: list[dict[str, float]]) -> _S:
+def _choose(
+    stage: StageRun, data: Dataset, name: str, make: Callable[..., Scorer], grid: list[dict[str, float]]
+) -> Scorer:
     """A model of few settings, the best of the grid on validation; the trials are logged."""
     scorer, trials = choose(make, grid, data, stage.config.evaluation.k)
     best = trials[0]

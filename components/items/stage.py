@@ -7,6 +7,7 @@ history are made of such items, and an item nobody ever touched can be neither. 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import ibis
@@ -19,8 +20,9 @@ import torch
 from components.config import ItemsConfig
 from components.exceptions import ConfigError, DataError
 from components.items.codes import attribute_vectors, lexical_vectors
+from components.items.id_vectors import know_items, turn
 from components.items.image import ImageEncoder, ImageVectors, encode_images
-from components.items.table import write_item_table
+from components.items.table import HISTORY_ROLE, POPULARITY, write_item_table
 from components.items.text import TextEncoder, TextVectors, encode_texts, item_text
 from components.settings import Settings
 from components.storage import StageReport, StageRun
@@ -36,8 +38,9 @@ def run(stage: StageRun) -> StageReport:
     """Encode the items of a run.
 
     Outputs:
-        item_table: Folder in the form of `components.items.table`; modalities text, lexical, brand, category and,
-            where the configuration has an image encoder, image.
+        item_table: Folder in the form of `components.items.table`; modalities id (in both roles, see id_vectors.py),
+            popularity, text, lexical, brand, category and, where the configuration has an image encoder, image.
+        item_table_past: The same, its ID vectors and popularity counted up to the newest training cuts; for training.
 
     Raises:
         DataError: There are no events, an event's item is unknown, or no image can be read.
@@ -67,8 +70,9 @@ def run(stage: StageRun) -> StageReport:
             "unreadable_images": len(images.unreadable),
         }
         metrics |= _speed("image", images.num_images - images.num_cached, images.seconds)
-    write_item_table(stage.output / "item_table", items.column("item_id").to_numpy(), modalities)
-    return StageReport(outputs={"item_table": "item_table"}, counts=counts, metrics=metrics)
+    counts["items_with_id_vector"] = _write_tables(stage, items, modalities)
+    outputs = {"item_table": "item_table", "item_table_past": "item_table_past"}
+    return StageReport(outputs=outputs, counts=counts, metrics=metrics)
 
 
 def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
@@ -100,6 +104,33 @@ def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
     if not len(table):
         raise DataError("accepted events", expected="at least one", got="none", remedy="check the source")
     return table, int(catalogue.count().execute()) - len(table)
+
+
+def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> int:
+    """Write the table for inference and that for training; returns how many items have an ID vector."""
+    stage.report_progress("computing ID vectors")
+    item_ids = items.column("item_id").to_numpy()
+    split = stage.config.features.split
+    know = partial(
+        know_items,
+        stage.path("validate", "events"),
+        item_ids,
+        stage.config.features,
+        dimension=stage.config.items.id_dimension,
+        seed=stage.config.seed,
+    )
+    now = know(until=split.validation_start)
+    past = turn(know(until=split.recent_start), now)
+    for name, known in (("item_table", now), ("item_table_past", past)):
+        vectors = known.vectors
+        everyone = np.ones(len(item_ids), dtype=bool)
+        of_events: Modalities = {
+            "id": (vectors.candidate, vectors.present),
+            "id" + HISTORY_ROLE: (vectors.history, vectors.present),
+            POPULARITY: (known.log_count[:, None], everyone),
+        }
+        write_item_table(stage.output / name, item_ids, modalities | of_events)
+    return int(now.vectors.present.sum())
 
 
 def make_codes(items: pa.Table, config: ItemsConfig) -> Modalities:

@@ -6,7 +6,7 @@
     <name>.present.npy    bool [n]       whether the item has a vector of that modality
 
 Nothing is rebuilt when a table is opened: the files *are* the hash table, so that any number of processes of a
-machine share one copy in the page cache. A table never changes once written; `add_modality` makes a new one and
+machine share one copy in the page cache. A table never changes once written; `add_modalities` makes a new one and
 links the unchanged files.
 """
 
@@ -28,6 +28,10 @@ from components.exceptions import DataError, MissingInputError
 
 Keys = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float16]
+
+# Behind a modality's name: its vectors for items of a history, where they differ from those of candidates.
+HISTORY_ROLE = "_history"
+POPULARITY = "popularity"  # log(1 + events), of width one
 Present = npt.NDArray[np.bool_]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -156,8 +160,8 @@ def write_item_table(
         _save_modality(folder, name, modality)
 
 
-def add_modality(
-    source: str | Path, target: str | Path, name: str, keys: npt.ArrayLike, vectors: npt.ArrayLike
+def add_modalities(
+    source: str | Path, target: str | Path, keys: npt.ArrayLike, added: Mapping[str, npt.ArrayLike]
 ) -> ItemTable:
     """Make a new table out of another and vectors for some of its items.
 
@@ -166,40 +170,43 @@ def add_modality(
     Args:
         source: Folder of the table to extend; stays as it is.
         target: Folder of the new table; must hold no table yet.
-        name: The new modality; items that `keys` leaves out have it absent.
-        keys: Distinct item ids of the table, int64 [m].
-        vectors: [m, d]; stored as float16.
+        keys: Distinct item ids of the table, int64 [m]; the new modalities are absent for all others.
+        added: Name of each new modality → vectors [m, d]; stored as float16.
 
     Raises:
-        DataError: The modality exists, a key repeats or is not in the table, or a vector is not finite in float16.
+        DataError: A modality exists, a key repeats or is not in the table, or a vector is not finite in float16.
     """
     table = ItemTable.open(source)
-    if name in table.modalities:
-        raise DataError(
-            f"item table {source}", expected=f"no modality {name!r} yet", got="one", remedy="choose another name"
-        )
     ids = np.ascontiguousarray(keys, dtype=np.int64)
     _refuse_duplicates(ids)
     rows = table.rows(ids)
     if (rows < 0).any():
         raise DataError(
-            f"vectors of modality {name!r}",
+            f"vectors of {', '.join(added)}",
             expected="items of the table only",
             got=f"item {ids[rows < 0][0]} ({int((rows < 0).sum())} unknown in all)",
             remedy="encode the same items first",
         )
-    given = _check_modality(name, len(ids), vectors, np.ones(len(ids), dtype=bool))
+    modalities = {name: _spread(table, name, rows, vectors) for name, vectors in added.items()}
+    target = _new_folder(target)
+    for path in sorted(Path(source).glob("*.npy")):
+        _link_or_copy(path, target / path.name)
+    for name, modality in modalities.items():
+        _save_modality(target, name, modality)
+    return ItemTable.open(target)
+
+
+def _spread(table: ItemTable, name: str, rows: Keys, vectors: npt.ArrayLike) -> Modality:
+    """Vectors of some rows as a modality of the whole table."""
+    if name in table.modalities:
+        raise DataError("item table", expected=f"no modality {name!r} yet", got="one", remedy="choose another name")
+    given = _check_modality(name, len(rows), vectors, np.ones(len(rows), dtype=bool))
     modality = Modality(
         np.zeros((len(table), given.vectors.shape[1]), dtype=np.float16), np.zeros(len(table), dtype=bool)
     )
     modality.vectors[rows] = given.vectors
     modality.present[rows] = True
-
-    target = _new_folder(target)
-    for path in sorted(Path(source).glob("*.npy")):
-        _link_or_copy(path, target / path.name)
-    _save_modality(target, name, modality)
-    return ItemTable.open(target)
+    return modality
 
 
 def _home_slots(keys: Keys, mask: int) -> Keys:

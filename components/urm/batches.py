@@ -7,7 +7,7 @@ copy of the table, so its memory does not grow with the catalogue, and no gradie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 
 from components.exceptions import ConfigError, DataError
 from components.items.codes import identity_codes, query_vector
-from components.items.table import ItemTable
+from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
 from components.urm.heads import LEXICAL
 from components.urm.model import Batch
 from components.urm.packing import PromptParts, pack
@@ -31,13 +31,11 @@ class ItemReader:
         table: The item table.
         modalities: Which of its modalities the model reads.
         identity_dimension: Width of the identity codes.
-        frequencies: Training events by item id; only candidates need one.
     """
 
     table: ItemTable
     modalities: tuple[str, ...]
     identity_dimension: int
-    frequencies: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -68,22 +66,24 @@ class ItemReader:
     def read(self, item_ids: Ids) -> Batch:
         """Vectors, presence, codes and log frequency of items [U]."""
         gathered = {name: self.table.gather(name, item_ids) for name in self.modalities}
-        frequency = np.array([self.frequencies.get(item, 0) for item in item_ids.tolist()], dtype=np.float32)
+        popularity, _ = self.table.gather(POPULARITY, item_ids)
         return {
             "vectors": {name: torch.from_numpy(vectors) for name, (vectors, _) in gathered.items()},
             "present": {name: torch.from_numpy(present) for name, (_, present) in gathered.items()},
             "codes": torch.from_numpy(identity_codes(item_ids, self.identity_dimension)),
-            "log_frequency": torch.from_numpy(np.log1p(frequency)),
+            "log_frequency": torch.from_numpy(popularity[:, 0]),
         }
 
 
 def usable_modalities(table: ItemTable, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The wanted modalities that the table has; images, for example, exist for some catalogues only.
+    """The wanted modalities that the table has, in both roles; images, for example, exist for some catalogues only.
 
     Raises:
         ConfigError: It has none of them.
     """
-    usable = tuple(name for name in wanted if name in table.modalities)
+    usable = tuple(
+        name for modality in wanted for name in (modality, modality + HISTORY_ROLE) if name in table.modalities
+    )
     if not usable:
         raise ConfigError(
             "field urm.modalities",
@@ -124,7 +124,7 @@ class BatchBuilder:
         distinct, where = np.unique(everything, return_inverse=True)
         packed = pack(
             [
-                PromptParts(self.writer.profile(context), len(places), blocks)
+                PromptParts(self.writer.prefix(context, places), blocks)
                 for (context, blocks), places in zip(groups, kept, strict=True)
             ],
             self.writer,

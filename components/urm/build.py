@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from components.config import UrmConfig
 from components.items.table import ItemTable
 from components.urm.backbone import extend_vocabulary, load_backbone
@@ -32,15 +30,12 @@ class NewModel:
     description: ModelDescription
 
 
-def build_model(
-    config: UrmConfig, table: ItemTable, catalogue: pa.Table, behaviors: Sequence[str], cache: Path
-) -> NewModel:
+def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: Path) -> NewModel:
     """Load the backbone, add the special tokens, put fusion and heads around it.
 
     Args:
         config: Section `urm`.
         table: Item table with every modality the configuration names and the data has.
-        catalogue: Of schema CATALOGUE, for the items' frequencies.
         behaviors: Behaviours of the training split.
         cache: Where a packaged backbone is kept after its conversion.
     """
@@ -49,9 +44,8 @@ def build_model(
     )
     add_special_tokens(tokenizer, config.num_user_vectors)
     extend_vocabulary(backbone, len(tokenizer))
-    frequencies = dict(zip(catalogue["item_id"].to_pylist(), catalogue["train_events"].to_pylist(), strict=True))
     modalities = usable_modalities(table, config.modalities)
-    reader = ItemReader(table, modalities, config.identity_dimension, frequencies)
+    reader = ItemReader(table, modalities, config.identity_dimension)
     writer = PromptWriter(tokenizer, config)
     return NewModel(
         model=Urm(backbone, config, reader.widths, len(behaviors)),

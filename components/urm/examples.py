@@ -95,25 +95,16 @@ class TrainingSteps(Dataset[Batch]):
     def __init__(
         self,
         groups: Sequence[tuple[UserContext, list[Example]]],
-        builders: Sequence[BatchBuilder],
+        builder: BatchBuilder,
         sampler: NegativeSampler,
         config: RunConfig,
     ) -> None:
-        """Take the training examples grouped by context.
-
-        Args:
-            groups: Contexts with what is asked of them.
-            builders: One a fold of users, see `UserContext.fold`: its item table knows nothing of the fold's users.
-            sampler: Draws negatives.
-            config: The run.
-        """
+        """Take the training examples grouped by context."""
         self._groups = groups
-        self._builders = builders
+        self._builder = builder
         self._sampler = sampler
         self._seed = config.seed
-        self._folds = np.array([context.fold % len(builders) for context, _ in groups])
-        smallest = int(np.bincount(self._folds)[np.unique(self._folds)].min())
-        self._size = min(config.urm.contexts_per_batch, smallest)
+        self._size = min(config.urm.contexts_per_batch, len(groups))
         self._epoch = lru_cache(maxsize=2)(self._order)
         self._length = config.urm.max_steps
         self._with_text = config.urm.text_loss_weight > 0
@@ -137,11 +128,10 @@ class TrainingSteps(Dataset[Batch]):
         rng = np.random.default_rng([self._seed, step])
         places = self._places(step)
         groups = [(context, self._choose(examples, rng)) for context, examples in map(self._groups.__getitem__, places)]
-        builder = self._builders[self._folds[places[0]]]
         prompts = [(context, self._blocks(examples, rng)) for context, examples in groups]
         answers = [_sample(example.targets, rng) for _, examples in groups for example in examples]
         negatives, log_expected = self._sampler.draw(rng)
-        batch, where = builder.build(prompts, np.concatenate([negatives, *answers]))
+        batch, where = self._builder.build(prompts, np.concatenate([negatives, *answers]))
         full = [example.targets for _, examples in groups for example in examples]
         result: Batch = (
             batch
@@ -155,7 +145,7 @@ class TrainingSteps(Dataset[Batch]):
         return result
 
     def _places(self, step: int) -> npt.NDArray[np.int64]:
-        """Contexts of a step: all of one fold, about equally long."""
+        """Contexts of a step, about equally long."""
         epoch, piece = divmod(step, len(self._epoch(0)))
         places: npt.NDArray[np.int64] = self._epoch(epoch)[piece]
         return places
@@ -163,18 +153,16 @@ class TrainingSteps(Dataset[Batch]):
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Contexts of every step of an epoch [steps, size].
 
-        Each fold is shuffled and cut into stretches of BUCKET_STEPS steps; within a stretch, contexts of about the
-        same length come together, so that little of a batch is padding. The steps of all folds come in random order.
+        All are shuffled and cut into stretches of BUCKET_STEPS steps; within a stretch, contexts of about the same
+        length come together, so that little of a batch is padding. The steps come in random order.
         """
         rng = np.random.default_rng([self._seed, epoch, len(self._groups)])
+        order = rng.permutation(len(self._groups))[: len(self._groups) // self._size * self._size]
         steps: list[npt.NDArray[np.int64]] = []
-        for fold in range(len(self._builders)):
-            order = rng.permutation(np.flatnonzero(self._folds == fold))
-            order = order[: len(order) // self._size * self._size]
-            for start in range(0, len(order), BUCKET_STEPS * self._size):
-                stretch = order[start : start + BUCKET_STEPS * self._size]
-                stretch = stretch[np.argsort(self._lengths[stretch], kind="stable")]
-                steps += list(stretch.reshape(-1, self._size))
+        for start in range(0, len(order), BUCKET_STEPS * self._size):
+            stretch = order[start : start + BUCKET_STEPS * self._size]
+            stretch = stretch[np.argsort(self._lengths[stretch], kind="stable")]
+            steps += list(stretch.reshape(-1, self._size))
         return np.stack(steps)[rng.permutation(len(steps))]
 
     def _choose(self, examples: list[Example], rng: np.random.Generator) -> list[Example]:
@@ -189,7 +177,7 @@ class TrainingSteps(Dataset[Batch]):
         speaks = self._with_text and rng.random() < TEXT_SHARE
         spoken = int(rng.integers(len(examples))) if speaks else None
         return [
-            self._builders[0].writer.block(
+            self._builder.writer.block(
                 example.request.task,
                 example.request.query,
                 example.categories if number == spoken and example.categories else None,

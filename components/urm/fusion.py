@@ -7,6 +7,9 @@
     token = scale · norm(MLP(fused))                              [D]
     item  = [ x_1 ; x_2 ; … ] + MLP₀(fused) / √P,  MLP₀ zero at the start  [P]
 
+A modality may have other vectors for an item in a history than for a candidate, under its name and HISTORY_ROLE: what
+follows an item is not what it follows. Then item space has two vectors an item, which differ in that modality.
+
 The paper states the first two lines; in the third, the frozen vectors side by side are ours: similarity in item space
 begins as their similarity instead of noise, and the user head can weigh each modality by itself.
 """
@@ -14,10 +17,12 @@ begins as their similarity instead of noise, and the user head can weigh each mo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+
+from components.items.table import HISTORY_ROLE
 
 COUNT_EDGES = (1.5, 2.5, 3.5, 5.5, 8.5, 12.5, 20.5, 40.5)
 COUNT_MIDDLES = (1.0, 2.0, 3.0, 4.5, 7.0, 10.5, 16.5, 30.0, 60.0)
@@ -33,12 +38,13 @@ class ItemFusion(nn.Module):
         """Take the width of each modality by name."""
         super().__init__()
         self.names = tuple(widths)
+        self.space = item_space_widths(widths)
         self.encoders = nn.ModuleDict({name: _mlp(width, fusion_width, fusion_width) for name, width in widths.items()})
         self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(fusion_width)) for name in widths})
         self.norm = nn.LayerNorm(fusion_width)
         self.to_token = _mlp(fusion_width, token_width, token_width)
         self.token_norm = nn.RMSNorm(token_width)
-        self.item_width = sum(widths.values())
+        self.item_width = sum(self.space.values())
         self.to_item = _mlp(fusion_width, fusion_width, self.item_width)
         # Outputs are divided by √P, so that a step of Adam moves an item by a few per cent and not by its length.
         self.item_scale = 1 / math.sqrt(self.item_width)
@@ -65,11 +71,21 @@ class ItemFusion(nn.Module):
 
     def items(
         self, fused: torch.Tensor, vectors: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Item-space vectors [U, P] of fused items [U, F]."""
-        frozen = torch.cat([vectors[name].float() * present[name][:, None] for name in self.names], dim=-1)
-        items: torch.Tensor = frozen + self.to_item(fused.float()) * self.item_scale
-        return items
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Item-space vectors [U, P] of fused items [U, F]: as candidates, and as items of a history."""
+        residual = self.to_item(fused.float()) * self.item_scale
+
+        def frozen(names: Sequence[str]) -> torch.Tensor:
+            return torch.cat([vectors[name].float() * present[name][:, None] for name in names], dim=-1)
+
+        candidates = frozen(tuple(self.space)) + residual
+        in_history = tuple(name + HISTORY_ROLE if name + HISTORY_ROLE in vectors else name for name in self.space)
+        return candidates, frozen(in_history) + residual
+
+
+def item_space_widths(widths: Mapping[str, int]) -> dict[str, int]:
+    """Parts of item space by modality: of the frozen vectors' widths those of candidates."""
+    return {name: width for name, width in widths.items() if not name.endswith(HISTORY_ROLE)}
 
 
 class HistoryEmbedding(nn.Module):

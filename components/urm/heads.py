@@ -10,7 +10,8 @@ the tasks apart from the first step on, while the attention of new user tokens t
 
 Departures from the paper, which has W h of the user token alone (ADR 4): the second half of h, and the sums, which copy
 from the prompt. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) says how much that very item
-is wanted, and w = softmax(m) moves the user vector towards such items, by one gain a modality (a, depends on h). q
+is wanted, and w = softmax(m - decay · log place), newest place first, moves the user vector towards such items, by one
+gain a modality; the gains and the decay depend on h. q
 holds the words of the block's query, in the lexical part of item space. The H vectors share the exact copies out among
 them, every H-th place of the history each (a stripe): a sum of n codes blurs each by √(n / C), so H vectors remember
 H times as many items.
@@ -33,7 +34,7 @@ LEXICAL = "lexical"  # the modality that queries share with items
 # Gains at the start, by modality; training moves all of them.
 FIRST_SIMILAR_GAINS = {"id": 1.0, "text": 0.5}
 OTHER_SIMILAR_GAIN = 0.1
-FIRST_EXACT_GAIN, FIRST_POPULARITY_GAIN, FIRST_QUERY_GAIN = 5.0, 0.1, 2.0
+FIRST_EXACT_GAIN, FIRST_POPULARITY_GAIN, FIRST_QUERY_GAIN, FIRST_DECAY = 5.0, 0.1, 2.0, 1.0
 
 
 class UserHead(nn.Module):
@@ -56,11 +57,13 @@ class UserHead(nn.Module):
         self.key_norm = nn.LayerNorm(hidden_width)
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column: wanted by any user token alike
-        self.gains = nn.Linear(
-            2 * hidden_width, len(widths) + 3
-        )  # a modality each; these very items, popularity, query
+        # One a modality; then these very items, popularity, query, and how fast older items matter less.
+        self.gains = nn.Linear(2 * hidden_width, len(widths) + 4)
         self.log_scale = nn.Parameter(torch.tensor(math.log(5.0)))
-        nn.init.normal_(self.project.weight, std=0.05)
+        # Frozen vectors have a length of about one. W h starts at zero, and a step of Adam moves it by a tenth of that:
+        # anything more is noise that drowns what is copied.
+        self.project_scale = 1 / math.sqrt(item_width)
+        nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
         nn.init.normal_(self.query.weight, std=0.5)
         nn.init.normal_(self.key.weight, std=0.5)
@@ -68,7 +71,8 @@ class UserHead(nn.Module):
         nn.init.zeros_(self.gains.weight)
         with torch.no_grad():
             similar = [FIRST_SIMILAR_GAINS.get(name, OTHER_SIMILAR_GAIN) for name in widths]
-            self.gains.bias.copy_(torch.tensor([*similar, FIRST_EXACT_GAIN, FIRST_POPULARITY_GAIN, FIRST_QUERY_GAIN]))
+            others = [FIRST_EXACT_GAIN, FIRST_POPULARITY_GAIN, FIRST_QUERY_GAIN, FIRST_DECAY]
+            self.gains.bias.copy_(torch.tensor([*similar, *others]))
 
     def forward(
         self,
@@ -103,10 +107,11 @@ class UserHead(nn.Module):
         match = match + (wanted_by_all + habit)[rows, None]
         masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
         gains = self.gains(unit)
-        exact, popular, query_gain = gains[..., -3:].unbind(dim=-1)
-        attention = torch.softmax(masked, dim=-1)
+        exact, popular, query_gain, decay = gains[..., -4:].unbind(dim=-1)
+        places = torch.arange(1, masked.shape[-1] + 1, device=masked.device).log()
+        attention = torch.softmax(masked - decay[..., None] * places, dim=-1)
         similar = torch.einsum("ehl,elp->ehp", attention, items[rows])
-        direction = self.project(unit) + gains[..., self.parts] * similar
+        direction = self.project(unit) * self.project_scale + gains[..., self.parts] * similar
         if self.words is not None:
             said = query_gain[..., None] * queries[:, None]  # [E, H, width of the lexical part]
             direction = direction + functional.pad(said, (self.words.start, direction.shape[-1] - self.words.stop))

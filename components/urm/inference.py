@@ -114,7 +114,7 @@ class UrmRecaller:
         return self.top_k(self.encode_users(requests), k, exclude)
 
     def encode_items(self, item_ids: Ids, chunk: int = 4096) -> Floats:
-        """Candidate vectors, float32 [n, d]; item frequencies come from the reader."""
+        """Candidate vectors, float32 [n, d]."""
         parts = [np.empty((0, self.dimension), dtype=np.float32)]
         with torch.inference_mode():
             for start in range(0, len(item_ids), chunk):

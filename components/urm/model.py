@@ -67,7 +67,7 @@ class Urm(nn.Module):
         scale = float(embeddings.float().square().mean().sqrt())
         self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
-        self.user_head = UserHead(hidden_width, widths, config.fusion_dimension)
+        self.user_head = UserHead(hidden_width, self.fusion.space, config.fusion_dimension)
         self.dimension = self.fusion.item_width + config.identity_dimension + 1
         self.popularity_scale = nn.Parameter(torch.tensor(1.0))
 
@@ -83,7 +83,7 @@ class Urm(nn.Module):
         items = batch["items"]
         fused = self.fusion(items["vectors"], items["present"])  # [U, F]
         with full_precision(items["codes"].device.type):
-            item_space = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
+            candidates, as_history = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
         places, known = batch["history_items"], batch["history_known"]  # [B, L]
         tokens = self.fusion.tokens(fused)[places] + self.history(
             batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
@@ -96,18 +96,18 @@ class Urm(nn.Module):
                 batch["block_rows"],
                 tokens,
                 self.history.habit(batch["history_counts"], batch["history_days_since"]),
-                item_space[places],
+                as_history[places],
                 items["codes"][places],
                 known,
                 batch["queries"],
             )
         logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
-        return UrmOutput(user_vectors, self._candidates(item_space, items), logits)
+        return UrmOutput(user_vectors, self._candidates(candidates, items), logits)
 
     def item_vectors(self, items: Batch) -> torch.Tensor:
         """Candidate vectors [U, P + C + 1] of items alone, in float32."""
         fused = self.fusion(items["vectors"], items["present"])
-        return self._candidates(self.fusion.items(fused, items["vectors"], items["present"]), items)
+        return self._candidates(self.fusion.items(fused, items["vectors"], items["present"])[0], items)
 
     def _candidates(self, item_space: torch.Tensor, items: Batch) -> torch.Tensor:
         popularity = self.popularity_scale * items["log_frequency"][:, None]

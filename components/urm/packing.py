@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from components.urm.prompt import Block, PromptWriter
+from components.urm.prompt import Block, Prefix, PromptWriter
 
 PREFIX, PADDING = 0, -1  # segments; block k of a sequence has segment k + 1
 
@@ -59,13 +59,11 @@ class PromptParts:
     """What one sequence is made of.
 
     Attributes:
-        profile: Token ids of the profile text.
-        num_items: History items known to the item table, newest first.
+        prefix: Text and item tokens.
         blocks: Tasks asked of the context.
     """
 
-    profile: Sequence[int]
-    num_items: int
+    prefix: Prefix
     blocks: Sequence[Block]
 
 
@@ -74,19 +72,15 @@ def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
     rows = [_Row(part, writer) for part in parts]
     length = max(len(row.token_ids) for row in rows)
     starts = [index * length for index in range(len(rows))]
-    items = [(index, row.num_profile, row.num_items) for index, row in enumerate(rows)]
+    items = [(index, place, column) for index, part in enumerate(parts) for place, column in part.prefix.items]
     return PackedPrompts(
         token_ids=_pad([row.token_ids for row in rows], length, writer.end_id),
         positions=_pad([row.positions for row in rows], length, 0),
         segments=_pad([row.segments for row in rows], length, PADDING),
         item_positions=torch.tensor(
-            [
-                [sequence for sequence, _, count in items for _ in range(count)],
-                [start + column for _, start, count in items for column in range(count)],
-            ],
-            dtype=torch.long,
+            [[sequence for sequence, _, _ in items], [place for _, place, _ in items]], dtype=torch.long
         ).reshape(2, -1),
-        item_columns=_long([column for _, _, count in items for column in range(count)]),
+        item_columns=_long([column for _, _, column in items]),
         user_positions=_long(
             [[start + p for p in user] for start, row in zip(starts, rows, strict=True) for user in row.user]
         ),
@@ -121,9 +115,7 @@ class _Row:
     """One sequence under construction."""
 
     def __init__(self, part: PromptParts, writer: PromptWriter) -> None:
-        self.num_profile = len(part.profile)
-        self.num_items = min(part.num_items, writer.history_length)
-        self.token_ids = [*part.profile, *([writer.item_id] * self.num_items)]
+        self.token_ids = [*part.prefix.token_ids]
         prefix = len(self.token_ids)
         self.positions = list(range(prefix))
         self.segments = [PREFIX] * prefix

@@ -1,6 +1,7 @@
 """Prompts as token ids: a PREFIX of one user context, and a BLOCK for each task asked of it.
 
-    prefix  profile text, then one [ITEM] token a history item, newest first
+    prefix  the template `urm.profile`: text, and where it calls items(), one [ITEM] token a history item, newest first;
+            items('view') and the like make several lists
     block   task text, [UM_0] … [UM_{H-1}], [LM], and in training the target text and the end token
 
 All blocks of a context attend to the whole prefix and to themselves, never to one another (see packing.py).
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import jinja2
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from components.config import Task, UrmConfig
 from components.exceptions import ConfigError
 from components.urm.request import UserContext
 
+LIST_MARK = "\x00"  # stands for a list of item tokens in rendered text
 ITEM_TOKEN, LM_TOKEN, USER_TOKEN = "[ITEM]", "[LM]", "[UM_{}]"
 
 
@@ -27,6 +31,19 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, num_user_vectors: int
     """Add [ITEM], [LM] and [UM_0] … to the vocabulary; they are saved with the tokenizer."""
     names = [ITEM_TOKEN, LM_TOKEN, *(USER_TOKEN.format(i) for i in range(num_user_vectors))]
     tokenizer.add_special_tokens({"additional_special_tokens": names})
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Token ids of what all tasks of a context share.
+
+    Attributes:
+        token_ids: Text with item tokens in it.
+        items: Where the item tokens stand, and which history item each is: (place in token_ids, column).
+    """
+
+    token_ids: tuple[int, ...]
+    items: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -65,16 +82,43 @@ class PromptWriter:
         self._template = lru_cache(maxsize=256)(self._jinja.from_string)
         self._tokens = lru_cache(maxsize=8192)(self._tokenise)  # few texts, asked again and again
 
-    def profile(self, context: UserContext) -> list[int]:
-        """Token ids of the profile text."""
-        text = self._profile.render(
-            num_events=context.num_events,
-            num_items=context.num_items,
-            num_active_days=context.num_active_days,
-            days_since_last=context.days_since_last,
-            top_categories=context.top_categories,
-        )
-        return list(self._tokens(text))
+    def prefix(self, context: UserContext, places: Sequence[int] | npt.NDArray[np.int64]) -> Prefix:
+        """The part of the prompt that all tasks of a context share.
+
+        Args:
+            context: The user.
+            places: Of the history items that may stand in the prompt, newest first; their order numbers the columns.
+
+        Raises:
+            ConfigError: The template names a variable that does not exist.
+        """
+        lists: list[list[int]] = []
+
+        def items(*behaviors: str) -> str:
+            """Stands for item tokens: of the whole history, or of the behaviours named; the newest ones."""
+            wanted = [c for c, place in enumerate(places) if not behaviors or context.behaviors[place] in behaviors]
+            lists.append(wanted[: self.history_length])
+            return LIST_MARK
+
+        try:
+            text = self._profile.render(
+                num_events=context.num_events,
+                num_items=context.num_items,
+                num_active_days=context.num_active_days,
+                days_since_last=context.days_since_last,
+                top_categories=context.top_categories,
+                items=items,
+            )
+        except jinja2.TemplateError as error:
+            raise _bad_template("field urm.profile", "items, num_events, num_items, …", error) from None
+        token_ids: list[int] = []
+        found: list[tuple[int, int]] = []
+        for number, piece in enumerate(text.split(LIST_MARK)):
+            if number:
+                found += [(len(token_ids) + offset, column) for offset, column in enumerate(lists[number - 1])]
+                token_ids += [self.item_id] * len(lists[number - 1])
+            token_ids += self._tokens(piece)
+        return Prefix(tuple(token_ids), tuple(found))
 
     def block(self, task: Task, query: str | None, categories: Sequence[str] | None = None) -> Block:
         """The block of a task; with `categories` also its target text.
@@ -96,12 +140,7 @@ class PromptWriter:
         try:
             return self._template(getattr(task, field)).render(**variables)
         except jinja2.TemplateError as error:
-            raise ConfigError(
-                f"task {task.name!r}, field {field!r}",
-                expected=f"a Jinja2 template over {', '.join(variables)}",
-                got=error.message,
-                remedy="mend the template",
-            ) from None
+            raise _bad_template(f"task {task.name!r}, field {field!r}", ", ".join(variables), error) from None
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -116,3 +155,9 @@ class PromptWriter:
                 remedy="use the model directory that the sft stage wrote",
             )
         return number
+
+
+def _bad_template(subject: str, variables: str, error: jinja2.TemplateError) -> ConfigError:
+    return ConfigError(
+        subject, expected=f"a Jinja2 template over {variables}", got=error.message, remedy="mend the template"
+    )

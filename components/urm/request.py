@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from components.baseline.schema import user_fold
 from components.config import Task
 from components.exceptions import DataError
 from components.features.schema import ragged
@@ -35,7 +34,6 @@ class UserContext:
         num_active_days: Days with an event.
         days_since_last: Days from the last event to the instant.
         top_categories: The most frequent categories in words, most frequent first.
-        fold: Fold of the user; training alone asks for it.
     """
 
     item_ids: Ids
@@ -47,7 +45,6 @@ class UserContext:
     num_active_days: int
     days_since_last: float
     top_categories: Sequence[str] = field(default_factory=tuple)
-    fold: int = 0
 
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.counts), len(self.days_since), len(self.behaviors)}
@@ -89,10 +86,10 @@ def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
     days, _ = ragged(contexts, "history_days_since")
     behaviors, _ = ragged(contexts, "history_behaviors")
     categories, category_offsets = ragged(contexts, "top_categories")
-    plain = ["context_id", "user_id", "num_events", "num_items", "num_active_days", "days_since_last"]
+    plain = ["context_id", "num_events", "num_items", "num_active_days", "days_since_last"]
     columns = zip(*(contexts.column(name).to_pylist() for name in plain), strict=True)
     result: dict[int, UserContext] = {}
-    for row, (context_id, user_id, num_events, num_items, num_active_days, days_since_last) in enumerate(columns):
+    for row, (context_id, num_events, num_items, num_active_days, days_since_last) in enumerate(columns):
         span = slice(offsets[row], offsets[row + 1])
         result[context_id] = UserContext(
             item_ids=items[span],  # type: ignore[arg-type]  # ragged returns np.generic
@@ -104,6 +101,5 @@ def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
             num_active_days=num_active_days,
             days_since_last=days_since_last,
             top_categories=tuple(categories[category_offsets[row] : category_offsets[row + 1]]),
-            fold=user_fold(user_id),
         )
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import mlflow
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from components.baseline.schema import USER_FOLDS
 from components.config import RunConfig
-from components.items.table import ItemTable, add_modality
+from components.items.table import ItemTable, add_modalities
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
 from components.urm.batches import BatchBuilder
@@ -39,12 +38,13 @@ def run(stage: StageRun) -> StageReport:
         torch.set_num_threads(stage.settings.num_threads)
     torch.manual_seed(config.seed)
     device = choose_device(stage.settings)
-    table = _make_item_table(stage, stage.path("baseline", "id_vectors"), stage.output / "item_table")
+    # The model and the table it reads stay together; unchanged files are links.
+    table = add_modalities(stage.path("encode", "item_table"), stage.output / "item_table", [], {})
     catalogue = pq.read_table(stage.path("features", "catalogue"))
     training, validation = _read_groups(stage, "train"), _read_groups(stage, "validation")
     behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
     stage.report_progress("building the model", train_contexts=len(training))
-    new = build_model(config.urm, table, catalogue, behaviors, stage.settings.cache_path)
+    new = build_model(config.urm, table, behaviors, stage.settings.cache_path)
     with track(stage):
         mlflow.log_params(_parameters(config, new, device))
         log_examples(stage, "train", "validation")
@@ -65,34 +65,22 @@ def run(stage: StageRun) -> StageReport:
     )
 
 
-def _make_item_table(stage: StageRun, vectors: Path, folder: Path) -> ItemTable:
-    """The encode stage's table with ID vectors of the baseline stage as modality `id`."""
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed training left in the scratch folder
-    return add_modality(
-        stage.path("encode", "item_table"),
-        folder,
-        "id",
-        np.load(vectors / "keys.npy", allow_pickle=False),
-        np.load(vectors / "vectors.npy", allow_pickle=False),
-    )
-
-
-def _fold_builders(stage: StageRun, new: NewModel) -> list[BatchBuilder]:
-    """Builders for training: one a fold of users, whose ID vectors were computed without those users."""
-    vectors = stage.path("baseline", "id_vectors")
-    builders = []
-    for fold in range(USER_FOLDS):
-        table = _make_item_table(stage, vectors / f"fold_{fold}", stage.scratch / f"item_table_{fold}")
-        reader = dataclasses.replace(new.builder.reader, table=table)
-        config = new.description.config
-        builders.append(BatchBuilder(new.builder.writer, reader, new.description.behaviors, config.copy_length))
-    return builders
+def _past_builder(stage: StageRun, new: NewModel) -> BatchBuilder:
+    """The builder for training, whose item table knows only what came before the cuts trained on."""
+    reader = dataclasses.replace(new.builder.reader, table=ItemTable.open(stage.path("encode", "item_table_past")))
+    return BatchBuilder(new.builder.writer, reader, new.description.behaviors, new.description.config.copy_length)
 
 
 def _read_groups(stage: StageRun, split: str) -> Groups:
+    """Examples by context; of the training split those of the newest cuts."""
     tasks = {task.name: task for task in stage.config.tasks}
-    contexts = pq.read_table(stage.path("features", "contexts"), filters=[("split", "=", split)])
-    return read_examples(contexts, pq.read_table(stage.path("features", "examples")), tasks, split)
+    chosen = pc.field("split") == split
+    if split == "train":
+        chosen &= pc.field("cut_ts") >= pc.scalar(stage.config.features.split.recent_start)
+    contexts = pq.read_table(stage.path("features", "contexts"), filters=chosen)
+    examples = pq.read_table(stage.path("features", "examples"))
+    of_these = pc.is_in(examples["context_id"], value_set=contexts["context_id"].combine_chunks())
+    return read_examples(contexts, examples.filter(of_these), tasks, split)
 
 
 def _train(
@@ -112,7 +100,7 @@ def _train(
 
     return train(
         new.model,
-        TrainingSteps(training, _fold_builders(stage, new), sampler, config),
+        TrainingSteps(training, _past_builder(stage, new), sampler, config),
         measure,
         config.urm,
         scratch=stage.scratch,

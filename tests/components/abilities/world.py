@@ -14,7 +14,7 @@ import torch
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
 from components.ingestion.schema import ITEMS
-from components.items.table import ItemTable, write_item_table
+from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.storage import StageResult, write_json
 from components.urm.build import build_model
 from components.urm.files import save_model
@@ -121,10 +121,10 @@ def _ask(random: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[s
 def _write_model(files: Path, config: RunConfig) -> None:
     random = np.random.default_rng(1)
     vectors, present = random.normal(size=(len(IDS), 8)), np.ones(len(IDS), dtype=bool)
-    write_item_table(files / "item_table", IDS, {"id": (vectors, present), "text": (vectors[:, :6], present)})
+    modalities = {"id": (vectors, present), "text": (vectors[:, :6], present), POPULARITY: (vectors[:, :1], present)}
+    write_item_table(files / "item_table", IDS, modalities)
     torch.manual_seed(1)
-    catalogue = pq.read_table(files / "catalogue.parquet")
-    new = build_model(config.urm, ItemTable.open(files / "item_table"), catalogue, ["purchase"], files)
+    new = build_model(config.urm, ItemTable.open(files / "item_table"), ["purchase"], files)
     save_model(files / "model", new.model.eval(), new.builder.writer, new.description)
     (files / "candidates").mkdir()
     np.save(files / "candidates" / "keys.npy", IDS)

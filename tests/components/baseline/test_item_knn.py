@@ -11,15 +11,16 @@ import pytest
 import scipy.sparse as sp
 
 from components.baseline.data import Dataset
-from components.baseline.item_knn import ItemKnn, count_pairs, read_baskets, shrunken_cosine
+from components.baseline.item_knn import ItemKnn
 from components.baseline.rules import history_weights
 from components.config import SplitConfig
 from components.ingestion.schema import EVENTS
+from components.items.cooccurrence import Baskets, count_pairs, read_baskets, shrunken_cosine
 
 
 def test_similarity_by_hand() -> None:
     baskets = sp.csr_array(np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]], dtype=np.float32))
-    similarity = shrunken_cosine(count_pairs(baskets), shrinkage=1.0).toarray()
+    similarity = shrunken_cosine(count_pairs(Baskets(baskets, np.arange(3), 0), 1.0), shrinkage=1.0).toarray()
     expected = [
         [3 / (3 + 1), 2 / (np.sqrt(6) + 1), 1 / (np.sqrt(3) + 1)],
         [2 / (np.sqrt(6) + 1), 2 / (2 + 1), 1 / (np.sqrt(2) + 1)],
@@ -34,14 +35,19 @@ def test_baskets_hold_user_windows_before_validation_only(data: Dataset, world) 
     events = events[(events["ts"] < split.validation_start) & events["item_id"].isin(set(data.items.ids))]
     window = np.floor((events["ts"] - pd.Timestamp(split.train_start)) / pd.Timedelta(split.window))
     expected = events.assign(window=window).groupby(["user_id", "window"])["item_id"].nunique()
-    baskets = read_baskets(world.folder / "events", data.items.ids, split)
+    baskets = read_baskets(world.folder / "events", data.items.ids, split, split.validation_start).matrix
     assert sorted(np.diff(baskets.indptr)) == sorted(expected)
     assert set(baskets.data) == {1.0}
 
 
 def test_score_is_the_weighted_sum_over_the_history(data: Dataset, world) -> None:
-    baskets = read_baskets(world.folder / "events", data.items.ids, world.config.features.split)
-    similarity = shrunken_cosine(count_pairs(baskets), shrinkage=2.0)
+    baskets = read_baskets(
+        world.folder / "events",
+        data.items.ids,
+        world.config.features.split,
+        world.config.features.split.validation_start,
+    )
+    similarity = shrunken_cosine(count_pairs(baskets, 1.0), shrinkage=2.0)
     rows = data.examples.rows("test")[:5]
     scores = ItemKnn(data, similarity, half_life_days=60).score(rows).numpy()
     dense = similarity.toarray()
@@ -53,7 +59,7 @@ def test_score_is_the_weighted_sum_over_the_history(data: Dataset, world) -> Non
         assert np.all(found[expected == 0] == -np.inf)
 
 
-def test_in_leave_one_out_a_basket_is_all_that_a_user_had(tmp_path: Path) -> None:
+def test_in_leave_one_out_later_items_count_by_their_distance(tmp_path: Path) -> None:
     split = SplitConfig.model_validate({"kind": "leave_one_out"})
     days = [split.validation_start - timedelta(days=day) for day in (3, 2, 1)] + [split.validation_start]
     rows = [
@@ -63,5 +69,11 @@ def test_in_leave_one_out_a_basket_is_all_that_a_user_had(tmp_path: Path) -> Non
         for item, day in zip(items, days, strict=True)
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "part.parquet")
-    baskets = read_baskets(tmp_path, np.array([10, 20, 30, 40]), split)
-    assert sorted(baskets.toarray().tolist()) == [[1, 1, 1, 0], [1, 1, 1, 0]]  # 40 is a validation target
+    baskets = read_baskets(tmp_path, np.array([10, 20, 30, 40]), split, split.validation_start)
+    assert baskets.users.tolist() == [0, 0, 0, 1, 1, 1]
+    # a: 10, 20, 30 and b: 20, 30, 10; 40 is a validation target
+    assert count_pairs(baskets, 0.5).toarray() == pytest.approx(
+        np.array([[2, 1 + 0.5 * 0.8, 0.8 + 0.5, 0], [0.8 + 0.5, 2, 2, 0], [1 + 0.5 * 0.8, 0.5 * 2, 2, 0], [0, 0, 0, 0]])
+    )
+    earlier = read_baskets(tmp_path, np.array([10, 20, 30, 40]), split, until=days[-2])
+    assert count_pairs(earlier, 0.5).sum() == 2 + 2 * 1 + 2 * 1.5  # the first two events of each

@@ -69,16 +69,6 @@ def test_no_model_recommends_bought_items_where_the_task_excludes_them(result: S
     assert checked > len(MODELS)
 
 
-def test_id_vectors_cover_the_catalogue(result: StageResult, world) -> None:
-    folder = Path(result.outputs["id_vectors"])
-    keys, vectors = np.load(folder / "keys.npy"), np.load(folder / "vectors.npy")
-    assert keys.tolist() == pq.read_table(world.folder / "catalogue.parquet").column("item_id").to_pylist()
-    assert vectors.shape == (len(keys), world.config.baseline.dimension)
-    assert vectors.dtype == np.float32
-    weights = load_file(Path(result.outputs["model"]) / "network.safetensors")
-    assert weights["identity.weight"].shape == vectors.shape
-
-
 def test_trained_models_leave_weights_and_say_how_they_were_trained(result: StageResult) -> None:
     for output in ("model", "target_attention_text", "sasrec"):
         folder = Path(result.outputs[output])

@@ -15,7 +15,7 @@ import torch
 from components.baseline.schema import PREDICTIONS
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
-from components.items.table import ItemTable, write_item_table
+from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.storage import StageResult, write_json
 from components.urm.build import build_model
 from components.urm.files import save_model
@@ -70,9 +70,10 @@ def inputs(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.Table.from_pylist(lists, schema=PREDICTIONS), folder / "predictions.parquet")
 
     vectors, present = random.normal(size=(60, 8)), np.ones(60, dtype=bool)
-    write_item_table(folder / "item_table", IDS, {"id": (vectors, present), "text": (vectors[:, :6], present)})
+    modalities = {"id": (vectors, present), "text": (vectors[:, :6], present), POPULARITY: (vectors[:, :1], present)}
+    write_item_table(folder / "item_table", IDS, modalities)
     torch.manual_seed(1)
-    new = build_model(config.urm, ItemTable.open(folder / "item_table"), catalogue, ["purchase"], folder)
+    new = build_model(config.urm, ItemTable.open(folder / "item_table"), ["purchase"], folder)
     save_model(folder / "model", new.model.eval(), new.builder.writer, new.description)
     (folder / "candidates").mkdir()
     np.save(folder / "candidates" / "keys.npy", IDS)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from components.exceptions import DataError, MissingInputError
 from components.items import table as table_module
-from components.items.table import ItemTable, add_modality, write_item_table
+from components.items.table import ItemTable, add_modalities, write_item_table
 
 INT64 = np.iinfo(np.int64)
 any_id = st.one_of(
@@ -91,12 +91,12 @@ def test_arrays_are_read_only_maps_of_the_files(tmp_path: Path) -> None:
         table.modalities["text"] = None  # type: ignore[index]
 
 
-def test_add_modality_links_unchanged_files_and_leaves_the_source(tmp_path: Path) -> None:
+def test_add_modalities_links_unchanged_files_and_leaves_the_source(tmp_path: Path) -> None:
     source = tmp_path / "source"
     write(source, [10, 20, 30], text=(np.ones((3, 2)), np.ones(3, dtype=bool)))
     before = {path.name: path.read_bytes() for path in source.iterdir()}
 
-    table = add_modality(source, tmp_path / "target", "id", np.array([30, 10]), np.array([[3.0], [1.0]]))
+    table = add_modalities(source, tmp_path / "target", np.array([30, 10]), {"id": np.array([[3.0], [1.0]])})
 
     assert set(table.modalities) == {"id", "text"}
     vectors, present = table.gather("id", [10, 20, 30, 99])
@@ -106,7 +106,7 @@ def test_add_modality_links_unchanged_files_and_leaves_the_source(tmp_path: Path
     assert os.path.samefile(source / "text.npy", tmp_path / "target" / "text.npy")
 
 
-def test_add_modality_copies_where_the_file_system_has_no_links(
+def test_add_modalities_copies_where_the_file_system_has_no_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -114,7 +114,7 @@ def test_add_modality_copies_where_the_file_system_has_no_links(
 
     monkeypatch.setattr(table_module.os, "link", refuse)
     write(tmp_path / "source", [1], text=(np.ones((1, 2)), np.ones(1, dtype=bool)))
-    table = add_modality(tmp_path / "source", tmp_path / "target", "id", np.array([1]), np.ones((1, 1)))
+    table = add_modalities(tmp_path / "source", tmp_path / "target", np.array([1]), {"id": np.ones((1, 1))})
     assert table.rows([1]).tolist() == [0]
     assert not os.path.samefile(tmp_path / "source" / "keys.npy", tmp_path / "target" / "keys.npy")
 
@@ -129,10 +129,10 @@ def test_add_modality_copies_where_the_file_system_has_no_links(
         ("slots", [1], "other than keys and slots"),
     ],
 )
-def test_add_modality_refuses(tmp_path: Path, name: str, keys: list[int], message: str) -> None:
+def test_add_modalities_refuses(tmp_path: Path, name: str, keys: list[int], message: str) -> None:
     write(tmp_path / "source", [1, 2], text=(np.ones((2, 2)), np.ones(2, dtype=bool)))
     with pytest.raises(DataError, match=message):
-        add_modality(tmp_path / "source", tmp_path / "target", name, np.array(keys), np.ones((len(keys), 1)))
+        add_modalities(tmp_path / "source", tmp_path / "target", np.array(keys), {name: np.ones((len(keys), 1))})
     assert not (tmp_path / "target").exists()
 
 

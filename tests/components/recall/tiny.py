@@ -21,6 +21,7 @@ from components.config import RunConfig, Task, UrmConfig
 from components.features.schema import CONTEXTS, EXAMPLES
 from components.features.store import create_feature_store, materialize, offline
 from components.ingestion.schema import ITEMS
+from components.items.table import POPULARITY as ITEM_POPULARITY
 from components.items.table import ItemTable, write_item_table
 from components.settings import Settings
 from components.storage import StageResult, write_json
@@ -197,7 +198,9 @@ def make_model(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     everything = np.ones(NUM_ITEMS, dtype=bool)
     vectors = {"id": random.normal(size=(NUM_ITEMS, 8)), "text": random.normal(size=(NUM_ITEMS, 12))}
-    write_item_table(folder / "item_table", ITEM_IDS, {name: (array, everything) for name, array in vectors.items()})
+    popularity = np.log1p(np.arange(1, NUM_ITEMS + 1))[:, None]
+    modalities = {name: (array, everything) for name, array in (vectors | {ITEM_POPULARITY: popularity}).items()}
+    write_item_table(folder / "item_table", ITEM_IDS, modalities)
     config = UrmConfig(
         num_layers=1,
         num_user_vectors=2,
@@ -213,10 +216,7 @@ def make_model(folder: Path, seed: int) -> None:
     model = Urm(LlamaForCausalLM(llama), config, widths, num_behaviors=1).eval()
     writer = PromptWriter(tokenizer, config)
     save_model(folder / "model", model, writer, ModelDescription(config=config, widths=widths, behaviors=("purchase",)))
-    frequencies = {int(item): 1 + rank for rank, item in enumerate(ITEM_IDS)}
-    reader = ItemReader(
-        ItemTable.open(folder / "item_table"), config.modalities, config.identity_dimension, frequencies
-    )
+    reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities, config.identity_dimension)
     recaller = UrmRecaller(model, BatchBuilder(writer, reader, ("purchase",), config.copy_length), config.combine)
     candidates = folder / "candidates"
     candidates.mkdir()

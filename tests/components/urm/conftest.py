@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
-from components.items.table import ItemTable, write_item_table
+from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.urm.build import NewModel, build_model
 from tests.tiny_backbone import byte_tokenizer, write_backbone
 
@@ -113,6 +113,7 @@ def table_dir(tmp_path_factory: pytest.TempPathFactory, tables: SimpleNamespace)
         {
             "id": (rng.normal(size=(NUM_ITEMS, 8)), present),
             "text": (rng.normal(size=(NUM_ITEMS, 12)), np.ones(NUM_ITEMS, dtype=bool)),
+            POPULARITY: (np.log1p(np.arange(NUM_ITEMS, 0, -1))[:, None], np.ones(NUM_ITEMS, dtype=bool)),
         },
     )
     return folder
@@ -126,6 +127,7 @@ def config(backbone_dir: Path) -> RunConfig:
         {
             "tasks": TASKS,
             "evaluation.k": 10,
+            "features.split.recent_cuts": 52,
             "urm": {
                 "backbone": str(backbone_dir),
                 "num_layers": 2,
@@ -148,6 +150,6 @@ def config(backbone_dir: Path) -> RunConfig:
 def new_model(config: RunConfig, table_dir: Path, tables: SimpleNamespace, tmp_path: Path) -> NewModel:
     """A model before training."""
     torch.manual_seed(1)
-    new = build_model(config.urm, ItemTable.open(table_dir), tables.catalogue, ["purchase"], tmp_path)
+    new = build_model(config.urm, ItemTable.open(table_dir), ["purchase"], tmp_path)
     new.model.eval()
     return new

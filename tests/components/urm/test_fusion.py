@@ -24,7 +24,7 @@ def test_any_modality_is_fused_without_a_code_change(fusion):
     vectors, present = features()
     fused = fusion(vectors, present)
     assert fusion.tokens(fused).shape == (3, 10)
-    assert fusion.items(fused, vectors, present).shape == (3, 12)
+    assert [items.shape for items in fusion.items(fused, vectors, present)] == [(3, 12), (3, 12)]
     changed = vectors | {"price": vectors["price"] + 1}
     assert not torch.allclose(fusion(changed, present), fused)
 
@@ -41,10 +41,21 @@ def test_absent_vectors_do_not_matter_and_are_not_zeros_to_the_model(fusion):
 def test_item_space_starts_as_the_similarity_of_the_frozen_vectors():
     fusion = ItemFusion({"text": 6}, fusion_width=8, token_width=10)
     vectors, present = features()
-    items = fusion.items(fusion(vectors, present), vectors, present)
+    items, _ = fusion.items(fusion(vectors, present), vectors, present)
     torch.testing.assert_close(items, vectors["text"])
-    absent = fusion.items(fusion(vectors, present), vectors, {"text": torch.zeros(3, dtype=torch.bool)})
+    absent, _ = fusion.items(fusion(vectors, present), vectors, {"text": torch.zeros(3, dtype=torch.bool)})
     torch.testing.assert_close(absent, torch.zeros(3, 6))
+
+
+def test_an_item_of_a_history_may_have_another_vector_than_as_a_candidate():
+    fusion = ItemFusion({"id": 4, "id_history": 4, "text": 6}, fusion_width=8, token_width=10)
+    assert fusion.item_width == 10
+    vectors, present = features()
+    vectors |= {"id_history": torch.randn(3, 4)}
+    present |= {"id_history": present["id"]}
+    candidates, as_history = fusion.items(fusion(vectors, present), vectors, present)
+    torch.testing.assert_close(candidates, torch.cat([vectors["id"], vectors["text"]], dim=-1))
+    torch.testing.assert_close(as_history, torch.cat([vectors["id_history"], vectors["text"]], dim=-1))
 
 
 def test_history_embedding_tells_counts_days_and_behaviours_apart():

@@ -6,7 +6,9 @@ import torch
 
 from components.urm.examples import read_examples
 from components.urm.loss import text_loss
+from components.urm.model import mean_of
 from components.urm.packing import PREFIX, PromptParts, attention_mask, pack
+from components.urm.prompt import Prefix
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def test_mask_is_causal_and_blocks_see_the_prefix_and_themselves_only():
 def test_layout_of_one_sequence(new_model, config):
     writer = new_model.builder.writer
     block = writer.block(config.tasks[0], None, ["milk"])
-    packed = pack([PromptParts(writer._tokenise("ab"), 2, [block, block])], writer)
+    prefix = Prefix((*writer._tokenise("ab"), writer.item_id, writer.item_id), ((2, 0), (3, 1)))
+    packed = pack([PromptParts(prefix, [block, block])], writer)
     size = len(block.prompt) + len(writer.user_ids) + 1 + len(block.text) - 1
     assert packed.token_ids.shape == (1, 4 + 2 * size)
     assert packed.token_ids[0, 2:4].tolist() == [writer.item_id] * 2
@@ -97,3 +100,10 @@ def test_the_user_vectors_of_a_block_differ_from_one_another(new_model, groups):
     block = new_model.builder.writer.block(groups[0][1][0].request.task, None)
     vectors = new_model.model._forward(new_model.builder.build([(groups[0][0], [block])])[0]).user_vectors[0]
     assert torch.pdist(vectors.detach()).min() > 1e-3
+
+
+def test_mean_of_takes_the_named_rows_only():
+    hidden = torch.arange(12.0).reshape(4, 3)
+    positions = torch.tensor([[0, 2], [3, -1], [-1, -1]])
+    expected = [[3.0, 4.0, 5.0], [9.0, 10.0, 11.0], [0.0, 0.0, 0.0]]
+    assert mean_of(hidden, positions).tolist() == expected

@@ -34,9 +34,37 @@ def test_special_tokens_are_real_and_differ(new_model):
 
 def test_profile_in_words(new_model):
     writer = new_model.builder.writer
-    text = writer.tokenizer.decode(writer.profile(context()))
-    assert text == "Customer with 4 events of 2 items on 2 days, the last 1 days ago. Often: milk, bread. History:"
-    assert "Often" not in writer.tokenizer.decode(writer.profile(context(top_categories=())))
+    prefix = writer.prefix(context(), [0, 1])
+    text = writer.tokenizer.decode(prefix.token_ids)
+    assert text.startswith(
+        "Customer with 4 events of 2 items on 2 days, the last 1 days ago. Often: milk, bread. History:"
+    )
+    assert prefix.token_ids[-2:] == (writer.item_id, writer.item_id)
+    assert prefix.items == ((len(prefix.token_ids) - 2, 0), (len(prefix.token_ids) - 1, 1))
+    assert "Often" not in writer.tokenizer.decode(writer.prefix(context(top_categories=()), [0]).token_ids)
+
+
+def test_several_lists_of_items_may_stand_anywhere_in_a_prompt(new_model, config):
+    profile = "Bought:{{ items('purchase') }} but only viewed:{{ items('view', 'cart') }} so far."
+    writer = PromptWriter(new_model.builder.writer.tokenizer, config.urm.model_copy(update={"profile": profile}))
+    user = context(
+        item_ids=np.arange(4),
+        counts=np.ones(4, dtype=np.int64),
+        days_since=np.ones(4, np.float32),
+        behaviors=["view", "purchase", "cart", "purchase"],
+    )
+    prefix = writer.prefix(user, [0, 1, 3])  # the item table lacks the third item
+    places = [place for place, token in enumerate(prefix.token_ids) if token == writer.item_id]
+    assert [place for place, _ in prefix.items] == places
+    assert [column for _, column in prefix.items] == [1, 2, 0]
+    text = [token for token in prefix.token_ids if token != writer.item_id]
+    assert writer.tokenizer.decode(text) == "Bought: but only viewed: so far."
+
+
+def test_a_profile_with_an_unknown_variable_is_refused(new_model, config):
+    wrong = config.urm.model_copy(update={"profile": "{{ shoe_size }}"})
+    with pytest.raises(ConfigError, match=r"field urm.profile: expected a Jinja2 template"):
+        PromptWriter(new_model.builder.writer.tokenizer, wrong).prefix(context(), [0])
 
 
 def test_task_query_and_target_text_are_rendered(new_model):

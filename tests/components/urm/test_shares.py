@@ -16,7 +16,7 @@ def steps(tables, config, new_model):
     # Contexts ask one task, two or three: no split into halves has equal numbers of examples.
     groups = [(context, examples[: 1 + number % 3]) for number, (context, examples) in enumerate(groups)]
     spoken = config.model_copy(update={"urm": config.urm.model_copy(update={"text_loss_weight": TEXT_WEIGHT})})
-    return TrainingSteps(groups, [new_model.builder], NegativeSampler(tables.catalogue, 16, 0.75), spoken)
+    return TrainingSteps(groups, new_model.builder, NegativeSampler(tables.catalogue, 16, 0.75), spoken)
 
 
 def losses(model, batch):

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from components.baseline.schema import USER_FOLDS
 from components.config import RunConfig
 from components.features.schema import CATALOGUE
-from components.items.table import ItemTable, write_item_table
+from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.settings import Settings
 from components.storage import StageResult, run_stage, write_json
 from components.urm.inference import UrmRecaller
@@ -51,17 +50,14 @@ def run_dir(tables, tmp_path):
         pq.write_table(getattr(tables, name), files / f"{name}.parquet")
     put(folder, "features", {name: files / f"{name}.parquet" for name in ("catalogue", "contexts", "examples")})
     rng = np.random.default_rng(1)
-    num = len(tables.item_ids)
-    write_item_table(files / "items", tables.item_ids, {"text": (rng.normal(size=(num, 12)), np.ones(num, bool))})
-    put(folder, "encode", {"item_table": files / "items"})
-    (files / "id").mkdir()
-    np.save(files / "id" / "keys.npy", tables.item_ids[:-5])
-    np.save(files / "id" / "vectors.npy", rng.normal(size=(num - 5, 8)).astype(np.float32))
-    for fold in range(USER_FOLDS):
-        (files / "id" / f"fold_{fold}").mkdir()
-        np.save(files / "id" / f"fold_{fold}" / "keys.npy", tables.item_ids[fold:-5])
-        np.save(files / "id" / f"fold_{fold}" / "vectors.npy", rng.normal(size=(num - 5 - fold, 8)).astype(np.float32))
-    put(folder, "baseline", {"id_vectors": files / "id"})
+    ids, num = tables.item_ids, len(tables.item_ids)
+    names = ["item_table", "item_table_past"]
+    everyone = np.ones(num, bool)
+    for number, name in enumerate(names):
+        roles = {role: (rng.normal(size=(num, 8)), ids < ids[-5 - number]) for role in ("id", "id_history")}
+        others = {"text": (rng.normal(size=(num, 12)), everyone), POPULARITY: (np.ones((num, 1)), everyone)}
+        write_item_table(files / name, ids, roles | others)
+    put(folder, "encode", {name: files / name for name in names})
     return folder
 
 
@@ -74,7 +70,7 @@ def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_di
     result = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings)
 
     table = ItemTable.open(result.outputs["item_table"])
-    assert sorted(table.modalities) == ["id", "text"]
+    assert sorted(table.modalities) == ["id", "id_history", "popularity", "text"]
     assert table.modalities["id"].present.sum() == 55
     keys = np.load(Path(result.outputs["candidates"]) / "keys.npy")
     assert keys.tolist() == tables.catalogue["item_id"].to_pylist()

@@ -103,7 +103,7 @@ def test_two_processes_train_the_weights_of_one(world, tmp_path):
     for name, weight in alone.items():
         moved = (weight - start[name]).norm()
         # Sums in another order, of bfloat16 where the machine has it: 2 per cent; a wrong share gives 40 and more.
-        assert (together[name] - weight).norm() <= 0.1 * moved, name
+        assert (together[name] - weight).norm() <= 0.1 * moved + 1e-4, name
     assert outputs[0].count("validation_recall'") == 4
     assert outputs[1] == ""  # one of them reports
 

@@ -36,8 +36,7 @@ def build_untrained(folder: Path) -> NewModel:
     """The model of a world before its first step, the same at every call."""
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     torch.manual_seed(1)
-    catalogue = pq.read_table(folder / "catalogue.parquet")
-    return build_model(config.urm, ItemTable.open(folder / "item_table"), catalogue, ["purchase"], folder)
+    return build_model(config.urm, ItemTable.open(folder / "item_table"), ["purchase"], folder)
 
 
 def run_training(
@@ -59,7 +58,7 @@ def run_training(
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
     summary = train(
         new.model,
-        TrainingSteps(training, [new.builder] * 2, sampler, config),
+        TrainingSteps(training, new.builder, sampler, config),
         validation,
         config.urm,
         scratch=scratch,

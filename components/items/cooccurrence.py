@@ -1,0 +1,106 @@
+"""Item-to-item similarity: shrunken cosine of what goes together, or follows, in the training period.
+
+    sim(i, j) = n_ij / (sqrt(n_i · n_j) + shrinkage)
+
+Where users have baskets, n_ij counts those that hold both. Where they have sequences, every later item j of a user
+counts GAP_DECAY^(gap - 1) for i, and every earlier one `backward` times that. An item is its own neighbour, so that
+repeats count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import scipy.sparse as sp
+
+from components.config import SplitConfig
+
+Ints = npt.NDArray[np.int64]
+
+GAP_DECAY = 0.8
+SEQUENCE_REACH = 50
+
+
+@dataclass(frozen=True)
+class Baskets:
+    """What users had together, by user and time.
+
+    Attributes:
+        matrix: Binary baskets × catalogue.
+        users: Number of each basket's user, ascending; a user's baskets from the oldest to the newest.
+        reach: How many baskets later an item still counts as following; 0: only what is in one basket goes together.
+    """
+
+    matrix: sp.csr_array
+    users: Ints
+    reach: int
+
+    def of_items(self, columns: Ints) -> Baskets:
+        """The same baskets with some of the items only."""
+        return Baskets(sp.csr_array(self.matrix[:, columns]), self.users, self.reach)
+
+
+def read_baskets(events: Path, item_ids: Ints, split: SplitConfig, until: datetime) -> Baskets:
+    """What a user had in one window of the time before an instant; leave-one-out has one event a window.
+
+    Args:
+        events: Folder of the validated events.
+        item_ids: Items wanted, ascending; others are left out.
+        split: Windows are aligned to its first training cut.
+        until: Events from then on are not read.
+    """
+    table = ds.dataset(events, partitioning="hive").to_table(
+        columns=["user_id", "item_id", "ts"], filter=pc.field("ts") < pc.scalar(until)
+    )
+    users = pc.dictionary_encode(table.column("user_id").combine_chunks()).indices.to_numpy().astype(np.int64)
+    instants = table.column("ts").to_numpy()
+    start = np.datetime64(split.train_start.replace(tzinfo=None), "us")
+    windows = np.floor((instants - start) / np.timedelta64(split.window)).astype(np.int64)
+    bought = table.column("item_id").to_numpy()
+    items = np.minimum(np.searchsorted(item_ids, bought), len(item_ids) - 1)
+    keep = item_ids[items] == bought
+    windows -= windows.min(initial=0)
+    keys = users * (windows.max(initial=0) + 1) + windows
+    _, first, baskets = np.unique(keys[keep], return_index=True, return_inverse=True)
+    shape = (len(first), len(item_ids))
+    matrix = sp.csr_array((np.ones(len(baskets), dtype=np.float32), (baskets, items[keep])), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return Baskets(matrix, users[keep][first], SEQUENCE_REACH if split.kind == "leave_one_out" else 0)
+
+
+def count_pairs(baskets: Baskets, backward: float) -> sp.csr_array:
+    """n_ij, how often j came with i or after it, shape [catalogue, catalogue]; the diagonal is n_ii = n_i.
+
+    Args:
+        baskets: What users had.
+        backward: What it counts that j came *before* i, where baskets reach forward; 1 makes n symmetric.
+    """
+    matrix = baskets.matrix
+    if baskets.reach == 0:
+        return sp.csr_array(matrix.T @ matrix)
+    pairs = sp.csr_array((matrix.shape[1], matrix.shape[1]), dtype=np.float32)
+    for gap in range(1, baskets.reach + 1):
+        earlier = np.flatnonzero(baskets.users[:-gap] == baskets.users[gap:])
+        if not len(earlier):
+            break
+        later = sp.csr_array(matrix[earlier].T @ matrix[earlier + gap]) * np.float32(GAP_DECAY ** (gap - 1))
+        pairs = pairs + later + np.float32(backward) * later.T
+    counts = np.asarray(matrix.sum(axis=0), dtype=np.float32)
+    total = sp.csr_matrix(pairs - sp.diags_array(pairs.diagonal()) + sp.diags_array(counts))
+    total.sum_duplicates()
+    return sp.csr_array(total)
+
+
+def shrunken_cosine(pairs: sp.csr_array, shrinkage: float) -> sp.csr_array:
+    """Similarity of co-occurring items, shape [catalogue, catalogue]."""
+    roots = np.sqrt(pairs.diagonal()).astype(np.float32)
+    rows = np.repeat(np.arange(pairs.shape[0]), np.diff(pairs.indptr))
+    similarity = pairs.data / (roots[rows] * roots[pairs.indices] + np.float32(shrinkage))
+    return sp.csr_array((similarity, pairs.indices, pairs.indptr), shape=pairs.shape)
