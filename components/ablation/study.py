@@ -16,7 +16,7 @@ from components.ablation.grid import Grid, variant_dir
 from components.exceptions import UrmError, UserError
 
 log = structlog.get_logger()
-STAGES = ("ingest", "validate", "features", "encode", "baseline", "sft")
+STAGES = ("ingest", "validate", "features", "encode", "sft")
 URM = (sys.executable, "-c", "from components.cli import run_app; run_app()")
 _USER_ERROR = 2  # exit code of a mistake in the input
 

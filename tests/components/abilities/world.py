@@ -125,6 +125,7 @@ def _write_model(files: Path, config: RunConfig) -> None:
     write_item_table(files / "item_table", IDS, modalities)
     torch.manual_seed(1)
     new = build_model(config.urm, ItemTable.open(files / "item_table"), ["purchase"], files)
+    torch.nn.init.normal_(new.model.user_head.project.weight)  # untrained, it is zero: the model would not hear a word
     save_model(files / "model", new.model.eval(), new.builder.writer, new.description)
     (files / "candidates").mkdir()
     np.save(files / "candidates" / "keys.npy", IDS)
