@@ -1,7 +1,7 @@
 """What each part of URM is worth: variants of one configuration, trained alike, compared on the validation split.
 
 1. **plan_…**: read the grid (`configs/ablations/<grid>.yaml`): a name and a few overrides a variant, and the seeds.
-2. **reference**: the configuration itself, once a seed; leaves the data, features and item vectors that all variants share.
+2. **reference**: the configuration itself, once a seed; leaves data, features and item vectors for all variants.
 3. **variant**: one task a variant and seed: the stages up to `sft`, then recall on all validation examples.
 4. **summary**: table, report and figures with paired bootstrap intervals over users, in MLflow and the run directory.
 
