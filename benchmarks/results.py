@@ -38,7 +38,7 @@ class Step:
         name: Unique; names the log, too.
         part: Part of docs/results.md that it is for.
         command: Program and arguments.
-        minutes: About how long it takes on two cores, where nothing is done yet.
+        minutes: An estimate for two cores, where nothing is done yet; not measured.
     """
 
     name: str
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="Folder of the public data sets; empty: as the configurations say")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="For every configuration")
     parser.add_argument("--only", default="", help="Only steps with this in their name or part")
-    parser.add_argument("--list", action="store_true", help="Print the steps and their usual minutes, run none")
+    parser.add_argument("--list", action="store_true", help="Print the steps and estimated minutes, run none")
     arguments = parser.parse_args()
     folder = get_settings().home.absolute() / "results"
     steps = [s for s in plan(arguments.set, arguments.data, folder) if arguments.only in f"{s.part} {s.name}"]

@@ -317,6 +317,7 @@ class UrmConfig(Model):
     )
     max_steps: int = Field(default=300, gt=0)
     eval_steps: int = Field(default=100, gt=0)
+    patience: int = Field(default=0, ge=0, description="Evaluations without gain before stopping; 0: never.")
     validation_contexts: int = Field(default=150, gt=0, description="User-cuts of an evaluation during training.")
     max_seconds: float = Field(default=300, gt=0, description="Training time limit.")
 

@@ -9,7 +9,7 @@ from airflow.sdk import XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from components.settings import Settings, get_settings
-from dags.task_factory import OWNER, POD_TEMPLATE, POOL, PROFILES, RETRY_POLICY
+from dags.task_factory import OWNER, POOL, PROFILES, RETRY_POLICY, pod_arguments
 
 
 def command_tasks(
@@ -43,24 +43,6 @@ def command_tasks(
 def _pod_tasks(common: dict[str, Any], commands: XComArg, settings: Settings) -> MappedOperator:
     """Pods of the size that `sft` asks for, since most commands train."""
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-    from kubernetes.client import models as k8s
 
-    profile = PROFILES["sft"]
-    limits = {"memory": profile.memory, "nvidia.com/gpu": str(profile.gpus)}
-    return KubernetesPodOperator.partial(
-        **common,
-        name=f"urm-{common['task_id']}",
-        namespace=settings.namespace,
-        image=settings.image,
-        cmds=["urm"],
-        pod_template_file=str(POD_TEMPLATE),
-        container_resources=k8s.V1ResourceRequirements(
-            requests={"cpu": profile.cpu, "memory": profile.memory}, limits=limits
-        ),
-        labels={"app.kubernetes.io/component": common["task_id"]},
-        active_deadline_seconds=int(common["execution_timeout"].total_seconds()),
-        do_xcom_push=False,
-        on_finish_action="delete_succeeded_pod",
-        termination_message_policy="FallbackToLogsOnError",
-        startup_timeout_seconds=600,
-    ).expand(arguments=commands)
+    pod = pod_arguments(common["task_id"], PROFILES["sft"], common["execution_timeout"], settings)
+    return KubernetesPodOperator.partial(**common, **pod, do_xcom_push=False).expand(arguments=commands)

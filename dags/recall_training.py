@@ -18,7 +18,7 @@ among a task's details, opens the curves and tables of this run.
 
 from __future__ import annotations
 
-from airflow.sdk import Param, chain, dag
+from airflow.sdk import Param, chain, cross_downstream, dag
 
 from dags.run_params import CONFIG, OVERRIDES
 from dags.task_factory import stage_task
@@ -61,7 +61,8 @@ def recall_training() -> None:
     release, promote = stage_task("release"), stage_task("promote")
 
     chain(ingest, validate, [features, encode])
-    chain([features, encode], baseline, sft, evaluate, gate, release, promote)
+    cross_downstream([features, encode], [baseline, sft])
+    chain([baseline, sft], evaluate, gate, release, promote)
 
 
 recall_training()

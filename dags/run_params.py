@@ -8,7 +8,7 @@ CONFIG = Param(
     "complete_journey",
     type="string",
     pattern=r"^[a-z][a-z0-9_]*$",
-    examples=["complete_journey", "marketplace", "production"],
+    examples=["complete_journey", "amazon_beauty", "marketplace", "production"],
     title="Configuration",
     description="Name of a file in configs/, without .yaml.",
 )

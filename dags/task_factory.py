@@ -136,28 +136,34 @@ def stage_task(stage: str, settings: Settings | None = None) -> BaseOperator:
 
 
 def _pod_task(profile: StageProfile, settings: Settings, common: dict[str, Any]) -> BaseOperator:
-    """A pod from the template; the Kubernetes client is imported only where it is used."""
-    from kubernetes.client import models as k8s
-
+    """A pod from the template."""
     from dags.stage_pod import StagePodOperator
 
-    limits = {"memory": profile.memory} | ({"nvidia.com/gpu": str(profile.gpus)} if profile.gpus else {})
     return StagePodOperator(
         **common,
-        name=f"urm-{common['stage']}",
-        namespace=settings.namespace,
-        image=settings.image,
-        cmds=["urm"],
-        pod_template_file=str(POD_TEMPLATE),
-        container_resources=k8s.V1ResourceRequirements(
-            requests={"cpu": profile.cpu, "memory": profile.memory}, limits=limits
-        ),
-        labels={"app.kubernetes.io/component": common["stage"]},
-        # A pod whose task is gone ends by itself.
-        active_deadline_seconds=int(profile.timeout.total_seconds()),
+        **pod_arguments(common["stage"], profile, profile.timeout, settings),
         deferrable=profile.timeout > timedelta(minutes=30),
         log_pod_spec_on_failure=False,
-        on_finish_action="delete_succeeded_pod",
-        termination_message_policy="FallbackToLogsOnError",
-        startup_timeout_seconds=600,
     )
+
+
+def pod_arguments(task_id: str, profile: StageProfile, timeout: timedelta, settings: Settings) -> dict[str, Any]:
+    """What every pod of ours has, as arguments of KubernetesPodOperator; the client is imported only where used."""
+    from kubernetes.client import models as k8s
+
+    limits = {"memory": profile.memory} | ({"nvidia.com/gpu": str(profile.gpus)} if profile.gpus else {})
+    return {
+        "name": f"urm-{task_id}",
+        "namespace": settings.namespace,
+        "image": settings.image,
+        "cmds": ["urm"],
+        "pod_template_file": str(POD_TEMPLATE),
+        "container_resources": k8s.V1ResourceRequirements(
+            requests={"cpu": profile.cpu, "memory": profile.memory}, limits=limits
+        ),
+        "labels": {"app.kubernetes.io/component": task_id},
+        "active_deadline_seconds": int(timeout.total_seconds()),  # a pod whose task is gone ends by itself
+        "on_finish_action": "delete_succeeded_pod",
+        "termination_message_policy": "FallbackToLogsOnError",
+        "startup_timeout_seconds": 600,
+    }

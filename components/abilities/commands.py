@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from components.config import RunConfig, load_named_config
 from components.settings import get_settings
-from components.storage import run_stage
+from components.storage import StageReport, StageResult, StageRun, StageSpec, run_stage
 
 app = typer.Typer(no_args_is_help=True)
 _PANEL = "Look"
@@ -54,17 +55,8 @@ def language(
     """Measure plain English, zero-shot questions and the [LM] text, before and after SFT."""
     from components.abilities.language import LANGUAGE, options, run, table
 
-    settings = get_settings()
     run_config = _read(config, set_)
-    result = run_stage(
-        LANGUAGE,
-        run,
-        config=run_config,
-        run_dir=_run_dir(run_dir),
-        settings=settings,
-        options=options(settings),
-        force=force,
-    )
+    result = _measure(LANGUAGE, run, run_config, run_dir, options(get_settings()), force)
     _console().print(table(result.metrics))
 
 
@@ -78,18 +70,22 @@ def steering(
     """Measure how far guidance phrases move the recall, by configs/guidance/<name of the configuration>.yaml."""
     from components.abilities.steering import STEERING, options, run, table
 
-    settings = get_settings()
     run_config = _read(config, set_)
-    result = run_stage(
-        STEERING,
-        run,
-        config=run_config,
-        run_dir=_run_dir(run_dir),
-        settings=settings,
-        options=options(settings, run_config),
-        force=force,
-    )
+    result = _measure(STEERING, run, run_config, run_dir, options(get_settings(), run_config), force)
     _console().print(table(result.metrics))
+
+
+def _measure(
+    study: StageSpec,
+    run: Callable[[StageRun], StageReport],
+    config: RunConfig,
+    run_dir: str,
+    options: dict[str, Any],
+    force: bool,
+) -> StageResult:
+    return run_stage(
+        study, run, config=config, run_dir=_run_dir(run_dir), settings=get_settings(), options=options, force=force
+    )
 
 
 def _read(config: str, overrides: list[str] | None) -> RunConfig:

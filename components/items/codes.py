@@ -14,16 +14,16 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 Floats = npt.NDArray[np.float32]
 
 _BITS = 64
-_WORD = re.compile(r"\w{2,}")
+WORD = r"\w{2,}"
 
 
 def identity_codes(item_ids: npt.NDArray[np.int64], width: int) -> Floats:
@@ -34,30 +34,19 @@ def identity_codes(item_ids: npt.NDArray[np.int64], width: int) -> Floats:
     return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(max(width, 1)))
 
 
-def split_words(text: str) -> list[str]:
-    """Lower-case words of two characters or more."""
-    return _WORD.findall(text.lower())
-
-
 def lexical_vectors(texts: Sequence[str], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Vectors [n, width] of texts, weighted by the words' rarity among them, and which texts have a word [n]."""
-    counts = [Counter(split_words(text)) for text in texts]
-    found = Counter(word for row in counts for word in row)
-    names = sorted(found)
-    codes = _codes_of(names, width)
-    place = {name: index for index, name in enumerate(names)}
-    idf = np.log((1 + len(texts)) / (1 + np.array([found[name] for name in names], dtype=np.float32))) + 1
-    vectors = np.zeros((len(texts), width), dtype=np.float32)
-    for row, words in enumerate(counts):
-        places = [place[word] for word in words]
-        weights = idf[places] * np.sqrt(np.array([words[word] for word in words], dtype=np.float32))
-        vectors[row] = weights / max(float(np.linalg.norm(weights)), 1e-9) @ codes[places]
-    return vectors, np.array([bool(words) for words in counts])
+    counter = CountVectorizer(token_pattern=WORD)
+    present = np.array([bool(_words(text)) for text in texts])
+    if not present.any():
+        return np.zeros((len(texts), width), dtype=np.float32), present
+    weights = TfidfTransformer().fit_transform(counter.fit_transform(texts).sqrt())
+    return np.asarray(weights @ _codes_of(counter.get_feature_names_out(), width), dtype=np.float32), present
 
 
 def query_vector(text: str, width: int) -> Floats:
     """Vector [width] whose inner product with a lexical vector says how many of the query's words the text has."""
-    words = sorted(set(split_words(text)))
+    words = sorted(set(_words(text)))
     if not words or not width:
         return np.zeros(width, dtype=np.float32)
     total: Floats = _codes_of(words, width).sum(axis=0) / np.float32(math.sqrt(len(words)))
@@ -68,6 +57,10 @@ def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Floats,
     """Code of each value [n, width], and where there is a value [n]."""
     present = np.array([bool(value) for value in values])
     return _codes_of([value or "" for value in values], width) * present[:, None], present
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(WORD, text.lower())
 
 
 def _codes_of(names: Sequence[str], width: int) -> Floats:

@@ -32,7 +32,7 @@ class KnownItems:
 
     Attributes:
         vectors: ID vectors in both roles.
-        log_count: log(1 + events), float32 [n].
+        log_count: log(1 + baskets that hold the item), float32 [n]; see cooccurrence.py for what a basket is.
     """
 
     vectors: ItemVectors

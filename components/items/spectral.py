@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+from scipy.linalg import orthogonal_procrustes
 from sklearn.utils.extmath import randomized_svd
 
 Floats = npt.NDArray[np.float32]
@@ -68,8 +69,7 @@ def factorise(similarity: sp.csr_array, dimension: int, seed: int) -> ItemVector
 def rotate(vectors: ItemVectors, towards: ItemVectors) -> ItemVectors:
     """The same vectors, rotated to be as close as possible to others of their width."""
     both, target = (np.concatenate([part.history, part.candidate]) for part in (vectors, towards))
-    left, _, right = np.linalg.svd(both.T @ target)
-    rotation = (left @ right).astype(np.float32)
+    rotation = orthogonal_procrustes(both, target)[0].astype(np.float32)
     return ItemVectors(vectors.candidate @ rotation, vectors.history @ rotation, vectors.present)
 
 

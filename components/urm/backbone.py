@@ -100,7 +100,8 @@ def extend_vocabulary(backbone: PreTrainedModel, size: int) -> None:
 
 
 def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype="float32")  # type: ignore[no-untyped-call]
+    make = AutoModelForCausalLM.from_config
+    model: PreTrainedModel = make(config, dtype="float32")  # type: ignore[no-untyped-call]  # no annotation
     return model
 
 

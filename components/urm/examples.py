@@ -20,6 +20,7 @@ from components.config import RunConfig, Task
 from components.exceptions import DataError
 from components.urm.batches import BatchBuilder
 from components.urm.model import Batch
+from components.urm.prompt import Block
 from components.urm.request import Ids, RecallRequest, UserContext, read_contexts
 
 MAX_TARGETS = 32  # a week's largest baskets are sampled down to this, so that they do not set the batch's memory
@@ -127,7 +128,9 @@ class TrainingSteps(Dataset[Batch]):
         """The batch of a step: the model's input, targets, negatives."""
         rng = np.random.default_rng([self._seed, step])
         places = self._places(step)
-        groups = [(context, self._choose(examples, rng)) for context, examples in map(self._groups.__getitem__, places)]
+        groups = [
+            (context, self._choose(examples, rng)) for context, examples in (self._groups[place] for place in places)
+        ]
         prompts = [(context, self._blocks(examples, rng)) for context, examples in groups]
         answers = [_sample(example.targets, rng) for _, examples in groups for example in examples]
         negatives, log_expected = self._sampler.draw(rng)
@@ -173,7 +176,7 @@ class TrainingSteps(Dataset[Batch]):
         chosen = rng.choice(len(examples), size=self._tasks, replace=False, p=weights / weights.sum())
         return [examples[place] for place in sorted(chosen)]
 
-    def _blocks(self, examples: Sequence[Example], rng: np.random.Generator) -> list:  # type: ignore[type-arg]
+    def _blocks(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Block]:
         speaks = self._with_text and rng.random() < TEXT_SHARE
         spoken = int(rng.integers(len(examples))) if speaks else None
         return [

@@ -26,7 +26,8 @@ from components.urm.device import to_device
 from components.urm.files import load_model
 from components.urm.heads import Combine
 from components.urm.model import Batch, Urm, UrmOutput
-from components.urm.request import Floats, Ids, RecallRequest
+from components.urm.prompt import Block
+from components.urm.request import Floats, Ids, RecallRequest, UserContext
 from components.urm.retrieval import read_candidates, search
 
 CONTEXTS_PER_PASS = 8  # of some 400 tokens each: enough to keep a CPU's cores busy
@@ -143,7 +144,7 @@ class UrmRecaller:
             output: UrmOutput = self.model(self._batch(prompts))
         return np.asarray(output.user_vectors.cpu())
 
-    def _batch(self, prompts: Sequence[tuple]) -> Batch:  # type: ignore[type-arg]
+    def _batch(self, prompts: Sequence[tuple[UserContext, Sequence[Block]]]) -> Batch:
         return to_device(self.builder.build(prompts)[0], self._device)
 
     @property

@@ -132,7 +132,7 @@ class Urm(nn.Module):
         """Share the embedding with the language head again where the backbone does; the Trainer asks for it."""
         self.backbone.tie_weights()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # overloads
         """Weights by name, a tied output embedding left out: safetensors refuses shared memory."""
         state: dict[str, torch.Tensor] = super().state_dict(*args, **kwargs)
         if self.backbone.config.tie_word_embeddings:

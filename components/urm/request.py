@@ -93,9 +93,9 @@ def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
         span = slice(offsets[row], offsets[row + 1])
         result[context_id] = UserContext(
             item_ids=items[span],  # type: ignore[arg-type]  # ragged returns np.generic
-            counts=counts[span],  # type: ignore[arg-type]
-            days_since=days[span],  # type: ignore[arg-type]
-            behaviors=behaviors[span],  # type: ignore[arg-type]
+            counts=counts[span],  # type: ignore[arg-type]  # as above
+            days_since=days[span],  # type: ignore[arg-type]  # as above
+            behaviors=behaviors[span],  # type: ignore[arg-type]  # as above
             num_events=num_events,
             num_items=num_items,
             num_active_days=num_active_days,

@@ -57,7 +57,6 @@ def train(
     device: str,
     seed: int,
     report: Report,
-    patience: int = 0,
 ) -> TrainingSummary:
     """Train in place and leave the weights of the best evaluation in the model.
 
@@ -73,7 +72,6 @@ def train(
         device: "cpu" or "cuda".
         seed: Of dropout and the like; batches have their own.
         report: Called with a step and its metrics whenever there are new ones.
-        patience: Evaluations without a better one after which to stop; 0: never.
     """
     budget = Budget(config.max_steps, config.max_seconds)
     trainer = UrmTrainer(
@@ -82,7 +80,7 @@ def train(
         train_dataset=steps,
         eval_dataset=validation,  # never indexed: evaluate() below measures it whole
         data_collator=_only,
-        callbacks=[KeepBudget(budget, report, patience)],
+        callbacks=[KeepBudget(budget, report, config.patience)],
         config=config,
         validation=validation,
         budget=budget,

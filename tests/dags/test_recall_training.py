@@ -14,9 +14,9 @@ REPOSITORY = Path(__file__).parents[2]
 EDGES = {
     "ingest": {"validate"},
     "validate": {"features", "encode"},
-    "features": {"baseline"},
-    "encode": {"baseline"},
-    "baseline": {"sft"},
+    "features": {"baseline", "sft"},
+    "encode": {"baseline", "sft"},
+    "baseline": {"evaluate"},
     "sft": {"evaluate"},
     "evaluate": {"gate"},
     "gate": {"release"},

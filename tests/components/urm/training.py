@@ -44,6 +44,7 @@ def run_training(
 ) -> tuple[Urm, TrainingSummary]:
     """Build the model of a world and train it, or go on from the checkpoint in the scratch folder."""
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
+    urm = config.urm.model_copy(update={"patience": patience})
     catalogue, contexts, examples = (pq.read_table(folder / f"{name}.parquet") for name in TABLES)
     new = build_untrained(folder)
     tasks = {task.name: task for task in config.tasks}
@@ -60,12 +61,11 @@ def run_training(
         new.model,
         TrainingSteps(training, new.builder, sampler, config),
         validation,
-        config.urm,
+        urm,
         scratch=scratch,
         device="cpu",
         seed=config.seed,
         report=report,
-        patience=patience,
     )
     return new.model, summary
 
