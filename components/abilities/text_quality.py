@@ -23,7 +23,7 @@ def measure_loss(recaller: UrmRecaller, examples: Sequence[Example]) -> float:
     """Mean negative log-likelihood a token of the target texts, the true text so far being given."""
     total, tokens = 0.0, 0
     writer = recaller.builder.writer
-    device = recaller.model.popularity_scale.device
+    device = recaller.model.user_head.log_scale.device
     with torch.inference_mode():
         for start in range(0, len(examples), EXAMPLES_PER_PASS):
             prompts = [

@@ -4,26 +4,52 @@ A model that trains on what a user does next must not see vectors that were comp
 learn to trust them more than they deserve, most of all for rare items. Nor is it enough to leave his events out: what
 is bought last has less company in the log than what was bought long ago, so that vectors of the whole training window
 say more about its own targets than they will say about those that come after it. Vectors for training are therefore
-counted up to the newest training cuts, and URM trains on these cuts alone; vectors for inference are counted up to
-the end of the training window. ADR 6 has the figures.
+learned from what came before the newest training cuts, and URM trains on these cuts alone; vectors for inference are
+learned from the whole training window. ADR 6 has the figures, ADR 7 the network (id_network.py).
+
+    as a candidate   x, of a root mean square length of one
+    in a history     h, so that h_i · x_j is the score of j for a user who had i alone, over URM_SCALE
+
+Two trainings from scratch give vectors with little in common, and no rotation makes them alike: most of a rare item's
+vector is chance. So both share the first half of their training, on the past and at the full learning rate, and part
+where it begins to fall. One model can then read both.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
+import torch
 
-from components.config import FeaturesConfig
-from components.items.cooccurrence import Baskets, Ints, count_pairs, read_baskets, shrunken_cosine
-from components.items.spectral import ItemVectors, factorise, rotate
+from components.config import FeaturesConfig, ItemsConfig
+from components.items.cooccurrence import Baskets, Ints, read_baskets
+from components.items.id_network import FollowExamples, IdNetwork, ItemContent, follow_examples, train_id_network
 
-NEIGHBOURS = 200  # kept an item: beyond them similarity is small, and time and memory grow with their number
-SHRINKAGE, BACKWARD = 10.0, 0.5  # chosen on validation of Amazon Beauty, see docs/results.md
+Floats = npt.NDArray[np.float32]
+
+URM_SCALE = 5.0  # the factor that URM's inner products start with
+FINAL_RATE = 0.02
+ROWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """Vectors of n items in both roles.
+
+    Attributes:
+        candidate: float32 [n, d].
+        history: float32 [n, d].
+        present: Which items behaviour or content says anything of [n]; the others' vectors are zero.
+    """
+
+    candidate: Floats
+    history: Floats
+    present: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -36,52 +62,59 @@ class KnownItems:
     """
 
     vectors: ItemVectors
-    log_count: npt.NDArray[np.float32]
+    log_count: Floats
 
 
 def know_items(
-    events: Path, item_ids: Ints, features: FeaturesConfig, *, until: datetime, dimension: int, seed: int
-) -> KnownItems:
-    """Compute ID vectors and popularity from the events before an instant.
+    events: Path,
+    item_ids: Ints,
+    content: ItemContent,
+    features: FeaturesConfig,
+    config: ItemsConfig,
+    seed: int,
+) -> tuple[KnownItems, KnownItems]:
+    """Learn ID vectors, and count popularity, up to the newest training cuts and up to the end of the training window.
 
     Args:
         events: Folder of the validated events.
         item_ids: Items, ascending [n].
-        features: For the split, and how many events an item needs for a vector.
-        until: Events from then on are not read.
-        dimension: Width of the vectors.
-        seed: Of the random projection.
+        content: What else is known of them.
+        features: For the split, and how many events an item needs for a vector of its own.
+        config: Width of the vectors, length of the training.
+        seed: Of the training.
+
+    Returns:
+        The past, for training; and now, for inference.
     """
-    baskets = read_baskets(events, item_ids, features.split, until)
-    counts = np.asarray(baskets.matrix.sum(axis=0), dtype=np.float32)
-    frequent = np.flatnonzero(counts >= max(1, features.min_item_events))
-    part = spectral_vectors(baskets.of_items(frequent), dimension, seed)
-    candidate, history = (np.zeros((len(item_ids), dimension), dtype=np.float32) for _ in range(2))
-    present = np.zeros(len(item_ids), dtype=bool)
-    candidate[frequent], history[frequent], present[frequent] = part.candidate, part.history, part.present
-    return KnownItems(ItemVectors(candidate, history, present), np.log1p(counts))
+    shared = IdNetwork(content, config.id_dimension, seed)
+    train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2), seed=seed)
+
+    def finish(baskets: Baskets, examples: FollowExamples) -> KnownItems:
+        network = copy.deepcopy(shared)
+        counts = _count(baskets)
+        network.know(counts, features.min_item_events)
+        train(network, examples, epochs=-(-config.id_epochs // 2), final_rate=FINAL_RATE)
+        return KnownItems(read_vectors(network), np.log1p(counts))
+
+    baskets = read_baskets(events, item_ids, features.split, features.split.recent_start)
+    examples = follow_examples(baskets)
+    shared.know(_count(baskets), features.min_item_events)
+    train(shared, examples, epochs=config.id_epochs // 2, final_rate=1.0)
+    past = finish(baskets, examples)
+    baskets = read_baskets(events, item_ids, features.split, features.split.validation_start)
+    return past, finish(baskets, follow_examples(baskets))
 
 
-def turn(known: KnownItems, towards: KnownItems) -> KnownItems:
-    """The same, its vectors rotated towards others, so that one model reads both."""
-    return KnownItems(rotate(known.vectors, towards.vectors), known.log_count)
+def _count(baskets: Baskets) -> Floats:
+    return np.asarray(baskets.matrix.sum(axis=0), dtype=np.float32)
 
 
-def spectral_vectors(baskets: Baskets, dimension: int, seed: int) -> ItemVectors:
-    """Vectors of the baskets' columns."""
-    similarity = shrunken_cosine(count_pairs(baskets, BACKWARD), SHRINKAGE)
-    return factorise(sp.csr_array(similarity * nearest(similarity, NEIGHBOURS)), dimension, seed)
-
-
-def nearest(similarity: sp.csr_array, number: int) -> sp.csr_array:
-    """Ones at the diagonal and at the largest entries of each row, `number` of them."""
-    columns = []
-    for row in range(similarity.shape[0]):
-        span = slice(similarity.indptr[row], similarity.indptr[row + 1])
-        indices, values = similarity.indices[span], similarity.data[span]
-        if len(indices) > number:
-            indices = indices[np.argpartition(-values, number - 1)[:number]]
-        columns.append(np.union1d(indices, [row]))
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in columns])]).astype(np.int64)
-    indices = np.concatenate([np.empty(0, dtype=np.int64), *columns]).astype(np.int64)
-    return sp.csr_array((np.ones(len(indices), dtype=np.float32), indices, offsets), shape=similarity.shape)
+@torch.no_grad()
+def read_vectors(network: IdNetwork) -> ItemVectors:
+    """Vectors of all items of a trained network."""
+    parts = torch.split(torch.arange(len(network.seen)), ROWS_AT_ONCE)
+    history, candidate = (torch.cat([network.vectors(role, part) for part in parts]).numpy() for role in (0, 1))
+    present = (network.seen | (network.attributes > 0).any(dim=1) | (network.text != 0).any(dim=1)).numpy()
+    history, candidate = history * present[:, None], candidate * present[:, None]
+    length = float(np.sqrt(np.square(candidate[present]).sum(axis=1).mean())) if present.any() else 1.0
+    return ItemVectors(candidate / length, history * (length * float(network.log_scale.exp()) / URM_SCALE), present)

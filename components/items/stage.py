@@ -7,7 +7,6 @@ history are made of such items, and an item nobody ever touched can be neither. 
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 
 import ibis
@@ -20,7 +19,8 @@ import torch
 from components.config import ItemsConfig
 from components.exceptions import ConfigError, DataError
 from components.items.codes import attribute_vectors, lexical_vectors
-from components.items.id_vectors import know_items, turn
+from components.items.id_network import ItemContent
+from components.items.id_vectors import know_items
 from components.items.image import ImageEncoder, ImageVectors, encode_images
 from components.items.table import HISTORY_ROLE, POPULARITY, write_item_table
 from components.items.text import TextEncoder, TextVectors, encode_texts, item_text
@@ -39,7 +39,8 @@ def run(stage: StageRun) -> StageReport:
 
     Outputs:
         item_table: Folder in the form of `components.items.table`; modalities id (in both roles, see id_vectors.py),
-            popularity, text, lexical, brand, category and, where the configuration has an image encoder, image.
+            popularity, text, lexical, category_words, brand, category and, where the configuration has an image
+            encoder, image.
         item_table_past: The same, its ID vectors and popularity counted up to the newest training cuts; for training.
 
     Raises:
@@ -108,19 +109,16 @@ def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
 
 def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> int:
     """Write the table for inference and that for training; returns how many items have an ID vector."""
-    stage.report_progress("computing ID vectors")
+    stage.report_progress("learning ID vectors")
     item_ids = items.column("item_id").to_numpy()
-    split = stage.config.features.split
-    know = partial(
-        know_items,
+    past, now = know_items(
         stage.path("validate", "events"),
         item_ids,
+        describe_items(items, modalities["text"][0]),
         stage.config.features,
-        dimension=stage.config.items.id_dimension,
-        seed=stage.config.seed,
+        stage.config.items,
+        stage.config.seed,
     )
-    now = know(until=split.validation_start)
-    past = turn(know(until=split.recent_start), now)
     for name, known in (("item_table", now), ("item_table_past", past)):
         vectors = known.vectors
         everyone = np.ones(len(item_ids), dtype=bool)
@@ -133,15 +131,24 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
     return int(now.vectors.present.sum())
 
 
+def describe_items(items: pa.Table, text: npt.NDArray[np.floating]) -> ItemContent:
+    """Text, category (the leaf) and brand of the items, for the ID network."""
+    leaves = pa.array(
+        [" > ".join(path) if path else None for path in items.column("category").to_pylist()], pa.string()
+    )
+    columns = [leaves, items.column("brand").combine_chunks()]
+    numbers = [column.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64) + 1 for column in columns]
+    return ItemContent(text.astype(np.float32), np.stack(numbers, axis=1))
+
+
 def make_codes(items: pa.Table, config: ItemsConfig) -> Modalities:
-    """The modalities that are computed, not encoded: lexical, brand, category (the leaf)."""
+    """The modalities that are computed, not encoded: words of title and brand, of the category; brand; leaf."""
     titles, paths, brands = (items.column(name).to_pylist() for name in ("title", "category", "brand"))
-    texts = [
-        f"{item_text(title, path)} {brand or ''}" for title, path, brand in zip(titles, paths, brands, strict=True)
-    ]
+    names = [f"{title or ''} {brand or ''}" for title, brand in zip(titles, brands, strict=True)]
     leaves = [" > ".join(path) if path else None for path in paths]
     return {
-        "lexical": lexical_vectors(texts, config.lexical_dimension),
+        "lexical": lexical_vectors(names, config.lexical_dimension),
+        "category_words": lexical_vectors([leaf or "" for leaf in leaves], config.lexical_dimension // 2),
         "brand": attribute_vectors(brands, config.attribute_dimension),
         "category": attribute_vectors(leaves, config.attribute_dimension),
     }

@@ -16,7 +16,7 @@ import torch
 from components.exceptions import ConfigError, DataError
 from components.items.codes import identity_codes, query_vector
 from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
-from components.urm.heads import LEXICAL
+from components.urm.heads import WORDS
 from components.urm.model import Batch
 from components.urm.packing import PromptParts, pack
 from components.urm.prompt import Block, PromptWriter
@@ -58,10 +58,10 @@ class ItemReader:
             )
 
     def read_queries(self, texts: Sequence[str]) -> torch.Tensor:
-        """Words of queries in the lexical part of item space [E, its width]."""
-        width = self.widths.get(LEXICAL, 0)
-        vectors = [query_vector(text, width) for text in texts]
-        return torch.from_numpy(np.stack(vectors) if vectors else np.empty((0, width), dtype=np.float32))
+        """Words of queries in the parts of item space that are made of words, one beside the other [E, their width]."""
+        widths = [self.widths[name] for name in WORDS if name in self.widths]
+        vectors = [np.concatenate([query_vector(text, width) for width in (*widths, 0)]) for text in texts]
+        return torch.from_numpy(np.stack(vectors) if vectors else np.empty((0, sum(widths)), dtype=np.float32))
 
     def read(self, item_ids: Ids) -> Batch:
         """Vectors, presence, codes and log frequency of items [U]."""

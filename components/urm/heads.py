@@ -1,8 +1,8 @@
 """h_UM: hidden states of the [UM] tokens become H user vectors, and how H inner products become one score.
 
     E examples · H user vectors · D hidden width · B contexts · L history items · N candidates · M modalities
-    an item's vector     v = [ item space p (P), one part a modality ; identity code c (C) ; log frequency (1) ]
-    a user vector        u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b·q ; g·Σᵢ zᵢ cᵢ, i of its stripe ; popularity weight ]
+    an item's vector     v = [ item space p (P), one part a modality ; identity code c (C) ; popularity f (K) ]
+    a user vector        u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ q ; g·Σᵢ zᵢ cᵢ, i of its stripe ; weights of popularity ]
     score(user, item)    combine over H of  u_h · v
 
 h is the hidden state of the user token beside the mean of those of the task text, each of length one: the second tells
@@ -11,10 +11,10 @@ the tasks apart from the first step on, while the attention of new user tokens t
 Departures from the paper, which has W h of the user token alone (ADR 4): the second half of h, and the sums, which copy
 from the prompt. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) says how much that very item
 is wanted, and w = softmax(m - decay · log place), newest place first, moves the user vector towards such items, by one
-gain a modality; the gains and the decay depend on h. q
-holds the words of the block's query, in the lexical part of item space. The H vectors share the exact copies out among
-them, every H-th place of the history each (a stripe): a sum of n codes blurs each by √(n / C), so H vectors remember
-H times as many items.
+gain a modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space
+that are made of words. f is popularity as K hat functions of its logarithm, so that its weights make any piecewise
+linear function of it. The H vectors share the exact copies out among them, every H-th place of the history each (a
+stripe): a sum of n codes blurs each by √(n / C), so H vectors remember H times as many items.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from components.items.id_vectors import URM_SCALE
+
 Combine = Literal["max", "logsumexp", "mean"]
 
-LEXICAL = "lexical"  # the modality that queries share with items
+WORDS = ("lexical", "category_words")  # the modalities that queries share with items
+POPULARITY_KNOTS = 12  # K; knot k stands for 2ᵏ - 1 baskets
 # Gains at the start, by modality; training moves all of them.
 FIRST_SIMILAR_GAINS = {"id": 1.0, "text": 0.5}
 OTHER_SIMILAR_GAIN = 0.1
-FIRST_EXACT_GAIN, FIRST_POPULARITY_GAIN, FIRST_QUERY_GAIN, FIRST_DECAY = 5.0, 0.1, 2.0, 1.0
+FIRST_EXACT_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN, FIRST_POPULARITY_GAIN = 5.0, 1.0, 2.0, 0.1
 
 
 class UserHead(nn.Module):
@@ -49,7 +52,7 @@ class UserHead(nn.Module):
         part_of = [number for number, width in enumerate(widths.values()) for _ in range(width)]
         self.register_buffer("parts", torch.tensor(part_of), persistent=False)  # modality of each place of item space
         starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
-        self.words = slice(starts[LEXICAL], starts[LEXICAL] + widths[LEXICAL]) if LEXICAL in widths else None
+        self.words = [slice(starts[name], starts[name] + widths[name]) for name in WORDS if name in widths]
         self.norm = nn.LayerNorm(hidden_width)
         self.task_norm = nn.LayerNorm(hidden_width)
         self.project = nn.Linear(2 * hidden_width, item_width)
@@ -57,9 +60,10 @@ class UserHead(nn.Module):
         self.key_norm = nn.LayerNorm(hidden_width)
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column: wanted by any user token alike
-        # One a modality; then these very items, popularity, query, and how fast older items matter less.
-        self.gains = nn.Linear(2 * hidden_width, len(widths) + 4)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(5.0)))
+        # One a modality; then these very items, how fast older ones matter less, the query's words, popularity.
+        self.gain_groups = (len(widths), 1, 1, len(self.words), POPULARITY_KNOTS)
+        self.gains = nn.Linear(2 * hidden_width, sum(self.gain_groups))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(URM_SCALE)]))
         # Frozen vectors have a length of about one. W h starts at zero, and a step of Adam moves it by a tenth of that:
         # anything more is noise that drowns what is copied.
         self.project_scale = 1 / math.sqrt(item_width)
@@ -71,8 +75,9 @@ class UserHead(nn.Module):
         nn.init.zeros_(self.gains.weight)
         with torch.no_grad():
             similar = [FIRST_SIMILAR_GAINS.get(name, OTHER_SIMILAR_GAIN) for name in widths]
-            others = [FIRST_EXACT_GAIN, FIRST_POPULARITY_GAIN, FIRST_QUERY_GAIN, FIRST_DECAY]
-            self.gains.bias.copy_(torch.tensor([*similar, *others]))
+            others = [FIRST_EXACT_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
+            popularity = FIRST_POPULARITY_GAIN * math.log(2) * torch.arange(POPULARITY_KNOTS)
+            self.gains.bias.copy_(torch.cat([torch.tensor([*similar, *others]), popularity]))
 
     def forward(
         self,
@@ -86,7 +91,7 @@ class UserHead(nn.Module):
         known: torch.Tensor,
         queries: torch.Tensor,
     ) -> torch.Tensor:
-        """User vectors [E, H, P + C + 1].
+        """User vectors [E, H, P + C + K].
 
         Args:
             hidden: Hidden states of the user tokens [E, H, D].
@@ -97,7 +102,8 @@ class UserHead(nn.Module):
             items: Their item-space vectors [B, L, P].
             codes: Their identity codes [B, L, C].
             known: Which history places hold an item [B, L].
-            queries: Words of each block's query in the lexical part of item space, zero without one [E, width of it].
+            queries: Words of each block's query in the parts of item space made of words, one beside the other; zero
+                without a query [E, their width].
         """
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
         own, asked = self.norm(hidden.float()), self.task_norm(task.float())
@@ -106,18 +112,18 @@ class UserHead(nn.Module):
         match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
         match = match + (wanted_by_all + habit)[rows, None]
         masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
-        gains = self.gains(unit)
-        exact, popular, query_gain, decay = gains[..., -4:].unbind(dim=-1)
+        alike, exact, decay, query_gains, popularity = self.gains(unit).split(self.gain_groups, dim=-1)
         places = torch.arange(1, masked.shape[-1] + 1, device=masked.device).log()
-        attention = torch.softmax(masked - decay[..., None] * places, dim=-1)
+        attention = torch.softmax(masked - decay * places, dim=-1)
         similar = torch.einsum("ehl,elp->ehp", attention, items[rows])
-        direction = self.project(unit) * self.project_scale + gains[..., self.parts] * similar
-        if self.words is not None:
-            said = query_gain[..., None] * queries[:, None]  # [E, H, width of the lexical part]
-            direction = direction + functional.pad(said, (self.words.start, direction.shape[-1] - self.words.stop))
+        direction = self.project(unit) * self.project_scale + alike[..., self.parts] * similar
+        said = torch.split(queries, [part.stop - part.start for part in self.words], dim=-1)
+        for number, part in enumerate(self.words):
+            words = query_gains[..., number, None] * said[number][:, None]  # [E, H, width of the part]
+            direction = direction + functional.pad(words, (part.start, direction.shape[-1] - part.stop))
         wanted = functional.softplus(masked) * self._stripes(hidden.shape[1], masked.shape[2], hidden.device)
-        copied = exact[..., None] * torch.einsum("ehl,elc->ehc", wanted, codes[rows])
-        return torch.cat([self.log_scale.exp() * direction, copied, popular[..., None]], dim=-1)
+        copied = exact * torch.einsum("ehl,elc->ehc", wanted, codes[rows])
+        return torch.cat([self.log_scale.exp() * direction, copied, popularity], dim=-1)
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [B, L, K] and own weights [B, L] of history items."""
@@ -130,6 +136,13 @@ class UserHead(nn.Module):
         """Which user vector may copy which history place [H, L]: every H-th place from the newest on."""
         place = torch.arange(num_items, device=device) % num_vectors
         return place == torch.arange(num_vectors, device=device)[:, None]
+
+
+def popularity_features(log_count: torch.Tensor) -> torch.Tensor:
+    """Hat functions [U, K] of log(1 + baskets) [U]: the weights of interpolation between the knots around it."""
+    place = (log_count / math.log(2)).clamp(max=POPULARITY_KNOTS - 1)
+    knots = torch.arange(POPULARITY_KNOTS, device=log_count.device)
+    return (1 - (place[:, None] - knots).abs()).clamp(min=0)
 
 
 def combine_scores(scores: torch.Tensor, how: Combine) -> torch.Tensor:

@@ -149,7 +149,7 @@ class UrmRecaller:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.popularity_scale.device
+        return self.model.user_head.log_scale.device
 
     def _index(self) -> faiss.IndexIDMap2:
         if self.index is None:

@@ -1,7 +1,8 @@
 """URM: sequence in, set out. Backbone, fusion and heads as one module.
 
 Tensor letters: B contexts · S tokens · E examples · H user vectors · L history items · U distinct items of the batch ·
-D hidden width · P width of item space · C width of identity codes.
+D hidden width · P width of item space · C width of identity codes ·
+K knots of popularity.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from components.config import UrmConfig
 from components.urm.backbone import language_head, token_embeddings
 from components.urm.device import full_precision, mixed_precision
 from components.urm.fusion import HistoryEmbedding, ItemFusion
-from components.urm.heads import UserHead
+from components.urm.heads import POPULARITY_KNOTS, UserHead, popularity_features
 from components.urm.packing import attention_mask
 
 Batch = dict[str, Any]
@@ -28,8 +29,8 @@ class UrmOutput:
     """What one pass gives.
 
     Attributes:
-        user_vectors: [E, H, P + C + 1], float32.
-        item_vectors: Vectors of the batch's items as candidates [U, P + C + 1], float32.
+        user_vectors: [E, H, P + C + K], float32.
+        item_vectors: Vectors of the batch's items as candidates [U, P + C + K], float32.
         text_logits: At the positions that predict text [M, V].
     """
 
@@ -68,8 +69,7 @@ class Urm(nn.Module):
         self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
         self.user_head = UserHead(hidden_width, self.fusion.space, config.fusion_dimension)
-        self.dimension = self.fusion.item_width + config.identity_dimension + 1
-        self.popularity_scale = nn.Parameter(torch.tensor(1.0))
+        self.dimension = self.fusion.item_width + config.identity_dimension + POPULARITY_KNOTS
 
     def forward(self, batch: Batch) -> UrmOutput:
         """User vectors, item vectors and text logits of a batch (see batches.py).
@@ -105,13 +105,12 @@ class Urm(nn.Module):
         return UrmOutput(user_vectors, self._candidates(candidates, items), logits)
 
     def item_vectors(self, items: Batch) -> torch.Tensor:
-        """Candidate vectors [U, P + C + 1] of items alone, in float32."""
+        """Candidate vectors [U, P + C + K] of items alone, in float32."""
         fused = self.fusion(items["vectors"], items["present"])
         return self._candidates(self.fusion.items(fused, items["vectors"], items["present"])[0], items)
 
     def _candidates(self, item_space: torch.Tensor, items: Batch) -> torch.Tensor:
-        popularity = self.popularity_scale * items["log_frequency"][:, None]
-        return torch.cat([item_space, items["codes"], popularity], dim=-1)
+        return torch.cat([item_space, items["codes"], popularity_features(items["log_frequency"])], dim=-1)
 
     def _run_backbone(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
         embeddings = token_embeddings(self.backbone)(batch["token_ids"])  # [B, S, D]

@@ -81,17 +81,18 @@ def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settin
     result = encode(tmp_path / "run", settings, config)
 
     counts = {"items": 3, "items_without_events": 1, "distinct_texts": 2, "cached_texts": 0}
-    assert result.counts == counts | {"items_with_id_vector": 0}  # nobody had two of them in one week
+    assert result.counts == counts | {"items_with_id_vector": 3}  # all have a text
     assert result.metrics["texts_per_second"] > 0
     table = ItemTable.open(result.outputs["item_table"])
     assert table.keys.tolist() == [-5, 7, 30]
-    assert set(table.modalities) == {"id", "id_history", "popularity", "text", "lexical", "brand", "category"}
+    computed = {"id", "id_history", "popularity", "lexical", "category_words", "brand", "category"}
+    assert set(table.modalities) == computed | {"text"}
     assert ItemTable.open(result.outputs["item_table_past"]).keys.tolist() == [-5, 7, 30]
     vectors, present = table.gather("text", [7, 30, -5, 8])
     assert present.tolist() == [True, True, True, False]
     np.testing.assert_array_equal(vectors[0], vectors[1])
     progress = json.loads((tmp_path / "run" / "encode" / "progress.json").read_text())
-    assert progress["message"] == "computing ID vectors"
+    assert progress["message"] == "learning ID vectors"
 
 
 def test_texts_of_an_earlier_run_come_from_the_cache(tmp_path: Path, settings: Settings) -> None:

@@ -1,0 +1,233 @@
+"""The ID model: how well each item follows what a user had, learned from the log.
+
+    B examples · L history items · n items · d width · N negatives
+
+    history vector     h_i = E_i + Σ_a A_a(i) + T text_i        E: of the item itself (its ID)
+    candidate vector   x_j = E'_j + Σ_a A'_a(j) + T' text_j     A: of its category and brand;  T: linear
+    score(user, j)     = τ · (Σ_p w_p h_p) · x_j + β · log(1 + count_j),   w_p ∝ age_p^(-δ), of sum one
+
+age counts the user's baskets back from the newest one. An item-to-item factorisation with two roles (FISM, Kabbur et
+al. 2013; recency as in the position weights of NextItNet's predecessors is one learned number here), trained by a
+sampled softmax with log-Q correction on "what came next". Dropout acts on every entry of h and x, and now and then on
+the whole of E, so that an item nobody had yet is placed by its text, category and brand.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import nn
+from torch.nn import functional
+
+from components.items.cooccurrence import Baskets
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+# Chosen on validation of Amazon Beauty, see docs/results.md.
+REACH = 20  # history items of an example
+BATCH_SIZE, NUM_NEGATIVES, NEGATIVE_POWER = 512, 2048, 0.75
+LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.3
+DROPOUT, ID_DROPOUT = 0.5, 0.1
+FIRST_SPREAD, FIRST_SCALE = 0.05, 8.0
+
+
+@dataclass(frozen=True)
+class ItemContent:
+    """What is known of n items beside behaviour.
+
+    Attributes:
+        text: Frozen text vectors [n, t], zero where absent.
+        attributes: Number of each item's value of each attribute [n, a], 0 for none.
+    """
+
+    text: Floats
+    attributes: Ints
+
+
+@dataclass(frozen=True)
+class FollowExamples:
+    """Baskets that have a history, and what is in them.
+
+    Attributes:
+        history: Items of the user's baskets before, newest first [m, L]; n stands for none.
+        ages: How many baskets ago each was, from 1 on [m, L].
+        owners: Basket of each example, a place among the m [e].
+        targets: The item that came next [e].
+        members: Binary, baskets × items [m, n].
+    """
+
+    history: Ints
+    ages: Ints
+    owners: Ints
+    targets: Ints
+    members: sp.csr_array
+
+
+class IdNetwork(nn.Module):
+    """Vectors of items in both roles."""
+
+    text: torch.Tensor
+    attributes: torch.Tensor
+    seen: torch.Tensor
+    log_count: torch.Tensor
+
+    def __init__(self, content: ItemContent, dimension: int, seed: int) -> None:
+        """Take what is known of the items; no item counts as seen before `know`."""
+        super().__init__()
+        num_items, text_width = content.text.shape
+        self.register_buffer("text", torch.from_numpy(content.text))
+        self.register_buffer("attributes", torch.from_numpy(content.attributes))
+        self.register_buffer("seen", torch.zeros(num_items, dtype=torch.bool))
+        self.register_buffer("log_count", torch.zeros(num_items))
+        sizes = (content.attributes.max(axis=0, initial=0) + 1).tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.roles = nn.ModuleList(_Role(num_items, sizes, text_width, dimension) for _ in "hx")
+        self.decay = nn.Parameter(torch.ones(1))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(FIRST_SCALE)]))
+        self.popularity = nn.Parameter(torch.tensor([0.5]))
+
+    def know(self, counts: Floats, min_count: float) -> None:
+        """Note how many baskets hold each item [n]; fewer than `min_count` give it no vector of its own."""
+        self.seen.copy_(torch.from_numpy(counts >= max(1.0, min_count)))
+        self.log_count.copy_(torch.from_numpy(np.log1p(counts)))
+
+    def vectors(self, role: int, items: torch.Tensor) -> torch.Tensor:
+        """Vectors [u, d] of items [u] as part of a history (role 0) or as candidates (role 1)."""
+        own = self.seen[items]
+        if self.training:
+            own = own & (torch.rand(len(items)) >= ID_DROPOUT)
+        vectors: torch.Tensor = self.roles[role](items, own, self.attributes[items], self.text[items])
+        return functional.dropout(vectors, DROPOUT, self.training)
+
+    def users(self, history: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
+        """User vectors [B, d] of histories [B, L]; n stands for no item."""
+        known = history < len(self.seen)
+        distinct, places = torch.unique(history.clamp(max=len(self.seen) - 1), return_inverse=True)
+        weights = known * torch.exp(-self.decay * ages.clamp(min=1).log())
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        return torch.einsum("bl,bld->bd", weights, self.vectors(0, distinct)[places])
+
+    def loss(
+        self,
+        history: torch.Tensor,
+        ages: torch.Tensor,
+        targets: torch.Tensor,
+        negatives: torch.Tensor,
+        log_expected: torch.Tensor,
+        accidental: torch.Tensor,
+    ) -> torch.Tensor:
+        """Sampled softmax of targets [B] against negatives [N]; accidental [B, N] marks those that are targets, too."""
+        users = self.users(history, ages) * self.log_scale.exp()
+        candidates = self.vectors(1, torch.cat([targets, negatives]))
+        bias = self.popularity * self.log_count
+        wanted = (users * candidates[: len(targets)]).sum(dim=1) + bias[targets]
+        others = users @ candidates[len(targets) :].T + bias[negatives] - log_expected
+        others = others.masked_fill(accidental, -torch.inf)
+        return (torch.logsumexp(torch.cat([wanted[:, None], others], dim=1), dim=1) - wanted).mean()
+
+
+class _Role(nn.Module):
+    """Vectors of one role."""
+
+    def __init__(self, num_items: int, sizes: list[int], text_width: int, dimension: int) -> None:
+        super().__init__()
+        self.identity = nn.Embedding(num_items, dimension)
+        self.tables = nn.ModuleList(nn.Embedding(size, dimension) for size in sizes)
+        for table in (self.identity, *self.tables):
+            nn.init.normal_(table.weight, std=FIRST_SPREAD)
+        self.of_text = nn.Linear(text_width, dimension, bias=False)
+
+    def forward(
+        self, items: torch.Tensor, own: torch.Tensor, attributes: torch.Tensor, text: torch.Tensor
+    ) -> torch.Tensor:
+        vectors: torch.Tensor = self.identity(items) * own[:, None] + self.of_text(text)
+        for table, values in zip(self.tables, attributes.T, strict=True):
+            vectors = vectors + table(values)
+        return vectors
+
+
+def follow_examples(baskets: Baskets) -> FollowExamples:
+    """Every item of every basket but a user's first is an example."""
+    matrix, num_items = baskets.matrix, baskets.matrix.shape[1]
+    history = np.full((matrix.shape[0], REACH), num_items, dtype=np.int64)
+    ages = np.zeros((matrix.shape[0], REACH), dtype=np.int64)
+    first = 0  # of the user's baskets
+    for row in range(matrix.shape[0]):
+        if row and baskets.users[row] != baskets.users[row - 1]:
+            first = row
+        begin, end = matrix.indptr[first], matrix.indptr[row]
+        begin = max(begin, end - REACH)
+        history[row, : end - begin] = matrix.indices[begin:end][::-1]
+        owners = np.searchsorted(matrix.indptr, np.arange(begin, end), side="right") - 1
+        ages[row, : end - begin] = (row - owners)[::-1]
+    owners = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    chosen = ages[owners, 0] > 0
+    return FollowExamples(history, ages, owners[chosen], matrix.indices[chosen].astype(np.int64), matrix)
+
+
+def train_id_network(
+    network: IdNetwork, examples: FollowExamples, *, epochs: int, max_steps: int, final_rate: float, seed: int
+) -> None:
+    """Train in place on what followed what, at a learning rate that falls linearly.
+
+    Args:
+        network: A new network, or one trained before.
+        examples: What followed what.
+        epochs: Passes over the examples.
+        max_steps: At most so many steps, on large logs.
+        final_rate: Share of the learning rate left at the end; 1 keeps it.
+        seed: Of order, negatives and dropout.
+    """
+    steps = min(max_steps, epochs * -(-len(examples.targets) // BATCH_SIZE))
+    rng = np.random.default_rng(seed)
+    weights = np.expm1(network.log_count.numpy().astype(np.float64)) ** NEGATIVE_POWER
+    chance = weights / max(weights.sum(), 1.0)
+    cumulative = np.cumsum(chance)
+    optimizer = torch.optim.AdamW(_groups(network), lr=LEARNING_RATE)
+    network.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for step, batch in enumerate(_batches(len(examples.targets), steps, rng)):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * (1 - (1 - final_rate) * step / steps)
+            drawn = np.searchsorted(cumulative, rng.random(NUM_NEGATIVES) * cumulative[-1], side="right")
+            loss = _loss(network, examples, batch, drawn, np.log(NUM_NEGATIVES * chance[drawn]))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step()
+    network.eval()
+
+
+def _loss(network: IdNetwork, examples: FollowExamples, batch: Ints, drawn: Ints, log_expected: Floats) -> torch.Tensor:
+    owners, targets = examples.owners[batch], examples.targets[batch]
+    accidental = examples.members[owners][:, drawn].toarray() > 0
+    return network.loss(
+        torch.from_numpy(examples.history[owners]),
+        torch.from_numpy(examples.ages[owners]),
+        torch.from_numpy(targets),
+        torch.from_numpy(drawn),
+        torch.from_numpy(log_expected.astype(np.float32)),
+        torch.from_numpy(accidental),
+    )
+
+
+def _batches(num_examples: int, steps: int, rng: np.random.Generator) -> list[Ints]:
+    batches: list[Ints] = []
+    while len(batches) < steps:
+        order = rng.permutation(num_examples)
+        batches += [order[start : start + BATCH_SIZE] for start in range(0, num_examples, BATCH_SIZE)]
+    return batches[:steps]
+
+
+def _groups(network: IdNetwork) -> list[dict[str, object]]:
+    """Weights decay, single numbers do not."""
+    matrices = [weight for weight in network.parameters() if weight.ndim > 1]
+    numbers = [weight for weight in network.parameters() if weight.ndim == 1]
+    return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": numbers, "weight_decay": 0.0}]
