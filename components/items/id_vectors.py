@@ -1,4 +1,4 @@
-"""ID vectors and popularity of items by what users had, at two instants.
+"""ID vectors of items by what users had, at two instants, and popularity.
 
 A model that trains on what a user does next must not see vectors that were computed from that very event: it would
 learn to trust them more than they deserve, most of all for rare items. Nor is it enough to leave his events out: what
@@ -13,6 +13,9 @@ learned from the whole training window. ADR 6 has the figures, ADR 7 the network
 Two trainings from scratch give vectors with little in common, and no rotation makes them alike: most of a rare item's
 vector is chance. So both share the first half of their training, on the past and at the full learning rate, and part
 where it begins to fall. One model can then read both.
+
+Popularity is that of the whole training window for both: tasks like "rarely bought" are defined by it, in training as
+in test. What nobody had counts as what one basket had, since in training nothing else is ever asked for.
 """
 
 from __future__ import annotations
@@ -54,14 +57,17 @@ class ItemVectors:
 
 @dataclass(frozen=True)
 class KnownItems:
-    """What is known of n items before an instant.
+    """What the training window tells of n items.
 
     Attributes:
-        vectors: ID vectors in both roles.
-        log_count: log(1 + baskets that hold the item), float32 [n]; see cooccurrence.py for what a basket is.
+        past: ID vectors of what came before the newest training cuts, for training.
+        now: ID vectors of the whole training window, for inference.
+        log_count: log(1 + baskets of the training window that hold the item, at least one), float32 [n]; see
+            cooccurrence.py for what a basket is.
     """
 
-    vectors: ItemVectors
+    past: ItemVectors
+    now: ItemVectors
     log_count: Floats
 
 
@@ -72,8 +78,8 @@ def know_items(
     features: FeaturesConfig,
     config: ItemsConfig,
     seed: int,
-) -> tuple[KnownItems, KnownItems]:
-    """Learn ID vectors, and count popularity, up to the newest training cuts and up to the end of the training window.
+) -> KnownItems:
+    """Learn ID vectors, and count popularity.
 
     Args:
         events: Folder of the validated events.
@@ -82,27 +88,26 @@ def know_items(
         features: For the split, and how many events an item needs for a vector of its own.
         config: Width of the vectors, length of the training.
         seed: Of the training.
-
-    Returns:
-        The past, for training; and now, for inference.
     """
     shared = IdNetwork(content, config.id_dimension, seed)
     train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2), seed=seed)
 
-    def finish(baskets: Baskets, examples: FollowExamples) -> KnownItems:
+    def finish(baskets: Baskets, examples: FollowExamples) -> ItemVectors:
         network = copy.deepcopy(shared)
-        counts = _count(baskets)
-        network.know(counts, features.min_item_events)
+        network.know(_count(baskets), features.min_item_events)
         train(network, examples, epochs=-(-config.id_epochs // 2), final_rate=FINAL_RATE)
-        return KnownItems(read_vectors(network), np.log1p(counts))
+        return read_vectors(network)
 
-    baskets = read_baskets(events, item_ids, features.split, features.split.recent_start)
-    examples = follow_examples(baskets)
-    shared.know(_count(baskets), features.min_item_events)
+    of_past = read_baskets(events, item_ids, features.split, features.split.recent_start)
+    examples = follow_examples(of_past)
+    shared.know(_count(of_past), features.min_item_events)
     train(shared, examples, epochs=config.id_epochs // 2, final_rate=1.0)
-    past = finish(baskets, examples)
-    baskets = read_baskets(events, item_ids, features.split, features.split.validation_start)
-    return past, finish(baskets, follow_examples(baskets))
+    whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
+    return KnownItems(
+        past=finish(of_past, examples),
+        now=finish(whole, follow_examples(whole)),
+        log_count=np.log1p(np.maximum(_count(whole), 1)),
+    )
 
 
 def _count(baskets: Baskets) -> Floats:

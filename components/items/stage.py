@@ -41,7 +41,7 @@ def run(stage: StageRun) -> StageReport:
         item_table: Folder in the form of `components.items.table`; modalities id (in both roles, see id_vectors.py),
             popularity, text, lexical, category_words, brand, category and, where the configuration has an image
             encoder, image.
-        item_table_past: The same, its ID vectors and popularity counted up to the newest training cuts; for training.
+        item_table_past: The same, its ID vectors those of what came before the newest training cuts; for training.
 
     Raises:
         DataError: There are no events, an event's item is unknown, or no image can be read.
@@ -111,7 +111,7 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
     """Write the table for inference and that for training; returns how many items have an ID vector."""
     stage.report_progress("learning ID vectors")
     item_ids = items.column("item_id").to_numpy()
-    past, now = know_items(
+    known = know_items(
         stage.path("validate", "events"),
         item_ids,
         describe_items(items, modalities["text"][0]),
@@ -119,8 +119,7 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
         stage.config.items,
         stage.config.seed,
     )
-    for name, known in (("item_table", now), ("item_table_past", past)):
-        vectors = known.vectors
+    for name, vectors in (("item_table", known.now), ("item_table_past", known.past)):
         everyone = np.ones(len(item_ids), dtype=bool)
         of_events: Modalities = {
             "id": (vectors.candidate, vectors.present),
@@ -128,7 +127,7 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
             POPULARITY: (known.log_count[:, None], everyone),
         }
         write_item_table(stage.output / name, item_ids, modalities | of_events)
-    return int(now.vectors.present.sum())
+    return int(known.now.present.sum())
 
 
 def describe_items(items: pa.Table, text: npt.NDArray[np.floating]) -> ItemContent:

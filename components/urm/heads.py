@@ -12,7 +12,7 @@ Departures from the paper, which has W h of the user token alone (ADR 4): the se
 from the prompt. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) says how much that very item
 is wanted, and w = softmax(m - decay · log place), newest place first, moves the user vector towards such items, by one
 gain a modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space
-that are made of words. f is popularity as K hat functions of its logarithm, so that its weights make any piecewise
+that are made of words. f is popularity as K ramps of its logarithm, so that its weights are the slopes of a piecewise
 linear function of it. The H vectors share the exact copies out among them, every H-th place of the history each (a
 stripe): a sum of n codes blurs each by √(n / C), so H vectors remember H times as many items.
 """
@@ -33,7 +33,7 @@ from components.items.id_vectors import URM_SCALE
 Combine = Literal["max", "logsumexp", "mean"]
 
 WORDS = ("lexical", "category_words")  # the modalities that queries share with items
-POPULARITY_KNOTS = 12  # K; knot k stands for 2ᵏ - 1 baskets
+POPULARITY_KNOTS = 12  # K; knot k lies at 2ᵏ - 1 baskets
 # Gains at the start, by modality; training moves all of them.
 FIRST_SIMILAR_GAINS = {"id": 1.0, "text": 0.5}
 OTHER_SIMILAR_GAIN = 0.1
@@ -76,8 +76,8 @@ class UserHead(nn.Module):
         with torch.no_grad():
             similar = [FIRST_SIMILAR_GAINS.get(name, OTHER_SIMILAR_GAIN) for name in widths]
             others = [FIRST_EXACT_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
-            popularity = FIRST_POPULARITY_GAIN * math.log(2) * torch.arange(POPULARITY_KNOTS)
-            self.gains.bias.copy_(torch.cat([torch.tensor([*similar, *others]), popularity]))
+            popularity = [FIRST_POPULARITY_GAIN * math.log(2)] * POPULARITY_KNOTS
+            self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity]))
 
     def forward(
         self,
@@ -139,10 +139,10 @@ class UserHead(nn.Module):
 
 
 def popularity_features(log_count: torch.Tensor) -> torch.Tensor:
-    """Hat functions [U, K] of log(1 + baskets) [U]: the weights of interpolation between the knots around it."""
-    place = (log_count / math.log(2)).clamp(max=POPULARITY_KNOTS - 1)
+    """How far log(1 + baskets) [U] has come between each knot and the next, from 0 to 1 [U, K]: weights are slopes."""
+    place = log_count / math.log(2)
     knots = torch.arange(POPULARITY_KNOTS, device=log_count.device)
-    return (1 - (place[:, None] - knots).abs()).clamp(min=0)
+    return (place[:, None] - knots).clamp(min=0, max=1)
 
 
 def combine_scores(scores: torch.Tensor, how: Combine) -> torch.Tensor:

@@ -18,8 +18,8 @@ def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) ->
     split = SplitConfig.model_validate({"kind": "leave_one_out", "recent_cuts": 2})
     features = FeaturesConfig.model_validate({"split": split.model_dump(exclude_none=True), "min_item_events": 0})
     rng = np.random.default_rng(0)
-    ids = np.arange(10, 20)
-    content = ItemContent(rng.normal(size=(10, 4)).astype(np.float32), rng.integers(3, size=(10, 2)))
+    ids = np.arange(10, 21)  # the last one is never had
+    content = ItemContent(rng.normal(size=(11, 4)).astype(np.float32), rng.integers(3, size=(11, 2)))
     config = ItemsConfig(id_dimension=6, id_max_steps=5)
 
     def write(name: str, changed: set[int]) -> Path:
@@ -33,18 +33,18 @@ def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) ->
         pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / name / "part.parquet")
         return tmp_path / name
 
-    def know(events: Path) -> tuple[KnownItems, KnownItems]:
+    def know(events: Path) -> KnownItems:
         return know_items(events, ids, content, features, config, 0)
 
     plain, later_changed = write("plain", set()), write("later", {4, 5, 6, 7})  # the last four: recent, held out
-    (past, now), (other_past, other_now) = know(plain), know(later_changed)
-    np.testing.assert_array_equal(past.vectors.candidate, other_past.vectors.candidate)
-    np.testing.assert_array_equal(past.vectors.history, other_past.vectors.history)
-    np.testing.assert_array_equal(past.log_count, other_past.log_count)
-    assert np.expm1(past.log_count).sum() == pytest.approx(12 * 4)
-    assert np.expm1(now.log_count).sum() == pytest.approx(12 * 6)
-    assert not np.allclose(now.log_count, other_now.log_count)
-    assert not np.allclose(now.vectors.candidate, other_now.vectors.candidate)
+    first, second = know(plain), know(later_changed)
+    np.testing.assert_array_equal(first.past.candidate, second.past.candidate)
+    np.testing.assert_array_equal(first.past.history, second.past.history)
+    assert not np.allclose(first.now.candidate, second.now.candidate)
+    # Popularity is that of the whole training window, six of a user's eight events; what nobody had counts as one.
+    assert np.expm1(first.log_count[:-1]).sum() == pytest.approx(12 * 6)
+    assert np.expm1(first.log_count[-1]) == pytest.approx(1)
+    assert not np.allclose(first.log_count, second.log_count)
 
 
 def test_vectors_of_the_two_instants_are_alike(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_vectors_of_the_two_instants_are_alike(tmp_path: Path) -> None:
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "part.parquet")
     content = ItemContent(np.zeros((20, 2), np.float32), np.zeros((20, 2), np.int64))
-    past, now = know_items(tmp_path, ids, content, features, ItemsConfig(id_dimension=16, id_epochs=60), 0)
+    known = know_items(tmp_path, ids, content, features, ItemsConfig(id_dimension=16, id_epochs=60), 0)
     for role in ("candidate", "history"):
-        first, second = getattr(past.vectors, role), getattr(now.vectors, role)
+        first, second = getattr(known.past, role), getattr(known.now, role)
         cosine = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
         assert np.median(cosine) > 0.9

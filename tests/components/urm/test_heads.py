@@ -1,0 +1,69 @@
+"""The user head: popularity as a piecewise linear function, and words of a query by field."""
+
+import math
+
+import pytest
+import torch
+
+from components.urm.heads import FIRST_POPULARITY_GAIN, POPULARITY_KNOTS, UserHead, popularity_features
+
+WIDTH, WIDTHS = 8, {"id": 4, "lexical": 6, "brand": 3, "category_words": 2}
+
+
+def user_vectors(head: UserHead, queries: torch.Tensor) -> torch.Tensor:
+    """Of two examples with random hidden states and no history."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, task = torch.randn(2, 3, WIDTH, generator=generator), torch.randn(2, WIDTH, generator=generator)
+    nothing = torch.zeros(1, 1, sum(WIDTHS.values()))
+    with torch.no_grad():
+        vectors: torch.Tensor = head(
+            hidden,
+            task,
+            torch.zeros(2, dtype=torch.long),
+            torch.zeros(1, 1, WIDTH),
+            torch.zeros(1, 1),
+            nothing,
+            torch.zeros(1, 1, 0),
+            torch.zeros(1, 1, dtype=torch.bool),
+            queries,
+        )
+    return vectors
+
+
+def test_weights_of_popularity_are_the_slopes_between_the_knots() -> None:
+    counts = torch.tensor([0.0, 1.0, 2.0, 3.0, 1e9])
+    features = popularity_features(torch.log1p(counts))
+    slopes = torch.arange(POPULARITY_KNOTS).float() + 1
+    between = math.log2(3) - 1  # how far two baskets lie from the knot of one to that of three
+    expected = torch.tensor([0, 1, 1 + between * 2, 3, slopes.sum()])
+    torch.testing.assert_close(features @ slopes, expected)
+
+
+def test_before_training_popularity_counts_by_its_logarithm() -> None:
+    vectors = user_vectors(UserHead(WIDTH, WIDTHS, 4), torch.zeros(2, 8))
+    log_count = torch.log1p(torch.tensor([0.0, 2.0, 40.0]))
+    scores = vectors[..., -POPULARITY_KNOTS:] @ popularity_features(log_count).T
+    torch.testing.assert_close(scores, (FIRST_POPULARITY_GAIN * log_count).expand_as(scores))
+
+
+@pytest.mark.parametrize(("field", "place"), [("lexical", slice(4, 10)), ("category_words", slice(13, 15))])
+def test_a_querys_words_reach_the_part_of_their_field_by_its_own_gain(field: str, place: slice) -> None:
+    head = UserHead(WIDTH, WIDTHS, 4)
+    queries = torch.zeros(2, 8)
+    queries[1] = torch.arange(1.0, 9.0)
+    said = queries[1, :6] if field == "lexical" else queries[1, 6:]
+    before = user_vectors(head, queries)
+    torch.testing.assert_close(before[1, 0, place], 5.0 * 2.0 * said)
+    assert not before[0].any() or not before[0, :, place].any()
+    with torch.no_grad():
+        first = len(WIDTHS) + 2  # behind the modalities' gains, that of exact copies, and the decay
+        head.gains.bias[first + (field == "category_words")] *= 3
+    after = user_vectors(head, queries)
+    torch.testing.assert_close(after[1, :, place], 3 * before[1, :, place])
+    other = slice(13, 15) if field == "lexical" else slice(4, 10)
+    torch.testing.assert_close(after[1, :, other], before[1, :, other])
+
+
+def test_a_model_without_words_takes_queries_of_no_width() -> None:
+    head = UserHead(WIDTH, {"id": 4, "brand": 11}, 4)
+    assert user_vectors(head, torch.zeros(2, 0)).shape == (2, 3, 15 + POPULARITY_KNOTS)
