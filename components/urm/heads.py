@@ -6,7 +6,8 @@
     score(user, item)    combine over H of  u_h · v
 
 h is the hidden state of the user token beside the mean of those of the task text, each of length one: the second tells
-the tasks apart from the first step on, while the attention of new user tokens to the text has to be learned.
+the tasks apart from the first step on, while the attention of new user tokens to the text has to be learned. What all
+tasks have in common is taken off that mean first, since it is most of it and hides the difference.
 
 Departures from the paper, which has W h of the user token alone (ADR 4): the second half of h, and the sums, which copy
 from the prompt. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) says how much that very item
@@ -54,6 +55,7 @@ class UserHead(nn.Module):
         starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
         self.words = [slice(starts[name], starts[name] + widths[name]) for name in WORDS if name in widths]
         self.norm = nn.LayerNorm(hidden_width)
+        self.task_centre = nn.Parameter(torch.zeros(hidden_width))  # set from data, see Urm.centre_tasks
         self.task_norm = nn.LayerNorm(hidden_width)
         self.project = nn.Linear(2 * hidden_width, item_width)
         self.query = nn.Linear(2 * hidden_width, pointer_width)
@@ -106,7 +108,7 @@ class UserHead(nn.Module):
                 without a query [E, their width].
         """
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
-        own, asked = self.norm(hidden.float()), self.task_norm(task.float())
+        own, asked = self.norm(hidden.float()), self.task_norm(task.float() - self.task_centre)
         unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(hidden.shape[-1])
         keys, wanted_by_all = self._keys(tokens.float())
         match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])

@@ -85,9 +85,7 @@ class Urm(nn.Module):
         with full_precision(items["codes"].device.type):
             candidates, as_history = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
         places, known = batch["history_items"], batch["history_known"]  # [B, L]
-        tokens = self.fusion.tokens(fused)[places] + self.history(
-            batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
-        )  # [B, L, D]
+        tokens = self._tokens(batch, fused)  # [B, L, D]
         hidden = self._run_backbone(batch, tokens)  # [B * S, D]
         with full_precision(hidden.device.type):
             user_vectors = self.user_head(
@@ -104,6 +102,14 @@ class Urm(nn.Module):
         logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
         return UrmOutput(user_vectors, self._candidates(candidates, items), logits)
 
+    @torch.no_grad()
+    def centre_tasks(self, batch: Batch) -> None:
+        """Make the mean state of a batch's task texts the origin of such states; once, before training."""
+        with mixed_precision(batch["token_ids"].device.type):
+            fused = self.fusion(batch["items"]["vectors"], batch["items"]["present"])
+            hidden = self._run_backbone(batch, self._tokens(batch, fused))
+        self.user_head.task_centre.copy_(mean_of(hidden, batch["task_positions"]).mean(dim=0))
+
     def item_vectors(self, items: Batch) -> torch.Tensor:
         """Candidate vectors [U, P + C + K] of items alone, in float32."""
         fused = self.fusion(items["vectors"], items["present"])
@@ -111,6 +117,13 @@ class Urm(nn.Module):
 
     def _candidates(self, item_space: torch.Tensor, items: Batch) -> torch.Tensor:
         return torch.cat([item_space, items["codes"], popularity_features(items["log_frequency"])], dim=-1)
+
+    def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
+        """Tokens of the history's items [B, L, D]."""
+        tokens: torch.Tensor = self.fusion.tokens(fused)[batch["history_items"]] + self.history(
+            batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
+        )
+        return tokens
 
     def _run_backbone(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
         embeddings = token_embeddings(self.backbone)(batch["token_ids"])  # [B, S, D]

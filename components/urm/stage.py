@@ -98,9 +98,11 @@ def _train(
         if shown:
             stage.report_progress("training URM", step=step, **shown)
 
+    steps = TrainingSteps(training, _past_builder(stage, new), sampler, config)
+    new.model.centre_tasks(steps[0])
     return train(
         new.model,
-        TrainingSteps(training, _past_builder(stage, new), sampler, config),
+        steps,
         measure,
         config.urm,
         scratch=stage.scratch,
