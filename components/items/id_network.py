@@ -15,6 +15,7 @@ the whole of E, so that an item nobody had yet is placed by its text, category a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ BATCH_SIZE, NUM_NEGATIVES, NEGATIVE_POWER = 512, 2048, 0.75
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.3
 DROPOUT, ID_DROPOUT = 0.5, 0.1
 FIRST_SPREAD, FIRST_SCALE = 0.05, 8.0
+LOG_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,14 @@ def follow_examples(baskets: Baskets) -> FollowExamples:
 
 
 def train_id_network(
-    network: IdNetwork, examples: FollowExamples, *, epochs: int, max_steps: int, final_rate: float, seed: int
+    network: IdNetwork,
+    examples: FollowExamples,
+    *,
+    epochs: int,
+    max_steps: int,
+    final_rate: float,
+    seed: int,
+    report: Callable[[int, int, float], None],
 ) -> None:
     """Train in place on what followed what, at a learning rate that falls linearly.
 
@@ -184,6 +193,7 @@ def train_id_network(
         max_steps: At most so many steps, on large logs.
         final_rate: Share of the learning rate left at the end; 1 keeps it.
         seed: Of order, negatives and dropout.
+        report: Called now and then with the step, the number of steps, and the loss.
     """
     steps = min(max_steps, epochs * -(-len(examples.targets) // BATCH_SIZE))
     rng = np.random.default_rng(seed)
@@ -202,6 +212,8 @@ def train_id_network(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
+            if (step + 1) % LOG_STEPS == 0:
+                report(step + 1, steps, loss.item())
     network.eval()
 
 

@@ -21,6 +21,7 @@ in test. What nobody had counts as what one basket had, since in training nothin
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,7 @@ def know_items(
     features: FeaturesConfig,
     config: ItemsConfig,
     seed: int,
+    report: Callable[[str, int, int, float], None],
 ) -> KnownItems:
     """Learn ID vectors, and count popularity.
 
@@ -88,24 +90,25 @@ def know_items(
         features: For the split, and how many events an item needs for a vector of its own.
         config: Width of the vectors, length of the training.
         seed: Of the training.
+        report: Called now and then with what is trained, the step, the number of steps, and the loss.
     """
     shared = IdNetwork(content, config.id_dimension, seed)
     train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2), seed=seed)
 
-    def finish(baskets: Baskets, examples: FollowExamples) -> ItemVectors:
+    def finish(name: str, baskets: Baskets, examples: FollowExamples) -> ItemVectors:
         network = copy.deepcopy(shared)
         network.know(_count(baskets), features.min_item_events)
-        train(network, examples, epochs=-(-config.id_epochs // 2), final_rate=FINAL_RATE)
+        train(network, examples, epochs=-(-config.id_epochs // 2), final_rate=FINAL_RATE, report=partial(report, name))
         return read_vectors(network)
 
     of_past = read_baskets(events, item_ids, features.split, features.split.recent_start)
     examples = follow_examples(of_past)
     shared.know(_count(of_past), features.min_item_events)
-    train(shared, examples, epochs=config.id_epochs // 2, final_rate=1.0)
+    train(shared, examples, epochs=config.id_epochs // 2, final_rate=1.0, report=partial(report, "shared"))
     whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
     return KnownItems(
-        past=finish(of_past, examples),
-        now=finish(whole, follow_examples(whole)),
+        past=finish("past", of_past, examples),
+        now=finish("now", whole, follow_examples(whole)),
         log_count=np.log1p(np.maximum(_count(whole), 1)),
     )
 

@@ -110,6 +110,10 @@ def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
 def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> int:
     """Write the table for inference and that for training; returns how many items have an ID vector."""
     stage.report_progress("learning ID vectors")
+
+    def report(name: str, step: int, steps: int, loss: float) -> None:
+        stage.report_progress(f"learning ID vectors: {name}", step=step, steps=steps, loss=round(loss, 3))
+
     item_ids = items.column("item_id").to_numpy()
     known = know_items(
         stage.path("validate", "events"),
@@ -118,6 +122,7 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
         stage.config.features,
         stage.config.items,
         stage.config.seed,
+        report,
     )
     for name, vectors in (("item_table", known.now), ("item_table_past", known.past)):
         everyone = np.ones(len(item_ids), dtype=bool)

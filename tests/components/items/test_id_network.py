@@ -25,8 +25,14 @@ def train(
 ) -> ItemVectors:
     network = IdNetwork(content, dimension, seed)
     network.know(np.asarray(baskets.matrix.sum(axis=0), dtype=np.float32), min_count)
-    train_id_network(network, follow_examples(baskets), epochs=1000, max_steps=steps, final_rate=0.02, seed=seed)
+    train_id_network(
+        network, follow_examples(baskets), epochs=1000, max_steps=steps, final_rate=0.02, seed=seed, report=ignore
+    )
     return read_vectors(network)
+
+
+def ignore(step: int, steps: int, loss: float) -> None:
+    pass
 
 
 def no_content(num_items: int = NUM_ITEMS) -> ItemContent:

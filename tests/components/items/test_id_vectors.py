@@ -14,6 +14,10 @@ from components.items.id_network import ItemContent
 from components.items.id_vectors import KnownItems, know_items
 
 
+def ignore(name: str, step: int, steps: int, loss: float) -> None:
+    pass
+
+
 def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) -> None:
     split = SplitConfig.model_validate({"kind": "leave_one_out", "recent_cuts": 2})
     features = FeaturesConfig.model_validate({"split": split.model_dump(exclude_none=True), "min_item_events": 0})
@@ -34,7 +38,7 @@ def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) ->
         return tmp_path / name
 
     def know(events: Path) -> KnownItems:
-        return know_items(events, ids, content, features, config, 0)
+        return know_items(events, ids, content, features, config, 0, ignore)
 
     plain, later_changed = write("plain", set()), write("later", {4, 5, 6, 7})  # the last four: recent, held out
     first, second = know(plain), know(later_changed)
@@ -59,7 +63,7 @@ def test_vectors_of_the_two_instants_are_alike(tmp_path: Path) -> None:
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "part.parquet")
     content = ItemContent(np.zeros((20, 2), np.float32), np.zeros((20, 2), np.int64))
-    known = know_items(tmp_path, ids, content, features, ItemsConfig(id_dimension=16, id_epochs=60), 0)
+    known = know_items(tmp_path, ids, content, features, ItemsConfig(id_dimension=16, id_epochs=60), 0, ignore)
     for role in ("candidate", "history"):
         first, second = getattr(known.past, role), getattr(known.now, role)
         cosine = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
