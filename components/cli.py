@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -261,8 +262,14 @@ def _run(
     )
 
 
+def end_on_sigterm() -> None:
+    """Unwind on SIGTERM instead of dying at once, so that an MLflow run is closed and a lock given back."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def run_app() -> None:
     """Entry point of the console script: errors on purpose become one sentence and an exit code."""
+    end_on_sigterm()
     try:
         app()
     except UrmError as error:

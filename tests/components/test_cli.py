@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -136,3 +138,22 @@ def test_help_loads_no_heavy_library() -> None:
     check = f"import sys, components.cli; print(sorted({heavy} & set(sys.modules)))"
     process = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=True)
     assert process.stdout == "[]\n"
+
+
+def test_sigterm_closes_the_mlflow_run(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    program = (
+        "import mlflow, time\n"
+        "from components.cli import end_on_sigterm\n"
+        f"end_on_sigterm(); mlflow.set_tracking_uri({uri!r})\n"
+        "with mlflow.start_run():\n"
+        "    print('open', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    runs = mlflow.MlflowClient(uri).search_runs(["0"])
+    assert [run.info.status for run in runs] == ["FAILED"]
