@@ -79,8 +79,11 @@ class IdNetwork(nn.Module):
     seen: torch.Tensor
     log_count: torch.Tensor
 
-    def __init__(self, content: ItemContent, dimension: int, seed: int) -> None:
-        """Take what is known of the items; no item counts as seen before `know`."""
+    def __init__(self, content: ItemContent, kept: npt.NDArray[np.bool_], dimension: int, seed: int) -> None:
+        """Take what is known of the items, and which of them may ever have a vector of their own [n].
+
+        No item counts as seen before `know`.
+        """
         super().__init__()
         num_items, text_width = content.text.shape
         self.register_buffer("text", torch.from_numpy(content.text))
@@ -90,7 +93,7 @@ class IdNetwork(nn.Module):
         sizes = (content.attributes.max(axis=0, initial=0) + 1).tolist()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.roles = nn.ModuleList(_Role(num_items, sizes, text_width, dimension) for _ in "hx")
+            self.roles = nn.ModuleList(_Role(torch.from_numpy(kept), sizes, text_width, dimension) for _ in "hx")
         self.decay = nn.Parameter(torch.ones(1))
         self.log_scale = nn.Parameter(torch.tensor([math.log(FIRST_SCALE)]))
         self.popularity = nn.Parameter(torch.tensor([0.5]))
@@ -138,18 +141,27 @@ class IdNetwork(nn.Module):
 class _Role(nn.Module):
     """Vectors of one role."""
 
-    def __init__(self, num_items: int, sizes: list[int], text_width: int, dimension: int) -> None:
+    places: torch.Tensor
+
+    def __init__(self, kept: torch.Tensor, sizes: list[int], text_width: int, dimension: int) -> None:
         super().__init__()
-        self.identity = nn.Embedding(num_items, dimension)
-        self.tables = nn.ModuleList(nn.Embedding(size, dimension) for size in sizes)
-        for table in (self.identity, *self.tables):
+        # Drawn for all items, so that an item's start does not depend on which others are kept.
+        self.identity = nn.Embedding(
+            int(kept.sum()), dimension, _weight=FIRST_SPREAD * torch.randn(len(kept), dimension)[kept]
+        )
+        self.register_buffer("places", (kept.cumsum(0) - 1).clamp(min=0))
+        tables = [nn.Embedding(size, dimension) for size in sizes]
+        for table in tables:
             nn.init.normal_(table.weight, std=FIRST_SPREAD)
+        self.tables = nn.ModuleList(tables)
         self.of_text = nn.Linear(text_width, dimension, bias=False)
 
     def forward(
         self, items: torch.Tensor, own: torch.Tensor, attributes: torch.Tensor, text: torch.Tensor
     ) -> torch.Tensor:
-        vectors: torch.Tensor = self.identity(items) * own[:, None] + self.of_text(text)
+        vectors: torch.Tensor = self.of_text(text)
+        if len(self.identity.weight):
+            vectors = vectors + self.identity(self.places[items]) * own[:, None]
         for table, values in zip(self.tables, attributes.T, strict=True):
             vectors = vectors + table(values)
         return vectors

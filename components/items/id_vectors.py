@@ -92,7 +92,9 @@ def know_items(
         seed: Of the training.
         report: Called now and then with what is trained, the step, the number of steps, and the loss.
     """
-    shared = IdNetwork(content, config.id_dimension, seed)
+    whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
+    kept = _count(whole) >= max(1, features.min_item_events)
+    shared = IdNetwork(content, kept, config.id_dimension, seed)
     train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2), seed=seed)
 
     def finish(name: str, baskets: Baskets, examples: FollowExamples) -> ItemVectors:
@@ -105,7 +107,6 @@ def know_items(
     examples = follow_examples(of_past)
     shared.know(_count(of_past), features.min_item_events)
     train(shared, examples, epochs=config.id_epochs // 2, final_rate=1.0, report=partial(report, "shared"))
-    whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
     return KnownItems(
         past=finish("past", of_past, examples),
         now=finish("now", whole, follow_examples(whole)),

@@ -29,6 +29,7 @@ SMALL = [
     "features.max_validation_examples=30",
     "features.max_test_examples=60",
     "baseline.max_epochs=1",
+    "items.id_max_steps=10",
     "baseline.max_seconds=10",
     "urm.num_layers=1",
     "urm.max_steps=6",

@@ -23,8 +23,9 @@ def sequences(rows: list[list[int]], num_items: int = NUM_ITEMS) -> Baskets:
 def train(
     baskets: Baskets, content: ItemContent, dimension: int, *, steps: int = 150, min_count: float = 0, seed: int = 0
 ) -> ItemVectors:
-    network = IdNetwork(content, dimension, seed)
-    network.know(np.asarray(baskets.matrix.sum(axis=0), dtype=np.float32), min_count)
+    counts = np.asarray(baskets.matrix.sum(axis=0), dtype=np.float32)
+    network = IdNetwork(content, counts >= max(1, min_count), dimension, seed)
+    network.know(counts, min_count)
     train_id_network(
         network, follow_examples(baskets), epochs=1000, max_steps=steps, final_rate=0.02, seed=seed, report=ignore
     )
@@ -58,7 +59,7 @@ def test_every_item_but_those_of_the_first_basket_is_asked_for_with_what_came_be
 
 def test_the_loss_is_the_sampled_softmax_of_its_formula() -> None:
     counts = np.arange(NUM_ITEMS, dtype=np.float32)
-    network = IdNetwork(no_content(), 8, 0).eval()
+    network = IdNetwork(no_content(), counts >= 1, 8, 0).eval()
     network.know(counts, 0)
     history, ages = torch.tensor([[3, 5, NUM_ITEMS]]), torch.tensor([[1, 2, 0]])
     negatives, log_expected = torch.tensor([7, 9, 9]), torch.tensor([0.3, -0.2, -0.2])
