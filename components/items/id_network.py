@@ -6,10 +6,10 @@
     candidate vector   x_j = E'_j + Σ_a A'_a(j) + T' text_j     A: of its category and brand;  T: linear
     score(user, j)     = τ · (Σ_p w_p h_p) · x_j + β · log(1 + count_j),   w_p ∝ age_p^(-δ), of sum one
 
-age counts the user's baskets back from the newest one. An item-to-item factorisation with two roles (FISM, Kabbur et
-al. 2013; recency as in the position weights of NextItNet's predecessors is one learned number here), trained by a
-sampled softmax with log-Q correction on "what came next". Dropout acts on every entry of h and x, and now and then on
-the whole of E, so that an item nobody had yet is placed by its text, category and brand.
+age counts the user's baskets back from the newest one. This is an item-to-item factorisation with two roles (FISM,
+Kabbur et al. 2013) in which newer items matter more, trained by a sampled softmax with log-Q correction (Yi et al.
+2019) on "what came next". Dropout acts on every entry of h and x, and now and then on the whole of E, so that an item
+nobody had yet is placed by its text, category and brand.
 """
 
 from __future__ import annotations
