@@ -150,7 +150,10 @@ def test_sigterm_closes_the_mlflow_run(tmp_path: Path) -> None:
         "    print('open', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+    # MLflow leaves the experiment that another test opened in the environment.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
         process.terminate()
