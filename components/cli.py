@@ -263,7 +263,7 @@ def _run(
 
 
 def end_on_sigterm() -> None:
-    """Unwind on SIGTERM instead of dying at once, so that an MLflow run is closed and a lock given back."""
+    """Unwind on SIGTERM instead of dying at once, so that an open MLflow run is closed."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 

@@ -7,6 +7,8 @@ stored once for all tasks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -54,7 +56,7 @@ EXAMPLES = pa.schema(
 )
 
 
-def ragged(table: pa.Table, column: str) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
+def ragged(table: pa.Table, column: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Flat values and row offsets of a list column.
 
     Returns:

@@ -30,7 +30,7 @@ def _md5_number(text):  # type: ignore[no-untyped-def]  # ibis takes the types f
 
 
 @ibis.udf.scalar.builtin(name="make_timestamptz", signature=((dt.int64,), _TIMESTAMP))
-def _from_microseconds(microseconds):  # type: ignore[no-untyped-def]  # as above
+def _from_microseconds(microseconds):  # type: ignore[no-untyped-def]  # ibis takes the types from the signature
     """Instant from microseconds since 1970, by DuckDB."""
 
 

@@ -25,9 +25,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from components.items.cooccurrence import Baskets
+from components.items.cooccurrence import Baskets, Ints
+from components.items.frequency import FrequencySampler
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 # Chosen on validation of Amazon Beauty, see docs/results.md.
@@ -54,7 +54,7 @@ class ItemContent:
 
 @dataclass(frozen=True)
 class FollowExamples:
-    """Baskets that have a history, and what is in them.
+    """What is asked: each item of a basket that is not its user's first, given what the user had before.
 
     Attributes:
         history: Items of the user's baskets before, newest first [m, L]; n stands for none.
@@ -169,20 +169,17 @@ class _Role(nn.Module):
 
 def follow_examples(baskets: Baskets) -> FollowExamples:
     """Every item of every basket but a user's first is an example."""
-    matrix, num_items = baskets.matrix, baskets.matrix.shape[1]
-    history = np.full((matrix.shape[0], REACH), num_items, dtype=np.int64)
-    ages = np.zeros((matrix.shape[0], REACH), dtype=np.int64)
-    first = 0  # of the user's baskets
-    for row in range(matrix.shape[0]):
-        if row and baskets.users[row] != baskets.users[row - 1]:
-            first = row
-        begin, end = matrix.indptr[first], matrix.indptr[row]
-        begin = max(begin, end - REACH)
-        history[row, : end - begin] = matrix.indices[begin:end][::-1]
-        owners = np.searchsorted(matrix.indptr, np.arange(begin, end), side="right") - 1
-        ages[row, : end - begin] = (row - owners)[::-1]
-    owners = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    chosen = ages[owners, 0] > 0
+    matrix = baskets.matrix
+    num_baskets, num_items = matrix.shape
+    rows = np.arange(num_baskets)
+    owners = np.repeat(rows, np.diff(matrix.indptr))  # the basket of each entry
+    oldest = matrix.indptr[np.searchsorted(baskets.users, baskets.users)]  # the user's first entry
+    entries = matrix.indptr[:-1, None] - 1 - np.arange(REACH)  # before each basket, newest first
+    known = entries >= oldest[:, None]
+    entries = np.where(known, entries, 0)
+    history = np.where(known, matrix.indices[entries], num_items).astype(np.int64)
+    ages = np.where(known, rows[:, None] - owners[entries], 0)
+    chosen = known[owners, 0]
     return FollowExamples(history, ages, owners[chosen], matrix.indices[chosen].astype(np.int64), matrix)
 
 
@@ -209,9 +206,7 @@ def train_id_network(
     """
     steps = min(max_steps, epochs * -(-len(examples.targets) // BATCH_SIZE))
     rng = np.random.default_rng(seed)
-    weights = np.expm1(network.log_count.numpy().astype(np.float64)) ** NEGATIVE_POWER
-    chance = weights / max(weights.sum(), 1.0)
-    cumulative = np.cumsum(chance)
+    sampler = FrequencySampler(np.expm1(network.log_count.numpy()), NUM_NEGATIVES, NEGATIVE_POWER)
     optimizer = torch.optim.AdamW(_groups(network), lr=LEARNING_RATE)
     network.train()
     with torch.random.fork_rng(devices=[]):
@@ -219,8 +214,7 @@ def train_id_network(
         for step, batch in enumerate(_batches(len(examples.targets), steps, rng)):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * (1 - (1 - final_rate) * step / steps)
-            drawn = np.searchsorted(cumulative, rng.random(NUM_NEGATIVES) * cumulative[-1], side="right")
-            loss = _loss(network, examples, batch, drawn, np.log(NUM_NEGATIVES * chance[drawn]))
+            loss = _loss(network, examples, batch, *sampler.draw(rng))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
@@ -237,7 +231,7 @@ def _loss(network: IdNetwork, examples: FollowExamples, batch: Ints, drawn: Ints
         torch.from_numpy(examples.ages[owners]),
         torch.from_numpy(targets),
         torch.from_numpy(drawn),
-        torch.from_numpy(log_expected.astype(np.float32)),
+        torch.from_numpy(log_expected),
         torch.from_numpy(accidental),
     )
 

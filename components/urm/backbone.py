@@ -77,7 +77,7 @@ def token_embeddings(backbone: PreTrainedModel) -> nn.Embedding:
 
 def language_head(backbone: PreTrainedModel) -> nn.Linear:
     """h_LM: hidden states to the vocabulary; its weight may be that of the embedding."""
-    module = backbone.get_output_embeddings()  # type: ignore[no-untyped-call]  # no annotation
+    module = backbone.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     if not isinstance(module, nn.Linear):
         raise TypeError(f"expected a linear head, got {type(module).__name__}")
     return module
@@ -101,7 +101,7 @@ def extend_vocabulary(backbone: PreTrainedModel, size: int) -> None:
 
 def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
     make = AutoModelForCausalLM.from_config
-    model: PreTrainedModel = make(config, dtype="float32")  # type: ignore[no-untyped-call]  # no annotation
+    model: PreTrainedModel = make(config, dtype="float32")  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     return model
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from components.config import RunConfig, Task
 from components.exceptions import DataError
+from components.items.frequency import FrequencySampler
 from components.urm.batches import BatchBuilder
 from components.urm.model import Batch
 from components.urm.prompt import Block
@@ -78,16 +79,12 @@ class NegativeSampler:
     def __init__(self, catalogue: pa.Table, num_negatives: int, power: float) -> None:
         """Take a table of schema CATALOGUE."""
         self.item_ids: Ids = catalogue["item_id"].to_numpy()
-        weights = np.maximum(catalogue["train_events"].to_numpy(), 1).astype(np.float64) ** power
-        self._cumulative = np.cumsum(weights / weights.sum())
-        self._log_expected = np.log(num_negatives * weights / weights.sum())
-        self.num_negatives = num_negatives
+        self._sampler = FrequencySampler(np.maximum(catalogue["train_events"].to_numpy(), 1), num_negatives, power)
 
     def draw(self, rng: np.random.Generator) -> tuple[Ids, npt.NDArray[np.float32]]:
         """Item ids [N], and log(N q) of each: the log of how often it is expected among them [N]."""
-        places = np.searchsorted(self._cumulative, rng.random(self.num_negatives) * self._cumulative[-1], side="right")
-        places = np.minimum(places, len(self.item_ids) - 1)
-        return self.item_ids[places], self._log_expected[places].astype(np.float32)
+        places, log_expected = self._sampler.draw(rng)
+        return self.item_ids[places], log_expected
 
 
 class TrainingSteps(Dataset[Batch]):

@@ -128,7 +128,7 @@ class UserHead(nn.Module):
         return torch.cat([self.log_scale.exp() * direction, copied, popularity], dim=-1)
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys [B, L, K] and own weights [B, L] of history items."""
+        """Keys [B, L, pointer width] and own weights [B, L] of history items."""
         hidden = functional.gelu(self.key_hidden(self.key_norm(tokens)))
         keys = self.key(hidden / math.sqrt(hidden.shape[-1]))
         return keys[..., :-1], keys[..., -1]

@@ -1,8 +1,7 @@
 """URM: sequence in, set out. Backbone, fusion and heads as one module.
 
 Tensor letters: B contexts · S tokens · E examples · H user vectors · L history items · U distinct items of the batch ·
-D hidden width · P width of item space · C width of identity codes ·
-K knots of popularity.
+D hidden width · P width of item space · C width of identity codes · K knots of popularity.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ class Urm(nn.Module):
         """Share the embedding with the language head again where the backbone does; the Trainer asks for it."""
         self.backbone.tie_weights()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # overloads
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # torch has overloads
         """Weights by name, a tied output embedding left out: safetensors refuses shared memory."""
         state: dict[str, torch.Tensor] = super().state_dict(*args, **kwargs)
         if self.backbone.config.tie_word_embeddings:

@@ -92,10 +92,10 @@ def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
     for row, (context_id, num_events, num_items, num_active_days, days_since_last) in enumerate(columns):
         span = slice(offsets[row], offsets[row + 1])
         result[context_id] = UserContext(
-            item_ids=items[span],  # type: ignore[arg-type]  # ragged returns np.generic
-            counts=counts[span],  # type: ignore[arg-type]  # as above
-            days_since=days[span],  # type: ignore[arg-type]  # as above
-            behaviors=behaviors[span],  # type: ignore[arg-type]  # as above
+            item_ids=items[span],
+            counts=counts[span],
+            days_since=days[span],
+            behaviors=behaviors[span],  # type: ignore[arg-type]  # an array of strings serves as a sequence
             num_events=num_events,
             num_items=num_items,
             num_active_days=num_active_days,
