@@ -119,6 +119,9 @@ class ValidationConfig(Model):
     max_price: float = Field(default=1e6, gt=0)
 
 
+RECENT_WINDOWS = 2  # what comes into fashion and goes out of it shows in these
+
+
 class SplitConfig(Model):
     """A cut every `window_days`; targets are what follows within that window.
 
@@ -178,6 +181,13 @@ class SplitConfig(Model):
     def recent_start(self) -> datetime:
         """First of the newest training cuts, see `recent_cuts`."""
         return max(self.train_start, self.validation_start - self.recent_cuts * self.window)
+
+    def newest_windows(self, until: datetime) -> datetime | None:
+        """When the windows begin whose events are recent at an instant.
+
+        None under leave-one-out, whose windows are places in a sequence and no times.
+        """
+        return None if self.kind == "leave_one_out" else until - RECENT_WINDOWS * self.window
 
     def cuts(self) -> list[tuple[datetime, Split]]:
         """All (cut, split) pairs, oldest first; a window never crosses into the next split."""

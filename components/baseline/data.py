@@ -204,6 +204,9 @@ def _read_items(catalogue: pa.Table, items: pa.Table) -> Items:
     features["brand"] = _encode(table.column("brand").to_pylist())
     features["price"] = bucket(price)
     features["popularity"] = bucket(popularity)
+    recent = catalogue.column("recent_events").to_numpy()
+    if recent.any():
+        features["recent_popularity"] = bucket(recent)
     return Items(
         ids=ids,
         titles=tuple(table.column("title").to_pylist()),

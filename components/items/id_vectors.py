@@ -1,4 +1,4 @@
-"""ID vectors of items by what users had, at two instants, and popularity.
+"""ID vectors of items by what users had, at two instants.
 
 A model that trains on what a user does next must not see vectors that were computed from that very event: it would
 learn to trust them more than they deserve, most of all for rare items. Nor is it enough to leave his events out: what
@@ -13,9 +13,6 @@ learned from the whole training window. ADR 6 has the figures, ADR 7 the network
 Two trainings from scratch give vectors with little in common, and no rotation makes them alike: most of a rare item's
 vector is chance. So both share the first half of their training, on the past and at the full learning rate, and part
 where it begins to fall. One model can then read both.
-
-Popularity is that of the whole training window for both: tasks like "rarely bought" are defined by it, in training as
-in test. What nobody had counts as what one basket had, since in training nothing else is ever asked for.
 """
 
 from __future__ import annotations
@@ -63,13 +60,10 @@ class KnownItems:
     Attributes:
         past: ID vectors of what came before the newest training cuts, for training.
         now: ID vectors of the whole training window, for inference.
-        log_count: log(1 + baskets of the training window that hold the item, at least one), float32 [n]; see
-            cooccurrence.py for what a basket is.
     """
 
     past: ItemVectors
     now: ItemVectors
-    log_count: Floats
 
 
 def know_items(
@@ -81,7 +75,7 @@ def know_items(
     seed: int,
     report: Callable[[str, int, int, float], None],
 ) -> KnownItems:
-    """Learn ID vectors, and count popularity.
+    """Learn ID vectors.
 
     Args:
         events: Folder of the validated events.
@@ -110,7 +104,6 @@ def know_items(
     return KnownItems(
         past=finish("past", of_past, examples),
         now=finish("now", whole, follow_examples(whole)),
-        log_count=np.log1p(np.maximum(_count(whole), 1)),
     )
 
 

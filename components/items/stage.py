@@ -22,6 +22,7 @@ from components.items.codes import attribute_vectors, lexical_vectors
 from components.items.id_network import ItemContent
 from components.items.id_vectors import know_items
 from components.items.image import ImageEncoder, ImageVectors, encode_images
+from components.items.popularity import count_popularity
 from components.items.table import HISTORY_ROLE, POPULARITY, write_item_table
 from components.items.text import TextEncoder, TextVectors, encode_texts, item_text
 from components.settings import Settings
@@ -41,7 +42,8 @@ def run(stage: StageRun) -> StageReport:
         item_table: Folder in the form of `components.items.table`; modalities id (in both roles, see id_vectors.py),
             popularity, text, lexical, category_words, brand, category and, where the configuration has an image
             encoder, image.
-        item_table_past: The same, its ID vectors those of what came before the newest training cuts; for training.
+        item_table_past: The same, its ID vectors and popularity those of what came before the newest training cuts; for
+            training.
 
     Raises:
         DataError: There are no events, an event's item is unknown, or no image can be read.
@@ -115,21 +117,26 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
         stage.report_progress(f"learning ID vectors: {name}", step=step, steps=steps, loss=round(loss, 3))
 
     item_ids = items.column("item_id").to_numpy()
+    events, features = stage.path("validate", "events"), stage.config.features
     known = know_items(
-        stage.path("validate", "events"),
+        events,
         item_ids,
         describe_items(items, modalities["text"][0]),
-        stage.config.features,
+        features,
         stage.config.items,
         stage.config.seed,
         report,
     )
-    for name, vectors in (("item_table", known.now), ("item_table_past", known.past)):
+    counted = count_popularity(events, item_ids, features.split)
+    for name, vectors, popularity in (
+        ("item_table", known.now, counted.now),
+        ("item_table_past", known.past, counted.past),
+    ):
         everyone = np.ones(len(item_ids), dtype=bool)
         of_events: Modalities = {
             "id": (vectors.candidate, vectors.present),
             "id" + HISTORY_ROLE: (vectors.history, vectors.present),
-            POPULARITY: (known.log_count[:, None], everyone),
+            POPULARITY: (popularity, everyone),
         }
         write_item_table(stage.output / name, item_ids, modalities | of_events)
     return int(known.now.present.sum())

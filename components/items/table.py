@@ -31,7 +31,7 @@ Vectors = npt.NDArray[np.float16]
 
 # Behind a modality's name: its vectors for items of a history, where they differ from those of candidates.
 HISTORY_ROLE = "_history"
-POPULARITY = "popularity"  # log(1 + baskets of the training window that hold the item, at least one), of width one
+POPULARITY = "popularity"  # logarithms of counts of baskets, see popularity.py
 Present = npt.NDArray[np.bool_]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)

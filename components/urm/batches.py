@@ -42,17 +42,23 @@ class ItemReader:
         """Width of each modality by name."""
         return {name: self.table.modalities[name].vectors.shape[1] for name in self.modalities}
 
-    def check(self, widths: Mapping[str, int]) -> None:
+    @property
+    def num_counts(self) -> int:
+        """Counts that popularity has."""
+        return int(self.table.modalities[POPULARITY].vectors.shape[1])
+
+    def check(self, widths: Mapping[str, int], num_counts: int) -> None:
         """Refuse an item table other than the one the model was trained with.
 
         Raises:
             DataError: A modality is missing or has another width.
         """
         found = {name: modality.vectors.shape[1] for name, modality in self.table.modalities.items()}
-        if any(found.get(name) != width for name, width in widths.items()):
+        wanted = dict(widths) | {POPULARITY: num_counts}
+        if any(found.get(name) != width for name, width in wanted.items()):
             raise DataError(
                 "item table",
-                expected=f"modalities and widths {dict(widths)}",
+                expected=f"modalities and widths {wanted}",
                 got=found,
                 remedy="use the model and the item table of one run",
             )
@@ -64,14 +70,14 @@ class ItemReader:
         return torch.from_numpy(np.stack(vectors) if vectors else np.empty((0, sum(widths)), dtype=np.float32))
 
     def read(self, item_ids: Ids) -> Batch:
-        """Vectors, presence, codes and log frequency of items [U]."""
+        """Vectors, presence, codes and popularity of items [U]."""
         gathered = {name: self.table.gather(name, item_ids) for name in self.modalities}
         popularity, _ = self.table.gather(POPULARITY, item_ids)
         return {
             "vectors": {name: torch.from_numpy(vectors) for name, (vectors, _) in gathered.items()},
             "present": {name: torch.from_numpy(present) for name, (_, present) in gathered.items()},
             "codes": torch.from_numpy(identity_codes(item_ids, self.identity_dimension)),
-            "log_frequency": torch.from_numpy(popularity[:, 0]),
+            "popularity": torch.from_numpy(popularity),
         }
 
 

@@ -48,7 +48,9 @@ def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], c
     reader = ItemReader(table, modalities, config.identity_dimension)
     writer = PromptWriter(tokenizer, config)
     return NewModel(
-        model=Urm(backbone, config, reader.widths, len(behaviors)),
+        model=Urm(backbone, config, reader.widths, reader.num_counts, len(behaviors)),
         builder=BatchBuilder(writer, reader, behaviors, config.copy_length),
-        description=ModelDescription(config=config, widths=reader.widths, behaviors=tuple(behaviors)),
+        description=ModelDescription(
+            config=config, widths=reader.widths, num_counts=reader.num_counts, behaviors=tuple(behaviors)
+        ),
     )

@@ -30,11 +30,13 @@ class ModelDescription(Model):
     Attributes:
         config: Configuration of the training.
         widths: Width of each modality the model reads.
+        num_counts: Counts that popularity has.
         behaviors: Behaviours that training knew, in the order of their numbers.
     """
 
     config: UrmConfig
     widths: dict[str, int]
+    num_counts: int
     behaviors: tuple[str, ...]
 
 
@@ -68,7 +70,7 @@ def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
         description = ModelDescription.model_validate_json((folder / DESCRIPTION).read_text())
         backbone = AutoModelForCausalLM.from_pretrained(folder / BACKBONE, dtype=torch.float32)
         config = description.config
-        model = Urm(backbone, config, dict(description.widths), len(description.behaviors))
+        model = Urm(backbone, config, dict(description.widths), description.num_counts, len(description.behaviors))
         result = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     except (pydantic.ValidationError, SafetensorError, OSError, RuntimeError) as error:
         raise _damaged(folder, str(error).splitlines()[0]) from error

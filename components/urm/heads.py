@@ -1,7 +1,8 @@
 """h_UM: hidden states of the [UM] tokens become H user vectors, and how H inner products become one score.
 
-    E examples · H user vectors · D hidden width · B contexts · L history items · N candidates · M modalities
-    an item's vector     v = [ item space p (P), one part a modality ; identity code c (C) ; popularity f (K) ]
+    E examples · H user vectors · D hidden width · B contexts · L history items · N candidates · M modalities ·
+    G counts · K knots
+    an item's vector     v = [ item space p (P), one part a modality ; identity code c (C) ; popularity f (G·K) ]
     a user vector        u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ q ; g·Σᵢ zᵢ cᵢ, i of its stripe ; weights of popularity ]
     score(user, item)    combine over H of  u_h · v
 
@@ -13,9 +14,9 @@ Departures from the paper, which has W h of the user token alone (ADR 4): the se
 from the prompt. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) says how much that very item
 is wanted, and w = softmax(m - decay · log place), newest place first, moves the user vector towards such items, by one
 gain a modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space
-that are made of words. f is popularity as K ramps of its logarithm, so that its weights are the slopes of a piecewise
-linear function of it. The H vectors share the exact copies out among them, every H-th place of the history each (a
-stripe): a sum of n codes blurs each by √(n / C), so H vectors remember H times as many items.
+that are made of words. f is popularity, each count as K ramps of its logarithm, so that its weights are the slopes of a
+piecewise linear function of it. The H vectors share the exact copies out among them, every H-th place of the history
+each (a stripe): a sum of n codes blurs each by √(n / C), so H vectors remember H times as many items.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ POPULARITY_KNOTS = 12  # K; knot k lies at 2ᵏ - 1 baskets
 # Gains at the start, by modality; training moves all of them.
 FIRST_SIMILAR_GAINS = {"id": 1.0, "text": 0.5}
 OTHER_SIMILAR_GAIN = 0.1
-FIRST_EXACT_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN, FIRST_POPULARITY_GAIN = 5.0, 1.0, 2.0, 0.1
+FIRST_EXACT_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
+FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of baskets in all and of recent ones; none of the others
 
 
 class UserHead(nn.Module):
@@ -46,7 +48,7 @@ class UserHead(nn.Module):
 
     parts: torch.Tensor
 
-    def __init__(self, hidden_width: int, widths: Mapping[str, int], pointer_width: int) -> None:
+    def __init__(self, hidden_width: int, widths: Mapping[str, int], num_counts: int, pointer_width: int) -> None:
         """Start as a model of popularity, of the user's habits, and of items like his."""
         super().__init__()
         item_width = sum(widths.values())
@@ -63,7 +65,7 @@ class UserHead(nn.Module):
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column: wanted by any user token alike
         # One a modality; then these very items, how fast older ones matter less, the query's words, popularity.
-        self.gain_groups = (len(widths), 1, 1, len(self.words), POPULARITY_KNOTS)
+        self.gain_groups = (len(widths), 1, 1, len(self.words), num_counts * POPULARITY_KNOTS)
         self.gains = nn.Linear(2 * hidden_width, sum(self.gain_groups))
         self.log_scale = nn.Parameter(torch.tensor([math.log(URM_SCALE)]))
         # Frozen vectors have a length of about one. W h starts at zero, and a step of Adam moves it by a tenth of that:
@@ -78,7 +80,8 @@ class UserHead(nn.Module):
         with torch.no_grad():
             similar = [FIRST_SIMILAR_GAINS.get(name, OTHER_SIMILAR_GAIN) for name in widths]
             others = [FIRST_EXACT_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
-            popularity = [FIRST_POPULARITY_GAIN * math.log(2)] * POPULARITY_KNOTS
+            first = [*FIRST_POPULARITY_GAINS, *[0.0] * num_counts][:num_counts]
+            popularity = [gain * math.log(2) for gain in first for _ in range(POPULARITY_KNOTS)]
             self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity]))
 
     def forward(
@@ -93,7 +96,7 @@ class UserHead(nn.Module):
         known: torch.Tensor,
         queries: torch.Tensor,
     ) -> torch.Tensor:
-        """User vectors [E, H, P + C + K].
+        """User vectors [E, H, P + C + G·K].
 
         Args:
             hidden: Hidden states of the user tokens [E, H, D].
@@ -117,14 +120,14 @@ class UserHead(nn.Module):
         alike, exact, decay, query_gains, popularity = self.gains(unit).split(self.gain_groups, dim=-1)
         places = torch.arange(1, masked.shape[-1] + 1, device=masked.device).log()
         attention = torch.softmax(masked - decay * places, dim=-1)
-        similar = torch.einsum("ehl,elp->ehp", attention, items[rows])
+        similar = _sum_history(attention, items, rows)
         direction = self.project(unit) * self.project_scale + alike[..., self.parts] * similar
         said = torch.split(queries, [part.stop - part.start for part in self.words], dim=-1)
         for number, part in enumerate(self.words):
             words = query_gains[..., number, None] * said[number][:, None]  # [E, H, width of the part]
             direction = direction + functional.pad(words, (part.start, direction.shape[-1] - part.stop))
         wanted = functional.softplus(masked) * self._stripes(hidden.shape[1], masked.shape[2], hidden.device)
-        copied = exact * torch.einsum("ehl,elc->ehc", wanted, codes[rows])
+        copied = exact * _sum_history(wanted, codes, rows)
         return torch.cat([self.log_scale.exp() * direction, copied, popularity], dim=-1)
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,11 +143,27 @@ class UserHead(nn.Module):
         return place == torch.arange(num_vectors, device=device)[:, None]
 
 
-def popularity_features(log_count: torch.Tensor) -> torch.Tensor:
-    """How far log(1 + baskets) [U] has come between each knot and the next, from 0 to 1 [U, K]: weights are slopes."""
-    place = log_count / math.log(2)
-    knots = torch.arange(POPULARITY_KNOTS, device=log_count.device)
-    return (place[:, None] - knots).clamp(min=0, max=1)
+def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Sums [E, H, d] of the history's values [B, L, d], each context's own, by weights [E, H, L].
+
+    Weights are put beside one another by context, so that no example gets a copy of its context's values.
+    """
+    mine = functional.one_hot(rows, len(values))  # [E, B]
+    place = (mine.cumsum(dim=0) - 1).gather(1, rows[:, None])[:, 0]  # of an example among those of its context
+    by_context = weights.new_zeros(len(values), int(mine.sum(dim=0).max()), *weights.shape[1:])
+    by_context = by_context.index_put((rows, place), weights)  # [B, most examples, H, L]
+    sums: torch.Tensor = torch.einsum("bmhl,bld->bmhd", by_context, values)
+    return sums[rows, place]
+
+
+def popularity_features(log_counts: torch.Tensor) -> torch.Tensor:
+    """How far each log(1 + baskets) [U, G] has come between each knot and the next, from 0 to 1 [U, G·K].
+
+    Weights of such features are slopes.
+    """
+    place = log_counts / math.log(2)
+    knots = torch.arange(POPULARITY_KNOTS, device=log_counts.device)
+    return (place[..., None] - knots).clamp(min=0, max=1).flatten(1)
 
 
 def combine_scores(scores: torch.Tensor, how: Combine) -> torch.Tensor:

@@ -69,7 +69,7 @@ class UrmRecaller:
         reader = ItemReader(
             ItemTable.open(item_table_dir), tuple(description.widths), description.config.identity_dimension
         )
-        reader.check(description.widths)
+        reader.check(description.widths, description.num_counts)
         builder = BatchBuilder(writer, reader, description.behaviors, description.config.copy_length)
         index = read_candidates(Path(candidates)) if candidates is not None else None
         return cls(model.to(device).eval(), builder, description.config.combine, index)

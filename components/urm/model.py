@@ -1,7 +1,8 @@
 """URM: sequence in, set out. Backbone, fusion and heads as one module.
 
 Tensor letters: B contexts · S tokens · E examples · H user vectors · L history items · U distinct items of the batch ·
-D hidden width · P width of item space · C width of identity codes · K knots of popularity.
+D hidden width · P width of item space · C width of identity codes ·
+G counts of popularity, K knots of each.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class UrmOutput:
     """What one pass gives.
 
     Attributes:
-        user_vectors: [E, H, P + C + K], float32.
-        item_vectors: Vectors of the batch's items as candidates [U, P + C + K], float32.
+        user_vectors: [E, H, P + C + G·K], float32.
+        item_vectors: Vectors of the batch's items as candidates [U, P + C + G·K], float32.
         text_logits: At the positions that predict text [M, V].
     """
 
@@ -45,7 +46,12 @@ class Urm(nn.Module):
     _keys_to_ignore_on_save = ("backbone.lm_head.weight",)
 
     def __init__(
-        self, backbone: PreTrainedModel, config: UrmConfig, widths: dict[str, int], num_behaviors: int
+        self,
+        backbone: PreTrainedModel,
+        config: UrmConfig,
+        widths: dict[str, int],
+        num_counts: int,
+        num_behaviors: int,
     ) -> None:
         """Put new modules around a backbone whose vocabulary already has the special tokens.
 
@@ -53,6 +59,7 @@ class Urm(nn.Module):
             backbone: A causal language model.
             config: Widths and options.
             widths: Width of each frozen modality by name.
+            num_counts: G, counts of popularity.
             num_behaviors: Behaviours that training knows.
         """
         super().__init__()
@@ -67,8 +74,8 @@ class Urm(nn.Module):
         scale = float(embeddings.float().square().mean().sqrt())
         self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
-        self.user_head = UserHead(hidden_width, self.fusion.space, config.fusion_dimension)
-        self.dimension = self.fusion.item_width + config.identity_dimension + POPULARITY_KNOTS
+        self.user_head = UserHead(hidden_width, self.fusion.space, num_counts, config.fusion_dimension)
+        self.dimension = self.fusion.item_width + config.identity_dimension + num_counts * POPULARITY_KNOTS
 
     def forward(self, batch: Batch) -> UrmOutput:
         """User vectors, item vectors and text logits of a batch (see batches.py).
@@ -110,12 +117,12 @@ class Urm(nn.Module):
         self.user_head.task_centre.copy_(mean_of(hidden, batch["task_positions"]).mean(dim=0))
 
     def item_vectors(self, items: Batch) -> torch.Tensor:
-        """Candidate vectors [U, P + C + K] of items alone, in float32."""
+        """Candidate vectors [U, P + C + G·K] of items alone, in float32."""
         fused = self.fusion(items["vectors"], items["present"])
         return self._candidates(self.fusion.items(fused, items["vectors"], items["present"])[0], items)
 
     def _candidates(self, item_space: torch.Tensor, items: Batch) -> torch.Tensor:
-        return torch.cat([item_space, items["codes"], popularity_features(items["log_frequency"])], dim=-1)
+        return torch.cat([item_space, items["codes"], popularity_features(items["popularity"])], dim=-1)
 
     def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
         """Tokens of the history's items [B, L, D]."""

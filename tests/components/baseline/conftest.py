@@ -83,7 +83,7 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     counts = counts[(counts >= MIN_EVENTS) & counts.index.isin(set(products["product_id"]))]
 
     _write(folder / "catalogue.parquet", CATALOGUE, [
-        {"item_id": item, "train_events": events, "popularity_quantile": quantile}
+        {"item_id": item, "train_events": events, "recent_events": events // 8, "popularity_quantile": quantile}
         for item, events, quantile in zip(counts.index, counts, counts.rank(pct=True), strict=True)
     ])  # fmt: skip
     _write(folder / "items.parquet", ITEMS, [_item(row) for row in products.to_dict("records")])

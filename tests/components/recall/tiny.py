@@ -213,9 +213,10 @@ def make_model(folder: Path, seed: int) -> None:
     add_special_tokens(tokenizer, config.num_user_vectors)
     llama = tiny_llama(len(tokenizer), num_layers=1, tie_word_embeddings=False, initializer_range=0.02)
     widths = {name: array.shape[1] for name, array in vectors.items()}
-    model = Urm(LlamaForCausalLM(llama), config, widths, num_behaviors=1).eval()
+    model = Urm(LlamaForCausalLM(llama), config, widths, num_counts=1, num_behaviors=1).eval()
     writer = PromptWriter(tokenizer, config)
-    save_model(folder / "model", model, writer, ModelDescription(config=config, widths=widths, behaviors=("purchase",)))
+    description = ModelDescription(config=config, widths=widths, num_counts=1, behaviors=("purchase",))
+    save_model(folder / "model", model, writer, description)
     reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities, config.identity_dimension)
     recaller = UrmRecaller(model, BatchBuilder(writer, reader, ("purchase",), config.copy_length), config.combine)
     candidates = folder / "candidates"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from components.urm.heads import FIRST_POPULARITY_GAIN, POPULARITY_KNOTS, UserHead, popularity_features
+from components.urm.heads import FIRST_POPULARITY_GAINS, POPULARITY_KNOTS, UserHead, popularity_features
 
 WIDTH, WIDTHS = 8, {"id": 4, "lexical": 6, "brand": 3, "category_words": 2}
 
@@ -32,7 +32,7 @@ def user_vectors(head: UserHead, queries: torch.Tensor) -> torch.Tensor:
 
 def test_weights_of_popularity_are_the_slopes_between_the_knots() -> None:
     counts = torch.tensor([0.0, 1.0, 2.0, 3.0, 1e9])
-    features = popularity_features(torch.log1p(counts))
+    features = popularity_features(torch.log1p(counts)[:, None])
     slopes = torch.arange(POPULARITY_KNOTS).float() + 1
     between = math.log2(3) - 1  # how far two baskets lie from the knot of one to that of three
     expected = torch.tensor([0, 1, 1 + between * 2, 3, slopes.sum()])
@@ -40,15 +40,17 @@ def test_weights_of_popularity_are_the_slopes_between_the_knots() -> None:
 
 
 def test_before_training_popularity_counts_by_its_logarithm() -> None:
-    vectors = user_vectors(UserHead(WIDTH, WIDTHS, 4), torch.zeros(2, 8))
-    log_count = torch.log1p(torch.tensor([0.0, 2.0, 40.0]))
-    scores = vectors[..., -POPULARITY_KNOTS:] @ popularity_features(log_count).T
-    torch.testing.assert_close(scores, (FIRST_POPULARITY_GAIN * log_count).expand_as(scores))
+    vectors = user_vectors(UserHead(WIDTH, WIDTHS, 3, 4), torch.zeros(2, 8))
+    log_counts = torch.log1p(torch.tensor([[0.0, 5.0, 9.0], [2.0, 0.0, 9.0], [40.0, 7.0, 9.0]]))
+    scores = vectors[..., -3 * POPULARITY_KNOTS :] @ popularity_features(log_counts).T
+    in_all, recent = FIRST_POPULARITY_GAINS
+    expected = in_all * log_counts[:, 0] + recent * log_counts[:, 1]  # and nothing of the third
+    torch.testing.assert_close(scores, expected.expand_as(scores))
 
 
 @pytest.mark.parametrize(("field", "place"), [("lexical", slice(4, 10)), ("category_words", slice(13, 15))])
 def test_a_querys_words_reach_the_part_of_their_field_by_its_own_gain(field: str, place: slice) -> None:
-    head = UserHead(WIDTH, WIDTHS, 4)
+    head = UserHead(WIDTH, WIDTHS, 1, 4)
     queries = torch.zeros(2, 8)
     queries[1] = torch.arange(1.0, 9.0)
     said = queries[1, :6] if field == "lexical" else queries[1, 6:]
@@ -65,5 +67,5 @@ def test_a_querys_words_reach_the_part_of_their_field_by_its_own_gain(field: str
 
 
 def test_a_model_without_words_takes_queries_of_no_width() -> None:
-    head = UserHead(WIDTH, {"id": 4, "brand": 11}, 4)
+    head = UserHead(WIDTH, {"id": 4, "brand": 11}, 1, 4)
     assert user_vectors(head, torch.zeros(2, 0)).shape == (2, 3, 15 + POPULARITY_KNOTS)
