@@ -15,6 +15,7 @@ import torch
 
 from components.baseline.schema import PREDICTION_DEPTH
 from components.evaluation.bootstrap import compare
+from components.evaluation.ceiling import ensemble_recall, find_ceiling, read_lists
 from components.evaluation.examples import Measured, TestExamples, measure
 from components.evaluation.predict import predict_urm
 from components.evaluation.report import draw_figure, write_report
@@ -64,7 +65,9 @@ def run(stage: StageRun) -> StageReport:
             )
             for other in {BASELINE, best}
         }
-        metrics = summarise(table, against[BASELINE], against[best], stage.config)
+        together = [read_lists(_predictions(stage, model), model, 2 * config.k) for model in (CANDIDATE, BASELINE)]
+        ceiling = find_ceiling(table, ensemble_recall(test, together, config.k), config.k)
+        metrics = summarise(table, against[BASELINE], against[best], stage.config) | {"ceiling": ceiling}
         write_report(stage.output / "report.md", stage.config, metrics, table, segments)
         draw_figure(stage.output / "figure.png", metrics, config.k)
         _log(stage, table, segments, metrics)
@@ -83,9 +86,7 @@ def run(stage: StageRun) -> StageReport:
 
 def _measure_all(stage: StageRun, test: TestExamples) -> Iterator[tuple[str, Measured]]:
     """Every model in the order of the tables; the lists of one model at a time are in memory."""
-    sources = {CANDIDATE: ds.dataset(stage.output / "predictions.parquet")}
-    baselines = ds.dataset(stage.path("baseline", "predictions"))
-    names = pc.unique(baselines.to_table(columns=["model"]).column("model")).to_pylist()
+    names = pc.unique(_predictions(stage, BASELINE).to_table(columns=["model"]).column("model")).to_pylist()
     if BASELINE not in names:
         raise DataError(
             "predictions of the baseline stage",
@@ -94,10 +95,17 @@ def _measure_all(stage: StageRun, test: TestExamples) -> Iterator[tuple[str, Mea
             remedy="run `urm baseline` again",
         )
     for model in order_models([*names, CANDIDATE]):
-        lists = sources.get(model, baselines).to_table(
+        lists = _predictions(stage, model).to_table(
             columns=["example_id", "item_ids"], filter=pc.field("model") == model
         )
         yield model, measure(test, lists, model, stage.config.evaluation.k)
+
+
+def _predictions(stage: StageRun, model: str) -> ds.Dataset:
+    """Where a model's lists stand."""
+    if model == CANDIDATE:
+        return ds.dataset(stage.output / "predictions.parquet")
+    return ds.dataset(stage.path("baseline", "predictions"))
 
 
 def _write_hits(
@@ -119,6 +127,7 @@ def _log(stage: StageRun, table: pd.DataFrame, segments: pd.DataFrame, metrics: 
     values = {f"mean_recall.{model}": value for model, value in metrics["mean_recall"].items()}
     values |= {name: metrics[name] for name in ("mean_lift", "mean_lift_low", "mean_lift_high", "tasks_won")}
     values |= {"best_other_difference": metrics["best_other"]["difference"]}
+    values |= {"ceiling": metrics["ceiling"]["mean"], "share_of_ceiling": metrics["ceiling"]["share"]}
     for task, result in metrics["tasks"].items():
         values |= {f"lift.{task}": result["lift"]}
         values |= {f"recall.{task}.{model}": value for model, value in result["recall"].items()}

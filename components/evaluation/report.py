@@ -17,6 +17,10 @@ OTHER_METRICS = (
     "quantile of the recalled items minus that of the targets. Novelty is the mean of -log2 of a recalled item's share "
     "of the training events: bits of surprise."
 )
+CEILING = (
+    "The best recall of a task that any model here reaches, or URM and target attention together, their lists joined "
+    "by reciprocal ranks. Where the ensemble is far ahead of both, each knows what the other does not."
+)
 SEGMENTS = (
     "Mean over the examples of all tasks; by task in segments.parquet. Users are light up to the median number of "
     "distinct items in the test histories. Targets are new without a training event; the head is the fifth of the "
@@ -55,6 +59,9 @@ def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFram
         explanation,
         _recall_table(config, metrics),
         describe_best_other(metrics["best_other"], config.evaluation.gate.confidence),
+        "## Ceiling",
+        CEILING,
+        _ceiling_table(metrics["ceiling"]),
         "## Means over tasks",
         OTHER_METRICS,
         markdown(["model", *others.columns], rows),
@@ -105,6 +112,22 @@ def _recall_table(config: RunConfig, metrics: dict[str, Any]) -> str:
     means = [f"{metrics['mean_recall'][model]:.4f}" for model in models]
     rows.append(["**mean**", str(sum(task["examples"] for task in metrics["tasks"].values())), *means, _lift(mean), ""])
     return markdown(head, rows)
+
+
+def _ceiling_table(ceiling: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{task['recall']:.4f}", title(task["by"]), f"{task['ensemble']:.4f}", f"{task['urm']:.4f}",
+         _percent(task["urm"], task["recall"])]
+        for name, task in ceiling["tasks"].items()
+    ]  # fmt: skip
+    urm = sum(task["urm"] for task in ceiling["tasks"].values()) / len(ceiling["tasks"])
+    means = [f"{ceiling['mean']:.4f}", "", f"{ceiling['ensemble']:.4f}", f"{urm:.4f}", _percent(urm, ceiling["mean"])]
+    rows.append(["**mean**", *means])
+    return markdown(["task", "best", "whose", "ensemble", "URM", "share of the best"], rows)
+
+
+def _percent(value: float, of: float) -> str:
+    return f"{100 * value / of:.1f} %" if of > 0 else "undefined"
 
 
 def _segment_table(segments: pd.DataFrame, models: list[str], k: int) -> str:

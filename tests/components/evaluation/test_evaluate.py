@@ -75,6 +75,16 @@ def test_metrics_can_be_recomputed_from_the_hits(evaluation: StageResult) -> Non
     assert metrics["mean_recall"] == pytest.approx(means.groupby("model").mean().to_dict())
 
 
+def test_ceiling_is_reached_by_some_model_or_by_two_together(evaluation: StageResult) -> None:
+    ceiling = evaluation.metrics["ceiling"]
+    assert set(ceiling["tasks"]) == ASKED
+    for task, best in ceiling["tasks"].items():
+        recalls = evaluation.metrics["tasks"][task]["recall"] | {"ensemble": best["ensemble"]}
+        assert best["recall"] == pytest.approx(max(recalls.values())) == pytest.approx(recalls[best["by"]])
+    assert 0 < ceiling["share"] <= 1
+    assert "## Ceiling" in Path(evaluation.outputs["report"]).read_text()
+
+
 def test_report_names_every_task_and_what_is_not_compared(evaluation: StageResult) -> None:
     report = Path(evaluation.outputs["report"]).read_text()
     lines = [line for line in report.splitlines() if line.startswith("| ")]
