@@ -17,7 +17,7 @@ from components.exceptions import ConfigError
 
 
 class Settings(BaseSettings):
-    """Environment of one process; every field is the variable `URM_<FIELD>`."""
+    """Environment of one process; every field is the variable `URM_<FIELD>`, but for those that torchrun sets."""
 
     model_config = SettingsConfigDict(env_prefix="URM_", frozen=True, extra="ignore")
 
@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     namespace: str = Field(default="urm", description="Kubernetes namespace of the pods.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int = Field(default=0, ge=0, description="Threads for matrix work; 0: every core.")
+    process: int = Field(default=0, ge=0, validation_alias="RANK", description="Number of this process, by torchrun.")
+    processes: int = Field(default=1, gt=0, validation_alias="WORLD_SIZE", description="Processes of a stage.")
 
     @property
     def runs_root(self) -> str:

@@ -46,6 +46,7 @@ class StageSpec:
         sections: Sections of the configuration it reads.
         packages: Sub-packages (or folders, relative to `components`) whose Python source decides its result.
         reusable: Whether an equal earlier result may stand in; false for acts on the world.
+        parallel: Whether torchrun may start several processes of it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class StageSpec:
     sections: tuple[str, ...]
     packages: tuple[str, ...]
     reusable: bool = True
+    parallel: bool = False
 
 
 STAGES: dict[str, StageSpec] = {
@@ -68,7 +70,7 @@ STAGES: dict[str, StageSpec] = {
             ("baseline", "items", "tasks", "evaluation"),
             ("baseline", "items"),
         ),
-        StageSpec("sft", ("features", "encode"), ("urm", "tasks", "evaluation"), ("urm", "items")),
+        StageSpec("sft", ("features", "encode"), ("urm", "tasks", "evaluation"), ("urm", "items"), parallel=True),
         StageSpec(
             "evaluate",
             ("features", "baseline", "sft"),
@@ -159,7 +161,9 @@ class StageRun:
         return fetch(uri, self.settings.cache_path / "inputs")
 
     def report_progress(self, message: str, **metrics: float) -> None:
-        """Say what the stage is doing; shown in the log and by `urm demo`."""
+        """Say what the stage is doing; shown in the log and by `urm demo`. Of several processes only the first does."""
+        if self.settings.process > 0:
+            return
         log.info(message, stage=self.spec.name, **metrics)
         content = {"message": message, "metrics": metrics, "at": time.time()}
         try:
@@ -183,6 +187,8 @@ def run_stage(
 ) -> StageResult:
     """Run a stage once: reuse an equal result, or compute it and make it visible at once at the end.
 
+    Of several processes that torchrun started, the first one does this, and the others only help it to compute.
+
     Args:
         stage: Name of a stage of the flow, or the specification of a study beside it.
         function: What computes it.
@@ -196,8 +202,10 @@ def run_stage(
         MissingInputError: An earlier stage has not succeeded in this run directory.
         DataError: The run directory cannot be written, or an input's result.json is damaged.
         UnavailableError: The stage is running in this run directory already.
+        ConfigError: There are several processes of a stage that knows only one.
     """
     spec = STAGES[stage] if isinstance(stage, str) else stage
+    _check_processes(spec, settings)
     stage = spec.name
     run_dir = absolute(run_dir)
     inputs = {name: _require(run_dir, stage, name) for name in spec.inputs}
@@ -218,7 +226,6 @@ def run_stage(
     if force and exists(folder):
         folder = f"{folder}-{started:%Y%m%d%H%M%S}"
     with _Workspace(run_dir, stage, print_of_work, settings) as work:
-        remove(result_uri)
         run = StageRun(
             spec=spec,
             config=config,
@@ -230,11 +237,10 @@ def run_stage(
             previous=_recall(join(index, "latest", config.name, f"{stage}.json")),
             options=options or {},
         )
+        if settings.process == 0:
+            remove(result_uri)
         report = function(run)
-        for name, relative in report.outputs.items():
-            if not (work.output / relative).exists():
-                raise FileNotFoundError(f"stage {stage} reports output {name!r} but wrote no {relative}")
-        work.publish(folder)
+        work.publish(folder, report.outputs)
     result = StageResult(
         stage=stage,
         config=config.name,
@@ -246,15 +252,31 @@ def run_stage(
         started_at=started,
         finished_at=datetime.now(UTC),
     )
+    if settings.process == 0:
+        _record(result, result_uri, index)
+    return result
+
+
+def _record(result: StageResult, result_uri: str, index: str) -> None:
+    """Make a result visible, and known to other runs."""
     content = result.model_dump(mode="json")
     write_json(result_uri, content)
-    log.info("done", stage=stage, seconds=result.seconds, **result.counts)
+    log.info("done", stage=result.stage, seconds=result.seconds, **result.counts)
     try:
-        write_json(join(index, stage, f"{print_of_work}.json"), content | {"reused_from": result_uri})
-        write_json(join(index, "latest", config.name, f"{stage}.json"), content)
+        write_json(join(index, result.stage, f"{result.fingerprint}.json"), content | {"reused_from": result_uri})
+        write_json(join(index, "latest", result.config, f"{result.stage}.json"), content)
     except OSError as error:  # the result stands; only other runs will not find it
         log.warning("result is not in the index of runs", index=index, error=str(error))
-    return result
+
+
+def _check_processes(spec: StageSpec, settings: Settings) -> None:
+    if settings.processes > 1 and not spec.parallel:
+        raise ConfigError(
+            f"stage {spec.name}",
+            expected="one process",
+            got=f"{settings.processes} (WORLD_SIZE)",
+            remedy="start it without torchrun",
+        )
 
 
 def load_result(run_dir: str, stage: str) -> StageResult | None:
@@ -284,16 +306,18 @@ class _Workspace:
         self.root = base / stage if self.remote else Path(run_dir) / stage
         self.scratch = self.root / f".scratch-{print_of_work[:16]}"
         self.output = Path()
+        self.leads = settings.process == 0
         self.lock: int | None = None
 
     def __enter__(self) -> _Workspace:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            for left_over in self.root.glob(".tmp-*"):
-                shutil.rmtree(left_over, ignore_errors=True)
+            if self.leads:
+                self._take_lock()
+                for left_over in self.root.glob(".tmp-*"):
+                    shutil.rmtree(left_over, ignore_errors=True)
             self.scratch.mkdir(exist_ok=True)
-            self.output = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+            self.output = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root if self.leads else None))
             self.output.chmod(0o755)
         except OSError as error:
             self._release_lock()
@@ -319,7 +343,12 @@ class _Workspace:
             os.close(self.lock)
             self.lock = None
 
-    def publish(self, folder: str) -> None:
+    def publish(self, folder: str, outputs: dict[str, str]) -> None:
+        for name, relative in outputs.items():
+            if not (self.output / relative).exists():
+                raise FileNotFoundError(f"stage {self.root.name} reports output {name!r} but wrote no {relative}")
+        if not self.leads:
+            return
         if self.remote:
             filesystem, path = _open_store(folder)
             if filesystem.exists(path):

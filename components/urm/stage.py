@@ -32,7 +32,7 @@ Groups = list[tuple[UserContext, list[Example]]]
 
 
 def run(stage: StageRun) -> StageReport:
-    """Train and write; see docs/architecture.md for the outputs."""
+    """Train and write; see docs/architecture.md for the outputs. Of several processes the first one writes."""
     config = stage.config
     if stage.settings.num_threads:
         torch.set_num_threads(stage.settings.num_threads)
@@ -45,6 +45,9 @@ def run(stage: StageRun) -> StageReport:
     behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
     stage.report_progress("building the model", train_contexts=len(training))
     new = build_model(config.urm, table, behaviors, stage.settings.cache_path)
+    if stage.settings.process > 0:
+        _train(stage, new, catalogue, training, validation, device)
+        return StageReport()
     with track(stage):
         mlflow.log_params(_parameters(config, new, device))
         log_examples(stage, "train", "validation")

@@ -91,6 +91,7 @@ def train(
         budget.resume(checkpoint / COMPLETE)
         log.info("resuming", checkpoint=checkpoint.name, seconds=round(budget.seconds, 1))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.wait_for_everyone()  # all have read the best checkpoint before the first process tidies up
     state = trainer.state
     return TrainingSummary(
         steps=state.global_step,

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from components.config import RunConfig
+from components.exceptions import ConfigError
 from components.features.schema import CATALOGUE
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.settings import Settings
@@ -107,14 +108,19 @@ def test_time_limit_ends_the_training_cleanly(config: RunConfig, run_dir, settin
     assert (Path(result.outputs["model"]) / "urm.safetensors").is_file()
 
 
-def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_dir, settings, tmp_path):
-    (tmp_path / "configs" / "tasks").mkdir(parents=True)
+def write_config(config: RunConfig, folder: Path, **urm: int) -> Path:
+    """The configuration as a file, some values of its section urm changed."""
+    (folder / "configs" / "tasks").mkdir(parents=True)
     content = config.model_dump(mode="json")
-    content["urm"] |= {"max_steps": 30, "eval_steps": 10}
-    (tmp_path / "configs" / "tiny.yaml").write_text(yaml.safe_dump(content))
+    content["urm"] |= urm
+    (folder / "configs" / "tiny.yaml").write_text(yaml.safe_dump(content))
+    return folder / "configs" / "tiny.yaml"
+
+
+def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_dir, settings, tmp_path):
+    path = write_config(config, tmp_path, max_steps=30, eval_steps=10)
     environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
-    code = "from components.cli import run_app; run_app()"
-    command = [sys.executable, "-c", code, "sft", "-c", str(tmp_path / "configs" / "tiny.yaml"), "-r", str(run_dir)]
+    command = [sys.executable, "-m", "components", "sft", "-c", str(path), "-r", str(run_dir)]
     first = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
     deadline = time.monotonic() + 120
     while not list((run_dir / "sft").glob(".scratch-*/checkpoint-*/budget.json")):
@@ -132,3 +138,27 @@ def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_di
     assert result["metrics"]["training"]["steps"] == 30
     assert not list((run_dir / "sft").glob(".scratch-*"))
     assert not list((run_dir / "sft").glob(".tmp-*"))
+
+
+def test_two_processes_of_torchrun_leave_one_result(config: RunConfig, run_dir, settings, tmp_path):
+    path = write_config(config, tmp_path)
+    environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "components", "sft", "-c", str(path), "-r", str(run_dir)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    together = json.loads((run_dir / "sft" / "result.json").read_text())
+    assert not list((run_dir / "sft").glob(".scratch-*"))
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    assert len(mlflow.search_runs(experiment_names=["complete_journey"], filter_string="tags.`urm.stage` = 'sft'")) == 1
+
+    alone = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings, force=True)
+    assert together["metrics"]["training"]["steps"] == alone.metrics["training"]["steps"]
+    vectors = [np.load(Path(outputs["candidates"]) / "vectors.npy") for outputs in (together["outputs"], alone.outputs)]
+    np.testing.assert_allclose(*vectors, atol=0.05)
+
+
+def test_a_stage_of_one_process_refuses_two(config: RunConfig, run_dir, settings):
+    two = settings.model_copy(update={"processes": 2})
+    with pytest.raises(ConfigError, match=r"stage features: expected one process, got 2 \(WORLD_SIZE\)"):
+        run_stage("features", run, config=config, run_dir=str(run_dir), settings=two)
