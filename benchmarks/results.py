@@ -26,7 +26,7 @@ WITH_PHRASES = ("complete_journey", "amazon_beauty")  # those with a file in con
 ABLATED = ("complete_journey", "amazon_beauty")
 SEEDS = (0, 1, 2)
 STAGES = ("ingest", "validate", "features", "encode", "baseline", "sft", "evaluate", "gate")
-URM = (sys.executable, "-c", "from components.cli import run_app; run_app()")
+URM = (sys.executable, "-m", "components")
 THROUGHPUT = (sys.executable, "-m", "benchmarks.throughput")
 
 

@@ -17,7 +17,7 @@ from components.exceptions import UrmError, UserError
 
 log = structlog.get_logger()
 STAGES = ("ingest", "validate", "features", "encode", "sft")
-URM = (sys.executable, "-c", "from components.cli import run_app; run_app()")
+URM = (sys.executable, "-m", "components")
 _USER_ERROR = 2  # exit code of a mistake in the input
 
 

@@ -16,7 +16,7 @@ from components.cli import app
 from components.settings import get_settings
 from components.storage import STAGES
 
-URM = [sys.executable, "-c", "from components.cli import run_app; run_app()"]
+URM = [sys.executable, "-m", "components"]
 ROOT = Path(__file__).parents[2]
 
 

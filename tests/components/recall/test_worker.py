@@ -279,16 +279,7 @@ def start_process(redis_url: str, home: Path, metrics_port: int = 0) -> subproce
     settings = ("claim_idle_seconds=0.5", "max_wait_ms=5", "batch_size=4", "k=10")
     options = [part for setting in settings for part in ("--set", f"recall.{setting}")]
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from components.cli import run_app; run_app()",
-            "recall",
-            "worker",
-            "--metrics-port",
-            str(metrics_port),
-            *options,
-        ],
+        [sys.executable, "-m", "components", "recall", "worker", "--metrics-port", str(metrics_port), *options],
         cwd=repository,
         env={
             "PATH": "/usr/bin:/bin",
