@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from components.addresses import join, read_json, write_json
 from components.exceptions import UnavailableError
 from components.settings import Settings
-from components.storage import StageRun, join, read_json, write_json
+from components.storage import StageRun
 
 if TYPE_CHECKING:
     import mlflow.entities

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers.utils.logging import disable_progress_bar
 
+from components.addresses import absolute, fetch
 from components.exceptions import DataError, MissingInputError
 from components.features.store import open_feature_store, read_history
 from components.settings import Settings
-from components.storage import absolute, fetch, load_result
+from components.storage import load_result
 from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
 from components.urm.request import UserContext

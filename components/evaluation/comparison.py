@@ -14,12 +14,13 @@ from typing import Any
 import mlflow
 import pandas as pd
 
+from components.addresses import fetch
 from components.evaluation.bootstrap import Comparison, compare
 from components.evaluation.report import describe_best_other, markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE, find_best_other, order_models
 from components.exceptions import DataError, MissingInputError
 from components.settings import Settings
-from components.storage import fetch, load_result
+from components.storage import load_result
 from components.tracking import track_study
 
 _HIT_COLUMNS = ["example_id", "user_id", "task", "model", "k", "hits", "targets"]

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from rich.console import Console
 from rich.markup import escape
 
+from components.addresses import read_json
 from components.exceptions import UrmError
 from components.local.progress import RunWatch
 from components.local.round_trip import choose_visitor, go, print_round_trip
@@ -16,7 +17,6 @@ from components.local.screen import print_comparison, print_release, print_verdi
 from components.local.services import Stack
 from components.local.stack import DAG_ID, up
 from components.settings import Settings
-from components.storage import read_json
 
 
 class DemoError(UrmError):

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from components.addresses import join, read_json
 from components.local.airflow import AirflowClient
-from components.storage import STAGES, join, load_result, read_json
+from components.storage import STAGES, load_result
 
 _POLL_SECONDS = 1.0
 _QUIET_SECONDS = 20.0  # between two lines about the same running stage, where there is no terminal

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.addresses import read_json
 from components.exceptions import MissingInputError
-from components.storage import StageResult, load_result, read_json
+from components.storage import StageResult, load_result
 
 
 def require_result(run_dir: str, stage: str) -> StageResult:

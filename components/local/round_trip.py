@@ -13,10 +13,10 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from components.addresses import fetch
 from components.exceptions import UnavailableError
 from components.local.results import require_result
 from components.settings import Settings
-from components.storage import fetch
 
 TASK = "next_purchase"
 _SHOWN = 10

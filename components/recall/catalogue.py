@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from components.addresses import fetch
 from components.exceptions import ReleaseError
 from components.release.bundle import read_manifest, read_tasks
 from components.release.rollout import Publication
 from components.settings import Settings
-from components.storage import fetch
 
 
 @dataclass(frozen=True)

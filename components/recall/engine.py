@@ -13,6 +13,7 @@ import pyarrow as pa
 import structlog
 from feast import FeatureStore
 
+from components.addresses import fetch
 from components.config import ReleaseConfig, Task
 from components.exceptions import ReleaseError, UserError
 from components.features.schema import CONTEXTS
@@ -22,7 +23,6 @@ from components.recall.events import to_microseconds
 from components.release.bundle import Manifest, SmokeRequest, read_smoke, read_tasks, verify
 from components.release.rollout import Publication
 from components.settings import Settings
-from components.storage import fetch
 from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, read_contexts

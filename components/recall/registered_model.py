@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from components.addresses import fetch
 from components.release.bundle import read_tasks, verify
 from components.release.registry import POINTER
 from components.settings import get_settings
-from components.storage import fetch
 from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, UserContext

@@ -9,13 +9,14 @@ from typing import Any
 import mlflow
 import structlog
 
+from components.addresses import exists
 from components.config import ReleaseConfig
 from components.exceptions import MissingInputError
 from components.release.redis_client import open_redis, redis_errors
 from components.release.registry import PREVIOUS, crown, open_registry, require_alias
 from components.release.rollout import roll_out
 from components.settings import Settings
-from components.storage import StageReport, StageRun, exists
+from components.storage import StageReport, StageRun
 from components.tracking import track
 
 log = structlog.get_logger()

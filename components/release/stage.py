@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 
 import mlflow
 
+from components.addresses import join
 from components.exceptions import GateError
 from components.release.assemble import assemble
 from components.release.bundle import GateVerdict, Manifest, describe_files, name_release, write_manifest
 from components.release.registry import register
-from components.storage import StageReport, StageRun, fingerprint, join
+from components.storage import StageReport, StageRun, fingerprint
 from components.tracking import run_url, track
 
 

@@ -446,17 +446,6 @@ def test_a_store_nobody_knows(settings: Settings, config: RunConfig) -> None:
         ingest(Work(), "nosuch://x/run", settings, config)
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "x.json"
-    storage.write_json(str(target), {"a": 1})
-    with pytest.raises(ValueError, match="Circular"):
-        circle: list[Any] = []
-        circle.append(circle)
-        storage.write_json(str(target), circle)
-    assert storage.read_json(str(target)) == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
-
-
 def test_every_stage_reads_stages_before_it_and_code_and_sections_that_exist() -> None:
     known: set[str] = set()
     for name, spec in STAGES.items():

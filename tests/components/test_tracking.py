@@ -12,10 +12,11 @@ import pytest
 from mlflow import MlflowClient
 
 from components import tracking
+from components.addresses import read_json
 from components.config import load_config
 from components.exceptions import DataError, UnavailableError
 from components.settings import Settings
-from components.storage import STAGES, StageRun, read_json
+from components.storage import STAGES, StageRun
 from components.tracking import parent_run_id, run_url, track
 
 CONFIG = Path(__file__).parents[2] / "configs" / "complete_journey.yaml"

@@ -17,9 +17,10 @@ import httpx
 import psutil
 import pytest
 
+from components.addresses import read_json
 from components.local.round_trip import choose_visitor, go
 from components.local.stack import DAG_ID
-from components.storage import STAGES, load_result, read_json
+from components.storage import STAGES, load_result
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

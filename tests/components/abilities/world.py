@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from components.addresses import write_json
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
 from components.ingestion.schema import ITEMS
 from components.items.table import POPULARITY, ItemTable, write_item_table
-from components.storage import StageResult, write_json
+from components.storage import StageResult
 from components.urm.build import build_model
 from components.urm.files import save_model
 from components.urm.inference import UrmRecaller

@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.ablation.measure import MEASURE, run
+from components.addresses import fetch
 from components.settings import Settings
-from components.storage import fetch, load_result, run_stage
+from components.storage import load_result, run_stage
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, read_contexts
 from tests.components.abilities.world import make_run

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from components.addresses import write_json
 from components.baseline.schema import POPULARITY, PREDICTIONS
 from components.baseline.stage import run
 from components.settings import Settings
-from components.storage import StageResult, run_stage, write_json
+from components.storage import StageResult, run_stage
 
 EXTRA = ["target_attention_text", "sasrec", "text", "bm25"]
 MODELS = ["popularity", "own_history", "item_knn", "target_attention", *EXTRA]

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from components.addresses import write_json
 from components.baseline.schema import PREDICTIONS
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
 from components.items.table import POPULARITY, ItemTable, write_item_table
-from components.storage import StageResult, write_json
+from components.storage import StageResult
 from components.urm.build import build_model
 from components.urm.files import save_model
 from components.urm.inference import UrmRecaller

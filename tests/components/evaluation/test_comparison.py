@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.addresses import write_json
 from components.evaluation.comparison import as_frame, compare_runs, read_run, summarise_runs
 from components.evaluation.schema import HITS
 from components.exceptions import DataError, MissingInputError
 from components.settings import Settings
-from components.storage import StageResult, write_json
+from components.storage import StageResult
 
 QUALITY = {"target_attention": 0.4, "sasrec": 0.5, "urm": 0.6}
 TASKS = ("next_item", "tail_item")

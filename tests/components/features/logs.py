@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.addresses import write_json
 from components.config import RunConfig
 from components.ingestion.schema import EVENTS, ITEMS
-from components.storage import StageResult, write_json
+from components.storage import StageResult
 
 START = datetime(2024, 1, 8, 5, tzinfo=UTC)  # first training cut
 WEEK = timedelta(days=7)

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from components.addresses import write_json
 from components.baseline.schema import POPULARITY, PREDICTIONS
 from components.config import RunConfig, Task, UrmConfig
 from components.features.schema import CONTEXTS, EXAMPLES
@@ -24,7 +25,7 @@ from components.ingestion.schema import ITEMS
 from components.items.table import POPULARITY as ITEM_POPULARITY
 from components.items.table import ItemTable, write_item_table
 from components.settings import Settings
-from components.storage import StageResult, write_json
+from components.storage import StageResult
 from components.urm.batches import BatchBuilder, ItemReader
 from components.urm.files import ModelDescription, save_model
 from components.urm.inference import UrmRecaller

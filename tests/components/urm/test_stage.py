@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from components.addresses import write_json
 from components.config import RunConfig
 from components.exceptions import ConfigError
 from components.features.schema import CATALOGUE
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.settings import Settings
-from components.storage import StageResult, run_stage, write_json
+from components.storage import StageResult, run_stage
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, read_contexts
 from components.urm.stage import run

@@ -1,0 +1,140 @@
+"""Files and folders by their address: a path of this machine, or a URI of an object store that fsspec can reach.
+
+Nothing but `open_store` knows which; JSON files are replaced whole, and remote inputs are copied to a cache once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI names a path of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """The URI with a local path made absolute and its `file://` dropped."""
+    return str(Path(uri.removeprefix("file://")).absolute()) if is_local(uri) else uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """The URI of a file beneath another."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def parent(uri: str) -> str:
+    """The URI of the folder that holds this one."""
+    return uri.rstrip("/").rsplit("/", 1)[0]
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    filesystem, path = open_store(uri)
+    return bool(filesystem.exists(path))
+
+
+def remove(uri: str) -> None:
+    """Delete one file if it is there."""
+    filesystem, path = open_store(uri)
+    if filesystem.exists(path):
+        filesystem.rm_file(path)
+
+
+def read_json(uri: str) -> Any | None:
+    """Parsed content of a JSON file, or None if there is no such file.
+
+    Raises:
+        DataError: The file is no JSON.
+    """
+    filesystem, path = open_store(uri)
+    try:
+        with filesystem.open(path, "r", encoding="utf-8") as stream:
+            return json.load(stream)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"file {uri}", expected="JSON", got=str(error), remedy="delete it and run the stage again"
+        ) from None
+
+
+def write_json(uri: str, content: Any) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never a part."""
+    text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
+    if not is_local(uri):
+        filesystem, remote_path = open_store(uri)
+        filesystem.makedirs(parent(remote_path), exist_ok=True)
+        filesystem.pipe_file(remote_path, text.encode())
+        return
+    path = Path(uri.removeprefix("file://"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def fetch(uri: str, cache: Path) -> Path:
+    """Local path of a file or folder; a remote one is copied to the cache once.
+
+    Raises:
+        MissingInputError: Nothing is there.
+        UnavailableError: The store does not answer.
+    """
+    if not exists(uri):
+        raise MissingInputError(
+            f"input {uri}", expected="a file or folder", got="nothing", remedy="run the stage that writes it again"
+        )
+    if is_local(uri):
+        return Path(uri.removeprefix("file://"))
+    target = cache / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    if target.exists():
+        return target
+    filesystem, path = open_store(uri)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
+        landing = Path(temporary) / "content"
+        try:
+            if filesystem.isdir(path):
+                filesystem.get(path.rstrip("/") + "/", str(landing) + "/", recursive=True)
+            else:
+                filesystem.get_file(path, str(landing))
+        except OSError as error:
+            raise UnavailableError(
+                f"object store of {uri}", expected="an answer", got=error, remedy="try again later"
+            ) from error
+        try:
+            os.rename(landing, target)
+        except OSError:
+            if not target.exists():  # else another process fetched the same meanwhile
+                raise
+    return target
+
+
+def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """File system of a URI, and the path in it."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"address {uri}",
+            expected="a local path or a store that fsspec can reach",
+            got=error,
+            remedy="mend the address or install the driver it names",
+        ) from None
+    return filesystem, path
