@@ -1,6 +1,7 @@
 """Files by their address."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,5 +32,5 @@ def test_a_remote_folder_is_fetched_once_and_a_local_one_is_left_where_it_is(tmp
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match="input .*nowhere: expected a file or folder, got nothing"):
+    with pytest.raises(MissingInputError, match=r"input .*nowhere: expected a file or folder, got nothing"):
         fetch(str(tmp_path / "nowhere"), tmp_path)
