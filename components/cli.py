@@ -48,9 +48,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, e.g. --set urm.max_steps=50."),
 ]
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-
 ForceOption = Annotated[bool, typer.Option("--force", help="Compute again even if an equal result exists.")]
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def _print_version(wanted: bool) -> None:
@@ -250,7 +249,7 @@ def _run(
     force: bool,
     options: dict[str, Any] | None = None,
 ) -> StageResult:
-    keep_freed_memory()
+    _keep_freed_memory()
     settings = get_settings()
     run_config = _read_config(config, overrides)
     if "/" not in run_dir:
@@ -271,15 +270,15 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Let glibc keep what it would give back to the system, up to a gibibyte an array.
 
     A training step frees and asks for arrays of a hundred megabytes; fresh pages each time would cost a quarter of it.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc only
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def run_app() -> None:
