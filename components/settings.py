@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     airflow_username: str = "admin"
     airflow_password: SecretStr = SecretStr("")
     redis_url: str = "redis://127.0.0.1:6379/0"
+    api_tokens_file: Path | None = Field(default=None, description="Who may use the recall API; none: anybody.")
     api_url: str = Field(default="", description="Recall API, as people reach it.")
     executor: Literal["local", "kubernetes"] = Field(
         default="local", description="How Airflow runs a stage: a local process or a pod."

@@ -5,30 +5,40 @@ because in retail new users are the normal case and not an error.
 """
 
 # No `from __future__ import annotations`: FastAPI must see the bounds that come from the configuration as values.
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import Body, FastAPI, Path, Query, Request, Response
+from fastapi import Body, Depends, FastAPI, Path, Query, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Discriminator, Field, Tag
 
 from components import __version__
 from components.config import RecallConfig
-from components.recall import problems
+from components.recall import problems, requests
 from components.recall.catalogue import Catalogue
-from components.recall.events import EXAMPLE, Event
+from components.recall.events import EXAMPLE, Event, ShortText
 from components.recall.gateway import Gateway
 from components.recall.metrics import ApiMetrics
 from components.recall.problems import ApiError
-from components.recall.responses import AcceptedEvent, AcceptedEvents, Health, RecallAnswer, RecalledItem, TaskList
+from components.recall.requests import Gate
+from components.recall.responses import (
+    AcceptedEvent,
+    AcceptedEvents,
+    Health,
+    RecallAnswer,
+    RecallAnswers,
+    RecalledItem,
+    TaskList,
+)
 from components.recall.store import Result
+from components.recall.tokens import Scope, Tokens
 from components.settings import Settings
 
 MAX_EVENTS_A_REQUEST = 1000
+MAX_USERS_A_REQUEST = 200
 _DESCRIPTION = """
 Post what users do; read what the model recalls for them.
 
@@ -78,15 +88,23 @@ def create_app(settings: Settings, config: RecallConfig) -> FastAPI:
         openapi_tags=[{"name": "recall"}, {"name": "service"}],
     )
     problems.install(app)
-    _add_timing(app, metrics)
-    _add_events(app, gateway, config, metrics)
-    _add_recall(app, gateway, config, metrics)
+    requests.install(app, metrics)
+    tokens = Tokens(settings.api_tokens_file) if settings.api_tokens_file else None
+    gate = Gate(tokens, config.requests_per_minute)
+    _add_events(app, gateway, config, metrics, gate)
+    _add_recall(app, gateway, config, metrics, gate)
     _add_service(app, gateway, metrics)
     return app
 
 
-def _add_events(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics) -> None:
-    @app.post("/v1/events", status_code=202, tags=["recall"], responses=problems.responses(422, 429, 503))
+def _add_events(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
+    @app.post(
+        "/v1/events",
+        status_code=202,
+        tags=["recall"],
+        dependencies=[Depends(gate.allow(Scope.WRITE))],
+        responses=problems.responses(401, 403, 413, 422, 429, 503),
+    )
     async def post_events(
         events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)],
     ) -> AcceptedEvents:
@@ -119,21 +137,15 @@ def _add_events(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         )
 
 
-def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics) -> None:
-    @app.get("/v1/users/{user_id}/recall", tags=["recall"], responses=problems.responses(404, 422, 503))
-    async def get_recall(
-        user_id: Annotated[str, Path(min_length=1, max_length=128, examples=["1"])],
-        task: Annotated[str, Query(description="A task of the serving release; `GET /v1/tasks` lists them.")] = (
-            "next_purchase"
-        ),
-        # The limit is the configuration's, so it is no annotation: those are read without this function's variables.
-        k: int = Query(default=min(20, config.k), ge=1, le=config.k, description="Number of items."),
-    ) -> RecallAnswer:
-        """The items recalled for a user, best first.
+def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
+    readers = [Depends(gate.allow(Scope.READ))]
 
-        A user without a result, also one never seen before, gets the task's popular items with `source: fallback`.
-        """
-        catalogue, result = await gateway.result(user_id, task)
+    task_query = Query(description="A task of the serving release; `GET /v1/tasks` lists them.")
+    # The limit is the configuration's, so it is no annotation: those are read without this function's variables.
+    k_query = Query(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
+
+    async def read(user_ids: list[str], task: str, k: int) -> list[RecallAnswer]:
+        catalogue, results = await gateway.results(user_ids, task)
         if task not in catalogue.tasks:
             raise ApiError(
                 404,
@@ -142,13 +154,51 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
                 got=repr(task),
                 remedy="name a task of the serving release",
             )
-        metrics.reads.labels(source="fallback" if result is None else "model", task=task).inc()
-        if result is None:
-            return _fallback(user_id, task, k, catalogue)
-        metrics.result_age.observe((datetime.now(UTC) - result.computed_at).total_seconds())
-        return _answer(user_id, task, k, catalogue, result)
+        answers = []
+        for user_id, result in zip(user_ids, results, strict=True):
+            metrics.reads.labels(source="fallback" if result is None else "model", task=task).inc()
+            if result is None:
+                answers.append(_fallback(user_id, task, k, catalogue))
+            else:
+                metrics.result_age.observe((datetime.now(UTC) - result.computed_at).total_seconds())
+                answers.append(_answer(user_id, task, k, catalogue, result))
+        return answers
 
-    @app.get("/v1/tasks", tags=["recall"], responses=problems.responses(503))
+    @app.get(
+        "/v1/users/{user_id}/recall",
+        tags=["recall"],
+        dependencies=readers,
+        responses=problems.responses(401, 403, 404, 422, 429, 503),
+    )
+    async def get_recall(
+        user_id: Annotated[str, Path(min_length=1, max_length=128, examples=["1"])],
+        task: Annotated[str, task_query] = "next_purchase",
+        k: int = k_query,
+    ) -> RecallAnswer:
+        """The items recalled for a user, best first.
+
+        A user without a result, also one never seen before, gets the task's popular items with `source: fallback`.
+        """
+        return (await read([user_id], task, k))[0]
+
+    @app.post(
+        "/v1/recall",
+        tags=["recall"],
+        dependencies=readers,
+        responses=problems.responses(401, 403, 404, 413, 422, 429, 503),
+    )
+    async def read_recall(
+        user_ids: Annotated[
+            list[ShortText],
+            Body(embed=True, min_length=1, max_length=MAX_USERS_A_REQUEST, examples=[["1", "2"]]),
+        ],
+        task: Annotated[str, task_query] = "next_purchase",
+        k: int = k_query,
+    ) -> RecallAnswers:
+        """The items recalled for up to 200 users, in one round trip to the store; each as `GET` would answer."""
+        return RecallAnswers(answers=await read(user_ids, task, k))
+
+    @app.get("/v1/tasks", tags=["recall"], dependencies=readers, responses=problems.responses(401, 403, 429, 503))
     async def get_tasks() -> TaskList:
         """The tasks of the serving release."""
         catalogue = await gateway.catalogue()
@@ -171,18 +221,6 @@ def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
     async def get_metrics() -> Response:
         """Prometheus metrics."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_timing(app: FastAPI, metrics: ApiMetrics) -> None:
-    @app.middleware("http")
-    async def time_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = time.perf_counter()
-        response = await call_next(request)
-        route = request.scope.get("route")
-        metrics.requests.labels(route=getattr(route, "path", "unmatched"), status=str(response.status_code)).observe(
-            time.perf_counter() - started
-        )
-        return response
 
 
 def _refuse_future(events: list[Event], config: RecallConfig) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.config import RunConfig, load_named_config
-from components.exceptions import UnavailableError
+from components.exceptions import ConfigError, UnavailableError
 from components.recall.logs import log_as_json
 from components.release.redis_client import open_redis, redis_errors
 from components.settings import get_settings
@@ -18,6 +18,8 @@ from components.settings import get_settings
 app = typer.Typer(no_args_is_help=True, help="The asynchronous recall runtime.")
 letters_app = typer.Typer(no_args_is_help=True, help="Events that were given up, each with its reason.")
 app.add_typer(letters_app, name="dead-letters")
+token_app = typer.Typer(no_args_is_help=True, help="Who may use the recall API (URM_API_TOKENS_FILE).")
+app.add_typer(token_app, name="token")
 
 ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="Run configuration: a YAML file, or the name of one in configs/.")
@@ -47,19 +49,45 @@ def worker(
 
 
 @app.command(rich_help_panel="Run")
+def workers(
+    instances: Annotated[int, typer.Option("--instances", "-n", min=1, help="Worker processes.")] = 2,
+    config: ConfigOption = "complete_journey",
+    set_: SetOption = None,
+    host: HostOption = _LOOPBACK,
+    port: Annotated[int, typer.Option(help="Port of /healthz, /readyz and /metrics; instance i adds 1 + i.")] = 9100,
+    stuck_seconds: Annotated[float, typer.Option(min=1, help="Longest silence of an instance.")] = 60,
+) -> None:
+    """Run several workers in this container, each on cores of its own (URM_NUM_THREADS each), until SIGTERM."""
+    from components.recall.launch import run_instances
+
+    log_as_json()
+    _read(config, set_)  # a mistake is said once, here, and not by every instance again and again
+    arguments = ["--config", config, *(part for value in set_ or [] for part in ("--set", value))]
+    run_instances(get_settings(), arguments, instances, host, port, stuck_seconds)
+
+
+@app.command(rich_help_panel="Run")
 def serve(
     config: ConfigOption = "complete_journey",
     set_: SetOption = None,
     host: HostOption = _LOOPBACK,
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    open_: Annotated[bool, typer.Option("--open", help="Let anybody in who reaches the address.")] = False,
 ) -> None:
-    """Serve the recall API; its documentation is at /docs."""
+    """Serve the recall API; its documentation is at /docs. Beyond loopback it asks for tokens."""
     import uvicorn
 
     from components.recall.api import create_app
 
     log_as_json()
     settings = get_settings()
+    if host != _LOOPBACK and settings.api_tokens_file is None and not open_:
+        raise ConfigError(
+            f"recall API on {host}",
+            expected="a token file in URM_API_TOKENS_FILE, since others can reach this address",
+            got="none",
+            remedy="make one with `urm recall token create`, or say --open if a gateway asks for credentials",
+        )
     application = create_app(settings, _read(config, set_).recall)
     try:
         uvicorn.run(application, host=host, port=port, access_log=False)
@@ -107,6 +135,47 @@ def rollback(config: ConfigOption = "complete_journey", set_: SetOption = None) 
 
     deployment = roll_back(get_settings(), _read(config, set_).release)
     typer.echo(f"serving {deployment['release']} (version {deployment['version']}) in {deployment['seconds']} s")
+
+
+@token_app.command("create")
+def create_token(
+    name: Annotated[str, typer.Argument(help="Whose it is; stands in the log of requests.")],
+    scope: Annotated[list[str], typer.Option(help="read or write; may be given twice.")],
+) -> None:
+    """Make a token and print it, this once; the file keeps its digest."""
+    from components.recall.tokens import Scope, issue_token
+
+    unknown = [one for one in scope if one not in list(Scope)]
+    if unknown:
+        raise ConfigError("option --scope", expected=" or ".join(Scope), got=unknown[0], remedy="correct it")
+    typer.echo(issue_token(_token_file(), name, [Scope(one) for one in scope]))
+
+
+@token_app.command("list")
+def list_tokens() -> None:
+    """Print names and scopes."""
+    from components.recall.tokens import read_tokens
+
+    for token in read_tokens(_token_file()).tokens:
+        at = token.created_at.isoformat(timespec="seconds") if token.created_at else ""
+        typer.echo("\t".join([token.name, ",".join(token.scopes), at]))
+
+
+@token_app.command("revoke")
+def revoke(name: Annotated[str, typer.Argument(help="As `list` shows it.")]) -> None:
+    """Take a token away; running API processes refuse it from then on."""
+    from components.recall.tokens import revoke_token
+
+    revoke_token(_token_file(), name)
+
+
+def _token_file() -> Path:
+    path = get_settings().api_tokens_file
+    if path is None:
+        raise ConfigError(
+            "setting URM_API_TOKENS_FILE", expected="the path of the token file", got="none", remedy="set it"
+        )
+    return path
 
 
 @letters_app.command("list")

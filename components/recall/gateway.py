@@ -49,18 +49,19 @@ class Gateway:
             answers: list[int] = await pipe.execute()
         return answers
 
-    async def result(self, user_id: str, task: str) -> tuple[Catalogue, Result | None]:
-        """The serving release and the stored result of a user, in one round trip.
+    async def results(self, user_ids: list[str], task: str) -> tuple[Catalogue, list[Result | None]]:
+        """The serving release and the stored result of each user, in one round trip.
 
         Raises:
             ApiError: No release is serving.
         """
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.get(SERVING)
-            pipe.hget(result_key(user_id, task), "body")
-            serving, body = await pipe.execute()
+            for user_id in user_ids:
+                pipe.hget(result_key(user_id, task), "body")
+            serving, *bodies = await pipe.execute()
         catalogue = await self._follow(serving)
-        return catalogue, None if body is None else Result.model_validate_json(body)
+        return catalogue, [None if body is None else Result.model_validate_json(body) for body in bodies]
 
     async def catalogue(self) -> Catalogue:
         """Tables of the serving release.

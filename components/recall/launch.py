@@ -1,6 +1,9 @@
-"""Start a worker process: threads, metrics port, signals."""
+"""Start a worker process, or several under a supervisor: threads, ports, signals."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
 
 import structlog
 import torch
@@ -11,6 +14,8 @@ from prometheus_client import start_http_server
 from components.config import RunConfig
 from components.exceptions import UnavailableError
 from components.recall.engine import load_release
+from components.recall.health import serve_health
+from components.recall.supervisor import Supervisor
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
 from components.settings import Settings
@@ -50,3 +55,38 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
             ) from error
         log.info("metrics", url=f"http://{host}:{metrics_port}/metrics")
     worker.run()
+
+
+def run_instances(
+    settings: Settings,
+    arguments: Sequence[str],
+    instances: int,
+    host: str,
+    port: int,
+    stuck_seconds: float,
+) -> None:
+    """Serve with several workers until SIGTERM or SIGINT; `settings.num_threads` is that of each.
+
+    Args:
+        settings: Where.
+        arguments: Of `urm recall worker`, but for the metrics port.
+        instances: Worker processes.
+        host: Address of /healthz, /readyz and /metrics.
+        port: Their port; instance i has its own metrics on port + 1 + i.
+        stuck_seconds: How long a heartbeat may be missing before its instance is killed.
+
+    Raises:
+        UnavailableError: The port is taken.
+    """
+
+    def command(number: int) -> list[str]:
+        own = ["--host", host, "--metrics-port", str(port + 1 + number)]
+        return [sys.executable, "-m", "components", "recall", "worker", *arguments, *own]
+
+    supervisor = Supervisor(
+        command, instances, settings.num_threads or 1, open_redis(settings.redis_url), stuck_seconds
+    )
+    supervisor.handle_signals()
+    serve_health(lambda: supervisor.state, host, port)
+    log.info("instances", count=instances, threads=settings.num_threads or 1, url=f"http://{host}:{port}/readyz")
+    supervisor.run()

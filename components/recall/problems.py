@@ -54,6 +54,8 @@ class ApiError(Exception):
 
 TITLES = {
     400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     413: "Content Too Large",
@@ -83,6 +85,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 413:
+            return too_large(None)
         detail = (
             f"request {request.method} {request.url.path}: expected a path and method of this API, "
             f"got {error.detail}; see /docs."
@@ -100,17 +104,25 @@ def install(app: FastAPI) -> None:
         return _respond(500, "server: expected no error here, got one that is now in its log; report it.")
 
 
+def too_large(max_bytes: int | None) -> JSONResponse:
+    """The answer to a body above the limit."""
+    limit = f"at most {max_bytes} bytes" if max_bytes else "a shorter one"
+    return _respond(413, f"body: expected {limit}, got more; send the events in several requests.")
+
+
 def _respond(status: int, detail: str, retry: bool = False) -> JSONResponse:
     problem = Problem(title=TITLES.get(status, "Error"), status=status, detail=detail)
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(problem.model_dump(), status_code=status, headers=headers, media_type=_MEDIA_TYPE)
 
 
 def _explain(error: RequestValidationError) -> str:
     first = error.errors()[0]
     place, *path = first["loc"]
-    # The first part of a body's path says which form was taken to be meant, one event or a list.
-    names = [str(part) for part in (path[1:] if place == "body" else path)]
+    # A body of events: the first part of its path says which form was taken to be meant, one event or a list.
+    names = [str(part) for part in (path[1:] if path[:1] in (["event"], ["events"]) else path)]
     field = ".".join(names) or "body"
     message = _PREFIX.sub("", first["msg"]).rstrip(".")
     got = "nothing" if first["type"] == "missing" else repr(first.get("input"))

@@ -58,6 +58,12 @@ class RecallAnswer(BaseModel):
     items: list[RecalledItem] = Field(description="Best first.")
 
 
+class RecallAnswers(BaseModel):
+    """The answers to a batch, in the order of the users."""
+
+    answers: list[RecallAnswer]
+
+
 class AcceptedEvent(BaseModel):
     """What became of one event."""
 

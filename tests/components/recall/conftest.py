@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import redis
+from fastapi.testclient import TestClient
 
 from components.config import RecallConfig, RunConfig
+from components.recall.api import create_app
 from components.recall.engine import ServingRelease, load_release
 from components.recall.events import Event
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
-from components.release.rollout import Publication, live_workers, roll_out
+from components.release.rollout import SERVING, Publication, live_workers, roll_out
 from components.release.stage import run as release_stage
 from components.settings import Settings
 from components.storage import StageResult, run_stage
@@ -122,6 +124,19 @@ def promoted(
     """A worker that serves the first release."""
     worker = start_worker()
     return worker, roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+
+
+def serve_release(client: redis.Redis, release: Release, order: int = 1) -> None:
+    publication = Publication(release=release.name, bundle=str(release.bundle), order=order)
+    client.set(SERVING, publication.model_dump_json())
+
+
+@pytest.fixture
+def api(client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig) -> Iterator[TestClient]:
+    """The application on a real Redis, with a serving release and no worker."""
+    serve_release(client, releases[0])
+    with TestClient(create_app(releases[0].settings, recall_config), raise_server_exceptions=False) as http:
+        yield http
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:

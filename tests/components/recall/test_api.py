@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,10 @@ from components.recall.events import EXAMPLE, decode_event
 from components.recall.scripts import STREAM
 from components.recall.store import Result, UserStore
 from components.release.rollout import SERVING, Publication, beat
-from tests.components.recall.conftest import Release, free_address
+from tests.components.recall.conftest import Release, free_address, serve_release
 from tests.components.recall.tiny import LAST_EVENT
 
 EVENT = {"event_id": "e1", "user_id": "3", "item_id": 1050, "ts": LAST_EVENT.isoformat()}
-
-
-def serve_release(client: redis.Redis, release: Release, order: int = 1) -> None:
-    publication = Publication(release=release.name, bundle=str(release.bundle), order=order)
-    client.set(SERVING, publication.model_dump_json())
-
-
-@pytest.fixture
-def api(client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig) -> Iterator[TestClient]:
-    """The application on a real Redis, with a serving release and no worker."""
-    serve_release(client, releases[0])
-    with TestClient(create_app(releases[0].settings, recall_config), raise_server_exceptions=False) as http:
-        yield http
 
 
 def problem(response: Any, status: int) -> str:
@@ -85,6 +71,39 @@ def test_user_without_result_gets_the_popular_items_marked_as_such(api: TestClie
     metrics = api.get("/metrics").text
     assert 'urm_api_reads_total{source="fallback",task="new_item"}' in metrics
     assert 'urm_api_request_seconds_bucket{le="0.01",route="/v1/users/{user_id}/recall",status="200"}' in metrics
+
+
+def test_a_batch_answers_as_the_single_reads_do(
+    api: TestClient, client: redis.Redis, recall_config: RecallConfig, releases: tuple[Release, Release]
+) -> None:
+    result = Result(
+        item_ids=[1001],
+        scores=[3.0],
+        release=releases[0].name,
+        event_id="e1",
+        event_ts=LAST_EVENT,
+        computed_at=LAST_EVENT,
+    )
+    UserStore(client, recall_config).store("3", {"new_item": result}, order=1, revision=1)
+    users = ["4", "3", "4"]
+    batch = api.post("/v1/recall", params={"task": "new_item", "k": 2}, json={"user_ids": users}).json()
+    single = [api.get(f"/v1/users/{user}/recall", params={"task": "new_item", "k": 2}).json() for user in users]
+    assert batch == {"answers": single}
+    assert [answer["source"] for answer in single] == ["fallback", "model", "fallback"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"user_ids": []}, "body field 'user_ids': expected .*at least 1 item"),
+        ({"user_ids": ["1"] * 201}, "body field 'user_ids': expected .*at most 200 items"),
+        ({"user_ids": [""]}, r"body field 'user_ids\.0': expected .*at least 1 character"),
+        ({}, "body field 'user_ids': expected a value, got nothing"),
+    ],
+)
+def test_a_bad_batch_is_refused(api: TestClient, body: object, sentence: str) -> None:
+    detail = problem(api.post("/v1/recall", json=body), 422)
+    assert re.match(sentence, detail), detail
 
 
 def test_release_switch_is_followed(api: TestClient, client: redis.Redis, releases: tuple[Release, Release]) -> None:

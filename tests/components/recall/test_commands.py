@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from components import cli
 from components.config import RecallConfig
+from components.exceptions import ConfigError
 from components.recall.deadletters import list_letters
 from components.recall.scripts import STREAM
 from components.recall.store import UserStore
@@ -102,3 +103,29 @@ def test_redis_that_is_away_is_one_sentence_and_exit_code_3(
         message = capsys.readouterr().err
         assert "Redis at redis://127.0.0.1:" in message and "expected an answer" in message
         assert "Traceback" not in message and "secret" not in message
+
+
+def test_tokens_are_made_listed_and_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "setting URM_API_TOKENS_FILE: expected the path" in invoke_failing("token", "list")
+    monkeypatch.setenv("URM_API_TOKENS_FILE", str(tmp_path / "tokens.json"))
+    get_settings.cache_clear()
+    secret = invoke("token", "create", "shop", "--scope", "read", "--scope", "write").strip()
+    assert secret.startswith("urm_")
+    assert invoke("token", "list").startswith("shop\tread,write\t20")
+    assert "option --scope: expected read or write, got admin" in invoke_failing(
+        "token", "create", "b", "--scope", "admin"
+    )
+    invoke("token", "revoke", "shop")
+    assert invoke("token", "list") == ""
+
+
+def test_an_address_that_others_reach_wants_tokens() -> None:
+    sentence = invoke_failing("serve", "--host", "192.0.2.1")
+    assert "recall API on 192.0.2.1: expected a token file in URM_API_TOKENS_FILE" in sentence
+
+
+def invoke_failing(*arguments: str) -> str:
+    """The sentence of the error that a command ends with."""
+    with pytest.raises(ConfigError) as caught:
+        invoke(*arguments)
+    return str(caught.value)

@@ -1,0 +1,146 @@
+"""What happens around every request of the API: an id, a size limit, a log line, a time, and who may ask."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import structlog
+from fastapi import FastAPI, Request, Response, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from components.recall.metrics import ApiMetrics
+from components.recall.problems import ApiError, too_large
+from components.recall.tokens import Scope as Allowed
+from components.recall.tokens import Tokens
+
+log = structlog.get_logger()
+MAX_BODY_BYTES = 4 * 2**20  # a thousand events of usual size are a tenth of it
+REQUEST_ID = "X-Request-Id"
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+_bearer = HTTPBearer(auto_error=False, description="Needed where the API was started with a token file.")
+
+
+def install(app: FastAPI, metrics: ApiMetrics) -> None:
+    """Give every request an id, a time and a log line; refuse bodies that are too large."""
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+
+    @app.middleware("http")
+    async def watch(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        started = time.perf_counter()
+        given = request.headers.get(REQUEST_ID, "")
+        request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        response = await call_next(request)
+        seconds = time.perf_counter() - started
+        response.headers[REQUEST_ID] = request_id
+        # The route's template, not the path: that names a user.
+        route = getattr(request.scope.get("route"), "path", "unmatched")
+        metrics.requests.labels(route=route, status=str(response.status_code)).observe(seconds)
+        write = log.warning if response.status_code >= 500 else log.debug
+        write(
+            "request",
+            method=request.method,
+            route=route,
+            status=response.status_code,
+            seconds=round(seconds, 5),
+            token=getattr(request.state, "token", None),
+        )
+        return response
+
+
+class Gate:
+    """Who may ask, and how often."""
+
+    def __init__(self, tokens: Tokens | None, requests_per_minute: int) -> None:
+        """Take the tokens, none where anybody may ask, and a rate for each of them; 0 for no limit."""
+        self._tokens = tokens
+        self._rate = RateLimitItemPerMinute(requests_per_minute) if requests_per_minute else None
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def allow(self, scope: Allowed) -> Callable[..., Awaitable[None]]:
+        """A dependency that refuses requests without a token of this scope, and those beyond the rate."""
+
+        async def check(
+            request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+        ) -> None:
+            caller = request.client.host if request.client else ""
+            if self._tokens is not None:
+                caller = self._find(self._tokens, credentials, scope)
+                request.state.token = caller
+            self._count(caller)
+
+        return check
+
+    @staticmethod
+    def _find(tokens: Tokens, credentials: HTTPAuthorizationCredentials | None, scope: Allowed) -> str:
+        """Name of the token of a request."""
+        token = tokens.find(credentials.credentials) if credentials else None
+        if token is None:
+            raise ApiError(
+                401,
+                "header 'Authorization'",
+                expected="Bearer and a token of this API",
+                got="an unknown token" if credentials else "none",
+                remedy="ask its operator for one (`urm recall token create`)",
+            )
+        if scope not in token.scopes:
+            raise ApiError(
+                403,
+                f"token {token.name!r}",
+                expected=f"the scope {scope}",
+                got=", ".join(token.scopes),
+                remedy="use another token",
+            )
+        return token.name
+
+    def _count(self, caller: str) -> None:
+        if self._rate is not None and not self._limiter.hit(self._rate, caller):
+            raise ApiError(
+                429,
+                "requests",
+                expected=f"at most {self._rate.amount} a minute",
+                got="more",
+                remedy="repeat the request after the time in Retry-After",
+                retry_after=True,
+            )
+
+
+class BodyLimit:
+    """Refuses requests with a body above a limit, whether or not they announce its length."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        """Wrap an application."""
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, its body counted."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            await too_large(self._max_bytes)(scope, receive, send)
+            return
+        taken = 0
+
+        async def count() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._max_bytes:
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, count, send)

@@ -1,0 +1,215 @@
+"""Several recall workers in one container: each a process with cores of its own, watched and started again.
+
+Python runs one thread at a time between matrix products, and a batch of one worker waits for Redis and for parsing;
+a second process fills these gaps. All instances map the same item table and index into memory, so the kernel keeps one
+copy of them.
+
+An instance that ends is started again after a pause that doubles with every early end. One whose heartbeat has been
+missing for `stuck_seconds`, while Redis answers, is killed first: its process may live and do nothing. The container is
+alive while the supervisor turns, and ready while an instance serves a release.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import redis
+import structlog
+
+from components.release.rollout import WORKER_PREFIX
+
+log = structlog.get_logger()
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+HEALTHY_SECONDS = 60.0  # an instance that ran for so long has no early end
+GRACE_SECONDS = 25.0  # from SIGTERM to SIGKILL; Kubernetes gives a pod 30
+_TURN_SECONDS = 0.2
+
+
+@dataclass
+class Instance:
+    """One place for a worker process.
+
+    Attributes:
+        number: From 0 on.
+        cores: Cores it may run on.
+        process: The process of now, or none while it pauses.
+        started_at: When that process was started, by the monotonic clock.
+        silent_since: Since when its heartbeat is missing; none if it is there or nobody can tell.
+        start_at: When the next process is due.
+        pause: Length of the next pause, seconds.
+        restarts: Processes after the first one.
+        release: Release it serves; empty before the first, or while nobody can tell.
+    """
+
+    number: int
+    cores: frozenset[int]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    silent_since: float | None = None
+    start_at: float = 0.0
+    pause: float = FIRST_PAUSE_SECONDS
+    restarts: int = -1
+    release: str = ""
+
+    @property
+    def worker(self) -> str:
+        """Name under which its worker beats."""
+        return f"{socket.gethostname()}-{self.process.pid}" if self.process else ""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the supervisor says of itself.
+
+    Attributes:
+        turned_at: When its loop last turned, by the monotonic clock.
+        instances: Process ids, releases and restarts.
+    """
+
+    turned_at: float = field(default_factory=time.monotonic)
+    instances: tuple[dict[str, object], ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether an instance serves a release."""
+        return any(instance["release"] for instance in self.instances)
+
+
+class Supervisor:
+    """Keeps instances running until `stop`."""
+
+    def __init__(
+        self,
+        command: Callable[[int], Sequence[str]],
+        instances: int,
+        threads: int,
+        client: redis.Redis,
+        stuck_seconds: float,
+    ) -> None:
+        """Take what to run.
+
+        Args:
+            command: Program and arguments of an instance, by its number.
+            instances: How many.
+            threads: Of matrix work of each.
+            client: To read heartbeats with; returns str.
+            stuck_seconds: How long a heartbeat may be missing.
+        """
+        self.state = State()
+        self._command = command
+        self._threads = threads
+        self._client = client
+        self._stuck_seconds = stuck_seconds
+        self._stopping = False
+        self._instances = [Instance(number, cores) for number, cores in enumerate(share_cores(instances, threads))]
+
+    def stop(self) -> None:
+        """End all instances, then return from `run`."""
+        self._stopping = True
+
+    def handle_signals(self) -> None:
+        """Let SIGTERM and SIGINT stop it."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+
+    def run(self) -> None:
+        """Keep the instances running; returns after `stop`, when all have ended."""
+        try:
+            while not self._stopping:
+                self._turn()
+                time.sleep(_TURN_SECONDS)
+        finally:
+            self._end_all()
+
+    def _turn(self) -> None:
+        beats = self._read_beats()
+        now = time.monotonic()
+        for instance in self._instances:
+            if instance.process is None:
+                if now >= instance.start_at:
+                    self._start(instance)
+            elif instance.process.poll() is not None:
+                self._pause(instance, f"ended with exit code {instance.process.returncode}")
+            elif self._is_stuck(instance, beats, now):
+                log.error("instance is stuck", instance=instance.number, pid=instance.process.pid)
+                instance.process.kill()
+                instance.process.wait()
+                self._pause(instance, "was killed because its heartbeat was missing")
+        self.state = State(now, tuple(_describe(instance) for instance in self._instances))
+
+    def _start(self, instance: Instance) -> None:
+        threads = str(self._threads)
+        # Passed on, not read: a child needs PATH, HOME and the like of its parent.
+        environment = {**os.environ, "URM_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        instance.process = subprocess.Popen(self._command(instance.number), env=environment)
+        # Before it has made a thread, so that all of them inherit it.
+        os.sched_setaffinity(instance.process.pid, instance.cores)
+        instance.started_at, instance.silent_since = time.monotonic(), None
+        instance.restarts += 1
+        log.info(
+            "instance started", instance=instance.number, pid=instance.process.pid, cores=sorted(instance.cores),
+            restarts=instance.restarts,
+        )  # fmt: skip
+
+    def _pause(self, instance: Instance, what: str) -> None:
+        early = time.monotonic() - instance.started_at < HEALTHY_SECONDS
+        pause = instance.pause if early else FIRST_PAUSE_SECONDS
+        log.warning("instance " + what, instance=instance.number, again_in_seconds=pause)
+        instance.process, instance.release = None, ""
+        instance.start_at = time.monotonic() + pause
+        instance.pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _is_stuck(self, instance: Instance, beats: list[str | None] | None, now: float) -> bool:
+        beat = beats[instance.number] if beats is not None else None
+        instance.release = beat or ""
+        if beats is None or beat is not None:
+            instance.silent_since = None
+        elif instance.silent_since is None:
+            instance.silent_since = now
+        return instance.silent_since is not None and now - instance.silent_since > self._stuck_seconds
+
+    def _read_beats(self) -> list[str | None] | None:
+        """What each instance's worker last said, None where it is silent; None where Redis does not answer."""
+        try:
+            beats: list[str | None] = self._client.mget([WORKER_PREFIX + one.worker for one in self._instances])  # type: ignore[assignment]  # redis-py types it as if it could be awaited
+        except redis.RedisError:
+            return None
+        return beats
+
+    def _end_all(self) -> None:
+        running = [instance.process for instance in self._instances if instance.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in running:
+            try:
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("instance did not end in time", pid=process.pid)
+                process.kill()
+                process.wait()
+
+
+def share_cores(instances: int, threads: int) -> list[frozenset[int]]:
+    """Cores for each instance: as many as it has threads, and none twice before all are used."""
+    cores = sorted(os.sched_getaffinity(0))
+    return [
+        frozenset(cores[(number * threads + thread) % len(cores)] for thread in range(threads))
+        for number in range(instances)
+    ]
+
+
+def _describe(instance: Instance) -> dict[str, object]:
+    return {
+        "instance": instance.number,
+        "pid": instance.process.pid if instance.process else None,
+        "release": instance.release,
+        "restarts": instance.restarts,
+    }

@@ -1,0 +1,169 @@
+"""Bearer tokens of the recall API: who may read recall, who may write events.
+
+    {"tokens": [{"name": "web-shop", "scopes": ["read", "write"], "sha256": "…"}]}
+
+The file holds SHA-256 digests; a token is shown once, when it is made. A token is 256 random bits, so that its digest
+needs no salt and no slow hash. The file is read again when it changes, as a Kubernetes Secret does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+import structlog
+from pydantic import AwareDatetime, Field, ValidationError
+
+from components.addresses import write_json
+from components.config import Model
+from components.exceptions import ConfigError
+
+log = structlog.get_logger()
+PREFIX = "urm_"  # so that scanners for leaked secrets can know one
+
+
+class Scope(StrEnum):
+    """What a token allows."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class Token(Model):
+    """One token, without its secret.
+
+    Attributes:
+        name: Whose it is; stands in the log of requests.
+        scopes: What it allows.
+        sha256: Digest of the token, in hexadecimal digits.
+        created_at: When it was made.
+    """
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    created_at: AwareDatetime | None = None
+
+
+class TokenList(Model):
+    """Content of the file."""
+
+    tokens: tuple[Token, ...] = ()
+
+
+class Tokens:
+    """The tokens of a file, kept up to date."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        self._path = path
+        self._changed_at = -1
+        self._by_digest: dict[str, Token] = {}
+        self._refresh()
+
+    def find(self, secret: str) -> Token | None:
+        """The token of this secret, or None if there is no such token."""
+        try:
+            self._refresh()
+        except ConfigError as error:  # while somebody edits the file, what was read before counts
+            log.error("tokens cannot be read, the earlier ones stay", error=str(error))
+        return self._by_digest.get(digest(secret))
+
+    def _refresh(self) -> None:
+        try:
+            changed_at = self._path.stat().st_mtime_ns
+        except OSError as error:
+            raise _unreadable(self._path, error.strerror or error) from None
+        if changed_at != self._changed_at:
+            self._changed_at = changed_at
+            self._by_digest = {token.sha256: token for token in read_tokens(self._path).tokens}
+
+
+def read_tokens(path: Path) -> TokenList:
+    """The tokens of a file.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return TokenList.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise _unreadable(path, error.strerror or error) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _unreadable(path, f"{first['msg']}{f' at {place}' if place else ''}") from None
+
+
+def issue_token(path: Path, name: str, scopes: list[Scope]) -> str:
+    """Make a token, note its digest in the file, which is made if it is not there, and return the token.
+
+    Raises:
+        ConfigError: The name is taken or malformed, or the file cannot be read or written.
+    """
+    known = read_tokens(path).tokens if path.exists() else ()
+    if any(token.name == name for token in known):
+        raise ConfigError(
+            f"token {name!r}",
+            expected="a new name",
+            got="one in use",
+            remedy="choose another, or revoke that one first",
+        )
+    secret = PREFIX + secrets.token_urlsafe(32)
+    try:
+        token = Token(name=name, scopes=tuple(scopes), sha256=digest(secret), created_at=datetime.now(UTC))
+    except ValidationError as error:
+        raise ConfigError(
+            f"token {name!r}", expected="a name of letters, digits, . _ and -, and a scope",
+            got=error.errors()[0]["msg"], remedy="mend it",
+        ) from None  # fmt: skip
+    _write(path, (*known, token))
+    return secret
+
+
+def revoke_token(path: Path, name: str) -> None:
+    """Take a token out of the file; running API processes refuse it from then on.
+
+    Raises:
+        ConfigError: There is no such token, or the file cannot be read or written.
+    """
+    known = read_tokens(path).tokens
+    left = tuple(token for token in known if token.name != name)
+    if len(left) == len(known):
+        names = ", ".join(token.name for token in known) or "none"
+        raise ConfigError(f"token {name!r}", expected=f"one of {names}", got="another", remedy="name a known token")
+    _write(path, left)
+
+
+def digest(secret: str) -> str:
+    """SHA-256 of a token in hexadecimal digits."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _write(path: Path, tokens: tuple[Token, ...]) -> None:
+    try:
+        write_json(str(path), json.loads(TokenList(tokens=tokens).model_dump_json()))
+    except OSError as error:
+        raise ConfigError(
+            f"token file {path}",
+            expected="a file that can be written",
+            got=error.strerror or error,
+            remedy="choose another",
+        ) from None
+
+
+def _unreadable(path: Path, got: object) -> ConfigError:
+    return ConfigError(
+        f"token file {path}",
+        expected="the file that `urm recall token create` writes",
+        got=got,
+        remedy="make one with `urm recall token create`, or correct URM_API_TOKENS_FILE",
+    )
