@@ -1,8 +1,8 @@
 """Several recall workers in one container: each a process with cores of its own, watched and started again.
 
 Python runs one thread at a time between matrix products, and a batch of one worker waits for Redis and for parsing;
-a second process fills these gaps. All instances map the same item table and index into memory, so the kernel keeps one
-copy of them.
+a second process fills these gaps. Instances share the item table, which is mapped into memory; index, weights and
+libraries are each one's own (docs/operations.md has the figure).
 
 An instance that ends is started again after a pause that doubles with every early end. One whose heartbeat has been
 missing for `stuck_seconds`, while Redis answers, is killed first: its process may live and do nothing. The container is
