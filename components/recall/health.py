@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -29,9 +30,9 @@ class _Instances(Collector):
         serving = GaugeMetricFamily("urm_instance_serving", "1: the instance serves a release.", labels=["instance"])
         restarts = CounterMetricFamily("urm_instance_restarts", "Processes after the first.", labels=["instance"])
         for instance in instances:
-            name = [str(instance["instance"])]
-            serving.add_metric(name, float(bool(instance["release"])))
-            restarts.add_metric(name, float(max(0, int(str(instance["restarts"])))))
+            name = [str(instance.instance)]
+            serving.add_metric(name, float(bool(instance.release)))
+            restarts.add_metric(name, float(instance.restarts))
         yield serving
         yield restarts
 
@@ -58,7 +59,10 @@ def serve_health(read: Callable[[], State], host: str, port: int) -> ThreadingHT
                 self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
             elif self.path in ("/healthz", "/readyz"):
                 good = alive and (state.ready or self.path == "/healthz")
-                body = {"status": "ok" if good else "unavailable", "instances": state.instances}
+                body = {
+                    "status": "ok" if good else "unavailable",
+                    "instances": [asdict(one) for one in state.instances],
+                }
                 self._answer(200 if good else 503, json.dumps(body).encode(), "application/json")
             else:
                 self._answer(404, b"expected /healthz, /readyz or /metrics\n", "text/plain")

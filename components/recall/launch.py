@@ -15,6 +15,7 @@ from components.config import RunConfig
 from components.exceptions import UnavailableError
 from components.recall.engine import load_release
 from components.recall.health import serve_health
+from components.recall.signals import on_termination
 from components.recall.supervisor import Supervisor
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
@@ -42,7 +43,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         config.recall,
         lambda publication: load_release(publication, settings, config.release),
     )
-    worker.handle_signals()
+    on_termination(worker.stop)
     if metrics_port:
         try:
             start_http_server(metrics_port, addr=host, registry=worker.metrics.registry)
@@ -86,7 +87,7 @@ def run_instances(
     supervisor = Supervisor(
         command, instances, settings.num_threads or 1, open_redis(settings.redis_url), stuck_seconds
     )
-    supervisor.handle_signals()
+    on_termination(supervisor.stop)
     serve_health(lambda: supervisor.state, host, port)
     log.info("instances", count=instances, threads=settings.num_threads or 1, url=f"http://{host}:{port}/readyz")
     supervisor.run()

@@ -12,7 +12,6 @@ alive while the supervisor turns, and ready while an instance serves a release.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -44,7 +43,7 @@ class Instance:
         silent_since: Since when its heartbeat is missing; none if it is there or nobody can tell.
         start_at: When the next process is due.
         pause: Length of the next pause, seconds.
-        restarts: Processes after the first one.
+        starts: Processes so far.
         release: Release it serves; empty before the first, or while nobody can tell.
     """
 
@@ -55,7 +54,7 @@ class Instance:
     silent_since: float | None = None
     start_at: float = 0.0
     pause: float = FIRST_PAUSE_SECONDS
-    restarts: int = -1
+    starts: int = 0
     release: str = ""
 
     @property
@@ -65,21 +64,38 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class InstanceState:
+    """What the supervisor says of an instance.
+
+    Attributes:
+        instance: Its number.
+        pid: Of its process, none while it pauses.
+        release: Release it serves, or empty.
+        restarts: Processes after the first one.
+    """
+
+    instance: int
+    pid: int | None
+    release: str
+    restarts: int
+
+
+@dataclass(frozen=True)
 class State:
     """What the supervisor says of itself.
 
     Attributes:
         turned_at: When its loop last turned, by the monotonic clock.
-        instances: Process ids, releases and restarts.
+        instances: One by one.
     """
 
     turned_at: float = field(default_factory=time.monotonic)
-    instances: tuple[dict[str, object], ...] = ()
+    instances: tuple[InstanceState, ...] = ()
 
     @property
     def ready(self) -> bool:
         """Whether an instance serves a release."""
-        return any(instance["release"] for instance in self.instances)
+        return any(instance.release for instance in self.instances)
 
 
 class Supervisor:
@@ -114,11 +130,6 @@ class Supervisor:
         """End all instances, then return from `run`."""
         self._stopping = True
 
-    def handle_signals(self) -> None:
-        """Let SIGTERM and SIGINT stop it."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
-
     def run(self) -> None:
         """Keep the instances running; returns after `stop`, when all have ended."""
         try:
@@ -152,10 +163,10 @@ class Supervisor:
         # Before it has made a thread, so that all of them inherit it.
         os.sched_setaffinity(instance.process.pid, instance.cores)
         instance.started_at, instance.silent_since = time.monotonic(), None
-        instance.restarts += 1
+        instance.starts += 1
         log.info(
             "instance started", instance=instance.number, pid=instance.process.pid, cores=sorted(instance.cores),
-            restarts=instance.restarts,
+            starts=instance.starts,
         )  # fmt: skip
 
     def _pause(self, instance: Instance, what: str) -> None:
@@ -206,10 +217,6 @@ def share_cores(instances: int, threads: int) -> list[frozenset[int]]:
     ]
 
 
-def _describe(instance: Instance) -> dict[str, object]:
-    return {
-        "instance": instance.number,
-        "pid": instance.process.pid if instance.process else None,
-        "release": instance.release,
-        "restarts": instance.restarts,
-    }
+def _describe(instance: Instance) -> InstanceState:
+    pid = instance.process.pid if instance.process else None
+    return InstanceState(instance.number, pid, instance.release, max(0, instance.starts - 1))

@@ -7,7 +7,6 @@ user is tried again alone, then becomes a dead letter; a lost Redis is waited fo
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -64,11 +63,6 @@ class RecallWorker:
     def stop(self) -> None:
         """Finish the batch at hand, then return from `run`."""
         self._stopping = True
-
-    def handle_signals(self) -> None:
-        """Let SIGTERM and SIGINT stop the worker."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
 
     def run(self) -> None:
         """Serve until stopped; a lost Redis is waited for."""

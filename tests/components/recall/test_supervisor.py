@@ -19,7 +19,7 @@ from components.config import RecallConfig
 from components.recall.health import serve_health
 from components.recall.intake import feed
 from components.recall.store import UserStore
-from components.recall.supervisor import State, Supervisor, share_cores
+from components.recall.supervisor import InstanceState, State, Supervisor, share_cores
 from components.release.redis_client import open_redis
 from components.release.rollout import WORKER_PREFIX, live_workers, roll_out
 from tests.components.recall.conftest import Release, make_event, wait_until
@@ -38,8 +38,8 @@ def running(supervisor: Supervisor) -> Iterator[Supervisor]:
         assert not thread.is_alive()
 
 
-def pids(supervisor: Supervisor) -> list[object]:
-    return [instance["pid"] for instance in supervisor.state.instances]
+def pids(supervisor: Supervisor) -> list[int | None]:
+    return [instance.pid for instance in supervisor.state.instances]
 
 
 def test_cores_are_shared_out_and_none_twice_before_all_are_used() -> None:
@@ -60,7 +60,7 @@ def test_an_instance_that_ends_at_once_is_started_again_after_ever_longer_pauses
     )
     supervisor._instances[0].pause = 0.2
     with running(supervisor):
-        wait_until(lambda: supervisor._instances[0].restarts >= 3)
+        wait_until(lambda: supervisor._instances[0].starts >= 4)
     assert supervisor._instances[0].pause >= 8 * 0.2
     assert not supervisor.state.ready
 
@@ -74,20 +74,20 @@ def test_a_living_process_without_a_heartbeat_is_killed_unless_redis_is_silent_t
     ):
         wait_until(lambda: pids(blind) and pids(blind)[0])
         first = pids(blind)
-        wait_until(lambda: watched.state.instances and watched.state.instances[0]["restarts"] == 1)
+        wait_until(lambda: watched.state.instances and watched.state.instances[0].restarts == 1)
         assert pids(blind) == first
     assert not psutil.pid_exists(int(str(first[0])))
 
 
 def test_health_is_that_of_the_loop_and_readiness_that_of_a_release() -> None:
-    state = State(instances=({"instance": 0, "pid": 1, "release": "", "restarts": 2},))
+    state = State(instances=(InstanceState(0, 1, "", 2),))
     port = free_port()
     server = serve_health(lambda: state, "127.0.0.1", port)
     try:
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
         assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 503
         assert 'urm_instance_restarts_total{instance="0"} 2.0' in httpx.get(f"http://127.0.0.1:{port}/metrics").text
-        state = State(instances=({"instance": 0, "pid": 1, "release": "urm-1", "restarts": 2},))
+        state = State(instances=(InstanceState(0, 1, "urm-1", 2),))
         assert httpx.get(f"http://127.0.0.1:{port}/readyz").json()["instances"][0]["release"] == "urm-1"
         state = State(turned_at=state.turned_at - 60, instances=state.instances)
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 503
