@@ -1,0 +1,82 @@
+"""A kept evaluation compares as the run it comes from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.keep import keep_evaluation
+from components.addresses import write_json
+from components.evaluation.comparison import read_run, summarise_runs
+from components.evaluation.schema import HITS
+from components.exceptions import MissingInputError
+from components.storage import StageResult
+
+QUALITY = {"target_attention": 0.4, "sasrec": 0.3, "item_knn": 0.5, "urm": 0.6}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> str:
+    random = np.random.default_rng(0)
+    rows = [
+        {"example_id": example, "user_id": f"u{example % 40}", "task": task, "model": model, "k": k,
+         "hits": int(random.random() < QUALITY[model]), "targets": 1}
+        for example, task in enumerate(["next_item", "tail_item"] * 60) for model in QUALITY for k in (10, 100)
+    ]  # fmt: skip
+    folder = tmp_path / "run" / "evaluate"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=HITS), folder / "hits.parquet")
+    means = pd.DataFrame(rows).query("k == 100").groupby(["task", "model"])["hits"].mean()
+    metrics = {
+        "k": 100,
+        "seed": 3,
+        "tasks": {task: {"recall": means[task].to_dict(), "examples": 60} for task in ("next_item", "tail_item")},
+        "mean_recall": means.groupby("model").mean().to_dict(),
+        "best_other": {"model": "item_knn"},
+    }
+    now = datetime.now(UTC)
+    result = StageResult(
+        stage="evaluate", config="beauty", fingerprint="f", seconds=1, metrics=metrics, started_at=now, finished_at=now,
+        outputs={"hits": str(folder / "hits.parquet"), "report": str(folder / "report.md")},
+    )  # fmt: skip
+    write_json(str(folder / "result.json"), result.model_dump(mode="json"))
+    return str(tmp_path / "run")
+
+
+def test_a_kept_evaluation_gives_the_same_comparison(run_dir: str, tmp_path: Path) -> None:
+    size = keep_evaluation(run_dir, tmp_path / "kept", tmp_path / "cache")
+    moved = (tmp_path / "kept").rename(tmp_path / "moved")
+    whole, kept = (summarise_runs([read_run(str(folder))], cache=tmp_path, draws=200)[0] for folder in (run_dir, moved))
+    assert kept.recalls.equals(whole.recalls)
+    for one, other in ((kept.baseline, whole.baseline), (kept.best, whole.best)):
+        lifts = [dict(zip(side.tasks, side.lift, strict=True)) for side in (one, other)]
+        assert lifts[0] == lifts[1] and one.names == other.names
+    assert _found(moved) == _found(Path(run_dir))
+    assert size == sum(path.stat().st_size for path in (moved / "evaluate").iterdir())
+
+
+def _found(run_dir: Path) -> Counter[tuple[object, ...]]:
+    """What the models found of each example, whatever its number."""
+    hits = pd.read_parquet(run_dir / "evaluate" / "hits.parquet").query("k == 100 and model != 'sasrec'")
+    return Counter(hits.pivot(index=["user_id", "task", "example_id"], columns="model", values="hits").reset_index()
+                   .drop(columns="example_id").itertuples(index=False, name=None))  # fmt: skip
+
+
+def test_only_what_the_comparison_needs_is_kept(run_dir: str, tmp_path: Path) -> None:
+    keep_evaluation(run_dir, tmp_path / "kept", tmp_path / "cache")
+    hits = pd.read_parquet(tmp_path / "kept" / "evaluate" / "hits.parquet")
+    assert set(hits["model"]) == {"urm", "target_attention", "item_knn"}
+    assert set(hits["k"]) == {100} and len(hits) == 3 * 120
+    assert str(tmp_path) not in (tmp_path / "kept" / "evaluate" / "result.json").read_text()
+
+
+def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="run `urm evaluate` on it"):
+        keep_evaluation(str(tmp_path), tmp_path / "kept", tmp_path)
