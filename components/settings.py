@@ -17,7 +17,7 @@ from components.exceptions import ConfigError
 
 
 class Settings(BaseSettings):
-    """Environment of one process; every field is the variable `URM_<FIELD>`, but for those that torchrun sets."""
+    """Environment of one process; every field is the variable `URM_<FIELD>`, but for those that others define."""
 
     model_config = SettingsConfigDict(env_prefix="URM_", frozen=True, extra="ignore")
 
@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     namespace: str = Field(default="urm", description="Kubernetes namespace of the pods.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int = Field(default=0, ge=0, description="Threads for matrix work; 0: every core.")
+    otlp_endpoint: str = Field(
+        default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT", description="Where traces of the runtime go."
+    )
     process: int = Field(default=0, ge=0, validation_alias="RANK", description="Number of this process, by torchrun.")
     processes: int = Field(default=1, gt=0, validation_alias="WORLD_SIZE", description="Processes of a stage.")
 

@@ -8,7 +8,7 @@ because in retail new users are the normal case and not an error.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Body, Depends, FastAPI, Path, Query, Response
 from fastapi_offline import FastAPIOffline
@@ -35,6 +35,7 @@ from components.recall.responses import (
 )
 from components.recall.store import Result
 from components.recall.tokens import Scope, Tokens
+from components.recall.tracing import Tracing
 from components.settings import Settings
 
 MAX_EVENTS_A_REQUEST = 1000
@@ -69,9 +70,10 @@ EventOrEvents = Annotated[
 ]
 
 
-def create_app(settings: Settings, config: RecallConfig) -> FastAPI:
-    """The application; it needs Redis only when it is asked something."""
-    gateway = Gateway(settings, config)
+def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None = None) -> FastAPI:
+    """The application; it needs Redis only when it is asked something, and makes spans where it is told to."""
+    tracing = tracing or Tracing()
+    gateway = Gateway(settings, config, tracing)
     metrics = ApiMetrics()
 
     @asynccontextmanager
@@ -91,18 +93,20 @@ def create_app(settings: Settings, config: RecallConfig) -> FastAPI:
     requests.install(app, metrics)
     tokens = Tokens(settings.api_tokens_file) if settings.api_tokens_file else None
     gate = Gate(tokens, config.requests_per_minute)
-    _add_events(app, gateway, config, metrics, gate)
+    _add_events(app, gateway, config, metrics, [Depends(gate.allow(Scope.WRITE)), *tracing.dependencies()])
     _add_recall(app, gateway, config, metrics, gate)
     _add_service(app, gateway, metrics)
     return app
 
 
-def _add_events(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
+def _add_events(
+    app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, dependencies: list[Any]
+) -> None:
     @app.post(
         "/v1/events",
         status_code=202,
         tags=["recall"],
-        dependencies=[Depends(gate.allow(Scope.WRITE))],
+        dependencies=dependencies,
         responses=problems.responses(401, 403, 413, 422, 429, 503),
     )
     async def post_events(

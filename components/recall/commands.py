@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,8 +45,9 @@ def worker(
     """Consume events and store results until SIGTERM; waits while there is no release."""
     from components.recall.launch import run_worker
 
+    run_config = _read(config, set_)
     log_as_json()
-    run_worker(get_settings(), _read(config, set_), host, metrics_port)
+    run_worker(get_settings(), run_config, host, metrics_port)
 
 
 @app.command(rich_help_panel="Run")
@@ -60,8 +62,8 @@ def workers(
     """Run several workers in this container, each on cores of its own (URM_NUM_THREADS each), until SIGTERM."""
     from components.recall.launch import run_instances
 
-    log_as_json()
     _read(config, set_)  # a mistake is said once, here, and not by every instance again and again
+    log_as_json()
     arguments = ["--config", config, *(part for value in set_ or [] for part in ("--set", value))]
     run_instances(get_settings(), arguments, instances, host, port, stuck_seconds)
 
@@ -78,8 +80,8 @@ def serve(
     import uvicorn
 
     from components.recall.api import create_app
+    from components.recall.tracing import open_tracing
 
-    log_as_json()
     settings = get_settings()
     if host != _LOOPBACK and settings.api_tokens_file is None and not open_:
         raise ConfigError(
@@ -88,9 +90,11 @@ def serve(
             got="none",
             remedy="make one with `urm recall token create`, or say --open if a gateway asks for credentials",
         )
-    application = create_app(settings, _read(config, set_).recall)
+    application = create_app(settings, _read(config, set_).recall, open_tracing(settings, "urm-recall-api"))
+    log_as_json()
+    log_config = uvicorn.config.LOGGING_CONFIG if sys.stderr.isatty() else None
     try:
-        uvicorn.run(application, host=host, port=port, access_log=False)
+        uvicorn.run(application, host=host, port=port, access_log=False, log_config=log_config)
     except SystemExit as error:
         raise UnavailableError(
             f"recall API on {host}:{port}", expected="a free port", got="an error, see above", remedy="choose another"
@@ -126,6 +130,20 @@ def show(
     settings = get_settings()
     with redis_errors(settings.redis_url):
         Console().print(describe_user(settings, _read(config, None).recall, user, task, k))
+
+
+@app.command(rich_help_panel="Operate")
+def trace(
+    event_id: Annotated[str, typer.Argument(help="As the client sent it, or as the API's answer has it.")],
+    user: Annotated[str, typer.Option(help="Its user: finds an event that was accepted more than a day ago.")] = "",
+) -> None:
+    """Print what became of an event: accepted, waiting, done or given up, and the results that know it."""
+    from components.recall.trace import describe_trace, read_tasks, trace_event
+
+    client, url = _connect()
+    with redis_errors(url):
+        found = trace_event(client, event_id, read_tasks(client), user)
+    Console().print(describe_trace(found))
 
 
 @app.command(rich_help_panel="Operate")

@@ -10,7 +10,8 @@ from typing import Any
 import redis
 
 from components.exceptions import DataError
-from components.recall.scripts import DEAD_STREAM, STREAM
+from components.recall.events import decode_event
+from components.recall.scripts import DEAD_STREAM, MARK_TTL_SECONDS, REPLAY, STREAM, accepted_key
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def list_letters(client: redis.Redis, limit: int = 100) -> list[DeadLetter]:
 
 
 def replay(client: redis.Redis, letter_ids: list[str]) -> int:
-    """Put letters back into the event stream and take them out of the dead letters, each in one transaction.
+    """Put letters back into the event stream and take them out of the dead letters, each at once.
 
     Returns:
         Number replayed; all letters if none is named.
@@ -46,13 +47,24 @@ def replay(client: redis.Redis, letter_ids: list[str]) -> int:
     Raises:
         DataError: There is no such letter.
     """
-    letters = _select(client, letter_ids)
-    for letter in letters:
-        with client.pipeline(transaction=True) as pipe:
-            pipe.xadd(STREAM, {"event": letter.event, "accepted_at": f"{time.time():.6f}"})
-            pipe.xdel(DEAD_STREAM, letter.letter_id)
-            pipe.execute()
-    return len(letters)
+    script = client.register_script(REPLAY)
+    replayed = 0
+    for letter in _select(client, letter_ids):
+        event_id, user_id = _whose(letter)
+        answer = script(
+            keys=[STREAM, DEAD_STREAM, accepted_key(event_id)],
+            args=[letter.letter_id, letter.event, f"{time.time():.6f}", MARK_TTL_SECONDS, user_id],
+        )
+        replayed += int(answer)
+    return replayed
+
+
+def find_letter(client: redis.Redis, event_id: str) -> DeadLetter | None:
+    """The newest dead letter of an event, or None."""
+    for letter in reversed(list_letters(client, limit=1_000_000)):
+        if _whose(letter)[0] == event_id:
+            return letter
+    return None
 
 
 def drop(client: redis.Redis, letter_ids: list[str]) -> int:
@@ -68,6 +80,15 @@ def drop(client: redis.Redis, letter_ids: list[str]) -> int:
     if letters:
         client.xdel(DEAD_STREAM, *(letter.letter_id for letter in letters))
     return len(letters)
+
+
+def _whose(letter: DeadLetter) -> tuple[str, str]:
+    """Ids of the event and of its user; empty if the letter is no event."""
+    try:
+        event = decode_event(letter.event)
+    except DataError:
+        return "", ""
+    return event.event_id, event.user_id
 
 
 def _select(client: redis.Redis, letter_ids: list[str]) -> list[DeadLetter]:

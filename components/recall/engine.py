@@ -61,6 +61,11 @@ class ServingRelease:
         """Number of its publication."""
         return self.publication.order
 
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens encoded so far."""
+        return self.recaller.num_tokens
+
     def same_bundle(self, other: Publication) -> bool:
         """Whether another publication asks for this very bundle; names are digests of the content."""
         return (self.publication.release, self.publication.bundle) == (other.release, other.bundle)

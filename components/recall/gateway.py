@@ -16,6 +16,7 @@ from components.recall.intake import accept_arguments
 from components.recall.problems import ApiError
 from components.recall.scripts import ACCEPT, result_key
 from components.recall.store import Result
+from components.recall.tracing import Tracing
 from components.release.rollout import SERVING, WORKER_PREFIX, Publication
 from components.settings import Settings
 
@@ -27,9 +28,10 @@ _TIMEOUT_SECONDS = 2.0
 class Gateway:
     """Redis and the tables of the serving release, for one API process."""
 
-    def __init__(self, settings: Settings, config: RecallConfig) -> None:
+    def __init__(self, settings: Settings, config: RecallConfig, tracing: Tracing) -> None:
         self._settings = settings
         self._config = config
+        self._tracing = tracing
         self._client: Any = redis.asyncio.Redis.from_url(
             settings.redis_url,
             decode_responses=True,
@@ -43,10 +45,11 @@ class Gateway:
 
     async def accept(self, events: list[Event]) -> list[int]:
         """Put events into the stream; 1 accepted, 0 seen before, -1 the stream is full."""
-        async with self._client.pipeline(transaction=False) as pipe:
-            for event in events:
-                await self._accept(**accept_arguments(event, self._config), client=pipe)
-            answers: list[int] = await pipe.execute()
+        with self._tracing.accept(len(events)) as traceparent:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for event in events:
+                    await self._accept(**accept_arguments(event, self._config, traceparent), client=pipe)
+                answers: list[int] = await pipe.execute()
         return answers
 
     async def results(self, user_ids: list[str], task: str) -> tuple[Catalogue, list[Result | None]]:

@@ -16,11 +16,8 @@ from pydantic import ValidationError
 from components.config import RecallConfig
 from components.exceptions import DataError, UnavailableError
 from components.recall.events import Event, explain
-from components.recall.scripts import ACCEPT, STREAM, accepted_key
+from components.recall.scripts import ACCEPT, MARK_TTL_SECONDS, STREAM, accepted_key
 
-# A client may retry for this long; an event id seen again later counts as new to the stream, and the user's history
-# still knows it.
-MARK_TTL_SECONDS = 86_400
 _PIPELINE_EVENTS = 500
 _FULL_WAIT_SECONDS = 0.5
 
@@ -38,11 +35,18 @@ class FeedReport:
     duplicates: int = 0
 
 
-def accept_arguments(event: Event, config: RecallConfig) -> dict[str, list[Any]]:
-    """Keys and arguments of the script ACCEPT for one event."""
+def accept_arguments(event: Event, config: RecallConfig, traceparent: str = "") -> dict[str, list[Any]]:
+    """Keys and arguments of the script ACCEPT for one event; its entry carries the trace that it belongs to."""
     return {
         "keys": [STREAM, accepted_key(event.event_id)],
-        "args": [event.model_dump_json(), f"{time.time():.6f}", MARK_TTL_SECONDS, config.max_stream_length],
+        "args": [
+            event.model_dump_json(),
+            f"{time.time():.6f}",
+            MARK_TTL_SECONDS,
+            config.max_stream_length,
+            event.user_id,
+            traceparent,
+        ],
     }
 
 

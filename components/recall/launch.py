@@ -17,6 +17,7 @@ from components.recall.engine import load_release
 from components.recall.health import serve_health
 from components.recall.signals import on_termination
 from components.recall.supervisor import Supervisor
+from components.recall.tracing import open_tracing
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
 from components.settings import Settings
@@ -42,6 +43,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         open_redis(settings.redis_url),
         config.recall,
         lambda publication: load_release(publication, settings, config.release),
+        tracing=open_tracing(settings, "urm-recall-worker"),
     )
     on_termination(worker.stop)
     if metrics_port:
@@ -55,7 +57,11 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
                 remedy="choose another --metrics-port",
             ) from error
         log.info("metrics", url=f"http://{host}:{metrics_port}/metrics")
-    worker.run()
+    try:
+        worker.run()
+    except Exception:  # Python would print its message, which may quote an event
+        log.critical("worker failed", exc_info=True)
+        sys.exit(1)
 
 
 def run_instances(

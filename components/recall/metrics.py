@@ -1,4 +1,8 @@
-"""Prometheus metrics of the recall runtime; names carry their unit."""
+"""Prometheus metrics of the recall runtime; names carry their unit.
+
+Every worker of a container has its own page. Counters and histograms are its own and are summed; the gauges of the
+shared stream, of the dead letters and of Redis are what all workers see alike: aggregate them by max, never by sum.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,13 @@ class WorkerMetrics:
         self.events = Counter("urm_worker_events", "Events by outcome.", ["outcome"], registry=registry)
         self.inferences = Counter("urm_worker_user_inferences", "Users inferred.", registry=registry)
         self.results = Counter("urm_worker_results", "Results by outcome.", ["outcome"], registry=registry)
+        self.tokens = Counter("urm_worker_tokens", "Prompt tokens encoded, padding left out.", registry=registry)
+        self.joined = Counter(
+            "urm_worker_history_events",
+            "Events by how they joined their user's history: in_order, late, or repeated (delivered again).",
+            ["how"],
+            registry=registry,
+        )
         self.batch_users = Histogram(
             "urm_worker_batch_users", "Users of a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
@@ -39,10 +50,22 @@ class WorkerMetrics:
             "urm_worker_unknown_items", "Events of items that the item table does not have.", registry=registry
         )
         self.stream_entries = Gauge("urm_stream_entries", "Events not yet finished.", registry=registry)
+        self.lag_entries = Gauge("urm_stream_lag_entries", "Events not yet delivered.", registry=registry)
+        self.oldest_entry_age = Gauge(
+            "urm_stream_oldest_entry_age_seconds", "Age of the oldest event not yet finished.", registry=registry
+        )
         self.pending_entries = Gauge("urm_stream_pending_entries", "Delivered, not acknowledged.", registry=registry)
         self.dead_letters = Gauge("urm_dead_letters", "Events given up.", registry=registry)
         self.release = Gauge("urm_worker_release", "1: the release served.", ["release"], registry=registry)
+        self.redis_memory = Gauge("urm_redis_memory_bytes", "Memory that Redis uses.", registry=registry)
+        self.redis_memory_limit = Gauge(
+            "urm_redis_memory_limit_bytes", "Memory that Redis may use; 0: no limit.", registry=registry
+        )
         self.switches = Counter("urm_worker_release_switches", "Releases by outcome.", ["outcome"], registry=registry)
+        _start_at_zero(self.events, outcome=("done", "failed", "dead"))
+        _start_at_zero(self.results, outcome=("stored", "older"))
+        _start_at_zero(self.joined, how=("in_order", "late", "repeated"))
+        _start_at_zero(self.switches, outcome=("serving", "rejected"))
 
 
 class ApiMetrics:
@@ -65,3 +88,11 @@ class ApiMetrics:
             buckets=(1, 10, 60, 600, 3600, 86_400, 604_800),
             registry=self.registry,
         )
+        _start_at_zero(self.events, outcome=("accepted", "duplicate", "refused"))
+
+
+def _start_at_zero(counter: Counter, **labels: tuple[str, ...]) -> None:
+    """Export a counter before it first counts: a rate sees no first step from nothing to one."""
+    ((name, values),) = labels.items()
+    for value in values:
+        counter.labels(**{name: value})

@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from components.recall.logs import name_error
+
 log = structlog.get_logger()
 _PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
 _MEDIA_TYPE = "application/problem+json"
@@ -96,8 +98,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(redis.ConnectionError)
     @app.exception_handler(redis.TimeoutError)
     async def on_redis_down(request: Request, error: Exception) -> JSONResponse:
-        log.error("redis does not answer", error=str(error))
+        log.error("redis does not answer", error=name_error(error))
         return _respond(503, "result store: expected an answer of Redis, got none; try again later.", retry=True)
+
+    @app.exception_handler(redis.exceptions.OutOfMemoryError)
+    async def on_redis_full(request: Request, error: Exception) -> JSONResponse:
+        log.error("redis is full")
+        return _respond(503, "result store: expected room in Redis, got none; try again later.", retry=True)
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:  # the server logs it with its traceback

@@ -3,7 +3,8 @@
 urm:events                    stream of accepted events; an entry is deleted when its result is stored, so its
                               length is the backlog
 urm:events:dead               events given up, each with the reason
-urm:event:{event_id}          marks an accepted event, so that a retry is not processed again
+urm:event:{event_id}          hash: marks an accepted event, so that a retry is not processed again, and says what
+                              became of it (lineage.py)
 urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
 urm:history:{user}:events     hash: event_id → the event; `revision` counts its changes
 urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
@@ -14,10 +15,13 @@ from __future__ import annotations
 STREAM = "urm:events"
 DEAD_STREAM = "urm:events:dead"
 GROUP = "recall"
+# A client may retry for this long, and an event be traced; an id seen again later counts as new to the stream, and the
+# user's history still knows it.
+MARK_TTL_SECONDS = 86_400
 
 
 def accepted_key(event_id: str) -> str:
-    """Key that marks an event as accepted."""
+    """Key that marks an event as accepted and holds its lineage."""
     return f"urm:event:{event_id}"
 
 
@@ -32,22 +36,48 @@ def result_key(user_id: str, task: str) -> str:
 
 
 # Accept one event: 1 accepted, 0 seen before, -1 the stream is full.
-# KEYS: stream, mark. ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream.
+# KEYS: stream, mark. ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream, user, traceparent or ''.
 ACCEPT = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return -1 end
-redis.call('XADD', KEYS[1], '*', 'event', ARGV[1], 'accepted_at', ARGV[2])
-redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
+local fields = {'event', ARGV[1], 'accepted_at', ARGV[2]}
+if ARGV[6] ~= '' then
+    fields[5], fields[6] = 'traceparent', ARGV[6]
+end
+redis.call('HSET', KEYS[2], 'entry', redis.call('XADD', KEYS[1], '*', unpack(fields)), 'user', ARGV[5])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
 return 1
 """
 
-# Put one event into a user's recent history; again has no effect. Returns 1 if it is new.
+# Write into an event's mark, unless it has expired.
+# KEYS: mark. ARGV: field, value, …
+NOTE = """
+if redis.call('TYPE', KEYS[1]).ok == 'hash' then redis.call('HSET', KEYS[1], unpack(ARGV)) end
+"""
+
+# Put a dead letter back into the stream, its mark as if it had just been accepted. Returns 0 if it is gone.
+# KEYS: stream, dead letters, mark. ARGV: letter, event JSON, accepted_at (seconds), mark's TTL, user; '': no mark.
+REPLAY = """
+if redis.call('XDEL', KEYS[2], ARGV[1]) == 0 then return 0 end
+local entry = redis.call('XADD', KEYS[1], '*', 'event', ARGV[2], 'accepted_at', ARGV[3])
+if ARGV[5] ~= '' then
+    redis.call('DEL', KEYS[3])
+    redis.call('HSET', KEYS[3], 'entry', entry, 'user', ARGV[5])
+    redis.call('EXPIRE', KEYS[3], ARGV[4])
+end
+return 1
+"""
+
+# Put one event into a user's recent history; again has no effect.
+# Returns 0 if it is there already, 1 if it is new, 2 if it is new and older than the newest there.
 # KEYS: order, content. ARGV: event_id, time in microseconds, event JSON, events kept, TTL.
 REMEMBER = """
 local field = 'e:' .. ARGV[1]
 local new = 0
 if redis.call('HEXISTS', KEYS[2], field) == 0 then
     new = 1
+    local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+    if newest[2] and tonumber(newest[2]) > tonumber(ARGV[2]) then new = 2 end
     redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
     redis.call('HSET', KEYS[2], field, ARGV[3])
     redis.call('HINCRBY', KEYS[2], 'revision', 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import redis
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from components.config import RecallConfig
 from components.recall.events import Event, to_microseconds
 from components.recall.scripts import REMEMBER, STORE, history_keys, result_key
+
+Joined = Literal["repeated", "in_order", "late"]
+_JOINED: tuple[Joined, ...] = ("repeated", "in_order", "late")  # by the answer of REMEMBER
 
 
 class Result(BaseModel):
@@ -61,8 +64,12 @@ class UserStore:
         self._remember = client.register_script(REMEMBER)
         self._store = client.register_script(STORE)
 
-    def remember(self, events: Iterable[Event]) -> None:
-        """Add events to their users' recent histories; an event that is there already changes nothing."""
+    def remember(self, events: Iterable[Event]) -> list[Joined]:
+        """Add events to their users' recent histories; an event that is there already changes nothing.
+
+        Returns:
+            How each event joined.
+        """
         with self._client.pipeline(transaction=False) as pipe:
             for event in events:
                 self._remember(
@@ -76,7 +83,7 @@ class UserStore:
                     ],
                     client=pipe,
                 )
-            pipe.execute()
+            return [_JOINED[answer] for answer in pipe.execute()]
 
     def forget(self, event: Event) -> None:
         """Take an event out of its user's recent history; it was given up and must not spoil later results."""

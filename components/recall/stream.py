@@ -15,7 +15,8 @@ import structlog
 from components.config import RecallConfig
 from components.exceptions import DataError
 from components.recall.events import Event, decode_event
-from components.recall.scripts import DEAD_STREAM, GROUP, STREAM
+from components.recall.lineage import Served, done_fields
+from components.recall.scripts import DEAD_STREAM, GROUP, NOTE, STREAM, accepted_key
 
 log = structlog.get_logger()
 
@@ -29,12 +30,14 @@ class Entry:
         event: The event.
         accepted_at: Seconds since 1970 at which the stream took it; NaN if it was not said.
         deliveries: How often it was delivered, this time included.
+        traceparent: Trace that it belongs to, as W3C writes it; empty if there is none.
     """
 
     entry_id: str
     event: Event
     accepted_at: float
     deliveries: int
+    traceparent: str = ""
 
 
 class EventStream:
@@ -44,6 +47,7 @@ class EventStream:
         self._client = client
         self._consumer = consumer
         self._config = config
+        self._note = client.register_script(NOTE)
 
     def ensure_group(self) -> None:
         """Make the stream and its consumer group if they are not there."""
@@ -71,17 +75,20 @@ class EventStream:
             return []
         return self._decode(entries, self._deliveries(entries))
 
-    def acknowledge(self, entries: list[Entry]) -> None:
-        """Take finished entries out of the stream."""
+    def acknowledge(self, entries: list[Entry], served: Served | None = None) -> None:
+        """Take finished entries out of the stream, and note in their lineage what they were finished with."""
         if entries:
             ids = [entry.entry_id for entry in entries]
             with self._client.pipeline(transaction=True) as pipe:
                 pipe.xack(STREAM, GROUP, *ids)
                 pipe.xdel(STREAM, *ids)
+                for entry in entries:
+                    fields = done_fields(served, entry.event.user_id)
+                    self._note(keys=[accepted_key(entry.event.event_id)], args=fields, client=pipe)
                 pipe.execute()
 
-    def give_up(self, entry_id: str, event_text: str, reason: str, deliveries: int) -> None:
-        """Move an entry to the dead letters, with the reason."""
+    def give_up(self, entry_id: str, event_text: str, reason: str, deliveries: int, event_id: str = "") -> None:
+        """Move an entry to the dead letters, with the reason; what is no event has no id."""
         letter = {
             "event": event_text,
             "reason": reason,
@@ -94,8 +101,11 @@ class EventStream:
             pipe.xadd(DEAD_STREAM, letter)  # type: ignore[arg-type]  # redis-py wants a dict invariant in its value type
             pipe.xack(STREAM, GROUP, entry_id)
             pipe.xdel(STREAM, entry_id)
+            if event_id:
+                self._note(keys=[accepted_key(event_id)], args=["dead", letter["at"]], client=pipe)
             pipe.execute()
-        log.warning("dead letter", entry_id=entry_id, reason=reason, deliveries=deliveries)
+        # The reason may quote the event, so it stands in the letter alone.
+        log.warning("dead letter", entry_id=entry_id, event_id=event_id or None, deliveries=deliveries)
 
     def forget_dead_consumers(self, live: set[str]) -> None:
         """Remove consumers that are gone and have nothing pending."""
@@ -121,6 +131,16 @@ class EventStream:
             length, pending, dead = pipe.execute()
         return int(length), int(pending["pending"]), int(dead)
 
+    def oldest_age_seconds(self) -> float:
+        """Age of the oldest entry not yet finished, by the clock of Redis; 0 if there is none."""
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.xrange(STREAM, count=1)
+            pipe.time()
+            entries, (seconds, microseconds) = pipe.execute()
+        if not entries:
+            return 0.0
+        return float(max(0.0, seconds + microseconds / 1e6 - int(entries[0][0].split("-")[0]) / 1000))
+
     def _read(self, start: str, count: int, block_ms: int | None) -> list[tuple[str, dict[str, str]]]:
         answer: Any = self._client.xreadgroup(GROUP, self._consumer, {STREAM: start}, count=count, block=block_ms)
         if not answer:
@@ -141,7 +161,8 @@ class EventStream:
             times = deliveries.get(entry_id, 1)
             text = fields.get("event", "")
             try:
-                entries.append(Entry(entry_id, decode_event(text), float(fields.get("accepted_at", "nan")), times))
+                event, accepted_at = decode_event(text), float(fields.get("accepted_at", "nan"))
+                entries.append(Entry(entry_id, event, accepted_at, times, fields.get("traceparent", "")))
             except (DataError, ValueError) as error:
                 self.give_up(entry_id, text, str(error), times)
         return entries

@@ -1,7 +1,8 @@
 """The recall worker: events in, one inference a user, results out, then the acknowledgement.
 
 Faults and what they cost: a killed worker's entries are claimed by another one after `claim_idle_seconds`; a failing
-user is tried again alone, then becomes a dead letter; a lost Redis is waited for; SIGTERM finishes the batch at hand.
+user is tried again alone, then becomes a dead letter; a lost or full Redis is waited for; SIGTERM finishes the batch at
+hand.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
 import structlog
@@ -18,10 +20,13 @@ import structlog
 from components.config import RecallConfig
 from components.recall.answers import answer_users
 from components.recall.engine import ServingRelease
+from components.recall.lineage import Served
+from components.recall.logs import name_error
 from components.recall.metrics import WorkerMetrics
 from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream
 from components.recall.switch import ReleaseSwitch
+from components.recall.tracing import Tracing
 from components.release.rollout import Publication, beat, live_workers, sign_off
 
 log = structlog.get_logger()
@@ -41,6 +46,7 @@ class RecallWorker:
         config: RecallConfig,
         load: Callable[[Publication], ServingRelease],
         name: str | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """Take a Redis client and the loader of releases.
 
@@ -49,6 +55,7 @@ class RecallWorker:
             config: Sizes and limits.
             load: Loads and checks a release; may raise anything.
             name: Unique among live workers; host and process id if left out.
+            tracing: Where spans go; nowhere if left out.
         """
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self.metrics = WorkerMetrics()
@@ -57,6 +64,8 @@ class RecallWorker:
         self._stream = EventStream(client, self.name, config)
         self._store = UserStore(client, config)
         self._switch = ReleaseSwitch(client, self.name, load, self.metrics)
+        self._tracing = tracing or Tracing()
+        self._batches = 0
         self._stopping = False
         self._next_housekeeping = 0.0
 
@@ -72,9 +81,9 @@ class RecallWorker:
             try:
                 self.step()
                 pause = 0.0
-            except (redis.ConnectionError, redis.TimeoutError) as error:
+            except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError) as error:
                 pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
-                log.warning("redis does not answer", error=str(error), retry_in_seconds=pause)
+                log.warning("redis does not answer or is full", error=name_error(error), retry_in_seconds=pause)
                 self._sleep(pause)
         self._leave()
 
@@ -98,7 +107,7 @@ class RecallWorker:
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            log.warning("consumer group is gone, making it anew", error=str(error))  # a Redis that lost its memory
+            log.warning("consumer group is gone, making it anew")  # a Redis that lost its memory
             self._stream.ensure_group()
 
     def _process(self, release: ServingRelease, entries: list[Entry]) -> None:
@@ -128,7 +137,9 @@ class RecallWorker:
         for entry in entries:
             if entry not in exhausted:
                 self.metrics.events.labels(outcome="failed").inc()
-                log.warning("event failed", event_id=entry.event.event_id, deliveries=entry.deliveries, reason=reason)
+                log.warning(
+                    "event failed", event_id=entry.event.event_id, deliveries=entry.deliveries, error=name_error(error)
+                )
         if len(exhausted) > 1:
             self._tell_apart(release, exhausted)
         else:
@@ -149,26 +160,40 @@ class RecallWorker:
     def _give_up(self, entries: list[Entry], reason: str) -> None:
         for entry in entries:
             self._store.forget(entry.event)
-            self._stream.give_up(entry.entry_id, entry.event.model_dump_json(), reason, entry.deliveries)
+            text = entry.event.model_dump_json()
+            self._stream.give_up(entry.entry_id, text, reason, entry.deliveries, entry.event.event_id)
             self.metrics.events.labels(outcome="dead").inc()
 
     def _infer_and_store(self, release: ServingRelease, entries: list[Entry]) -> None:
         if not entries:
             return
         beat(self._client, self.name, release.name)
+        self._batches += 1
+        batch = f"{self.name}/{self._batches}"
+        with self._tracing.batch([entry.traceparent for entry in entries], batch=batch, release=release.name):
+            num_users = self._answer(release, entries, batch)
+        self._count(release, entries, num_users)
+        log.info("batch", batch=batch, events=len(entries), users=num_users, release=release.name)
+
+    def _answer(self, release: ServingRelease, entries: list[Entry], batch: str) -> int:
+        """Make and store the results of a batch, then acknowledge it; returns the number of users."""
         with self._timed("history"):
-            self._store.remember(entry.event for entry in entries)
+            for how in self._store.remember(entry.event for entry in entries):
+                self.metrics.joined.labels(how=how).inc()
             recent = self._store.recent(list(dict.fromkeys(entry.event.user_id for entry in entries)))
             known = release.read_histories(list(recent))
         with self._timed("inference"):
+            tokens_before = release.num_tokens
             results = answer_users(release, known, recent, self._config.k)
+            self.metrics.tokens.inc(release.num_tokens - tokens_before)
         with self._timed("store"):
             for user, by_task in results.items():
                 stored = self._store.store(user, by_task, order=release.order, revision=recent[user].revision)
                 self.metrics.results.labels(outcome="stored").inc(stored)
                 self.metrics.results.labels(outcome="older").inc(len(by_task) - stored)
-            self._stream.acknowledge(entries)
-        self._count(release, entries, len(recent))
+            revisions = {user: one.revision for user, one in recent.items()}
+            self._stream.acknowledge(entries, Served(batch, release.name, revisions))
+        return len(recent)
 
     def _count(self, release: ServingRelease, entries: list[Entry], num_users: int) -> None:
         now = time.time()
@@ -180,7 +205,6 @@ class RecallWorker:
         self.metrics.events.labels(outcome="done").inc(len(entries))
         self.metrics.inferences.inc(num_users)
         self.metrics.batch_users.observe(num_users)
-        log.info("batch", events=len(entries), users=num_users, release=release.name)
 
     def _keep_house(self) -> None:
         """Seldom things: consumers of dead workers, gauges."""
@@ -190,7 +214,12 @@ class RecallWorker:
         self._stream.ensure_group()
         self._stream.forget_dead_consumers(live_workers(self._client))
         entries, pending, dead = self._stream.counts()
+        memory: Any = self._client.info("memory")
+        self.metrics.redis_memory.set(memory["used_memory"])
+        self.metrics.redis_memory_limit.set(memory["maxmemory"])
         self.metrics.stream_entries.set(entries)
+        self.metrics.lag_entries.set(max(0, entries - pending))
+        self.metrics.oldest_entry_age.set(self._stream.oldest_age_seconds())
         self.metrics.pending_entries.set(pending)
         self.metrics.dead_letters.set(dead)
 
@@ -200,7 +229,7 @@ class RecallWorker:
             self._stream.leave()
             sign_off(self._client, self.name)
         except redis.RedisError as error:
-            log.warning("left without signing off", error=str(error))
+            log.warning("left without signing off", error=name_error(error))
         log.info("worker stopped", worker=self.name)
 
     def _sleep(self, seconds: float) -> None:
@@ -210,7 +239,7 @@ class RecallWorker:
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
-        with self.metrics.stage_seconds.labels(part=part).time():
+        with self._tracing.part(part), self.metrics.stage_seconds.labels(part=part).time():
             yield
 
 

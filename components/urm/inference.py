@@ -6,8 +6,8 @@
     item_ids, scores = recaller.recall(requests, k)                     # both, and exclude_bought of the tasks
     text = recaller.generate_text(request, max_tokens=32)
 
-Requests that share one `UserContext` object are answered from one pass over their shared prefix. A recaller is
-read-only after `load` and may be used by several threads.
+Requests that share one `UserContext` object are answered from one pass over their shared prefix. But for its tally of
+tokens, which is not exact then, a recaller is read-only after `load` and may be used by several threads.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from components.urm.device import to_device
 from components.urm.files import load_model
 from components.urm.heads import Combine
 from components.urm.model import Batch, Urm, UrmOutput
+from components.urm.packing import PADDING
 from components.urm.prompt import Block
 from components.urm.request import Floats, Ids, RecallRequest, UserContext
 from components.urm.retrieval import read_candidates, search
@@ -44,6 +45,7 @@ class UrmRecaller:
         self.builder = builder
         self.combine = combine
         self.index = index
+        self.num_tokens = 0  # encoded into user vectors so far, padding left out
 
     @classmethod
     def load(
@@ -140,8 +142,10 @@ class UrmRecaller:
     def _encode(self, groups: Sequence[Sequence[RecallRequest]]) -> Floats:
         block = self.builder.writer.block
         prompts = [(group[0].context, [block(request.task, request.query) for request in group]) for group in groups]
+        batch = self._batch(prompts)
+        self.num_tokens += int((batch["segments"] != PADDING).sum())
         with torch.inference_mode():
-            output: UrmOutput = self.model(self._batch(prompts))
+            output: UrmOutput = self.model(batch)
         return np.asarray(output.user_vectors.cpu())
 
     def _batch(self, prompts: Sequence[tuple[UserContext, Sequence[Block]]]) -> Batch:
