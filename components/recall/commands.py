@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,6 +97,8 @@ def serve(
     try:
         uvicorn.run(application, host=host, port=port, access_log=False, log_config=log_config)
     except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:  # uvicorn drains, then passes the signal on to the `urm` command
+            return
         raise UnavailableError(
             f"recall API on {host}:{port}", expected="a free port", got="an error, see above", remedy="choose another"
         ) from error

@@ -19,13 +19,14 @@ from components.recall.supervisor import State
 STALE_SECONDS = 10.0  # a supervisor that has not turned for so long is not alive
 
 
-class _Instances(Collector):
+class InstanceCollector(Collector):
     """The instances as Prometheus reads them."""
 
     def __init__(self, read: Callable[[], State]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics of now."""
         instances = self._read().instances
         serving = GaugeMetricFamily("urm_instance_serving", "1: the instance serves a release.", labels=["instance"])
         restarts = CounterMetricFamily("urm_instance_restarts", "Processes after the first.", labels=["instance"])
@@ -49,7 +50,7 @@ def serve_health(read: Callable[[], State], host: str, port: int) -> ThreadingHT
         UnavailableError: The port is taken.
     """
     registry = CollectorRegistry()
-    registry.register(_Instances(read))
+    registry.register(InstanceCollector(read))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -10,6 +10,7 @@ import torch
 
 # Before anything that imports Feast, which would switch this library to files shared between processes.
 from prometheus_client import start_http_server
+from transformers.utils.logging import disable_progress_bar
 
 from components.config import RunConfig
 from components.exceptions import UnavailableError
@@ -37,6 +38,8 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     Raises:
         UnavailableError: The metrics port is taken.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a bar is no JSON line
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     worker = RecallWorker(

@@ -31,7 +31,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 def export_spans(service: str) -> Tracing:
-    """Spans that go to OTEL_EXPORTER_OTLP_ENDPOINT over HTTP, in the background; the rest is sent at the exit."""
+    """Spans that go to OTEL_EXPORTER_OTLP_ENDPOINT over HTTP, in the background; the rest at `close` or the exit."""
     resource = Resource({SERVICE_NAME: service}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -42,6 +42,7 @@ class OtelTracing(Tracing):
     """Spans by a provider of the SDK."""
 
     def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
         self._tracer = provider.get_tracer("urm.recall", __version__)
 
     def dependencies(self) -> list[Any]:
@@ -77,6 +78,10 @@ class OtelTracing(Tracing):
         """See Tracing."""
         with self._span(name):
             yield
+
+    def close(self) -> None:
+        """See Tracing."""
+        self._provider.shutdown()
 
     @contextmanager
     def _span(self, name: str, **options: Any) -> Iterator[Span]:

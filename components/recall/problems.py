@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from components.recall.logs import name_error
+from components.release.redis_client import is_full
 
 log = structlog.get_logger()
 _PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
@@ -101,8 +102,10 @@ def install(app: FastAPI) -> None:
         log.error("redis does not answer", error=name_error(error))
         return _respond(503, "result store: expected an answer of Redis, got none; try again later.", retry=True)
 
-    @app.exception_handler(redis.exceptions.OutOfMemoryError)
-    async def on_redis_full(request: Request, error: Exception) -> JSONResponse:
+    @app.exception_handler(redis.ResponseError)
+    async def on_redis_full(request: Request, error: redis.ResponseError) -> JSONResponse:
+        if not is_full(error):
+            raise error  # a bug, see below
         log.error("redis is full")
         return _respond(503, "result store: expected room in Redis, got none; try again later.", retry=True)
 

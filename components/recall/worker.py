@@ -27,6 +27,7 @@ from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream
 from components.recall.switch import ReleaseSwitch
 from components.recall.tracing import Tracing
+from components.release.redis_client import is_full
 from components.release.rollout import Publication, beat, live_workers, sign_off
 
 log = structlog.get_logger()
@@ -81,7 +82,9 @@ class RecallWorker:
             try:
                 self.step()
                 pause = 0.0
-            except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError) as error:
+            except redis.RedisError as error:
+                if not (isinstance(error, redis.ConnectionError | redis.TimeoutError) or is_full(error)):
+                    raise
                 pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
                 log.warning("redis does not answer or is full", error=name_error(error), retry_in_seconds=pause)
                 self._sleep(pause)

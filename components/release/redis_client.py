@@ -52,6 +52,11 @@ def redis_errors(url: str) -> Iterator[None]:
         ) from error
 
 
+def is_full(error: redis.RedisError) -> bool:
+    """Whether Redis refuses to write because it has used all the memory that it may use (`maxmemory`)."""
+    return isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(error)
+
+
 def hide_password(url: str) -> str:
     """The URL without its credentials, for messages."""
     parts = urlsplit(url)

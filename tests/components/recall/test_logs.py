@@ -59,20 +59,21 @@ def test_api_logs_no_user_and_no_query_even_of_errors(
     log, port = tmp_path / "api.log", free_port()
     serve_release(client, releases[0])
     event = {"user_id": user, "query": query, "attributes": {"note": attribute}}
-    with running(log, releases[0].settings.home, redis_server.url, "serve", "--port", str(port)):
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
-            wait_until(lambda: log.exists() and "Uvicorn running" in log.read_text(), seconds=60)
-            assert http.post("/v1/events", json=event).status_code == 202
-            assert http.post("/v1/events", json={**event, "ts": query}).status_code == 422
-            assert http.get(f"/v1/users/{user}/recall").status_code == 200
-            assert http.get(f"/v1/users/{user}/nothing").status_code == 404
-            client.set(result_key(user, "next_purchase"), query)  # a key of another kind: redis-py quotes the command
-            assert http.get(f"/v1/users/{user}/recall").status_code == 500
-            client.config_set("maxmemory", 1)
-            try:
-                assert http.post("/v1/events", json=event).status_code == 503
-            finally:
-                client.config_set("maxmemory", 0)
+    with running(log, releases[0].settings.home, redis_server.url, "serve", "--port", str(port)) as process:
+        wait_until(lambda: log.exists() and "Uvicorn running" in log.read_text(), seconds=60)
+        root = f"http://127.0.0.1:{port}/v1"
+        assert httpx.post(f"{root}/events", json=event).status_code == 202
+        assert httpx.post(f"{root}/events", json={**event, "ts": query}).status_code == 422
+        assert httpx.get(f"{root}/users/{user}/recall").status_code == 200
+        assert httpx.get(f"{root}/users/{user}/nothing").status_code == 404
+        client.set(result_key(user, "next_purchase"), query)  # a key of another kind: redis-py quotes the command
+        assert httpx.get(f"{root}/users/{user}/recall").status_code == 500
+        client.config_set("maxmemory", 1)
+        try:
+            assert httpx.post(f"{root}/events", json=event).status_code == 503
+        finally:
+            client.config_set("maxmemory", 0)
+    assert process.returncode == 0  # told to stop, it stops
     lines = read_lines(log)
     events = [str(line["event"]) for line in lines]
     assert "redis is full" in events

@@ -1,0 +1,142 @@
+"""Dashboard and alert rules: every metric exists, every alert is tried and has a runbook."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from components.recall.health import InstanceCollector
+from components.recall.metrics import ApiMetrics, WorkerMetrics
+from components.recall.supervisor import InstanceState, State
+
+REPOSITORY = Path(__file__).parents[2]
+COMPONENT = REPOSITORY / "k8s" / "components" / "observability"
+RULES, TRIALS = COMPONENT / "alerts.yml", Path(__file__).parent / "alerts.test.yml"
+DASHBOARD = json.loads((COMPONENT / "urm-recall.json").read_text())
+ALL_RULES = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in ALL_RULES if "alert" in rule]
+RECORDED = {rule["record"] for rule in ALL_RULES if "record" in rule}
+DASHBOARD_QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+QUERIES = [rule["expr"] for rule in ALL_RULES] + DASHBOARD_QUERIES
+SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not on PATH; Debian's package `prometheus` has it"
+)
+
+
+def exported() -> dict[str, set[str]]:
+    """Names of all series that the processes export, with the names of their labels."""
+    wrappers = [
+        value
+        for page in (WorkerMetrics(), ApiMetrics())
+        for value in vars(page).values()
+        if isinstance(value, MetricWrapperBase)
+    ]
+    supervisor = InstanceCollector(lambda: State(0.0, (InstanceState(0, 1, "r", 0),)))
+    families = [(family, set(wrapper._labelnames)) for wrapper in wrappers for family in wrapper.collect()]
+    families += [(family, set(family.samples[0].labels)) for family in supervisor.collect()]
+    series: dict[str, set[str]] = {}
+    for family, labels in families:
+        for suffix in SUFFIXES[family.type]:
+            series[family.name + suffix] = labels | ({"le"} if suffix == "_bucket" else set())
+    return series
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_query_names_only_metrics_that_are_exported(query: str) -> None:
+    words = set(re.findall(r"\burm[_:][a-zA-Z0-9_:]*", query))
+    assert words, "a query that asks for nothing of ours"
+    assert words - RECORDED - set(exported()) == set()
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_query_selects_and_groups_by_labels_that_exist(query: str) -> None:
+    series = exported()
+    labels = set().union(*(series.get(name, set()) for name in re.findall(r"\burm_[a-z0-9_]+", query)))
+    selected = re.findall(r"(\w+)(?:=~|!=|!~|=)\"", query)
+    grouped = [name.strip() for names in re.findall(r"by \(([^)]*)\)", query) for name in names.split(",")]
+    assert {*selected, *grouped} - labels == set()
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_gauges_that_all_workers_see_alike_are_never_summed(query: str) -> None:
+    assert not re.search(r"\b(sum|avg)\b[^(]*\((urm_(stream|dead|redis)_)", query)
+
+
+def test_labels_that_queries_expect_have_their_values_from_the_start() -> None:
+    worker, api = WorkerMetrics().registry, ApiMetrics().registry
+    for outcome in ("done", "failed", "dead"):
+        assert worker.get_sample_value("urm_worker_events_total", {"outcome": outcome}) == 0
+    for outcome in ("accepted", "duplicate", "refused"):
+        assert api.get_sample_value("urm_api_events_total", {"outcome": outcome}) == 0
+
+
+def test_panels_are_placed_without_overlap_and_have_titles() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert panel["title"] and not cells & taken
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_alert_leads_to_a_section_of_the_runbook(alert: dict[str, object]) -> None:
+    annotations, labels = alert["annotations"], alert["labels"]
+    assert isinstance(annotations, dict) and isinstance(labels, dict)
+    page, anchor = annotations["runbook"].split("#")
+    headings = re.findall(r"^#+ (.*)$", (REPOSITORY / page).read_text(), re.MULTILINE)
+    assert anchor in {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert labels["severity"] in ("warning", "critical")
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_alert_is_tried_both_ways(alert: dict[str, object]) -> None:
+    trials = [
+        trial
+        for test in yaml.safe_load(TRIALS.read_text())["tests"]
+        for trial in test["alert_rule_test"]
+        if trial["alertname"] == alert["alert"]
+    ]
+    assert {bool(trial.get("exp_alerts")) for trial in trials} == {True, False}
+
+
+def test_kustomization_carries_every_file_of_the_component() -> None:
+    kustomization = yaml.safe_load((COMPONENT / "kustomization.yaml").read_text())
+    carried = {name for generator in kustomization["configMapGenerator"] for name in generator["files"]}
+    assert carried == {path.name for path in COMPONENT.iterdir()} - {"kustomization.yaml", "README.md"}
+
+
+@needs_promtool
+def test_promtool_accepts_the_rules() -> None:
+    run("check", "rules", "--lint-fatal", str(RULES))
+
+
+@needs_promtool
+def test_alerts_fire_where_they_should_and_nowhere_else() -> None:
+    run("test", "rules", str(TRIALS))
+
+
+@needs_promtool
+def test_promtool_can_parse_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:query{number}", "expr": query.replace("$__rate_interval", "5m")}
+        for number, query in enumerate(DASHBOARD_QUERIES)
+    ]
+    path = tmp_path / "panels.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    run("check", "rules", str(path))
+
+
+def run(*arguments: str) -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
