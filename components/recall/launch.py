@@ -39,7 +39,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         UnavailableError: The metrics port is taken.
     """
     if not sys.stderr.isatty():
-        disable_progress_bar()  # a bar is no JSON line
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar is no JSON line
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     worker = RecallWorker(
