@@ -41,22 +41,30 @@ def install(app: FastAPI, metrics: ApiMetrics) -> None:
         request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        response = await call_next(request)
-        seconds = time.perf_counter() - started
+        try:
+            response = await call_next(request)
+        except Exception:  # nobody handles it: the server answers 500, outside of this
+            _note(request, 500, time.perf_counter() - started, metrics)
+            raise
+        _note(request, response.status_code, time.perf_counter() - started, metrics)
         response.headers[REQUEST_ID] = request_id
-        # The route's template, not the path: that names a user.
-        route = getattr(request.scope.get("route"), "path", "unmatched")
-        metrics.requests.labels(route=route, status=str(response.status_code)).observe(seconds)
-        write = log.warning if response.status_code >= 500 else log.debug
-        write(
-            "request",
-            method=request.method,
-            route=route,
-            status=response.status_code,
-            seconds=round(seconds, 5),
-            token=getattr(request.state, "token", None),
-        )
         return response
+
+
+def _note(request: Request, status: int, seconds: float, metrics: ApiMetrics) -> None:
+    """Count a request and log it."""
+    # The route's template, not the path: that names a user.
+    route = getattr(request.scope.get("route"), "path", "unmatched")
+    metrics.requests.labels(route=route, status=str(status)).observe(seconds)
+    write = log.warning if status >= 500 else log.debug
+    write(
+        "request",
+        method=request.method,
+        route=route,
+        status=status,
+        seconds=round(seconds, 5),
+        token=getattr(request.state, "token", None),
+    )
 
 
 class Gate:

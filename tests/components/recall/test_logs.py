@@ -73,6 +73,9 @@ def test_api_logs_no_user_and_no_query_even_of_errors(
             assert httpx.post(f"{root}/events", json=event).status_code == 503
         finally:
             client.config_set("maxmemory", 0)
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        for status in (200, 500):
+            assert f'route="/v1/users/{{user_id}}/recall",status="{status}"}} 1.0' in metrics
     assert process.returncode == 0  # told to stop, it stops
     lines = read_lines(log)
     events = [str(line["event"]) for line in lines]
@@ -80,8 +83,8 @@ def test_api_logs_no_user_and_no_query_even_of_errors(
     failed = [line for line in lines if "exception" in line]
     assert failed and all(str(line["exception"]).endswith("ResponseError") for line in failed)
     assert {"level", "timestamp"} <= set(lines[0])
-    (request,) = [line for line in lines if line["event"] == "request" and line["status"] == 503]
-    assert request["route"] == "/v1/events" and request["request_id"]
+    requests = [(line["route"], line["status"]) for line in lines if line["event"] == "request" and line["request_id"]]
+    assert requests == [("/v1/users/{user_id}/recall", 500), ("/v1/events", 503)]
 
 
 def test_worker_logs_no_user_and_no_query_even_of_what_it_gives_up(
