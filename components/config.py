@@ -378,6 +378,8 @@ class RecallConfig(Model):
     )
     max_future_seconds: float = Field(default=300, ge=0, description="Clock skew allowed to an event.")
     max_stream_length: int = Field(default=1_000_000, gt=0, description="Backlog at which events are refused.")
+    ad_hoc_queue: int = Field(default=32, gt=0, description="Ad-hoc requests that may wait; more are refused.")
+    ad_hoc_deadline_seconds: float = Field(default=5, gt=0, le=60, description="Longest wait for an ad-hoc answer.")
     requests_per_minute: int = Field(
         default=0, ge=0, description="Of one token, or one address without tokens, by each API process; 0: no limit."
     )

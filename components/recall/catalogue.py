@@ -28,11 +28,13 @@ class Catalogue:
     Attributes:
         release: Its name.
         tasks: Names of its tasks, in order.
+        query_tasks: Names of those that need a query.
         fallback: Popular items by task: item ids and scores, best first.
     """
 
     release: str
     tasks: tuple[str, ...]
+    query_tasks: tuple[str, ...]
     fallback: dict[str, tuple[list[int], list[float]]]
     _item_ids: npt.NDArray[np.int64]
     _titles: pa.Table
@@ -55,15 +57,22 @@ def load_catalogue(publication: Publication, settings: Settings) -> Catalogue:
     bundle = fetch(publication.bundle, settings.cache_path / "bundles")
     manifest = read_manifest(bundle)
     manifest.require(publication.release, publication.bundle)
-    tasks = tuple(task.name for task in read_tasks(bundle))
+    tasks = read_tasks(bundle)
     titles = _read(bundle / "titles.parquet").sort_by("item_id").combine_chunks()
     popularity = _read(bundle / "fallback.parquet")
     fallback = {}
     for task in tasks:
-        rows = popularity.filter(pc.equal(popularity["task"], task))
-        fallback[task] = (rows["item_id"].to_pylist(), rows["score"].to_pylist())
+        rows = popularity.filter(pc.equal(popularity["task"], task.name))
+        fallback[task.name] = (rows["item_id"].to_pylist(), rows["score"].to_pylist())
     item_ids = np.asarray(titles["item_id"], dtype=np.int64)
-    return Catalogue(manifest.release, tasks, fallback, item_ids, titles)
+    return Catalogue(
+        release=manifest.release,
+        tasks=tuple(task.name for task in tasks),
+        query_tasks=tuple(task.name for task in tasks if task.needs_query),
+        fallback=fallback,
+        _item_ids=item_ids,
+        _titles=titles,
+    )
 
 
 def _read(path: Path) -> pa.Table:

@@ -40,17 +40,19 @@ def worker(
     set_: SetOption = None,
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics; 0: none.")] = 0,
     host: HostOption = _LOOPBACK,
+    ad_hoc: Annotated[bool, typer.Option("--ad-hoc", help="Answer POST /v1/recall instead.")] = False,
 ) -> None:
     """Consume events and store results until SIGTERM; waits while there is no release."""
     from components.recall.launch import run_worker
 
     log_as_json()
-    run_worker(get_settings(), _read(config, set_), host, metrics_port)
+    run_worker(get_settings(), _read(config, set_), host, metrics_port, ad_hoc)
 
 
 @app.command(rich_help_panel="Run")
 def workers(
     instances: Annotated[int, typer.Option("--instances", "-n", min=1, help="Worker processes.")] = 2,
+    ad_hoc: Annotated[int, typer.Option(min=0, help="Further processes that answer POST /v1/recall.")] = 0,
     config: ConfigOption = "complete_journey",
     set_: SetOption = None,
     host: HostOption = _LOOPBACK,
@@ -63,7 +65,7 @@ def workers(
     log_as_json()
     _read(config, set_)  # a mistake is said once, here, and not by every instance again and again
     arguments = ["--config", config, *(part for value in set_ or [] for part in ("--set", value))]
-    run_instances(get_settings(), arguments, instances, host, port, stuck_seconds)
+    run_instances(get_settings(), arguments, instances, ad_hoc, host, port, stuck_seconds)
 
 
 @app.command(rich_help_panel="Run")
@@ -126,6 +128,26 @@ def show(
     settings = get_settings()
     with redis_errors(settings.redis_url):
         Console().print(describe_user(settings, _read(config, None).recall, user, task, k))
+
+
+@app.command(rich_help_panel="Operate")
+def ask(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    guidance: Annotated[str | None, typer.Option(help='Words that steer the recall: "gift for a child".')] = None,
+    task: Annotated[str, typer.Option(help="Task of the serving release.")] = "next_purchase",
+    query: Annotated[str | None, typer.Option(help="The user's words, for tasks that need a query.")] = None,
+    k: Annotated[int, typer.Option(min=1, max=1000, help="Number of items.")] = 20,
+    config: ConfigOption = "complete_journey",
+    set_: SetOption = None,
+) -> None:
+    """Print what the model recalls for a user now; needs `urm recall worker --ad-hoc`."""
+    from components.recall.asks import Ask
+    from components.recall.show import ask_model
+
+    settings = get_settings()
+    asked = Ask(user_id=user, task=task, k=k, query=query, guidance=guidance)
+    with redis_errors(settings.redis_url):
+        Console().print(ask_model(settings, _read(config, set_).recall, asked))
 
 
 @app.command(rich_help_panel="Operate")

@@ -20,6 +20,7 @@ from pydantic import (
 from components.exceptions import DataError
 
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128, strip_whitespace=True)]
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
 
 EXAMPLE: dict[str, JsonValue] = {
     "event_id": "8f14e45f-ceea-467f-a0e6-1d2f6b3c9a01",
@@ -48,9 +49,7 @@ class Event(BaseModel):
     )
     behavior: ShortText = Field(default="purchase", description="What the user did, e.g. purchase, view, search.")
     scenario: ShortText = Field(default="live", description="Where it happened.")
-    query: Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)] | None = Field(
-        default=None, description="The user's words; asks the tasks that need a query."
-    )
+    query: LongText | None = Field(default=None, description="The user's words; asks the tasks that need a query.")
     ts: AwareDatetime = Field(
         default_factory=lambda: datetime.now(UTC),
         description="When it happened, with time zone; the server's clock if left out.",

@@ -38,6 +38,10 @@ class WorkerMetrics:
         self.unknown_items = Counter(
             "urm_worker_unknown_items", "Events of items that the item table does not have.", registry=registry
         )
+        self.late_events = Counter(
+            "urm_worker_late_events", "Events older than the features, taken as contained in them.", registry=registry
+        )
+        self.asks = Counter("urm_ad_hoc_requests", "Ad-hoc requests by outcome.", ["outcome"], registry=registry)
         self.stream_entries = Gauge("urm_stream_entries", "Events not yet finished.", registry=registry)
         self.pending_entries = Gauge("urm_stream_pending_entries", "Delivered, not acknowledged.", registry=registry)
         self.dead_letters = Gauge("urm_dead_letters", "Events given up.", registry=registry)
@@ -59,6 +63,7 @@ class ApiMetrics:
         )
         self.events = Counter("urm_api_events", "Events by outcome.", ["outcome"], registry=self.registry)
         self.reads = Counter("urm_api_reads", "Answers by source and task.", ["source", "task"], registry=self.registry)
+        self.asks = Counter("urm_api_ad_hoc", "Ad-hoc requests by status.", ["status"], registry=self.registry)
         self.result_age = Histogram(
             "urm_api_result_age_seconds",
             "Age of a result when it is read.",

@@ -86,7 +86,7 @@ def test_a_batch_answers_as_the_single_reads_do(
     )
     UserStore(client, recall_config).store("3", {"new_item": result}, order=1, revision=1)
     users = ["4", "3", "4"]
-    batch = api.post("/v1/recall", params={"task": "new_item", "k": 2}, json={"user_ids": users}).json()
+    batch = api.post("/v1/users/recall", params={"task": "new_item", "k": 2}, json={"user_ids": users}).json()
     single = [api.get(f"/v1/users/{user}/recall", params={"task": "new_item", "k": 2}).json() for user in users]
     assert batch == {"answers": single}
     assert [answer["source"] for answer in single] == ["fallback", "model", "fallback"]
@@ -102,7 +102,7 @@ def test_a_batch_answers_as_the_single_reads_do(
     ],
 )
 def test_a_bad_batch_is_refused(api: TestClient, body: object, sentence: str) -> None:
-    detail = problem(api.post("/v1/recall", json=body), 422)
+    detail = problem(api.post("/v1/users/recall", json=body), 422)
     assert re.match(sentence, detail), detail
 
 
