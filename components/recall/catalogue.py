@@ -5,6 +5,7 @@ The tables stay in Arrow's memory; an item is found by binary search.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.addresses import fetch
+from components.config import ItemFilter
 from components.exceptions import ReleaseError
+from components.recall.filters import blocked_items
 from components.release.bundle import read_manifest, read_tasks
 from components.release.rollout import Publication
 from components.settings import Settings
@@ -47,8 +50,15 @@ class Catalogue:
         return self._titles["title"][row].as_py(), self._titles["category"][row].as_py()
 
 
-def load_catalogue(publication: Publication, settings: Settings) -> Catalogue:
+def load_catalogue(
+    publication: Publication, settings: Settings, filters: Mapping[str, ItemFilter] | None = None
+) -> Catalogue:
     """Read the tables of a published release.
+
+    Args:
+        publication: Which.
+        settings: Where.
+        filters: What its fallback leaves out beside unavailable items.
 
     Raises:
         ReleaseError: The bundle is another release's, or a table is damaged.
@@ -61,8 +71,11 @@ def load_catalogue(publication: Publication, settings: Settings) -> Catalogue:
     titles = _read(bundle / "titles.parquet").sort_by("item_id").combine_chunks()
     popularity = _read(bundle / "fallback.parquet")
     fallback = {}
+    blocked = blocked_items(titles, [task.name for task in tasks], filters or {})
     for task in tasks:
-        rows = popularity.filter(pc.equal(popularity["task"], task.name))
+        of_task = pc.equal(popularity["task"], task.name)
+        forbidden = pc.is_in(popularity["item_id"], pa.array(blocked[task.name]))
+        rows = popularity.filter(pc.and_(of_task, pc.invert(forbidden)))
         fallback[task.name] = (rows["item_id"].to_pylist(), rows["score"].to_pylist())
     item_ids = np.asarray(titles["item_id"], dtype=np.int64)
     return Catalogue(

@@ -106,13 +106,19 @@ def events(
     set_: SetOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Feed only the first N.")] = None,
 ) -> None:
-    """Feed events of a file into the stream, in order; feeding a file again is harmless for a day."""
-    from components.recall.intake import feed, read_events
+    """Feed events of a file into the stream, in order; feeding a file again is harmless for a day.
+
+    A row that is no event is named, left out, and makes the exit code 2; the others are fed.
+    """
+    from components.recall.intake import Refusals, feed, read_events
 
     recall, settings = _read(config, set_).recall, get_settings()
+    refusals = Refusals(lambda sentence: typer.echo(sentence, err=True))
+    rows = read_events(file, recall.max_future_seconds, refusals, limit=limit)
     with redis_errors(settings.redis_url):
-        report = feed(open_redis(settings.redis_url), read_events(file, recall.max_future_seconds, limit=limit), recall)
-    typer.echo(f"{report.accepted} accepted, {report.duplicates} accepted before")
+        report = feed(open_redis(settings.redis_url), rows, recall)
+    typer.echo(f"{report.accepted} accepted, {report.duplicates} accepted before, {refusals.count} refused")
+    refusals.require_none(file)
 
 
 @app.command(rich_help_panel="Operate")
@@ -211,7 +217,7 @@ def list_letters(limit: Annotated[int, typer.Option(min=1, help="At most so many
     table = Table("id", "given up at", "tries", "reason", "event")
     for letter in letters:
         at = letter.at.isoformat(timespec="seconds")
-        table.add_row(letter.letter_id, at, str(letter.deliveries), letter.reason, letter.event)
+        table.add_row(letter.letter_id, at, str(letter.deliveries), letter.reason, letter.printable)
     Console().print(table if letters else "no dead letters")
 
 

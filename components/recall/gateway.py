@@ -130,7 +130,7 @@ class Gateway:
 
     async def _load(self, publication: Publication) -> None:
         try:
-            self._catalogue = await asyncio.to_thread(load_catalogue, publication, self._settings)
+            self._catalogue = await asyncio.to_thread(load_catalogue, publication, self._settings, self._config.filters)
             log.info("serving release", release=publication.release)
         except UrmError as error:
             self._refused = publication.release

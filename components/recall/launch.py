@@ -43,7 +43,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     worker = (AdHocWorker if ad_hoc else RecallWorker)(
         open_redis(settings.redis_url),
         config.recall,
-        lambda publication: load_release(publication, settings, config.release),
+        lambda publication: load_release(publication, settings, config.release, config.recall.filters),
     )
     on_termination(worker.stop)
     if metrics_port:

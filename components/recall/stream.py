@@ -5,6 +5,7 @@ Delivery is at least once: an entry stays pending until its result is stored, wh
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +142,10 @@ class EventStream:
             times = deliveries.get(entry_id, 1)
             text = fields.get("event", "")
             try:
-                entries.append(Entry(entry_id, decode_event(text), float(fields.get("accepted_at", "nan")), times))
+                accepted_at = float(fields.get("accepted_at", "nan"))
+                entries.append(
+                    Entry(entry_id, decode_event(text), accepted_at if math.isfinite(accepted_at) else math.nan, times)
+                )
             except (DataError, ValueError) as error:
                 self.give_up(entry_id, text, str(error), times)
         return entries

@@ -139,6 +139,8 @@ class RecallWorker(ServingLoop):
                 self.metrics.results.labels(outcome="stored").inc(stored)
                 self.metrics.results.labels(outcome="older").inc(len(by_task) - stored)
             self._stream.acknowledge(entries)
+        late = [entry for entry in entries if entry.event.ts_us < known[entry.event.user_id].as_of_us]
+        self.metrics.late_events.inc(len(late))
         self._count(release, entries, len(recent))
 
     def _count(self, release: ServingRelease, entries: list[Entry], num_users: int) -> None:

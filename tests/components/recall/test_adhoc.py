@@ -257,10 +257,15 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
         roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
         wait_until(lambda: client.zcard(ASK_WORKERS))
         done = subprocess.run(
-            [*command, "ask", "3", "--task", "new_item", "--guidance", WORDS, "-k", "3", "--set", "recall.ad_hoc_deadline_seconds=30"],
-            cwd=root, env=environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        result = ask_and_wait(open_redis(settings.redis_url), Ask(user_id="3", task="new_item", k=3, guidance=WORDS), recall_config)  # fmt: skip
+            [*command, "ask", "3", "--task", "new_item", "--guidance", WORDS, "--k", "3"],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        ask = Ask(user_id="3", task="new_item", k=3, guidance=WORDS)
+        result = ask_and_wait(open_redis(settings.redis_url), ask, recall_config)
         assert all(f"item {item}" in done.stdout for item in result.item_ids)
         assert f"User 3, new_item, “{WORDS}”: release {releases[0].name}" in done.stdout
         process.send_signal(signal.SIGTERM)

@@ -141,7 +141,7 @@ def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
         ({**EVENT, "item_id": -1}, "body field 'item_id': expected greater than or equal to 0, got -1"),
         ({**EVENT, "colour": "red"}, "body field 'colour': expected known fields only, got this one"),
         ({**EVENT, "ts": "2017-01-01T00:00:00"}, "body field 'ts': expected timezone info"),
-        ({**EVENT, "ts": "2999-01-01T00:00:00Z"}, "event 'e1', field 'ts': expected at most 300 s in the future"),
+        ({**EVENT, "ts": "2200-01-01T00:00:00Z"}, "event 'e1', field 'ts': expected at most 300 s in the future"),
         ([EVENT, {**EVENT, "user_id": ""}], r"body field '1\.user_id': expected .*at least 1 character"),
         ([], "body field 'body': expected .*at least 1 item"),
         ([EVENT] * 1001, "body field 'body': expected .*at most 1000 items"),
