@@ -21,10 +21,10 @@ from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
 from components.recall.store import RecentEvents, UserStore
 from components.release.rollout import Publication
 from components.urm.guidance import guide
-from components.urm.inference import CONTEXTS_PER_PASS
 from components.urm.request import RecallRequest, UserContext
 
 log = structlog.get_logger()
+ASKS_A_PASS = 8  # callers wait, so a pass is to be short
 _NO_EVENTS = RecentEvents(events=[], revision=0)
 
 
@@ -50,7 +50,7 @@ class AdHocWorker(ServingLoop):
             self._sleep(IDLE_BLOCK_MS / 1000)
             return
         self._desk.open()
-        asks, dropped = self._desk.take(CONTEXTS_PER_PASS, IDLE_BLOCK_MS / 1000)
+        asks, dropped = self._desk.take(ASKS_A_PASS, IDLE_BLOCK_MS / 1000)
         self.metrics.asks.labels(outcome="dropped").inc(dropped)
         if asks:
             with self.metrics.stage_seconds.labels(part="ad_hoc").time():

@@ -108,7 +108,7 @@ def _add_events(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         status_code=202,
         tags=["recall"],
         dependencies=[Depends(gate.allow(Scope.WRITE))],
-        responses=problems.responses(401, 403, 413, 422, 429, 503),
+        responses=problems.responses(400, 401, 403, 413, 422, 429, 503),
     )
     async def post_events(
         events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)],
@@ -183,7 +183,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         "/v1/users/recall",
         tags=["recall"],
         dependencies=readers,
-        responses=problems.responses(401, 403, 404, 413, 422, 429, 503),
+        responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 503),
     )
     async def read_recall(
         user_ids: Annotated[
@@ -213,7 +213,7 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         "/v1/recall",
         tags=["recall"],
         dependencies=[Depends(gate.allow(Scope.READ))],
-        responses=problems.responses(401, 403, 404, 413, 422, 429, 500, 503, 504),
+        responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
     )
     async def ask_recall(request: AdHocRequest) -> AdHocAnswer:
         """Run the model for one user now, steered by words such as "gift for a child".

@@ -161,6 +161,12 @@ def test_body_that_is_no_json_is_refused(api: TestClient) -> None:
     assert "expected valid JSON" in problem(response, 422)
 
 
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/recall", "/v1/users/recall"])
+def test_body_that_is_no_text_is_refused(api: TestClient, path: str) -> None:
+    response = api.post(path, content=b'{"user_id": "\xff"}', headers={"content-type": "application/json"})
+    assert problem(response, 400) == "body: expected JSON in UTF-8, got something else; see /docs for an example."
+
+
 def test_full_stream_asks_to_come_back(client: redis.Redis, releases: tuple[Release, Release]) -> None:
     config = RecallConfig(max_stream_length=2)
     with TestClient(create_app(releases[0].settings, config)) as api:
