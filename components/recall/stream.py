@@ -142,10 +142,16 @@ class EventStream:
             times = deliveries.get(entry_id, 1)
             text = fields.get("event", "")
             try:
-                accepted_at = float(fields.get("accepted_at", "nan"))
-                entries.append(
-                    Entry(entry_id, decode_event(text), accepted_at if math.isfinite(accepted_at) else math.nan, times)
-                )
-            except (DataError, ValueError) as error:
+                entries.append(Entry(entry_id, decode_event(text), _seconds(fields.get("accepted_at", "")), times))
+            except DataError as error:
                 self.give_up(entry_id, text, str(error), times)
         return entries
+
+
+def _seconds(text: str) -> float:
+    """The number, or NaN: an event is no worse for not saying when it was accepted."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return math.nan
+    return seconds if math.isfinite(seconds) else math.nan
