@@ -364,6 +364,18 @@ class ReleaseConfig(Model):
     promote_timeout_seconds: float = Field(default=120, gt=0, description="Longest wait for the workers' answer.")
 
 
+EVERY_TASK = "all"
+
+
+class ItemFilter(Model):
+    """Items that serving leaves out. Categories are named as in the items' paths, at any level; no list allows all."""
+
+    allow_categories: tuple[str, ...] = Field(default=(), description="Only items in one of these.")
+    deny_categories: tuple[str, ...] = Field(default=(), description="No item in any of these.")
+    allow_brands: tuple[str, ...] = Field(default=(), description="Only items of these brands.")
+    deny_brands: tuple[str, ...] = Field(default=(), description="No item of these brands.")
+
+
 class RecallConfig(Model):
     """The asynchronous recall runtime."""
 
@@ -378,6 +390,12 @@ class RecallConfig(Model):
     )
     max_future_seconds: float = Field(default=300, ge=0, description="Clock skew allowed to an event.")
     max_stream_length: int = Field(default=1_000_000, gt=0, description="Backlog at which events are refused.")
+    filters: dict[str, ItemFilter] = Field(
+        default_factory=dict,
+        description=f"By task name, or {EVERY_TASK!r} for every task; unavailable items are left out in any case.",
+    )
+    ad_hoc_queue: int = Field(default=32, gt=0, description="Ad-hoc requests that may wait; more are refused.")
+    ad_hoc_deadline_seconds: float = Field(default=5, gt=0, le=60, description="Longest wait for an ad-hoc answer.")
     requests_per_minute: int = Field(
         default=0, ge=0, description="Of one token, or one address without tokens, by each API process; 0: no limit."
     )
@@ -483,6 +501,15 @@ class RunConfig(Model):
         if repeated:
             raise ValueError(f"expected each task once, not {repeated[0]!r} again")
         return tasks
+
+    @field_validator("recall")
+    @classmethod
+    def _filters_of_tasks(cls, recall: RecallConfig, info: ValidationInfo) -> RecallConfig:
+        known = [task.name for task in info.data.get("tasks", ())]  # absent if they are wrong themselves
+        unknown = [name for name in recall.filters if name not in (EVERY_TASK, *known)]
+        if known and unknown:
+            raise ValueError(f"expected filters of {EVERY_TASK} or one of {', '.join(known)}, not of {unknown[0]!r}")
+        return recall
 
     def task(self, name: str) -> Task:
         """The task of that name.

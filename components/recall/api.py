@@ -18,6 +18,7 @@ from pydantic import Discriminator, Field, Tag
 from components import __version__
 from components.config import RecallConfig
 from components.recall import problems, requests
+from components.recall.asks import Ask
 from components.recall.catalogue import Catalogue
 from components.recall.events import EXAMPLE, Event, ShortText
 from components.recall.gateway import Gateway
@@ -27,6 +28,8 @@ from components.recall.requests import Gate
 from components.recall.responses import (
     AcceptedEvent,
     AcceptedEvents,
+    AdHocAnswer,
+    AdHocQuestion,
     Health,
     RecallAnswer,
     RecallAnswers,
@@ -46,6 +49,7 @@ Post what users do; read what the model recalls for them.
 1. `POST /v1/events` puts events into a stream and answers at once.
 2. A worker infers the user's new recall for every task, usually within seconds.
 3. `GET /v1/users/{user_id}/recall` reads the stored result; it never waits for the model.
+4. `POST /v1/recall` does wait for the model: one user, steered by words, where ad-hoc workers run.
 
 Every error is an `application/problem+json` document whose `detail` says what was expected, what came and what to do.
 """
@@ -95,6 +99,7 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
     gate = Gate(tokens, config.requests_per_minute)
     _add_events(app, gateway, config, metrics, [Depends(gate.allow(Scope.WRITE)), *tracing.dependencies()])
     _add_recall(app, gateway, config, metrics, gate)
+    _add_ad_hoc(app, gateway, config, metrics, gate)
     _add_service(app, gateway, metrics)
     return app
 
@@ -107,7 +112,7 @@ def _add_events(
         status_code=202,
         tags=["recall"],
         dependencies=dependencies,
-        responses=problems.responses(401, 403, 413, 422, 429, 503),
+        responses=problems.responses(400, 401, 403, 413, 422, 429, 503),
     )
     async def post_events(
         events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)],
@@ -150,14 +155,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
 
     async def read(user_ids: list[str], task: str, k: int) -> list[RecallAnswer]:
         catalogue, results = await gateway.results(user_ids, task)
-        if task not in catalogue.tasks:
-            raise ApiError(
-                404,
-                "task",
-                expected="one of " + ", ".join(catalogue.tasks),
-                got=repr(task),
-                remedy="name a task of the serving release",
-            )
+        _require_task(catalogue, task)
         answers = []
         for user_id, result in zip(user_ids, results, strict=True):
             metrics.reads.labels(source="fallback" if result is None else "model", task=task).inc()
@@ -186,10 +184,10 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         return (await read([user_id], task, k))[0]
 
     @app.post(
-        "/v1/recall",
+        "/v1/users/recall",
         tags=["recall"],
         dependencies=readers,
-        responses=problems.responses(401, 403, 404, 413, 422, 429, 503),
+        responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 503),
     )
     async def read_recall(
         user_ids: Annotated[
@@ -206,7 +204,48 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
     async def get_tasks() -> TaskList:
         """The tasks of the serving release."""
         catalogue = await gateway.catalogue()
-        return TaskList(release=catalogue.release, tasks=list(catalogue.tasks))
+        return TaskList(release=catalogue.release, tasks=list(catalogue.tasks), query_tasks=list(catalogue.query_tasks))
+
+
+def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
+    class AdHocRequest(AdHocQuestion):
+        """What to recall for whom, now."""
+
+        k: int = Field(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
+
+    @app.post(
+        "/v1/recall",
+        tags=["recall"],
+        dependencies=[Depends(gate.allow(Scope.READ))],
+        responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
+    )
+    async def ask_recall(request: AdHocRequest) -> AdHocAnswer:
+        """Run the model for one user now, steered by words such as "gift for a child".
+
+        It takes as long as the model does, and nothing is stored: read stored results wherever they do. Requests have
+        their own workers and a short queue. A full queue is 429, no worker 503, no answer by the deadline 504.
+        """
+        catalogue = await gateway.catalogue()
+        _require_task(catalogue, request.task)
+        _require_query(catalogue, request)
+        try:
+            result = await gateway.ask(Ask(**request.model_dump()))
+        except ApiError as error:
+            metrics.asks.labels(status=str(error.status)).inc()
+            raise
+        metrics.asks.labels(status="200").inc()
+        return AdHocAnswer(
+            user_id=request.user_id,
+            task=request.task,
+            source="model",
+            release=result.release,
+            event_id=result.event_id,
+            event_ts=result.event_ts,
+            computed_at=result.computed_at,
+            query=request.query,
+            guidance=request.guidance,
+            items=_items(catalogue, result.item_ids, result.scores),
+        )
 
 
 def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
@@ -225,6 +264,29 @@ def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
     async def get_metrics() -> Response:
         """Prometheus metrics."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _require_task(catalogue: Catalogue, task: str) -> None:
+    if task not in catalogue.tasks:
+        raise ApiError(
+            404,
+            "task",
+            expected="one of " + ", ".join(catalogue.tasks),
+            got=repr(task),
+            remedy="name a task of the serving release",
+        )
+
+
+def _require_query(catalogue: Catalogue, request: AdHocQuestion) -> None:
+    needed = request.task in catalogue.query_tasks
+    if needed != (request.query is not None):
+        raise ApiError(
+            422,
+            f"body field 'query', task {request.task!r}",
+            expected="the words that the user searched for" if needed else "nothing, since this task has no query",
+            got=repr(request.query) if request.query else "nothing",
+            remedy="send them" if needed else "leave it out, or put the words into guidance",
+        )
 
 
 def _refuse_future(events: list[Event], config: RecallConfig) -> None:

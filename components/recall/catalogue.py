@@ -5,6 +5,7 @@ The tables stay in Arrow's memory; an item is found by binary search.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.addresses import fetch
+from components.config import ItemFilter
 from components.exceptions import ReleaseError
+from components.recall.filters import blocked_items
 from components.release.bundle import read_manifest, read_tasks
 from components.release.rollout import Publication
 from components.settings import Settings
@@ -28,11 +31,13 @@ class Catalogue:
     Attributes:
         release: Its name.
         tasks: Names of its tasks, in order.
+        query_tasks: Names of those that need a query.
         fallback: Popular items by task: item ids and scores, best first.
     """
 
     release: str
     tasks: tuple[str, ...]
+    query_tasks: tuple[str, ...]
     fallback: dict[str, tuple[list[int], list[float]]]
     _item_ids: npt.NDArray[np.int64]
     _titles: pa.Table
@@ -45,8 +50,15 @@ class Catalogue:
         return self._titles["title"][row].as_py(), self._titles["category"][row].as_py()
 
 
-def load_catalogue(publication: Publication, settings: Settings) -> Catalogue:
+def load_catalogue(
+    publication: Publication, settings: Settings, filters: Mapping[str, ItemFilter] | None = None
+) -> Catalogue:
     """Read the tables of a published release.
+
+    Args:
+        publication: Which.
+        settings: Where.
+        filters: What its fallback leaves out beside unavailable items.
 
     Raises:
         ReleaseError: The bundle is another release's, or a table is damaged.
@@ -55,15 +67,25 @@ def load_catalogue(publication: Publication, settings: Settings) -> Catalogue:
     bundle = fetch(publication.bundle, settings.cache_path / "bundles")
     manifest = read_manifest(bundle)
     manifest.require(publication.release, publication.bundle)
-    tasks = tuple(task.name for task in read_tasks(bundle))
+    tasks = read_tasks(bundle)
     titles = _read(bundle / "titles.parquet").sort_by("item_id").combine_chunks()
     popularity = _read(bundle / "fallback.parquet")
     fallback = {}
+    blocked = blocked_items(titles, [task.name for task in tasks], filters or {})
     for task in tasks:
-        rows = popularity.filter(pc.equal(popularity["task"], task))
-        fallback[task] = (rows["item_id"].to_pylist(), rows["score"].to_pylist())
+        of_task = pc.equal(popularity["task"], task.name)
+        forbidden = pc.is_in(popularity["item_id"], pa.array(blocked[task.name]))
+        rows = popularity.filter(pc.and_(of_task, pc.invert(forbidden)))
+        fallback[task.name] = (rows["item_id"].to_pylist(), rows["score"].to_pylist())
     item_ids = np.asarray(titles["item_id"], dtype=np.int64)
-    return Catalogue(manifest.release, tasks, fallback, item_ids, titles)
+    return Catalogue(
+        release=manifest.release,
+        tasks=tuple(task.name for task in tasks),
+        query_tasks=tuple(task.name for task in tasks if task.needs_query),
+        fallback=fallback,
+        _item_ids=item_ids,
+        _titles=titles,
+    )
 
 
 def _read(path: Path) -> pa.Table:

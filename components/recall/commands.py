@@ -42,18 +42,20 @@ def worker(
     set_: SetOption = None,
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics; 0: none.")] = 0,
     host: HostOption = _LOOPBACK,
+    ad_hoc: Annotated[bool, typer.Option("--ad-hoc", help="Answer POST /v1/recall instead.")] = False,
 ) -> None:
     """Consume events and store results until SIGTERM; waits while there is no release."""
     from components.recall.launch import run_worker
 
     run_config = _read(config, set_)
     log_as_json()
-    run_worker(get_settings(), run_config, host, metrics_port)
+    run_worker(get_settings(), run_config, host, metrics_port, ad_hoc)
 
 
 @app.command(rich_help_panel="Run")
 def workers(
     instances: Annotated[int, typer.Option("--instances", "-n", min=1, help="Worker processes.")] = 2,
+    ad_hoc: Annotated[int, typer.Option(min=0, help="Further processes that answer POST /v1/recall.")] = 0,
     config: ConfigOption = "complete_journey",
     set_: SetOption = None,
     host: HostOption = _LOOPBACK,
@@ -66,7 +68,7 @@ def workers(
     _read(config, set_)  # a mistake is said once, here, and not by every instance again and again
     log_as_json()
     arguments = ["--config", config, *(part for value in set_ or [] for part in ("--set", value))]
-    run_instances(get_settings(), arguments, instances, host, port, stuck_seconds)
+    run_instances(get_settings(), arguments, instances, ad_hoc, host, port, stuck_seconds)
 
 
 @app.command(rich_help_panel="Run")
@@ -111,13 +113,19 @@ def events(
     set_: SetOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Feed only the first N.")] = None,
 ) -> None:
-    """Feed events of a file into the stream, in order; feeding a file again is harmless for a day."""
-    from components.recall.intake import feed, read_events
+    """Feed events of a file into the stream, in order; feeding a file again is harmless for a day.
+
+    A row that is no event is named, left out, and makes the exit code 2; the others are fed.
+    """
+    from components.recall.intake import Refusals, feed, read_events
 
     recall, settings = _read(config, set_).recall, get_settings()
+    refusals = Refusals(lambda sentence: typer.echo(sentence, err=True))
+    rows = read_events(file, recall.max_future_seconds, refusals, limit=limit)
     with redis_errors(settings.redis_url):
-        report = feed(open_redis(settings.redis_url), read_events(file, recall.max_future_seconds, limit=limit), recall)
-    typer.echo(f"{report.accepted} accepted, {report.duplicates} accepted before")
+        report = feed(open_redis(settings.redis_url), rows, recall)
+    typer.echo(f"{report.accepted} accepted, {report.duplicates} accepted before, {refusals.count} refused")
+    refusals.require_none(file)
 
 
 @app.command(rich_help_panel="Operate")
@@ -147,6 +155,26 @@ def trace(
     with redis_errors(url):
         found = trace_event(client, event_id, read_tasks(client), user)
     Console().print(describe_trace(found))
+
+
+@app.command(rich_help_panel="Operate")
+def ask(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    guidance: Annotated[str | None, typer.Option(help='Words that steer the recall: "gift for a child".')] = None,
+    task: Annotated[str, typer.Option(help="Task of the serving release.")] = "next_purchase",
+    query: Annotated[str | None, typer.Option(help="The user's words, for tasks that need a query.")] = None,
+    k: Annotated[int, typer.Option(min=1, max=1000, help="Number of items.")] = 20,
+    config: ConfigOption = "complete_journey",
+    set_: SetOption = None,
+) -> None:
+    """Print what the model recalls for a user now; needs `urm recall worker --ad-hoc`."""
+    from components.recall.asks import Ask
+    from components.recall.show import ask_model
+
+    settings = get_settings()
+    asked = Ask(user_id=user, task=task, k=k, query=query, guidance=guidance)
+    with redis_errors(settings.redis_url):
+        Console().print(ask_model(settings, _read(config, set_).recall, asked))
 
 
 @app.command(rich_help_panel="Operate")
@@ -210,7 +238,7 @@ def list_letters(limit: Annotated[int, typer.Option(min=1, help="At most so many
     table = Table("id", "given up at", "tries", "reason", "event")
     for letter in letters:
         at = letter.at.isoformat(timespec="seconds")
-        table.add_row(letter.letter_id, at, str(letter.deliveries), letter.reason, letter.event)
+        table.add_row(letter.letter_id, at, str(letter.deliveries), letter.reason, letter.printable)
     Console().print(table if letters else "no dead letters")
 
 

@@ -5,7 +5,8 @@ the clock of the machine; so a replay of old events gives what it would have giv
 the features is taken to be in them; a late event among the live ones falls into its place by its own time.
 
 The result equals the offline history of the same instant, but for two things that the online store does not hold: the
-counts behind `top_categories`, and items beyond the history's length; such an item that comes back counts as new.
+counts behind `top_categories`, and items beyond the history's length; such an item that comes back counts as new. And
+it knows no more live events than are kept (`recall.history_events`), and one time of day at which days turn.
 """
 
 from __future__ import annotations

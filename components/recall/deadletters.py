@@ -32,6 +32,11 @@ class DeadLetter:
     deliveries: int
     at: datetime
 
+    @property
+    def printable(self) -> str:
+        """The event's text with escapes for bytes that are no text."""
+        return self.event.encode(errors="backslashreplace").decode()
+
 
 def list_letters(client: redis.Redis, limit: int = 100) -> list[DeadLetter]:
     """Dead letters, oldest first."""

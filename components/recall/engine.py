@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import structlog
 from feast import FeatureStore
 
 from components.addresses import fetch
-from components.config import ReleaseConfig, Task
+from components.config import ItemFilter, ReleaseConfig, Task
 from components.exceptions import ReleaseError, UserError
 from components.features.schema import CONTEXTS
 from components.features.store import History, open_feature_store, read_history
 from components.recall.context import HistoryItem, HistoryRule, KnownHistory
 from components.recall.events import to_microseconds
+from components.recall.filters import blocked_items
 from components.release.bundle import Manifest, SmokeRequest, read_smoke, read_tasks, verify
 from components.release.rollout import Publication
 from components.settings import Settings
 from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
-from components.urm.request import RecallRequest, read_contexts
+from components.urm.request import Ids, RecallRequest, read_contexts
 
 log = structlog.get_logger()
 _DAY_US = 86_400_000_000
+_NO_ITEMS = np.empty(0, dtype=np.int64)
 
 Ranking = tuple[list[int], list[float]]
 
@@ -43,6 +46,7 @@ class ServingRelease:
         rule: How its features shape a history.
         recaller: Model, item table and index.
         features: The Feast store with what is known of users.
+        blocked: Candidates that a task may not recall, by its name.
     """
 
     publication: Publication
@@ -50,6 +54,7 @@ class ServingRelease:
     rule: HistoryRule
     recaller: UrmRecaller
     features: FeatureStore
+    blocked: Mapping[str, Ids] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -91,10 +96,24 @@ class ServingRelease:
                 got=f"{int((~finite).sum())} of {len(requests)} requests without",
                 remedy="train again, or roll back with `urm recall rollback`",
             )
-        nothing = np.empty(0, dtype=np.int64)
-        exclude = [request.context.item_ids if request.task.exclude_bought else nothing for request in requests]
-        items, scores = self.recaller.top_k(vectors, k, exclude)
-        return [(ids.tolist(), row.tolist()) for ids, row in zip(items, scores, strict=True)]
+        rankings: list[Ranking] = [([], [])] * len(requests)
+        # A search goes as deep as the longest exclusion, so tasks that leave out much are searched by themselves.
+        for numbers in self._group_by_depth(requests):
+            exclude = [self._excluded(requests[number]) for number in numbers]
+            items, scores = self.recaller.top_k(vectors[numbers], k, exclude)
+            for number, ids, row in zip(numbers, items, scores, strict=True):
+                rankings[number] = ids.tolist(), row.tolist()
+        return rankings
+
+    def _group_by_depth(self, requests: Sequence[RecallRequest]) -> list[list[int]]:
+        groups: dict[int, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(len(self.blocked.get(request.task.name, ())), []).append(number)
+        return list(groups.values())
+
+    def _excluded(self, request: RecallRequest) -> Ids:
+        blocked = self.blocked.get(request.task.name, _NO_ITEMS)
+        return np.concatenate([blocked, request.context.item_ids]) if request.task.exclude_bought else blocked
 
     def count_unknown(self, item_ids: Sequence[int]) -> int:
         """How many items the item table does not have; the model leaves them out of a history."""
@@ -110,8 +129,19 @@ class ServingRelease:
         return {user_id: _known(history, now_us) for user_id, history in zip(user_ids, histories, strict=True)}
 
 
-def load_release(publication: Publication, settings: Settings, config: ReleaseConfig) -> ServingRelease:
-    """Fetch, verify and load a published release, and run its smoke check.
+def load_release(
+    publication: Publication,
+    settings: Settings,
+    config: ReleaseConfig,
+    filters: Mapping[str, ItemFilter] | None = None,
+) -> ServingRelease:
+    """Fetch, verify and load a published release, and run its smoke check, before anything is filtered.
+
+    Args:
+        publication: Which.
+        settings: Where.
+        config: Of the smoke check.
+        filters: What its tasks leave out beside unavailable items.
 
     Raises:
         ReleaseError: A file is missing, altered or extra, the bundle is another release's, or the check failed.
@@ -122,7 +152,7 @@ def load_release(publication: Publication, settings: Settings, config: ReleaseCo
     manifest.require(publication.release, publication.bundle)
     release = _open(publication, bundle, manifest, settings)
     check(release, read_smoke(bundle), config.smoke_min_overlap)
-    return release
+    return replace(release, blocked=_blocked(release, bundle, filters or {}))
 
 
 def check(release: ServingRelease, smoke: list[SmokeRequest], min_overlap: float) -> float:
@@ -169,6 +199,14 @@ def _open(publication: Publication, bundle: Path, manifest: Manifest, settings: 
     features = open_feature_store(fetch(manifest.feature_store, settings.cache_path / "features"), settings)
     rule = HistoryRule(length=manifest.history_length, day_origin_us=to_microseconds(manifest.day_origin))
     return ServingRelease(publication, read_tasks(bundle), rule, recaller, features)
+
+
+def _blocked(release: ServingRelease, bundle: Path, filters: Mapping[str, ItemFilter]) -> dict[str, Ids]:
+    """Of each task's forbidden items those that are candidates at all."""
+    titles = pq.read_table(bundle / "titles.parquet", partitioning=None)
+    candidates = release.recaller.candidate_ids
+    by_task = blocked_items(titles, [task.name for task in release.tasks], filters)
+    return {task: items[np.isin(items, candidates)] for task, items in by_task.items()}
 
 
 def _contexts(smoke: list[SmokeRequest]) -> dict[int, Any]:

@@ -20,6 +20,9 @@ from pydantic import (
 from components.exceptions import DataError
 
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128, strip_whitespace=True)]
+# Instants are numbers of microseconds, and Redis' scripts count in doubles, which are exact below 2 ** 53.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2255, 1, 1, tzinfo=UTC)
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
 
 EXAMPLE: dict[str, JsonValue] = {
     "event_id": "8f14e45f-ceea-467f-a0e6-1d2f6b3c9a01",
@@ -48,11 +51,11 @@ class Event(BaseModel):
     )
     behavior: ShortText = Field(default="purchase", description="What the user did, e.g. purchase, view, search.")
     scenario: ShortText = Field(default="live", description="Where it happened.")
-    query: Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)] | None = Field(
-        default=None, description="The user's words; asks the tasks that need a query."
-    )
+    query: LongText | None = Field(default=None, description="The user's words; asks the tasks that need a query.")
     ts: AwareDatetime = Field(
         default_factory=lambda: datetime.now(UTC),
+        ge=EARLIEST,
+        lt=LATEST,
         description="When it happened, with time zone; the server's clock if left out.",
     )
     attributes: dict[ShortText, Annotated[str, StringConstraints(max_length=256)]] = Field(
@@ -101,7 +104,7 @@ def explain(error: ValidationError) -> dict[str, str]:
 
 def to_microseconds(instant: datetime) -> int:
     """Microseconds since 1970, exact."""
-    delta = instant - datetime(1970, 1, 1, tzinfo=UTC)
+    delta = instant - EARLIEST
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 

@@ -10,11 +10,12 @@ import structlog
 
 from components.config import RecallConfig
 from components.exceptions import UrmError
+from components.recall.asks import Ask, AskRefusal, AskResult, ask_arguments, read_answer
 from components.recall.catalogue import Catalogue, load_catalogue
 from components.recall.events import Event
 from components.recall.intake import accept_arguments
 from components.recall.problems import ApiError
-from components.recall.scripts import ACCEPT, result_key
+from components.recall.scripts import ACCEPT, ASK, ask_answer_key, result_key
 from components.recall.store import Result
 from components.recall.tracing import Tracing
 from components.release.rollout import SERVING, WORKER_PREFIX, Publication
@@ -32,12 +33,10 @@ class Gateway:
         self._settings = settings
         self._config = config
         self._tracing = tracing
-        self._client: Any = redis.asyncio.Redis.from_url(
-            settings.redis_url,
-            decode_responses=True,
-            socket_timeout=_TIMEOUT_SECONDS,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
-        )
+        self._client = _connect(settings, _TIMEOUT_SECONDS)
+        # Ad-hoc requests wait on connections of their own; at most as many do as wait in the queue or are at work.
+        self._patient = _connect(settings, config.ad_hoc_deadline_seconds + _TIMEOUT_SECONDS)
+        self._ask = self._client.register_script(ASK)
         self._accept = self._client.register_script(ACCEPT)
         self._catalogue: Catalogue | None = None
         self._refused = ""
@@ -51,6 +50,22 @@ class Gateway:
                     await self._accept(**accept_arguments(event, self._config, traceparent), client=pipe)
                 answers: list[int] = await pipe.execute()
         return answers
+
+    async def ask(self, ask: Ask) -> AskResult:
+        """Wait for an ad-hoc worker's answer.
+
+        Raises:
+            ApiError: There is none, or not in time.
+        """
+        outcome = await self._ask(**ask_arguments(ask, self._config))
+        popped = None
+        if outcome == 1:
+            key = ask_answer_key(ask.ask_id)
+            popped = await self._patient.blpop([key], self._config.ad_hoc_deadline_seconds)
+        answer = read_answer(outcome, popped, self._config)
+        if isinstance(answer, AskRefusal):
+            raise ApiError(answer.status, answer.subject, **answer.parts, retry_after=answer.status in (429, 503))
+        return answer
 
     async def results(self, user_ids: list[str], task: str) -> tuple[Catalogue, list[Result | None]]:
         """The serving release and the stored result of each user, in one round trip.
@@ -85,6 +100,7 @@ class Gateway:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+        await self._patient.aclose()
 
     async def _follow(self, serving: str | None) -> Catalogue:
         """Tables of the release named; while they cannot be read, those of the one before."""
@@ -117,8 +133,17 @@ class Gateway:
 
     async def _load(self, publication: Publication) -> None:
         try:
-            self._catalogue = await asyncio.to_thread(load_catalogue, publication, self._settings)
+            self._catalogue = await asyncio.to_thread(load_catalogue, publication, self._settings, self._config.filters)
             log.info("serving release", release=publication.release)
         except UrmError as error:
             self._refused = publication.release
             log.error("release cannot be read", release=publication.release, error=str(error))
+
+
+def _connect(settings: Settings, timeout_seconds: float) -> Any:
+    return redis.asyncio.Redis.from_url(
+        settings.redis_url,
+        decode_responses=True,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=_TIMEOUT_SECONDS,
+    )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from components.recall.scripts import ACCEPT, MARK_TTL_SECONDS, STREAM, accepted
 
 _PIPELINE_EVENTS = 500
 _FULL_WAIT_SECONDS = 0.5
+_SHOWN_REFUSALS = 20
 
 
 @dataclass
@@ -63,7 +63,9 @@ def feed(
     for batch in _batches(events):
         deadline = time.monotonic() + full_timeout_seconds
         while batch:
-            with client.pipeline(transaction=False) as pipe:
+            # In one transaction, so that no worker makes room in between: what is refused is the end of the batch, and
+            # the events' order stays.
+            with client.pipeline(transaction=True) as pipe:
                 for event in batch:
                     script(**accept_arguments(event, config), client=pipe)
                 answers = pipe.execute()
@@ -78,31 +80,79 @@ def feed(
     return report
 
 
-def read_events(path: Path, max_future_seconds: float, limit: int | None = None) -> Iterator[Event]:
+class Refusals:
+    """Rows of a file that are no events: the first are said one by one, all are counted."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """Take what shows a sentence to a person."""
+        self.count = 0
+        self._say = say
+
+    def add(self, error: DataError) -> None:
+        """Note a row."""
+        self.count += 1
+        if self.count <= _SHOWN_REFUSALS:
+            self._say(str(error))
+
+    def require_none(self, path: Path) -> None:
+        """Raise a DataError if there were any."""
+        if self.count:
+            raise DataError(
+                f"{path}",
+                expected="an event in every row",
+                got=f"{self.count} without; the others are fed",
+                remedy="correct them and feed the file again: what was accepted is not fed twice",
+            )
+
+
+def read_events(path: Path, max_future_seconds: float, refusals: Refusals, limit: int | None = None) -> Iterator[Event]:
     """Events of a file; columns are the event's fields, others are refused.
 
+    Every row needs an `event_id`: without it, feeding the file again would count its events twice.
+
+    Args:
+        path: Parquet, CSV or JSONL.
+        max_future_seconds: Clock skew allowed.
+        refusals: Gets rows that are no event, each named by its number; of a text file, that of its line.
+        limit: Read the first rows only.
+
     Raises:
-        DataError: The file cannot be read, or a row is no event; the message names the row.
+        DataError: The file cannot be read.
     """
-    for number, row in enumerate(_rows(path)):
-        if limit is not None and number >= limit:
+    for count, (place, row) in enumerate(_rows(path)):
+        if count == limit:
             return
         try:
-            event = Event.model_validate(row)
-        except ValidationError as error:
-            raise DataError(f"{path}, row {number + 1}", **explain(error), remedy="correct the file") from None
-        if event.is_future(max_future_seconds):
-            raise DataError(
-                f"{path}, row {number + 1}, field 'ts'",
-                expected=f"at most {max_future_seconds:g} s in the future",
-                got=event.ts.isoformat(),
-                remedy="correct the file",
-            )
-        yield event
+            yield _read_event(f"{path}, {place}", row, max_future_seconds)
+        except DataError as error:
+            refusals.add(error)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _json_rows}
+def _read_event(place: str, row: dict[str, Any] | bytes, max_future_seconds: float) -> Event:
+    try:
+        event = Event.model_validate_json(row) if isinstance(row, bytes) else Event.model_validate(row)
+    except ValidationError as error:
+        raise DataError(place, **explain(error), remedy="correct the file") from None
+    if "event_id" not in event.model_fields_set:
+        raise DataError(
+            f"{place}, field 'event_id'", expected="an id of the event's own", got="none", remedy="correct the file"
+        )
+    if event.is_future(max_future_seconds):
+        raise DataError(
+            f"{place}, field 'ts'",
+            expected=f"at most {max_future_seconds:g} s in the future",
+            got=event.ts.isoformat(),
+            remedy="correct the file",
+        )
+    return event
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | bytes]]:
+    readers: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+        ".parquet": _parquet_rows,
+        ".csv": _csv_rows,
+        ".jsonl": _json_rows,
+    }
     if path.suffix not in readers:
         raise DataError(
             f"event file {path}",
@@ -112,32 +162,34 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         )
     try:
         yield from readers[path.suffix](path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"event file {path}", expected="readable rows", got=error, remedy="check the file") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet as pq
 
+    number = 0
     for batch in pq.ParquetFile(path).iter_batches():
         for row in batch.to_pylist():
+            number += 1
             row["attributes"] = dict(row.get("attributes") or {})
-            yield row
+            yield f"row {number}", row
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            yield {name: value for name, value in row.items() if value != ""}
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    # Bytes that are no text spoil their own row: the event refuses the surrogates they become.
+    with path.open(newline="", errors="surrogateescape") as stream:
+        reader = csv.DictReader(stream, restkey="beyond the header")
+        for row in reader:
+            yield f"line {reader.line_num}", {name: value for name, value in row.items() if value not in ("", None)}
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as stream:
-        for line in stream:
+def _json_rows(path: Path) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
             if line.strip():
-                yield json.loads(line)
+                yield f"line {number}", line
 
 
 def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:

@@ -14,19 +14,22 @@ from transformers.utils.logging import disable_progress_bar
 
 from components.config import RunConfig
 from components.exceptions import UnavailableError
-from components.recall.engine import load_release
+from components.recall.adhoc import AdHocWorker
+from components.recall.engine import ServingRelease, load_release
 from components.recall.health import serve_health
+from components.recall.loop import ServingLoop
 from components.recall.signals import on_termination
 from components.recall.supervisor import Supervisor
 from components.recall.tracing import open_tracing
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
+from components.release.rollout import Publication
 from components.settings import Settings
 
 log = structlog.get_logger()
 
 
-def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: int) -> None:
+def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: int, ad_hoc: bool = False) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
@@ -34,6 +37,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         config: What; its sections `recall` and `release` count.
         host: Address of the metrics port.
         metrics_port: 0 for none.
+        ad_hoc: Whether to answer ad-hoc requests instead of the event stream.
 
     Raises:
         UnavailableError: The metrics port is taken.
@@ -42,12 +46,16 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar is no JSON line
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    worker = RecallWorker(
-        open_redis(settings.redis_url),
-        config.recall,
-        lambda publication: load_release(publication, settings, config.release),
-        tracing=open_tracing(settings, "urm-recall-worker"),
-    )
+
+    def load(publication: Publication) -> ServingRelease:
+        return load_release(publication, settings, config.release, config.recall.filters)
+
+    client = open_redis(settings.redis_url)
+    worker: ServingLoop
+    if ad_hoc:
+        worker = AdHocWorker(client, config.recall, load)
+    else:
+        worker = RecallWorker(client, config.recall, load, tracing=open_tracing(settings, "urm-recall-worker"))
     on_termination(worker.stop)
     if metrics_port:
         try:
@@ -71,6 +79,7 @@ def run_instances(
     settings: Settings,
     arguments: Sequence[str],
     instances: int,
+    ad_hoc: int,
     host: str,
     port: int,
     stuck_seconds: float,
@@ -80,7 +89,8 @@ def run_instances(
     Args:
         settings: Where.
         arguments: Of `urm recall worker`, but for the metrics port.
-        instances: Worker processes.
+        instances: Worker processes of the event stream.
+        ad_hoc: Worker processes of ad-hoc requests, beside those.
         host: Address of /healthz, /readyz and /metrics.
         port: Their port; instance i has its own metrics on port + 1 + i.
         stuck_seconds: How long a heartbeat may be missing before its instance is killed.
@@ -91,12 +101,19 @@ def run_instances(
 
     def command(number: int) -> list[str]:
         own = ["--host", host, "--metrics-port", str(port + 1 + number)]
-        return [sys.executable, "-m", "components", "recall", "worker", *arguments, *own]
+        mode = ["--ad-hoc"] if number >= instances else []
+        return [sys.executable, "-m", "components", "recall", "worker", *arguments, *own, *mode]
 
     supervisor = Supervisor(
-        command, instances, settings.num_threads or 1, open_redis(settings.redis_url), stuck_seconds
+        command, instances, settings.num_threads or 1, open_redis(settings.redis_url), stuck_seconds, ad_hoc
     )
     on_termination(supervisor.stop)
     serve_health(lambda: supervisor.state, host, port)
-    log.info("instances", count=instances, threads=settings.num_threads or 1, url=f"http://{host}:{port}/readyz")
+    log.info(
+        "instances",
+        count=instances,
+        ad_hoc=ad_hoc,
+        threads=settings.num_threads or 1,
+        url=f"http://{host}:{port}/readyz",
+    )
     supervisor.run()

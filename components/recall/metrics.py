@@ -49,6 +49,10 @@ class WorkerMetrics:
         self.unknown_items = Counter(
             "urm_worker_unknown_items", "Events of items that the item table does not have.", registry=registry
         )
+        self.late_events = Counter(
+            "urm_worker_late_events", "Events older than the features, taken as contained in them.", registry=registry
+        )
+        self.asks = Counter("urm_ad_hoc_requests", "Ad-hoc requests by outcome.", ["outcome"], registry=registry)
         self.stream_entries = Gauge("urm_stream_entries", "Events not yet finished.", registry=registry)
         self.lag_entries = Gauge("urm_stream_lag_entries", "Events not yet delivered.", registry=registry)
         self.oldest_entry_age = Gauge(
@@ -82,6 +86,7 @@ class ApiMetrics:
         )
         self.events = Counter("urm_api_events", "Events by outcome.", ["outcome"], registry=self.registry)
         self.reads = Counter("urm_api_reads", "Answers by source and task.", ["source", "task"], registry=self.registry)
+        self.asks = Counter("urm_api_ad_hoc", "Ad-hoc requests by status.", ["status"], registry=self.registry)
         self.result_age = Histogram(
             "urm_api_result_age_seconds",
             "Age of a result when it is read.",

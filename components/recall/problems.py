@@ -66,6 +66,7 @@ TITLES = {
     429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
+    504: "Gateway Timeout",
 }
 
 
@@ -90,6 +91,8 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 413:
             return too_large(None)
+        if error.status_code == 400:  # before anything is validated: bytes that are no text
+            return _respond(400, "body: expected JSON in UTF-8, got something else; see /docs for an example.")
         detail = (
             f"request {request.method} {request.url.path}: expected a path and method of this API, "
             f"got {error.detail}; see /docs."

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from components.recall.metrics import ApiMetrics
 from components.recall.problems import ApiError, too_large
 from components.recall.tokens import Scope as Allowed
-from components.recall.tokens import Tokens
+from components.recall.tokens import Token, Tokens
 
 log = structlog.get_logger()
 MAX_BODY_BYTES = 4 * 2**20  # a thousand events of usual size are a tenth of it
@@ -82,35 +82,16 @@ class Gate:
         async def check(
             request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
         ) -> None:
-            caller = request.client.host if request.client else ""
+            caller = f"address {request.client.host if request.client else ''}"
+            token = self._tokens.find(credentials.credentials) if self._tokens and credentials else None
+            if token is not None:
+                request.state.token = token.name
+                caller = f"token {token.name}"
+            self._count(caller)  # before anything is refused: who tries tokens is slowed down as well
             if self._tokens is not None:
-                caller = self._find(self._tokens, credentials, scope)
-                request.state.token = caller
-            self._count(caller)
+                _require_scope(token, credentials, scope)
 
         return check
-
-    @staticmethod
-    def _find(tokens: Tokens, credentials: HTTPAuthorizationCredentials | None, scope: Allowed) -> str:
-        """Name of the token of a request."""
-        token = tokens.find(credentials.credentials) if credentials else None
-        if token is None:
-            raise ApiError(
-                401,
-                "header 'Authorization'",
-                expected="Bearer and a token of this API",
-                got="an unknown token" if credentials else "none",
-                remedy="ask its operator for one (`urm recall token create`)",
-            )
-        if scope not in token.scopes:
-            raise ApiError(
-                403,
-                f"token {token.name!r}",
-                expected=f"the scope {scope}",
-                got=", ".join(token.scopes),
-                remedy="use another token",
-            )
-        return token.name
 
     def _count(self, caller: str) -> None:
         if self._rate is not None and not self._limiter.hit(self._rate, caller):
@@ -122,6 +103,25 @@ class Gate:
                 remedy="repeat the request after the time in Retry-After",
                 retry_after=True,
             )
+
+
+def _require_scope(token: Token | None, credentials: HTTPAuthorizationCredentials | None, scope: Allowed) -> None:
+    if token is None:
+        raise ApiError(
+            401,
+            "header 'Authorization'",
+            expected="Bearer and a token of this API",
+            got="an unknown token" if credentials else "none",
+            remedy="ask its operator for one (`urm recall token create`)",
+        )
+    if scope not in token.scopes:
+        raise ApiError(
+            403,
+            f"token {token.name!r}",
+            expected=f"the scope {scope}",
+            got=", ".join(token.scopes),
+            remedy="use another token",
+        )
 
 
 class BodyLimit:

@@ -1,4 +1,4 @@
-"""Bodies that the API answers with."""
+"""Bodies that the API answers with, and the question of an ad-hoc recall."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from components.recall.events import LongText, ShortText
 
 
 class RecalledItem(BaseModel):
@@ -58,6 +60,30 @@ class RecallAnswer(BaseModel):
     items: list[RecalledItem] = Field(description="Best first.")
 
 
+class AdHocQuestion(BaseModel):
+    """What to recall for whom, now; the API adds k, whose limit is the configuration's."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"user_id": "1", "task": "next_purchase", "guidance": "gift for a child", "k": 10}]
+        },
+    )
+
+    user_id: ShortText = Field(description="Any user; one without a history is taken as new.")
+    task: ShortText = Field(default="next_purchase", description="A task of the serving release.")
+    query: LongText | None = Field(default=None, description="The user's words; for tasks that need a query.")
+    guidance: LongText | None = Field(default=None, description="Words that steer the recall.")
+
+
+class AdHocAnswer(RecallAnswer):
+    """What the model recalls for a user now."""
+
+    source: Literal["model"] = Field(description="Always `model`: an ad-hoc request has no fallback.")
+    event_id: str | None = Field(description="The user's newest live event; null if there is none.")
+    guidance: str | None = Field(description="The words that steered the recall.")
+
+
 class RecallAnswers(BaseModel):
     """The answers to a batch, in the order of the users."""
 
@@ -94,3 +120,4 @@ class TaskList(BaseModel):
 
     release: str
     tasks: list[str]
+    query_tasks: list[str] = Field(description="Those of them that need a query.")

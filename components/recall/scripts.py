@@ -6,8 +6,13 @@ urm:events:dead               events given up, each with the reason
 urm:event:{event_id}          hash: marks an accepted event, so that a retry is not processed again, and says what
                               became of it (lineage.py)
 urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
-urm:history:{user}:events     hash: event_id → the event; `revision` counts its changes
+urm:history_events:{user}     hash: event_id → the event; `revision` counts its changes
 urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
+urm:ask                       list of ad-hoc requests that wait, each behind its deadline
+urm:ask:workers               sorted set: ad-hoc workers by the instant from which they count as gone
+urm:ask:answer:{id}           list with the one answer to an ad-hoc request
+
+Users and event ids may be any text, so they stand last in a name, or before a task, which has no colon.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ GROUP = "recall"
 # A client may retry for this long, and an event be traced; an id seen again later counts as new to the stream, and the
 # user's history still knows it.
 MARK_TTL_SECONDS = 86_400
+ASKS = "urm:ask"
+ASK_WORKERS = "urm:ask:workers"
 
 
 def accepted_key(event_id: str) -> str:
@@ -27,12 +34,17 @@ def accepted_key(event_id: str) -> str:
 
 def history_keys(user_id: str) -> tuple[str, str]:
     """Keys of a user's recent events: their order, their content."""
-    return f"urm:history:{user_id}", f"urm:history:{user_id}:events"
+    return f"urm:history:{user_id}", f"urm:history_events:{user_id}"
 
 
 def result_key(user_id: str, task: str) -> str:
     """Key of a stored result."""
     return f"urm:result:{user_id}:{task}"
+
+
+def ask_answer_key(ask_id: str) -> str:
+    """Key of the answer to an ad-hoc request."""
+    return f"urm:ask:answer:{ask_id}"
 
 
 # Accept one event: 1 accepted, 0 seen before, -1 the stream is full.
@@ -105,5 +117,17 @@ for rank = 1, 3 do
 end
 redis.call('HSET', KEYS[1], 'event_ts_us', ARGV[1], 'release_order', ARGV[2], 'revision', ARGV[3], 'body', ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
+
+# Let an ad-hoc request wait: 1 it does, 0 too many do, -1 no ad-hoc worker is there. Instants are Redis' own.
+# KEYS: requests, workers. ARGV: request JSON, how many may wait, seconds until its deadline.
+ASK = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+if redis.call('ZCOUNT', KEYS[2], string.format('%.6f', now), '+inf') == 0 then return -1 end
+if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('RPUSH', KEYS[1], string.format('%.6f', now + ARGV[3]) .. ' ' .. ARGV[1])
+redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[3]))
 return 1
 """

@@ -1,11 +1,13 @@
-"""One user's stored recall in words, for `urm recall show`."""
+"""One user's recall in words: the stored one for `urm recall show`, one of now for `urm recall ask`."""
 
 from __future__ import annotations
 
+import redis
 from rich.table import Table
 
 from components.config import RecallConfig
 from components.exceptions import ConfigError, DataError, UnavailableError
+from components.recall.asks import Ask, ask_and_wait
 from components.recall.catalogue import Catalogue, load_catalogue
 from components.recall.events import Event
 from components.recall.store import UserStore
@@ -23,12 +25,7 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
         DataError: The user has no result.
     """
     client = open_redis(settings.redis_url)
-    publication = read_publication(client, SERVING)
-    if publication is None:
-        raise UnavailableError(
-            "recall", expected="a serving release", got="none yet", remedy="run `urm promote` with a worker running"
-        )
-    catalogue = load_catalogue(publication, settings)
+    catalogue = _read_catalogue(client, settings)
     if task not in catalogue.tasks:
         raise ConfigError(
             "task", expected="one of " + ", ".join(catalogue.tasks), got=repr(task), remedy="name a known task"
@@ -55,6 +52,34 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
         event = events[row] if row < len(events) else ""
         table.add_row(str(row + 1), catalogue.describe(item_id)[0] or str(item_id), f"{score:.3f}", event)
     return table
+
+
+def ask_model(settings: Settings, config: RecallConfig, ask: Ask) -> Table:
+    """A table of what the model recalls now, best first.
+
+    Raises:
+        UnavailableError: No release is serving, or there is no answer.
+    """
+    client = open_redis(settings.redis_url)
+    catalogue = _read_catalogue(client, settings)
+    result = ask_and_wait(client, ask, config)
+    steered = f", “{ask.guidance}”" if ask.guidance else ""
+    table = Table(title=f"User {ask.user_id}, {ask.task}{steered}: release {result.release}", title_justify="left")
+    for column in ("", "recalled", "category", "score"):
+        table.add_column(column)
+    for row, (item_id, score) in enumerate(zip(result.item_ids, result.scores, strict=True)):
+        title, category = catalogue.describe(item_id)
+        table.add_row(str(row + 1), title or str(item_id), " > ".join(category), f"{score:.3f}")
+    return table
+
+
+def _read_catalogue(client: redis.Redis, settings: Settings) -> Catalogue:
+    publication = read_publication(client, SERVING)
+    if publication is None:
+        raise UnavailableError(
+            "recall", expected="a serving release", got="none yet", remedy="run `urm promote` with a worker running"
+        )
+    return load_catalogue(publication, settings)
 
 
 def _say(event: Event, catalogue: Catalogue) -> str:

@@ -5,6 +5,7 @@ Delivery is at least once: an entry stays pending until its result is stored, wh
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -161,8 +162,17 @@ class EventStream:
             times = deliveries.get(entry_id, 1)
             text = fields.get("event", "")
             try:
-                event, accepted_at = decode_event(text), float(fields.get("accepted_at", "nan"))
-                entries.append(Entry(entry_id, event, accepted_at, times, fields.get("traceparent", "")))
-            except (DataError, ValueError) as error:
+                accepted_at = _seconds(fields.get("accepted_at", ""))
+                entries.append(Entry(entry_id, decode_event(text), accepted_at, times, fields.get("traceparent", "")))
+            except DataError as error:
                 self.give_up(entry_id, text, str(error), times)
         return entries
+
+
+def _seconds(text: str) -> float:
+    """The number, or NaN: an event is no worse for not saying when it was accepted."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return math.nan
+    return seconds if math.isfinite(seconds) else math.nan

@@ -6,7 +6,7 @@ libraries are each one's own (docs/operations.md has the figure).
 
 An instance that ends is started again after a pause that doubles with every early end. One whose heartbeat has been
 missing for `stuck_seconds`, while Redis answers, is killed first: its process may live and do nothing. The container is
-alive while the supervisor turns, and ready while an instance serves a release.
+alive while the supervisor turns, and ready while an instance serves a release to the event stream.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Instance:
         pause: Length of the next pause, seconds.
         starts: Processes so far.
         release: Release it serves; empty before the first, or while nobody can tell.
+        ad_hoc: Whether its worker answers ad-hoc requests.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Instance:
     pause: float = FIRST_PAUSE_SECONDS
     starts: int = 0
     release: str = ""
+    ad_hoc: bool = False
 
     @property
     def worker(self) -> str:
@@ -72,12 +74,14 @@ class InstanceState:
         pid: Of its process, none while it pauses.
         release: Release it serves, or empty.
         restarts: Processes after the first one.
+        ad_hoc: Whether it answers ad-hoc requests and not the event stream.
     """
 
     instance: int
     pid: int | None
     release: str
     restarts: int
+    ad_hoc: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class State:
 
     @property
     def ready(self) -> bool:
-        """Whether an instance serves a release."""
-        return any(instance.release for instance in self.instances)
+        """Whether an instance serves a release to the event stream."""
+        return any(instance.release and not instance.ad_hoc for instance in self.instances)
 
 
 class Supervisor:
@@ -108,6 +112,7 @@ class Supervisor:
         threads: int,
         client: redis.Redis,
         stuck_seconds: float,
+        ad_hoc: int = 0,
     ) -> None:
         """Take what to run.
 
@@ -117,6 +122,7 @@ class Supervisor:
             threads: Of matrix work of each.
             client: To read heartbeats with; returns str.
             stuck_seconds: How long a heartbeat may be missing.
+            ad_hoc: Instances for ad-hoc requests beside those; theirs are the last numbers.
         """
         self.state = State()
         self._command = command
@@ -124,7 +130,10 @@ class Supervisor:
         self._client = client
         self._stuck_seconds = stuck_seconds
         self._stopping = False
-        self._instances = [Instance(number, cores) for number, cores in enumerate(share_cores(instances, threads))]
+        self._instances = [
+            Instance(number, cores, ad_hoc=number >= instances)
+            for number, cores in enumerate(share_cores(instances + ad_hoc, threads))
+        ]
 
     def stop(self) -> None:
         """End all instances, then return from `run`."""
@@ -219,4 +228,4 @@ def share_cores(instances: int, threads: int) -> list[frozenset[int]]:
 
 def _describe(instance: Instance) -> InstanceState:
     pid = instance.process.pid if instance.process else None
-    return InstanceState(instance.number, pid, instance.release, max(0, instance.starts - 1))
+    return InstanceState(instance.number, pid, instance.release, max(0, instance.starts - 1), instance.ad_hoc)

@@ -7,8 +7,6 @@ hand.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,23 +20,19 @@ from components.recall.answers import answer_users
 from components.recall.engine import ServingRelease
 from components.recall.lineage import Served
 from components.recall.logs import name_error
-from components.recall.metrics import WorkerMetrics
+from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
 from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream
-from components.recall.switch import ReleaseSwitch
 from components.recall.tracing import Tracing
-from components.release.redis_client import is_full
-from components.release.rollout import Publication, beat, live_workers, sign_off
+from components.release.rollout import Publication, beat, live_workers
 
 log = structlog.get_logger()
 
 ENTRIES_PER_USER = 4  # read ahead, so that a batch of entries coalesces to about a batch of users
-_IDLE_BLOCK_MS = 500  # how long an idle worker waits for an event before it looks at releases and signals
 _HOUSEKEEPING_SECONDS = 5.0
-_LONGEST_PAUSE_SECONDS = 10.0
 
 
-class RecallWorker:
+class RecallWorker(ServingLoop):
     """One consumer of the event stream; `run` returns after SIGTERM, SIGINT or `stop`."""
 
     def __init__(
@@ -58,53 +52,27 @@ class RecallWorker:
             name: Unique among live workers; host and process id if left out.
             tracing: Where spans go; nowhere if left out.
         """
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
-        self.metrics = WorkerMetrics()
-        self._client = client
+        super().__init__(client, load, name)
         self._config = config
         self._stream = EventStream(client, self.name, config)
         self._store = UserStore(client, config)
-        self._switch = ReleaseSwitch(client, self.name, load, self.metrics)
         self._tracing = tracing or Tracing()
         self._batches = 0
-        self._stopping = False
         self._next_housekeeping = 0.0
-
-    def stop(self) -> None:
-        """Finish the batch at hand, then return from `run`."""
-        self._stopping = True
-
-    def run(self) -> None:
-        """Serve until stopped; a lost Redis is waited for."""
-        log.info("worker started", worker=self.name)
-        pause = 0.0
-        while not self._stopping:
-            try:
-                self.step()
-                pause = 0.0
-            except redis.RedisError as error:
-                if not (isinstance(error, redis.ConnectionError | redis.TimeoutError) or is_full(error)):
-                    raise
-                pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
-                log.warning("redis does not answer or is full", error=name_error(error), retry_in_seconds=pause)
-                self._sleep(pause)
-        self._leave()
 
     def step(self) -> None:
         """One turn: heartbeat, releases, claims, new events."""
         try:
-            beat(self._client, self.name, self._switch.serving.name if self._switch.serving else "")
-            self._switch.poll()
+            release = self._follow_release()
             self._keep_house()
-            release = self._switch.serving
             if release is None:
-                self._sleep(_IDLE_BLOCK_MS / 1000)  # events wait in the stream
+                self._sleep(IDLE_BLOCK_MS / 1000)  # events wait in the stream
                 return
             stale = self._stream.claim_stale(self._config.batch_size)
             if stale:
                 self._retry(release, stale)
             # While claims keep coming, new events are not waited for.
-            entries = self._stream.read(ENTRIES_PER_USER * self._config.batch_size, 1 if stale else _IDLE_BLOCK_MS)
+            entries = self._stream.read(ENTRIES_PER_USER * self._config.batch_size, 1 if stale else IDLE_BLOCK_MS)
             for batch in _batches_of_users(entries, self._config.batch_size):
                 self._process(release, batch)
         except redis.ResponseError as error:
@@ -196,6 +164,8 @@ class RecallWorker:
                 self.metrics.results.labels(outcome="older").inc(len(by_task) - stored)
             revisions = {user: one.revision for user, one in recent.items()}
             self._stream.acknowledge(entries, Served(batch, release.name, revisions))
+        late = [entry for entry in entries if entry.event.ts_us < known[entry.event.user_id].as_of_us]
+        self.metrics.late_events.inc(len(late))
         return len(recent)
 
     def _count(self, release: ServingRelease, entries: list[Entry], num_users: int) -> None:
@@ -226,19 +196,8 @@ class RecallWorker:
         self.metrics.pending_entries.set(pending)
         self.metrics.dead_letters.set(dead)
 
-    def _leave(self) -> None:
-        self._switch.close()
-        try:
-            self._stream.leave()
-            sign_off(self._client, self.name)
-        except redis.RedisError as error:
-            log.warning("left without signing off", error=name_error(error))
-        log.info("worker stopped", worker=self.name)
-
-    def _sleep(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not self._stopping and time.monotonic() < deadline:
-            time.sleep(0.05)
+    def _sign_off(self) -> None:
+        self._stream.leave()
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -79,7 +79,7 @@ def write_index(candidates: Path, target: Path) -> int:
 
 
 def write_titles(items: Path, target: Path) -> int:
-    """item_id, title and category of every accepted item, sorted by item_id."""
+    """What serving shows and filters by of every accepted item, sorted by item_id."""
     table = ds.dataset(items).to_table(columns=TITLES.names).sort_by("item_id").cast(TITLES)
     pq.write_table(table, target)
     return int(table.num_rows)

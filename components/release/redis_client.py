@@ -18,6 +18,9 @@ SOCKET_TIMEOUT_SECONDS = 15.0
 def open_redis(url: str) -> redis.Redis:
     """A client that returns str; it connects on first use.
 
+    Bytes that are no UTF-8 come as lone surrogates and go back as the bytes they were: whatever somebody else has put
+    into a stream can be read, refused and kept.
+
     Raises:
         ConfigError: The URL is not one of Redis.
     """
@@ -25,6 +28,7 @@ def open_redis(url: str) -> redis.Redis:
         return redis.Redis.from_url(
             url,
             decode_responses=True,
+            encoding_errors="surrogateescape",
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             socket_timeout=SOCKET_TIMEOUT_SECONDS,
         )

@@ -91,6 +91,11 @@ class UrmRecaller:
         """Items that can be recalled."""
         return int(self._index().ntotal)
 
+    @property
+    def candidate_ids(self) -> Ids:
+        """Items that can be recalled, in the order of the index."""
+        return np.asarray(faiss.vector_to_array(self._index().id_map), dtype=np.int64)
+
     def encode_users(self, requests: Sequence[RecallRequest]) -> Floats:
         """User vectors, float32 [n, H, d], in the order of the requests."""
         groups: dict[int, list[int]] = {}

@@ -19,6 +19,7 @@ from components.config import RecallConfig, RunConfig
 from components.recall.api import create_app
 from components.recall.engine import ServingRelease, load_release
 from components.recall.events import Event
+from components.recall.loop import ServingLoop
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
 from components.release.rollout import SERVING, Publication, live_workers, roll_out
@@ -29,7 +30,7 @@ from tests.components.recall.servers import RedisServer, free_port
 from tests.components.recall.tiny import LAST_EVENT, make_config, make_run, make_settings
 
 Loader = Callable[[Publication], ServingRelease]
-StartWorker = Callable[..., RecallWorker]
+StartWorker = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,15 @@ def start_worker(
 ) -> Iterator[StartWorker]:
     """Start workers in threads of this process; all are stopped and joined at the end."""
     settings, config = releases[0].settings, releases[0].config
-    running: list[tuple[RecallWorker, threading.Thread]] = []
+    running: list[tuple[ServingLoop, threading.Thread]] = []
 
-    def start(name: str = "worker-a", load: Loader | None = None) -> RecallWorker:
+    def start(
+        name: str = "worker-a", load: Loader | None = None, kind: type[ServingLoop] = RecallWorker
+    ) -> ServingLoop:
         def load_real(publication: Publication) -> ServingRelease:
             return load_release(publication, settings, config.release)
 
-        worker = RecallWorker(open_redis(settings.redis_url), recall_config, load or load_real, name)
+        worker = kind(open_redis(settings.redis_url), recall_config, load or load_real, name)
         thread = threading.Thread(target=worker.run)
         thread.start()
         running.append((worker, thread))

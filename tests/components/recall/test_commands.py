@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from components import cli
 from components.config import RecallConfig
-from components.exceptions import ConfigError
+from components.exceptions import ConfigError, DataError
 from components.recall.deadletters import list_letters
 from components.recall.scripts import STREAM
 from components.recall.store import UserStore
@@ -45,9 +45,23 @@ def invoke(*arguments: str) -> str:
 def test_events_of_a_file_are_fed_once(client: redis.Redis, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text("\n".join(make_event(event_id=f"e{n}").model_dump_json() for n in range(3)))
-    assert invoke("events", str(path), "--limit", "2") == "2 accepted, 0 accepted before\n"
-    assert invoke("events", str(path)) == "1 accepted, 2 accepted before\n"
+    assert invoke("events", str(path), "--limit", "2") == "2 accepted, 0 accepted before, 0 refused\n"
+    assert invoke("events", str(path)) == "1 accepted, 2 accepted before, 0 refused\n"
     assert client.xlen(STREAM) == 3
+
+
+def test_a_bad_line_is_named_and_loses_no_other(client: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = [make_event(event_id=f"e{n}").model_dump_json() for n in range(1000)]
+    lines[700] = "{"
+    path.write_text("\n".join(lines))
+    for expected in ("999 accepted, 0 accepted before, 1 refused", "0 accepted, 999 accepted before, 1 refused"):
+        result = CliRunner().invoke(cli.app, ["recall", "events", str(path)])
+        assert result.stdout == expected + "\n"
+        assert "events.jsonl, line 701: expected Invalid JSON" in result.stderr
+        assert isinstance(result.exception, DataError) and result.exception.exit_code == 2
+        assert "expected an event in every row, got 1 without; the others are fed" in str(result.exception)
+    assert client.xlen(STREAM) == 999
 
 
 def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recall_config: RecallConfig) -> None:
@@ -94,7 +108,7 @@ def test_redis_that_is_away_is_one_sentence_and_exit_code_3(
     monkeypatch.setenv("URM_REDIS_URL", f"redis://:secret@{free_address()}/0")
     get_settings.cache_clear()
     path = tmp_path / "events.jsonl"
-    path.write_text(json.dumps({"user_id": "3", "item_id": 1}))
+    path.write_text(json.dumps({"event_id": "e", "user_id": "3", "item_id": 1}))
     for arguments in (["dead-letters", "list"], ["show", "3"], ["events", str(path)]):
         monkeypatch.setattr("sys.argv", ["urm", "recall", *arguments])
         with pytest.raises(SystemExit) as caught:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from components.config import RecallConfig
 from components.exceptions import DataError, UnavailableError
 from components.ingestion.schema import EVENTS
 from components.recall.events import Event, decode_event
-from components.recall.intake import feed, read_events
+from components.recall.intake import Refusals, feed, read_events
 from components.recall.scripts import STREAM
 from tests.components.recall.conftest import make_event
 from tests.components.recall.tiny import LAST_EVENT
@@ -35,39 +36,71 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
+def read(path: Path, limit: int | None = None) -> tuple[list[Event], list[str]]:
+    """The events of a file, and what is said of rows that are none."""
+    said: list[str] = []
+    refusals = Refusals(said.append)
+    events = list(read_events(path, 300, refusals, limit))
+    assert refusals.count >= len(said)
+    return events, said
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_same_events_come_out_of_every_format(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"events{suffix}", [ROW, {**ROW, "event_id": "e2"}])
-    events = list(read_events(path, 300))
+    events, said = read(path)
+    assert said == []
     assert [event.event_id for event in events] == ["e1", "e2"]
     assert {(event.user_id, event.item_id, event.ts) for event in events} == {("3", 1050, LAST_EVENT)}
-    assert len(list(read_events(path, 300, limit=1))) == 1
+    assert len(read(path, limit=1)[0]) == 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"item_id": "x"}, "row 2: expected field 'item_id' to be right .*got 'x'; correct the file"),
-        ({"colour": "red"}, "row 2: expected field 'colour'"),
-        ({"user_id": ""}, "row 2: expected field 'user_id'"),
-        ({"ts": "2999-01-01T00:00:00Z"}, "row 2, field 'ts': expected at most 300 s in the future, got 2999"),
-        ({"ts": "2017-01-01"}, "row 2: expected field 'ts'"),
+        ({"item_id": "x"}, "line 2: expected field 'item_id' to be right .*got 'x'; correct the file"),
+        ({"colour": "red"}, "line 2: expected field 'colour'"),
+        ({"user_id": ""}, "line 2: expected field 'user_id'"),
+        ({"ts": "2200-01-01T00:00:00Z"}, "line 2, field 'ts': expected at most 300 s in the future, got 2200"),
+        ({"ts": "1969-12-31T23:59:59Z"}, "line 2: expected field 'ts' to be right .*1970-01-01"),
+        ({"ts": "2017-01-01"}, "line 2: expected field 'ts'"),
     ],
 )
-def test_bad_row_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    path = write(tmp_path / "events.jsonl", [ROW, {**ROW, **change}])
-    with pytest.raises(DataError, match=message):
-        list(read_events(path, 300))
+def test_bad_row_is_named_and_the_others_are_read(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = write(tmp_path / "events.jsonl", [ROW, {**ROW, **change}, {**ROW, "event_id": "e3"}])
+    events, (sentence,) = read(path)
+    assert [event.event_id for event in events] == ["e1", "e3"]
+    assert re.search(message, sentence), sentence
+
+
+def test_rows_without_an_id_are_refused_since_they_would_count_twice(tmp_path: Path) -> None:
+    events, (sentence,) = read(write(tmp_path / "events.csv", [ROW, {**ROW, "event_id": ""}]))
+    assert len(events) == 1
+    assert sentence.endswith("line 3, field 'event_id': expected an id of the event's own, got none; correct the file.")
+
+
+def test_lines_that_are_no_text_spoil_themselves_alone(tmp_path: Path) -> None:
+    good = json.dumps(ROW).encode()
+    lines = tmp_path / "events.jsonl"
+    lines.write_bytes(b"\xff\xfe{}\n" + b"{\n" + b"\n" + good + b"\n" + b"[1]\n" + b"\x00" * 10)
+    events, said = read(lines)
+    assert [event.event_id for event in events] == ["e1"]
+    assert [re.search("line [0-9]+", sentence)[0] for sentence in said] == ["line 1", "line 2", "line 5", "line 6"]
+    rows = tmp_path / "events.csv"
+    rows.write_bytes(b"event_id,user_id,item_id\nb\xff,3,1\ne1,3,1,9,9\ne2,3,1\ne3\n")
+    events, said = read(rows)
+    assert [event.event_id for event in events] == ["e2"]
+    assert [re.search("line [0-9]+", sentence)[0] for sentence in said] == ["line 2", "line 3", "line 5"]
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.csv: expected readable rows"):
-        list(read_events(tmp_path / "absent.csv", 300))
+        read(tmp_path / "absent.csv")
     with pytest.raises(DataError, match=r"expected a \.parquet, \.csv or \.jsonl file, got \.txt"):
-        list(read_events(tmp_path / "events.txt", 300))
+        read(tmp_path / "events.txt")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match=r"broken\.parquet: expected readable rows"):
-        list(read_events(tmp_path / "broken.parquet", 300))
+        read(tmp_path / "broken.parquet")
 
 
 def test_feeding_again_changes_nothing(client: redis.Redis, recall_config: RecallConfig) -> None:

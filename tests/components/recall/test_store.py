@@ -71,3 +71,16 @@ def test_event_given_up_is_forgotten(client: redis.Redis, recall_config: RecallC
     assert store.recent(["3"])["3"].events == [good]
     store.forget(good)
     assert store.recent(["3"]) == {}
+
+
+def test_users_of_odd_names_do_not_share_keys(client: redis.Redis, recall_config: RecallConfig) -> None:
+    store = UserStore(client, recall_config)
+    users = ["u", "u:events", "events:u", "history:u", "u:t", ":", "ü\0"]
+    events = [make_event(user, event_id=f"e{number}") for number, user in enumerate(users)]
+    store.remember(events)
+    store.forget(make_event("u:events", event_id="other"))
+    recent = store.recent(users)
+    assert [recent[user].events for user in users] == [[event] for event in events]
+    for number, user in enumerate(users):
+        assert store.store(user, {"t": make_result(number)}, order=1, revision=1) == 1
+    assert [store.result(user, "t") for user in users] == [make_result(number) for number in range(len(users))]

@@ -145,3 +145,28 @@ def test_a_caller_beyond_the_rate_waits_and_others_do_not(
         assert int(answers[3].headers["retry-after"]) > 0
         assert api.get("/v1/tasks", headers=bearer(secrets[1])).status_code == 200
         assert api.get("/healthz").status_code == 200
+
+
+def test_who_tries_tokens_is_slowed_down_and_holders_of_one_are_not(
+    client: redis.Redis, releases: tuple[Release, Release], path: Path
+) -> None:
+    secret = issue_token(path, "testclient", [Scope.READ])  # named as the address of this test
+    serve_release(client, releases[0])
+    settings = releases[0].settings.model_copy(update={"api_tokens_file": path})
+    with TestClient(create_app(settings, RecallConfig(k=10, requests_per_minute=3))) as api:
+        guesses = [api.get("/v1/tasks", headers=bearer(f"urm_{n}") if n else {}).status_code for n in range(5)]
+        assert guesses == [401, 401, 401, 429, 429]
+        assert api.get("/v1/tasks", headers=bearer(secret)).status_code == 200
+        # A token of another scope counts too.
+        writes = [api.post("/v1/events", json=EVENT, headers=bearer(secret)).status_code for _ in range(3)]
+        assert writes == [403, 403, 429]
+
+
+def test_pages_of_other_origins_get_no_permission(guarded: tuple[TestClient, dict[str, str]]) -> None:
+    api, secrets = guarded
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for answer in (
+        api.get("/v1/tasks", headers={**bearer(secrets["reader"]), **origin}),
+        api.options("/v1/events", headers=origin),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.exceptions import GateError
-from components.release.bundle import read_smoke, read_tasks, verify
+from components.release.bundle import TITLES, read_smoke, read_tasks, verify
 from components.release.registry import CANDIDATE, open_registry
 from components.release.stage import run
 from components.settings import get_settings
@@ -37,7 +37,7 @@ def test_bundle_is_complete_and_verified(releases: tuple[Release, Release]) -> N
     assert not [path for path in release.bundle.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
     assert read_tasks(release.bundle) == release.config.tasks
     titles = pq.read_table(release.bundle / "titles.parquet")
-    assert titles.column_names == ["item_id", "title", "category"]
+    assert titles.column_names == TITLES.names
     assert titles.num_rows == NUM_ITEMS
     smoke = read_smoke(release.bundle)
     assert {request.context["user_id"] for request in smoke} == {"0", "5", "11"}  # three, spread over all

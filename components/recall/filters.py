@@ -1,0 +1,71 @@
+"""Items that serving leaves out: those the release knows as unavailable, and those a task's filters forbid.
+
+Stored and ad-hoc results and the fallback are filtered alike. The offline evaluation is not: `available` is the state
+of the day the bundle was built and says nothing of the weeks that are tested, and what a shop forbids (a recall, an age
+limit, a campaign) is no property of the model; a target that is forbidden would lower every model alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from components.config import EVERY_TASK, ItemFilter
+
+Mask = npt.NDArray[np.bool_]
+
+
+def blocked_items(
+    titles: pa.Table, tasks: Iterable[str], filters: Mapping[str, ItemFilter]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Items that each task may not recall, ascending.
+
+    Args:
+        titles: Of the bundle. Without a column `available` (bundles of earlier versions) every item is available;
+            without `brand`, none has a brand.
+        tasks: Names.
+        filters: By task name, or `all`.
+    """
+    item_ids = np.asarray(titles["item_id"], dtype=np.int64)
+    free = _available(titles)
+    if EVERY_TASK in filters:
+        free &= _passing(titles, filters[EVERY_TASK])
+    blocked = {}
+    for task in tasks:
+        passing = free & _passing(titles, filters[task]) if task in filters else free
+        blocked[task] = np.sort(item_ids[~passing])
+    return blocked
+
+
+def _available(titles: pa.Table) -> Mask:
+    if "available" not in titles.column_names:
+        return np.ones(titles.num_rows, dtype=bool)
+    return np.array(titles["available"].to_numpy(), dtype=bool)
+
+
+def _passing(titles: pa.Table, rule: ItemFilter) -> Mask:
+    passing = np.ones(titles.num_rows, dtype=bool)
+    if rule.allow_categories:
+        passing &= _in_categories(titles, rule.allow_categories)
+    if rule.allow_brands:
+        passing &= _of_brands(titles, rule.allow_brands)
+    return passing & ~_in_categories(titles, rule.deny_categories) & ~_of_brands(titles, rule.deny_brands)
+
+
+def _in_categories(titles: pa.Table, names: tuple[str, ...]) -> Mask:
+    """Items with one of the names at any level of their category path."""
+    found = np.zeros(titles.num_rows, dtype=bool)
+    paths = titles["category"].combine_chunks()
+    named = pc.is_in(pc.list_flatten(paths), pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
+    found[pc.list_parent_indices(paths).to_numpy()[named]] = True
+    return found
+
+
+def _of_brands(titles: pa.Table, names: tuple[str, ...]) -> Mask:
+    if "brand" not in titles.column_names:
+        return np.zeros(titles.num_rows, dtype=bool)
+    return np.array(pc.is_in(titles["brand"], pa.array(names, pa.string())).to_numpy(), dtype=bool)

@@ -1,0 +1,81 @@
+"""What the OpenAPI document says, the API does: schemathesis asks a real server, with requests right and wrong."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import schemathesis
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from components.config import RecallConfig
+from components.recall.adhoc import AdHocWorker
+from components.recall.api import create_app
+from components.recall.scripts import ASK_WORKERS
+from components.recall.tokens import Scope, issue_token
+from components.release.rollout import roll_out
+from tests.components.recall.conftest import Release, StartWorker, wait_until
+from tests.components.recall.servers import free_port
+
+
+@pytest.fixture
+def document(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    recall_config: RecallConfig,
+    tmp_path: Path,
+) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The document of a served API, with a release, an ad-hoc worker, a stream nobody empties; and a token's header."""
+    start_worker("ad-hoc", kind=AdHocWorker)
+    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    wait_until(lambda: client.zcard(ASK_WORKERS))
+    port = free_port()
+    secret = issue_token(tmp_path / "tokens.json", "tester", list(Scope))
+    settings = releases[0].settings.model_copy(update={"api_tokens_file": tmp_path / "tokens.json"})
+    application = create_app(settings, recall_config)
+    server = uvicorn.Server(uvicorn.Config(application, port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        # The token is the test's; that requests without one are refused is a check of its own.
+        config = SchemathesisConfig.from_dict({"generation": {"with-security-parameters": False}})
+        url = f"http://127.0.0.1:{port}/openapi.json"
+        yield schemathesis.openapi.from_url(url, config=config), {"Authorization": f"Bearer {secret}"}
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_answers_are_as_documented(document: tuple[Any, dict[str, str]], mode: GenerationMode) -> None:
+    # No server error, a documented status, content type and body, wrong requests refused. That right ones are accepted
+    # is not asked: a schema cannot say that an event must not lie in the future, or which tasks a release has.
+    excluded = [positive_data_acceptance]
+    schema, headers = document
+    failures = {}
+    for operation in (result.ok() for result in schema.get_all_operations()):
+
+        @settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def check(case: schemathesis.Case) -> None:
+            case.call_and_validate(headers=headers, excluded_checks=excluded)
+
+        try:
+            check()
+        except Unsatisfiable:
+            assert not operation.body and mode.is_negative  # nothing can be wrong with such a request
+        except FailureGroup as error:
+            failures[operation.label] = "\n".join(str(one) for one in error.exceptions)
+    assert not failures, "\n\n".join(f"{label}\n{text}" for label, text in failures.items())
