@@ -87,8 +87,9 @@ def measure(arguments: argparse.Namespace, settings: Settings, folder: Path) -> 
 
 def _run(phase: str, bench: Bench, arguments: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
     if phase == "capacity":
-        alone = bench.capacity(arguments.capacity_seconds, reading=False)
-        beside = bench.capacity(arguments.capacity_seconds, reading=True) if arguments.read_rate else None
+        settle = arguments.settle_seconds
+        alone = bench.capacity(arguments.capacity_seconds, settle, reading=False)
+        beside = bench.capacity(arguments.capacity_seconds, settle, reading=True) if arguments.read_rate else None
         return {"alone": alone, "beside_reads": beside}
     measured = found.get("capacity", {})
     capacity = arguments.capacity or (measured["beside_reads"] or measured["alone"])["users_per_second"]
@@ -107,6 +108,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--phases", default=",".join(PHASES), help="Some of " + ",".join(PHASES))
     parser.add_argument("--capacity", type=float, default=0.0, help="Users a second, where the phase is left out")
     parser.add_argument("--capacity-seconds", type=float, default=60.0)
+    parser.add_argument("--settle-seconds", type=float, default=10.0, help="Of load before the capacity is measured")
     parser.add_argument("--steady-seconds", type=float, default=600.0)
     parser.add_argument("--overload-seconds", type=float, default=300.0)
     parser.add_argument("--overload-users", type=int, default=500)

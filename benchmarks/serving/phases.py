@@ -26,7 +26,6 @@ from components.recall.scripts import STREAM, waiting_key
 
 log = structlog.get_logger()
 DEPTH_A_WORKER = 8  # batches of distinct users kept waiting while the capacity is measured
-SETTLE_SECONDS = 10.0  # after the start of a load, before anything is counted
 SAMPLE_SECONDS = 1.0
 DRAIN_SECONDS = 600.0
 _VISIBLE = "urm_event_to_visible_seconds_bucket{le=%s}"
@@ -79,19 +78,25 @@ class Bench:
         self._read_rate = read_rate
         self._client = runtime.client
 
-    def capacity(self, seconds: float, reading: bool) -> dict[str, Any]:
-        """Users a second, with a backlog of distinct users, each with one event."""
+    def capacity(self, seconds: float, settle: float, reading: bool) -> dict[str, Any]:
+        """Users a second, with a backlog of distinct users, each with one event.
+
+        Args:
+            seconds: How long it is measured.
+            settle: Seconds of load before that.
+            reading: Whether reads are asked meanwhile.
+        """
         users = itertools.cycle(self._population.users)
         depth = min(DEPTH_A_WORKER * self._config.batch_size * self._runtime.workers, len(self._population.users) // 2)
         seen: list[tuple[float, float]] = []
-        reader = self._start_reader("capacity", SETTLE_SECONDS + seconds) if reading else None
+        reader = self._start_reader("capacity", settle + seconds) if reading else None
         started = time.monotonic()
         with self._cpu() as cpu:
-            while (now := time.monotonic() - started) < SETTLE_SECONDS + seconds:
+            while (now := time.monotonic() - started) < settle + seconds:
                 if self._client.xlen(STREAM) < depth:
                     self._feed(itertools.islice(users, depth))
                 count = self._runtime.read_metrics()["urm_worker_user_inferences_total"]
-                if now > SETTLE_SECONDS and (not seen or count > seen[-1][1]):
+                if now > settle and (not seen or count > seen[-1][1]):
                     seen.append((now, count))  # between two changes lie whole batches
                 time.sleep(0.1)
         reads = self._finish(reader) if reader else None

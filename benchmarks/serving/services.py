@@ -24,7 +24,7 @@ from components.release.redis_client import open_redis
 from components.release.rollout import live_workers, roll_out
 from components.settings import Settings
 
-START_SECONDS, ROLL_OUT_SECONDS, STOP_SECONDS = 120.0, 300.0, 30.0
+START_SECONDS, ROLL_OUT_SECONDS, STOP_SECONDS = 300.0, 300.0, 30.0
 REPOSITORY = Path(__file__).parents[2]
 Counts = Counter[str]  # metric with its labels → value
 
@@ -144,7 +144,8 @@ class Runtime:
         self._await("redis", lambda: bool(self.client.ping()))
         urm = (sys.executable, "-m", "components", "recall")
         self.start("recall-api", (*urm, "serve", "--port", str(self.port), *self.options), self.cores.services)
-        several = ("workers", "--instances", str(self.workers), "--port", str(self.workers_port))
+        several = ("workers", "--instances", str(self.workers), "--port", str(self.workers_port),
+                   "--stuck-seconds", str(START_SECONDS))  # fmt: skip
         self.start("recall-workers", (*urm, *several, *self.options), self.cores.workers, self.threads)
         self._await("recall-api", lambda: httpx.get(f"http://{HOST}:{self.port}/healthz").is_success)
         self._await("recall-workers", lambda: len(live_workers(self.client)) == self.workers)
