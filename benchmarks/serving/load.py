@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -25,7 +26,6 @@ from benchmarks.serving.client import Pool, get, post
 
 CONNECTIONS = 64
 POLL_SECONDS = 0.1  # of an event that is followed to its result: the resolution of event→visible
-LEAD_SECONDS = 0.5  # from the start to the first request
 _PERCENTILES = {"p50": 50, "p95": 95, "p99": 99, "p99_9": 99.9, "max": 100}
 
 Floats = npt.NDArray[np.float64]
@@ -67,16 +67,17 @@ class Tally:
         }
 
 
-async def offer(due: Floats, act: Callable[[int], Awaitable[str]], tally: Tally) -> None:
+async def offer(due: Floats, act: Callable[[int], Awaitable[str]], tally: Tally, start_at: float = 0.0) -> None:
     """Start request number n at its time, wait for none, and return when all have ended.
 
     Args:
-        due: Seconds from now, ascending.
+        due: Seconds from the start, ascending.
         act: Makes the request of that number and names its outcome.
         tally: Takes down what became of it.
+        start_at: Seconds since 1970; now, if that has passed.
     """
     loop = asyncio.get_running_loop()
-    start = loop.time() + LEAD_SECONDS
+    start = loop.time() + max(0.0, start_at - time.time())
 
     async def one(number: int, at: float) -> None:
         tally.late_ms.append(1000 * (loop.time() - at))
@@ -109,7 +110,7 @@ async def read(options: argparse.Namespace, population: dict[str, Any]) -> dict[
                 return str(status)
             return "fallback" if b'"source":"fallback"' in body else "model"
 
-        await offer(due, act, tally)
+        await offer(due, act, tally, options.start_at)
     return tally.summary()
 
 
@@ -146,7 +147,7 @@ async def write(options: argparse.Namespace, population: dict[str, Any]) -> dict
                 following.append(asyncio.create_task(follow(user, event_id, ts)))
             return str(status)
 
-        await offer(due, act, tally)
+        await offer(due, act, tally, options.start_at)
         ended = await asyncio.gather(*following, return_exceptions=True)
     lost = sum(isinstance(one, BaseException) for one in ended)
     return {**tally.summary(), "visible_seconds": percentiles(visible), "followed": len(visible), "unseen": unseen,
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--population", type=Path, required=True, help="JSON, as phases.py writes it")
     parser.add_argument("--rate", type=float, required=True, help="Requests a second")
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--start-at", type=float, default=0.0, help="Seconds since 1970, so that clients start at once")
     parser.add_argument("--skew", type=float, default=1.0, help="Of the users; 0: all alike")
     parser.add_argument("--followed-rate", type=float, default=2.0, help="Events a second followed to their result")
     parser.add_argument("--follow-seconds", type=float, default=120.0, help="Longest")

@@ -28,6 +28,7 @@ log = structlog.get_logger()
 DEPTH_A_WORKER = 8  # batches of distinct users kept waiting while the capacity is measured
 SAMPLE_SECONDS = 1.0
 DRAIN_SECONDS = 600.0
+CLIENT_START_SECONDS = 5.0  # in which the clients' processes get ready
 _VISIBLE = "urm_event_to_visible_seconds_bucket{le=%s}"
 
 
@@ -113,11 +114,14 @@ class Bench:
         before = self._runtime.read_metrics()
         stop = threading.Event()
         sampler = threading.Thread(target=self._sample, args=(backlog, users, stop))
+        start_at = time.time() + CLIENT_START_SECONDS
+        together = ("--start-at", str(start_at))
+        reader = self._start_reader(name, seconds, *together) if self._read_rate else None
+        follow = ("--follow-seconds", str(DRAIN_SECONDS), "--skew", str(skew))
+        writer = self._start_client(f"{name}-write", "write", rate, seconds, population, *follow, *together)
+        time.sleep(max(0.0, start_at - time.time()))
         sampler.start()
         with self._cpu() as cpu:
-            reader = self._start_reader(name, seconds) if self._read_rate else None
-            follow = ("--follow-seconds", str(DRAIN_SECONDS), "--skew", str(skew))
-            writer = self._start_client(f"{name}-write", "write", rate, seconds, population, *follow)
             time.sleep(seconds)
         stop.set()
         sampler.join()
@@ -133,9 +137,9 @@ class Bench:
         item, query = self._population.items[0], self._population.queries[0]
         feed(self._client, (Event(user_id=user, item_id=item, query=query) for user in users), self._config)
 
-    def _start_reader(self, name: str, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
+    def _start_reader(self, name: str, seconds: float, *more: str) -> tuple[subprocess.Popen[bytes], Path]:
         population = self._population.write(self._runtime.folder / "population.json")
-        return self._start_client(f"{name}-read", "read", self._read_rate, seconds, population)
+        return self._start_client(f"{name}-read", "read", self._read_rate, seconds, population, *more)
 
     def _start_client(
         self, name: str, kind: str, rate: float, seconds: float, population: Path, *more: str
