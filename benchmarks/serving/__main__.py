@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -132,6 +133,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure, print, and write the JSON file."""
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the services are stopped, too
     folder = arguments.logs or Path(tempfile.mkdtemp(prefix="urm-serving-"))
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

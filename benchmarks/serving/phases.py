@@ -102,6 +102,8 @@ class Bench:
                 time.sleep(0.1)
         reads = self._finish(reader) if reader else None
         self._drain()
+        if len(seen) < 2:
+            raise RuntimeError(f"capacity: no two batches ended within {seconds:g} s; give more --capacity-seconds")
         (first, before), (last, after) = seen[0], seen[-1]
         rate = (after - before) / (last - first)
         return {"users_per_second": rate, "seconds": last - first, "users": after - before, "reads": reads, **cpu}
