@@ -1,12 +1,13 @@
 """What the API needs of the serving release: tasks, titles and the fallback. No model, and no torch.
 
-The tables stay in Arrow's memory; an item is found by binary search.
+The tables stay in Arrow's memory; an item is found by binary search, and those asked for of late are kept at hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from components.recall.filters import blocked_items
 from components.release.bundle import read_manifest, read_tasks
 from components.release.rollout import Publication
 from components.settings import Settings
+
+ITEMS_AT_HAND = 50_000  # some 20 MB
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class Catalogue:
     _item_ids: npt.NDArray[np.int64]
     _titles: pa.Table
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "describe", lru_cache(ITEMS_AT_HAND)(self.describe))
+
     def describe(self, item_id: int) -> tuple[str | None, list[str]]:
-        """Title and category path of an item; (None, []) if the release does not know it."""
+        """Title and category path of an item, not to be changed; (None, []) if the release does not know it."""
         row = int(np.searchsorted(self._item_ids, item_id))
         if row == len(self._item_ids) or self._item_ids[row] != item_id:
             return None, []

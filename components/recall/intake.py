@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from components.config import RecallConfig
 from components.exceptions import DataError, UnavailableError
 from components.recall.events import Event, explain
-from components.recall.scripts import ACCEPT, MARK_TTL_SECONDS, STREAM, accepted_key
+from components.recall.scripts import ACCEPT, MARK_TTL_SECONDS, STREAM, accepted_key, waiting_key
 
 _PIPELINE_EVENTS = 500
 _FULL_WAIT_SECONDS = 0.5
@@ -38,7 +38,7 @@ class FeedReport:
 def accept_arguments(event: Event, config: RecallConfig, traceparent: str = "") -> dict[str, list[Any]]:
     """Keys and arguments of the script ACCEPT for one event; its entry carries the trace that it belongs to."""
     return {
-        "keys": [STREAM, accepted_key(event.event_id)],
+        "keys": [STREAM, accepted_key(event.event_id), waiting_key(event.user_id)],
         "args": [
             event.model_dump_json(),
             f"{time.time():.6f}",
@@ -46,6 +46,7 @@ def accept_arguments(event: Event, config: RecallConfig, traceparent: str = "") 
             config.max_stream_length,
             event.user_id,
             traceparent,
+            event.event_id,
         ],
     }
 

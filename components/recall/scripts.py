@@ -5,6 +5,7 @@ urm:events                    stream of accepted events; an entry is deleted whe
 urm:events:dead               events given up, each with the reason
 urm:event:{event_id}          hash: marks an accepted event, so that a retry is not processed again, and says what
                               became of it (lineage.py)
+urm:waiting:{user}            hash: entry id → event_id of the user's entries in the stream; a hint, for coalescing
 urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
 urm:history_events:{user}     hash: event_id → the event; `revision` counts its changes
 urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
@@ -32,6 +33,11 @@ def accepted_key(event_id: str) -> str:
     return f"urm:event:{event_id}"
 
 
+def waiting_key(user_id: str) -> str:
+    """Key of a user's unfinished entries."""
+    return f"urm:waiting:{user_id}"
+
+
 def history_keys(user_id: str) -> tuple[str, str]:
     """Keys of a user's recent events: their order, their content."""
     return f"urm:history:{user_id}", f"urm:history_events:{user_id}"
@@ -48,7 +54,8 @@ def ask_answer_key(ask_id: str) -> str:
 
 
 # Accept one event: 1 accepted, 0 seen before, -1 the stream is full.
-# KEYS: stream, mark. ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream, user, traceparent or ''.
+# KEYS: stream, mark, waiting.
+# ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream, user, traceparent or '', event_id.
 ACCEPT = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return -1 end
@@ -56,8 +63,11 @@ local fields = {'event', ARGV[1], 'accepted_at', ARGV[2]}
 if ARGV[6] ~= '' then
     fields[5], fields[6] = 'traceparent', ARGV[6]
 end
-redis.call('HSET', KEYS[2], 'entry', redis.call('XADD', KEYS[1], '*', unpack(fields)), 'user', ARGV[5])
+local entry = redis.call('XADD', KEYS[1], '*', unpack(fields))
+redis.call('HSET', KEYS[2], 'entry', entry, 'user', ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
+redis.call('HSET', KEYS[3], entry, ARGV[7])
+redis.call('EXPIRE', KEYS[3], ARGV[3])
 return 1
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -95,13 +95,13 @@ class UserStore:
             pipe.expire(content, self._config.result_ttl_seconds)
             pipe.execute()
 
-    def recent(self, user_ids: list[str]) -> dict[str, RecentEvents]:
-        """The recent events of each user; users without any are left out."""
+    def recent(self, user_ids: list[str], without: Collection[str] = frozenset()) -> dict[str, RecentEvents]:
+        """The recent events of each user, but for those of the ids given; users without any are left out."""
         with self._client.pipeline(transaction=False) as pipe:
             for user_id in user_ids:
                 pipe.hgetall(history_keys(user_id)[1])
             answers: list[Any] = pipe.execute()
-        found = {user_id: _decode_recent(fields) for user_id, fields in zip(user_ids, answers, strict=True)}
+        found = {user_id: _decode_recent(fields, without) for user_id, fields in zip(user_ids, answers, strict=True)}
         return {user_id: recent for user_id, recent in found.items() if recent.events}
 
     def store(self, user_id: str, results: dict[str, Result], *, order: int, revision: int) -> int:
@@ -137,7 +137,8 @@ class UserStore:
         return None if body is None else Result.model_validate_json(body)
 
 
-def _decode_recent(fields: dict[str, str]) -> RecentEvents:
-    events = [Event.model_validate_json(text) for field, text in fields.items() if field != "revision"]
+def _decode_recent(fields: dict[str, str], without: Collection[str]) -> RecentEvents:
+    skipped = {"revision", *(f"e:{event_id}" for event_id in without)}
+    events = [Event.model_validate_json(text) for field, text in fields.items() if field not in skipped]
     events.sort(key=lambda event: (event.ts, event.event_id))
     return RecentEvents(events=events, revision=int(fields.get("revision", 0)))

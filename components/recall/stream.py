@@ -17,9 +17,10 @@ from components.config import RecallConfig
 from components.exceptions import DataError
 from components.recall.events import Event, decode_event
 from components.recall.lineage import Served, done_fields
-from components.recall.scripts import DEAD_STREAM, GROUP, NOTE, STREAM, accepted_key
+from components.recall.scripts import DEAD_STREAM, GROUP, NOTE, STREAM, accepted_key, waiting_key
 
 log = structlog.get_logger()
+_NEVER_MS = 2**40  # no entry has been idle for so long: none is taken from another consumer
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,33 @@ class EventStream:
             entries += self._read(">", count - len(entries), None)
         return self._decode(entries, {})
 
+    def read_ahead(self, entries: list[Entry]) -> list[Entry]:
+        """What else waits of the same users, however far down the stream and not yet delivered to anybody.
+
+        At most `history_events` a user, oldest first. They become ours as if they had been read; if they are still
+        unfinished when the group's reading comes to them, they are delivered once more.
+        """
+        users = list(dict.fromkeys(entry.event.user_id for entry in entries))
+        with self._client.pipeline(transaction=False) as pipe:
+            for user_id in users:
+                pipe.hkeys(waiting_key(user_id))
+            waiting: list[list[str]] = pipe.execute()
+        known = {entry.entry_id for entry in entries}
+        ids: list[Any] = []
+        for of_user in waiting:
+            ids += sorted((one for one in of_user if one not in known), key=_place)[: self._config.history_events]
+        if not ids:
+            return []
+        taken: Any = self._client.xclaim(
+            STREAM, GROUP, self._consumer, min_idle_time=_NEVER_MS, message_ids=ids, retrycount=1, force=True
+        )
+        return self._decode([(entry_id, fields) for entry_id, fields in taken if fields], {})
+
+    def unfinished(self, user_id: str) -> set[str]:
+        """Event ids of the user's entries in the stream, as far as it is known: a replayed one is not."""
+        events: Any = self._client.hvals(waiting_key(user_id))
+        return set(events)
+
     def claim_stale(self, count: int) -> list[Entry]:
         """Take over entries that no consumer has finished for `claim_idle_seconds`, our own failed ones too."""
         answer: Any = self._client.xautoclaim(
@@ -86,10 +114,13 @@ class EventStream:
                 for entry in entries:
                     fields = done_fields(served, entry.event.user_id)
                     self._note(keys=[accepted_key(entry.event.event_id)], args=fields, client=pipe)
+                    pipe.hdel(waiting_key(entry.event.user_id), entry.entry_id)
                 pipe.execute()
 
-    def give_up(self, entry_id: str, event_text: str, reason: str, deliveries: int, event_id: str = "") -> None:
-        """Move an entry to the dead letters, with the reason; what is no event has no id."""
+    def give_up(
+        self, entry_id: str, event_text: str, reason: str, deliveries: int, event_id: str = "", user_id: str = ""
+    ) -> None:
+        """Move an entry to the dead letters, with the reason; what is no event has no id and no user."""
         letter = {
             "event": event_text,
             "reason": reason,
@@ -104,6 +135,7 @@ class EventStream:
             pipe.xdel(STREAM, entry_id)
             if event_id:
                 self._note(keys=[accepted_key(event_id)], args=["dead", letter["at"]], client=pipe)
+            pipe.hdel(waiting_key(user_id), entry_id)
             pipe.execute()
         # The reason may quote the event, so it stands in the letter alone.
         log.warning("dead letter", entry_id=entry_id, event_id=event_id or None, deliveries=deliveries)
@@ -176,3 +208,9 @@ def _seconds(text: str) -> float:
     except ValueError:
         return math.nan
     return seconds if math.isfinite(seconds) else math.nan
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    """Sorts ids by their place in the stream."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number)

@@ -8,7 +8,7 @@ hand.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,7 +74,7 @@ class RecallWorker(ServingLoop):
             # While claims keep coming, new events are not waited for.
             entries = self._stream.read(ENTRIES_PER_USER * self._config.batch_size, 1 if stale else IDLE_BLOCK_MS)
             for batch in _batches_of_users(entries, self._config.batch_size):
-                self._process(release, batch)
+                self._process(release, batch + self._stream.read_ahead(batch))
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -111,18 +111,22 @@ class RecallWorker(ServingLoop):
                 log.warning(
                     "event failed", event_id=entry.event.event_id, deliveries=entry.deliveries, error=name_error(error)
                 )
-        if len(exhausted) > 1:
-            self._tell_apart(release, exhausted)
-        else:
-            self._give_up(exhausted, reason)
+        if exhausted:
+            self._tell_apart(release, exhausted, reason)
 
-    def _tell_apart(self, release: ServingRelease, entries: list[Entry]) -> None:
-        """Of a user's events that fail together, give up those that fail when added one by one, oldest first."""
-        for entry in entries:
-            self._store.forget(entry.event)
+    def _tell_apart(self, release: ServingRelease, entries: list[Entry], reason: str) -> None:
+        """Of a user's events that fail together, give up those that fail when added one by one, oldest first.
+
+        The culprit may be an event that has tries left, or is another worker's; so every unfinished event is left out.
+        """
+        unfinished = self._stream.unfinished(entries[0].event.user_id) | {entry.event.event_id for entry in entries}
+        if len(unfinished) == 1:
+            self._give_up(entries, reason)
+            return
         for entry in sorted(entries, key=lambda one: one.event.ts):
+            unfinished.discard(entry.event.event_id)
             try:
-                self._infer_and_store(release, [entry])
+                self._infer_and_store(release, [entry], without=unfinished)
             except redis.RedisError:
                 raise
             except Exception as error:  # as in _process
@@ -132,26 +136,29 @@ class RecallWorker(ServingLoop):
         for entry in entries:
             self._store.forget(entry.event)
             text = entry.event.model_dump_json()
-            self._stream.give_up(entry.entry_id, text, reason, entry.deliveries, entry.event.event_id)
+            one = entry.event
+            self._stream.give_up(entry.entry_id, text, reason, entry.deliveries, one.event_id, one.user_id)
             self.metrics.events.labels(outcome="dead").inc()
 
-    def _infer_and_store(self, release: ServingRelease, entries: list[Entry]) -> None:
+    def _infer_and_store(
+        self, release: ServingRelease, entries: list[Entry], without: Collection[str] = frozenset()
+    ) -> None:
         if not entries:
             return
         beat(self._client, self.name, release.name)
         self._batches += 1
         batch = f"{self.name}/{self._batches}"
         with self._tracing.batch([entry.traceparent for entry in entries], batch=batch, release=release.name):
-            num_users = self._answer(release, entries, batch)
+            num_users = self._answer(release, entries, batch, without)
         self._count(release, entries, num_users)
         log.info("batch", batch=batch, events=len(entries), users=num_users, release=release.name)
 
-    def _answer(self, release: ServingRelease, entries: list[Entry], batch: str) -> int:
+    def _answer(self, release: ServingRelease, entries: list[Entry], batch: str, without: Collection[str]) -> int:
         """Make and store the results of a batch, then acknowledge it; returns the number of users."""
         with self._timed("history"):
             for how in self._store.remember(entry.event for entry in entries):
                 self.metrics.joined.labels(how=how).inc()
-            recent = self._store.recent(list(dict.fromkeys(entry.event.user_id for entry in entries)))
+            recent = self._store.recent(list(dict.fromkeys(entry.event.user_id for entry in entries)), without)
             known = release.read_histories(list(recent))
         with self._timed("inference"):
             tokens_before = release.num_tokens

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import redis
@@ -9,8 +10,8 @@ from components.config import RecallConfig
 from components.exceptions import DataError
 from components.recall.deadletters import drop, list_letters, replay
 from components.recall.intake import feed
-from components.recall.scripts import GROUP, STREAM
-from components.recall.stream import EventStream
+from components.recall.scripts import GROUP, STREAM, waiting_key
+from components.recall.stream import Entry, EventStream
 from tests.components.recall.conftest import make_event
 
 
@@ -89,3 +90,45 @@ def test_consumer_leaves_unless_it_has_work_pending(client: redis.Redis, recall_
     stream.acknowledge(entries)
     stream.leave()
     assert client.xinfo_consumers(STREAM, GROUP) == []
+
+
+def test_a_users_waiting_entries_are_read_ahead_but_not_those_of_another_consumer(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    first, second = open_stream(client, "a", recall_config), open_stream(client, "b", recall_config)
+    names = ["u1", "v1", "u2", "v2", "u3"]
+    feed(client, iter([make_event(name[0], event_id=name, minutes=n) for n, name in enumerate(names)]), recall_config)
+    (u1,) = first._decode(first._read(">", 1, None), {})
+    (v1,) = second._decode(second._read(">", 1, None), {})
+    ahead = first.read_ahead([u1])
+    assert [(entry.event.event_id, entry.deliveries) for entry in ahead] == [("u2", 1), ("u3", 1)]
+    assert first.unfinished("u") == {"u1", "u2", "u3"}
+    assert second.read_ahead([make_entry_of("u", v1)]) == []  # all of them are the first consumer's
+    first.acknowledge([u1, *ahead])
+    assert first.unfinished("u") == set() and not client.exists(waiting_key("u"))
+    assert [entry.event.event_id for entry in second.read(10, 10)] == ["v2"]  # the others are done
+    assert second.counts() == (2, 2, 0)
+
+
+def test_what_was_read_ahead_and_not_finished_is_delivered_again(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    dead, alive = open_stream(client, "dead", recall_config), open_stream(client, "alive", recall_config)
+    feed(client, iter([make_event("u", event_id=f"u{n}", minutes=n) for n in range(3)]), recall_config)
+    (entry,) = dead._decode(dead._read(">", 1, None), {})
+    assert len(dead.read_ahead([entry])) == 2
+    assert [one.event.event_id for one in alive.read(10, 10)] == ["u1", "u2"]
+    time.sleep(recall_config.claim_idle_seconds)
+    assert [one.event.event_id for one in alive.claim_stale(10)] == ["u0", "u1", "u2"]
+
+
+def test_reading_ahead_takes_the_oldest_that_a_history_holds(client: redis.Redis) -> None:
+    config = RecallConfig(history_events=3)
+    stream = open_stream(client, "a", config)
+    feed(client, iter([make_event("u", event_id=f"u{n}", minutes=n) for n in range(20)]), config)
+    (entry,) = stream._decode(stream._read(">", 1, None), {})
+    assert [one.event.event_id for one in stream.read_ahead([entry])] == ["u1", "u2", "u3"]
+
+
+def make_entry_of(user_id: str, entry: Entry) -> Entry:
+    return replace(entry, event=make_event(user_id))

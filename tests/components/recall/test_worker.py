@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from components.recall.context import build_context
 from components.recall.deadletters import list_letters, replay
 from components.recall.engine import Ranking, ServingRelease, load_release
 from components.recall.intake import feed
-from components.recall.scripts import STREAM
+from components.recall.scripts import GROUP, STREAM
 from components.recall.store import UserStore
+from components.recall.stream import EventStream
 from components.recall.worker import RecallWorker
 from components.release.rollout import SERVING, WANTED, Publication, live_workers, read_publication, roll_out
 from components.urm.request import RecallRequest
@@ -148,6 +150,77 @@ def test_poison_event_ends_as_a_dead_letter_and_harms_nobody_else(
     assert replay(client, []) == 1
     wait_until(lambda: list_letters(client))  # the fault is not mended
     assert backlog(client) == 0
+
+
+def test_a_backlog_costs_an_inference_a_user_not_an_event(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    recall_config: RecallConfig,
+) -> None:
+    users = [f"user{number}" for number in range(10)]
+    events = [make_event(user, minutes=step, event_id=f"{user}-{step}") for step in range(100) for user in users]
+    feed(client, iter(events), recall_config)
+    worker = start_worker()
+    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    read = worker.metrics.registry.get_sample_value
+    wait_until(lambda: read("urm_worker_events_total", {"outcome": "done"}) == len(events))
+    assert backlog(client) == 0
+    wait_until(lambda: read("urm_worker_user_inferences_total") == len(users))
+    store = UserStore(client, recall_config)
+    for user in users:
+        result = store.result(user, "next_purchase")
+        assert result is not None and result.event_id == f"{user}-99"
+        assert len(store.recent([user])[user].events) == 100
+
+
+def test_a_user_who_never_pauses_gets_results_all_the_while(
+    client: redis.Redis, promoted: tuple[RecallWorker, Publication], recall_config: RecallConfig
+) -> None:
+    store = UserStore(client, recall_config)
+    seen: set[str] = set()
+    numbers = itertools.count()
+
+    def one_more() -> bool:
+        """Another event of the busy user and of another one, before the earlier ones can all be done."""
+        for user in ("busy", f"other{next(numbers)}"):
+            feed(client, iter([make_event(user, minutes=next(numbers))]), recall_config)
+        result = store.result("busy", "next_purchase")
+        if result is not None:
+            seen.add(result.event_id)
+        return len(seen) >= 5
+
+    wait_until(one_more)
+
+
+def test_a_good_event_at_its_last_try_outlives_a_poison_event_that_has_tries_left(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    recall_config: RecallConfig,
+) -> None:
+    def load(publication: Publication) -> ServingRelease:
+        release = load_release(publication, releases[0].settings, releases[0].config.release)
+        return PoisonedRelease(**vars(release))
+
+    store, ghost = UserStore(client, recall_config), EventStream(client, "ghost", recall_config)
+    ghost.ensure_group()
+    good, poison = make_event("5", event_id="good"), make_event("5", POISON_ITEM, minutes=70, event_id="poison")
+    feed(client, iter([good]), recall_config)
+    (entry,) = ghost.read(1, 10)
+    feed(client, iter([poison]), recall_config)
+    store.remember([poison])  # another worker has it and fails
+    last_but_one = recall_config.max_deliveries - 1
+    client.xclaim(STREAM, GROUP, "ghost", 0, [entry.entry_id], idle=10_000, retrycount=last_but_one)
+
+    start_worker(load=load)
+    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    wait_until(lambda: backlog(client) == 0)
+    (letter,) = list_letters(client)
+    assert '"poison"' in letter.event
+    result = store.result("5", "next_purchase")
+    assert result is not None and result.event_id == "good"
+    assert [event.event_id for event in store.recent(["5"])["5"].events] == ["good"]
 
 
 def test_corrupt_release_is_rejected_and_the_old_one_goes_on(
