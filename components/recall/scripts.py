@@ -116,16 +116,17 @@ redis.call('EXPIRE', KEYS[2], ARGV[5])
 return new
 """
 
-# Store a result unless the stored one is newer by (event time, release order, history revision). Returns 1 if stored.
-# KEYS: result. ARGV: event time in microseconds, release order, revision, body, TTL.
+# Store a result unless the stored one is newer by (event time, history revision, release order). Returns 1 if stored.
+# The release comes last: what knows more of the user must not give way to a newer release that knows less (ADR 11).
+# KEYS: result. ARGV: event time in microseconds, revision, release order, body, TTL.
 STORE = """
-local stored = redis.call('HMGET', KEYS[1], 'event_ts_us', 'release_order', 'revision')
+local stored = redis.call('HMGET', KEYS[1], 'event_ts_us', 'revision', 'release_order')
 for rank = 1, 3 do
     local old, new = tonumber(stored[rank]), tonumber(ARGV[rank])
     if old == nil or new > old then break end
     if new < old then return 0 end
 end
-redis.call('HSET', KEYS[1], 'event_ts_us', ARGV[1], 'release_order', ARGV[2], 'revision', ARGV[3], 'body', ARGV[4])
+redis.call('HSET', KEYS[1], 'event_ts_us', ARGV[1], 'revision', ARGV[2], 'release_order', ARGV[3], 'body', ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 return 1
 """
@@ -140,4 +141,35 @@ if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('RPUSH', KEYS[1], string.format('%.6f', now + ARGV[3]) .. ' ' .. ARGV[1])
 redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[3]))
 return 1
+"""
+
+# Move an entry to the dead letters, and its event out of the history; nothing happens if the entry has been finished or
+# given up by another worker. Returns 1 if moved.
+# KEYS: stream, dead letters; if it is an event, its user's history (order, content), its mark, what waits of the user.
+# ARGV: group, entry id, event_id or '', instant, then fields and values of the letter.
+GIVE_UP = """
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XADD', KEYS[2], '*', unpack(ARGV, 5))
+redis.call('XDEL', KEYS[1], ARGV[2])
+if KEYS[3] then
+    redis.call('ZREM', KEYS[3], ARGV[3])
+    if redis.call('HDEL', KEYS[4], 'e:' .. ARGV[3]) == 1 then redis.call('HINCRBY', KEYS[4], 'revision', 1) end
+    if redis.call('TYPE', KEYS[5]).ok == 'hash' then redis.call('HSET', KEYS[5], 'dead', ARGV[4]) end
+    redis.call('HDEL', KEYS[6], ARGV[2])
+end
+return 1
+"""
+
+# Remove an idle consumer, unless something is pending for it, which Redis would forget with it. Returns 1 if removed.
+# KEYS: stream. ARGV: group, consumer, least idle time in milliseconds.
+FORGET_CONSUMER = """
+for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local of = {}
+    for place = 1, #row, 2 do of[row[place]] = row[place + 1] end
+    if of.name == ARGV[2] and of.pending == 0 and of.idle >= tonumber(ARGV[3]) then
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+        return 1
+    end
+end
+return 0
 """

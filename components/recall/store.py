@@ -48,7 +48,7 @@ class RecentEvents:
 
     Attributes:
         events: Oldest first.
-        revision: Number of changes of this history; orders results that have the same newest event.
+        revision: Number of changes of this history, less the events left out; orders results of one newest event.
     """
 
     events: list[Event]
@@ -85,16 +85,6 @@ class UserStore:
                 )
             return [_JOINED[answer] for answer in pipe.execute()]
 
-    def forget(self, event: Event) -> None:
-        """Take an event out of its user's recent history; it was given up and must not spoil later results."""
-        order, content = history_keys(event.user_id)
-        with self._client.pipeline(transaction=True) as pipe:
-            pipe.zrem(order, event.event_id)
-            pipe.hdel(content, f"e:{event.event_id}")
-            pipe.hincrby(content, "revision", 1)
-            pipe.expire(content, self._config.result_ttl_seconds)
-            pipe.execute()
-
     def recent(self, user_ids: list[str], without: Collection[str] = frozenset()) -> dict[str, RecentEvents]:
         """The recent events of each user, but for those of the ids given; users without any are left out."""
         with self._client.pipeline(transaction=False) as pipe:
@@ -122,8 +112,8 @@ class UserStore:
                     keys=[result_key(user_id, task)],
                     args=[
                         to_microseconds(result.event_ts),
-                        order,
                         revision,
+                        order,
                         result.model_dump_json(),
                         self._config.result_ttl_seconds,
                     ],
@@ -138,7 +128,9 @@ class UserStore:
 
 
 def _decode_recent(fields: dict[str, str], without: Collection[str]) -> RecentEvents:
-    skipped = {"revision", *(f"e:{event_id}" for event_id in without)}
-    events = [Event.model_validate_json(text) for field, text in fields.items() if field not in skipped]
+    left_out = fields.keys() & {f"e:{event_id}" for event_id in without}
+    kept = fields.keys() - left_out - {"revision"}
+    events = [Event.model_validate_json(fields[field]) for field in kept]
     events.sort(key=lambda event: (event.ts, event.event_id))
-    return RecentEvents(events=events, revision=int(fields.get("revision", 0)))
+    # What leaves events out knows less than what does not, so its result must not replace that of the whole history.
+    return RecentEvents(events=events, revision=int(fields.get("revision", 0)) - len(left_out))

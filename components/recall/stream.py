@@ -17,7 +17,17 @@ from components.config import RecallConfig
 from components.exceptions import DataError
 from components.recall.events import Event, decode_event
 from components.recall.lineage import Served, done_fields
-from components.recall.scripts import DEAD_STREAM, GROUP, NOTE, STREAM, accepted_key, waiting_key
+from components.recall.scripts import (
+    DEAD_STREAM,
+    FORGET_CONSUMER,
+    GIVE_UP,
+    GROUP,
+    NOTE,
+    STREAM,
+    accepted_key,
+    history_keys,
+    waiting_key,
+)
 
 log = structlog.get_logger()
 _NEVER_MS = 2**40  # no entry has been idle for so long: none is taken from another consumer
@@ -50,6 +60,8 @@ class EventStream:
         self._consumer = consumer
         self._config = config
         self._note = client.register_script(NOTE)
+        self._give_up = client.register_script(GIVE_UP)
+        self._forget_consumer = client.register_script(FORGET_CONSUMER)
 
     def ensure_group(self) -> None:
         """Make the stream and its consumer group if they are not there."""
@@ -95,14 +107,28 @@ class EventStream:
         return set(events)
 
     def claim_stale(self, count: int) -> list[Entry]:
-        """Take over entries that no consumer has finished for `claim_idle_seconds`, our own failed ones too."""
-        answer: Any = self._client.xautoclaim(
-            STREAM, GROUP, self._consumer, min_idle_time=int(self._config.claim_idle_seconds * 1000), count=count
+        """Take over entries that no consumer has finished for `claim_idle_seconds`, our own failed ones too.
+
+        None counts as delivered yet: an entry that kills its worker must not use up the tries of those behind it.
+        """
+        idle_ms = int(self._config.claim_idle_seconds * 1000)
+        ids: Any = self._client.xautoclaim(
+            STREAM, GROUP, self._consumer, min_idle_time=idle_ms, count=count, justid=True
         )
-        entries = [(entry_id, fields) for entry_id, fields in answer[1] if fields]
-        if not entries:
+        if not ids:
             return []
-        return self._decode(entries, self._deliveries(entries))
+        with self._client.pipeline(transaction=False) as pipe:
+            for entry_id in ids:
+                pipe.xrange(STREAM, entry_id, entry_id)
+            answers: list[Any] = pipe.execute()
+        return self._decode([entry for found in answers for entry in found], self._deliveries(ids))
+
+    def begin(self, entries: list[Entry]) -> list[Entry]:
+        """Count claimed entries as delivered, just before they are tried; those that were finished meanwhile go."""
+        ids = [entry.entry_id for entry in entries]
+        begun: Any = self._client.xclaim(STREAM, GROUP, self._consumer, min_idle_time=0, message_ids=ids)
+        still_there = {entry_id for entry_id, _ in begun}
+        return [entry for entry in entries if entry.entry_id in still_there]
 
     def acknowledge(self, entries: list[Entry], served: Served | None = None) -> None:
         """Take finished entries out of the stream, and note in their lineage what they were finished with."""
@@ -117,43 +143,49 @@ class EventStream:
                     pipe.hdel(waiting_key(entry.event.user_id), entry.entry_id)
                 pipe.execute()
 
-    def give_up(
-        self, entry_id: str, event_text: str, reason: str, deliveries: int, event_id: str = "", user_id: str = ""
-    ) -> None:
-        """Move an entry to the dead letters, with the reason; what is no event has no id and no user."""
+    def give_up(self, entry_id: str, text: str, reason: str, deliveries: int, event: Event | None = None) -> bool:
+        """Move an entry to the dead letters, with the reason, and its event out of the history, all at once.
+
+        Args:
+            entry_id: Id in the stream.
+            text: The entry's content, to be replayed.
+            reason: Why.
+            deliveries: How often it was tried.
+            event: The content as an event, if it is one.
+
+        Returns:
+            Whether it was moved; not if another worker has finished it or given it up.
+        """
         letter = {
-            "event": event_text,
+            "event": text,
             "reason": reason,
             "deliveries": str(deliveries),
             "entry_id": entry_id,
             "consumer": self._consumer,
             "at": f"{time.time():.3f}",
         }
-        with self._client.pipeline(transaction=True) as pipe:
-            pipe.xadd(DEAD_STREAM, letter)  # type: ignore[arg-type]  # redis-py wants a dict invariant in its value type
-            pipe.xack(STREAM, GROUP, entry_id)
-            pipe.xdel(STREAM, entry_id)
-            if event_id:
-                self._note(keys=[accepted_key(event_id)], args=["dead", letter["at"]], client=pipe)
-            pipe.hdel(waiting_key(user_id), entry_id)
-            pipe.execute()
-        # The reason may quote the event, so it stands in the letter alone.
-        log.warning("dead letter", entry_id=entry_id, event_id=event_id or None, deliveries=deliveries)
+        fields = [part for pair in letter.items() for part in pair]
+        event_id, of_event = "", []
+        if event:
+            event_id = event.event_id
+            of_event = [*history_keys(event.user_id), accepted_key(event_id), waiting_key(event.user_id)]
+        arguments = [GROUP, entry_id, event_id, letter["at"], *fields]
+        moved = self._give_up(keys=[STREAM, DEAD_STREAM, *of_event], args=arguments)
+        if moved:  # the reason may quote the event, so it stands in the letter alone
+            log.warning("dead letter", entry_id=entry_id, event_id=event_id or None, deliveries=deliveries)
+        return bool(moved)
 
     def forget_dead_consumers(self, live: set[str]) -> None:
         """Remove consumers that are gone and have nothing pending."""
         consumers: Any = self._client.xinfo_consumers(STREAM, GROUP)
         for consumer in consumers:
-            name = consumer["name"]
-            idle_seconds = consumer["idle"] / 1000
-            if name not in live and not consumer["pending"] and idle_seconds > 10 * self._config.claim_idle_seconds:
-                self._client.xgroup_delconsumer(STREAM, GROUP, name)
+            if consumer["name"] not in live:
+                idle_ms = int(10_000 * self._config.claim_idle_seconds)
+                self._forget_consumer(keys=[STREAM], args=[GROUP, consumer["name"], idle_ms])
 
     def leave(self) -> None:
         """Remove this consumer if it leaves nothing pending behind."""
-        consumers: Any = self._client.xinfo_consumers(STREAM, GROUP)
-        if any(row["name"] == self._consumer and not row["pending"] for row in consumers):
-            self._client.xgroup_delconsumer(STREAM, GROUP, self._consumer)
+        self._forget_consumer(keys=[STREAM], args=[GROUP, self._consumer, 0])
 
     def counts(self) -> tuple[int, int, int]:
         """Entries in the stream, entries delivered but not acknowledged, dead letters."""
@@ -181,11 +213,13 @@ class EventStream:
         streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
         return [(entry_id, fields) for entries in streams for entry_id, fields in entries]
 
-    def _deliveries(self, entries: list[tuple[str, dict[str, str]]]) -> dict[str, int]:
-        rows: Any = self._client.xpending_range(
-            STREAM, GROUP, min=entries[0][0], max=entries[-1][0], count=10 * len(entries), consumername=self._consumer
-        )
-        return {row["message_id"]: int(row["times_delivered"]) for row in rows}
+    def _deliveries(self, ids: list[str]) -> dict[str, int]:
+        """How often each will have been delivered with the try to come."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for entry_id in ids:
+                pipe.xpending_range(STREAM, GROUP, min=entry_id, max=entry_id, count=1)
+            answers: list[Any] = pipe.execute()
+        return {row["message_id"]: int(row["times_delivered"]) + 1 for rows in answers for row in rows}
 
     def _decode(self, raw: list[tuple[str, dict[str, str]]], deliveries: dict[str, int]) -> list[Entry]:
         """Parse entries; what never can be parsed becomes a dead letter at once."""

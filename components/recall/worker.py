@@ -97,9 +97,10 @@ class RecallWorker(ServingLoop):
     def _retry(self, release: ServingRelease, entries: list[Entry]) -> None:
         """Entries that were delivered before go one user at a time: one of them may have killed a worker."""
         for single in _batches_of_users(entries, 1):
-            exhausted = [entry for entry in single if entry.deliveries > self._config.max_deliveries]
+            begun = self._stream.begin(single)
+            exhausted = [entry for entry in begun if entry.deliveries > self._config.max_deliveries]
             self._give_up(exhausted, "delivered too often without a result: a worker died or failed each time")
-            self._process(release, [entry for entry in single if entry not in exhausted])
+            self._process(release, [entry for entry in begun if entry not in exhausted])
 
     def _fail(self, release: ServingRelease, entries: list[Entry], error: Exception) -> None:
         """Leave a user's entries pending for a retry; those that had their last one are told apart."""
@@ -134,11 +135,9 @@ class RecallWorker(ServingLoop):
 
     def _give_up(self, entries: list[Entry], reason: str) -> None:
         for entry in entries:
-            self._store.forget(entry.event)
             text = entry.event.model_dump_json()
-            one = entry.event
-            self._stream.give_up(entry.entry_id, text, reason, entry.deliveries, one.event_id, one.user_id)
-            self.metrics.events.labels(outcome="dead").inc()
+            if self._stream.give_up(entry.entry_id, text, reason, entry.deliveries, entry.event):
+                self.metrics.events.labels(outcome="dead").inc()
 
     def _infer_and_store(
         self, release: ServingRelease, entries: list[Entry], without: Collection[str] = frozenset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import time
@@ -20,8 +21,9 @@ def free_port() -> int:
 class RedisServer:
     """A redis-server process with its state in a folder of its own; may be stopped and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, appendfsync: str = "always") -> None:
         self.folder = folder
+        self.appendfsync = appendfsync
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
@@ -34,7 +36,7 @@ class RedisServer:
                 "--bind", "127.0.0.1",
                 "--dir", str(self.folder),
                 "--appendonly", "yes",
-                "--appendfsync", "always",
+                "--appendfsync", self.appendfsync,
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -49,6 +51,15 @@ class RedisServer:
             finally:
                 client.close()
         raise TimeoutError(f"redis-server on port {self.port} did not answer within 10 s")
+
+    def pause(self) -> None:
+        """Let it answer nobody, with its connections open."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         if self.process is not None:

@@ -13,6 +13,7 @@ from components import cli
 from components.config import RecallConfig
 from components.exceptions import ConfigError, DataError
 from components.recall.deadletters import list_letters
+from components.recall.intake import feed
 from components.recall.scripts import STREAM
 from components.recall.store import UserStore
 from components.recall.stream import EventStream
@@ -67,8 +68,9 @@ def test_a_bad_line_is_named_and_loses_no_other(client: redis.Redis, tmp_path: P
 def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recall_config: RecallConfig) -> None:
     stream = EventStream(client, "a", recall_config)
     stream.ensure_group()
-    for number in range(2):
-        stream.give_up(f"{number + 1}-0", make_event(event_id=f"e{number}").model_dump_json(), "too odd", 5)
+    feed(client, (make_event(event_id=f"e{number}") for number in range(2)), recall_config)
+    for entry in stream.read(10, 10):
+        stream.give_up(entry.entry_id, entry.event.model_dump_json(), "too odd", 5, entry.event)
     assert "too odd" in invoke("dead-letters", "list")
     assert invoke("dead-letters", "replay", list_letters(client)[0].letter_id) == "1 replayed\n"
     assert "expected ids or --all" in invoke("dead-letters", "drop")

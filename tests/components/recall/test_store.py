@@ -37,12 +37,27 @@ def test_older_result_never_replaces_a_newer_one(
     store = UserStore(client, recall_config)
     newest = (-1, -1, -1)
     for minutes, order, revision in versions:
-        version = (minutes, order, revision)
+        version = (minutes, revision, order)
         stored = store.store("u", {"t": make_result(minutes, str(version))}, order=order, revision=revision)
         assert stored == (version >= newest)
         newest = max(newest, version)
         kept = store.result("u", "t")
         assert kept is not None and kept.release == str(newest)
+
+
+def test_newer_release_that_knows_less_of_the_user_does_not_replace_an_older_one_that_knows_more(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    """Two workers during a roll-out: the one that flipped first read the history before the other's late event."""
+    store = UserStore(client, recall_config)
+    new, late = make_event(minutes=60, event_id="new"), make_event(minutes=30, event_id="late")
+    store.remember([new])
+    before = store.recent(["3"])["3"].revision
+    store.remember([late])
+    after = store.recent(["3"])["3"].revision
+    assert store.store("3", {"t": make_result(60, "old, knows both")}, order=1, revision=after) == 1
+    assert store.store("3", {"t": make_result(60, "new, knows one")}, order=2, revision=before) == 0
+    assert store.store("3", {"t": make_result(60, "new, knows both")}, order=2, revision=after) == 1
 
 
 def test_history_is_ordered_by_time_and_an_event_counts_once(client: redis.Redis, recall_config: RecallConfig) -> None:
@@ -63,14 +78,16 @@ def test_history_keeps_the_newest_events_only(client: redis.Redis) -> None:
     assert client.hlen(history_keys("3")[1]) == 4  # three events and the revision
 
 
-def test_event_given_up_is_forgotten(client: redis.Redis, recall_config: RecallConfig) -> None:
+def test_history_with_an_event_left_out_is_of_a_lower_revision(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    """Else its result could replace that of the whole history, and the event, acknowledged with it, would be lost."""
     store = UserStore(client, recall_config)
-    good, bad = make_event(event_id="good"), make_event(event_id="bad")
-    store.remember([good, bad])
-    store.forget(bad)
-    assert store.recent(["3"])["3"].events == [good]
-    store.forget(good)
-    assert store.recent(["3"]) == {}
+    store.remember([make_event(event_id="good"), make_event(event_id="other")])
+    recent = store.recent(["3"], without={"other", "unknown"})["3"]
+    assert [event.event_id for event in recent.events] == ["good"]
+    assert recent.revision == 1
+    assert store.recent(["3"])["3"].revision == 2
 
 
 def test_users_of_odd_names_do_not_share_keys(client: redis.Redis, recall_config: RecallConfig) -> None:
@@ -78,7 +95,6 @@ def test_users_of_odd_names_do_not_share_keys(client: redis.Redis, recall_config
     users = ["u", "u:events", "events:u", "history:u", "u:t", ":", "ü\0"]
     events = [make_event(user, event_id=f"e{number}") for number, user in enumerate(users)]
     store.remember(events)
-    store.forget(make_event("u:events", event_id="other"))
     recent = store.recent(users)
     assert [recent[user].events for user in users] == [[event] for event in events]
     for number, user in enumerate(users):

@@ -11,6 +11,7 @@ from components.exceptions import DataError
 from components.recall.deadletters import drop, list_letters, replay
 from components.recall.intake import feed
 from components.recall.scripts import GROUP, STREAM, waiting_key
+from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream
 from tests.components.recall.conftest import make_event
 
@@ -65,8 +66,9 @@ def test_what_is_no_event_becomes_a_dead_letter_at_once(
 
 def test_dead_letters_are_replayed_or_dropped(client: redis.Redis, recall_config: RecallConfig) -> None:
     stream = open_stream(client, "a", recall_config)
-    for number in range(3):
-        stream.give_up(f"{number + 1}-0", make_event(event_id=f"e{number}").model_dump_json(), "why", 5)
+    feed(client, (make_event(event_id=f"e{number}") for number in range(3)), recall_config)
+    for entry in stream.read(10, 10):
+        assert stream.give_up(entry.entry_id, entry.event.model_dump_json(), "why", 5, entry.event)
     first, second, third = list_letters(client)
     assert (first.reason, first.deliveries) == ("why", 5)
     assert replay(client, [second.letter_id]) == 1
@@ -79,6 +81,53 @@ def test_dead_letters_are_replayed_or_dropped(client: redis.Redis, recall_config
         drop(client, ["nonsense"])
     assert drop(client, []) == 1
     assert list_letters(client) == []
+
+
+def test_claimed_entry_counts_as_delivered_only_when_it_is_begun(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    """An entry that kills its worker must not use up the tries of those claimed with it."""
+    stream = open_stream(client, "a", recall_config)
+    feed(client, (make_event(str(user)) for user in range(2)), recall_config)
+    stream.read(10, 10)
+    for deliveries in (2, 3):
+        time.sleep(recall_config.claim_idle_seconds)
+        killer, behind = stream.claim_stale(10)
+        assert (killer.deliveries, behind.deliveries) == (deliveries, 2)
+        assert stream.begin([killer]) == [killer]
+    stream.acknowledge([behind])
+    assert stream.begin([killer, behind]) == [killer]  # the other was finished meanwhile
+
+
+def test_entry_is_given_up_once_and_never_after_it_was_finished(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    stream, store = open_stream(client, "a", recall_config), UserStore(client, recall_config)
+    done, bad = make_event(event_id="done"), make_event(event_id="bad")
+    feed(client, iter([done, bad]), recall_config)
+    store.remember([done, bad])
+    first, second = stream.read(10, 10)
+    stream.acknowledge([first])
+    assert not stream.give_up(first.entry_id, "text", "another worker was faster", 5, done)
+    assert stream.give_up(second.entry_id, "text", "why", 5, bad)
+    assert not stream.give_up(second.entry_id, "text", "why", 5, bad)
+    assert [letter.reason for letter in list_letters(client)] == ["why"]
+    assert store.recent(["3"])["3"].events == [done]
+    assert store.recent(["3"])["3"].revision == 3
+    assert stream.counts() == (0, 0, 1)
+
+
+def test_dead_consumer_is_removed_unless_something_is_pending_for_it(client: redis.Redis) -> None:
+    config = RecallConfig(claim_idle_seconds=0.01)
+    alive, busy, idle = (open_stream(client, name, config) for name in ("alive", "busy", "idle"))
+    feed(client, (make_event(str(user)) for user in range(3)), config)
+    for stream in (busy, idle, alive):
+        entries = stream.read(1, 10)
+        if stream is not busy:
+            stream.acknowledge(entries)
+    time.sleep(0.15)
+    alive.forget_dead_consumers({"alive"})
+    assert {row["name"] for row in client.xinfo_consumers(STREAM, GROUP)} == {"alive", "busy"}
 
 
 def test_consumer_leaves_unless_it_has_work_pending(client: redis.Redis, recall_config: RecallConfig) -> None:
