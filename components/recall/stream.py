@@ -125,7 +125,7 @@ class EventStream:
 
     def begin(self, entries: list[Entry]) -> list[Entry]:
         """Count claimed entries as delivered, just before they are tried; those that were finished meanwhile go."""
-        ids = [entry.entry_id for entry in entries]
+        ids: list[Any] = [entry.entry_id for entry in entries]
         begun: Any = self._client.xclaim(STREAM, GROUP, self._consumer, min_idle_time=0, message_ids=ids)
         still_there = {entry_id for entry_id, _ in begun}
         return [entry for entry in entries if entry.entry_id in still_there]
