@@ -56,6 +56,8 @@ def run_rounds(world: World, rounds: int, seed: int) -> Tally:
                 time.sleep(chance.uniform(0, _LONGEST_LIFE_SECONDS))
                 where = "anywhere"
             tally.redeliveries += world.kill(doomed)
+            if number % 20 == 19:
+                print("round", number + 1, tally, flush=True)
             tally.deaths[where] = tally.deaths.get(where, 0) + 1
             if chance.random() < 0.2:  # the one who would have taken over dies as well
                 tally.redeliveries += world.kill(other)

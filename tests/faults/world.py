@@ -89,7 +89,11 @@ class World:
         pid = self._start("worker", fault=fault)
         worker = Worker(pid, f"{os.uname().nodename}-{pid}")
         if wait:
-            wait_until(lambda: self.client.get(WORKER_PREFIX + worker.name))  # its release; empty while it has none
+            # Its heartbeat says its release, and nothing while it has none; its fault may strike before the first.
+            wait_until(
+                lambda: self.client.get(WORKER_PREFIX + worker.name) or worker.status == psutil.STATUS_ZOMBIE,
+                seconds=90,
+            )
         return worker
 
     def kill(self, worker: Worker) -> int:
