@@ -2,8 +2,8 @@
 
 One line of JSON a size and kind. Catalogues beyond the run's own are mixtures of its items (benchmarks/catalogues.py),
 made anew block by block, so that none is ever held as a whole; queries are the user vectors of the run's model for test
-users. Truth comes from brute force over the same blocks and is kept. Each step is a process of its own, so that it has a peak
-of memory of its own. Lines that the output has are not measured again: a run that was stopped goes on.
+users. Truth comes from brute force over the same blocks and is kept. Each step is a process of its own, for its peak of
+memory. Lines that the output has are not measured again: a run that was stopped goes on.
 
     python -m benchmarks.index --config complete_journey --run-dir default --output index.jsonl \
         --sizes 0 100000 1000000 10000000
@@ -68,12 +68,31 @@ class Queries:
         part = slice(first * a_user, last * a_user)
         return Queries(self.vectors[part], self.own[part], self.exclude[part], last - first)
 
+    def save(self, path: Path) -> None:
+        """Write them to a file."""
+        np.savez(
+            path,
+            vectors=self.vectors,
+            users=self.users,
+            own=np.concatenate(self.own),
+            lengths=[len(items) for items in self.own],
+            excluded=[len(items) > 0 for items in self.exclude],
+        )
 
-def draw_queries(run: FinishedRun, config: RunConfig, num_users: int, seed: int) -> Queries:
+    @classmethod
+    def load(cls, path: Path) -> Queries:
+        """Read them again."""
+        with np.load(path) as file:
+            own = np.split(file["own"], np.cumsum(file["lengths"])[:-1])
+            exclude = [items if yes else items[:0] for items, yes in zip(own, file["excluded"], strict=True)]
+            return cls(file["vectors"], own, exclude, int(file["users"]))
+
+
+def draw_queries(run: FinishedRun, config: RunConfig, num_users: int) -> Queries:
     """User vectors of test users for every task; a task with a query asks for the user's first category."""
     contexts = read_contexts(pq.read_table(run.path("features", "contexts"), filters=pc.field("split") == "test"))
     usable = [context for context in contexts.values() if context.top_categories]
-    chosen = np.random.default_rng(seed).choice(len(usable), num_users, replace=False)
+    chosen = np.random.default_rng(config.seed).choice(len(usable), num_users, replace=False)
     requests = [
         RecallRequest(usable[place], task, usable[place].top_categories[0] if task.needs_query else None)
         for place in chosen
@@ -113,8 +132,11 @@ class Bench:
         )
 
     def queries(self) -> Queries:
-        """The same for every size and kind."""
-        return draw_queries(self.run, self.config, self.num_users, self.seed)
+        """The same for every size and kind, kept in a file."""
+        path = self.work / f"queries-{self.num_users}.npz"
+        if not path.exists():
+            draw_queries(self.run, self.config, self.num_users).save(path)
+        return Queries.load(path)
 
     def index_path(self, kind: str) -> Path:
         """Where an index lies while it is measured."""

@@ -366,7 +366,7 @@ class ReleaseConfig(Model):
         default="auto", description="Kind of the candidate index; auto: by the size of the catalogue."
     )
     index_min_recall: float = Field(
-        default=0.97,
+        default=0.95,
         ge=0,
         le=1,
         description="Of the exact top recall.k, on the smoke requests. With less, auto takes a more exact kind, and a "

@@ -38,7 +38,7 @@ def top_of_all(
     places = torch.empty(num_requests, 0, dtype=torch.int64)
     start = 0
     for block in blocks:
-        products = users @ torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32)).T  # [E·H, B]
+        products = users @ torch.from_numpy(np.array(block, dtype=np.float32)).T  # [E·H, B]
         scores = combine_scores(products.view(num_requests, num_vectors, -1).transpose(1, 2), combine)  # [E, B]
         if exclude is not None:
             _remove(scores, item_ids[start : start + len(block)], exclude)

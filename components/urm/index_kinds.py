@@ -2,7 +2,7 @@
 
     exact      every item compared, in 32 bits
     ivf_sq8    the items of the nearest cells, by leading principal components in 8 bits; the best again in 16 bits
-    pq         the same by product codes of 4 bits that are scanned in registers; the best again in 8 bits
+    pq         the same by product codes of 4 bits that are scanned in registers; the best again in 4 bits
 
     n items · d width of an item's vector · r leading principal components
 
@@ -32,6 +32,8 @@ EXACT_UP_TO, IVF_SQ8_UP_TO = 100_000, 2_000_000  # items
 BLOCK = 50_000  # items added at a time
 SAMPLES_PER_CELL = 50  # that k-means sees
 KMEANS_ROUNDS = 10
+FACTOR = 3  # items scored again, a multiple of those asked for
+LEAST_DEPTH = 350  # asked for by any search of an approximate index
 Blocks = Iterable[Floats]
 
 
@@ -42,19 +44,17 @@ class Shape:
     Attributes:
         components: r, leading principal components that the cells hold.
         probes: Share of the cells searched.
-        factor: Items scored again, a multiple of those wanted.
-        refine: How they are kept for that.
+        again: How whole vectors are kept to score the best again, a type of faiss's scalar quantizer.
     """
 
     components: int
     probes: float
-    factor: float
-    refine: int
+    again: int
 
 
 SHAPES: dict[Kind, Shape] = {
-    "ivf_sq8": Shape(components=256, probes=1 / 16, factor=4, refine=faiss.ScalarQuantizer.QT_fp16),
-    "pq": Shape(components=256, probes=1 / 16, factor=8, refine=faiss.ScalarQuantizer.QT_8bit),
+    "ivf_sq8": Shape(components=256, probes=1 / 2, again=faiss.ScalarQuantizer.QT_fp16),
+    "pq": Shape(components=256, probes=1 / 2, again=faiss.ScalarQuantizer.QT_4bit),
 }
 
 
@@ -92,11 +92,13 @@ def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], s
     project = _train_projection(sample, shape.components)
     cells = _train_cells(kind, project.apply(sample), len(item_ids), seed)
     width = sample.shape[1]
-    again = faiss.IndexScalarQuantizer(width, shape.refine, faiss.METRIC_INNER_PRODUCT)
+    again = faiss.IndexScalarQuantizer(width, shape.again, faiss.METRIC_INNER_PRODUCT)
     again.train(sample)
     del sample
+    again.codes.resize(len(item_ids) * again.code_size)  # once, or growing would take half as much again
+    again.codes.resize(0)
     refined = faiss.IndexRefine(faiss.IndexPreTransform(project, cells), again)
-    refined.k_factor = shape.factor
+    refined.k_factor = FACTOR
     index = faiss.IndexIDMap(refined)
     for ids, block in _pair(item_ids, blocks()):
         index.add_with_ids(block, ids)
@@ -132,8 +134,8 @@ def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:
 
 
 def _train_projection(sample: Floats, components: int) -> faiss.PCAMatrix:
-    width = sample.shape[1]
-    project = faiss.PCAMatrix(width, min(components, width // 2 * 2), 0, True)
+    """The leading components, turned at random so that each says about as much as the next; an even number of them."""
+    project = faiss.PCAMatrix(sample.shape[1], min(components, min(sample.shape) // 2 * 2), 0, True)
     project.train(sample)
     project.have_bias = False
     return project

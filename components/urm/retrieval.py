@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from components.exceptions import DataError, MissingInputError
 from components.urm.heads import Combine
-from components.urm.index_kinds import gather, is_exact, keep_known
+from components.urm.index_kinds import LEAST_DEPTH, gather, is_exact, keep_known
 from components.urm.request import Floats, Ids
 
 _NOT_FOUND = np.finfo(np.float32).min  # the score that faiss gives a place it cannot fill
@@ -87,7 +87,7 @@ def search(
     _check(index, user_vectors, exclude, own)
     num_requests, _, width = user_vectors.shape
     longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
-    depth = min(k + longest, index.ntotal)
+    depth = min(max(k + longest, 0 if is_exact(index) else LEAST_DEPTH), index.ntotal)
     if num_requests == 0 or depth == 0:
         nothing = [np.empty(0, dtype=np.int64)] * num_requests
         return nothing, [np.empty(0, dtype=np.float32)] * num_requests

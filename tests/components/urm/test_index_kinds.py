@@ -18,6 +18,7 @@ from components.urm.retrieval import build_index, read_candidates, search
 NUM_ITEMS, WIDTH = 4000, 96
 IDS = np.arange(NUM_ITEMS, dtype=np.int64) * 3 + 7
 APPROXIMATE = ("ivf_sq8", "pq")
+TOLERANCE = {"ivf_sq8": 0.01, "pq": 0.5}  # of a vector's places, kept in 16 and 4 bits
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,13 @@ def users(vectors):
 
 
 @pytest.fixture(scope="module", params=APPROXIMATE)
-def index(request, vectors):
-    return build_approximate(request.param, IDS, lambda: (vectors[:1500], vectors[1500:]), seed=0)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def index(kind, vectors):
+    return build_approximate(kind, IDS, lambda: (vectors[:1500], vectors[1500:]), seed=0)
 
 
 def test_kind_follows_the_size():
@@ -56,13 +62,13 @@ def test_cells_are_few_enough_to_be_trained():
     assert [count_cells(n) for n in (1, 100, 1_000_000, 10_000_000)] == [1, 2, 4096, 16384]
 
 
-def test_approximate_answers_are_those_of_brute_force(index, vectors, users):
+def test_approximate_answers_are_those_of_brute_force(index, kind, vectors, users):
     exact = top_of_all(IDS, [vectors], users, 20, "max")
     found, scores = search(index, users, 20, "max")
-    assert recall_of(found, exact) >= 0.9
+    assert recall_of(found, exact) >= {"ivf_sq8": 0.99, "pq": 0.8}[kind]
     places = [np.searchsorted(IDS, items) for items in found]
     for row, place, score in zip(users, places, scores, strict=True):
-        assert score == pytest.approx((vectors[place] @ row.T).max(axis=1), abs=0.2)
+        assert score == pytest.approx((vectors[place] @ row.T).max(axis=1), rel=TOLERANCE[kind])
         assert (np.diff(score) <= 0).all()
 
 
@@ -79,23 +85,20 @@ def test_excluded_items_do_not_appear_and_leave_no_gap(index, users):
     assert not any(np.isin(items, old[:7]).any() for items, old in zip(found, plain, strict=True))
 
 
-def test_own_items_are_scored_wherever_they_lie(index, vectors, users):
-    """An item behind every searched cell whose score is nevertheless the best: what identity codes do."""
-    worst = int(np.argmin(vectors @ users[0].sum(axis=0)))
-    spoilt = users.copy()
-    spoilt[0, 0] = users[0, 0] - 1e-3 * vectors[worst]
+def test_own_items_are_scored_wherever_they_lie(index, users):
+    without, _ = search(index, users, NUM_ITEMS, "max")
+    worst = int(np.searchsorted(IDS, np.setdiff1d(IDS, without[0])[0]))  # behind every cell that is searched
     own = [np.array([IDS[worst], 5])] + [np.empty(0, dtype=np.int64)] * 4  # no item has the number 5
-    without, _ = search(index, spoilt, NUM_ITEMS, "max")
-    found, scores = search(index, spoilt, NUM_ITEMS, "max", own=own)
-    assert IDS[worst] in found[0]
+    found, scores = search(index, users, NUM_ITEMS, "max", own=own)
     assert set(without[0]) | {IDS[worst]} == set(found[0])
     assert 5 not in found[0]
-    expected = (vectors[worst] @ spoilt[0].T).max()
-    assert scores[0][found[0] == IDS[worst]] == pytest.approx(expected, abs=0.2)
+    expected = (gather(index, IDS[[worst]]) @ users[0].T).max()
+    assert scores[0][found[0] == IDS[worst]] == pytest.approx(expected, rel=1e-5)
 
 
 def test_k_beyond_the_catalogue_gives_what_the_searched_cells_hold(index, users):
     found, scores = search(index, users, 10 * NUM_ITEMS, "max")
+    assert all(0 < len(items) < NUM_ITEMS for items in found)
     for items, row in zip(found, scores, strict=True):
         assert np.isin(items, IDS).all()
         assert len(set(items.tolist())) == len(items)
@@ -106,9 +109,9 @@ def test_no_requests_give_no_results(index, users):
     assert search(index, users[:0], 5, "max") == ([], [])
 
 
-def test_vectors_and_known_items_come_by_id(index, vectors):
+def test_vectors_and_known_items_come_by_id(index, kind, vectors):
     wanted = IDS[[3, 1999, NUM_ITEMS - 1]]
-    assert gather(index, wanted) == pytest.approx(vectors[[3, 1999, NUM_ITEMS - 1]], abs=0.1)
+    assert gather(index, wanted) == pytest.approx(vectors[[3, 1999, NUM_ITEMS - 1]], abs=TOLERANCE[kind])
     assert keep_known(index, np.array([IDS[-1] + 1, IDS[3], -4, 8, IDS[0]])).tolist() == [IDS[3], IDS[0]]
     assert keep_known(index, np.empty(0, dtype=np.int64)).tolist() == []
 
@@ -121,7 +124,6 @@ def test_index_file_answers_alike(index, users, tmp_path):
             assert [row.tolist() for row in one] == [row.tolist() for row in other]
 
 
-@pytest.mark.parametrize("kind", APPROXIMATE)
 def test_equal_input_gives_an_equal_file(kind, vectors, tmp_path):
     for name in ("a", "b"):
         built = build_approximate(kind, IDS[:1000], lambda: [vectors[:1000]], seed=3)
@@ -129,10 +131,9 @@ def test_equal_input_gives_an_equal_file(kind, vectors, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.parametrize("kind", APPROXIMATE)
 def test_a_handful_of_items_is_enough(kind, vectors, users):
     built = build_approximate(kind, IDS[:20], lambda: [vectors[:20]], seed=0)
-    assert sorted(search(built, users, 20, "max")[0][0].tolist()) == IDS[:20].tolist()
+    assert sorted(search(built, users, 20, "max")[0][0].tolist()) == IDS[:20].tolist()  # one cell
 
 
 @pytest.mark.parametrize("ids", [IDS[:999], IDS[999::-1], np.zeros(1000, dtype=np.int64)])
