@@ -67,7 +67,7 @@ def choose_kind(num_items: int) -> Kind:
 
 def count_cells(num_items: int) -> int:
     """Cells of an approximate index: the power of two nearest to 4 √n, but at least 39 items a cell."""
-    return 2 ** max(round(math.log2(min(4 * math.sqrt(num_items), num_items / 39))), 0)
+    return 1 << max(round(math.log2(min(4 * math.sqrt(num_items), num_items / 39))), 0)
 
 
 def count_samples(num_items: int) -> int:
@@ -146,7 +146,8 @@ def _train_cells(kind: Kind, projected: Floats, num_items: int, seed: int) -> fa
     means = faiss.Kmeans(width, num_cells, niter=KMEANS_ROUNDS, seed=seed, max_points_per_centroid=SAMPLES_PER_CELL)
     means.train(projected)
     nearest = faiss.IndexFlat(width, faiss.METRIC_L2)
-    nearest.add(means.centroids)
+    nearest.add(np.asarray(means.centroids))
+    cells: faiss.IndexIVF
     if kind == "ivf_sq8":
         cells = faiss.IndexIVFScalarQuantizer(
             nearest, width, num_cells, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, True
@@ -168,7 +169,8 @@ def keep_known(index: faiss.IndexIDMap, item_ids: Ids) -> Ids:
     """Those of some items that an approximate index has."""
     ids = _id_view(index)
     places = np.searchsorted(ids, item_ids)
-    return item_ids[ids[np.minimum(places, len(ids) - 1)] == item_ids]
+    known: Ids = item_ids[ids[np.minimum(places, len(ids) - 1)] == item_ids]
+    return known
 
 
 def gather(index: faiss.IndexIDMap, item_ids: Ids) -> Floats:
