@@ -72,6 +72,7 @@ class Candidates:
 
     def write(self, kind: Kind, seed: int, target: Path) -> None:
         """Write an index of them."""
+        index: faiss.IndexIDMap
         if kind == "exact":
             index = build_index(self.keys, self.vectors)
         else:
