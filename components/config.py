@@ -362,6 +362,16 @@ class ReleaseConfig(Model):
     smoke_users: int = Field(default=20, gt=0)
     smoke_min_overlap: float = Field(default=0.9, ge=0, le=1, description="Top-k shared with what evaluation saw.")
     promote_timeout_seconds: float = Field(default=120, gt=0, description="Longest wait for the workers' answer.")
+    index: Literal["auto", "exact", "ivf_sq8", "pq"] = Field(
+        default="auto", description="Kind of the candidate index; auto: by the size of the catalogue."
+    )
+    index_min_recall: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        description="Of the exact top recall.k, on the smoke requests. With less, auto takes a more exact kind, and a "
+        "kind named here is refused.",
+    )
 
 
 EVERY_TASK = "all"

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 from feast import FeatureStore
@@ -17,17 +15,17 @@ from feast import FeatureStore
 from components.addresses import fetch
 from components.config import ItemFilter, ReleaseConfig, Task
 from components.exceptions import ReleaseError, UserError
-from components.features.schema import CONTEXTS
 from components.features.store import History, open_feature_store, read_history
 from components.recall.context import HistoryItem, HistoryRule, KnownHistory
 from components.recall.events import to_microseconds
 from components.recall.filters import blocked_items
 from components.release.bundle import Manifest, SmokeRequest, read_smoke, read_tasks, verify
 from components.release.rollout import Publication
+from components.release.smoke import to_requests
 from components.settings import Settings
 from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
-from components.urm.request import Ids, RecallRequest, read_contexts
+from components.urm.request import Ids, RecallRequest
 
 log = structlog.get_logger()
 _DAY_US = 86_400_000_000
@@ -100,7 +98,8 @@ class ServingRelease:
         # A search goes as deep as the longest exclusion, so tasks that leave out much are searched by themselves.
         for numbers in self._group_by_depth(requests):
             exclude = [self._excluded(requests[number]) for number in numbers]
-            items, scores = self.recaller.top_k(vectors[numbers], k, exclude)
+            own = [requests[number].context.item_ids for number in numbers]
+            items, scores = self.recaller.top_k(vectors[numbers], k, exclude, own)
             for number, ids, row in zip(numbers, items, scores, strict=True):
                 rankings[number] = ids.tolist(), row.tolist()
         return rankings
@@ -164,9 +163,7 @@ def check(release: ServingRelease, smoke: list[SmokeRequest], min_overlap: float
     Raises:
         ReleaseError: A score is not finite, or the share is too small.
     """
-    contexts = _contexts(smoke)
-    tasks = {task.name: task for task in release.tasks}
-    requests = [RecallRequest(contexts[row.context["context_id"]], tasks[row.task], row.query) for row in smoke]
+    requests = to_requests(smoke, release.tasks)
     k = max((len(row.item_ids) for row in smoke), default=0)
     overlaps = [
         len(set(items[: len(row.item_ids)]) & set(row.item_ids)) / len(row.item_ids)
@@ -207,12 +204,6 @@ def _blocked(release: ServingRelease, bundle: Path, filters: Mapping[str, ItemFi
     candidates = release.recaller.candidate_ids
     by_task = blocked_items(titles, [task.name for task in release.tasks], filters)
     return {task: items[np.isin(items, candidates)] for task, items in by_task.items()}
-
-
-def _contexts(smoke: list[SmokeRequest]) -> dict[int, Any]:
-    rows = {row.context["context_id"]: row.context for row in smoke}
-    parsed = [{**row, "cut_ts": datetime.fromisoformat(row["cut_ts"])} for row in rows.values()]
-    return dict(read_contexts(pa.Table.from_pylist(parsed, schema=CONTEXTS)))
 
 
 def _known(history: History, now_us: int) -> KnownHistory:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,22 +14,22 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from components.exceptions import ReleaseError
-from components.release.bundle import TITLES, SmokeRequest, write_smoke, write_tasks
+from components.release.bundle import TITLES, IndexNote, SmokeRequest, write_smoke, write_tasks
+from components.release.index import write_index
 from components.storage import StageRun
 
 
-def assemble(stage: StageRun, bundle: Path) -> dict[str, int]:
+def assemble(stage: StageRun, bundle: Path) -> tuple[dict[str, int], IndexNote]:
     """Write every file of the bundle but the manifest.
 
     Returns:
-        Counts: catalogue items, titles, smoke requests.
+        Counts (catalogue items, titles, smoke requests), and what the index is.
 
     Raises:
         ReleaseError: What an earlier stage left does not fit together.
     """
     for name in ("model", "item_table"):
         link_tree(stage.path("sft", name), bundle / name)
-    num_candidates = write_index(stage.path("sft", "candidates"), bundle / "index.faiss")
     write_tasks(bundle, stage.config.tasks)
     num_titles = write_titles(stage.path("validate", "items"), bundle / "titles.parquet")
     link_file(stage.path("baseline", "popularity"), bundle / "fallback.parquet")
@@ -41,7 +40,8 @@ def assemble(stage: StageRun, bundle: Path) -> dict[str, int]:
         num_users=stage.config.release.smoke_users,
     )
     write_smoke(bundle, requests)
-    return {"candidates": num_candidates, "titles": num_titles, "smoke_requests": len(requests)}
+    note = write_index(stage, requests, bundle / "index.faiss")
+    return {"candidates": note.items, "titles": num_titles, "smoke_requests": len(requests)}, note
 
 
 def link_tree(source: Path, target: Path) -> None:
@@ -58,24 +58,6 @@ def link_file(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another device, or a file system without hard links
         shutil.copyfile(source, target)
-
-
-def write_index(candidates: Path, target: Path) -> int:
-    """An exact inner-product index over the candidate vectors that answers with item ids.
-
-    Raises:
-        ReleaseError: Keys and vectors do not fit, or a vector is not finite.
-    """
-    keys = np.load(candidates / "keys.npy", allow_pickle=False)
-    vectors = np.load(candidates / "vectors.npy", allow_pickle=False)
-    if vectors.ndim != 2 or len(keys) != len(vectors) or not len(keys):
-        raise _refuse("candidates", "one vector a key", f"{len(keys)} keys and vectors of shape {vectors.shape}")
-    if not np.isfinite(vectors).all():
-        raise _refuse("candidates", "finite vectors", f"{int((~np.isfinite(vectors)).any(axis=1).sum())} that are not")
-    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
-    index.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), np.ascontiguousarray(keys, dtype=np.int64))
-    faiss.write_index(index, str(target))
-    return len(keys)
 
 
 def write_titles(items: Path, target: Path) -> int:

@@ -60,6 +60,24 @@ class GateVerdict(_Model):
     promoted_anyway: bool = False
 
 
+class IndexNote(_Model):
+    """What kind of index the bundle holds, and what it finds.
+
+    Attributes:
+        kind: exact, ivf_sq8 or pq.
+        items: Candidates in it; 0 in a bundle made before this was noted.
+        recall: Share of the exact top-k that comes back, mean over the smoke requests; 1 of an exact index.
+        requests: Smoke requests that this was measured on; 0 where nothing had to be.
+        k: Items a request.
+    """
+
+    kind: str = "exact"
+    items: int = 0
+    recall: float = 1.0
+    requests: int = 0
+    k: int = 0
+
+
 class Manifest(_Model):
     """Content of manifest.json.
 
@@ -71,6 +89,7 @@ class Manifest(_Model):
         links: Addresses that lead back: run directory, MLflow run, Airflow run.
         history_length: Items of a user's history that the features hold.
         day_origin: An instant at which a day begins for the features' count of active days.
+        index: Kind of the index; one without a note is exact.
     """
 
     release: str
@@ -82,6 +101,7 @@ class Manifest(_Model):
     links: dict[str, str]
     history_length: int
     day_origin: AwareDatetime
+    index: IndexNote = IndexNote()
 
     def require(self, release: str, uri: str) -> None:
         """Refuse a bundle that holds another release than the one asked for at that URI.

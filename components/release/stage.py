@@ -26,7 +26,7 @@ def run(stage: StageRun) -> StageReport:
     gate = judge(stage)
     bundle = stage.output / "bundle"
     stage.report_progress("assembling the bundle")
-    counts = assemble(stage, bundle)
+    counts, index = assemble(stage, bundle)
     stage.report_progress("hashing its files")
     files = describe_files(bundle)
     with track(stage) as run:
@@ -40,6 +40,7 @@ def run(stage: StageRun) -> StageReport:
             links=_links(stage, run.info.run_id, run.info.experiment_id),
             history_length=stage.config.features.history_length,
             day_origin=stage.config.features.split.train_start,
+            index=index,
         )
         write_manifest(bundle, manifest)
         uri = join(
@@ -52,6 +53,7 @@ def run(stage: StageRun) -> StageReport:
         stage.report_progress("registering it in MLflow")
         version = register(bundle, uri, manifest, stage.config.release.model_name, tags)
         mlflow.set_tags({**tags, "urm.version": version})
+        mlflow.log_metric("index_recall", index.recall)
         mlflow.log_artifact(str(bundle / "manifest.json"))
     return StageReport(
         outputs={"bundle": "bundle"},
@@ -62,6 +64,8 @@ def run(stage: StageRun) -> StageReport:
             "version": version,
             "gate_passed": gate.passed,
             "promoted_anyway": gate.promoted_anyway,
+            "index": index.kind,
+            "index_recall": index.recall,
         },
     )
 

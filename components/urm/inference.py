@@ -38,7 +38,7 @@ class UrmRecaller:
     """A loaded model with its item table and, for top-K, its candidates."""
 
     def __init__(
-        self, model: Urm, builder: BatchBuilder, combine: Combine, index: faiss.IndexIDMap2 | None = None
+        self, model: Urm, builder: BatchBuilder, combine: Combine, index: faiss.IndexIDMap | None = None
     ) -> None:
         """Wrap a model in memory; `load` reads one from files."""
         self.model = model
@@ -110,16 +110,20 @@ class UrmRecaller:
         return result
 
     def top_k(
-        self, user_vectors: Floats, k: int, exclude: Sequence[Ids] | None = None
+        self,
+        user_vectors: Floats,
+        k: int,
+        exclude: Sequence[Ids] | None = None,
+        own: Sequence[Ids] | None = None,
     ) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request, see `retrieval.search`."""
-        return search(self._index(), user_vectors, k, self.combine, exclude)
+        return search(self._index(), user_vectors, k, self.combine, exclude, own)
 
     def recall(self, requests: Sequence[RecallRequest], k: int) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request; tasks with `exclude_bought` leave out the user's own history."""
-        nothing = np.empty(0, dtype=np.int64)
-        exclude = [request.context.item_ids if request.task.exclude_bought else nothing for request in requests]
-        return self.top_k(self.encode_users(requests), k, exclude)
+        exclude = [request.excluded_items for request in requests]
+        own = [request.context.item_ids for request in requests]
+        return self.top_k(self.encode_users(requests), k, exclude, own)
 
     def encode_items(self, item_ids: Ids, chunk: int = 4096) -> Floats:
         """Candidate vectors, float32 [n, d]."""
@@ -160,7 +164,7 @@ class UrmRecaller:
     def _device(self) -> torch.device:
         return self.model.user_head.log_scale.device
 
-    def _index(self) -> faiss.IndexIDMap2:
+    def _index(self) -> faiss.IndexIDMap:
         if self.index is None:
             raise MissingInputError(
                 "recall", expected="candidates", got="none", remedy="pass `candidates` to UrmRecaller.load"

@@ -78,6 +78,11 @@ class RecallRequest:
                 remedy="pass the words that the user searched for",
             )
 
+    @property
+    def excluded_items(self) -> Ids:
+        """Items that may not be recalled: with `exclude_bought`, the user's own history."""
+        return self.context.item_ids if self.task.exclude_bought else np.empty(0, dtype=np.int64)
+
 
 def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
     """User contexts by context_id, from a table of schema CONTEXTS; arrays are views of the table's memory."""

@@ -11,7 +11,10 @@ import numpy.typing as npt
 
 from components.exceptions import DataError, MissingInputError
 from components.urm.heads import Combine
+from components.urm.index_kinds import LEAST_DEPTH, gather, is_exact, keep_known
 from components.urm.request import Floats, Ids
+
+_NOT_FOUND = np.finfo(np.float32).min  # the score that faiss gives a place it cannot fill
 
 
 def build_index(item_ids: Ids, vectors: Floats) -> faiss.IndexIDMap2:
@@ -21,14 +24,14 @@ def build_index(item_ids: Ids, vectors: Floats) -> faiss.IndexIDMap2:
     return index
 
 
-def read_candidates(path: Path) -> faiss.IndexIDMap2:
+def read_candidates(path: Path) -> faiss.IndexIDMap:
     """The index of a folder with keys.npy and vectors.npy, or of a file written by faiss.
 
     Raises:
         MissingInputError: There is neither.
     """
     if path.is_file():
-        return _as_id_map(path, faiss.read_index(str(path)))
+        return _as_id_map(path, faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
     try:
         keys = np.load(path / "keys.npy", mmap_mode="r", allow_pickle=False)
         vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
@@ -42,11 +45,11 @@ def read_candidates(path: Path) -> faiss.IndexIDMap2:
     return build_index(keys, vectors)
 
 
-def _as_id_map(path: Path, index: faiss.Index) -> faiss.IndexIDMap2:
-    if not isinstance(index, faiss.IndexIDMap2):
+def _as_id_map(path: Path, index: faiss.Index) -> faiss.IndexIDMap:
+    if not isinstance(index, faiss.IndexIDMap):
         raise DataError(
             f"candidates {path}",
-            expected="an index made by build_index",
+            expected="an index that answers with item ids",
             got=type(index).__name__,
             remedy="build the release again",
         )
@@ -54,16 +57,17 @@ def _as_id_map(path: Path, index: faiss.Index) -> faiss.IndexIDMap2:
 
 
 def search(
-    index: faiss.IndexIDMap2,
+    index: faiss.IndexIDMap,
     user_vectors: Floats,
     k: int,
     combine: Combine,
     exclude: Sequence[Ids] | None = None,
+    own: Sequence[Ids] | None = None,
 ) -> tuple[list[Ids], list[Floats]]:
     """Best items of each request.
 
-    Under `max` the result is exact. Under `logsumexp` and `mean` the items are the best of the union of the H
-    searches, with exact scores.
+    With an exact index the result under `max` is exact. Under `logsumexp` and `mean` the items are the best of the
+    union of the H searches, with exact scores.
 
     Args:
         index: Candidates by item id.
@@ -71,23 +75,19 @@ def search(
         k: Items wanted; fewer come back where the catalogue is smaller.
         combine: How H inner products become one score.
         exclude: Item ids that may not appear, one array a request.
+        own: Item ids that an approximate index is to score in any case, one array a request: those of the user's
+            history, which the copy path asks for by identity codes that no compression keeps (ADR 16).
 
     Returns:
         Item ids and scores a request, best first; of equal scores the lower item id comes first.
 
     Raises:
-        DataError: The vectors do not fit the index, or `exclude` does not fit the requests.
+        DataError: The vectors do not fit the index, or `exclude` or `own` does not fit the requests.
     """
+    _check(index, user_vectors, exclude, own)
     num_requests, _, width = user_vectors.shape
-    if width != index.d or (exclude is not None and len(exclude) != num_requests):
-        raise DataError(
-            "search",
-            expected=f"user vectors of width {index.d} and one exclusion a request",
-            got=f"width {width} and {len(exclude) if exclude is not None else num_requests} for {num_requests}",
-            remedy="use the model and the candidates of one release",
-        )
     longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
-    depth = min(k + longest, index.ntotal)
+    depth = min(max(k + longest, 0 if is_exact(index) else LEAST_DEPTH), index.ntotal)
     if num_requests == 0 or depth == 0:
         nothing = [np.empty(0, dtype=np.int64)] * num_requests
         return nothing, [np.empty(0, dtype=np.float32)] * num_requests
@@ -95,10 +95,13 @@ def search(
     scores, items = index.search(flat, depth)
     scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
     found_items, found_scores = [], []
-    for row in range(num_requests):
-        union, best = _union(items[row], scores[row])
+    for row, vectors in enumerate(user_vectors):
+        found = scores[row] > _NOT_FOUND
+        union, best = _union(items[row][found], scores[row][found])
+        if own is not None and not is_exact(index):
+            union, best = _add(index, vectors, union, best, own[row])
         if combine != "max":
-            best = _combined(index.reconstruct_batch(union) @ user_vectors[row].T, combine)
+            best = _combined(gather(index, union) @ vectors.T, combine)
         if exclude is not None:
             allowed = ~np.isin(union, exclude[row])
             union, best = union[allowed], best[allowed]
@@ -108,11 +111,33 @@ def search(
     return found_items, found_scores
 
 
+def _check(
+    index: faiss.IndexIDMap, user_vectors: Floats, exclude: Sequence[Ids] | None, own: Sequence[Ids] | None
+) -> None:
+    num_requests, _, width = user_vectors.shape
+    given = [num_requests if lists is None else len(lists) for lists in (exclude, own)]
+    if width != index.d or any(number != num_requests for number in given):
+        raise DataError(
+            "search",
+            expected=f"user vectors of width {index.d}, one exclusion and one list of own items a request",
+            got=f"width {width}, {given[0]} and {given[1]} for {num_requests}",
+            remedy="use the model and the candidates of one release",
+        )
+
+
+def _add(index: faiss.IndexIDMap, vectors: Floats, union: Ids, best: Floats, more: Ids) -> tuple[Ids, Floats]:
+    """Join more items, where the index has them, with what was found."""
+    more = keep_known(index, more)
+    products = gather(index, more) @ vectors.T  # [n, H]
+    return _union(np.concatenate([union, more]), np.concatenate([best, products.max(axis=1)]))
+
+
 def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
     """Distinct items in ascending order, each with its best score."""
     order = np.lexsort((-scores, items))
     items, scores = items[order], scores[order]
-    first = np.r_[True, items[1:] != items[:-1]]
+    first = np.ones(len(items), dtype=bool)
+    first[1:] = items[1:] != items[:-1]
     return items[first], scores[first]
 
 

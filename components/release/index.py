@@ -1,0 +1,120 @@
+"""The bundle's index: of a kind that fits the catalogue's size, and measured against the exact one (ADR 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import structlog
+
+from components.exceptions import ReleaseError
+from components.release.bundle import IndexNote, SmokeRequest
+from components.release.smoke import to_requests
+from components.storage import StageRun
+from components.urm.device import choose_device
+from components.urm.exhaustive import recall_of, top_of_all
+from components.urm.index_kinds import BLOCK, KINDS, Kind, build_approximate, choose_kind
+from components.urm.inference import UrmRecaller
+from components.urm.request import Floats, Ids
+from components.urm.retrieval import build_index, read_candidates
+
+log = structlog.get_logger()
+
+
+def write_index(stage: StageRun, smoke: Sequence[SmokeRequest], target: Path) -> IndexNote:
+    """Write the index of sft's candidates.
+
+    Under `release.index: auto` a kind that finds too little of the exact top-k gives way to the more exact one.
+
+    Raises:
+        ReleaseError: Keys and vectors do not fit, a vector is not finite, or a kind that the configuration names finds
+            too little.
+    """
+    candidates = Candidates(stage.path("sft", "candidates"))
+    wanted, floor = stage.config.release.index, stage.config.release.index_min_recall
+    first: Kind = choose_kind(len(candidates.keys)) if wanted == "auto" else wanted
+    probe: Probe | None = None
+    for kind in reversed(KINDS[: KINDS.index(first) + 1]):
+        stage.report_progress(f"building the {kind} index")
+        candidates.write(kind, stage.config.seed, target)
+        if kind == "exact":
+            break
+        probe = probe or Probe(stage, smoke, candidates)
+        note = probe.measure(kind, target)
+        if note.recall >= floor:
+            return note
+        if wanted != "auto":
+            raise _too_little(note, floor)
+        log.warning("index finds too little", kind=kind, recall=round(note.recall, 4), floor=floor)
+    return IndexNote(kind="exact", items=len(candidates.keys))
+
+
+class Candidates:
+    """What sft left as `candidates`, memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read and check them."""
+        self.keys: Ids = np.load(folder / "keys.npy", allow_pickle=False)
+        self.vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        if self.vectors.ndim != 2 or len(self.keys) != len(self.vectors) or not len(self.keys):
+            got = f"{len(self.keys)} keys and vectors of shape {self.vectors.shape}"
+            raise _refuse("candidates", "one vector a key", got)
+        unsound = sum(int((~np.isfinite(block)).any(axis=1).sum()) for block in self.blocks())
+        if unsound:
+            raise _refuse("candidates", "finite vectors", f"{unsound} that are not")
+
+    def blocks(self) -> Iterator[Floats]:
+        """The vectors, some at a time."""
+        for start in range(0, len(self.keys), BLOCK):
+            yield self.vectors[start : start + BLOCK]
+
+    def write(self, kind: Kind, seed: int, target: Path) -> None:
+        """Write an index of them."""
+        index: faiss.IndexIDMap
+        if kind == "exact":
+            index = build_index(self.keys, self.vectors)
+        else:
+            index = build_approximate(kind, self.keys, self.blocks, seed)
+        faiss.write_index(index, str(target))
+
+
+class Probe:
+    """The smoke requests with their exact answers."""
+
+    def __init__(self, stage: StageRun, smoke: Sequence[SmokeRequest], candidates: Candidates) -> None:
+        """Ask the model for the user vectors, and the whole catalogue for the answers."""
+        self.k = stage.config.recall.k
+        self.num_items = len(candidates.keys)
+        self.recaller = UrmRecaller.load(
+            stage.path("sft", "model"), stage.path("sft", "item_table"), device=choose_device(stage.settings)
+        )
+        self.requests = to_requests(smoke, stage.config.tasks)
+        self.users = self.recaller.encode_users(self.requests)
+        self.exclude = [request.excluded_items for request in self.requests]
+        self.exact = top_of_all(
+            candidates.keys, candidates.blocks(), self.users, self.k, self.recaller.combine, self.exclude
+        )
+
+    def measure(self, kind: Kind, path: Path) -> IndexNote:
+        """How much of the exact answers an index file finds."""
+        self.recaller.index = read_candidates(path)
+        own = [request.context.item_ids for request in self.requests]
+        found, _ = self.recaller.top_k(self.users, self.k, self.exclude, own)
+        self.recaller.index = None
+        recall = recall_of(found, self.exact)
+        return IndexNote(kind=kind, items=self.num_items, recall=recall, requests=len(found), k=self.k)
+
+
+def _too_little(note: IndexNote, floor: float) -> ReleaseError:
+    return ReleaseError(
+        f"index of kind {note.kind!r}",
+        expected=f"at least {floor:g} of the exact top-{note.k} (release.index_min_recall)",
+        got=f"{note.recall:.4f} over {note.requests} smoke requests",
+        remedy="set release.index to auto or to a more exact kind",
+    )
+
+
+def _refuse(subject: str, expected: str, got: object) -> ReleaseError:
+    return ReleaseError(subject, expected=expected, got=got, remedy="run the stages before `release` again")

@@ -1,0 +1,61 @@
+"""The k best of all items by brute force, block by block: what an approximate index is measured against.
+
+E requests · H user vectors · d their width · B items of a block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from components.urm.heads import Combine, combine_scores
+from components.urm.request import Floats, Ids
+
+
+def top_of_all(
+    item_ids: Ids,
+    blocks: Iterable[Floats],
+    user_vectors: Floats,
+    k: int,
+    combine: Combine,
+    exclude: Sequence[Ids] | None = None,
+) -> list[Ids]:
+    """Best items of each request, exact under any combination; holds one block of the catalogue at a time.
+
+    Args:
+        item_ids: All ids [n].
+        blocks: Their vectors [B, d], in that order.
+        user_vectors: float32 [E, H, d].
+        k: Items wanted; fewer where the catalogue is smaller.
+        combine: How H inner products become one score.
+        exclude: Item ids that may not appear, one array a request.
+    """
+    num_requests, num_vectors, width = user_vectors.shape
+    users = torch.from_numpy(np.ascontiguousarray(user_vectors.reshape(-1, width)))
+    best = torch.empty(num_requests, 0)
+    places = torch.empty(num_requests, 0, dtype=torch.int64)
+    start = 0
+    for block in blocks:
+        products = users @ torch.from_numpy(np.array(block, dtype=np.float32)).T  # [E·H, B]
+        scores = combine_scores(products.view(num_requests, num_vectors, -1).transpose(1, 2), combine)  # [E, B]
+        if exclude is not None:
+            _remove(scores, item_ids[start : start + len(block)], exclude)
+        here = torch.arange(start, start + len(block)).expand_as(scores)
+        best, order = torch.cat([best, scores], dim=1).topk(min(k, best.shape[1] + len(block)))
+        places = torch.cat([places, here], dim=1).gather(1, order)
+        start += len(block)
+    return [item_ids[row[kept].numpy()] for row, kept in zip(places, best > -torch.inf, strict=True)]
+
+
+def recall_of(found: Sequence[Ids], exact: Sequence[Ids]) -> float:
+    """Mean share of the exact items that were found; a request without any counts as answered."""
+    return float(
+        np.mean([np.isin(want, got).mean() if len(want) else 1.0 for got, want in zip(found, exact, strict=True)])
+    )
+
+
+def _remove(scores: torch.Tensor, item_ids: Ids, exclude: Sequence[Ids]) -> None:
+    for row, unwanted in enumerate(exclude):
+        scores[row, torch.from_numpy(np.isin(item_ids, unwanted))] = -torch.inf
