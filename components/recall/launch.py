@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Sequence
 
 import structlog
-import torch
 
 # Before anything that imports Feast, which would switch this library to files shared between processes.
 from prometheus_client import start_http_server
 
 from components.config import RunConfig
 from components.exceptions import UnavailableError
-from components.recall.engine import load_release
+from components.recall.forks import Program, prepare, run_urm
 from components.recall.health import serve_health
 from components.recall.signals import on_termination
 from components.recall.supervisor import Supervisor
-from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
 from components.settings import Settings
 
@@ -36,6 +34,11 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     Raises:
         UnavailableError: The metrics port is taken.
     """
+    import torch  # not above: a supervisor needs neither this nor the model
+
+    from components.recall.engine import load_release
+    from components.recall.worker import RecallWorker
+
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     worker = RecallWorker(
@@ -80,14 +83,16 @@ def run_instances(
         UnavailableError: The port is taken.
     """
 
-    def command(number: int) -> list[str]:
+    def program(number: int) -> Program:
         own = ["--host", host, "--metrics-port", str(port + 1 + number)]
-        return [sys.executable, "-m", "components", "recall", "worker", *arguments, *own]
+        return run_urm, (["recall", "worker", *arguments, *own],)
 
-    supervisor = Supervisor(
-        command, instances, settings.num_threads or 1, open_redis(settings.redis_url), stuck_seconds
-    )
+    threads = settings.num_threads or 1
+    # For the fork server and the instances: the libraries read it when they are imported.
+    os.environ.update(URM_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
+    prepare()
+    supervisor = Supervisor(program, instances, threads, open_redis(settings.redis_url), stuck_seconds)
     on_termination(supervisor.stop)
     serve_health(lambda: supervisor.state, host, port)
-    log.info("instances", count=instances, threads=settings.num_threads or 1, url=f"http://{host}:{port}/readyz")
+    log.info("instances", count=instances, threads=threads, url=f"http://{host}:{port}/readyz")
     supervisor.run()

@@ -1,4 +1,4 @@
-"""Top-K over the whole catalogue: H inner-product searches, their union, the combined score."""
+"""Top-K over the whole catalogue: exact by one matrix product, else H searches, their union, the combined score."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.exceptions import DataError, MissingInputError
+from components.urm.exact import flat_vectors, search_exact
 from components.urm.heads import Combine
 from components.urm.request import Floats, Ids
 
@@ -28,7 +29,7 @@ def read_candidates(path: Path) -> faiss.IndexIDMap2:
         MissingInputError: There is neither.
     """
     if path.is_file():
-        return _as_id_map(path, faiss.read_index(str(path)))
+        return _as_id_map(path, _map_index(path))
     try:
         keys = np.load(path / "keys.npy", mmap_mode="r", allow_pickle=False)
         vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
@@ -40,6 +41,11 @@ def read_candidates(path: Path) -> faiss.IndexIDMap2:
             remedy="run `urm sft` again",
         ) from None
     return build_index(keys, vectors)
+
+
+def _map_index(path: Path) -> faiss.Index:
+    """An index whose vectors stay in the file: processes that serve one release share them in the page cache."""
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
 
 def _as_id_map(path: Path, index: faiss.Index) -> faiss.IndexIDMap2:
@@ -62,8 +68,8 @@ def search(
 ) -> tuple[list[Ids], list[Floats]]:
     """Best items of each request.
 
-    Under `max` the result is exact. Under `logsumexp` and `mean` the items are the best of the union of the H
-    searches, with exact scores.
+    With an exact index the result is exact. With another, under `logsumexp` and `mean`, the items are the best of the
+    union of the H searches, with exact scores.
 
     Args:
         index: Candidates by item id.
@@ -91,6 +97,9 @@ def search(
     if num_requests == 0 or depth == 0:
         nothing = [np.empty(0, dtype=np.int64)] * num_requests
         return nothing, [np.empty(0, dtype=np.float32)] * num_requests
+    catalogue = flat_vectors(index)
+    if catalogue is not None:
+        return search_exact(*catalogue, user_vectors, k, combine, exclude)
     flat = np.ascontiguousarray(user_vectors.reshape(-1, width), dtype=np.float32)
     scores, items = index.search(flat, depth)
     scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
