@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 import structlog
-import torch
 
 # Before anything that imports Feast, which would switch this library to files shared between processes.
 from prometheus_client import start_http_server
-from transformers.utils.logging import disable_progress_bar
 
 from components.config import RunConfig
 from components.exceptions import UnavailableError
-from components.recall.adhoc import AdHocWorker
-from components.recall.engine import ServingRelease, load_release
+from components.recall.forks import Program, prepare, run_urm
 from components.recall.health import serve_health
-from components.recall.loop import ServingLoop
 from components.recall.signals import on_termination
 from components.recall.supervisor import Supervisor
 from components.recall.tracing import open_tracing
-from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
 from components.release.rollout import Publication
 from components.settings import Settings
@@ -42,6 +38,14 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     Raises:
         UnavailableError: The metrics port is taken.
     """
+    import torch  # not above: a supervisor needs neither this nor the model
+    from transformers.utils.logging import disable_progress_bar
+
+    from components.recall.adhoc import AdHocWorker
+    from components.recall.engine import ServingRelease, load_release
+    from components.recall.loop import ServingLoop
+    from components.recall.worker import RecallWorker
+
     if not sys.stderr.isatty():
         disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar is no JSON line
     if settings.num_threads:
@@ -99,21 +103,17 @@ def run_instances(
         UnavailableError: The port is taken.
     """
 
-    def command(number: int) -> list[str]:
+    def program(number: int) -> Program:
         own = ["--host", host, "--metrics-port", str(port + 1 + number)]
         mode = ["--ad-hoc"] if number >= instances else []
-        return [sys.executable, "-m", "components", "recall", "worker", *arguments, *own, *mode]
+        return run_urm, (["recall", "worker", *arguments, *own, *mode],)
 
-    supervisor = Supervisor(
-        command, instances, settings.num_threads or 1, open_redis(settings.redis_url), stuck_seconds, ad_hoc
-    )
+    threads = settings.num_threads or 1
+    # For the fork server and the instances: the libraries read it when they are imported.
+    os.environ.update(URM_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
+    prepare()
+    supervisor = Supervisor(program, instances, threads, open_redis(settings.redis_url), stuck_seconds, ad_hoc)
     on_termination(supervisor.stop)
     serve_health(lambda: supervisor.state, host, port)
-    log.info(
-        "instances",
-        count=instances,
-        ad_hoc=ad_hoc,
-        threads=settings.num_threads or 1,
-        url=f"http://{host}:{port}/readyz",
-    )
+    log.info("instances", count=instances, ad_hoc=ad_hoc, threads=threads, url=f"http://{host}:{port}/readyz")
     supervisor.run()

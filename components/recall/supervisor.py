@@ -1,8 +1,8 @@
 """Several recall workers in one container: each a process with cores of its own, watched and started again.
 
 Python runs one thread at a time between matrix products, and a batch of one worker waits for Redis and for parsing;
-a second process fills these gaps. Instances share the item table, which is mapped into memory; index, weights and
-libraries are each one's own (docs/operations.md has the figure).
+a second process fills these gaps. Instances share the files of a release, which are mapped into memory, and by forking
+the libraries (docs/operations.md has the figures).
 
 An instance that ends is started again after a pause that doubles with every early end. One whose heartbeat has been
 missing for `stuck_seconds`, while Redis answers, is killed first: its process may live and do nothing. The container is
@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 
 import redis
 import structlog
 
+from components.recall.forks import Program, start
 from components.release.rollout import WORKER_PREFIX
 
 log = structlog.get_logger()
@@ -50,7 +51,7 @@ class Instance:
 
     number: int
     cores: frozenset[int]
-    process: subprocess.Popen[bytes] | None = None
+    process: BaseProcess | None = None
     started_at: float = 0.0
     silent_since: float | None = None
     start_at: float = 0.0
@@ -107,7 +108,7 @@ class Supervisor:
 
     def __init__(
         self,
-        command: Callable[[int], Sequence[str]],
+        program: Callable[[int], Program],
         instances: int,
         threads: int,
         client: redis.Redis,
@@ -117,7 +118,7 @@ class Supervisor:
         """Take what to run.
 
         Args:
-            command: Program and arguments of an instance, by its number.
+            program: What an instance runs, by its number.
             instances: How many.
             threads: Of matrix work of each.
             client: To read heartbeats with; returns str.
@@ -125,8 +126,7 @@ class Supervisor:
             ad_hoc: Instances for ad-hoc requests beside those; theirs are the last numbers.
         """
         self.state = State()
-        self._command = command
-        self._threads = threads
+        self._program = program
         self._client = client
         self._stuck_seconds = stuck_seconds
         self._stopping = False
@@ -155,22 +155,17 @@ class Supervisor:
             if instance.process is None:
                 if now >= instance.start_at:
                     self._start(instance)
-            elif instance.process.poll() is not None:
-                self._pause(instance, f"ended with exit code {instance.process.returncode}")
+            elif instance.process.exitcode is not None:
+                self._pause(instance, f"ended with exit code {instance.process.exitcode}")
             elif self._is_stuck(instance, beats, now):
                 log.error("instance is stuck", instance=instance.number, pid=instance.process.pid)
                 instance.process.kill()
-                instance.process.wait()
+                instance.process.join()
                 self._pause(instance, "was killed because its heartbeat was missing")
         self.state = State(now, tuple(_describe(instance) for instance in self._instances))
 
     def _start(self, instance: Instance) -> None:
-        threads = str(self._threads)
-        # Passed on, not read: a child needs PATH, HOME and the like of its parent.
-        environment = {**os.environ, "URM_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
-        instance.process = subprocess.Popen(self._command(instance.number), env=environment)
-        # Before it has made a thread, so that all of them inherit it.
-        os.sched_setaffinity(instance.process.pid, instance.cores)
+        instance.process = start(self._program(instance.number), instance.cores, f"instance-{instance.number}")
         instance.started_at, instance.silent_since = time.monotonic(), None
         instance.starts += 1
         log.info(
@@ -209,12 +204,11 @@ class Supervisor:
             process.terminate()
         deadline = time.monotonic() + GRACE_SECONDS
         for process in running:
-            try:
-                process.wait(timeout=max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
                 log.error("instance did not end in time", pid=process.pid)
                 process.kill()
-                process.wait()
+                process.join()
 
 
 def share_cores(instances: int, threads: int) -> list[frozenset[int]]:

@@ -1,5 +1,7 @@
 """The model on disk: safetensors and JSON, never pickle.
 
+Weights stay memory-mapped: processes that load one model share its pages until one of them trains it.
+
 backbone/          the language model and its tokenizer with the special tokens, as transformers writes them
 urm.safetensors    the new modules
 urm.json           how they are built: configuration, widths of the modalities, known behaviours
@@ -13,7 +15,7 @@ import pydantic
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from components.config import Model, UrmConfig
 from components.exceptions import DataError, MissingInputError
@@ -71,7 +73,8 @@ def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
         backbone = AutoModelForCausalLM.from_pretrained(folder / BACKBONE, dtype=torch.float32)
         config = description.config
         model = Urm(backbone, config, dict(description.widths), description.num_counts, len(description.behaviors))
-        result = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+        map_weights(backbone, folder / BACKBONE)
+        result = model.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
     except (pydantic.ValidationError, SafetensorError, OSError, RuntimeError) as error:
         raise _damaged(folder, str(error).splitlines()[0]) from error
     missing = [name for name in result.missing_keys if not name.startswith(_BACKBONE_PREFIX)]
@@ -79,6 +82,15 @@ def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
         raise _damaged(folder, f"weights that differ in {', '.join([*missing, *result.unexpected_keys][:3])}")
     tokenizer = AutoTokenizer.from_pretrained(folder / BACKBONE)
     return model, PromptWriter(tokenizer, config), description
+
+
+def map_weights(backbone: PreTrainedModel, folder: Path) -> None:
+    """Put the mapped file in the place of the copies that transformers made of it, where no cast was needed."""
+    state = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    own = backbone.state_dict()
+    same = {name: tensor for name, tensor in state.items() if name in own and tensor.dtype == own[name].dtype}
+    backbone.load_state_dict(same, strict=False, assign=True)
+    backbone.tie_weights()
 
 
 def _damaged(folder: Path, got: str) -> DataError:

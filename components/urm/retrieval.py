@@ -1,4 +1,4 @@
-"""Top-K over the whole catalogue: H inner-product searches, their union, the combined score."""
+"""Top-K over the whole catalogue: exact by one matrix product, else H searches, their union, the combined score."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from components.exceptions import DataError, MissingInputError
+from components.urm.exact import flat_vectors, search_exact
 from components.urm.heads import Combine
-from components.urm.index_kinds import LEAST_DEPTH, gather, is_exact, keep_known
+from components.urm.index_kinds import LEAST_DEPTH, gather, keep_known
 from components.urm.request import Floats, Ids
 
 _NOT_FOUND = np.finfo(np.float32).min  # the score that faiss gives a place it cannot fill
@@ -31,7 +32,7 @@ def read_candidates(path: Path) -> faiss.IndexIDMap:
         MissingInputError: There is neither.
     """
     if path.is_file():
-        return _as_id_map(path, faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
+        return _as_id_map(path, _map_index(path))
     try:
         keys = np.load(path / "keys.npy", mmap_mode="r", allow_pickle=False)
         vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
@@ -43,6 +44,11 @@ def read_candidates(path: Path) -> faiss.IndexIDMap:
             remedy="run `urm sft` again",
         ) from None
     return build_index(keys, vectors)
+
+
+def _map_index(path: Path) -> faiss.Index:
+    """An index whose vectors stay in the file: processes that serve one release share them in the page cache."""
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
 
 def _as_id_map(path: Path, index: faiss.Index) -> faiss.IndexIDMap:
@@ -66,7 +72,7 @@ def search(
 ) -> tuple[list[Ids], list[Floats]]:
     """Best items of each request.
 
-    With an exact index the result under `max` is exact. Under `logsumexp` and `mean` the items are the best of the
+    With an exact index the result is exact. With another, under `logsumexp` and `mean`, the items are the best of the
     union of the H searches, with exact scores.
 
     Args:
@@ -86,11 +92,14 @@ def search(
     """
     _check(index, user_vectors, exclude, own)
     num_requests, _, width = user_vectors.shape
-    longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
-    depth = min(max(k + longest, 0 if is_exact(index) else LEAST_DEPTH), index.ntotal)
-    if num_requests == 0 or depth == 0:
+    if num_requests == 0 or k == 0 or index.ntotal == 0:
         nothing = [np.empty(0, dtype=np.int64)] * num_requests
         return nothing, [np.empty(0, dtype=np.float32)] * num_requests
+    catalogue = flat_vectors(index)
+    if catalogue is not None:
+        return search_exact(*catalogue, user_vectors, k, combine, exclude)
+    longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
+    depth = min(max(k + longest, LEAST_DEPTH), index.ntotal)
     flat = np.ascontiguousarray(user_vectors.reshape(-1, width), dtype=np.float32)
     scores, items = index.search(flat, depth)
     scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
@@ -98,7 +107,7 @@ def search(
     for row, vectors in enumerate(user_vectors):
         found = scores[row] > _NOT_FOUND
         union, best = _union(items[row][found], scores[row][found])
-        if own is not None and not is_exact(index):
+        if own is not None:
             union, best = _add(index, vectors, union, best, own[row])
         if combine != "max":
             best = _combined(gather(index, union) @ vectors.T, combine)

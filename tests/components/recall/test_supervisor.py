@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import redis
 
 from components.config import RecallConfig
+from components.recall.forks import Program
 from components.recall.health import serve_health
 from components.recall.intake import feed
 from components.recall.store import UserStore
@@ -55,9 +57,7 @@ def test_an_instance_that_ends_at_once_is_started_again_after_ever_longer_pauses
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("components.recall.supervisor.FIRST_PAUSE_SECONDS", 0.2)
-    supervisor = Supervisor(
-        lambda _: [sys.executable, "-c", "raise SystemExit(3)"], 1, 1, open_redis(redis_server.url), 60
-    )
+    supervisor = Supervisor(lambda _: (sys.exit, (3,)), 1, 1, open_redis(redis_server.url), 60)
     supervisor._instances[0].pause = 0.2
     with running(supervisor):
         wait_until(lambda: supervisor._instances[0].starts >= 4)
@@ -66,7 +66,7 @@ def test_an_instance_that_ends_at_once_is_started_again_after_ever_longer_pauses
 
 
 def test_a_living_process_without_a_heartbeat_is_killed_unless_redis_is_silent_too(redis_server: RedisServer) -> None:
-    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    sleeper: Program = (time.sleep, (600,))
     unreachable = redis.Redis(host="127.0.0.1", port=free_port(), decode_responses=True)
     with (
         running(Supervisor(lambda _: sleeper, 1, 1, open_redis(redis_server.url), 1)) as watched,
@@ -152,8 +152,10 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
     wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
 
-    children = {child.pid for child in psutil.Process(process.pid).children()}
+    instances = httpx.get(f"{url}/readyz").json()["instances"]
+    children = {instance["pid"] for instance in instances}
     assert len(children) == 2
+    assert len({psutil.Process(pid).ppid() for pid in children} - {process.pid}) == 1  # both forked from one process
     cores = [frozenset(psutil.Process(pid).cpu_affinity()) for pid in sorted(children)]
     assert all(len(own) == 1 for own in cores)
     assert len(set(cores)) == min(2, len(os.sched_getaffinity(0)))

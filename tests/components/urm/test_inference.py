@@ -4,11 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from components.exceptions import DataError, MissingInputError
 from components.urm.files import save_model
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, UserContext, read_contexts
+from tests.components.urm.mapped import mapped_file
 
 
 @pytest.fixture
@@ -56,14 +58,74 @@ def test_order_and_company_of_requests_do_not_matter(recaller, requests):
     np.testing.assert_allclose(one[0], vectors[7], atol=0.02)
 
 
+@pytest.fixture
+def varied(tables, config):
+    """Contexts of many history lengths, an empty one among them, each asked all tasks, two of them with queries."""
+    contexts = [*read_contexts(tables.contexts).values()][:6]
+    first = contexts[0]
+    shortened = [
+        dataclasses.replace(
+            first,
+            item_ids=first.item_ids[:n],
+            counts=first.counts[:n],
+            days_since=first.days_since[:n],
+            behaviors=first.behaviors[:n],
+        )
+        for n in (0, 1, 2)
+    ]
+    queries = {"text_query": ("milk", "fresh bread of the day")}
+    return [
+        RecallRequest(context, task, query)
+        for context in [*shortened, *contexts]
+        for task in config.tasks
+        for query in queries.get(task.name, (None,))
+    ]
+
+
+@pytest.mark.parametrize(("precise", "tolerance"), [(True, 2e-5), (False, 0.02)])
+def test_tasks_that_share_a_prefix_get_what_each_gets_alone(recaller, varied, monkeypatch, precise, tolerance):
+    if precise:
+        monkeypatch.setattr("components.urm.device.has_bfloat16", lambda _: False)
+    together = recaller.encode_users(varied)
+    alone = np.concatenate([recaller.encode_users([request]) for request in varied])
+    assert np.abs(alone).max() > 50 * tolerance
+    np.testing.assert_allclose(together, alone, rtol=0, atol=tolerance)
+
+
+def test_a_prefix_runs_once_for_all_of_its_tasks(recaller, varied):
+    shapes = []
+    layer = recaller.model.backbone.base_model.layers[0]
+    hook = layer.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape[:2])))
+    requests = varied[-4:]
+    recaller.encode_users(requests)
+    for request in requests:
+        recaller.encode_users([request])
+    hook.remove()
+    writer, context = recaller.builder.writer, requests[0].context
+    prefix = len(writer.prefix(context, range(len(context.item_ids))).token_ids)
+    blocks = [len(writer.block(r.task, r.query).prompt) + len(writer.user_ids) + 1 for r in requests]
+    assert shapes == [(1, prefix + sum(blocks)), *((1, prefix + block) for block in blocks)]
+
+
+def test_weights_stay_in_their_files_and_training_does_not_reach_them(saved, table_dir):
+    files = {path: path.read_bytes() for path in saved[0].rglob("*.safetensors")}
+    model = UrmRecaller.load(saved[0], table_dir).model
+    for parameter in model.parameters():
+        assert mapped_file(parameter.data_ptr()) in map(str, files)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(path.read_bytes() == content for path, content in files.items())
+
+
 def test_scores_are_the_best_inner_products_over_the_catalogue(recaller, requests, saved):
     vectors = recaller.encode_users(requests[:4])
     items, scores = recaller.top_k(vectors, 5)
     keys, candidates = np.load(saved[1] / "keys.npy"), np.load(saved[1] / "vectors.npy")
-    products = np.einsum("nhd,md->nmh", vectors, candidates).max(axis=-1)
+    products = np.einsum("nhd,md->nmh", vectors.astype(np.float64), candidates).max(axis=-1)
     for row in range(4):
         assert set(items[row]) == set(keys[np.argsort(-products[row])[:5]])
-        np.testing.assert_allclose(scores[row], np.sort(products[row])[::-1][:5], atol=1e-4)
+        np.testing.assert_allclose(scores[row], np.sort(products[row])[::-1][:5], rtol=1e-5)
 
 
 def test_exclude_bought_leaves_out_the_history(recaller, requests):

@@ -1,9 +1,13 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from components.exceptions import DataError, MissingInputError
+from components.urm import exact
+from components.urm.heads import combine_scores
 from components.urm.retrieval import build_index, read_candidates, search
+from tests.components.urm.mapped import mapped_file
 
 IDS = np.arange(500, 700)
 
@@ -55,6 +59,45 @@ def test_excluded_items_do_not_appear_and_leave_no_gap(world):
     found, _ = search(build_index(IDS, vectors), users, 10, "max", exclude)
     expected = brute_force(vectors, users, 10, "max", exclude)
     assert [items.tolist() for items in found] == [items.tolist() for items in expected]
+
+
+@pytest.mark.parametrize("combine", ["max", "mean", "logsumexp"])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_blocks_and_a_first_pass_in_bfloat16_change_nothing(world, monkeypatch, combine, coarse):
+    monkeypatch.setattr(exact, "BLOCK", 64)  # 200 items: three whole blocks and one of eight
+    monkeypatch.setattr(exact, "SPARE", 30)
+    monkeypatch.setattr(exact, "COARSE_FROM", 1)
+    monkeypatch.setattr(exact, "has_bfloat16", lambda _: coarse)
+    vectors, users = world
+    exclude = [IDS[row::7] for row in range(len(users))]
+    shuffled = np.random.default_rng(1).permutation(len(IDS))
+    index = build_index(IDS[shuffled], vectors[shuffled])
+    found, scores = search(index, users, 20, combine, exclude)
+    expected = brute_force(vectors, users, 20, combine, exclude)
+    assert [items.tolist() for items in found] == [items.tolist() for items in expected]
+    for row, items in enumerate(found):
+        products = vectors[items - IDS[0]] @ users[row].T
+        precise = combine_scores(torch.from_numpy(products), combine).numpy()
+        np.testing.assert_allclose(scores[row], precise, atol=1e-5)
+
+
+def test_a_vector_that_is_not_a_number_is_never_found(world):
+    vectors, users = world
+    vectors[::2] = np.nan
+    found, scores = search(build_index(IDS, vectors), users, len(IDS), "max")
+    assert all(sorted(items.tolist()) == IDS[1::2].tolist() for items in found)
+    assert all(np.isfinite(score).all() for score in scores)
+
+
+def test_vectors_stay_in_the_index_file(world, tmp_path):
+    vectors, _ = world
+    file = tmp_path / "index.faiss"
+    faiss.write_index(build_index(IDS, vectors), str(file))
+    index = read_candidates(file)  # owns the memory that the views show
+    ids, mapped = exact.flat_vectors(index)
+    assert ids.tolist() == IDS.tolist()
+    np.testing.assert_array_equal(mapped, vectors)
+    assert mapped_file(mapped.ctypes.data) == str(file)
 
 
 def test_equal_scores_come_by_item_id():

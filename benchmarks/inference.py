@@ -1,0 +1,175 @@
+"""Speed of the recall inference: all tasks of a batch of users at once, against one request after another.
+
+    fast    as a worker does it: user vectors of `recall.batch_size` users with all their tasks, then one exact top-K
+    naive   the same model in float32, one request a pass, and a search in the same faiss index for each
+
+    python -m benchmarks.inference --config complete_journey --run-dir default --output inference.json
+
+needs the stages features and release of the run. Both take turns in one process; what is reported is the median and
+the range over the repeats. The share of the peak is all floating-point operations of the fast way (counted by torch;
+padding and masked attention count as they are computed), by its time, against the fastest square matrix product.
+
+Agreement is the share of the naive way's items that the fast one finds: of the whole (the backbone in bfloat16 where
+the hardware has it), and of the top-K alone, given the same vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.serving import Bench, Floats, Ids, alternate, describe, excluded, open_bench, recall_of
+from benchmarks.throughput import measure_peak
+from components.abilities.finished import FinishedRun
+from components.config import load_named_config
+from components.settings import get_settings
+from components.urm.device import has_bfloat16
+from components.urm.inference import UrmRecaller
+from components.urm.request import RecallRequest
+
+
+class Clock:
+    """Seconds of named parts, over all repeats."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, part: str, since: float) -> float:
+        """Add the time since then to a part; returns now."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - since
+        return now
+
+    def shares(self) -> dict[str, float]:
+        """What part of the whole each took."""
+        total = sum(self.seconds.values())
+        return {part: seconds / total for part, seconds in self.seconds.items()}
+
+
+def run_fast(bench: Bench, clock: Clock) -> list[Ids]:
+    """Items of every request, users in batches."""
+    found: list[Ids] = []
+    size = bench.config.recall.batch_size
+    for start in range(0, len(bench.users), size):
+        requests = [request for user in bench.users[start : start + size] for request in user]
+        now = time.perf_counter()
+        vectors = bench.recaller.encode_users(requests)
+        now = clock.lap("encode", now)
+        found += bench.recaller.top_k(vectors, bench.config.recall.k, excluded(requests))[0]
+        clock.lap("top_k", now)
+    return found
+
+
+def run_naive(recaller: UrmRecaller, users: Sequence[Sequence[RecallRequest]], k: int, clock: Clock) -> list[Ids]:
+    """Items of every request, one after the other."""
+    found: list[Ids] = []
+    with mock.patch("components.urm.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
+        for request in (request for requests in users for request in requests):
+            now = time.perf_counter()
+            vectors = recaller.encode_users([request])[0]
+            now = clock.lap("encode", now)
+            found.append(search_alone(recaller, vectors, k, excluded([request])[0]))
+            clock.lap("top_k", now)
+    return found
+
+
+def search_alone(recaller: UrmRecaller, vectors: Floats, k: int, banned: Ids) -> Ids:
+    """Best items for H vectors of one request: H searches, their union, each item's best score."""
+    scores, items = recaller.index.search(vectors, min(k + len(banned), recaller.num_candidates))  # type: ignore[union-attr]
+    best: dict[int, float] = {}
+    forbidden = set(banned.tolist())
+    for item, score in zip(items.ravel().tolist(), scores.ravel().tolist(), strict=True):
+        if item not in forbidden:
+            best[item] = max(score, best.get(item, score))
+    return np.array(sorted(best, key=lambda item: (-best[item], item))[:k], dtype=np.int64)
+
+
+def measure(bench: Bench, repeats: int, num_naive: int) -> dict[str, Any]:
+    """Both speeds, their ratio, agreement, and the share of the peak."""
+    few, k = bench.users[:num_naive], bench.config.recall.k
+    clocks = {"fast": Clock(), "naive": Clock()}
+    run_naive(bench.recaller, few[:1], k, Clock())  # warm
+    with FlopCounterMode(display=False) as counter:
+        fast_items = run_fast(bench, Clock())
+    naive_items = run_naive(bench.recaller, few, k, Clock())
+    fast, naive = alternate(
+        repeats,
+        lambda: len(bench.users) / _seconds(lambda: run_fast(bench, clocks["fast"])),
+        lambda: len(few) / _seconds(lambda: run_naive(bench.recaller, few, k, clocks["naive"])),
+    )
+    peaks = _peaks(str(next(bench.recaller.model.parameters()).device))
+    flops = counter.get_total_flops() / len(bench.users) * describe(fast)["median"]
+    return {
+        "users": len(bench.users),
+        "naive_users": len(few),
+        "tasks": len(bench.config.tasks),
+        "candidates": bench.recaller.num_candidates,
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "users_per_second": describe(fast),
+        "naive_users_per_second": describe(naive),
+        "speed_up": describe([one / other for one, other in zip(fast, naive, strict=True)]),
+        "shares_of_time": {name: clock.shares() for name, clock in clocks.items()},
+        "agreement": recall_of(fast_items[: len(naive_items)], naive_items),
+        "agreement_of_top_k": agreement_of_top_k(bench, few),
+        "gflop_a_user": counter.get_total_flops() / len(bench.users) / 1e9,
+        "used_gflops": flops / 1e9,
+        "peak_gflops": {name: value / 1e9 for name, value in peaks.items()},
+        "share_of_peak": flops / max(peaks.values()),
+    }
+
+
+def agreement_of_top_k(bench: Bench, users: Sequence[Sequence[RecallRequest]]) -> float:
+    """Recall of the faiss search's items by the fast top-K of a whole batch, both given the same vectors."""
+    requests = [request for user in bench.users for request in user]
+    vectors, banned, k = bench.recaller.encode_users(requests), excluded(requests), bench.config.recall.k
+    found = bench.recaller.top_k(vectors, k, banned)[0]
+    some = range(sum(len(user) for user in users))
+    wanted = [search_alone(bench.recaller, vectors[row], k, banned[row]) for row in some]
+    return recall_of([found[row] for row in some], wanted)
+
+
+def _seconds(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _peaks(device: str) -> dict[str, float]:
+    dtypes = (torch.float32, torch.bfloat16) if has_bfloat16(device) else (torch.float32,)
+    return {str(dtype).removeprefix("torch."): measure_peak(dtype, device) for dtype in dtypes}
+
+
+def main() -> None:
+    """Measure, print, and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="complete_journey")
+    parser.add_argument("--run-dir", default="default")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--users", type=int, default=64)
+    parser.add_argument("--naive-users", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    arguments = parser.parse_args()
+    settings = get_settings()
+    run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
+    config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
+    bench = open_bench(config, FinishedRun(run_dir, settings), settings, arguments.users)
+    text = json.dumps(measure(bench, arguments.repeats, arguments.naive_users), indent=2)
+    print(text)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What the benchmarks of the recall runtime share: a finished run's release, its users, their requests."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+
+from components.abilities.finished import FinishedRun, hide_progress_bars
+from components.config import RunConfig
+from components.settings import Settings
+from components.urm.device import choose_device
+from components.urm.inference import UrmRecaller
+from components.urm.request import RecallRequest, UserContext, read_contexts
+
+QUERY = "frozen pizza"  # asked of tasks that need one
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A release with users to serve.
+
+    Attributes:
+        config: Of its run.
+        bundle: Its files.
+        recaller: Its model.
+        users: One list of requests a user: all tasks, of one shared context.
+    """
+
+    config: RunConfig
+    bundle: Path
+    recaller: UrmRecaller
+    users: Sequence[Sequence[RecallRequest]]
+
+
+def open_bench(config: RunConfig, run: FinishedRun, settings: Settings, num_users: int, seed: int = 0) -> Bench:
+    """Load the release of a run (stage `release`), and draw users of its test weeks (stage `features`)."""
+    hide_progress_bars()
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+        faiss.omp_set_num_threads(settings.num_threads)
+    bundle = run.path("release", "bundle")
+    recaller = load_recaller(bundle, settings)
+    table = pq.read_table(run.path("features", "contexts"), filters=[("split", "=", "test")])
+    contexts = list(read_contexts(table).values())
+    chosen = np.random.default_rng(seed).permutation(len(contexts))[:num_users]
+    return Bench(config, bundle, recaller, [ask_all(config, contexts[place]) for place in chosen])
+
+
+def load_recaller(bundle: Path, settings: Settings) -> UrmRecaller:
+    """The model of a bundle, as a worker loads it."""
+    return UrmRecaller.load(
+        bundle / "model", bundle / "item_table", bundle / "index.faiss", device=choose_device(settings)
+    )
+
+
+def ask_all(config: RunConfig, context: UserContext) -> list[RecallRequest]:
+    """Every task asked of one user."""
+    return [RecallRequest(context, task, QUERY if task.needs_query else None) for task in config.tasks]
+
+
+def excluded(requests: Sequence[RecallRequest]) -> list[Ids]:
+    """What may not be recalled, one array a request."""
+    nothing = np.empty(0, dtype=np.int64)
+    return [request.context.item_ids if request.task.exclude_bought else nothing for request in requests]
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def recall_of(found: Sequence[Ids], wanted: Sequence[Ids]) -> float:
+    """Mean share of the wanted items that were found."""
+    shares = [np.isin(want, have).mean() for have, want in zip(found, wanted, strict=True) if len(want)]
+    return float(np.mean(shares))
+
+
+def describe(values: Sequence[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def alternate(repeats: int, *works: Callable[[], float]) -> list[list[float]]:
+    """What each work returns, one list a work; they take turns, so that a slow minute hits all of them."""
+    turns = [[work() for work in works] for _ in range(repeats)]
+    return [list(column) for column in zip(*turns, strict=True)]

@@ -1,0 +1,15 @@
+"""Imported by the fork server: all that a worker imports, so that its instances share it (forks.py)."""
+
+import gc
+
+# What transformers, torch and Feast import only when they are used.
+import feast.infra.online_stores.sqlite  # noqa: F401
+import transformers.models.auto.modeling_auto
+import transformers.models.auto.tokenization_auto  # noqa: F401
+
+import components.recall.commands
+import components.recall.launch
+import components.recall.worker  # noqa: F401
+
+gc.collect()
+gc.freeze()  # a collection would write to every object, and so unshare its page

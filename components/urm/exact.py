@@ -1,0 +1,131 @@
+"""Exact top-K of a whole catalogue: one matrix product for all requests, block by block of its items.
+
+    n requests · H user vectors each · N items · d width of a vector · w items a request that are scored again
+
+A search of one vector reads the whole catalogue from memory for two operations a number; a product of hundreds of
+vectors reads it once. Where the hardware multiplies bfloat16, a first pass in it chooses w = k + SPARE items a request,
+and these are scored again in float32: eight bits cannot rank, but they tell what may be among the best. The scores are
+exact; an item can be missing only if SPARE others overtake it by rounding alone (benchmarks/inference.py counts them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from components.urm.device import has_bfloat16
+from components.urm.heads import Combine, combine_scores
+from components.urm.request import Floats, Ids
+
+SPARE = 100  # items scored again beyond the k wanted
+BLOCK = 4096  # items of a product: with its scores a few MiB, so that sorting finds them in the cache
+COARSE_FROM = 128  # user vectors; a product of fewer costs less than turning the catalogue to bfloat16
+_NOWHERE = -torch.inf
+
+
+def flat_vectors(index: faiss.IndexIDMap) -> tuple[Ids, Floats] | None:
+    """Item ids [N] and vectors [N, d] of an exact index, views of its memory; None for an index of another kind."""
+    inner = faiss.downcast_index(index.index)
+    if not isinstance(inner, faiss.IndexFlat):
+        return None
+    ids = faiss.rev_swig_ptr(index.id_map.data(), index.ntotal)
+    return ids, faiss.rev_swig_ptr(inner.get_xb(), index.ntotal * inner.d).reshape(index.ntotal, inner.d)
+
+
+def search_exact(
+    item_ids: Ids, vectors: Floats, user_vectors: Floats, k: int, combine: Combine, exclude: Sequence[Ids] | None
+) -> tuple[list[Ids], list[Floats]]:
+    """Best items of each request, as `retrieval.search` gives them, under every `combine`.
+
+    Args:
+        item_ids: Distinct [N].
+        vectors: Theirs [N, d]; may be a memory map.
+        user_vectors: float32 [n, H, d].
+        k: Items wanted.
+        combine: How H inner products become one score.
+        exclude: Item ids that may not appear, one array a request.
+    """
+    users = torch.from_numpy(user_vectors)  # [n, H, d]
+    banned = _find(item_ids, exclude) if exclude is not None else None
+    coarse = has_bfloat16("cpu") and users.shape[0] * users.shape[1] >= COARSE_FROM
+    with torch.inference_mode():
+        catalogue = torch.from_numpy(vectors)
+        scores, places = _best(catalogue, users, k + SPARE * coarse, combine, banned, coarse)
+        if coarse:
+            scores = _score_again(catalogue, users, scores, places, combine)
+    return _sorted(item_ids, np.asarray(scores), np.asarray(places), k)
+
+
+def _best(
+    catalogue: torch.Tensor,
+    users: torch.Tensor,
+    wanted: int,
+    combine: Combine,
+    banned: tuple[torch.Tensor, torch.Tensor] | None,
+    coarse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and places of the best items of each request [n, w], in no order; -inf where there are fewer."""
+    num_requests, num_vectors, width = users.shape
+    dtype = torch.bfloat16 if coarse else torch.float32
+    queries = users.reshape(-1, width).to(dtype)
+    best, where = torch.empty(num_requests, 0), torch.empty(num_requests, 0, dtype=torch.long)
+    for start, block in _blocks(catalogue):
+        products = queries @ block.to(dtype).T  # [n * H, b]
+        scores = combine_scores(products.float().view(num_requests, num_vectors, -1).transpose(1, 2), combine)
+        scores = scores.nan_to_num_(nan=_NOWHERE, posinf=_NOWHERE)  # a damaged vector is nobody's best
+        if banned is not None:
+            _ban(scores, banned, start)
+        best, kept = torch.cat([best, scores], dim=1).topk(min(wanted, best.shape[1] + len(block)), sorted=False)
+        where = torch.cat([where, torch.arange(start, start + len(block)).expand(num_requests, -1)], dim=1)
+        where = where.gather(1, kept)
+    return best, where
+
+
+def _blocks(catalogue: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    for start in range(0, len(catalogue), BLOCK):
+        yield start, catalogue[start : start + BLOCK]
+
+
+def _score_again(
+    catalogue: torch.Tensor, users: torch.Tensor, scores: torch.Tensor, places: torch.Tensor, combine: Combine
+) -> torch.Tensor:
+    """Scores [n, w] in float32 of the places [n, w]; what is out stays out."""
+    rows = [
+        combine_scores(catalogue.index_select(0, mine) @ user.T, combine)
+        for user, mine in zip(users, places, strict=True)
+    ]
+    return torch.where(scores == _NOWHERE, scores, torch.stack(rows))
+
+
+def _ban(scores: torch.Tensor, banned: tuple[torch.Tensor, torch.Tensor], start: int) -> None:
+    """Put items of a block out of reach [n, b]."""
+    rows, places = banned
+    here = (places >= start) & (places < start + scores.shape[1])
+    scores[rows[here], places[here] - start] = _NOWHERE
+
+
+def _find(item_ids: Ids, exclude: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Requests and places of the excluded items that are in the catalogue."""
+    order = np.argsort(item_ids)
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *exclude])
+    rows = np.repeat(np.arange(len(exclude)), [len(items) for items in exclude])
+    places = order[np.searchsorted(item_ids, flat, sorter=order).clip(max=len(order) - 1)]
+    there = item_ids[places] == flat
+    return torch.from_numpy(rows[there]), torch.from_numpy(places[there])
+
+
+def _sorted(
+    item_ids: Ids, scores: npt.NDArray[np.float32], places: npt.NDArray[np.int64], k: int
+) -> tuple[list[Ids], list[Floats]]:
+    """The k best of each row, best first, of equal scores the lower id."""
+    found_items, found_scores = [], []
+    for row, mine in zip(scores, places, strict=True):
+        row, ids = row[row > _NOWHERE], item_ids[mine[row > _NOWHERE]]
+        order = np.lexsort((ids, -row))[:k]
+        found_items.append(ids[order])
+        found_scores.append(row[order])
+    return found_items, found_scores
