@@ -118,10 +118,13 @@ def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:
     """Vectors to train on, drawn without replacement."""
     num_items = len(item_ids)
     chosen = np.sort(np.random.default_rng(seed).choice(num_items, count_samples(num_items), replace=False))
-    parts, start = [], 0
+    sample = np.empty((0, 0), dtype=np.float32)
+    start = 0
     for block in blocks:
+        if not start:
+            sample = np.empty((len(chosen), block.shape[1]), dtype=np.float32)  # once: it is gigabytes of ten millions
         low, high = np.searchsorted(chosen, [start, start + len(block)])
-        parts.append(block[chosen[low:high] - start])
+        sample[low:high] = block[chosen[low:high] - start]
         start += len(block)
     if start != num_items or (np.diff(item_ids) <= 0).any():
         raise DataError(
@@ -130,7 +133,7 @@ def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:
             got=f"{start} vectors and {num_items} ids",
             remedy="sort vectors and ids",
         )
-    return np.concatenate(parts)
+    return sample
 
 
 def _train_projection(sample: Floats, components: int) -> faiss.PCAMatrix:
