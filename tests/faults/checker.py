@@ -78,6 +78,10 @@ class Checker:
         """In the order in which they were accepted."""
         return list(self._accepted)
 
+    @property
+    def num_refused(self) -> int:
+        return len(self._refused)
+
     def note_sent(self, events: Iterable[Event]) -> None:
         """They are under way."""
         self._unknown |= {event.event_id for event in events} - self._accepted.keys()
