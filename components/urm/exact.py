@@ -22,7 +22,7 @@ from components.urm.heads import Combine, combine_scores
 from components.urm.request import Floats, Ids
 
 SPARE = 100  # items scored again beyond the k wanted
-BLOCK = 4096  # items of a product: with its scores a few MiB, so that sorting finds them in the cache
+BLOCK = 2048  # items of a product; its scores are an instance's largest piece of memory
 COARSE_FROM = 128  # user vectors; a product of fewer costs less than turning the catalogue to bfloat16
 _NOWHERE = -torch.inf
 
