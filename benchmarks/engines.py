@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.serving import Bench, alternate, describe, excluded, open_bench, recall_of
+from benchmarks.bench import Bench, alternate, describe, excluded, open_bench, recall_of
 from components.abilities.finished import FinishedRun
 from components.config import load_named_config
 from components.settings import get_settings

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.serving import Bench, Floats, Ids, alternate, describe, excluded, open_bench, recall_of
+from benchmarks.bench import Bench, Floats, Ids, alternate, describe, excluded, open_bench, recall_of
 from benchmarks.throughput import measure_peak
 from components.abilities.finished import FinishedRun
 from components.config import load_named_config

