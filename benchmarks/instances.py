@@ -129,7 +129,7 @@ class Point:
 
     def measure(self, arguments: argparse.Namespace, process: psutil.Process) -> dict[str, Any]:
         """Speed, latency and memory."""
-        self.burst(min(len(self._users), arguments.users))  # warms every instance
+        self.burst(arguments.users)  # warms every instance
         speeds = [self.burst(arguments.users) for _ in range(arguments.repeats)]
         speed = float(np.median(speeds))
         waits = self.pace(speed * arguments.load, arguments.seconds)
@@ -147,13 +147,13 @@ class Point:
         start = time.perf_counter()
         feed(self._client, iter(events), self._config.recall)
         self._await_results()
-        return num_users / (time.perf_counter() - start)
+        return len(events) / (time.perf_counter() - start)
 
     def pace(self, rate: float, seconds: float) -> list[float]:
         """Seconds to the result of each event, at a steady rate of users a second."""
         events: list[Event] = []
         start = time.perf_counter()
-        for number, user in enumerate(self._choose(max(int(rate * seconds), 10))):
+        for number, user in enumerate(self._choose(int(rate * seconds) + 1)):
             time.sleep(max(0.0, start + number / rate - time.perf_counter()))
             events.append(self._event(user))
             feed(self._client, iter(events[-1:]), self._config.recall)
@@ -161,10 +161,8 @@ class Point:
         return [self._waited(event) for event in events]
 
     def _choose(self, number: int) -> list[str]:
-        """Users; beyond the known ones, some come again."""
-        return self._random.sample(self._users, min(number, len(self._users))) + [
-            self._random.choice(self._users) for _ in range(number - len(self._users))
-        ]
+        """Distinct users, all at most: a second event of a user would take the place of the first one's result."""
+        return self._random.sample(self._users, min(number, len(self._users)))
 
     def _event(self, user: str) -> Event:
         item = int(self._items[self._random.randrange(len(self._items))])
