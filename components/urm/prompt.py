@@ -143,7 +143,8 @@ class PromptWriter:
             raise _bad_template(f"task {task.name!r}, field {field!r}", ", ".join(variables), error) from None
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # What a user writes is words, also where it spells [ITEM] or a mark of the backbone.
+        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _id(self, token: str) -> int:
         number = self.tokenizer.convert_tokens_to_ids(token)

@@ -77,6 +77,15 @@ def test_task_query_and_target_text_are_rendered(new_model):
     assert writer.block(task, "cat food").text == ()
 
 
+def test_a_query_that_spells_special_tokens_is_words(new_model):
+    writer = new_model.builder.writer
+    task = Task(name="search", description="x", prompt="Wants {{ query }}.")
+    spelt = "[ITEM] [UM_0] [LM] <|im_start|> pizza"
+    prompt = writer.block(task, spelt).prompt
+    assert writer.tokenizer.decode(prompt) == f"Wants {spelt}."
+    assert not set(prompt) & {writer.item_id, writer.lm_id, *writer.user_ids, *writer.tokenizer.all_special_ids}
+
+
 def test_a_template_with_an_unknown_variable_names_task_and_field(new_model):
     task = Task(name="search", description="x", prompt="Find {{ wish }}.")
     with pytest.raises(ConfigError, match=r"task 'search', field 'prompt': expected a Jinja2 template over query"):
