@@ -27,6 +27,7 @@ ABLATED = ("complete_journey", "amazon_beauty")
 SEEDS = (0, 1, 2)
 STAGES = ("ingest", "validate", "features", "encode", "baseline", "sft", "evaluate", "gate")
 URM = (sys.executable, "-m", "components")
+SERVING = {"inference": 5, "engines": 10, "instances": 15, "serving": 20, "index": 30}  # modules here, and minutes
 THROUGHPUT = (sys.executable, "-m", "benchmarks.throughput")
 
 
@@ -69,6 +70,7 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         options = (*_run(config, SEEDS[0]), *_settings(config, overrides, data))
         output = ("--output", str(folder / f"throughput-{config}.json"))
         yield Step(f"throughput-{config}", "throughput", (*THROUGHPUT, *options, *output), 5)
+    yield from _serving(_settings(CONFIGS[0], overrides, data), folder)
 
 
 def _headline(config: str, settings: tuple[str, ...]) -> Iterator[Step]:
@@ -79,6 +81,18 @@ def _headline(config: str, settings: tuple[str, ...]) -> Iterator[Step]:
             yield Step(f"{config}-seed{seed}-{stage}", "headline", command, minutes[stage])
     run_dirs = (_run(config, seed)[-1] for seed in SEEDS)
     yield Step(f"{config}-compare", "headline", (*URM, "compare", *run_dirs), 1)
+
+
+def _serving(settings: tuple[str, ...], folder: Path) -> Iterator[Step]:
+    """The recall runtime with the release of the default data's first seed, whatever its gate says."""
+    options = (*_run(CONFIGS[0], SEEDS[0]), *settings, "--set", f"seed={SEEDS[0]}")
+    yield Step("serving-release", "serving", (*URM, "release", *options, "--promote-anyway"), 1)
+    for name, minutes in SERVING.items():
+        output = ("--output", str(folder / f"{name}.json"))
+        more = ("--work", str(folder / "indexes")) if name == "index" else ()
+        yield Step(name, "serving", (sys.executable, "-m", f"benchmarks.{name}", *options, *more, *output), minutes)
+    knobs = ("env", "URM_FAULT_ROUNDS=200", "URM_FAULT_PAUSE_SECONDS=30")
+    yield Step("faults", "serving", (*knobs, sys.executable, "-m", "pytest", "-s", "tests/faults"), 10)
 
 
 def _run(config: str, seed: int) -> tuple[str, ...]:

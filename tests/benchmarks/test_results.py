@@ -10,7 +10,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from benchmarks.results import CONFIGS, SEEDS, STAGES, THROUGHPUT, URM, Step, plan, run_step
+from benchmarks.results import CONFIGS, SEEDS, SERVING, STAGES, URM, Step, plan, run_step
 from components.ablation.grid import load_grid
 from components.config import load_named_config
 from components.storage import STAGES as ALL_STAGES
@@ -90,6 +90,15 @@ def test_a_failed_step_lets_the_others_go_on_and_ends_as_a_failure(tmp_path):
     assert "/no/such/folder/amazon_toys" in (tmp_path / "results" / "amazon_toys-seed0-ingest.log").read_text()
 
 
-def test_throughput_is_a_command():
-    process = subprocess.run([*THROUGHPUT, "--help"], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    assert "--output" in process.stdout
+@pytest.mark.parametrize("module", ["throughput", *SERVING])
+def test_a_benchmark_is_a_command_that_knows_its_options(module, steps):
+    process = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    step = next(step for step in steps if f"benchmarks.{module}" in step.command)
+    for word in step.command[3:]:
+        assert not word.startswith("--") or word in process.stdout
