@@ -24,6 +24,8 @@ from components.settings import Settings
 log = structlog.get_logger()
 # A read waits for Redis no longer than this; the caller has its own fallback.
 _TIMEOUT_SECONDS = 2.0
+_CONNECTIONS = 16  # one process answers some 1,500 reads a second, each of 0.2 ms in Redis
+_AT_WORK = 32  # ad-hoc requests that workers have taken
 
 
 class Gateway:
@@ -33,9 +35,10 @@ class Gateway:
         self._settings = settings
         self._config = config
         self._tracing = tracing
-        self._client = _connect(settings, _TIMEOUT_SECONDS)
-        # Ad-hoc requests wait on connections of their own; at most as many do as wait in the queue or are at work.
-        self._patient = _connect(settings, config.ad_hoc_deadline_seconds + _TIMEOUT_SECONDS)
+        self._client = _connect(settings, _TIMEOUT_SECONDS, _CONNECTIONS)
+        # Ad-hoc requests wait on connections of their own: as many as may wait in the queue, and some at work.
+        patience = config.ad_hoc_deadline_seconds + _TIMEOUT_SECONDS
+        self._patient = _connect(settings, patience, config.ad_hoc_queue + _AT_WORK)
         self._ask = self._client.register_script(ASK)
         self._accept = self._client.register_script(ACCEPT)
         self._catalogue: Catalogue | None = None
@@ -140,10 +143,14 @@ class Gateway:
             log.error("release cannot be read", release=publication.release, error=str(error))
 
 
-def _connect(settings: Settings, timeout_seconds: float) -> Any:
-    return redis.asyncio.Redis.from_url(
+def _connect(settings: Settings, timeout_seconds: float, connections: int) -> Any:
+    """A client whose callers wait for one of its connections, instead of opening one each when they are many."""
+    pool: Any = redis.asyncio.BlockingConnectionPool.from_url(
         settings.redis_url,
+        max_connections=connections,
+        timeout=_TIMEOUT_SECONDS,
         decode_responses=True,
         socket_timeout=timeout_seconds,
         socket_connect_timeout=_TIMEOUT_SECONDS,
     )
+    return redis.asyncio.Redis.from_pool(pool)

@@ -27,6 +27,15 @@ ANSWER_TTL_SECONDS = 86_400
 HEARTBEAT_TTL_SECONDS = 30
 _POLL_SECONDS = 0.1
 
+# Make a publication the serving one, unless a later one serves: a worker may finish loading long after the others.
+# KEYS: serving. ARGV: publication JSON, its order.
+_SERVE = """
+local serving = redis.call('GET', KEYS[1])
+if serving and cjson.decode(serving).order > tonumber(ARGV[2]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+return 1
+"""
+
 
 class Publication(BaseModel):
     """One act of asking the workers for a release.
@@ -68,13 +77,13 @@ def read_publication(client: redis.Redis, key: str) -> Publication | None:
 
 
 def answer(client: redis.Redis, publication: Publication, worker: str, answered: Answer) -> None:
-    """Say what this worker did; a worker that serves the release also makes it the serving one."""
+    """Say what this worker did; one that serves the release makes it the serving one, unless a later one is."""
     key = f"urm:release:answers:{publication.order}"
     with client.pipeline(transaction=True) as pipe:
         pipe.hset(key, worker, answered.model_dump_json())
         pipe.expire(key, ANSWER_TTL_SECONDS)
         if answered.outcome == "serving":
-            pipe.set(SERVING, publication.model_dump_json())
+            pipe.eval(_SERVE, 1, SERVING, publication.model_dump_json(), str(publication.order))
         pipe.execute()
 
 

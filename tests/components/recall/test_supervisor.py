@@ -100,11 +100,11 @@ def test_health_is_that_of_the_loop_and_readiness_that_of_a_release() -> None:
 def test_ad_hoc_instances_have_the_last_numbers_and_do_not_make_the_container_ready(redis_server: RedisServer) -> None:
     asked: list[int] = []
 
-    def command(number: int) -> list[str]:
+    def program(number: int) -> Program:
         asked.append(number)
-        return [sys.executable, "-c", "import time; time.sleep(600)"]
+        return time.sleep, (600,)
 
-    with running(Supervisor(command, 2, 1, open_redis(redis_server.url), 60, ad_hoc=1)) as supervisor:
+    with running(Supervisor(program, 2, 1, open_redis(redis_server.url), 60, ad_hoc=1)) as supervisor:
         wait_until(lambda: len(supervisor.state.instances) == 3 and all(pids(supervisor)))
     assert asked == [0, 1, 2]
     assert [instance.ad_hoc for instance in supervisor.state.instances] == [False, False, True]

@@ -35,6 +35,17 @@ def alias(release: Release, name: str) -> str | None:
     return None if found is None else str(found.tags["urm.release"])
 
 
+def test_a_worker_that_is_late_does_not_turn_the_serving_release_back(client: redis.Redis) -> None:
+    old, new = publish(client, "old", "file:///old"), publish(client, "new", "file:///new")
+    served = Answer(outcome="serving", seconds=1)
+    answer(client, new, "quick", served)
+    answer(client, old, "slow", served)
+    assert read_publication(client, SERVING) == new
+    again = publish(client, "old", "file:///old")  # a rollback is a later publication
+    answer(client, again, "quick", served)
+    assert read_publication(client, SERVING) == again
+
+
 def test_promote_twice_and_roll_back(
     client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
 ) -> None:
