@@ -28,7 +28,6 @@ from components.release.rollout import Publication, beat, live_workers
 
 log = structlog.get_logger()
 
-ENTRIES_PER_USER = 4  # read ahead, so that a batch of entries coalesces to about a batch of users
 _HOUSEKEEPING_SECONDS = 5.0
 
 
@@ -72,9 +71,10 @@ class RecallWorker(ServingLoop):
             if stale:
                 self._retry(release, stale)
             # While claims keep coming, new events are not waited for.
-            entries = self._stream.read(ENTRIES_PER_USER * self._config.batch_size, 1 if stale else IDLE_BLOCK_MS)
-            for batch in _batches_of_users(entries, self._config.batch_size):
-                self._process(release, batch + self._stream.read_ahead(batch))
+            # No more than one batch, so that other workers find some; what else waits of its users comes along.
+            entries = self._stream.read(self._config.batch_size, 1 if stale else IDLE_BLOCK_MS)
+            if entries:
+                self._process(release, entries + self._stream.read_ahead(entries))
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from fastapi.testclient import TestClient
@@ -254,3 +256,19 @@ def test_api_process_loads_no_model_code() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_burst_waits_for_connections_and_is_answered(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
+) -> None:
+    serve_release(client, releases[0])
+    transport = httpx.ASGITransport(create_app(releases[0].settings, recall_config))
+
+    async def burst() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+            await http.get("/v1/users/3/recall")  # reads the release's titles
+            client.client_pause(300)
+            return await asyncio.gather(*(http.get("/v1/users/3/recall") for _ in range(300)))
+
+    assert {answer.status_code for answer in asyncio.run(burst())} == {200}
+    assert client.info("clients")["connected_clients"] < 30
