@@ -262,10 +262,11 @@ def test_a_burst_waits_for_connections_and_is_answered(
     client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
 ) -> None:
     serve_release(client, releases[0])
-    transport = httpx.ASGITransport(create_app(releases[0].settings, recall_config))
+    app = create_app(releases[0].settings, recall_config)
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api")
 
     async def burst() -> list[httpx.Response]:
-        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+        async with app.router.lifespan_context(app), http:  # it closes the connections
             await http.get("/v1/users/3/recall")  # reads the release's titles
             client.client_pause(300)
             return await asyncio.gather(*(http.get("/v1/users/3/recall") for _ in range(300)))
