@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import socket
+import argparse
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from components.abilities.finished import FinishedRun, hide_progress_bars
-from components.config import RunConfig
+from components.config import RunConfig, load_named_config
 from components.settings import Settings
 from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
@@ -69,23 +71,26 @@ def ask_all(config: RunConfig, context: UserContext) -> list[RecallRequest]:
     return [RecallRequest(context, task, QUERY if task.needs_query else None) for task in config.tasks]
 
 
-def excluded(requests: Sequence[RecallRequest]) -> list[Ids]:
-    """What may not be recalled, one array a request."""
-    nothing = np.empty(0, dtype=np.int64)
-    return [request.context.item_ids if request.task.exclude_bought else nothing for request in requests]
+def parse_run(description: str | None) -> argparse.ArgumentParser:
+    """A command line that names a run and the JSON file for its figures."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="complete_journey")
+    parser.add_argument("--run-dir", default="default")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    return parser
 
 
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def find_run(arguments: argparse.Namespace, settings: Settings) -> tuple[RunConfig, FinishedRun]:
+    """What that command line names."""
+    run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
+    return load_named_config(arguments.config, settings.configs_dir, arguments.set), FinishedRun(run_dir, settings)
 
 
-def recall_of(found: Sequence[Ids], wanted: Sequence[Ids]) -> float:
-    """Mean share of the wanted items that were found."""
-    shares = [np.isin(want, have).mean() for have, want in zip(found, wanted, strict=True) if len(want)]
-    return float(np.mean(shares))
+def write_figures(output: Path, figures: Any) -> None:
+    """Write them as JSON."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:

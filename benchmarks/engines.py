@@ -14,7 +14,6 @@ engines take turns in one process on the recorded inputs of one batch of users. 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import tempfile
@@ -31,10 +30,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.bench import Bench, alternate, describe, excluded, open_bench, recall_of
-from components.abilities.finished import FinishedRun
-from components.config import load_named_config
+from benchmarks.bench import Bench, alternate, describe, find_run, open_bench, parse_run, write_figures
 from components.settings import get_settings
+from components.urm.exhaustive import recall_of
 
 Forward = Callable[..., Any]  # of the backbone: inputs_embeds, attention_mask, position_ids → last_hidden_state
 NAMES = ("inputs_embeds", "attention_mask", "position_ids")
@@ -190,7 +188,7 @@ def _top_k(bench: Bench, base: nn.Module, name: str, forward: Forward) -> list[A
     requests = _requests(bench)
     with engine(base, name, forward):
         vectors = bench.recaller.encode_users(requests)
-    return bench.recaller.top_k(vectors, bench.config.recall.k, excluded(requests))[0]
+    return bench.recaller.top_k(vectors, bench.config.recall.k, [request.excluded_items for request in requests])[0]
 
 
 def _requests(bench: Bench) -> list[Any]:
@@ -199,24 +197,18 @@ def _requests(bench: Bench) -> list[Any]:
 
 def main() -> None:
     """Measure, print, and write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="complete_journey")
-    parser.add_argument("--run-dir", default="default")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser = parse_run(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--engines", nargs="+", default=["eager_bf16", "compile_bf16", "int8_dynamic", "onnxruntime", "openvino"]
     )
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     settings = get_settings()
-    run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
-    config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
-    bench = open_bench(config, FinishedRun(run_dir, settings), settings, config.recall.batch_size)
-    text = json.dumps(measure(bench, arguments.repeats, arguments.engines), indent=2)
-    print(text)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text + "\n")
+    config, run = find_run(arguments, settings)
+    bench = open_bench(config, run, settings, config.recall.batch_size)
+    figures = measure(bench, arguments.repeats, arguments.engines)
+    print(json.dumps(figures, indent=2))
+    write_figures(arguments.output, figures)
 
 
 if __name__ == "__main__":

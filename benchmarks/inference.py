@@ -15,11 +15,9 @@ the hardware has it), and of the top-K alone, given the same vectors.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -27,12 +25,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench import Bench, Floats, Ids, alternate, describe, excluded, open_bench, recall_of
+from benchmarks.bench import Bench, Floats, Ids, alternate, describe, find_run, open_bench, parse_run, write_figures
 from benchmarks.throughput import measure_peak
-from components.abilities.finished import FinishedRun
-from components.config import load_named_config
 from components.settings import get_settings
 from components.urm.device import has_bfloat16
+from components.urm.exhaustive import recall_of
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest
 
@@ -65,7 +62,9 @@ def run_fast(bench: Bench, clock: Clock) -> list[Ids]:
         now = time.perf_counter()
         vectors = bench.recaller.encode_users(requests)
         now = clock.lap("encode", now)
-        found += bench.recaller.top_k(vectors, bench.config.recall.k, excluded(requests))[0]
+        found += bench.recaller.top_k(vectors, bench.config.recall.k, [request.excluded_items for request in requests])[
+            0
+        ]
         clock.lap("top_k", now)
     return found
 
@@ -78,14 +77,14 @@ def run_naive(recaller: UrmRecaller, users: Sequence[Sequence[RecallRequest]], k
             now = time.perf_counter()
             vectors = recaller.encode_users([request])[0]
             now = clock.lap("encode", now)
-            found.append(search_alone(recaller, vectors, k, excluded([request])[0]))
+            found.append(search_alone(recaller, vectors, k, request.excluded_items))
             clock.lap("top_k", now)
     return found
 
 
 def search_alone(recaller: UrmRecaller, vectors: Floats, k: int, banned: Ids) -> Ids:
     """Best items for H vectors of one request: H searches, their union, each item's best score."""
-    scores, items = recaller.index.search(vectors, min(k + len(banned), recaller.num_candidates))  # type: ignore[union-attr]
+    scores, items = recaller.index.search(vectors, min(k + len(banned), recaller.num_candidates))  # type: ignore[union-attr]  # it has one
     best: dict[int, float] = {}
     forbidden = set(banned.tolist())
     for item, score in zip(items.ravel().tolist(), scores.ravel().tolist(), strict=True):
@@ -132,7 +131,8 @@ def measure(bench: Bench, repeats: int, num_naive: int) -> dict[str, Any]:
 def agreement_of_top_k(bench: Bench, users: Sequence[Sequence[RecallRequest]]) -> float:
     """Recall of the faiss search's items by the fast top-K of a whole batch, both given the same vectors."""
     requests = [request for user in bench.users for request in user]
-    vectors, banned, k = bench.recaller.encode_users(requests), excluded(requests), bench.config.recall.k
+    vectors, k = bench.recaller.encode_users(requests), bench.config.recall.k
+    banned = [request.excluded_items for request in requests]
     found = bench.recaller.top_k(vectors, k, banned)[0]
     some = range(sum(len(user) for user in users))
     wanted = [search_alone(bench.recaller, vectors[row], k, banned[row]) for row in some]
@@ -152,23 +152,17 @@ def _peaks(device: str) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, and write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="complete_journey")
-    parser.add_argument("--run-dir", default="default")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser = parse_run(__doc__)
     parser.add_argument("--users", type=int, default=64)
     parser.add_argument("--naive-users", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     settings = get_settings()
-    run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
-    config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
-    bench = open_bench(config, FinishedRun(run_dir, settings), settings, arguments.users)
-    text = json.dumps(measure(bench, arguments.repeats, arguments.naive_users), indent=2)
-    print(text)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text + "\n")
+    config, run = find_run(arguments, settings)
+    bench = open_bench(config, run, settings, arguments.users)
+    figures = measure(bench, arguments.repeats, arguments.naive_users)
+    print(json.dumps(figures, indent=2))
+    write_figures(arguments.output, figures)
 
 
 if __name__ == "__main__":

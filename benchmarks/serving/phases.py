@@ -179,7 +179,7 @@ class Bench:
         started = time.monotonic()
         recovered = None
         while (length := self._client.xlen(STREAM)) and time.monotonic() - started < DRAIN_SECONDS:
-            if recovered is None and int(length) <= self._config.batch_size:  # type: ignore[arg-type]  # not async
+            if recovered is None and int(length) <= self._config.batch_size:  # type: ignore[arg-type]  # redis-py types it as if it could be awaited
                 recovered = time.monotonic() - started
             time.sleep(0.1)
         if length:

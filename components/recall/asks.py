@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from components.config import RecallConfig
 from components.exceptions import UnavailableError
+from components.recall.logs import name_error
 from components.recall.scripts import ASK, ASK_WORKERS, ASKS, ask_answer_key
 
 log = structlog.get_logger()
@@ -162,7 +163,7 @@ class AskDesk:
                 else:
                     dropped += 1
             except (ValidationError, ValueError) as error:  # of another version of this software
-                log.error("ad-hoc request cannot be read", error=str(error))
+                log.error("ad-hoc request cannot be read", error=name_error(error))
                 dropped += 1
         return asks, dropped
 

@@ -111,8 +111,7 @@ class ServingRelease:
         return list(groups.values())
 
     def _excluded(self, request: RecallRequest) -> Ids:
-        blocked = self.blocked.get(request.task.name, _NO_ITEMS)
-        return np.concatenate([blocked, request.context.item_ids]) if request.task.exclude_bought else blocked
+        return np.concatenate([self.blocked.get(request.task.name, _NO_ITEMS), request.excluded_items])
 
     def count_unknown(self, item_ids: Sequence[int]) -> int:
         """How many items the item table does not have; the model leaves them out of a history."""

@@ -24,7 +24,7 @@ from components.settings import Settings
 log = structlog.get_logger()
 # A read waits for Redis no longer than this; the caller has its own fallback.
 _TIMEOUT_SECONDS = 2.0
-_CONNECTIONS = 16  # one process answers some 1,500 reads a second, each of 0.2 ms in Redis
+_CONNECTIONS = 16  # one process has one core to use them with; with more, requests would only wait in Redis
 _AT_WORK = 32  # ad-hoc requests that workers have taken
 
 

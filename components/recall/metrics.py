@@ -66,10 +66,10 @@ class WorkerMetrics:
             "urm_redis_memory_limit_bytes", "Memory that Redis may use; 0: no limit.", registry=registry
         )
         self.switches = Counter("urm_worker_release_switches", "Releases by outcome.", ["outcome"], registry=registry)
-        _start_at_zero(self.events, outcome=("done", "failed", "dead"))
-        _start_at_zero(self.results, outcome=("stored", "older"))
-        _start_at_zero(self.joined, how=("in_order", "late", "repeated"))
-        _start_at_zero(self.switches, outcome=("serving", "rejected"))
+        _start_at_zero(self.events, "done", "failed", "dead")
+        _start_at_zero(self.results, "stored", "older")
+        _start_at_zero(self.joined, "in_order", "late", "repeated")
+        _start_at_zero(self.switches, "serving", "rejected")
 
 
 class ApiMetrics:
@@ -93,11 +93,10 @@ class ApiMetrics:
             buckets=(1, 10, 60, 600, 3600, 86_400, 604_800),
             registry=self.registry,
         )
-        _start_at_zero(self.events, outcome=("accepted", "duplicate", "refused"))
+        _start_at_zero(self.events, "accepted", "duplicate", "refused")
 
 
-def _start_at_zero(counter: Counter, **labels: tuple[str, ...]) -> None:
-    """Export a counter before it first counts: a rate sees no first step from nothing to one."""
-    ((name, values),) = labels.items()
+def _start_at_zero(counter: Counter, *values: str) -> None:
+    """Export a counter of one label before it first counts: a rate sees no first step from nothing to one."""
     for value in values:
-        counter.labels(**{name: value})
+        counter.labels(value)

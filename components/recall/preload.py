@@ -3,13 +3,13 @@
 import gc
 
 # What transformers, torch and Feast import only when they are used.
-import feast.infra.online_stores.sqlite  # noqa: F401
+import feast.infra.online_stores.sqlite  # noqa: F401  # imported to be there after the fork
 import transformers.models.auto.modeling_auto
-import transformers.models.auto.tokenization_auto  # noqa: F401
+import transformers.models.auto.tokenization_auto  # noqa: F401  # as above
 
 import components.recall.commands
 import components.recall.launch
-import components.recall.worker  # noqa: F401
+import components.recall.worker  # noqa: F401  # as above
 
 gc.collect()
 gc.freeze()  # a collection would write to every object, and so unshare its page

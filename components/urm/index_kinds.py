@@ -163,11 +163,6 @@ def _train_cells(kind: Kind, projected: Floats, num_items: int, seed: int) -> fa
     return cells
 
 
-def is_exact(index: faiss.IndexIDMap) -> bool:
-    """Whether an index compares every item; only such an index keeps a map from ids to places."""
-    return isinstance(index, faiss.IndexIDMap2)
-
-
 def keep_known(index: faiss.IndexIDMap, item_ids: Ids) -> Ids:
     """Those of some items that an approximate index has."""
     ids = _id_view(index)
@@ -177,11 +172,8 @@ def keep_known(index: faiss.IndexIDMap, item_ids: Ids) -> Ids:
 
 
 def gather(index: faiss.IndexIDMap, item_ids: Ids) -> Floats:
-    """Vectors [n, d] of items that the index has; of an approximate one, as it keeps them to score the best again."""
-    if is_exact(index):
-        vectors: Floats = index.reconstruct_batch(item_ids)
-    else:
-        vectors = index.index.reconstruct_batch(np.searchsorted(_id_view(index), item_ids))
+    """Vectors [n, d] of items that an approximate index has, as it keeps them to score the best again."""
+    vectors: Floats = index.index.reconstruct_batch(np.searchsorted(_id_view(index), item_ids))
     return vectors
 
 

@@ -92,7 +92,7 @@ def _poison(item: int, kills: bool) -> None:
             raise ValueError("index out of range in self")
         return original(self, requests, k)
 
-    ServingRelease.recommend = recommend  # type: ignore[method-assign]
+    ServingRelease.recommend = recommend  # type: ignore[method-assign]  # the fault, for this process alone
 
 
 def _turn_clock(offsets: tuple[float, ...], period: float) -> None:
@@ -105,9 +105,9 @@ def _turn_clock(offsets: tuple[float, ...], period: float) -> None:
 
     class JumpingDatetime(datetime):
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]  # typeshed says Self
             return datetime.now(tz) + timedelta(seconds=offset())
 
     time.time = lambda: true_time() + offset()
     for module in (answers, engine, events):
-        module.datetime = JumpingDatetime  # type: ignore[attr-defined]
+        module.datetime = JumpingDatetime  # type: ignore[attr-defined]  # an import, no name that it exports

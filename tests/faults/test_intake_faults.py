@@ -16,12 +16,11 @@ from components.recall.events import decode_event
 from components.recall.scripts import STREAM
 from components.recall.store import UserStore
 from components.release.rollout import Publication
-from tests.components.recall.conftest import Release, make_event, wait_until
+from tests.components.recall.conftest import POISON_ITEM, Release, make_event, wait_until
 from tests.faults.checker import ALWAYS_ANSWERED
 from tests.faults.injection import Fault
 from tests.faults.world import Worker, World
 
-POISON_ITEM = 1013
 YEAR = 365 * 86_400.0
 
 

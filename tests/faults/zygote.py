@@ -89,7 +89,7 @@ def main() -> None:
 def _warm_up(release: str, bundle: str) -> None:
     """Import what `urm recall worker` and `serve` import when they start, and what loading a release does."""
     import tqdm
-    import uvicorn  # noqa: F401
+    import uvicorn  # noqa: F401  # imported to be there after the fork
 
     from components.config import ReleaseConfig
     from components.recall.engine import load_release

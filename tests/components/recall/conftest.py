@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from components.config import RecallConfig, RunConfig
 from components.recall.api import create_app
-from components.recall.engine import ServingRelease, load_release
+from components.recall.engine import Ranking, ServingRelease, load_release
 from components.recall.events import Event
 from components.recall.loop import ServingLoop
 from components.recall.worker import RecallWorker
@@ -26,11 +26,13 @@ from components.release.rollout import SERVING, Publication, live_workers, roll_
 from components.release.stage import run as release_stage
 from components.settings import Settings
 from components.storage import StageResult, run_stage
+from components.urm.request import RecallRequest
 from tests.components.recall.servers import RedisServer, free_port
 from tests.components.recall.tiny import LAST_EVENT, make_config, make_run, make_settings
 
 Loader = Callable[[Publication], ServingRelease]
 StartWorker = Callable[..., Any]
+POISON_ITEM = 1013
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,23 @@ def promoted(
     """A worker that serves the first release."""
     worker = start_worker()
     return worker, roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+
+
+class PoisonedRelease(ServingRelease):
+    """Breaks on every context that has the poison item first, as a model does on input it was never tried with."""
+
+    def recommend(self, requests: Sequence[RecallRequest], k: int) -> list[Ranking]:
+        if any(POISON_ITEM in request.context.item_ids[:1] for request in requests):
+            raise ValueError("index out of range in self")
+        return super().recommend(requests, k)
+
+
+@pytest.fixture
+def load_poisoned(releases: tuple[Release, Release]) -> Loader:
+    def load(publication: Publication) -> ServingRelease:
+        return PoisonedRelease(**vars(load_release(publication, releases[0].settings, releases[0].config.release)))
+
+    return load
 
 
 def serve_release(client: redis.Redis, release: Release, order: int = 1) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from components.recall.adhoc import AdHocWorker
 from components.recall.api import create_app
 from components.recall.asks import Ask, AskDesk, AskRefusal, ask_and_wait, ask_arguments
 from components.recall.context import build_context
-from components.recall.engine import Ranking, ServingRelease, load_release
+from components.recall.engine import load_release
 from components.recall.intake import feed
 from components.recall.scripts import ASK, ASK_WORKERS, ASKS, STREAM
 from components.recall.store import UserStore
@@ -30,21 +30,19 @@ from components.release.redis_client import open_redis
 from components.release.rollout import Publication, live_workers, roll_out
 from components.urm.guidance import guide
 from components.urm.request import RecallRequest
-from tests.components.recall.conftest import Release, StartWorker, make_event, serve_release, wait_until
+from tests.components.recall.conftest import (
+    POISON_ITEM,
+    Loader,
+    Release,
+    StartWorker,
+    make_event,
+    serve_release,
+    wait_until,
+)
 from tests.components.recall.test_api import problem
 from tests.components.recall.tiny import known_items
 
 WORDS = "Often new purchases"
-POISON_ITEM = 1013
-
-
-class PoisonedRelease(ServingRelease):
-    """Breaks on every context that has the poison item first."""
-
-    def recommend(self, requests: Sequence[RecallRequest], k: int) -> list[Ranking]:
-        if any(POISON_ITEM in request.context.item_ids[:1] for request in requests):
-            raise ValueError("index out of range in self")
-        return super().recommend(requests, k)
 
 
 @pytest.fixture
@@ -184,18 +182,16 @@ def test_a_request_that_breaks_the_model_harms_no_other(
     client: redis.Redis,
     releases: tuple[Release, Release],
     start_worker: StartWorker,
+    load_poisoned: Loader,
     recall_config: RecallConfig,
 ) -> None:
-    def load(publication: Publication) -> ServingRelease:
-        return PoisonedRelease(**vars(load_release(publication, releases[0].settings, releases[0].config.release)))
-
     UserStore(client, recall_config).remember([make_event("5", POISON_ITEM)])
     AskDesk(client, "early", recall_config).open()  # so that requests may wait for the worker to come
     asks = [Ask(user_id=user, task="new_item", k=3) for user in ("4", "5", "6")]
     odd = Ask(user_id="7", task="gone", k=3)
     for ask in (*asks, odd):
         assert push(client, ask, RecallConfig(ad_hoc_deadline_seconds=60)) == 1
-    start_worker("ad-hoc", load=load, kind=AdHocWorker)
+    start_worker("ad-hoc", load=load_poisoned, kind=AdHocWorker)
     roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     answers = [client.blpop([f"urm:ask:answer:{ask.ask_id}"], 30)[1] for ask in (*asks, odd)]
     assert ["item_ids" in text for text in answers] == [True, False, True, False]

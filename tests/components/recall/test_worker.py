@@ -25,20 +25,9 @@ from components.recall.stream import EventStream
 from components.recall.worker import RecallWorker
 from components.release.rollout import SERVING, WANTED, Publication, live_workers, read_publication, roll_out
 from components.urm.request import RecallRequest
-from tests.components.recall.conftest import Release, StartWorker, make_event, wait_until
+from tests.components.recall.conftest import POISON_ITEM, Loader, Release, StartWorker, make_event, wait_until
 from tests.components.recall.servers import RedisServer, free_port
 from tests.components.recall.tiny import NUM_USERS
-
-POISON_ITEM = 1013
-
-
-class PoisonedRelease(ServingRelease):
-    """Breaks on every context that has the poison item, as a model does on input it was never tried with."""
-
-    def recommend(self, requests: Sequence[RecallRequest], k: int) -> list[Ranking]:
-        if any(POISON_ITEM in request.context.item_ids[:1] for request in requests):
-            raise ValueError("index out of range in self")
-        return super().recommend(requests, k)
 
 
 def backlog(client: redis.Redis) -> int:
@@ -125,16 +114,13 @@ def test_poison_event_ends_as_a_dead_letter_and_harms_nobody_else(
     client: redis.Redis,
     releases: tuple[Release, Release],
     start_worker: StartWorker,
+    load_poisoned: Loader,
     recall_config: RecallConfig,
 ) -> None:
-    def load(publication: Publication) -> ServingRelease:
-        release = load_release(publication, releases[0].settings, releases[0].config.release)
-        return PoisonedRelease(**vars(release))
-
     poison = make_event("5", POISON_ITEM, minutes=50, event_id="poison")
     good = [make_event(str(user), minutes=40, event_id=f"good{user}") for user in range(NUM_USERS)]
     feed(client, iter([poison, *good]), recall_config)
-    start_worker(load=load)
+    start_worker(load=load_poisoned)
     roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     wait_until(lambda: list_letters(client))
     wait_until(lambda: backlog(client) == 0)
@@ -197,12 +183,9 @@ def test_a_good_event_at_its_last_try_outlives_a_poison_event_that_has_tries_lef
     client: redis.Redis,
     releases: tuple[Release, Release],
     start_worker: StartWorker,
+    load_poisoned: Loader,
     recall_config: RecallConfig,
 ) -> None:
-    def load(publication: Publication) -> ServingRelease:
-        release = load_release(publication, releases[0].settings, releases[0].config.release)
-        return PoisonedRelease(**vars(release))
-
     store, ghost = UserStore(client, recall_config), EventStream(client, "ghost", recall_config)
     ghost.ensure_group()
     good, poison = make_event("5", event_id="good"), make_event("5", POISON_ITEM, minutes=70, event_id="poison")
@@ -213,7 +196,7 @@ def test_a_good_event_at_its_last_try_outlives_a_poison_event_that_has_tries_lef
     last_but_one = recall_config.max_deliveries - 1
     client.xclaim(STREAM, GROUP, "ghost", 0, [entry.entry_id], idle=10_000, retrycount=last_but_one)
 
-    start_worker(load=load)
+    start_worker(load=load_poisoned)
     roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     wait_until(lambda: backlog(client) == 0)
     (letter,) = list_letters(client)
