@@ -89,21 +89,25 @@ def know_items(
     whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
     kept = _count(whole) >= max(1, features.min_item_events)
     shared = IdNetwork(content, kept, config.id_dimension, seed)
-    train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2), seed=seed)
+    train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2))
+    # Each part draws anew: dropout and negatives that came before would be known by heart.
+    seed_shared, seed_past, seed_now = np.random.SeedSequence(seed).generate_state(3).tolist()
 
-    def finish(name: str, baskets: Baskets, examples: FollowExamples) -> ItemVectors:
+    def finish(name: str, baskets: Baskets, examples: FollowExamples, seed: int) -> ItemVectors:
         network = copy.deepcopy(shared)
         network.know(_count(baskets), features.min_item_events)
-        train(network, examples, epochs=-(-config.id_epochs // 2), final_rate=FINAL_RATE, report=partial(report, name))
+        epochs = -(-config.id_epochs // 2)
+        train(network, examples, epochs=epochs, final_rate=FINAL_RATE, seed=seed, report=partial(report, name))
         return read_vectors(network)
 
     of_past = read_baskets(events, item_ids, features.split, features.split.recent_start)
     examples = follow_examples(of_past)
     shared.know(_count(of_past), features.min_item_events)
-    train(shared, examples, epochs=config.id_epochs // 2, final_rate=1.0, report=partial(report, "shared"))
+    epochs = config.id_epochs // 2
+    train(shared, examples, epochs=epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
     return KnownItems(
-        past=finish("past", of_past, examples),
-        now=finish("now", whole, follow_examples(whole)),
+        past=finish("past", of_past, examples, seed_past),
+        now=finish("now", whole, follow_examples(whole), seed_now),
     )
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import torch
 
 from components.config import FeaturesConfig, ItemsConfig, SplitConfig
 from components.ingestion.schema import EVENTS
-from components.items.id_network import ItemContent
+from components.items.id_network import IdNetwork, ItemContent
 from components.items.id_vectors import KnownItems, know_items
 
 
@@ -63,3 +65,29 @@ def test_vectors_of_the_two_instants_are_alike(tmp_path: Path) -> None:
         first, second = getattr(known.past, role), getattr(known.now, role)
         cosine = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
         assert np.median(cosine) > 0.9
+
+
+def test_no_part_of_the_training_repeats_the_random_draws_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = SplitConfig.model_validate({"kind": "leave_one_out", "recent_cuts": 2})
+    features = FeaturesConfig.model_validate({"split": split.model_dump(exclude_none=True), "min_item_events": 0})
+    rows = [
+        {"event_id": f"{user}-{place}", "user_id": str(user), "behavior": "purchase", "scenario": "web",
+         "item_id": (user + place) % 20, "query": None, "ts": split.end - timedelta(days=8 - place, hours=-1),
+         "attributes": []}
+        for user in range(20) for place in range(8)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "part.parquet")
+    content = ItemContent(np.zeros((20, 2), np.float32), np.zeros((20, 2), np.int64))
+    draws: list[bytes] = []
+    compute = IdNetwork.loss
+
+    def watch(self: IdNetwork, history: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        draws.append(torch.get_rng_state().numpy().tobytes() + rest[2].numpy().tobytes())  # dropout; negatives
+        return compute(self, history, *rest)
+
+    monkeypatch.setattr(IdNetwork, "loss", watch)
+    know_items(tmp_path, np.arange(20), content, features, ItemsConfig(id_dimension=4, id_epochs=4), 0, ignore)
+    assert len(draws) > 3
+    assert len(set(draws)) == len(draws)
