@@ -32,7 +32,6 @@ EXACT_UP_TO, IVF_SQ8_UP_TO = 100_000, 2_000_000  # items
 BLOCK = 50_000  # items added at a time
 SAMPLES_PER_CELL = 50  # that k-means sees
 KMEANS_ROUNDS = 10
-FACTOR = 3  # items scored again, a multiple of those asked for
 LEAST_DEPTH = 350  # asked for by any search of an approximate index
 Blocks = Iterable[Floats]
 
@@ -44,17 +43,19 @@ class Shape:
     Attributes:
         components: r, leading principal components that the cells hold.
         probes: Share of the cells searched.
+        factor: Items scored again, a multiple of those asked for: the more, the more alike a catalogue's items are.
         again: How whole vectors are kept to score the best again, a type of faiss's scalar quantizer.
     """
 
     components: int
     probes: float
+    factor: int
     again: int
 
 
 SHAPES: dict[Kind, Shape] = {
-    "ivf_sq8": Shape(components=256, probes=1 / 2, again=faiss.ScalarQuantizer.QT_fp16),
-    "pq": Shape(components=256, probes=1 / 2, again=faiss.ScalarQuantizer.QT_4bit),
+    "ivf_sq8": Shape(components=256, probes=1 / 4, factor=20, again=faiss.ScalarQuantizer.QT_fp16),
+    "pq": Shape(components=256, probes=1 / 4, factor=8, again=faiss.ScalarQuantizer.QT_4bit),
 }
 
 
@@ -98,7 +99,7 @@ def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], s
     again.codes.resize(len(item_ids) * again.code_size)  # once, or growing would take half as much again
     again.codes.resize(0)
     refined = faiss.IndexRefine(faiss.IndexPreTransform(project, cells), again)
-    refined.k_factor = FACTOR
+    refined.k_factor = shape.factor
     index = faiss.IndexIDMap(refined)
     for ids, block in _pair(item_ids, blocks()):
         index.add_with_ids(block, ids)
