@@ -19,6 +19,20 @@ def ignore(name: str, step: int, steps: int, loss: float) -> None:
     pass
 
 
+def write_walks(folder: Path, num_users: int) -> tuple[FeaturesConfig, ItemContent]:
+    """Every user walks up through 20 items without content, from any of them."""
+    split = SplitConfig.model_validate({"kind": "leave_one_out", "recent_cuts": 2})
+    rows = [
+        {"event_id": f"{user}-{place}", "user_id": str(user), "behavior": "purchase", "scenario": "web",
+         "item_id": (user + place) % 20, "query": None, "ts": split.end - timedelta(days=8 - place, hours=-1),
+         "attributes": []}
+        for user in range(num_users) for place in range(8)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), folder / "part.parquet")
+    features = FeaturesConfig.model_validate({"split": split.model_dump(exclude_none=True), "min_item_events": 0})
+    return features, ItemContent(np.zeros((20, 2), np.float32), np.zeros((20, 2), np.int64))
+
+
 def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) -> None:
     split = SplitConfig.model_validate({"kind": "leave_one_out", "recent_cuts": 2})
     features = FeaturesConfig.model_validate({"split": split.model_dump(exclude_none=True), "min_item_events": 0})
@@ -49,18 +63,10 @@ def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) ->
 
 
 def test_vectors_of_the_two_instants_are_alike(tmp_path: Path) -> None:
-    split = SplitConfig.model_validate({"kind": "leave_one_out", "recent_cuts": 2})
-    features = FeaturesConfig.model_validate({"split": split.model_dump(exclude_none=True), "min_item_events": 0})
-    ids = np.arange(20)
-    rows = [
-        {"event_id": f"{user}-{place}", "user_id": str(user), "behavior": "purchase", "scenario": "web",
-         "item_id": (user + place) % 20, "query": None, "ts": split.end - timedelta(days=8 - place, hours=-1),
-         "attributes": []}
-        for user in range(200) for place in range(8)
-    ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "part.parquet")
-    content = ItemContent(np.zeros((20, 2), np.float32), np.zeros((20, 2), np.int64))
-    known = know_items(tmp_path, ids, content, features, ItemsConfig(id_dimension=16, id_epochs=60), 0, ignore)
+    features, content = write_walks(tmp_path, num_users=200)
+    known = know_items(
+        tmp_path, np.arange(20), content, features, ItemsConfig(id_dimension=16, id_epochs=60), 0, ignore
+    )
     for role in ("candidate", "history"):
         first, second = getattr(known.past, role), getattr(known.now, role)
         cosine = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
@@ -70,16 +76,7 @@ def test_vectors_of_the_two_instants_are_alike(tmp_path: Path) -> None:
 def test_no_part_of_the_training_repeats_the_random_draws_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = SplitConfig.model_validate({"kind": "leave_one_out", "recent_cuts": 2})
-    features = FeaturesConfig.model_validate({"split": split.model_dump(exclude_none=True), "min_item_events": 0})
-    rows = [
-        {"event_id": f"{user}-{place}", "user_id": str(user), "behavior": "purchase", "scenario": "web",
-         "item_id": (user + place) % 20, "query": None, "ts": split.end - timedelta(days=8 - place, hours=-1),
-         "attributes": []}
-        for user in range(20) for place in range(8)
-    ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "part.parquet")
-    content = ItemContent(np.zeros((20, 2), np.float32), np.zeros((20, 2), np.int64))
+    features, content = write_walks(tmp_path, num_users=20)
     draws: list[bytes] = []
     compute = IdNetwork.loss
 
