@@ -11,9 +11,12 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess, parent_process
 
 Program = tuple[Callable[..., object], tuple[object, ...]]
 
@@ -49,5 +52,15 @@ def run_urm(arguments: Sequence[str]) -> None:
 
 def _run(program: Program, cores: frozenset[int]) -> None:
     os.sched_setaffinity(0, cores)  # before it has made a thread, so that all of them inherit it
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     function, arguments = program
     function(*arguments)
+
+
+def _end_with_parent() -> None:
+    # The system's own signal for this (PR_SET_PDEATHSIG) would tell of the fork server, which lives as long as any
+    # process it has forked.
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -79,6 +79,21 @@ def test_a_living_process_without_a_heartbeat_is_killed_unless_redis_is_silent_t
     assert not psutil.pid_exists(int(str(first[0])))
 
 
+def test_an_instance_ends_when_its_supervisor_was_killed() -> None:
+    script = (
+        "import os, time; from components.recall.forks import start; "
+        "print(start((time.sleep, (600,)), frozenset(os.sched_getaffinity(0)), 'instance').pid, flush=True); "
+        "time.sleep(600)"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    with supervisor:
+        pid = int(supervisor.stdout.readline())
+        assert psutil.pid_exists(pid)
+        supervisor.kill()
+    wait_until(lambda: not psutil.pid_exists(pid))
+
+
 def test_health_is_that_of_the_loop_and_readiness_that_of_a_release() -> None:
     state = State(instances=(InstanceState(0, 1, "", 2),))
     port = free_port()
