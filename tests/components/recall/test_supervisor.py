@@ -168,7 +168,7 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
 
     instances = httpx.get(f"{url}/readyz").json()["instances"]
-    children = {instance["pid"] for instance in instances}
+    children = {instance["pid"]: instance["restarts"] for instance in instances}
     assert len(children) == 2
     assert len({psutil.Process(pid).ppid() for pid in children} - {process.pid}) == 1  # both forked from one process
     cores = [frozenset(psutil.Process(pid).cpu_affinity()) for pid in sorted(children)]
@@ -182,9 +182,8 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     client.delete(WORKER_PREFIX + f"{os.uname().nodename}-{victim}")  # instead of waiting until its heartbeat expires
     store = UserStore(client, recall_config)
     wait_until(lambda: all(store.result(user, "next_purchase") is not None for user in users), seconds=60)
-    wait_until(
-        lambda: httpx.get(f"{url}/readyz").json()["instances"][0 if victim == min(children) else 1]["restarts"] == 1
-    )
+    place = list(children).index(victim)
+    wait_until(lambda: httpx.get(f"{url}/readyz").json()["instances"][place]["restarts"] == children[victim] + 1)
     wait_until(lambda: len(live_workers(client)) == 2, seconds=120)
 
     process.send_signal(signal.SIGTERM)
