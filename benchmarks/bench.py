@@ -83,8 +83,13 @@ def parse_run(description: str | None) -> argparse.ArgumentParser:
 
 def find_run(arguments: argparse.Namespace, settings: Settings) -> tuple[RunConfig, FinishedRun]:
     """What that command line names."""
-    run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
-    return load_named_config(arguments.config, settings.configs_dir, arguments.set), FinishedRun(run_dir, settings)
+    config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
+    return config, FinishedRun(settings.find_run_dir(arguments.run_dir), settings)
+
+
+def config_options(arguments: argparse.Namespace) -> list[str]:
+    """The configuration of that command line, for a `urm` command."""
+    return ["--config", arguments.config, *(part for value in arguments.set for part in ("--set", value))]
 
 
 def write_figures(output: Path, figures: Any) -> None:

@@ -31,9 +31,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.bench import find_run, parse_run
 from benchmarks.catalogues import Catalogue
 from components.abilities.finished import FinishedRun
-from components.config import RunConfig, load_named_config
+from components.config import RunConfig
 from components.settings import get_settings
 from components.urm.exhaustive import recall_of, top_of_all
 from components.urm.index_kinds import KINDS, build_approximate, choose_kind
@@ -115,9 +116,7 @@ class Bench:
         settings = get_settings()
         torch.set_num_threads(settings.num_threads or torch.get_num_threads())
         faiss.omp_set_num_threads(settings.num_threads or faiss.omp_get_max_threads())
-        run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
-        self.run = FinishedRun(run_dir, settings)
-        self.config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
+        self.config, self.run = find_run(arguments, settings)
         self.num_users, self.seed, self.work = arguments.users, self.config.seed, arguments.work
         candidates = self.run.path("sft", "candidates")
         keys = np.load(candidates / "keys.npy")
@@ -244,15 +243,11 @@ def measure_all(arguments: argparse.Namespace, given: Sequence[str]) -> Iterator
 
 def main() -> None:
     """Measure what is missing; print and append each line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="complete_journey")
-    parser.add_argument("--run-dir", default="default")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser = parse_run(__doc__)
     parser.add_argument("--users", type=int, default=12)
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 100_000, 1_000_000])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--work", type=Path, required=True, help="Folder for indexes and truth: 3 KB an item")
-    parser.add_argument("--output", type=Path, required=True, help="File of JSON lines")
     parser.add_argument("--step", choices=sorted(STEPS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -59,12 +59,11 @@ def run_fast(bench: Bench, clock: Clock) -> list[Ids]:
     size = bench.config.recall.batch_size
     for start in range(0, len(bench.users), size):
         requests = [request for user in bench.users[start : start + size] for request in user]
+        banned = [request.excluded_items for request in requests]
         now = time.perf_counter()
         vectors = bench.recaller.encode_users(requests)
         now = clock.lap("encode", now)
-        found += bench.recaller.top_k(vectors, bench.config.recall.k, [request.excluded_items for request in requests])[
-            0
-        ]
+        found += bench.recaller.top_k(vectors, bench.config.recall.k, banned)[0]
         clock.lap("top_k", now)
     return found
 
@@ -84,7 +83,7 @@ def run_naive(recaller: UrmRecaller, users: Sequence[Sequence[RecallRequest]], k
 
 def search_alone(recaller: UrmRecaller, vectors: Floats, k: int, banned: Ids) -> Ids:
     """Best items for H vectors of one request: H searches, their union, each item's best score."""
-    scores, items = recaller.index.search(vectors, min(k + len(banned), recaller.num_candidates))  # type: ignore[union-attr]  # it has one
+    scores, items = recaller.index.search(vectors, min(k + len(banned), recaller.num_candidates))  # type: ignore[union-attr]  # load_recaller gives it one
     best: dict[int, float] = {}
     forbidden = set(banned.tolist())
     for item, score in zip(items.ravel().tolist(), scores.ravel().tolist(), strict=True):

@@ -31,7 +31,7 @@ import psutil
 import pyarrow.parquet as pq
 import redis
 
-from benchmarks.bench import QUERY, find_run, parse_run, write_figures
+from benchmarks.bench import QUERY, config_options, find_run, parse_run, write_figures
 from benchmarks.serving.services import Cores, Runtime
 from components.abilities.finished import FinishedRun
 from components.config import RunConfig
@@ -52,12 +52,11 @@ def measure(
     table = pq.read_table(run.path("features", "contexts"), filters=[("split", "=", "test")])
     users = sorted(set(table["user_id"].to_pylist()))
     items = pq.read_table(run.path("features", "catalogue"))["item_id"].to_numpy()
-    options = ["--config", arguments.config, *(part for value in arguments.set for part in ("--set", value))]
     rows: list[dict[str, Any]] = []
     for threads, instances in itertools.product(arguments.threads, arguments.instances):
         with (
             tempfile.TemporaryDirectory() as folder,
-            Runtime(settings, options, instances, threads, Cores(), Path(folder)) as runtime,
+            Runtime(settings, config_options(arguments), instances, threads, Cores(), Path(folder)) as runtime,
         ):
             bundle = run.path("release", "bundle")
             runtime.publish(read_manifest(bundle).release, str(bundle))

@@ -11,7 +11,6 @@ needs the stages features and sft of the run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -27,8 +26,9 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.bench import find_run, parse_run, write_figures
 from components.abilities.finished import FinishedRun
-from components.config import RunConfig, load_named_config
+from components.config import RunConfig
 from components.settings import get_settings
 from components.urm.device import has_bfloat16
 from components.urm.examples import Example, NegativeSampler, TrainingSteps, read_examples
@@ -181,23 +181,15 @@ def _synchronise(device: str) -> None:
 
 def main() -> None:
     """Measure, print, and write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="complete_journey")
-    parser.add_argument("--run-dir", default="default")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser = parse_run(__doc__)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     settings = get_settings()
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
-    config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
-    metrics = measure(config, FinishedRun(run_dir, settings), arguments.steps)
-    text = json.dumps(metrics, indent=2)
-    print(text)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text + "\n")
+    figures = measure(*find_run(arguments, settings), arguments.steps)
+    print(json.dumps(figures, indent=2))
+    write_figures(arguments.output, figures)
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def compare(
     from components.evaluation.comparison import compare_runs
 
     settings = get_settings()
-    paths = [run_dir if "/" in run_dir else f"{settings.runs_root}/{run_dir}" for run_dir in run_dirs]
+    paths = [settings.find_run_dir(run_dir) for run_dir in run_dirs]
     text = compare_runs(paths, settings=settings, draws=draws, confidence=confidence)
     if output is None:
         typer.echo(text, nl=False)
@@ -252,8 +252,7 @@ def _run(
     _keep_freed_memory()
     settings = get_settings()
     run_config = _read_config(config, overrides)
-    if "/" not in run_dir:
-        run_dir = f"{settings.runs_root}/{run_dir}"
+    run_dir = settings.find_run_dir(run_dir)
 
     def function(stage_run: StageRun) -> StageReport:
         # Only now, since it may take seconds: a reused result or a missing input needs none of it.

@@ -59,6 +59,10 @@ class Settings(BaseSettings):
         """URI of the run directory of a DAG run: its id, with characters unsafe in paths replaced."""
         return f"{self.runs_root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9._-]+', '-', run_id)}"
 
+    def find_run_dir(self, name: str) -> str:
+        """Run directory as a command line names it: a path or URI, with a slash in it, or a name under the root."""
+        return name if "/" in name else self.run_dir(name)
+
     def run_page(self, experiment_id: str, run_id: str) -> str:
         """Address of an MLflow run's page, for people; it opens in the view for model training."""
         base = (self.mlflow_public_url or self.tracking_uri).rstrip("/")

@@ -25,61 +25,47 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.bench import config_options, find_run, parse_run, write_figures
 from benchmarks.serving.phases import Bench, Population
 from benchmarks.serving.services import Cores, Runtime
-from components.addresses import absolute
-from components.config import load_named_config
-from components.exceptions import MissingInputError, UserError
-from components.release.bundle import read_tasks
+from components.abilities.finished import FinishedRun
+from components.exceptions import UserError
+from components.release.bundle import read_manifest, read_tasks
 from components.settings import Settings, get_settings
-from components.storage import StageResult, load_result
 
 PHASES = ("capacity", "steady", "overload")
 STEADY_SHARE, OVERLOAD_FACTOR = 0.8, 2.0
 
 
-def read_population(features: StageResult, bundle: Path) -> Population:
+def read_population(run: FinishedRun) -> Population:
     """Users in random order, so that the frequent ones of the load are not special; items by their events."""
-    table = pq.read_table(Path(features.outputs["feature_store"]) / "user_statistics.parquet", columns=["user_id"])
+    table = pq.read_table(run.path("features", "feature_store") / "user_statistics.parquet", columns=["user_id"])
     users = np.unique(np.asarray(table["user_id"]).astype(str))
     np.random.default_rng(0).shuffle(users)
     items = (
-        pq.read_table(features.outputs["catalogue"]).sort_by([("train_events", "descending")])["item_id"].to_pylist()
+        pq.read_table(run.path("features", "catalogue"))
+        .sort_by([("train_events", "descending")])["item_id"]
+        .to_pylist()
     )
+    bundle = run.path("release", "bundle")
     titles = pq.read_table(bundle / "titles.parquet", partitioning=None)
     words = dict(zip(titles["item_id"].to_pylist(), titles["category"].to_pylist(), strict=True))
     queries = [words[item][-1].lower() if words.get(item) else "anything" for item in items]
     return Population(users.tolist(), items, queries, [task.name for task in read_tasks(bundle)])
 
 
-def require(run_dir: str, stage: str) -> StageResult:
-    """The result of a stage.
-
-    Raises:
-        MissingInputError: It has not succeeded in this run.
-    """
-    result = load_result(run_dir, stage)
-    if result is None:
-        raise MissingInputError(
-            f"run {run_dir}", expected=f"the result of stage {stage!r}", got="none", remedy=f"run `urm {stage}` first"
-        )
-    return result
-
-
 def measure(arguments: argparse.Namespace, settings: Settings, folder: Path) -> dict[str, Any]:
     """Run the phases, each printed as soon as it ends."""
-    run_dir = arguments.run_dir if "/" in arguments.run_dir else f"{settings.runs_root}/{arguments.run_dir}"
-    features, release = (require(absolute(run_dir), stage) for stage in ("features", "release"))
-    config = load_named_config(arguments.config, settings.configs_dir, arguments.set).recall
-    population = read_population(features, Path(release.outputs["bundle"]))
-    options = ["--config", arguments.config, *(part for one in arguments.set for part in ("--set", one))]
+    config, run = find_run(arguments, settings)
+    population, bundle = read_population(run), run.path("release", "bundle")
+    release, options = read_manifest(bundle).release, config_options(arguments)
     cores = Cores(arguments.worker_cores, arguments.service_cores, arguments.client_cores)
     found: dict[str, Any] = {"workers": arguments.workers, "threads": arguments.threads, "cores": vars(cores),
-                             "release": release.metrics["release"], "tasks": len(population.tasks),
+                             "release": release, "tasks": len(population.tasks),
                              "users": len(population.users)}  # fmt: skip
     with Runtime(settings, options, arguments.workers, arguments.threads, cores, folder) as runtime:
-        runtime.publish(str(release.metrics["release"]), release.outputs["bundle"])
-        bench = Bench(runtime, population, config, arguments.read_rate)
+        runtime.publish(release, str(bundle))
+        bench = Bench(runtime, population, config.recall, arguments.read_rate)
         for phase in arguments.phases.split(","):
             found[phase] = _run(phase, bench, arguments, found)
             print(f"{phase}: {json.dumps(found[phase], indent=2)}", flush=True)
@@ -102,10 +88,7 @@ def _run(phase: str, bench: Bench, arguments: argparse.Namespace, found: dict[st
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="complete_journey")
-    parser.add_argument("--run-dir", default="default")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser = parse_run(__doc__)
     parser.add_argument("--phases", default=",".join(PHASES), help="Some of " + ",".join(PHASES))
     parser.add_argument("--capacity", type=float, default=0.0, help="Users a second, where the phase is left out")
     parser.add_argument("--capacity-seconds", type=float, default=60.0)
@@ -120,7 +103,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     for what in ("worker", "service", "client"):
         parser.add_argument(f"--{what}-cores", default="", help="As taskset takes it, e.g. 0 or 0-3; empty: any")
     parser.add_argument("--logs", type=Path, help="Keep state and logs in this folder")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args(words)
     phases = arguments.phases.split(",")
     if unknown := [phase for phase in phases if phase not in PHASES]:
@@ -142,8 +124,7 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"machine_cores": os.cpu_count(), **found}, indent=2) + "\n")
+    write_figures(arguments.output, {"machine_cores": os.cpu_count(), **found})
     if arguments.logs is None:
         shutil.rmtree(folder)
     return 0

@@ -40,7 +40,8 @@ def explain(
     from components.abilities.finished import FinishedRun
 
     run_config = _read(config, set_)
-    run = FinishedRun(_run_dir(run_dir), get_settings())
+    settings = get_settings()
+    run = FinishedRun(settings.find_run_dir(run_dir), settings)
     chosen = pick_task(run_config, task)
     _console().print(explain_user(run, run_config, user, chosen, query=query, guidance=guidance, k=k))
 
@@ -83,17 +84,20 @@ def _measure(
     options: dict[str, Any],
     force: bool,
 ) -> StageResult:
+    settings = get_settings()
     return run_stage(
-        study, run, config=config, run_dir=_run_dir(run_dir), settings=get_settings(), options=options, force=force
+        study,
+        run,
+        config=config,
+        run_dir=settings.find_run_dir(run_dir),
+        settings=settings,
+        options=options,
+        force=force,
     )
 
 
 def _read(config: str, overrides: list[str] | None) -> RunConfig:
     return load_named_config(config, get_settings().configs_dir, overrides or [])
-
-
-def _run_dir(name: str) -> str:
-    return name if "/" in name else f"{get_settings().runs_root}/{name}"
 
 
 def _console() -> Console:

@@ -40,7 +40,9 @@ def run(
     seeds = study.seeds if seed is None else (seed,)
     for name in variants:
         for number in seeds:
-            done = run_variant(study, name, number, config=config, study_dir=_run_dir(run_dir), overrides=set_ or [])
+            done = run_variant(
+                study, name, number, config=config, study_dir=get_settings().find_run_dir(run_dir), overrides=set_ or []
+            )
             typer.echo(f"{name} with seed {number}: {done}")
 
 
@@ -53,7 +55,11 @@ def measure(
     from components.ablation.measure import run as function
 
     result = run_stage(
-        MEASURE, function, config=_read(config, set_), run_dir=_run_dir(run_dir), settings=get_settings()
+        MEASURE,
+        function,
+        config=_read(config, set_),
+        run_dir=get_settings().find_run_dir(run_dir),
+        settings=get_settings(),
     )
     typer.echo(f"validation recall {result.metrics['mean_recall']:.4f}")
 
@@ -76,7 +82,7 @@ def summary(
         SUMMARY,
         lambda stage: summarise(stage, study),
         config=_read(config, overrides),
-        run_dir=_run_dir(run_dir),
+        run_dir=settings.find_run_dir(run_dir),
         settings=settings,
     )
     typer.echo(result.outputs["report"])
@@ -84,7 +90,3 @@ def summary(
 
 def _read(config: str, overrides: list[str] | None) -> RunConfig:
     return load_named_config(config, get_settings().configs_dir, overrides or [])
-
-
-def _run_dir(name: str) -> str:
-    return name if "/" in name else f"{get_settings().runs_root}/{name}"

@@ -90,21 +90,21 @@ def know_items(
     kept = _count(whole) >= max(1, features.min_item_events)
     shared = IdNetwork(content, kept, config.id_dimension, seed)
     train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2))
+    shared_epochs = config.id_epochs // 2
+    own_epochs = config.id_epochs - shared_epochs
     # Each part draws anew: dropout and negatives that came before would be known by heart.
     seed_shared, seed_past, seed_now = np.random.SeedSequence(seed).generate_state(3).tolist()
 
     def finish(name: str, baskets: Baskets, examples: FollowExamples, seed: int) -> ItemVectors:
         network = copy.deepcopy(shared)
         network.know(_count(baskets), features.min_item_events)
-        epochs = -(-config.id_epochs // 2)
-        train(network, examples, epochs=epochs, final_rate=FINAL_RATE, seed=seed, report=partial(report, name))
+        train(network, examples, epochs=own_epochs, final_rate=FINAL_RATE, seed=seed, report=partial(report, name))
         return read_vectors(network)
 
     of_past = read_baskets(events, item_ids, features.split, features.split.recent_start)
     examples = follow_examples(of_past)
     shared.know(_count(of_past), features.min_item_events)
-    epochs = config.id_epochs // 2
-    train(shared, examples, epochs=epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
+    train(shared, examples, epochs=shared_epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
     return KnownItems(
         past=finish("past", of_past, examples, seed_past),
         now=finish("now", whole, follow_examples(whole), seed_now),

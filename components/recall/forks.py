@@ -3,6 +3,8 @@
 Python's fork server does the forking; what it imports (preload.py) is in memory once, whatever the number of processes.
 A process that has run anything in parallel must not be forked, so that neither the supervisor nor an instance is; and
 what comes after the fork (a release) is shared by memory-mapping its files.
+
+A process ends as by SIGTERM when the one that started it is gone, however that ended.
 """
 
 from __future__ import annotations

@@ -26,6 +26,13 @@ def test_everything_lies_under_the_home_by_default(tmp_path: Path) -> None:
     assert settings.tracking_uri == f"sqlite:///{home}/mlflow/mlflow.db"
 
 
+def test_a_run_is_a_path_or_a_name_under_the_root(tmp_path: Path) -> None:
+    settings = get_settings()
+    assert settings.find_run_dir("nightly") == str(tmp_path / "home" / "runs" / "nightly")
+    assert settings.find_run_dir("manual__2026-11-26T06:29") == settings.run_dir("manual__2026-11-26T06:29")
+    assert settings.find_run_dir("s3://shop/runs/a:b") == "s3://shop/runs/a:b"
+
+
 def test_a_relative_home_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings(home=Path("state"))
