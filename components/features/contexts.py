@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import FeatureStore
 
 from components.exceptions import DataError
+from components.features.feast import FeatureStore
 from components.features.schema import CONTEXTS, ragged
 from components.features.store import MICROSECONDS_A_DAY, retrieve_features
 

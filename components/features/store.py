@@ -18,11 +18,17 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from feast import Entity, FeatureService, FeatureStore, FeatureView
-from feast.errors import FeastError, FeastModuleImportError
-from feast.repo_config import FeastConfigError
 
 from components.exceptions import ConfigError, MissingInputError
+from components.features.feast import (
+    Entity,
+    FeastConfigError,
+    FeastError,
+    FeastModuleImportError,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+)
 from components.settings import Settings
 
 SERVICE = "user_history"

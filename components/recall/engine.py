@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import structlog
-from feast import FeatureStore
 
 from components.addresses import fetch
 from components.config import ItemFilter, ReleaseConfig, Task
 from components.exceptions import ReleaseError, UserError
+from components.features.feast import FeatureStore
 from components.features.store import History, open_feature_store, read_history
 from components.recall.context import HistoryItem, HistoryRule, KnownHistory
 from components.recall.events import to_microseconds

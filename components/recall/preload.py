@@ -2,10 +2,9 @@
 
 import gc
 
-# What transformers, torch and Feast import only when they are used.
-import feast.infra.online_stores.sqlite  # noqa: F401  # imported to be there after the fork
+# What transformers and torch import only when they are used.
 import transformers.models.auto.modeling_auto
-import transformers.models.auto.tokenization_auto  # noqa: F401  # as above
+import transformers.models.auto.tokenization_auto  # noqa: F401  # imported to be there after the fork
 
 import components.recall.commands
 import components.recall.launch

@@ -1,0 +1,34 @@
+"""Feast's names, imported so that the metrics of this process stay its own; the only place that imports Feast.
+
+`feast.metrics` sets `PROMETHEUS_MULTIPROC_DIR` on import. A process that imports prometheus_client after that, or a
+child that inherits the environment, keeps its values in files under that folder instead of in memory: registries then
+share them, and the folder goes with the process that made it. So prometheus_client is imported first, and what Feast
+set is taken back.
+"""
+
+import os
+import shutil
+
+import prometheus_client.values  # noqa: F401  # chooses here where values are kept
+
+_NAMES = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
+_before = {name: os.environ[name] for name in _NAMES if name in os.environ}
+
+import feast.infra.online_stores.sqlite  # noqa: E402, F401  # Feast would import it at the first read
+from feast import Entity, FeatureService, FeatureStore, FeatureView  # noqa: E402
+from feast.errors import FeastError, FeastModuleImportError  # noqa: E402
+from feast.repo_config import FeastConfigError  # noqa: E402
+
+__all__ = [
+    "Entity",
+    "FeastConfigError",
+    "FeastError",
+    "FeastModuleImportError",
+    "FeatureService",
+    "FeatureStore",
+    "FeatureView",
+]
+
+for _folder in {os.environ.pop(name) for name in _NAMES if name in os.environ} - set(_before.values()):
+    shutil.rmtree(_folder, ignore_errors=True)
+os.environ.update(_before)

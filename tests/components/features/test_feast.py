@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROBE = """
+import json, os, components.recall.worker
+from prometheus_client import CollectorRegistry, Counter
+first, second = (Counter("a", "b", registry=CollectorRegistry()) for _ in range(2))
+first.inc()
+names = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
+print(json.dumps([second._value.get(), [os.environ.get(name) for name in names]]))
+"""
+
+
+def probe(tmp_path: Path, **environment: str) -> list[object]:
+    command = [sys.executable, "-c", PROBE]
+    env = {**os.environ, "TMPDIR": str(tmp_path), **environment}
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+
+
+def test_metrics_of_a_process_that_imports_feast_stay_in_its_memory(tmp_path: Path) -> None:
+    """Feast would have every registry of the process, and of its children, share the values of one folder."""
+    assert probe(tmp_path) == [0, [None, None]]
+    assert not list(tmp_path.glob("feast_metrics_*"))
+
+
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"])
+def test_a_folder_for_metrics_that_the_user_names_stays(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    _, names = probe(tmp_path, **{name: str(folder)})
+    assert sorted(names, key=str) == sorted([None, str(folder)], key=str)
+    assert folder.is_dir()
