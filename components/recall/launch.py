@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 
 import structlog
-
-# Before anything that imports Feast, which would switch this library to files shared between processes.
 from prometheus_client import start_http_server
 
 from components.config import RunConfig
@@ -24,6 +22,8 @@ from components.settings import Settings
 
 log = structlog.get_logger()
 
+_NICENESS = 10  # where the API has cores in common with the workers, reads come first
+
 
 def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: int, ad_hoc: bool = False) -> None:
     """Serve until SIGTERM or SIGINT.
@@ -38,6 +38,8 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     Raises:
         UnavailableError: The metrics port is taken.
     """
+    if not ad_hoc:
+        os.nice(_NICENESS)  # before there are threads: each has a niceness of its own, and inherits it
     import torch  # not above: a supervisor needs neither this nor the model
     from transformers.utils.logging import disable_progress_bar
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import redis
 
@@ -306,6 +308,8 @@ def test_killed_worker_loses_no_event(
     metrics = httpx.get(page).text
     assert "urm_event_to_visible_seconds_count 1.0" in metrics
     assert f'urm_worker_release{{release="{releases[0].name}"}} 1.0' in metrics
+    for thread in psutil.Process(process.pid).threads():
+        assert os.getpriority(os.PRIO_PROCESS, thread.id) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
 
     users = [f"user{number}" for number in range(80)]
     events = [
