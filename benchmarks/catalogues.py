@@ -1,8 +1,8 @@
 """Large catalogues that look like a real one: its own items first, then mixtures of them, block by block.
 
-    μ, x_i     mean and vectors of the real items, identity codes left out
+    μ, x_i     mean and vectors of the real items
     new item   μ + √(1 - t²) (x_a - μ) + t (x_b - μ),  a, b real items drawn at random, t uniform in [.2, .7];
-               popularity of a; the identity code of its own id
+               popularity of a
 
 A mixture keeps the spectrum of the real vectors, which is what an index compresses, and stays near its first parent, so
 that items lie in clusters as variants of a product do. Popularity, which is length here, keeps its distribution.
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from components.items.codes import identity_codes
 from components.urm.heads import POPULARITY_KNOTS
 
 Floats = npt.NDArray[np.float32]
@@ -33,7 +32,6 @@ class Catalogue:
     Attributes:
         keys: Ids of the real items, ascending.
         vectors: Their vectors [real, d].
-        code_width: C, width of the identity codes.
         num_counts: G, counts of popularity.
         size: Items in all, at least the real ones.
         seed: Of the mixtures.
@@ -41,7 +39,6 @@ class Catalogue:
 
     keys: Ids
     vectors: Floats
-    code_width: int
     num_counts: int
     size: int
     seed: int = 0
@@ -56,18 +53,15 @@ class Catalogue:
         for start in range(0, len(self.keys), BLOCK):
             yield np.asarray(self.vectors[start : start + BLOCK], dtype=np.float32)
         mean = self.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-        ids = self.item_ids
         for start in range(len(self.keys), self.size, BLOCK):
-            yield self._mix(ids[start : start + BLOCK], mean, start)
+            yield self._mix(min(BLOCK, self.size - start), mean, start)
 
-    def _mix(self, item_ids: Ids, mean: Floats, start: int) -> Floats:
+    def _mix(self, number: int, mean: Floats, start: int) -> Floats:
         random = np.random.default_rng([self.seed, start])
-        first, second = random.integers(len(self.keys), size=(2, len(item_ids)))
-        share = random.uniform(*MIXED, size=(len(item_ids), 1)).astype(np.float32)
+        first, second = random.integers(len(self.keys), size=(2, number))
+        share = random.uniform(*MIXED, size=(number, 1)).astype(np.float32)
         kept = np.sqrt(1 - share**2)
         mixed = kept * self.vectors[first] + share * self.vectors[second] + (1 - kept - share) * mean
-        popularity = POPULARITY_KNOTS * self.num_counts
-        codes = slice(mixed.shape[1] - popularity - self.code_width, mixed.shape[1] - popularity)
-        mixed[:, codes] = identity_codes(item_ids, self.code_width)
-        mixed[:, codes.stop :] = self.vectors[first, codes.stop :]
+        popularity = mixed.shape[1] - POPULARITY_KNOTS * self.num_counts
+        mixed[:, popularity:] = self.vectors[first, popularity:]
         return mixed

@@ -41,6 +41,7 @@ from components.urm.index_kinds import KINDS, build_approximate, choose_kind
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, read_contexts
 from components.urm.retrieval import build_index, read_candidates, search
+from components.urm.users import UserVectors
 
 K = 100
 WARM_UP, REPEATS = 1, 5
@@ -52,41 +53,46 @@ class Queries:
     """What test users ask.
 
     Attributes:
-        vectors: User vectors [users · tasks, H, d], a user's tasks beside one another.
-        own: Items of each request's history.
+        asked: What the model makes of them, a user's tasks beside one another.
         exclude: Items that each request may not get.
         users: How many users.
     """
 
-    vectors: np.ndarray
-    own: list[np.ndarray]
+    asked: UserVectors
     exclude: list[np.ndarray]
     users: int
 
     def of_users(self, first: int, last: int) -> Queries:
         """Those of some users."""
-        a_user = len(self.own) // self.users
-        part = slice(first * a_user, last * a_user)
-        return Queries(self.vectors[part], self.own[part], self.exclude[part], last - first)
+        a_user = len(self.asked) // self.users
+        part = range(first * a_user, last * a_user)
+        return Queries(self.asked.select(part), [self.exclude[row] for row in part], last - first)
 
     def save(self, path: Path) -> None:
         """Write them to a file."""
         np.savez(
             path,
-            vectors=self.vectors,
+            vectors=self.asked.vectors,
             users=self.users,
-            own=np.concatenate(self.own),
-            lengths=[len(items) for items in self.own],
-            excluded=[len(items) > 0 for items in self.exclude],
+            **_flat("own_items", self.asked.own_items),
+            **_flat("own_scores", self.asked.own_scores),
+            **_flat("exclude", self.exclude),
         )
 
     @classmethod
     def load(cls, path: Path) -> Queries:
         """Read them again."""
         with np.load(path) as file:
-            own = np.split(file["own"], np.cumsum(file["lengths"])[:-1])
-            exclude = [items if yes else items[:0] for items, yes in zip(own, file["excluded"], strict=True)]
-            return cls(file["vectors"], own, exclude, int(file["users"]))
+            asked = UserVectors(file["vectors"], _ragged(file, "own_items"), _ragged(file, "own_scores"))
+            return cls(asked, _ragged(file, "exclude"), int(file["users"]))
+
+
+def _flat(name: str, rows: Sequence[np.ndarray]) -> dict[str, Any]:
+    return {name: np.concatenate(rows), f"{name}_ends": np.cumsum([len(row) for row in rows])}
+
+
+def _ragged(file: Any, name: str) -> list[np.ndarray]:
+    return np.split(file[name], file[f"{name}_ends"][:-1])
 
 
 def draw_queries(run: FinishedRun, config: RunConfig, num_users: int) -> Queries:
@@ -102,7 +108,6 @@ def draw_queries(run: FinishedRun, config: RunConfig, num_users: int) -> Queries
     recaller = UrmRecaller.load(run.path("sft", "model"), run.path("sft", "item_table"))
     return Queries(
         recaller.encode_users(requests),
-        [request.context.item_ids for request in requests],
         [request.excluded_items for request in requests],
         num_users,
     )
@@ -124,7 +129,6 @@ class Bench:
         self.catalogue = Catalogue(
             keys=keys,
             vectors=np.load(candidates / "vectors.npy", mmap_mode="r"),
-            code_width=description["config"]["identity_dimension"],
             num_counts=description["num_counts"],
             size=size or len(keys),
             seed=self.seed,
@@ -146,7 +150,7 @@ class Bench:
         path = self.work / f"truth-{self.catalogue.size}-{self.num_users}.npy"
         if not path.exists():
             asked, catalogue = self.queries(), self.catalogue
-            exact = top_of_all(catalogue.item_ids, catalogue.blocks(), asked.vectors, K, "max", asked.exclude)
+            exact = top_of_all(catalogue.item_ids, catalogue.blocks(), asked.asked, K, "max", asked.exclude)
             np.save(path, np.stack(exact))
         return list(np.load(path))
 
@@ -178,7 +182,7 @@ def measure_search(bench: Bench, kind: str) -> dict[str, Any]:
     index = read_candidates(bench.index_path(kind))
 
     def ask(part: Queries) -> list[np.ndarray]:
-        return search(index, part.vectors, K, "max", part.exclude, part.own)[0]
+        return search(index, part.asked, K, "max", part.exclude)[0]
 
     single = [_clock(lambda part=part: ask(part)) for part in (asked.of_users(n, n + 1) for n in range(asked.users))]
     batched = _clock(lambda: ask(asked)) / asked.users

@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench import Bench, Floats, Ids, alternate, describe, find_run, open_bench, parse_run, write_figures
+from benchmarks.bench import Bench, Ids, alternate, describe, find_run, open_bench, parse_run, write_figures
 from benchmarks.throughput import measure_peak
 from components.settings import get_settings
 from components.urm.device import has_bfloat16
 from components.urm.exhaustive import recall_of
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest
+from components.urm.users import UserVectors
 
 
 class Clock:
@@ -74,21 +75,27 @@ def run_naive(recaller: UrmRecaller, users: Sequence[Sequence[RecallRequest]], k
     with mock.patch("components.urm.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
         for request in (request for requests in users for request in requests):
             now = time.perf_counter()
-            vectors = recaller.encode_users([request])[0]
+            user = recaller.encode_users([request])
             now = clock.lap("encode", now)
-            found.append(search_alone(recaller, vectors, k, request.excluded_items))
+            found.append(search_alone(recaller, user, k, request.excluded_items))
             clock.lap("top_k", now)
     return found
 
 
-def search_alone(recaller: UrmRecaller, vectors: Floats, k: int, banned: Ids) -> Ids:
-    """Best items for H vectors of one request: H searches, their union, each item's best score."""
-    scores, items = recaller.index.search(vectors, min(k + len(banned), recaller.num_candidates))  # type: ignore[union-attr]  # load_recaller gives it one
+def search_alone(recaller: UrmRecaller, user: UserVectors, k: int, banned: Ids) -> Ids:
+    """Best items of one request: H searches, their union, each item's best score, own items scored by themselves."""
+    index, vectors, own = recaller.index, user.vectors[0], user.own_items[0]
+    assert index is not None  # load_recaller gives it one
+    scores, items = index.search(vectors, min(k + len(banned) + len(own), recaller.num_candidates))
     best: dict[int, float] = {}
-    forbidden = set(banned.tolist())
     for item, score in zip(items.ravel().tolist(), scores.ravel().tolist(), strict=True):
-        if item not in forbidden:
-            best[item] = max(score, best.get(item, score))
+        best[item] = max(score, best.get(item, score))
+    candidates = set(recaller.candidate_ids.tolist())
+    for item, raised in zip(own.tolist(), user.own_scores[0].tolist(), strict=True):
+        if item in candidates:
+            best[item] = float((vectors @ index.reconstruct(item)).max()) + raised
+    for item in banned.tolist():
+        best.pop(item, None)
     return np.array(sorted(best, key=lambda item: (-best[item], item))[:k], dtype=np.int64)
 
 
@@ -130,11 +137,11 @@ def measure(bench: Bench, repeats: int, num_naive: int) -> dict[str, Any]:
 def agreement_of_top_k(bench: Bench, users: Sequence[Sequence[RecallRequest]]) -> float:
     """Recall of the faiss search's items by the fast top-K of a whole batch, both given the same vectors."""
     requests = [request for user in bench.users for request in user]
-    vectors, k = bench.recaller.encode_users(requests), bench.config.recall.k
+    users_vectors, k = bench.recaller.encode_users(requests), bench.config.recall.k
     banned = [request.excluded_items for request in requests]
-    found = bench.recaller.top_k(vectors, k, banned)[0]
+    found = bench.recaller.top_k(users_vectors, k, banned)[0]
     some = range(sum(len(user) for user in users))
-    wanted = [search_alone(bench.recaller, vectors[row], k, banned[row]) for row in some]
+    wanted = [search_alone(bench.recaller, users_vectors.select([row]), k, banned[row]) for row in some]
     return recall_of([found[row] for row in some], wanted)
 
 

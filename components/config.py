@@ -305,9 +305,6 @@ class UrmConfig(Model):
     combine: Literal["max", "logsumexp", "mean"] = "max"
     modalities: tuple[str, ...] = ("id", "text", "image", "lexical", "category_words", "brand", "category")
     fusion_dimension: int = Field(default=256, gt=0, description="Width of a fused item.")
-    identity_dimension: int = Field(
-        default=1024, ge=0, multiple_of=64, description="Width of the identity codes of the copy path; 0: none."
-    )
     profile: str = Field(
         default=(
             "Customer with {{ num_events }} events of {{ num_items }} items on {{ num_active_days }} days, "

@@ -53,7 +53,7 @@ def track_study(settings: Settings, experiment: str, name: str) -> Iterator[mlfl
         yield run
 
 
-def log_examples(stage: StageRun, *splits: str) -> None:
+def log_examples(stage: StageRun, *splits: str, output: str = "examples") -> None:
     """Note on the open run, as MLflow data sets, which examples of the features stage it uses."""
     import mlflow
     import mlflow.data.sources as sources
@@ -62,7 +62,7 @@ def log_examples(stage: StageRun, *splits: str) -> None:
     import pyarrow.parquet as pq
     from mlflow.data.pandas_dataset import from_pandas
 
-    path = stage.path("features", "examples")
+    path = stage.path("features", output)
     # The class is made when MLflow is imported; a plain path would have it warn that two classes fit.
     source = sources.LocalArtifactDatasetSource(str(path))  # type: ignore[attr-defined]  # made at import
     for split in splits:

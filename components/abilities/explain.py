@@ -16,7 +16,8 @@ from components.config import RunConfig, Task
 from components.exceptions import ConfigError
 from components.urm.guidance import guide
 from components.urm.inference import UrmRecaller
-from components.urm.request import Floats, Ids, RecallRequest, UserContext
+from components.urm.request import Ids, RecallRequest, UserContext
+from components.urm.users import UserVectors
 
 HISTORY_ROWS = 15
 VECTOR_ITEMS = 5
@@ -45,8 +46,8 @@ def explain_user(
     context = run.newest_context(user_id)
     request = RecallRequest(context, guide(task, guidance) if guidance else task, query)
     recaller = run.recaller()
-    vectors = recaller.encode_users([request])[0]  # [H, d]
-    recalled, nearest = _search(recaller, request, vectors, k)
+    users = recaller.encode_users([request])
+    recalled, nearest = _search(recaller, request, users, k)
     names = run.describe_items([int(item) for ids in (context.item_ids, recalled, *nearest) for item in ids])
     asked = task.description + "".join(
         f' {label} "{text}"' for label, text in (("Query:", query), ("Guidance:", guidance)) if text
@@ -58,7 +59,7 @@ def explain_user(
         Text(f"\nTask {request.task.name}: {asked}", style="bold"),
         Text.assemble(("What the model says after [LM]: ", "dim"), recaller.generate_text(request) or "(nothing)"),
         _items_table(f"Recall, best {len(recalled)}", recalled, names, set(context.item_ids.tolist())),
-        Text(f"\nNearest items of each of the {len(vectors)} user vectors (* had before)", style="bold"),
+        Text(f"\nNearest items of each of the {len(nearest)} user vectors (* had before)", style="bold"),
         Columns(_vector_tables(nearest, names, set(context.item_ids.tolist()))),
     )
 
@@ -82,12 +83,12 @@ def pick_task(config: RunConfig, name: str | None) -> Task:
     )
 
 
-def _search(recaller: UrmRecaller, request: RecallRequest, vectors: Floats, k: int) -> tuple[Ids, list[Ids]]:
+def _search(recaller: UrmRecaller, request: RecallRequest, users: UserVectors, k: int) -> tuple[Ids, list[Ids]]:
     """The combined recall, and the nearest items of each user vector alone."""
     excluded = request.context.item_ids if request.task.exclude_bought else np.empty(0, dtype=np.int64)
-    recalled, _ = recaller.top_k(vectors[None], k, [excluded])
-    nearest, _ = recaller.top_k(vectors[:, None], VECTOR_ITEMS, [excluded] * len(vectors))
-    return recalled[0], nearest
+    recalled, _ = recaller.top_k(users, k, [excluded])
+    apart = [users.of_one_vector(number) for number in range(recaller.num_user_vectors)]
+    return recalled[0], [recaller.top_k(one, VECTOR_ITEMS, [excluded])[0][0] for one in apart]
 
 
 def _profile(context: UserContext) -> str:

@@ -23,6 +23,7 @@ from components.features.catalogue import build_catalogue
 from components.features.contexts import retrieve_contexts
 from components.features.engine import open_engine
 from components.features.log import read_log
+from components.features.recent import judged_by_the_past
 from components.features.sampling import build_examples, choose_examples, number_contexts
 from components.features.schema import CATALOGUE, EXAMPLES
 from components.features.sources import write_sources
@@ -55,9 +56,10 @@ def run(stage: StageRun) -> StageReport:
         _write(catalogue.order_by("item_id"), CATALOGUE, output / "catalogue.parquet")
 
         stage.report_progress("finding targets")
-        examples, contexts = _examples_and_contexts(engine, log, items, catalogue, config)
+        examples, recent, contexts = _examples_and_contexts(engine, log, items, catalogue, config)
         per_task = checks.count_examples(examples, log, config)
         _write(examples.order_by("example_id"), EXAMPLES, output / "examples.parquet")
+        _write(recent.order_by("example_id"), EXAMPLES, output / "recent_examples.parquet")
 
         stage.report_progress("writing behaviour sequences")
         rows = write_sources(log, items, config.features, folder)
@@ -76,6 +78,7 @@ def run(stage: StageRun) -> StageReport:
             "catalogue": catalogue.count().execute(),
             "contexts": table.num_rows,
             "examples": examples.count().execute(),
+            "recent_examples": recent.count().execute(),
         }
     return StageReport(
         outputs={
@@ -83,6 +86,7 @@ def run(stage: StageRun) -> StageReport:
             "catalogue": "catalogue.parquet",
             "contexts": "contexts.parquet",
             "examples": "examples.parquet",
+            "recent_examples": "recent_examples.parquet",
         },
         counts={name: int(value) for name, value in counts.items()},
         metrics={"examples": per_task, "contexts": _count_by_split(table)},
@@ -91,18 +95,23 @@ def run(stage: StageRun) -> StageReport:
 
 def _examples_and_contexts(
     engine: ibis.BaseBackend, log: ir.Table, items: ir.Table, catalogue: ir.Table, config: RunConfig
-) -> tuple[ir.Table, ir.Table]:
-    """EXAMPLES, and their contexts with the users' shards."""
-    features, tasks = config.features, config.tasks
+) -> tuple[ir.Table, ir.Table, ir.Table]:
+    """EXAMPLES, those of the newest training cuts judged by the past, and the contexts with the users' shards."""
+    features = config.features
     events = engine.create_table("window_events", window_events(log, items, catalogue, config))
-    found = engine.create_table(
-        "answers", ibis.union(*(answers(events, task, index, config) for index, task in enumerate(tasks)))
-    )
+    found = engine.create_table("answers", _answers(events, config))
     chosen = engine.create_table("chosen", choose_examples(found, features, config.seed))
     contexts = engine.create_table("contexts", number_contexts(chosen))
     examples = engine.create_table("examples", build_examples(found, chosen, contexts))
+    judged = engine.create_table("recent_events", judged_by_the_past(events, log, catalogue, features.split))
+    asked = engine.create_table("recent_answers", _answers(judged, config))
+    recent = engine.create_table("recent_examples", build_examples(asked, asked, contexts))
     shards = log.select("user_id", "shard").distinct()
-    return examples, contexts.join(shards, "user_id")
+    return examples, recent, contexts.join(shards, "user_id")
+
+
+def _answers(events: ir.Table, config: RunConfig) -> ir.Table:
+    return ibis.union(*(answers(events, task, index, config) for index, task in enumerate(config.tasks)))
 
 
 def _batches(contexts: ir.Table) -> list[pa.Table]:

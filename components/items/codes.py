@@ -1,10 +1,9 @@
 """Codes: fixed pseudo-random vectors of ids, words and attribute values, computed from a hash, never trained.
 
 Two different things have codes with an inner product near zero (standard deviation 1/√width), so a sum of codes says
-which things it holds: "one of these very items", "these words", "this brand". Content vectors of similar items
-cannot say that. The codes are a random projection of one-hot vectors (Achlioptas 2003).
+which things it holds: "these words", "this brand". Content vectors of similar things cannot say that. The codes are a
+random projection of one-hot vectors (Achlioptas 2003).
 
-    identity of an item      its id's code
     lexical vector of text   Σ_w idf_w · √tf_w · code_w, of length one;  a query: Σ_w code_w / √n of its n words
     attribute vector         the code of the attribute's value, e.g. of a brand
 """
@@ -26,11 +25,11 @@ _BITS = 64
 WORD = r"\w{2,}"
 
 
-def identity_codes(item_ids: npt.NDArray[np.int64], width: int) -> Floats:
-    """Codes of shape [n, width] with entries ±1/√width; `width` is a multiple of 64, zero allowed."""
+def codes_of(numbers: npt.NDArray[np.int64], width: int) -> Floats:
+    """Codes of numbers, of shape [n, width] with entries ±1/√width; `width` is a multiple of 64, zero allowed."""
     words = np.arange(1, width // _BITS + 1, dtype=np.uint64)
-    state = item_ids.astype(np.uint64)[:, None] * np.uint64(0xD1B54A32D192ED03) + words * np.uint64(0x9E3779B97F4A7C15)
-    bits = np.unpackbits(_splitmix(state).view(np.uint8).reshape(len(item_ids), -1), axis=1)
+    state = numbers.astype(np.uint64)[:, None] * np.uint64(0xD1B54A32D192ED03) + words * np.uint64(0x9E3779B97F4A7C15)
+    bits = np.unpackbits(_splitmix(state).view(np.uint8).reshape(len(numbers), -1), axis=1)
     return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(max(width, 1)))
 
 
@@ -65,7 +64,7 @@ def _words(text: str) -> list[str]:
 
 def _codes_of(names: Sequence[str], width: int) -> Floats:
     numbers = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
-    return identity_codes(np.array(numbers, dtype=np.uint64).astype(np.int64), width)
+    return codes_of(np.array(numbers, dtype=np.uint64).astype(np.int64), width)
 
 
 def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -1,15 +1,14 @@
 """How often items were had, in several ways: the modality `popularity`, logarithms of counts of baskets.
 
-    column 0     baskets of the training window that hold the item, at least one
+    column 0     baskets that hold the item
     column 1     those of the newest windows, which tell what comes into fashion and what goes out of it; not under
                  leave-one-out, whose windows are places in a user's sequence (`SplitConfig.newest_windows`)
     the others   those in which an attribute of the event says "true" (on display, discounted, …): one column for each
                  attribute that says nothing but "true" and "false", by name
 
-A basket is what a user had in one window of the split. Column 0 is that of the whole training window at both instants
-(see id_vectors.py), since tasks like "rarely sold" are defined by it, and their limit must lie at the same place in
-training; the others end with the instant. In column 0 what nobody had counts as what one basket had, since in training
-nothing else is ever asked for.
+A basket is what a user had in one window of the split. At both instants (see id_vectors.py) what came before counts:
+counts of the whole training window contain the very purchases that the newest training cuts ask for, and a model that
+learns from them trusts popularity far too much. What "rarely sold" means in training follows (features/recent.py).
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ def count_popularity(events: Path, item_ids: Ints, split: SplitConfig) -> Popula
     attributes = _yes_no_attributes(table.filter(table.ts < split.validation_start))
     past = _count(table, item_ids, split, split.recent_start, attributes)
     now = _count(table, item_ids, split, split.validation_start, attributes)
-    past[:, 0] = now[:, 0] = np.maximum(now[:, 0], 1)
     return Popularity(np.log1p(past), np.log1p(now))
 
 

@@ -85,8 +85,8 @@ class ServingRelease:
         """
         if not requests:
             return []
-        vectors = self.recaller.encode_users(requests)  # [n, H, d]
-        finite = np.isfinite(vectors).all(axis=(1, 2))
+        users = self.recaller.encode_users(requests)
+        finite = users.finite
         if not finite.all():
             raise ReleaseError(
                 f"release {self.name}",
@@ -98,8 +98,7 @@ class ServingRelease:
         # A search goes as deep as the longest exclusion, so tasks that leave out much are searched by themselves.
         for numbers in self._group_by_depth(requests):
             exclude = [self._excluded(requests[number]) for number in numbers]
-            own = [requests[number].context.item_ids for number in numbers]
-            items, scores = self.recaller.top_k(vectors[numbers], k, exclude, own)
+            items, scores = self.recaller.top_k(users.select(numbers), k, exclude)
             for number, ids, row in zip(numbers, items, scores, strict=True):
                 rankings[number] = ids.tolist(), row.tolist()
         return rankings

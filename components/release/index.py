@@ -100,8 +100,7 @@ class Probe:
     def measure(self, kind: Kind, path: Path) -> IndexNote:
         """How much of the exact answers an index file finds."""
         self.recaller.index = read_candidates(path)
-        own = [request.context.item_ids for request in self.requests]
-        found, _ = self.recaller.top_k(self.users, self.k, self.exclude, own)
+        found, _ = self.recaller.top_k(self.users, self.k, self.exclude)
         self.recaller.index = None
         recall = recall_of(found, self.exact)
         return IndexNote(kind=kind, items=self.num_items, recall=recall, requests=len(found), k=self.k)

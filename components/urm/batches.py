@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from components.exceptions import ConfigError, DataError
-from components.items.codes import identity_codes, query_vector
+from components.items.codes import query_vector
 from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
 from components.urm.heads import WORDS
 from components.urm.model import Batch
@@ -30,12 +30,10 @@ class ItemReader:
     Attributes:
         table: The item table.
         modalities: Which of its modalities the model reads.
-        identity_dimension: Width of the identity codes.
     """
 
     table: ItemTable
     modalities: tuple[str, ...]
-    identity_dimension: int
 
     @property
     def widths(self) -> dict[str, int]:
@@ -70,13 +68,12 @@ class ItemReader:
         return torch.from_numpy(np.stack(vectors) if vectors else np.empty((0, sum(widths)), dtype=np.float32))
 
     def read(self, item_ids: Ids) -> Batch:
-        """Vectors, presence, codes and popularity of items [U]."""
+        """Vectors, presence and popularity of items [U]."""
         gathered = {name: self.table.gather(name, item_ids) for name in self.modalities}
         popularity, _ = self.table.gather(POPULARITY, item_ids)
         return {
             "vectors": {name: torch.from_numpy(vectors) for name, (vectors, _) in gathered.items()},
             "present": {name: torch.from_numpy(present) for name, (_, present) in gathered.items()},
-            "codes": torch.from_numpy(identity_codes(item_ids, self.identity_dimension)),
             "popularity": torch.from_numpy(popularity),
         }
 
@@ -141,6 +138,10 @@ class BatchBuilder:
         }
         batch: Batch = packed.tensors() | columns
         return batch, where[len(where) - len(more) :]
+
+    def known_items(self, context: UserContext) -> Ids:
+        """History items that the copy path reaches, newest first, as they stand in a batch."""
+        return context.item_ids[self._known_places(context)]
 
     def _known_places(self, context: UserContext) -> npt.NDArray[np.int64]:
         """Places of the newest history items that the item table has."""

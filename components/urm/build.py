@@ -45,7 +45,7 @@ def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], c
     add_special_tokens(tokenizer, config.num_user_vectors)
     extend_vocabulary(backbone, len(tokenizer))
     modalities = usable_modalities(table, config.modalities)
-    reader = ItemReader(table, modalities, config.identity_dimension)
+    reader = ItemReader(table, modalities)
     writer = PromptWriter(tokenizer, config)
     return NewModel(
         model=Urm(backbone, config, reader.widths, reader.num_counts, len(behaviors)),

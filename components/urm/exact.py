@@ -6,11 +6,13 @@ A search of one vector reads the whole catalogue from memory for two operations 
 vectors reads it once. Where the hardware multiplies bfloat16, a first pass in it chooses w = k + SPARE items a request,
 and these are scored again in float32: eight bits cannot rank, but they tell what may be among the best. The scores are
 exact; an item can be missing only if SPARE others overtake it by rounding alone (benchmarks/inference.py counts them).
+Pairs of a request and an item that are treated apart (own, excluded) are sparse: a row, a place, and a score to add.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -20,11 +22,57 @@ import torch
 from components.urm.device import has_bfloat16
 from components.urm.heads import Combine, combine_scores
 from components.urm.request import Floats, Ids
+from components.urm.users import UserVectors
 
 SPARE = 100  # items scored again beyond the k wanted
 BLOCK = 2048  # items of a product; its scores are an instance's largest piece of memory
 COARSE_FROM = 128  # user vectors; a product of fewer costs less than turning the catalogue to bfloat16
 _NOWHERE = -torch.inf
+
+
+class Pairs(NamedTuple):
+    """Pairs of requests and items, with what the item's score is raised by.
+
+    Attributes:
+        rows: Requests [p].
+        places: Items, by their place in the catalogue [p].
+        scores: float32 [p].
+    """
+
+    rows: torch.Tensor
+    places: torch.Tensor
+    scores: torch.Tensor
+
+    def add(self, scores: torch.Tensor, start: int) -> None:
+        """Raise scores [n, b] of a block of items that starts at a place."""
+        here = (self.places >= start) & (self.places < start + scores.shape[1])
+        scores[self.rows[here], self.places[here] - start] += self.scores[here]
+
+    def at(self, places: torch.Tensor, num_items: int) -> torch.Tensor:
+        """What the scores of items, by their places [n, w], are raised by."""
+        if not len(self.rows):
+            return torch.zeros(places.shape)
+        keys, order = (self.rows * num_items + self.places).sort()
+        wanted = torch.arange(len(places))[:, None] * num_items + places
+        found = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        return torch.where(keys[found] == wanted, self.scores[order][found], 0.0)
+
+
+def find_pairs(item_ids: Ids, items: Sequence[Ids], scores: Sequence[Floats] | None = None) -> Pairs:
+    """Pairs of each request with those of its items that the catalogue has; without scores they are put out of reach.
+
+    Args:
+        item_ids: The catalogue [N].
+        items: Distinct, one array a request.
+        scores: Theirs.
+    """
+    order = np.argsort(item_ids)
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *items])
+    rows = np.repeat(np.arange(len(items)), [len(mine) for mine in items])
+    places = order[np.searchsorted(item_ids, flat, sorter=order).clip(max=len(order) - 1)]
+    there = item_ids[places] == flat
+    raised = np.concatenate([np.empty(0, dtype=np.float32), *scores]) if scores else np.full(len(flat), -np.inf)
+    return Pairs(*(torch.from_numpy(part[there]) for part in (rows, places, raised.astype(np.float32))))
 
 
 def flat_vectors(index: faiss.IndexIDMap) -> tuple[Ids, Floats] | None:
@@ -37,26 +85,28 @@ def flat_vectors(index: faiss.IndexIDMap) -> tuple[Ids, Floats] | None:
 
 
 def search_exact(
-    item_ids: Ids, vectors: Floats, user_vectors: Floats, k: int, combine: Combine, exclude: Sequence[Ids] | None
+    item_ids: Ids, vectors: Floats, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None
 ) -> tuple[list[Ids], list[Floats]]:
     """Best items of each request, as `retrieval.search` gives them, under every `combine`.
 
     Args:
         item_ids: Distinct [N].
         vectors: Theirs [N, d]; may be a memory map.
-        user_vectors: float32 [n, H, d].
+        users: n requests.
         k: Items wanted.
         combine: How H inner products become one score.
         exclude: Item ids that may not appear, one array a request.
     """
-    users = torch.from_numpy(user_vectors)  # [n, H, d]
-    banned = _find(item_ids, exclude) if exclude is not None else None
-    coarse = has_bfloat16("cpu") and users.shape[0] * users.shape[1] >= COARSE_FROM
+    queries = torch.from_numpy(users.vectors)  # [n, H, d]
+    own = find_pairs(item_ids, users.own_items, users.own_scores)
+    banned = find_pairs(item_ids, exclude) if exclude is not None else None
+    coarse = has_bfloat16("cpu") and queries.shape[0] * queries.shape[1] >= COARSE_FROM
     with torch.inference_mode():
         catalogue = torch.from_numpy(vectors)
-        scores, places = _best(catalogue, users, k + SPARE * coarse, combine, banned, coarse)
+        scores, places = _best(catalogue, queries, k + SPARE * coarse, combine, own, banned, coarse)
         if coarse:
-            scores = _score_again(catalogue, users, scores, places, combine)
+            again = _score_again(catalogue, queries, places, combine) + own.at(places, len(catalogue))
+            scores = torch.where(scores == _NOWHERE, scores, again)  # what is out stays out
     return _sorted(item_ids, np.asarray(scores), np.asarray(places), k)
 
 
@@ -65,7 +115,8 @@ def _best(
     users: torch.Tensor,
     wanted: int,
     combine: Combine,
-    banned: tuple[torch.Tensor, torch.Tensor] | None,
+    own: Pairs,
+    banned: Pairs | None,
     coarse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and places of the best items of each request [n, w], in no order; -inf where there are fewer."""
@@ -76,9 +127,10 @@ def _best(
     for start, block in _blocks(catalogue):
         products = queries @ block.to(dtype).T  # [n * H, b]
         scores = combine_scores(products.float().view(num_requests, num_vectors, -1).transpose(1, 2), combine)
+        own.add(scores, start)
         scores = scores.nan_to_num_(nan=_NOWHERE, posinf=_NOWHERE)  # a damaged vector is nobody's best
         if banned is not None:
-            _ban(scores, banned, start)
+            banned.add(scores, start)
         best, kept = torch.cat([best, scores], dim=1).topk(min(wanted, best.shape[1] + len(block)), sorted=False)
         where = torch.cat([where, torch.arange(start, start + len(block)).expand(num_requests, -1)], dim=1)
         where = where.gather(1, kept)
@@ -90,32 +142,13 @@ def _blocks(catalogue: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         yield start, catalogue[start : start + BLOCK]
 
 
-def _score_again(
-    catalogue: torch.Tensor, users: torch.Tensor, scores: torch.Tensor, places: torch.Tensor, combine: Combine
-) -> torch.Tensor:
-    """Scores [n, w] in float32 of the places [n, w]; what is out stays out."""
+def _score_again(catalogue: torch.Tensor, users: torch.Tensor, places: torch.Tensor, combine: Combine) -> torch.Tensor:
+    """Scores [n, w] of the vectors alone, in float32, at the places [n, w]."""
     rows = [
         combine_scores(catalogue.index_select(0, mine) @ user.T, combine)
         for user, mine in zip(users, places, strict=True)
     ]
-    return torch.where(scores == _NOWHERE, scores, torch.stack(rows))
-
-
-def _ban(scores: torch.Tensor, banned: tuple[torch.Tensor, torch.Tensor], start: int) -> None:
-    """Put items of a block out of reach [n, b]."""
-    rows, places = banned
-    here = (places >= start) & (places < start + scores.shape[1])
-    scores[rows[here], places[here] - start] = _NOWHERE
-
-
-def _find(item_ids: Ids, exclude: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Requests and places of the excluded items that are in the catalogue."""
-    order = np.argsort(item_ids)
-    flat = np.concatenate([np.empty(0, dtype=np.int64), *exclude])
-    rows = np.repeat(np.arange(len(exclude)), [len(items) for items in exclude])
-    places = order[np.searchsorted(item_ids, flat, sorter=order).clip(max=len(order) - 1)]
-    there = item_ids[places] == flat
-    return torch.from_numpy(rows[there]), torch.from_numpy(places[there])
+    return torch.stack(rows)
 
 
 def _sorted(

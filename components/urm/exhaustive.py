@@ -10,14 +10,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from components.urm.exact import find_pairs
 from components.urm.heads import Combine, combine_scores
 from components.urm.request import Floats, Ids
+from components.urm.users import UserVectors
 
 
 def top_of_all(
     item_ids: Ids,
     blocks: Iterable[Floats],
-    user_vectors: Floats,
+    users: UserVectors,
     k: int,
     combine: Combine,
     exclude: Sequence[Ids] | None = None,
@@ -27,19 +29,21 @@ def top_of_all(
     Args:
         item_ids: All ids [n].
         blocks: Their vectors [B, d], in that order.
-        user_vectors: float32 [E, H, d].
+        users: E requests.
         k: Items wanted; fewer where the catalogue is smaller.
         combine: How H inner products become one score.
         exclude: Item ids that may not appear, one array a request.
     """
-    num_requests, num_vectors, width = user_vectors.shape
-    users = torch.from_numpy(np.ascontiguousarray(user_vectors.reshape(-1, width)))
+    num_requests, num_vectors, width = users.vectors.shape
+    queries = torch.from_numpy(np.ascontiguousarray(users.vectors.reshape(-1, width)))
+    own = find_pairs(item_ids, users.own_items, users.own_scores)
     best = torch.empty(num_requests, 0)
     places = torch.empty(num_requests, 0, dtype=torch.int64)
     start = 0
     for block in blocks:
-        products = users @ torch.from_numpy(np.array(block, dtype=np.float32)).T  # [E·H, B]
+        products = queries @ torch.from_numpy(np.array(block, dtype=np.float32)).T  # [E·H, B]
         scores = combine_scores(products.view(num_requests, num_vectors, -1).transpose(1, 2), combine)  # [E, B]
+        own.add(scores, start)
         if exclude is not None:
             _remove(scores, item_ids[start : start + len(block)], exclude)
         here = torch.arange(start, start + len(block)).expand_as(scores)

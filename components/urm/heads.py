@@ -1,22 +1,20 @@
 """h_UM: hidden states of the [UM] tokens become H user vectors, and how H inner products become one score.
 
-    E examples · H user vectors · D hidden width · B contexts · L history items · N candidates · M modalities ·
-    G counts · K knots
-    an item's vector     v = [ item space p (P), one part a modality ; identity code c (C) ; popularity f (G·K) ]
-    a user vector        u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ q ; g·Σᵢ zᵢ cᵢ, i of its stripe ; weights of popularity ]
-    score(user, item)    combine over H of  u_h · v
+    E examples · H user vectors · D hidden width · B contexts · L history items · U distinct items · G counts · K knots
+    an item's vector     v = [ item space p (P), one part a modality ; popularity f (G·K) ]
+    a user vector        u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ q ; weights of popularity ]
+    score(user, item)    combine over H of  u_h · v,  plus for item i of the history  mean over H of  g·zᵢ
 
 h is the hidden state of the user token beside the mean of those of the task text, each of length one: the second tells
 the tasks apart from the first step on, while the attention of new user tokens to the text has to be learned. What all
 tasks have in common is taken off that mean first, since it is most of it and hides the difference.
 
-Departures from the paper, which has W h of the user token alone (ADR 4): the second half of h, and the sums, which copy
+Departures from the paper, which has W h of the user token alone (ADR 4, ADR 18): the second half of h, and what copies
 from the prompt. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) says how much that very item
 is wanted, and w = softmax(m - decay · log place), newest place first, moves the user vector towards such items, by one
 gain a modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space
 that are made of words. f is popularity, each count as K ramps of its logarithm, so that its weights are the slopes of a
-piecewise linear function of it. The H vectors share the exact copies out among them, every H-th place of the history
-each (a stripe): a sum of n codes blurs each by √(n / C), so H vectors remember H times as many items.
+piecewise linear function of it.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ POPULARITY_KNOTS = 12  # K; knot k lies at 2ᵏ - 1 baskets
 # Gains at the start, by modality; training moves all of them.
 FIRST_SIMILAR_GAINS = {"id": 1.0, "text": 0.5}
 OTHER_SIMILAR_GAIN = 0.1
-FIRST_EXACT_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
+FIRST_OWN_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
 FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of baskets in all and of recent ones; none of the others
 
 
@@ -64,7 +62,7 @@ class UserHead(nn.Module):
         self.key_norm = nn.LayerNorm(hidden_width)
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column: wanted by any user token alike
-        # One a modality; then these very items, how fast older ones matter less, the query's words, popularity.
+        # One a modality; then the own items themselves, how fast older ones matter less, the query's words, popularity.
         self.gain_groups = (len(widths), 1, 1, len(self.words), num_counts * POPULARITY_KNOTS)
         self.gains = nn.Linear(2 * hidden_width, sum(self.gain_groups))
         self.log_scale = nn.Parameter(torch.tensor([math.log(URM_SCALE)]))
@@ -79,7 +77,7 @@ class UserHead(nn.Module):
         nn.init.zeros_(self.gains.weight)
         with torch.no_grad():
             similar = [FIRST_SIMILAR_GAINS.get(name, OTHER_SIMILAR_GAIN) for name in widths]
-            others = [FIRST_EXACT_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
+            others = [FIRST_OWN_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
             first = [*FIRST_POPULARITY_GAINS, *[0.0] * num_counts][:num_counts]
             popularity = [gain * math.log(2) for gain in first for _ in range(POPULARITY_KNOTS)]
             self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity]))
@@ -92,11 +90,10 @@ class UserHead(nn.Module):
         tokens: torch.Tensor,
         habit: torch.Tensor,
         items: torch.Tensor,
-        codes: torch.Tensor,
         known: torch.Tensor,
         queries: torch.Tensor,
-    ) -> torch.Tensor:
-        """User vectors [E, H, P + C + G·K].
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """User vectors [E, H, P + G·K], and what the very items of the history score beside them [E, L].
 
         Args:
             hidden: Hidden states of the user tokens [E, H, D].
@@ -105,7 +102,6 @@ class UserHead(nn.Module):
             tokens: History item tokens [B, L, D].
             habit: How much of a habit each of them is, a prior of the match [B, L].
             items: Their item-space vectors [B, L, P].
-            codes: Their identity codes [B, L, C].
             known: Which history places hold an item [B, L].
             queries: Words of each block's query in the parts of item space made of words, one beside the other; zero
                 without a query [E, their width].
@@ -117,7 +113,7 @@ class UserHead(nn.Module):
         match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
         match = match + (wanted_by_all + habit)[rows, None]
         masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
-        alike, exact, decay, query_gains, popularity = self.gains(unit).split(self.gain_groups, dim=-1)
+        alike, own_gain, decay, query_gains, popularity = self.gains(unit).split(self.gain_groups, dim=-1)
         places = torch.arange(1, masked.shape[-1] + 1, device=masked.device).log()
         attention = torch.softmax(masked - decay * places, dim=-1)
         similar = _sum_history(attention, items, rows)
@@ -126,21 +122,14 @@ class UserHead(nn.Module):
         for number, part in enumerate(self.words):
             words = query_gains[..., number, None] * said[number][:, None]  # [E, H, width of the part]
             direction = direction + functional.pad(words, (part.start, direction.shape[-1] - part.stop))
-        wanted = functional.softplus(masked) * self._stripes(hidden.shape[1], masked.shape[2], hidden.device)
-        copied = exact * _sum_history(wanted, codes, rows)
-        return torch.cat([self.log_scale.exp() * direction, copied, popularity], dim=-1)
+        vectors = torch.cat([self.log_scale.exp() * direction, popularity], dim=-1)
+        return vectors, (own_gain * functional.softplus(masked)).mean(dim=1)
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [B, L, pointer width] and own weights [B, L] of history items."""
         hidden = functional.gelu(self.key_hidden(self.key_norm(tokens)))
         keys = self.key(hidden / math.sqrt(hidden.shape[-1]))
         return keys[..., :-1], keys[..., -1]
-
-    @staticmethod
-    def _stripes(num_vectors: int, num_items: int, device: torch.device) -> torch.Tensor:
-        """Which user vector may copy which history place [H, L]: every H-th place from the newest on."""
-        place = torch.arange(num_items, device=device) % num_vectors
-        return place == torch.arange(num_vectors, device=device)[:, None]
 
 
 def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -154,6 +143,17 @@ def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
     by_context = by_context.index_put((rows, place), weights)  # [B, most examples, H, L]
     sums: torch.Tensor = torch.einsum("bmhl,bld->bmhd", by_context, values)
     return sums[rows, place]
+
+
+def spread_own(own_scores: torch.Tensor, places: torch.Tensor, num_items: int) -> torch.Tensor:
+    """What each example's own items score beside their vectors, by item [E, U], zero for others.
+
+    Args:
+        own_scores: By place of the history [E, L].
+        places: Which item lies there [E, L].
+        num_items: U.
+    """
+    return own_scores.new_zeros(len(own_scores), num_items).scatter_add(1, places, own_scores)
 
 
 def popularity_features(log_counts: torch.Tensor) -> torch.Tensor:

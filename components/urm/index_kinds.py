@@ -164,12 +164,12 @@ def _train_cells(kind: Kind, projected: Floats, num_items: int, seed: int) -> fa
     return cells
 
 
-def keep_known(index: faiss.IndexIDMap, item_ids: Ids) -> Ids:
-    """Those of some items that an approximate index has."""
+def keep_known(index: faiss.IndexIDMap, item_ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
+    """Those of some items that an approximate index has, with their scores."""
     ids = _id_view(index)
     places = np.searchsorted(ids, item_ids)
-    known: Ids = item_ids[ids[np.minimum(places, len(ids) - 1)] == item_ids]
-    return known
+    known = ids[np.minimum(places, len(ids) - 1)] == item_ids
+    return item_ids[known], scores[known]
 
 
 def gather(index: faiss.IndexIDMap, item_ids: Ids) -> Floats:

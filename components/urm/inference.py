@@ -1,8 +1,8 @@
 """URM at work: requests in, user vectors and recalled items out. Used alike by training, evaluation and recall.
 
     recaller = UrmRecaller.load(model_dir, item_table_dir, candidates)   # folder of sft's `candidates`, or index.faiss
-    vectors = recaller.encode_users(requests)                           # float32 [n, H, d]
-    item_ids, scores = recaller.top_k(vectors, k, exclude=[...])         # lists of arrays, best first
+    users = recaller.encode_users(requests)                             # UserVectors
+    item_ids, scores = recaller.top_k(users, k, exclude=[...])           # lists of arrays, best first
     item_ids, scores = recaller.recall(requests, k)                     # both, and exclude_bought of the tasks
     text = recaller.generate_text(request, max_tokens=32)
 
@@ -30,6 +30,7 @@ from components.urm.packing import PADDING
 from components.urm.prompt import Block
 from components.urm.request import Floats, Ids, RecallRequest, UserContext
 from components.urm.retrieval import read_candidates, search
+from components.urm.users import UserVectors
 
 CONTEXTS_PER_PASS = 8  # of some 400 tokens each: enough to keep a CPU's cores busy
 
@@ -68,9 +69,7 @@ class UrmRecaller:
             DataError: The files do not belong together.
         """
         model, writer, description = load_model(Path(model_dir))
-        reader = ItemReader(
-            ItemTable.open(item_table_dir), tuple(description.widths), description.config.identity_dimension
-        )
+        reader = ItemReader(ItemTable.open(item_table_dir), tuple(description.widths))
         reader.check(description.widths, description.num_counts)
         builder = BatchBuilder(writer, reader, description.behaviors, description.config.copy_length)
         index = read_candidates(Path(candidates)) if candidates is not None else None
@@ -96,34 +95,33 @@ class UrmRecaller:
         """Items that can be recalled, in the order of the index."""
         return np.asarray(faiss.vector_to_array(self._index().id_map), dtype=np.int64)
 
-    def encode_users(self, requests: Sequence[RecallRequest]) -> Floats:
-        """User vectors, float32 [n, H, d], in the order of the requests."""
+    def encode_users(self, requests: Sequence[RecallRequest]) -> UserVectors:
+        """User vectors in the order of the requests."""
         groups: dict[int, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(id(request.context), []).append(number)
         # Long histories together, so that padding is short.
         ordered = sorted(groups.values(), key=lambda numbers: len(requests[numbers[0]].context.item_ids))
-        result = np.empty((len(requests), self.num_user_vectors, self.dimension), dtype=np.float32)
+        vectors = np.empty((len(requests), self.num_user_vectors, self.dimension), dtype=np.float32)
+        own_items: list[Ids] = [np.empty(0, dtype=np.int64)] * len(requests)
+        own_scores: list[Floats] = [np.empty(0, dtype=np.float32)] * len(requests)
         for start in range(0, len(ordered), CONTEXTS_PER_PASS):
             chunk = ordered[start : start + CONTEXTS_PER_PASS]
-            result[np.concatenate(chunk)] = self._encode([[requests[n] for n in numbers] for numbers in chunk])
-        return result
+            flat = [number for numbers in chunk for number in numbers]
+            vectors[flat], scores = self._encode([[requests[n] for n in numbers] for numbers in chunk])
+            known = [self.builder.known_items(requests[numbers[0]].context) for numbers in chunk for _ in numbers]
+            for number, items, mine in zip(flat, known, scores, strict=True):
+                own_items[number], own_scores[number] = items, mine
+        return UserVectors(vectors, own_items, own_scores)
 
-    def top_k(
-        self,
-        user_vectors: Floats,
-        k: int,
-        exclude: Sequence[Ids] | None = None,
-        own: Sequence[Ids] | None = None,
-    ) -> tuple[list[Ids], list[Floats]]:
+    def top_k(self, users: UserVectors, k: int, exclude: Sequence[Ids] | None = None) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request, see `retrieval.search`."""
-        return search(self._index(), user_vectors, k, self.combine, exclude, own)
+        return search(self._index(), users, k, self.combine, exclude)
 
     def recall(self, requests: Sequence[RecallRequest], k: int) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request; tasks with `exclude_bought` leave out the user's own history."""
         exclude = [request.excluded_items for request in requests]
-        own = [request.context.item_ids for request in requests]
-        return self.top_k(self.encode_users(requests), k, exclude, own)
+        return self.top_k(self.encode_users(requests), k, exclude)
 
     def encode_items(self, item_ids: Ids, chunk: int = 4096) -> Floats:
         """Candidate vectors, float32 [n, d]."""
@@ -148,14 +146,17 @@ class UrmRecaller:
                 spoken.append(token)
         return writer.decode(spoken)
 
-    def _encode(self, groups: Sequence[Sequence[RecallRequest]]) -> Floats:
+    def _encode(self, groups: Sequence[Sequence[RecallRequest]]) -> tuple[Floats, list[Floats]]:
+        """Vectors of all requests, and what each one's known history items score."""
         block = self.builder.writer.block
         prompts = [(group[0].context, [block(request.task, request.query) for request in group]) for group in groups]
         batch = self._batch(prompts)
         self.num_tokens += int((batch["segments"] != PADDING).sum())
         with torch.inference_mode():
             output: UrmOutput = self.model(batch)
-        return np.asarray(output.user_vectors.cpu())
+        lengths = batch["history_known"].sum(dim=1)[batch["block_rows"]].tolist()
+        own = np.asarray(output.own_scores.cpu())
+        return np.asarray(output.user_vectors.cpu()), [row[:length] for row, length in zip(own, lengths, strict=True)]
 
     def _batch(self, prompts: Sequence[tuple[UserContext, Sequence[Block]]]) -> Batch:
         return to_device(self.builder.build(prompts)[0], self._device)

@@ -1,8 +1,7 @@
 """URM: sequence in, set out. Backbone, fusion and heads as one module.
 
 Tensor letters: B contexts · S tokens · E examples · H user vectors · L history items · U distinct items of the batch ·
-D hidden width · P width of item space · C width of identity codes ·
-G counts of popularity, K knots of each.
+D hidden width · P width of item space · G counts of popularity, K knots of each.
 """
 
 from __future__ import annotations
@@ -29,12 +28,14 @@ class UrmOutput:
     """What one pass gives.
 
     Attributes:
-        user_vectors: [E, H, P + C + G·K], float32.
-        item_vectors: Vectors of the batch's items as candidates [U, P + C + G·K], float32.
+        user_vectors: [E, H, P + G·K], float32.
+        own_scores: What the items of the example's history score beside them, by place of the history [E, L].
+        item_vectors: Vectors of the batch's items as candidates [U, P + G·K], float32.
         text_logits: At the positions that predict text [M, V].
     """
 
     user_vectors: torch.Tensor
+    own_scores: torch.Tensor
     item_vectors: torch.Tensor
     text_logits: torch.Tensor
 
@@ -75,7 +76,7 @@ class Urm(nn.Module):
         self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
         self.user_head = UserHead(hidden_width, self.fusion.space, num_counts, config.fusion_dimension)
-        self.dimension = self.fusion.item_width + config.identity_dimension + num_counts * POPULARITY_KNOTS
+        self.dimension = self.fusion.item_width + num_counts * POPULARITY_KNOTS
 
     def forward(self, batch: Batch) -> UrmOutput:
         """User vectors, item vectors and text logits of a batch (see batches.py).
@@ -88,25 +89,24 @@ class Urm(nn.Module):
     def _forward(self, batch: Batch) -> UrmOutput:
         items = batch["items"]
         fused = self.fusion(items["vectors"], items["present"])  # [U, F]
-        with full_precision(items["codes"].device.type):
+        with full_precision(fused.device.type):
             candidates, as_history = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
         places, known = batch["history_items"], batch["history_known"]  # [B, L]
         tokens = self._tokens(batch, fused)  # [B, L, D]
         hidden = self._run_backbone(batch, tokens)  # [B * S, D]
         with full_precision(hidden.device.type):
-            user_vectors = self.user_head(
+            user_vectors, own_scores = self.user_head(
                 hidden[batch["user_positions"]],  # [E, H, D]
                 mean_of(hidden, batch["task_positions"]),
                 batch["block_rows"],
                 tokens,
                 self.history.habit(batch["history_counts"], batch["history_days_since"]),
                 as_history[places],
-                items["codes"][places],
                 known,
                 batch["queries"],
             )
         logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
-        return UrmOutput(user_vectors, self._candidates(candidates, items), logits)
+        return UrmOutput(user_vectors, own_scores, self._candidates(candidates, items), logits)
 
     @torch.no_grad()
     def centre_tasks(self, batch: Batch) -> None:
@@ -117,12 +117,12 @@ class Urm(nn.Module):
         self.user_head.task_centre.copy_(mean_of(hidden, batch["task_positions"]).mean(dim=0))
 
     def item_vectors(self, items: Batch) -> torch.Tensor:
-        """Candidate vectors [U, P + C + G·K] of items alone, in float32."""
+        """Candidate vectors [U, P + G·K] of items alone, in float32."""
         fused = self.fusion(items["vectors"], items["present"])
         return self._candidates(self.fusion.items(fused, items["vectors"], items["present"])[0], items)
 
     def _candidates(self, item_space: torch.Tensor, items: Batch) -> torch.Tensor:
-        return torch.cat([item_space, items["codes"], popularity_features(items["popularity"])], dim=-1)
+        return torch.cat([item_space, popularity_features(items["popularity"])], dim=-1)
 
     def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
         """Tokens of the history's items [B, L, D]."""

@@ -14,6 +14,7 @@ from components.urm.exact import flat_vectors, search_exact
 from components.urm.heads import Combine
 from components.urm.index_kinds import LEAST_DEPTH, gather, keep_known
 from components.urm.request import Floats, Ids
+from components.urm.users import UserVectors
 
 _NOT_FOUND = np.finfo(np.float32).min  # the score that faiss gives a place it cannot fill
 
@@ -64,53 +65,53 @@ def _as_id_map(path: Path, index: faiss.Index) -> faiss.IndexIDMap:
 
 def search(
     index: faiss.IndexIDMap,
-    user_vectors: Floats,
+    users: UserVectors,
     k: int,
     combine: Combine,
     exclude: Sequence[Ids] | None = None,
-    own: Sequence[Ids] | None = None,
 ) -> tuple[list[Ids], list[Floats]]:
     """Best items of each request.
 
-    With an exact index the result is exact. With another, under `logsumexp` and `mean`, the items are the best of the
-    union of the H searches, with exact scores.
+    With an exact index the result is exact. With another, items of a user's history are always scored, and under
+    `logsumexp` and `mean` the others are the best of the union of the H searches, with exact scores.
 
     Args:
         index: Candidates by item id.
-        user_vectors: float32 [n, H, d].
+        users: n requests.
         k: Items wanted; fewer come back where the catalogue is smaller.
         combine: How H inner products become one score.
         exclude: Item ids that may not appear, one array a request.
-        own: Item ids that an approximate index is to score in any case, one array a request: those of the user's
-            history, which the copy path asks for by identity codes that no compression keeps (ADR 16).
 
     Returns:
         Item ids and scores a request, best first; of equal scores the lower item id comes first.
 
     Raises:
-        DataError: The vectors do not fit the index, or `exclude` or `own` does not fit the requests.
+        DataError: The vectors do not fit the index, or `exclude` does not fit the requests.
     """
-    _check(index, user_vectors, exclude, own)
-    num_requests, _, width = user_vectors.shape
+    _check(index, users, exclude)
+    num_requests, _, width = users.vectors.shape
     if num_requests == 0 or k == 0 or index.ntotal == 0:
         nothing = [np.empty(0, dtype=np.int64)] * num_requests
         return nothing, [np.empty(0, dtype=np.float32)] * num_requests
     catalogue = flat_vectors(index)
     if catalogue is not None:
-        return search_exact(*catalogue, user_vectors, k, combine, exclude)
+        return search_exact(*catalogue, users, k, combine, exclude)
     longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
     depth = min(max(k + longest, LEAST_DEPTH), index.ntotal)
-    flat = np.ascontiguousarray(user_vectors.reshape(-1, width), dtype=np.float32)
+    flat = np.ascontiguousarray(users.vectors.reshape(-1, width), dtype=np.float32)
     scores, items = index.search(flat, depth)
     scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
     found_items, found_scores = [], []
-    for row, vectors in enumerate(user_vectors):
+    for row, vectors in enumerate(users.vectors):
         found = scores[row] > _NOT_FOUND
         union, best = _union(items[row][found], scores[row][found])
-        if own is not None:
-            union, best = _add(index, vectors, union, best, own[row])
-        if combine != "max":
-            best = _combined(gather(index, union) @ vectors.T, combine)
+        own, raised = keep_known(index, users.own_items[row], users.own_scores[row])
+        others = ~np.isin(union, own)
+        union = np.concatenate([union[others], own])
+        asked = own if combine == "max" else union  # under `max`, a search's own score is the combined one
+        combined = _combined(gather(index, asked) @ vectors.T, combine)
+        best = np.concatenate([best[others], combined]) if combine == "max" else combined
+        best[len(best) - len(own) :] += raised
         if exclude is not None:
             allowed = ~np.isin(union, exclude[row])
             union, best = union[allowed], best[allowed]
@@ -120,25 +121,16 @@ def search(
     return found_items, found_scores
 
 
-def _check(
-    index: faiss.IndexIDMap, user_vectors: Floats, exclude: Sequence[Ids] | None, own: Sequence[Ids] | None
-) -> None:
-    num_requests, _, width = user_vectors.shape
-    given = [num_requests if lists is None else len(lists) for lists in (exclude, own)]
-    if width != index.d or any(number != num_requests for number in given):
+def _check(index: faiss.IndexIDMap, users: UserVectors, exclude: Sequence[Ids] | None) -> None:
+    num_requests, _, width = users.vectors.shape
+    excluded = num_requests if exclude is None else len(exclude)
+    if width != index.d or excluded != num_requests:
         raise DataError(
             "search",
-            expected=f"user vectors of width {index.d}, one exclusion and one list of own items a request",
-            got=f"width {width}, {given[0]} and {given[1]} for {num_requests}",
+            expected=f"user vectors of width {index.d} and one exclusion a request",
+            got=f"width {width}, {excluded} exclusions for {num_requests} requests",
             remedy="use the model and the candidates of one release",
         )
-
-
-def _add(index: faiss.IndexIDMap, vectors: Floats, union: Ids, best: Floats, more: Ids) -> tuple[Ids, Floats]:
-    """Join more items, where the index has them, with what was found."""
-    more = keep_known(index, more)
-    products = gather(index, more) @ vectors.T  # [n, H]
-    return _union(np.concatenate([union, more]), np.concatenate([best, products.max(axis=1)]))
 
 
 def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
@@ -151,6 +143,8 @@ def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
 
 
 def _combined(products: npt.NDArray[np.float32], combine: Combine) -> Floats:
+    if combine == "max":
+        return np.asarray(products.max(axis=1))
     if combine == "mean":
         return np.asarray(products.mean(axis=1))
     top = products.max(axis=1, keepdims=True)

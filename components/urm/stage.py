@@ -50,7 +50,8 @@ def run(stage: StageRun) -> StageReport:
         return StageReport()
     with track(stage):
         mlflow.log_params(_parameters(config, new, device))
-        log_examples(stage, "train", "validation")
+        log_examples(stage, "train", output="recent_examples")
+        log_examples(stage, "validation")
         summary = _train(stage, new, catalogue, training, validation, device)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
@@ -75,13 +76,13 @@ def _past_builder(stage: StageRun, new: NewModel) -> BatchBuilder:
 
 
 def _read_groups(stage: StageRun, split: str) -> Groups:
-    """Examples by context; of the training split those of the newest cuts."""
+    """Examples by context; of the training split those of the newest cuts, rare items judged by the past."""
     tasks = {task.name: task for task in stage.config.tasks}
     chosen = pc.field("split") == split
     if split == "train":
         chosen &= pc.field("cut_ts") >= pc.scalar(stage.config.features.split.recent_start)
     contexts = pq.read_table(stage.path("features", "contexts"), filters=chosen)
-    examples = pq.read_table(stage.path("features", "examples"))
+    examples = pq.read_table(stage.path("features", "recent_examples" if split == "train" else "examples"))
     of_these = pc.is_in(examples["context_id"], value_set=contexts["context_id"].combine_chunks())
     return read_examples(contexts, examples.filter(of_these), tasks, split)
 

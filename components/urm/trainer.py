@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from components.config import UrmConfig
 from components.urm.device import mixed_precision
+from components.urm.heads import spread_own
 from components.urm.loss import sampled_nce, text_loss
 from components.urm.meter import Meter, peak_memory
 from components.urm.model import Batch, Urm, UrmOutput
@@ -64,6 +65,9 @@ class UrmTrainer(Trainer):
         """NCE of the targets plus η times the text's negative log-likelihood."""
         output: UrmOutput = model(inputs)
         device = output.user_vectors.device.type
+        own = spread_own(
+            output.own_scores, inputs["history_items"][inputs["block_rows"]], len(output.item_vectors)
+        )  # [E, U]
         with mixed_precision(device):  # the products of the sampled loss need no more; retrieval's do
             recall = sampled_nce(
                 output.user_vectors,
@@ -72,6 +76,8 @@ class UrmTrainer(Trainer):
                 output.item_vectors[inputs["negatives"]],
                 inputs["log_expected"],
                 inputs["accidental"],
+                own.gather(1, inputs["targets"]),
+                own[:, inputs["negatives"]],
                 self.urm_config.combine,
             )
         text = text_loss(output.text_logits, inputs["labels"])

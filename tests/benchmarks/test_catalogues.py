@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 
 from benchmarks.catalogues import BLOCK, Catalogue
-from components.items.codes import identity_codes
 from components.urm.heads import POPULARITY_KNOTS
 
-SPACE, CODES, COUNTS = 20, 64, 2
-CODES_AT, POPULARITY_AT = slice(SPACE, SPACE + CODES), slice(SPACE + CODES, None)
+SPACE, COUNTS = 20, 2
+POPULARITY_AT = slice(SPACE, None)
 
 
 @pytest.fixture
@@ -16,17 +15,16 @@ def catalogue():
     keys = np.arange(300) * 7 + 5
     space = rng.normal(size=(300, SPACE)) * 0.8 ** np.arange(SPACE) + 1
     popularity = rng.uniform(size=(300, COUNTS * POPULARITY_KNOTS))
-    vectors = np.concatenate([space, identity_codes(keys, CODES), popularity], axis=1).astype(np.float32)
-    return Catalogue(keys, vectors, code_width=CODES, num_counts=COUNTS, size=300 + BLOCK + 11)
+    vectors = np.concatenate([space, popularity], axis=1).astype(np.float32)
+    return Catalogue(keys, vectors, num_counts=COUNTS, size=300 + BLOCK + 11)
 
 
-def test_real_items_come_first_and_each_id_has_its_own_code(catalogue):
+def test_real_items_come_first_and_ids_ascend(catalogue):
     blocks = list(catalogue.blocks())
     assert [len(block) for block in blocks] == [300, BLOCK, 11]
     everything = np.concatenate(blocks)
     assert (everything[:300] == catalogue.vectors).all()
     assert (np.diff(catalogue.item_ids) > 0).all()
-    assert everything[:, CODES_AT] == pytest.approx(identity_codes(catalogue.item_ids, CODES))
 
 
 def test_mixtures_keep_mean_spread_and_popularity(catalogue):

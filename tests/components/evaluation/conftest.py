@@ -39,7 +39,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     backbone = write_backbone(tmp_path_factory.mktemp("backbone"), num_layers=1)
     urm = {
         "backbone": str(backbone), "num_layers": 1, "num_user_vectors": 2, "fusion_dimension": 16,
-        "identity_dimension": 64, "history_length": 6, "copy_length": 8,
+        "history_length": 6, "copy_length": 8,
     }  # fmt: skip
     overrides = {"tasks": TASKS, "urm": urm, "evaluation": {"k": 10, "bootstrap_samples": 200}}
     return load_config(Path(__file__).parents[3] / "configs" / "complete_journey.yaml", overrides)

@@ -75,7 +75,15 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
     return pq.read_table(run_dir.parents[1] / "tables" / "events" / "part.parquet").to_pylist()
 
 
-@pytest.mark.parametrize(("name", "schema"), [("catalogue", CATALOGUE), ("contexts", CONTEXTS), ("examples", EXAMPLES)])
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [
+        ("catalogue", CATALOGUE),
+        ("contexts", CONTEXTS),
+        ("examples", EXAMPLES),
+        ("recent_examples", EXAMPLES),
+    ],
+)
 def test_tables_have_their_schemas(slice_run: tuple[Path, StageResult, Any, Any], name: str, schema: Any) -> None:
     table = pq.read_table(slice_run[1].outputs[name])
     assert table.schema.equals(schema)
@@ -84,6 +92,29 @@ def test_tables_have_their_schemas(slice_run: tuple[Path, StageResult, Any, Any]
     assert keys == sorted(set(keys))
     if name != "catalogue":
         assert keys == list(range(len(keys)))
+
+
+def test_only_what_is_rare_differs_in_the_newest_training_cuts(slice_run: tuple[Path, StageResult, Any, Any]) -> None:
+    _, result, config, _ = slice_run
+    start = config.features.split.recent_start
+    newest = {
+        row["context_id"] for row in read(result, "contexts") if row["split"] == "train" and row["cut_ts"] >= start
+    }
+
+    def asked(name: str) -> dict[tuple[int, str], tuple[str, list[int]]]:
+        return {
+            (row["context_id"], row["task"]): (row["query"], row["target_item_ids"])
+            for row in read(result, name)
+            if row["context_id"] in newest
+        }
+
+    usual, recent = asked("examples"), asked("recent_examples")
+    assert len(read(result, "recent_examples")) == len(recent) == result.counts["recent_examples"]
+    assert {task for _, task in recent} == {task.name for task in config.tasks}
+    for found in (usual, recent):
+        for key in [key for key in found if key[1] == "long_tail"]:
+            found.pop(key)
+    assert recent == usual
 
 
 def test_examples_are_what_the_log_says(slice_run: tuple[Path, StageResult, RunConfig, Any]) -> None:

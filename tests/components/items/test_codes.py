@@ -1,20 +1,20 @@
 import numpy as np
 import pytest
 
-from components.items.codes import attribute_vectors, identity_codes, lexical_vectors, query_vector
+from components.items.codes import attribute_vectors, codes_of, lexical_vectors, query_vector
 
 
-def test_identity_codes_are_fixed_unit_vectors_nearly_orthogonal():
+def test_codes_are_fixed_unit_vectors_nearly_orthogonal():
     ids = np.array([1, 2, 3, 10**12, -5])
-    codes = identity_codes(ids, 256)
-    np.testing.assert_array_equal(codes, identity_codes(ids, 256))
-    np.testing.assert_array_equal(codes[3], identity_codes(ids[3:4], 256)[0])
+    codes = codes_of(ids, 256)
+    np.testing.assert_array_equal(codes, codes_of(ids, 256))
+    np.testing.assert_array_equal(codes[3], codes_of(ids[3:4], 256)[0])
     np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, rtol=1e-5)
-    many = identity_codes(np.arange(2000), 256)
+    many = codes_of(np.arange(2000), 256)
     products = (many @ many.T)[np.triu_indices(2000, 1)]
     assert abs(products.mean()) < 1e-3
     assert products.std() == pytest.approx(1 / 16, rel=0.02)
-    assert identity_codes(ids, 0).shape == (5, 0)
+    assert codes_of(ids, 0).shape == (5, 0)
 
 
 def test_a_query_finds_the_text_with_its_words_and_rare_words_count_more():

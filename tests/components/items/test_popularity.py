@@ -56,12 +56,9 @@ def counted(tmp_path: Path) -> Popularity:
     )
 
 
-def test_baskets_are_those_of_the_training_window_at_both_instants(counted: Popularity) -> None:
-    for counts in counted:
-        np.testing.assert_allclose(np.expm1(counts[:, 0]), [4, 3, 1, 1], rtol=1e-5)
-
-
-def test_recent_baskets_and_attributes_end_with_the_instant(counted: Popularity) -> None:
+def test_baskets_recent_ones_and_attributes_end_with_the_instant(counted: Popularity) -> None:
+    np.testing.assert_allclose(np.expm1(counted.past[:, 0]), [4, 1, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(np.expm1(counted.now[:, 0]), [4, 3, 0, 0], atol=1e-5)
     np.testing.assert_allclose(np.expm1(counted.past[:, 1:]), [[1, 2], [0, 0], [0, 0], [0, 0]], atol=1e-5)
     np.testing.assert_allclose(np.expm1(counted.now[:, 1:]), [[0, 2], [2, 2], [0, 0], [0, 0]], atol=1e-5)
 

@@ -207,7 +207,6 @@ def make_model(folder: Path, seed: int) -> None:
         num_user_vectors=2,
         modalities=("id", "text"),
         fusion_dimension=16,
-        identity_dimension=64,
         history_length=16,
     )
     tokenizer = make_tokenizer()
@@ -218,7 +217,7 @@ def make_model(folder: Path, seed: int) -> None:
     writer = PromptWriter(tokenizer, config)
     description = ModelDescription(config=config, widths=widths, num_counts=1, behaviors=("purchase",))
     save_model(folder / "model", model, writer, description)
-    reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities, config.identity_dimension)
+    reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities)
     recaller = UrmRecaller(model, BatchBuilder(writer, reader, ("purchase",), config.copy_length), config.combine)
     candidates = folder / "candidates"
     candidates.mkdir()

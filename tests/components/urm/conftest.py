@@ -134,7 +134,6 @@ def config(backbone_dir: Path) -> RunConfig:
                 "num_layers": 2,
                 "num_user_vectors": 3,
                 "fusion_dimension": 16,
-                "identity_dimension": 64,
                 "history_length": 6,
                 "copy_length": 8,
                 "num_negatives": 32,

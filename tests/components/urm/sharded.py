@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from components.urm.heads import spread_own
 from components.urm.inference import UrmRecaller
 from components.urm.loss import sampled_nce, text_loss
 from components.urm.model import Batch, Urm
@@ -22,6 +23,7 @@ from tests.components.urm.training import build_untrained
 def loss_of(model: Urm, batch: Batch) -> torch.Tensor:
     """The loss that the trainer takes of a share or of a whole batch."""
     output = model(batch)
+    own = spread_own(output.own_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
     recall = sampled_nce(
         output.user_vectors,
         output.item_vectors[batch["targets"]],
@@ -29,6 +31,8 @@ def loss_of(model: Urm, batch: Batch) -> torch.Tensor:
         output.item_vectors[batch["negatives"]],
         batch["log_expected"],
         batch["accidental"],
+        own.gather(1, batch["targets"]),
+        own[:, batch["negatives"]],
         "max",
     )
     text = text_loss(output.text_logits, batch["labels"])

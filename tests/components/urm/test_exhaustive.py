@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from components.urm.exhaustive import recall_of, top_of_all
+from components.urm.users import UserVectors
+from tests.components.urm.plain import without_own
 
 IDS = np.arange(100, 160)
 
@@ -23,7 +25,7 @@ def scores_of(vectors, users, combine):
 def test_blocks_give_the_best_of_the_whole(world, combine, block):
     vectors, users = world
     blocks = (vectors[start : start + block] for start in range(0, len(IDS), block))
-    found = top_of_all(IDS, blocks, users, 10, combine)
+    found = top_of_all(IDS, blocks, without_own(users), 10, combine)
     expected = IDS[np.argsort(-scores_of(vectors, users, combine), axis=1)[:, :10]]
     assert [row.tolist() for row in found] == expected.tolist()
 
@@ -31,9 +33,22 @@ def test_blocks_give_the_best_of_the_whole(world, combine, block):
 def test_excluded_items_are_left_out_and_few_items_give_few(world):
     vectors, users = world
     exclude = [IDS[:50], IDS[:0], IDS[10:20], IDS]
-    found = top_of_all(IDS, [vectors[:30], vectors[30:]], users, 55, "max", exclude)
+    found = top_of_all(IDS, [vectors[:30], vectors[30:]], without_own(users), 55, "max", exclude)
     assert [len(row) for row in found] == [10, 55, 50, 0]
     assert not set(found[2]) & set(IDS[10:20])
+
+
+def test_own_items_are_raised_wherever_they_lie(world):
+    vectors, users = world
+    own = [IDS[[55, 2]], IDS[:0], np.array([7]), IDS[:1]]  # no item has the number 7
+    raised = [np.array([90, 80]), np.array([]), np.array([70]), np.array([-60])]
+    asked = UserVectors(users, own, [scores.astype(np.float32) for scores in raised])
+    found = top_of_all(IDS, [vectors[:30], vectors[30:]], asked, 60, "max")
+    plain = top_of_all(IDS, [vectors], without_own(users), 60, "max")
+    assert found[0][:2].tolist() == [155, 102]
+    assert found[0][2:].tolist() == [item for item in plain[0] if item not in (155, 102)]
+    assert [row.tolist() for row in found[1:3]] == [row.tolist() for row in plain[1:3]]
+    assert found[3][-1] == IDS[0]
 
 
 def test_recall_is_the_mean_share_found():

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from components.urm.heads import FIRST_POPULARITY_GAINS, POPULARITY_KNOTS, UserHead, popularity_features
+from components.urm.heads import (
+    FIRST_OWN_GAIN,
+    FIRST_POPULARITY_GAINS,
+    POPULARITY_KNOTS,
+    UserHead,
+    popularity_features,
+    spread_own,
+)
 
 WIDTH, WIDTHS = 8, {"id": 4, "lexical": 6, "brand": 3, "category_words": 2}
 
@@ -16,18 +23,18 @@ def user_vectors(head: UserHead, queries: torch.Tensor) -> torch.Tensor:
     hidden, task = torch.randn(2, 3, WIDTH, generator=generator), torch.randn(2, WIDTH, generator=generator)
     nothing = torch.zeros(1, 1, sum(WIDTHS.values()))
     with torch.no_grad():
-        vectors: torch.Tensor = head(
+        vectors, own = head(
             hidden,
             task,
             torch.zeros(2, dtype=torch.long),
             torch.zeros(1, 1, WIDTH),
             torch.zeros(1, 1),
             nothing,
-            torch.zeros(1, 1, 0),
             torch.zeros(1, 1, dtype=torch.bool),
             queries,
         )
-    return vectors
+    assert not own.any()
+    return torch.as_tensor(vectors)
 
 
 def test_weights_of_popularity_are_the_slopes_between_the_knots() -> None:
@@ -69,3 +76,31 @@ def test_a_querys_words_reach_the_part_of_their_field_by_its_own_gain(field: str
 def test_a_model_without_words_takes_queries_of_no_width() -> None:
     head = UserHead(WIDTH, {"id": 4, "brand": 11}, 1, 4)
     assert user_vectors(head, torch.zeros(2, 0)).shape == (2, 3, 15 + POPULARITY_KNOTS)
+
+
+def test_own_items_score_what_the_gain_makes_of_their_match_and_unknown_places_nothing() -> None:
+    head, generator = UserHead(WIDTH, WIDTHS, 1, 4), torch.Generator().manual_seed(1)
+    habit = torch.tensor([[0.3, -1.2, 2.0], [0.0, 0.5, 9.0]])
+    known = torch.tensor([[True, True, True], [True, True, False]])
+    with torch.no_grad():
+        head.query.weight.zero_()  # the match is the habit alone
+        head.query.bias.zero_()
+        head.key.weight[-1].zero_()
+        _, own = head(
+            torch.randn(3, 2, WIDTH, generator=generator),
+            torch.randn(3, WIDTH, generator=generator),
+            torch.tensor([0, 1, 1]),
+            torch.randn(2, 3, WIDTH, generator=generator),
+            habit,
+            torch.zeros(2, 3, sum(WIDTHS.values())),
+            known,
+            torch.zeros(3, 8),
+        )
+    expected = FIRST_OWN_GAIN * torch.nn.functional.softplus(habit) * known
+    torch.testing.assert_close(own, expected[[0, 1, 1]])
+
+
+def test_own_scores_spread_to_their_items_and_padding_adds_nothing() -> None:
+    own, places = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), torch.tensor([[4, 1, 0], [2, 0, 0]])
+    expected = torch.tensor([[0.0, 2.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0, 0.0]])
+    torch.testing.assert_close(spread_own(own, places, 5), expected)

@@ -1,9 +1,11 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from components.exceptions import DataError
 from components.urm.exhaustive import recall_of, top_of_all
+from components.urm.heads import combine_scores
 from components.urm.index_kinds import (
     EXACT_UP_TO,
     IVF_SQ8_UP_TO,
@@ -14,6 +16,8 @@ from components.urm.index_kinds import (
     keep_known,
 )
 from components.urm.retrieval import build_index, read_candidates, search
+from components.urm.users import UserVectors
+from tests.components.urm.plain import without_own
 
 NUM_ITEMS, WIDTH = 4000, 96
 IDS = np.arange(NUM_ITEMS, dtype=np.int64) * 3 + 7
@@ -63,8 +67,8 @@ def test_cells_are_few_enough_to_be_trained():
 
 
 def test_approximate_answers_are_those_of_brute_force(index, kind, vectors, users):
-    exact = top_of_all(IDS, [vectors], users, 20, "max")
-    found, scores = search(index, users, 20, "max")
+    exact = top_of_all(IDS, [vectors], without_own(users), 20, "max")
+    found, scores = search(index, without_own(users), 20, "max")
     assert recall_of(found, exact) >= {"ivf_sq8": 0.99, "pq": 0.8}[kind]
     places = [np.searchsorted(IDS, items) for items in found]
     for row, place, score in zip(users, places, scores, strict=True):
@@ -74,30 +78,35 @@ def test_approximate_answers_are_those_of_brute_force(index, kind, vectors, user
 
 @pytest.mark.parametrize("combine", ["mean", "logsumexp"])
 def test_other_combinations_are_scored_with_all_vectors(index, vectors, users, combine):
-    exact = top_of_all(IDS, [vectors], users, 20, combine)
-    assert recall_of(search(index, users, NUM_ITEMS, combine)[0], exact) >= 0.95
+    exact = top_of_all(IDS, [vectors], without_own(users), 20, combine)
+    assert recall_of(search(index, without_own(users), NUM_ITEMS, combine)[0], exact) >= 0.95
 
 
 def test_excluded_items_do_not_appear_and_leave_no_gap(index, users):
-    plain, _ = search(index, users, 10, "max")
-    found, _ = search(index, users, 10, "max", exclude=[items[:7] for items in plain])
+    plain, _ = search(index, without_own(users), 10, "max")
+    found, _ = search(index, without_own(users), 10, "max", exclude=[items[:7] for items in plain])
     assert [len(items) for items in found] == [10] * 5
     assert not any(np.isin(items, old[:7]).any() for items, old in zip(found, plain, strict=True))
 
 
-def test_own_items_are_scored_wherever_they_lie(index, users):
-    without, _ = search(index, users, NUM_ITEMS, "max")
+@pytest.mark.parametrize("combine", ["max", "mean", "logsumexp"])
+def test_own_items_are_scored_and_raised_wherever_they_lie(index, users, combine):
+    without, _ = search(index, without_own(users), NUM_ITEMS, combine)
     worst = int(np.searchsorted(IDS, np.setdiff1d(IDS, without[0])[0]))  # behind every cell that is searched
-    own = [np.array([IDS[worst], 5])] + [np.empty(0, dtype=np.int64)] * 4  # no item has the number 5
-    found, scores = search(index, users, NUM_ITEMS, "max", own=own)
+    best = without[0][0]
+    own = [np.array([IDS[worst], 5, best])] + [np.empty(0, dtype=np.int64)] * 4  # no item has the number 5
+    raised = [np.array([0.5, 99, -0.25], dtype=np.float32)] + [np.empty(0, dtype=np.float32)] * 4
+    found, scores = search(index, UserVectors(users, own, raised), NUM_ITEMS, combine)
     assert set(without[0]) | {IDS[worst]} == set(found[0])
     assert 5 not in found[0]
-    expected = (gather(index, IDS[[worst]]) @ users[0].T).max()
-    assert scores[0][found[0] == IDS[worst]] == pytest.approx(expected, rel=1e-5)
+    products = torch.from_numpy(gather(index, np.array([IDS[worst], best])) @ users[0].T)
+    expected = combine_scores(products, combine).numpy() + np.array([0.5, -0.25], dtype=np.float32)
+    got = [scores[0][found[0] == item].item() for item in (IDS[worst], best)]
+    assert got == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_k_beyond_the_catalogue_gives_what_the_searched_cells_hold(index, users):
-    found, scores = search(index, users, 10 * NUM_ITEMS, "max")
+    found, scores = search(index, without_own(users), 10 * NUM_ITEMS, "max")
     assert all(0 < len(items) < NUM_ITEMS for items in found)
     for items, row in zip(found, scores, strict=True):
         assert np.isin(items, IDS).all()
@@ -106,21 +115,24 @@ def test_k_beyond_the_catalogue_gives_what_the_searched_cells_hold(index, users)
 
 
 def test_no_requests_give_no_results(index, users):
-    assert search(index, users[:0], 5, "max") == ([], [])
+    assert search(index, without_own(users[:0]), 5, "max") == ([], [])
 
 
 def test_vectors_and_known_items_come_by_id(index, kind, vectors):
     wanted = IDS[[3, 1999, NUM_ITEMS - 1]]
     assert gather(index, wanted) == pytest.approx(vectors[[3, 1999, NUM_ITEMS - 1]], abs=TOLERANCE[kind])
-    assert keep_known(index, np.array([IDS[-1] + 1, IDS[3], -4, 8, IDS[0]])).tolist() == [IDS[3], IDS[0]]
-    assert keep_known(index, np.empty(0, dtype=np.int64)).tolist() == []
+    some, scores = np.array([IDS[-1] + 1, IDS[3], -4, 8, IDS[0]]), np.arange(5, dtype=np.float32)
+    assert [part.tolist() for part in keep_known(index, some, scores)] == [[IDS[3], IDS[0]], [1, 4]]
+    assert [part.tolist() for part in keep_known(index, some[:0], scores[:0])] == [[], []]
 
 
 def test_index_file_answers_alike(index, users, tmp_path):
     faiss.write_index(index, str(tmp_path / "index.faiss"))
     again = read_candidates(tmp_path / "index.faiss")
     for how in ("max", "mean"):
-        for one, other in zip(search(index, users, 9, how), search(again, users, 9, how), strict=True):
+        for one, other in zip(
+            search(index, without_own(users), 9, how), search(again, without_own(users), 9, how), strict=True
+        ):
             assert [row.tolist() for row in one] == [row.tolist() for row in other]
 
 
@@ -133,7 +145,7 @@ def test_equal_input_gives_an_equal_file(kind, vectors, tmp_path):
 
 def test_a_handful_of_items_is_enough(kind, vectors, users):
     built = build_approximate(kind, IDS[:20], lambda: [vectors[:20]], seed=0)
-    assert sorted(search(built, users, 20, "max")[0][0].tolist()) == IDS[:20].tolist()  # one cell
+    assert sorted(search(built, without_own(users), 20, "max")[0][0].tolist()) == IDS[:20].tolist()  # one cell
 
 
 @pytest.mark.parametrize("ids", [IDS[:999], IDS[999::-1], np.zeros(1000, dtype=np.int64)])

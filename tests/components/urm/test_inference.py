@@ -13,6 +13,14 @@ from components.urm.request import RecallRequest, UserContext, read_contexts
 from tests.components.urm.mapped import mapped_file
 
 
+def assert_alike(some, others, tolerance):
+    """User vectors that are equal but for rounding."""
+    np.testing.assert_allclose(some.vectors, others.vectors, rtol=0, atol=tolerance)
+    assert [items.tolist() for items in some.own_items] == [items.tolist() for items in others.own_items]
+    for mine, theirs in zip(some.own_scores, others.own_scores, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=tolerance)
+
+
 @pytest.fixture
 def saved(new_model, tables, tmp_path):
     model_dir, candidates = tmp_path / "model", tmp_path / "candidates"
@@ -37,7 +45,7 @@ def requests(tables, config):
 
 def test_a_loaded_model_gives_the_vectors_of_the_saved_one(new_model, recaller, requests):
     original = UrmRecaller(new_model.model, new_model.builder, "max")
-    np.testing.assert_allclose(recaller.encode_users(requests), original.encode_users(requests), atol=1e-5)
+    assert_alike(recaller.encode_users(requests), original.encode_users(requests), 1e-5)
     assert recaller.num_user_vectors == 3
     assert recaller.num_candidates == 60
 
@@ -47,15 +55,18 @@ def test_no_file_of_a_model_is_pickle(saved):
     assert suffixes <= {".json", ".safetensors", ".jinja"}
 
 
-def test_order_and_company_of_requests_do_not_matter(recaller, requests):
-    vectors = recaller.encode_users(requests)
-    assert vectors.shape == (18, 3, recaller.dimension)
-    assert vectors.dtype == np.float32
+def test_order_and_company_of_requests_do_not_matter(recaller, requests, tables):
+    users = recaller.encode_users(requests)
+    assert users.vectors.shape == (18, 3, recaller.dimension)
+    assert {part.dtype for part in (users.vectors, *users.own_scores)} == {np.dtype(np.float32)}
+    assert [len(items) for items in users.own_items] == [len(scores) for scores in users.own_scores]
+    known = [items.tolist() for items in users.own_items]
+    assert known == [[item for item in r.context.item_ids.tolist() if item in tables.item_ids][:8] for r in requests]
+    assert sum(map(len, known)) > 18
     shuffled = np.random.default_rng(0).permutation(len(requests))
     again = recaller.encode_users([requests[i] for i in shuffled])
-    np.testing.assert_allclose(again, vectors[shuffled], atol=0.02)
-    one = recaller.encode_users([requests[7]])
-    np.testing.assert_allclose(one[0], vectors[7], atol=0.02)
+    assert_alike(again, users.select(shuffled), 0.02)
+    assert_alike(recaller.encode_users([requests[7]]), users.select([7]), 0.02)
 
 
 @pytest.fixture
@@ -87,9 +98,9 @@ def test_tasks_that_share_a_prefix_get_what_each_gets_alone(recaller, varied, mo
     if precise:
         monkeypatch.setattr("components.urm.device.has_bfloat16", lambda _: False)
     together = recaller.encode_users(varied)
-    alone = np.concatenate([recaller.encode_users([request]) for request in varied])
-    assert np.abs(alone).max() > 50 * tolerance
-    np.testing.assert_allclose(together, alone, rtol=0, atol=tolerance)
+    assert np.abs(together.vectors).max() > 50 * tolerance
+    for row, request in enumerate(varied):
+        assert_alike(together.select([row]), recaller.encode_users([request]), tolerance)
 
 
 def test_a_prefix_runs_once_for_all_of_its_tasks(recaller, varied):
@@ -119,10 +130,12 @@ def test_weights_stay_in_their_files_and_training_does_not_reach_them(saved, tab
 
 
 def test_scores_are_the_best_inner_products_over_the_catalogue(recaller, requests, saved):
-    vectors = recaller.encode_users(requests[:4])
-    items, scores = recaller.top_k(vectors, 5)
+    users = recaller.encode_users(requests[:4])
+    items, scores = recaller.top_k(users, 5)
     keys, candidates = np.load(saved[1] / "keys.npy"), np.load(saved[1] / "vectors.npy")
-    products = np.einsum("nhd,md->nmh", vectors.astype(np.float64), candidates).max(axis=-1)
+    products = np.einsum("nhd,md->nmh", users.vectors.astype(np.float64), candidates).max(axis=-1)
+    for row in range(4):
+        products[row, np.searchsorted(keys, users.own_items[row])] += users.own_scores[row]
     for row in range(4):
         assert set(items[row]) == set(keys[np.argsort(-products[row])[:5]])
         np.testing.assert_allclose(scores[row], np.sort(products[row])[::-1][:5], rtol=1e-5)
@@ -141,20 +154,22 @@ def test_a_user_without_history_and_one_of_unknown_items_get_the_same_answer(rec
     unknown = dataclasses.replace(
         empty, item_ids=np.array([5]), counts=np.array([1]), days_since=np.array([1.0], np.float32), behaviors=["click"]
     )
-    vectors = recaller.encode_users([RecallRequest(empty, config.tasks[0]), RecallRequest(unknown, config.tasks[0])])
-    assert np.isfinite(vectors).all()
-    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-4)
+    users = recaller.encode_users([RecallRequest(empty, config.tasks[0]), RecallRequest(unknown, config.tasks[0])])
+    assert users.finite.all()
+    np.testing.assert_allclose(users.vectors[0], users.vectors[1], atol=1e-4)
+    assert [len(items) for items in users.own_items] == [0, 0]
 
 
 def test_no_requests_give_no_vectors(recaller):
-    assert recaller.encode_users([]).shape == (0, 3, recaller.dimension)
+    assert recaller.encode_users([]).vectors.shape == (0, 3, recaller.dimension)
 
 
 def test_threads_share_a_recaller(recaller, requests):
     expected = recaller.encode_users(requests)
     with ThreadPoolExecutor(4) as pool:
-        for vectors in pool.map(lambda _: recaller.encode_users(requests), range(8)):
-            np.testing.assert_array_equal(vectors, expected)
+        for users in pool.map(lambda _: recaller.encode_users(requests), range(8)):
+            np.testing.assert_array_equal(users.vectors, expected.vectors)
+            np.testing.assert_array_equal(np.concatenate(users.own_scores), np.concatenate(expected.own_scores))
 
 
 def test_generated_text_is_greedy_and_bounded(recaller, requests):

@@ -8,9 +8,16 @@ from components.urm.heads import combine_scores
 from components.urm.loss import sampled_nce, text_loss
 
 
+def loss_of(users, targets, mask, negatives, log_expected, accidental, combine, target_own=None, negative_own=None):
+    """The loss; no item is the user's own unless it is said."""
+    target_own = torch.zeros(mask.shape) if target_own is None else target_own
+    negative_own = torch.zeros(accidental.shape) if negative_own is None else negative_own
+    return sampled_nce(users, targets, mask, negatives, log_expected, accidental, target_own, negative_own, combine)
+
+
 def nce(users, targets, mask, negatives, log_expected, accidental, combine="max"):
     return float(
-        sampled_nce(
+        loss_of(
             torch.tensor(users),
             torch.tensor(targets),
             torch.tensor(mask),
@@ -37,7 +44,7 @@ def test_log_q_correction_divides_a_negative_by_how_often_it_is_expected():
 def test_sampled_softmax_with_every_item_drawn_once_is_the_full_softmax():
     torch.manual_seed(0)
     users, items = torch.randn(1, 1, 4), torch.randn(6, 4)
-    loss = sampled_nce(
+    loss = loss_of(
         users,
         items[None, :1],
         torch.tensor([[True]]),
@@ -50,6 +57,23 @@ def test_sampled_softmax_with_every_item_drawn_once_is_the_full_softmax():
     assert float(loss) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.tensor([0]))), abs=1e-5)
 
 
+def test_own_items_score_beside_their_vectors():
+    # s(target) = 2 + 0.5, s(negatives) = 1 - 0.25 and 3.
+    loss = loss_of(
+        torch.tensor([[[1.0, 0.0]]]),
+        torch.tensor([[[2.0, 5.0]]]),
+        torch.tensor([[True]]),
+        torch.tensor([[1.0, -3.0], [3.0, 0.0]]),
+        torch.zeros(2),
+        torch.tensor([[False, False]]),
+        "max",
+        torch.tensor([[0.5]]),
+        torch.tensor([[-0.25, 0.0]]),
+    )
+    expected = -math.log(math.exp(2.5) / (math.exp(2.5) + math.exp(0.75) + math.exp(3)))
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+
+
 def test_accidental_hits_do_not_count():
     with_hit = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0], [9.0]], [0.0, 0.0], [[False, True]])
     without = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0]], [0.0], [[False]])
@@ -58,7 +82,7 @@ def test_accidental_hits_do_not_count():
 
 def test_each_target_pulls_its_best_vector_under_max():
     users = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], requires_grad=True)
-    loss = sampled_nce(
+    loss = loss_of(
         users,
         torch.tensor([[[3.0, 0.0]]]),  # nearest to the first vector
         torch.tensor([[True]]),
@@ -108,7 +132,7 @@ def test_several_targets_pull_one_vector_each():
     # Scores under max: 3 by the first vector, 2 by the second; the negative -1 by the first. By hand:
     # d loss / d s(t) = -σ(s(n) - s(t)) / 2 for either target, d loss / d s(n) = minus the sum of the two.
     users = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], requires_grad=True)
-    sampled_nce(
+    loss_of(
         users,
         torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]),
         torch.tensor([[True, True]]),
@@ -130,7 +154,7 @@ def test_under_the_other_combinations_a_target_pulls_every_vector(how):
         "logsumexp": (math.log((math.exp(3) + 1) / 2), math.log((math.e**-1 + math.e**-2) / 2)),
     }
     target, negative = scores[how]
-    loss = sampled_nce(
+    loss = loss_of(
         users,
         torch.tensor([[[3.0, 0.0]]]),
         torch.tensor([[True]]),
@@ -180,7 +204,7 @@ def test_a_hit_is_accidental_for_its_own_example_only():
 
 def test_an_example_whose_every_negative_is_a_target_teaches_nothing():
     users = torch.tensor([[[1.0]], [[1.0]]], requires_grad=True)
-    loss = sampled_nce(
+    loss = loss_of(
         users,
         torch.tensor([[[2.0]], [[2.0]]]),
         torch.tensor([[True], [True]]),

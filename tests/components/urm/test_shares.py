@@ -3,6 +3,7 @@ import torch
 
 from components.exceptions import ConfigError
 from components.urm.examples import NegativeSampler, TrainingSteps, read_examples
+from components.urm.heads import spread_own
 from components.urm.loss import sampled_nce, text_loss
 from components.urm.shares import RECALL_SHARE, TEXT_SHARE, Shares, take_share
 
@@ -21,6 +22,7 @@ def steps(tables, config, new_model):
 
 def losses(model, batch):
     output = model._forward(batch)
+    own = spread_own(output.own_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
     recall = sampled_nce(
         output.user_vectors,
         output.item_vectors[batch["targets"]],
@@ -28,6 +30,8 @@ def losses(model, batch):
         output.item_vectors[batch["negatives"]],
         batch["log_expected"],
         batch["accidental"],
+        own.gather(1, batch["targets"]),
+        own[:, batch["negatives"]],
         "max",
     )
     return recall, text_loss(output.text_logits, batch["labels"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -48,9 +49,16 @@ def run_dir(tables, tmp_path):
     """A run directory with what features, encode and baseline leave."""
     folder, files = tmp_path / "runs" / "tiny", tmp_path / "files"
     files.mkdir()
-    for name in ("catalogue", "contexts", "examples"):
-        pq.write_table(getattr(tables, name), files / f"{name}.parquet")
-    put(folder, "features", {name: files / f"{name}.parquet" for name in ("catalogue", "contexts", "examples")})
+    trains = pc.equal(tables.examples["split"], "train")  # the stage trains on the recent ones and no others
+    features = {
+        "catalogue": tables.catalogue,
+        "contexts": tables.contexts,
+        "examples": tables.examples.filter(pc.invert(trains)),
+        "recent_examples": tables.examples.filter(trains),
+    }
+    for name, table in features.items():
+        pq.write_table(table, files / f"{name}.parquet")
+    put(folder, "features", {name: files / f"{name}.parquet" for name in features})
     rng = np.random.default_rng(1)
     ids, num = tables.item_ids, len(tables.item_ids)
     names = ["item_table", "item_table_past"]
