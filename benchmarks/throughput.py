@@ -139,7 +139,7 @@ def measure(config: RunConfig, run: FinishedRun, num_steps: int) -> dict[str, An
     """Both speeds, the speed-up, and the share of the peak."""
     contexts = pq.read_table(run.path("features", "contexts"), filters=[("split", "=", "train")])
     tasks = {task.name: task for task in config.tasks}
-    groups = read_examples(contexts, pq.read_table(run.path("features", "examples")), tasks, "train")
+    groups = read_examples(contexts, pq.read_table(run.path("features", "recent_examples")), tasks, "train")
     alone = [(context, [example]) for context, examples in groups for example in examples]
     bench = Bench(config, run.recaller(), pq.read_table(run.path("features", "catalogue")))
     peak = {str(dtype).removeprefix("torch."): measure_peak(dtype, bench.device) for dtype in _dtypes(bench.device)}

@@ -83,8 +83,7 @@ def _read_groups(stage: StageRun, split: str) -> Groups:
         chosen &= pc.field("cut_ts") >= pc.scalar(stage.config.features.split.recent_start)
     contexts = pq.read_table(stage.path("features", "contexts"), filters=chosen)
     examples = pq.read_table(stage.path("features", "recent_examples" if split == "train" else "examples"))
-    of_these = pc.is_in(examples["context_id"], value_set=contexts["context_id"].combine_chunks())
-    return read_examples(contexts, examples.filter(of_these), tasks, split)
+    return read_examples(contexts, examples, tasks, split)
 
 
 def _train(
