@@ -72,17 +72,18 @@ def run_fast(bench: Bench, clock: Clock) -> list[Ids]:
 def run_naive(recaller: UrmRecaller, users: Sequence[Sequence[RecallRequest]], k: int, clock: Clock) -> list[Ids]:
     """Items of every request, one after the other."""
     found: list[Ids] = []
+    candidates = frozenset(recaller.candidate_ids.tolist())
     with mock.patch("components.urm.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
         for request in (request for requests in users for request in requests):
             now = time.perf_counter()
             user = recaller.encode_users([request])
             now = clock.lap("encode", now)
-            found.append(search_alone(recaller, user, k, request.excluded_items))
+            found.append(search_alone(recaller, candidates, user, k, request.excluded_items))
             clock.lap("top_k", now)
     return found
 
 
-def search_alone(recaller: UrmRecaller, user: UserVectors, k: int, banned: Ids) -> Ids:
+def search_alone(recaller: UrmRecaller, candidates: frozenset[int], user: UserVectors, k: int, banned: Ids) -> Ids:
     """Best items of one request: H searches, their union, each item's best score, own items scored by themselves."""
     index, vectors, own = recaller.index, user.vectors[0], user.own_items[0]
     assert index is not None  # load_recaller gives it one
@@ -90,7 +91,6 @@ def search_alone(recaller: UrmRecaller, user: UserVectors, k: int, banned: Ids) 
     best: dict[int, float] = {}
     for item, score in zip(items.ravel().tolist(), scores.ravel().tolist(), strict=True):
         best[item] = max(score, best.get(item, score))
-    candidates = set(recaller.candidate_ids.tolist())
     for item, raised in zip(own.tolist(), user.own_scores[0].tolist(), strict=True):
         if item in candidates:
             best[item] = float((vectors @ index.reconstruct(item)).max()) + raised
@@ -137,11 +137,12 @@ def measure(bench: Bench, repeats: int, num_naive: int) -> dict[str, Any]:
 def agreement_of_top_k(bench: Bench, users: Sequence[Sequence[RecallRequest]]) -> float:
     """Recall of the faiss search's items by the fast top-K of a whole batch, both given the same vectors."""
     requests = [request for user in bench.users for request in user]
-    users_vectors, k = bench.recaller.encode_users(requests), bench.config.recall.k
+    asked, k = bench.recaller.encode_users(requests), bench.config.recall.k
     banned = [request.excluded_items for request in requests]
-    found = bench.recaller.top_k(users_vectors, k, banned)[0]
+    found = bench.recaller.top_k(asked, k, banned)[0]
     some = range(sum(len(user) for user in users))
-    wanted = [search_alone(bench.recaller, users_vectors.select([row]), k, banned[row]) for row in some]
+    candidates = frozenset(bench.recaller.candidate_ids.tolist())
+    wanted = [search_alone(bench.recaller, candidates, asked.select([row]), k, banned[row]) for row in some]
     return recall_of([found[row] for row in some], wanted)
 
 

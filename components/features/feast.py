@@ -14,7 +14,7 @@ import prometheus_client.values  # noqa: F401  # chooses here where values are k
 _NAMES = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
 _before = {name: os.environ[name] for name in _NAMES if name in os.environ}
 
-import feast.infra.online_stores.sqlite  # noqa: E402, F401  # Feast would import it at the first read
+import feast.infra.online_stores.sqlite  # noqa: E402, F401  # else at the first read, after the fork
 from feast import Entity, FeatureService, FeatureStore, FeatureView  # noqa: E402
 from feast.errors import FeastError, FeastModuleImportError  # noqa: E402
 from feast.repo_config import FeastConfigError  # noqa: E402

@@ -66,12 +66,12 @@ def find_pairs(item_ids: Ids, items: Sequence[Ids], scores: Sequence[Floats] | N
         items: Distinct, one array a request.
         scores: Theirs.
     """
-    order = np.argsort(item_ids)
+    order = np.argsort(item_ids, kind="stable")  # at once where they ascend, as they mostly do
     flat = np.concatenate([np.empty(0, dtype=np.int64), *items])
     rows = np.repeat(np.arange(len(items)), [len(mine) for mine in items])
     places = order[np.searchsorted(item_ids, flat, sorter=order).clip(max=len(order) - 1)]
     there = item_ids[places] == flat
-    raised = np.concatenate([np.empty(0, dtype=np.float32), *scores]) if scores else np.full(len(flat), -np.inf)
+    raised = np.full(len(flat), -np.inf) if scores is None else np.concatenate([np.empty(0), *scores])
     return Pairs(*(torch.from_numpy(part[there]) for part in (rows, places, raised.astype(np.float32))))
 
 

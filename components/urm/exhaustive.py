@@ -37,6 +37,7 @@ def top_of_all(
     num_requests, num_vectors, width = users.vectors.shape
     queries = torch.from_numpy(np.ascontiguousarray(users.vectors.reshape(-1, width)))
     own = find_pairs(item_ids, users.own_items, users.own_scores)
+    banned = find_pairs(item_ids, exclude or [])
     best = torch.empty(num_requests, 0)
     places = torch.empty(num_requests, 0, dtype=torch.int64)
     start = 0
@@ -44,8 +45,7 @@ def top_of_all(
         products = queries @ torch.from_numpy(np.array(block, dtype=np.float32)).T  # [E·H, B]
         scores = combine_scores(products.view(num_requests, num_vectors, -1).transpose(1, 2), combine)  # [E, B]
         own.add(scores, start)
-        if exclude is not None:
-            _remove(scores, item_ids[start : start + len(block)], exclude)
+        banned.add(scores, start)
         here = torch.arange(start, start + len(block)).expand_as(scores)
         best, order = torch.cat([best, scores], dim=1).topk(min(k, best.shape[1] + len(block)))
         places = torch.cat([places, here], dim=1).gather(1, order)
@@ -58,8 +58,3 @@ def recall_of(found: Sequence[Ids], exact: Sequence[Ids]) -> float:
     return float(
         np.mean([np.isin(want, got).mean() if len(want) else 1.0 for got, want in zip(found, exact, strict=True)])
     )
-
-
-def _remove(scores: torch.Tensor, item_ids: Ids, exclude: Sequence[Ids]) -> None:
-    for row, unwanted in enumerate(exclude):
-        scores[row, torch.from_numpy(np.isin(item_ids, unwanted))] = -torch.inf

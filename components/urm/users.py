@@ -22,7 +22,7 @@ class UserVectors:
     Attributes:
         vectors: float32 [n, H, d].
         own_items: Distinct item ids of each request's history, as far as it can be copied from.
-        own_scores: float32, one a own item.
+        own_scores: float32, one for each of these items.
     """
 
     vectors: Floats
