@@ -1,15 +1,21 @@
-"""Keeps an evaluation beside the code, small enough for the repository and enough to recompute its comparison.
+"""Keeps what a run found beside the code, small enough for the repository and enough to recompute its comparison.
 
     python -m benchmarks.keep .urm/runs/results-amazon_sports-seed0 benchmarks/evaluations/amazon_sports-seed0
     urm compare benchmarks/evaluations/amazon_sports-seed0 …
 
-Kept are the metrics, and of each example whether URM, target attention and the best other model found its target among
-the first k items. Seeds trained on different days or machines can so be pooled when all of them are there.
+    python -m benchmarks.keep .urm/runs/ablation.h_1.seed0 benchmarks/evaluations/ablation.h_1.seed0
+    urm ablation summary --run-dir benchmarks/evaluations/ablation …
+
+Of an evaluation are kept its metrics, and of each example whether URM, target attention and the best other model found
+its target among the first k items; of a variant of an ablation study its recall of each validation example; of both
+what the trainings measured and how long they took. Seeds and variants trained on different days or machines can so be
+put together when all of them are there.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -17,21 +23,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.addresses import fetch, write_json
-from components.evaluation.comparison import read_run
 from components.evaluation.schema import HITS
 from components.evaluation.summary import BASELINE, CANDIDATE
+from components.exceptions import MissingInputError
 from components.settings import get_settings
-from components.storage import load_result
+from components.storage import StageResult, load_result
 
-_DICTIONARIES = ["task", "model", "k", "hits", "targets"]
+_DICTIONARIES = ["task", "model", "k", "hits", "targets", "recall"]
 _ENCODINGS = {"example_id": "DELTA_BINARY_PACKED", "user_id": "DELTA_BYTE_ARRAY"}
+_TRAININGS = ("baseline", "sft")
 
 
-def keep_evaluation(run_dir: str, folder: Path, cache: Path) -> int:
-    """Write the part of an evaluation that `urm compare` needs, as a run directory of its own.
+def keep(run_dir: str, folder: Path, cache: Path) -> int:
+    """Write the part of a run that `urm compare` or `urm ablation summary` needs, as a run directory of its own.
 
     Args:
-        run_dir: Folder or URI of the evaluated run.
+        run_dir: Folder or URI of a run that was evaluated, or measured as a variant of a study.
         folder: Where it goes.
         cache: For remote files.
 
@@ -39,40 +46,68 @@ def keep_evaluation(run_dir: str, folder: Path, cache: Path) -> int:
         Bytes written.
 
     Raises:
-        MissingInputError: The run has no evaluation.
+        MissingInputError: The run has neither an evaluation nor a measurement.
     """
-    run = read_run(run_dir)
-    models = [CANDIDATE, *{BASELINE, run.metrics["best_other"]["model"]}]
-    wanted = [("k", "==", run.metrics["k"]), ("model", "in", models)]
-    hits = pd.read_parquet(fetch(run.hits, cache), filters=wanted)
+    evaluation, measurement = (load_result(run_dir, stage) for stage in ("evaluate", "measure"))
+    if evaluation is None and measurement is None:
+        raise MissingInputError(
+            f"run {run_dir}",
+            expected="a result of stage 'evaluate' or 'measure'",
+            got="none",
+            remedy="run `urm evaluate` or `urm ablation measure` on it",
+        )
+    if evaluation is not None:
+        _write(_hits(evaluation, cache), folder / "evaluate" / "hits.parquet")
+        _write_result(evaluation, folder, {"hits": "hits.parquet"})
+    if measurement is not None:
+        recalls = pd.read_parquet(fetch(measurement.outputs["recalls"], cache))
+        table = pa.Table.from_pandas(recalls.sort_values(["user_id", "example_id"]), preserve_index=False)
+        _write(table, folder / "measure" / "recalls.parquet")
+        _write_result(measurement, folder, {"recalls": "recalls.parquet"})
+    for training in (load_result(run_dir, stage) for stage in _TRAININGS):
+        if training is not None:
+            _write_result(training, folder, {})
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _hits(evaluation: StageResult, cache: Path) -> pa.Table:
+    models = [CANDIDATE, *{BASELINE, evaluation.metrics["best_other"]["model"]}]
+    wanted = [("k", "==", evaluation.metrics["k"]), ("model", "in", models)]
+    hits = pd.read_parquet(fetch(evaluation.outputs["hits"], cache), filters=wanted)
     # Numbered anew in the order of users, so that both columns take little room; still one number an example.
     hits = hits.sort_values(["model", "user_id", "task", "example_id"])
     hits["example_id"] = hits.groupby("model").cumcount()
-    target = folder / "evaluate" / "hits.parquet"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pandas(hits, HITS, preserve_index=False)
+    return pa.Table.from_pandas(hits, HITS, preserve_index=False)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(
         table,
-        target,
+        path,
         compression="zstd",
         compression_level=19,
-        use_dictionary=_DICTIONARIES,
-        column_encoding=_ENCODINGS,
+        use_dictionary=_among(table, _DICTIONARIES),
+        column_encoding={name: _ENCODINGS[name] for name in _among(table, _ENCODINGS)},
     )
-    result = load_result(run_dir, "evaluate")
-    if result is not None:  # read_run has seen it
-        kept = result.model_copy(update={"outputs": {"hits": target.name}, "reused_from": None})
-        write_json(str(target.parent / "result.json"), kept.model_dump(mode="json"))
-    return sum(path.stat().st_size for path in target.parent.iterdir())
+
+
+def _among(table: pa.Table, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name in table.column_names]
+
+
+def _write_result(result: StageResult, folder: Path, outputs: dict[str, str]) -> None:
+    kept = result.model_copy(update={"outputs": outputs, "reused_from": None})
+    write_json(str(folder / result.stage / "result.json"), kept.model_dump(mode="json"))
 
 
 def main() -> None:
-    """Keep the evaluation named on the command line."""
+    """Keep the run named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    size = keep_evaluation(options.run_dir, options.folder, get_settings().cache_path / "inputs")
+    size = keep(options.run_dir, options.folder, get_settings().cache_path / "inputs")
     print(f"{options.folder}: {size / 1024:.0f} KiB")
 
 

@@ -291,8 +291,16 @@ def _check_processes(spec: StageSpec, settings: Settings) -> None:
 
 
 def load_result(run_dir: str, stage: str) -> StageResult | None:
-    """The result of a stage of a run, or None if it has not succeeded."""
-    return _load(join(absolute(run_dir), stage, "result.json"))
+    """The result of a stage of a run, or None if it has not succeeded.
+
+    Outputs that are named relative to the stage's folder, as those of a kept result are, come back as URIs.
+    """
+    folder = join(absolute(run_dir), stage)
+    result = _load(join(folder, "result.json"))
+    if result is None:
+        return None
+    outputs = {name: uri if _is_whole(uri) else join(folder, uri) for name, uri in result.outputs.items()}
+    return result.model_copy(update={"outputs": outputs})
 
 
 def fingerprint(spec: StageSpec, config: RunConfig, inputs: dict[str, StageResult], options: dict[str, Any]) -> str:
@@ -416,6 +424,10 @@ def _recall(uri: str) -> StageResult | None:
     except DataError as error:
         log.warning("earlier result is damaged, not used", error=str(error))
         return None
+
+
+def _is_whole(uri: str) -> bool:
+    return uri.startswith("/") or "://" in uri
 
 
 def _load(uri: str) -> StageResult | None:

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from components.addresses import absolute, fetch, join
+from components.addresses import fetch
 from components.evaluation.bootstrap import Comparison, compare
 from components.evaluation.report import describe_best_other, markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE, find_best_other, order_models
@@ -103,10 +103,7 @@ def read_run(run_dir: str) -> FinishedRun:
         raise MissingInputError(
             f"run {run_dir}", expected="a result of stage 'evaluate'", got="none", remedy="run `urm evaluate` on it"
         )
-    hits = result.outputs["hits"]
-    if not (":" in hits or hits.startswith("/")):  # an evaluation that was kept apart from its run names it so
-        hits = join(absolute(run_dir), "evaluate", hits)
-    return FinishedRun(run_dir, result.config, result.metrics, hits)
+    return FinishedRun(run_dir, result.config, result.metrics, result.outputs["hits"])
 
 
 def summarise_runs(runs: Sequence[FinishedRun], *, cache: Path, draws: int, seed: int = 0) -> list[Summary]:

@@ -1,4 +1,4 @@
-"""A kept evaluation compares as the run it comes from."""
+"""What is kept of a run compares as the run itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.keep import keep_evaluation
+from benchmarks.keep import keep
 from components.addresses import write_json
 from components.evaluation.comparison import read_run, summarise_runs
 from components.evaluation.schema import HITS
 from components.exceptions import MissingInputError
-from components.storage import StageResult
+from components.storage import StageResult, load_result
+from tests.components.abilities.world import put
 
 QUALITY = {"target_attention": 0.4, "sasrec": 0.3, "item_knn": 0.5, "urm": 0.6}
 
@@ -51,7 +52,7 @@ def run_dir(tmp_path: Path) -> str:
 
 
 def test_a_kept_evaluation_gives_the_same_comparison(run_dir: str, tmp_path: Path) -> None:
-    size = keep_evaluation(run_dir, tmp_path / "kept", tmp_path / "cache")
+    size = keep(run_dir, tmp_path / "kept", tmp_path / "cache")
     moved = (tmp_path / "kept").rename(tmp_path / "moved")
     whole, kept = (summarise_runs([read_run(str(folder))], cache=tmp_path, draws=200)[0] for folder in (run_dir, moved))
     assert kept.recalls.equals(whole.recalls)
@@ -60,6 +61,7 @@ def test_a_kept_evaluation_gives_the_same_comparison(run_dir: str, tmp_path: Pat
         assert lifts[0] == lifts[1] and one.names == other.names
     assert _found(moved) == _found(Path(run_dir))
     assert size == sum(path.stat().st_size for path in (moved / "evaluate").iterdir())
+    assert load_result(str(moved), "sft") is None
 
 
 def _found(run_dir: Path) -> Counter[tuple[object, ...]]:
@@ -70,13 +72,40 @@ def _found(run_dir: Path) -> Counter[tuple[object, ...]]:
 
 
 def test_only_what_the_comparison_needs_is_kept(run_dir: str, tmp_path: Path) -> None:
-    keep_evaluation(run_dir, tmp_path / "kept", tmp_path / "cache")
+    keep(run_dir, tmp_path / "kept", tmp_path / "cache")
     hits = pd.read_parquet(tmp_path / "kept" / "evaluate" / "hits.parquet")
     assert set(hits["model"]) == {"urm", "target_attention", "item_knn"}
     assert set(hits["k"]) == {100} and len(hits) == 3 * 120
     assert str(tmp_path) not in (tmp_path / "kept" / "evaluate" / "result.json").read_text()
 
 
-def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match="run `urm evaluate` on it"):
-        keep_evaluation(str(tmp_path), tmp_path / "kept", tmp_path)
+@pytest.fixture
+def variant_run(tmp_path: Path) -> Path:
+    recalls = [
+        {"example_id": number, "user_id": f"u{number % 7}", "task": task, "recall": number % 3 / 2}
+        for number, task in enumerate(["next_item", "tail_item"] * 20)
+    ]
+    run = tmp_path / "run"
+    run.mkdir()
+    pd.DataFrame(recalls).to_parquet(run / "recalls.parquet")
+    put(run, "measure", {"recalls": run / "recalls.parquet"})
+    put(run, "sft", {"model": run / "model"})
+    return run
+
+
+def test_a_kept_variant_of_a_study_has_its_recalls_and_the_time_of_its_training(
+    variant_run: Path, tmp_path: Path
+) -> None:
+    keep(str(variant_run), tmp_path / "kept", tmp_path / "cache")
+    moved = (tmp_path / "kept").rename(tmp_path / "moved")
+    measurement, training = (load_result(str(moved), stage) for stage in ("measure", "sft"))
+    assert measurement is not None and training is not None
+    kept = pd.read_parquet(measurement.outputs["recalls"]).sort_values("example_id", ignore_index=True)
+    assert kept.equals(pd.read_parquet(variant_run / "recalls.parquet"))
+    assert (training.outputs, training.seconds) == ({}, 1)
+    assert str(tmp_path) not in "".join(path.read_text() for path in moved.rglob("result.json"))
+
+
+def test_a_run_that_found_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="run `urm evaluate` or `urm ablation measure` on it"):
+        keep(str(tmp_path), tmp_path / "kept", tmp_path)
