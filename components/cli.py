@@ -10,6 +10,7 @@ import importlib
 import logging
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,7 +107,10 @@ def validate(
     force: ForceOption = False,
 ) -> None:
     """Great Expectations suites over both tables; bad rows go to the quarantine with a reason."""
-    _run("validate", "components.validation.stage", config, run_dir, set_, force)
+    from components.validation.freshness import NEWEST_EVENT, require_fresh
+
+    result = _run("validate", "components.validation.stage", config, run_dir, set_, force)
+    require_fresh(result.metrics[NEWEST_EVENT], _read_config(config, set_).validation, datetime.now(UTC))
 
 
 @app.command(rich_help_panel="Stages, in order")

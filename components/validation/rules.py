@@ -50,7 +50,7 @@ def event_rules(config: ValidationConfig, now: datetime, previous_rows: int | No
 
     Args:
         config: Limits.
-        now: Time of validation, for the future and for freshness.
+        now: Time of validation: what is later is of the future.
         previous_rows: Accepted events of the previous run of the same source, if there was one.
     """
     latest = now + timedelta(seconds=config.max_future_seconds)
@@ -73,17 +73,6 @@ def event_rules(config: ValidationConfig, now: datetime, previous_rows: int | No
             value_set=[True],
         ),
     ]
-    if config.max_age_days is not None:
-        oldest = now - timedelta(days=config.max_age_days)
-        rules.append(
-            _rule(
-                "stale",
-                f"a newest event not before {oldest:%Y-%m-%d %H:%M:%S} UTC",
-                gxe.ExpectColumnMaxToBeBetween,
-                column="ts",
-                min_value=oldest,
-            )
-        )
     return rules
 
 

@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.exceptions import DataError, QualityError
 from components.ingestion.schema import QUARANTINE
 from components.storage import StageReport, StageRun
 from components.validation.frames import Files, connect, event_frame, item_frame, open_files
+from components.validation.freshness import NEWEST_EVENT, require_fresh
 from components.validation.judge import Judgement, judge, open_context
 from components.validation.quarantine import write_accepted, write_quarantined
 from components.validation.rules import event_rules, item_rules
@@ -59,10 +61,13 @@ def run(stage: StageRun) -> StageReport:
     for name in ("quarantine", "data_docs"):
         shutil.move(stage.scratch / _OUTPUTS[name], stage.output / _OUTPUTS[name])
     _require_rows(counts)
+    newest = _newest(stage.output / _OUTPUTS["events"]).isoformat()
+    require_fresh(newest, stage.config.validation, datetime.now(UTC))
     metrics = {
         "quarantined_share": shares,
         "reasons": {f"{table}.{reason}": n for table in TABLES for reason, n in sorted(reasons[table].items())},
         _SOURCE: stage.config.fingerprint(("source",)),
+        NEWEST_EVENT: newest,
     }
     return StageReport(_OUTPUTS, counts | {"quarantined": sum(map(Counter.total, reasons.values()))}, metrics)
 
@@ -92,6 +97,11 @@ def _previous_rows(stage: StageRun) -> dict[str, int]:
     if previous is None or previous.metrics.get(_SOURCE) != stage.config.fingerprint(("source",)):
         return {}
     return previous.counts
+
+
+def _newest(events: Path) -> datetime:
+    newest = (pc.max(pq.read_table(path, columns=["ts"])["ts"]).as_py() for path in events.rglob("*.parquet"))
+    return max(newest)
 
 
 def _count_reasons(quarantine: Path) -> dict[str, Counter[str]]:

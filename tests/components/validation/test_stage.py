@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.config import ValidationConfig
 from components.exceptions import DataError, QualityError
 from components.ingestion.schema import EVENTS, ITEMS, QUARANTINE
+from components.validation.freshness import NEWEST_EVENT, require_fresh
 
 Make = Callable[..., dict[str, Any]]
 Read = Callable[[str], list[dict[str, Any]]]
@@ -107,8 +109,26 @@ def test_freshness(bench: Any, event: Make, item: Make, now: datetime) -> None:
     old = [event("old", ts=now - timedelta(days=10))]
     assert bench.run(old, [item()]).counts["events"] == 1
     assert bench.run(old, [item()], max_age_days=11).counts["events"] == 1
-    with pytest.raises(QualityError, match=r"rule stale: expected a newest event not before .* UTC, got "):
+    with pytest.raises(QualityError, match=r"rule stale: expected a newest accepted event not before .* UTC, got "):
         bench.run(old, [item()], max_age_days=9)
+
+
+def test_an_event_of_the_future_makes_no_table_fresh(bench: Any, event: Make, item: Make, now: datetime) -> None:
+    events = [event("old", ts=now - timedelta(days=10)), event("odd", ts=now + timedelta(days=1))]
+    with pytest.raises(QualityError, match="rule stale"):
+        bench.run(events, [item()], max_age_days=9, max_quarantined_share=1.0)
+
+
+def test_a_verdict_of_yesterday_does_not_make_the_same_files_fresh_today(
+    bench: Any, event: Make, item: Make, now: datetime
+) -> None:
+    events = [event("old", ts=now - timedelta(days=9)), event("odd", ts=now + timedelta(days=1))]
+    newest = bench.run(events, [item()], max_age_days=9.5, max_quarantined_share=1.0).metrics[NEWEST_EVENT]
+    limits = ValidationConfig(max_age_days=9.5)
+    require_fresh(newest, limits, now)
+    with pytest.raises(QualityError, match=r"rule stale: expected a newest accepted event not before .*, got "):
+        require_fresh(newest, limits, now + timedelta(days=1))
+    require_fresh(newest, ValidationConfig(), now + timedelta(days=1))
 
 
 def test_volume_against_the_previous_run_of_the_same_source(bench: Any, event: Make, item: Make) -> None:
