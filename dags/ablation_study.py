@@ -18,7 +18,7 @@ from airflow.sdk import Param, XComArg, chain, dag, task
 
 from dags.command_task import command_tasks
 from dags.run_params import CONFIG, OVERRIDES
-from dags.task_factory import OWNER
+from dags.task_factory import OWNER, PROFILES
 
 PARAMS = {
     "grid": Param(
@@ -90,18 +90,22 @@ def ablation_study() -> None:
         commands("reference"),
         doc="The configuration itself, once a seed: all stages up to `sft`, then recall on the validation examples.",
         timeout=timedelta(hours=24),
+        size=PROFILES["sft"],
     )
     variant = command_tasks(
         "variant",
         commands("variant"),
-        doc="One variant with one seed. Shared stages are reused; a retry resumes training from its last checkpoint.",
+        doc="One variant with one seed. Shared stages are reused; a retry on the same disk resumes training from its "
+        "last checkpoint.",
         timeout=timedelta(hours=14),
+        size=PROFILES["sft"],
     )
     summary = command_tasks(
         "summary",
         commands("summary"),
         doc="Table, report and figures of the study, with intervals, in MLflow and in the run directory.",
         timeout=timedelta(hours=1),
+        size=PROFILES["evaluate"],
     )
     chain(reference, variant, summary)
 

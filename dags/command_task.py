@@ -9,11 +9,17 @@ from airflow.sdk import XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from components.settings import Settings, get_settings
-from dags.task_factory import OWNER, POOL, PROFILES, RETRY_POLICY, pod_arguments
+from dags.task_factory import OWNER, POOL, RETRY_POLICY, StageProfile, pod_arguments
 
 
 def command_tasks(
-    task_id: str, commands: XComArg, *, doc: str, timeout: timedelta, settings: Settings | None = None
+    task_id: str,
+    commands: XComArg,
+    *,
+    doc: str,
+    timeout: timedelta,
+    size: StageProfile,
+    settings: Settings | None = None,
 ) -> MappedOperator:
     """One task a command, each in a slot of the pool `compute`.
 
@@ -22,6 +28,7 @@ def command_tasks(
         commands: A list of argument lists of `urm`, known when the DAG runs.
         doc: Shown on the task's page.
         timeout: Longest run of one command.
+        size: What its pod asks for.
         settings: Where they run; by default read from the environment.
     """
     settings = settings or get_settings()
@@ -34,15 +41,14 @@ def command_tasks(
         **RETRY_POLICY,
     }
     if settings.executor == "kubernetes":
-        return _pod_tasks(common, commands, settings)
+        return _pod_tasks(common, commands, size, settings)
     from dags.stage_process import CommandProcessOperator
 
     return CommandProcessOperator.partial(**common).expand(arguments=commands)
 
 
-def _pod_tasks(common: dict[str, Any], commands: XComArg, settings: Settings) -> MappedOperator:
-    """Pods of the size that `sft` asks for, since most commands train."""
-    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+def _pod_tasks(common: dict[str, Any], commands: XComArg, size: StageProfile, settings: Settings) -> MappedOperator:
+    from dags.stage_pod import UrmPodOperator
 
-    pod = pod_arguments(common["task_id"], PROFILES["sft"], common["execution_timeout"], settings)
-    return KubernetesPodOperator.partial(**common, **pod, do_xcom_push=False).expand(arguments=commands)
+    pod = pod_arguments(common["task_id"], size, common["execution_timeout"], settings)
+    return UrmPodOperator.partial(**common, **pod, deferrable=True).expand(arguments=commands)

@@ -1,4 +1,4 @@
-"""Runs a stage as a pod of a Kubernetes cluster."""
+"""Runs a stage, or another `urm` command, as a pod of a Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -14,8 +14,47 @@ if TYPE_CHECKING:
     from kubernetes.client import models as k8s
 
 
-class StagePodOperator(KubernetesPodOperator, StageMixin):
-    """`urm <stage> …` in a pod made from the template; success is a result.json, not the pod's word.
+class UrmPodOperator(KubernetesPodOperator):
+    """`urm …` in a pod made from the template; its arguments may be mapped over."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(do_xcom_push=False, **kwargs)
+
+    def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> k8s.V1Pod:
+        """The pod, with this DAG run's environment."""
+        if context is not None:
+            self.env_vars = stage_environment(context)
+            if "nvidia.com/gpu" in self.container_resources.limits:
+                self.env_vars["URM_DEVICE"] = "cuda"  # or an image for the CPU would train beside an idle GPU
+        return super().build_pod_request_obj(context, dry_run=dry_run)
+
+    def execute(self, context: Context) -> None:
+        """Run the pod; a deferrable one goes on in `trigger_reentry`."""
+        try:
+            super().execute(context)
+        except AirflowException as error:
+            self._explain(error)
+            raise
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
+        """Go on after the wait for the pod."""
+        try:
+            super().trigger_reentry(context, event)
+        except AirflowException as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: AirflowException) -> None:
+        """A pod that ended with the exit code of a user's mistake is not tried again."""
+        pod = self.remote_pod or self.pod
+        statuses = (pod.status.container_statuses if pod is not None and pod.status else None) or []
+        for status in statuses:
+            if status.name == self.base_container_name and status.state and status.state.terminated:
+                raise_for_exit_code(self.task_id, status.state.terminated.exit_code, str(error))
+
+
+class StagePodOperator(UrmPodOperator, StageMixin):
+    """`urm <stage> …` in a pod; success is a result.json, not the pod's word.
 
     A deferrable pod operator may end as success without its XCom (a pod collected early), so nothing is read from a
     side-car.
@@ -27,38 +66,21 @@ class StagePodOperator(KubernetesPodOperator, StageMixin):
     operator_extra_links = (MlflowLink(),)
 
     def __init__(self, *, stage: str, **kwargs: Any) -> None:
-        super().__init__(do_xcom_push=False, **kwargs)
+        super().__init__(**kwargs)
         self.stage = stage
 
     def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> k8s.V1Pod:
         """The pod, with this DAG run's arguments and environment."""
         if context is not None:
             self.arguments = stage_arguments(self.stage, context)
-            self.env_vars = stage_environment(context)
         return super().build_pod_request_obj(context, dry_run=dry_run)
 
     def execute(self, context: Context) -> None:
-        """Run the pod; a deferrable one goes on in `trigger_reentry`."""
-        try:
-            super().execute(context)
-        except AirflowException as error:
-            self._explain(error)
-            raise
+        """Run the pod and read the stage's result."""
+        super().execute(context)
         self.finish(context)
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
         """Go on after the wait for the pod."""
-        try:
-            super().trigger_reentry(context, event)
-        except AirflowException as error:
-            self._explain(error)
-            raise
+        super().trigger_reentry(context, event)
         self.finish(context)
-
-    def _explain(self, error: AirflowException) -> None:
-        """A pod that ended with the exit code of a user's mistake is not tried again."""
-        pod = self.remote_pod or self.pod
-        statuses = (pod.status.container_statuses if pod is not None and pod.status else None) or []
-        for status in statuses:
-            if status.name == self.base_container_name and status.state and status.state.terminated:
-                raise_for_exit_code(self.stage, status.state.terminated.exit_code, str(error))

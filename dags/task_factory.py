@@ -56,7 +56,8 @@ PROFILES: dict[str, StageProfile] = {
         memory="16Gi",
     ),
     "encode": StageProfile(
-        "Frozen text and image vectors of every item, as a memory-mapped item table. Only new texts are encoded.",
+        "Frozen text and image vectors of every item, as a memory-mapped item table. Where the cache "
+        "is kept, only new texts are encoded.",
         timedelta(hours=3),
     ),
     "baseline": StageProfile(
@@ -65,7 +66,8 @@ PROFILES: dict[str, StageProfile] = {
         timedelta(hours=4),
     ),
     "sft": StageProfile(
-        "Full-parameter SFT of the universal recommendation model. A retry resumes from the last checkpoint.",
+        "Full-parameter SFT of the universal recommendation model. A retry on the same disk resumes from the last "
+        "checkpoint; a pod has a disk of its own and starts again.",
         timedelta(hours=12),
         cpu="8",
         memory="64Gi",
@@ -86,9 +88,8 @@ PROFILES: dict[str, StageProfile] = {
     ),
     "release": StageProfile(
         "Model, item table, index and tasks as one bundle under one manifest; registered in MLflow as `candidate`.",
-        timedelta(minutes=30),
-        heavy=False,
-        memory="4Gi",
+        timedelta(hours=2),  # builds the candidate index: minutes and gigabytes from a million items on
+        memory="16Gi",
     ),
     "promote": StageProfile(
         "The recall workers load the release beside the serving one, smoke-check it and flip, or reject it with a "

@@ -118,11 +118,12 @@ def test_a_mistake_in_a_command_is_not_tried_again(home, make_context):
 
 
 def test_on_kubernetes_the_commands_become_pods(monkeypatch):
-    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
     from airflow.sdk import DAG, task
 
     from components.settings import Settings
     from dags.command_task import command_tasks
+    from dags.stage_pod import UrmPodOperator
+    from dags.task_factory import PROFILES
 
     with DAG("pods", schedule=None):
 
@@ -131,9 +132,15 @@ def test_on_kubernetes_the_commands_become_pods(monkeypatch):
             return [["show"]]
 
         mapped = command_tasks(
-            "variant", commands(), doc="A test.", timeout=timedelta(minutes=5), settings=Settings(executor="kubernetes")
+            "variant",
+            commands(),
+            doc="A test.",
+            timeout=timedelta(minutes=5),
+            size=PROFILES["sft"],
+            settings=Settings(executor="kubernetes"),
         )
-    assert mapped.operator_class is KubernetesPodOperator
+    assert mapped.operator_class is UrmPodOperator
+    assert mapped.partial_kwargs["deferrable"] is True
     assert mapped.partial_kwargs["cmds"] == ["urm"]
     assert mapped.partial_kwargs["active_deadline_seconds"] == 300
 

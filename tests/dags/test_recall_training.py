@@ -76,7 +76,7 @@ def test_every_task_has_owner_timeout_doc_and_backoff(dag):
 
 def test_heavy_stages_share_the_pool(dag):
     pooled = {task.task_id for task in dag.tasks if task.pool == "compute"}
-    assert pooled == {"ingest", "validate", "features", "encode", "baseline", "sft", "evaluate"}
+    assert pooled == {"ingest", "validate", "features", "encode", "baseline", "sft", "evaluate", "release"}
 
 
 def test_default_params_are_valid(dag):

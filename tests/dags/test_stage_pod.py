@@ -69,6 +69,14 @@ def test_sft_alone_asks_for_a_gpu(render):
     assert with_gpu == {"sft"}
 
 
+def test_a_pod_with_a_gpu_uses_it_or_fails(render):
+    def device(stage):
+        variables = render(stage)["spec"]["containers"][0]["env"]
+        return [variable["value"] for variable in variables if variable["name"] == "URM_DEVICE"]
+
+    assert (device("sft"), device("encode")) == (["cuda"], [])
+
+
 def test_a_pod_ends_with_its_task_and_is_never_restarted(render):
     spec = render("gate")["spec"]
     assert spec["activeDeadlineSeconds"] == 600
@@ -106,14 +114,25 @@ def _pod_with_exit_code(code):
     return k8s.V1Pod(status=k8s.V1PodStatus(container_statuses=[status]))
 
 
+def _command_pod(task_id):
+    from datetime import timedelta
+
+    from dags.stage_pod import UrmPodOperator
+    from dags.task_factory import PROFILES, pod_arguments
+
+    pod = pod_arguments(task_id, PROFILES[task_id], timedelta(minutes=5), SETTINGS)
+    return UrmPodOperator(task_id=task_id, arguments=["show"], **pod)
+
+
+@pytest.mark.parametrize("kind", ["stage", "command"])
 @pytest.mark.parametrize(("code", "retried"), [(2, False), (1, True), (3, True), (137, True)])
-def test_exit_code_of_the_pod_decides_about_a_retry(code, retried, home, make_context, monkeypatch):
+def test_exit_code_of_the_pod_decides_about_a_retry(kind, code, retried, home, make_context, monkeypatch):
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
     from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
     from dags.task_factory import stage_task
 
-    operator = stage_task("gate", SETTINGS)
+    operator = stage_task("gate", SETTINGS) if kind == "stage" else _command_pod("gate")
 
     def fail(self, context):
         self.remote_pod = _pod_with_exit_code(code)

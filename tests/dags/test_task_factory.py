@@ -5,14 +5,27 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.config import load_config
 from components.settings import Settings
 from components.storage import STAGES
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_stage_has_a_profile():
     from dags.task_factory import PROFILES
 
     assert list(PROFILES) == list(STAGES)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_training_within_its_budget_fits_its_task(path):
+    from dags.task_factory import PROFILES
+
+    config = load_config(path)
+    for stage, budget in (("baseline", config.baseline.max_seconds), ("sft", config.urm.max_seconds)):
+        # Beside the training itself a stage evaluates, and writes what it has made.
+        assert 1.05 * budget <= PROFILES[stage].timeout.total_seconds(), stage
 
 
 def test_local_mode_makes_a_process():

@@ -9,6 +9,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from components.addresses import open_store
+from components.features.checks import require_embedded
 from components.settings import Settings
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -40,6 +42,18 @@ def test_settings_are_ones_that_the_code_reads():
     names = [line.split("=")[0] for line in (K8S / "base" / "settings.env").read_text().split()]
     unknown = [name for name in names if name.removeprefix("URM_").lower() not in Settings.model_fields]
     assert unknown == []
+
+
+def test_stages_can_run_with_these_settings(monkeypatch):
+    for line in (K8S / "base" / "settings.env").read_text().split():
+        monkeypatch.setenv(*line.split("=", 1))
+    settings = Settings()
+    require_embedded(settings)
+    open_store(settings.runs_uri)  # the image has the driver: it installs what this environment has
+
+
+def test_the_image_has_the_extra_of_its_store():
+    assert "'.[s3]'" in (K8S / "images" / "Dockerfile").read_text()
 
 
 def test_no_secret_is_kept_in_the_repository():
