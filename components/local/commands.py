@@ -21,13 +21,19 @@ app = typer.Typer(no_args_is_help=True)
 _PANEL = "On this machine"
 PIPE_WIDTH = 140  # columns
 
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Name of a configuration in configs/.")]
+
 
 @app.command(rich_help_panel=_PANEL)
-def up() -> None:
-    """Start Airflow, MLflow, Redis and the recall runtime on free loopback ports; state in ./.urm."""
-    console = make_console()
+def up(config: ConfigOption = "complete_journey") -> None:
+    """Start Airflow, MLflow, Redis and the recall runtime on free loopback ports; state in ./.urm.
+
+    Recall worker and API take their section `recall` from the configuration; with another one they start anew.
+    """
+    settings, console = get_settings(), make_console()
+    load_named_config(config, settings.configs_dir)  # a mistake shows before anything starts
     start = time.monotonic()
-    bring_up(get_settings(), lambda text: console.print(f"[dim]{time.monotonic() - start:5.1f} s[/]  {text}"))
+    bring_up(settings, lambda text: console.print(f"[dim]{time.monotonic() - start:5.1f} s[/]  {text}"), config)
     _print_status(console)
 
 
@@ -47,9 +53,7 @@ def status() -> None:
 
 @app.command(rich_help_panel=_PANEL)
 def demo(
-    config: Annotated[str, typer.Option("--config", "-c", help="Name of a configuration in configs/.")] = (
-        "complete_journey"
-    ),
+    config: ConfigOption = "complete_journey",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, e.g. --set source.max_users=200."),
@@ -67,11 +71,9 @@ def demo(
 
     settings = get_settings()
     overrides = set_ or []
-    k = load_named_config(
-        config, settings.configs_dir, overrides
-    ).evaluation.k  # a mistake shows before anything starts
+    run_config = load_named_config(config, settings.configs_dir, overrides)  # a mistake shows before anything starts
     conf = {"config": config, "overrides": overrides, "promote_anyway": promote_anyway, "force": force}
-    run_demo(settings, make_console(), conf, k)
+    run_demo(settings, make_console(), conf, run_config)
 
 
 def make_console() -> Console:

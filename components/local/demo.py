@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from components.addresses import read_json
+from components.config import RunConfig
 from components.exceptions import UrmError
 from components.local.progress import RunWatch
 from components.local.round_trip import choose_visitor, go, print_round_trip
@@ -23,21 +24,23 @@ class DemoError(UrmError):
     """A task of the demo's run failed; the reason has been printed."""
 
 
-def run_demo(settings: Settings, console: Console, conf: dict[str, Any], k: int) -> None:
+def run_demo(settings: Settings, console: Console, conf: dict[str, Any], config: RunConfig) -> None:
     """Run the demo.
 
     Args:
         settings: Where the state lies.
         console: Where it is shown.
         conf: Params of the DAG run.
-        k: Headline cut-off of the configuration.
+        config: The configuration that they name.
 
     Raises:
         UrmError: Services, the run, or the round trip failed.
     """
     start = time.monotonic()
     console.rule("[bold]services", align="left")
-    stack = up(settings, lambda text: console.print(f"[dim]{time.monotonic() - start:5.1f} s[/]  {text}"))
+    stack = up(
+        settings, lambda text: console.print(f"[dim]{time.monotonic() - start:5.1f} s[/]  {text}"), conf["config"]
+    )
     console.rule("[bold]chain", align="left")
     for active in stack.airflow.active_runs(DAG_ID):
         console.print(f"DAG run {active} has not ended; this one waits for it, or stop that one in Airflow")
@@ -49,12 +52,15 @@ def run_demo(settings: Settings, console: Console, conf: dict[str, Any], k: int)
         _print_failures(console, watch)
         raise DemoError(f"DAG run {run_id} failed after {time.monotonic() - start:.0f} s; see above for the reason.")
     console.rule("[bold]results", align="left")
-    print_comparison(console, run_dir, k)
+    print_comparison(console, run_dir, config.evaluation.k)
     print_verdict(console, run_dir, bool(conf["promote_anyway"]))
     if watch.states()["promote"] == "success":
         print_release(console, run_dir)
-        visitor = choose_visitor(run_dir, settings)
-        print_round_trip(console, visitor, *go(visitor, stack.url("recall-api")))
+        visitor = choose_visitor(run_dir, config, settings)
+        if visitor is not None:
+            print_round_trip(console, visitor, *go(visitor, stack.url("recall-api")))
+        else:
+            console.print("no live round trip: every task needs a query, or the user chosen had every popular item")
     _print_addresses(console, stack, run_dir)
     console.print(f"{time.monotonic() - start:.0f} s in all; the services stay up until [bold]make down[/]")
 

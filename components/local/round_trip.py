@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from components.addresses import fetch
+from components.config import RunConfig
 from components.exceptions import UnavailableError
 from components.local.results import require_result
 from components.settings import Settings
 
-TASK = "next_purchase"
 _SHOWN = 10
 _TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.02
@@ -32,23 +32,33 @@ class Visitor:
         user_id: A user of the last test cut.
         history: Titles of their last items, newest first.
         last_event: When they were last seen.
-        item_id: A popular item they never had, which they now buy.
+        task: What is recalled for them.
+        behavior: What they do now, as they did last.
+        item_id: A popular item they never had, which they now act on.
         item_title: Its title.
     """
 
     user_id: str
     history: list[str]
     last_event: datetime
+    task: str
+    behavior: str
     item_id: int
     item_title: str
 
 
-def choose_visitor(run_dir: str, settings: Settings) -> Visitor:
-    """The user with the median length of history among those of the test weeks."""
+def choose_visitor(run_dir: str, config: RunConfig, settings: Settings) -> Visitor | None:
+    """The user with the median length of history among those of the test cuts.
+
+    None if no task of the run does without a query, or the user had every popular item.
+    """
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
+    task = next((task.name for task in config.tasks if not task.needs_query), None)
+    if task is None:
+        return None
     cache = settings.cache_path / "inputs"
 
     def path(stage: str, name: str) -> Path:
@@ -60,15 +70,18 @@ def choose_visitor(run_dir: str, settings: Settings) -> Visitor:
     user_id = ranked["user_id"][ranked.num_rows // 2].as_py()
     events = (
         ds.dataset(path("validate", "events"), format="parquet", partitioning="hive")
-        .to_table(columns=["item_id", "ts"], filter=ds.field("user_id") == user_id)
+        .to_table(columns=["item_id", "behavior", "ts"], filter=ds.field("user_id") == user_id)
         .sort_by([("ts", "descending")])
     )
     items = pq.read_table(path("validate", "items"), columns=["item_id", "title"])
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     had = list(dict.fromkeys(events["item_id"].to_pylist()))
-    popular = pq.read_table(path("baseline", "popularity"), filters=[("task", "=", TASK)])["item_id"].to_pylist()
-    new = next(item for item in popular if item not in set(had))
-    return Visitor(user_id, [titles[item] for item in had[:_SHOWN]], events["ts"][0].as_py(), new, titles[new])
+    popular = pq.read_table(path("baseline", "popularity"), filters=[("task", "=", task)])["item_id"].to_pylist()
+    new = next((item for item in popular if item not in set(had)), None)
+    if new is None:
+        return None
+    history, newest = [titles[item] for item in had[:_SHOWN]], events.slice(0, 1).to_pylist()[0]
+    return Visitor(user_id, history, newest["ts"], task, newest["behavior"], new, titles[new])
 
 
 def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
@@ -84,19 +97,19 @@ def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
     address = f"/v1/users/{visitor.user_id}/recall"
     try:
         with httpx.Client(base_url=api_url, timeout=10) as client:
-            before = client.get(address, params={"task": TASK}).raise_for_status().json()
+            before = client.get(address, params={"task": visitor.task}).raise_for_status().json()
             seen = datetime.fromisoformat(before["event_ts"]) if before["event_ts"] else visitor.last_event
             event = {
                 "event_id": event_id,
                 "user_id": visitor.user_id,
                 "item_id": visitor.item_id,
-                "behavior": "purchase",
+                "behavior": visitor.behavior,
                 # The log's own time goes on, so that days since the last purchase stay what they were.
                 "ts": (max(seen, visitor.last_event) + timedelta(minutes=1)).isoformat(),
             }
             start = time.perf_counter()
             client.post("/v1/events", json=event).raise_for_status()
-            asked: dict[str, str | int] = {"task": TASK, "k": _SHOWN}
+            asked: dict[str, str | int] = {"task": visitor.task, "k": _SHOWN}
             while time.perf_counter() - start < _TIMEOUT_SECONDS:
                 answer: dict[str, Any] = client.get(address, params=asked).raise_for_status().json()
                 if answer["event_id"] == event_id:
@@ -117,7 +130,8 @@ def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
 def print_round_trip(console: Console, visitor: Visitor, answer: dict[str, Any], seconds: float) -> None:
     """Show the history beside the new recall."""
     table = Table(
-        title=f"Live: user {visitor.user_id} buys “{visitor.item_title}”; new recall after {seconds:.2f} s",
+        title=f"Live: user {visitor.user_id}, {visitor.behavior} of “{visitor.item_title}”; "
+        f"new recall after {seconds:.2f} s",
         title_justify="left",
     )
     table.add_column("history, newest first")

@@ -74,12 +74,13 @@ class Stack:
         return next(service.url for service in self.services if service.name == name)
 
 
-def describe_stack(settings: Settings, known: dict[str, ServiceRecord]) -> Stack:
+def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: str) -> Stack:
     """Lay out the services: a live or earlier port is kept where it can be.
 
     Args:
         settings: Gives the home folder and the folders of configurations and Feast definitions.
         known: Services of the registry that run now.
+        config: Name of the configuration that recall worker and API serve by.
     """
     home = settings.home.absolute()
     project = settings.configs_dir.absolute().parent
@@ -108,7 +109,7 @@ def describe_stack(settings: Settings, known: dict[str, ServiceRecord]) -> Stack
         _redis(home, ports["redis"]),
         _mlflow(home, ports["mlflow"], urls["mlflow"]),
         *_airflow(ports["airflow-api"], urls["airflow-api"], airflow, client),
-        *_recall(ports["recall-api"], urls["recall-api"], urm),
+        *_recall(ports["recall-api"], urls["recall-api"], urm, config),
     )
     return Stack(services, urm, client, ((_program("airflow"), "db", "migrate"), airflow))
 
@@ -177,7 +178,7 @@ def _airflow(port: int, url: str, environment: dict[str, str], client: AirflowCl
     )
 
 
-def _recall(port: int, url: str, environment: dict[str, str]) -> tuple[Service, ...]:
+def _recall(port: int, url: str, environment: dict[str, str], config: str) -> tuple[Service, ...]:
     urm = _program("urm")
 
     def worker_beats() -> bool:
@@ -190,9 +191,10 @@ def _recall(port: int, url: str, environment: dict[str, str]) -> tuple[Service, 
             return False
 
     code = _hash_source()
-    serve = ("recall", "serve", "--host", HOST, "--port", str(port))
+    work = ("recall", "worker", "--config", config)
+    serve = ("recall", "serve", "--config", config, "--host", HOST, "--port", str(port))
     return (
-        Service("recall-worker", (urm, "recall", "worker"), environment, worker_beats, code=code),
+        Service("recall-worker", (urm, *work), environment, worker_beats, code=code),
         Service(
             "recall-api", (urm, *serve), environment, lambda: _answers(f"{url}/healthz"), port=port, url=url, code=code
         ),

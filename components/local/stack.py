@@ -23,25 +23,26 @@ _POLL_SECONDS = 0.3
 Say = Callable[[str], None]
 
 
-def up(settings: Settings, say: Say) -> Stack:
+def up(settings: Settings, say: Say, config: str) -> Stack:
     """Start what does not run yet, wait for all of it, and prepare Airflow; what runs well is left alone.
 
     Args:
         settings: Where the state lies.
         say: Told what happens, in a few words.
+        config: Name of the configuration that recall worker and API serve by.
 
     Raises:
         UnavailableError: A service ends or does not get ready in time; the sentence names its log.
     """
     registry = Registry(settings.home.absolute())
     with registry.locked():
-        return _up(settings, registry, say)
+        return _up(settings, registry, say, config)
 
 
-def _up(settings: Settings, registry: Registry, say: Say) -> Stack:
+def _up(settings: Settings, registry: Registry, say: Say, config: str) -> Stack:
     home = settings.home.absolute()
     known = {name: record for name, record in registry.read().items() if find(record.process)}
-    stack = describe_stack(settings, known)
+    stack = describe_stack(settings, known, config)
     running = _drop_outdated(stack, known, say)
     registry.write(running)
     missing = [service for service in stack.services if service.name not in running]

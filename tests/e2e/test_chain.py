@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from components.addresses import read_json
+from components.config import load_config
 from components.local.round_trip import choose_visitor, go
 from components.local.stack import DAG_ID
 from components.storage import STAGES, load_result
@@ -174,7 +175,7 @@ def test_the_final_screen(urm, screen, promoted):
     assert "THE MODEL DID NOT PASS" in " ".join(screen.split())
     deployment = read_json(load_result(promoted.run_dir, "promote").outputs["deployment"])
     assert f"Release {deployment['release']}  alias champion" in screen
-    assert re.search(r"Live: user \S+ buys “.*”; new recall after \d+\.\d+ s", screen)
+    assert re.search(r"Live: user \S+, purchase of “.*”; new recall after \d+\.\d+ s", screen)
     for address in (urm.settings.airflow_url, urm.settings.mlflow_uri, f"{urm.settings.api_url}/docs"):
         assert address in screen
 
@@ -204,7 +205,8 @@ def test_the_api_serves_the_release(urm, promoted):
 
 
 def test_an_event_changes_the_users_recall(urm, promoted):
-    visitor = choose_visitor(promoted.run_dir, urm.settings)
+    config = load_config(urm.settings.configs_dir / "complete_journey.yaml")
+    visitor = choose_visitor(promoted.run_dir, config, urm.settings)
     answer, seconds = go(visitor, urm.settings.api_url)
     assert answer["source"] == "model"
     assert answer["user_id"] == visitor.user_id

@@ -19,6 +19,7 @@ from components.local.services import Service, describe_stack
 from components.local.stack import down, up
 from components.settings import Settings
 
+CONFIG = "complete_journey"
 REPOSITORY_FOLDERS = {"configs_dir": "configs", "feature_repo_dir": "feature_repo"}
 
 
@@ -45,8 +46,8 @@ def only(monkeypatch):
     """Restrict the stack to these services; others are real in the end-to-end test."""
 
     def restrict(*names, extra=()):
-        def describe(settings, known):
-            stack = describe_stack(settings, known)
+        def describe(settings, known, config):
+            stack = describe_stack(settings, known, config)
             kept = tuple(service for service in stack.services if service.name in names)
             return replace(stack, services=(*kept, *extra), airflow=ReadyAirflow())
 
@@ -61,12 +62,19 @@ def _ping(settings):
         return client.ping()
 
 
+def test_worker_and_api_serve_by_the_configuration_named(settings):
+    services = {service.name: service for service in describe_stack(settings, {}, "my_shop").services}
+    for name in ("recall-worker", "recall-api"):
+        command = services[name].command
+        assert command[command.index("--config") + 1] == "my_shop"
+
+
 def test_up_is_idempotent_and_down_stops(settings, only):
     only("redis")
-    up(settings, lambda _: None)
+    up(settings, lambda _: None, CONFIG)
     first = Registry(settings.home).read()["redis"]
     assert _ping(settings)
-    up(settings, lambda _: None)
+    up(settings, lambda _: None, CONFIG)
     assert Registry(settings.home).read()["redis"] == first
     down(settings, lambda _: None)
     assert find(first.process) is None
@@ -77,36 +85,36 @@ def test_up_is_idempotent_and_down_stops(settings, only):
 
 def test_state_survives_down(settings, only):
     only("redis")
-    url = up(settings, lambda _: None).url("redis")
+    url = up(settings, lambda _: None, CONFIG).url("redis")
     with redis.Redis.from_url(url) as client:
         client.set("urm:probe", "kept")
     down(settings, lambda _: None)
-    url = up(settings, lambda _: None).url("redis")
+    url = up(settings, lambda _: None, CONFIG).url("redis")
     with redis.Redis.from_url(url) as client:
         assert client.get("urm:probe") == b"kept"
 
 
 def test_a_killed_service_is_started_again(settings, only):
     only("redis")
-    up(settings, lambda _: None)
+    up(settings, lambda _: None, CONFIG)
     killed = Registry(settings.home).read()["redis"]
     os.kill(killed.process.pid, signal.SIGKILL)
     deadline = time.monotonic() + 5
     while find(killed.process) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
-    up(settings, lambda _: None)
+    up(settings, lambda _: None, CONFIG)
     assert _ping(settings)
     assert Registry(settings.home).read()["redis"].process != killed.process
 
 
 def test_a_service_with_other_settings_is_restarted(settings, only):
     only("redis")
-    up(settings, lambda _: None)
+    up(settings, lambda _: None, CONFIG)
     registry = Registry(settings.home)
     record = registry.read()["redis"]
     registry.write({"redis": record.model_copy(update={"fingerprint": "older"})})
     said: list[str] = []
-    up(settings, said.append)
+    up(settings, said.append, CONFIG)
     assert "restarting redis: settings or code have changed" in said
     assert registry.read()["redis"].process != record.process
     assert _ping(settings)
@@ -115,9 +123,9 @@ def test_a_service_with_other_settings_is_restarted(settings, only):
 def test_two_homes_get_ports_of_their_own(settings, only, tmp_path):
     only("redis")
     other = Settings(home=tmp_path / "other", **REPOSITORY_FOLDERS)
-    up(settings, lambda _: None)
+    up(settings, lambda _: None, CONFIG)
     try:
-        up(other, lambda _: None)
+        up(other, lambda _: None, CONFIG)
         assert Registry(other.home).read()["redis"].port != Registry(settings.home).read()["redis"].port
     finally:
         down(other, lambda _: None)
@@ -129,7 +137,7 @@ def test_a_service_that_ends_is_named_with_its_log(settings, only):
     )
     only(extra=(broken,))
     with pytest.raises(UnavailableError, match=r"service broken: expected a process that stays(.|\n)*no such disk"):
-        up(settings, lambda _: None)
+        up(settings, lambda _: None, CONFIG)
 
 
 def test_a_service_that_is_never_ready_is_named_with_its_log(settings, only):
@@ -142,10 +150,10 @@ def test_a_service_that_is_never_ready_is_named_with_its_log(settings, only):
     )
     only(extra=(slow,))
     with pytest.raises(UnavailableError, match=r"service slow: .*no sign of it within 2 s(.|\n)*slow.log"):
-        up(settings, lambda _: None)
+        up(settings, lambda _: None, CONFIG)
 
 
 def test_secrets_are_made_once_and_stay_private(settings):
-    first = describe_stack(settings, {}).environment["URM_AIRFLOW_PASSWORD"]
-    assert describe_stack(settings, {}).environment["URM_AIRFLOW_PASSWORD"] == first
+    first = describe_stack(settings, {}, CONFIG).environment["URM_AIRFLOW_PASSWORD"]
+    assert describe_stack(settings, {}, CONFIG).environment["URM_AIRFLOW_PASSWORD"] == first
     assert (settings.home / "airflow" / "credentials.json").stat().st_mode & 0o077 == 0
