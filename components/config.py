@@ -13,6 +13,8 @@ import re
 import reprlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -339,7 +341,10 @@ class GatePolicy(Model):
     min_mean_lift: float = Field(default=0.0, description="Relative, mean over tasks against target attention.")
     min_tasks_won: int = Field(default=5, ge=0, description="Tasks with a higher recall than target attention.")
     max_task_loss: float = Field(
-        default=0.10, ge=0, description="Non-inferiority: no task may be proven worse by more than this share."
+        default=0.10,
+        ge=0,
+        description="A veto: no task may be proven worse by more than this share. With few examples little can be "
+        "proven, so that passing is no proof that a task is not worse.",
     )
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
@@ -460,10 +465,21 @@ class Task(Model):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     description: str
     target: TargetFilter = TargetFilter()
-    exclude_bought: bool = Field(default=False, description="Items the user already had are no candidates.")
+    exclude_bought: bool = Field(
+        default=False, description="Items of the user's history (its newest features.history_length) are no candidates."
+    )
     prompt: str = Field(description="Jinja2; `query` is available.")
     text_target: str = Field(default="{{ categories | join(', ') }}", description="Jinja2; text after [LM].")
     k: int = Field(default=100, gt=0, le=1000)
+
+    @model_validator(mode="after")
+    def _excludes_no_target(self) -> Self:
+        if self.exclude_bought and self.target.history != "not_bought" and self.target.new_category_level is None:
+            raise ValueError(
+                f"expected task {self.name!r} to want new items only (target.history: not_bought, or a "
+                "target.new_category_level), since with exclude_bought no other can be recalled"
+            )
+        return self
 
     @property
     def needs_query(self) -> bool:
@@ -534,9 +550,10 @@ class RunConfig(Model):
             remedy="name a task of this run",
         )
 
-    def fingerprint(self, sections: tuple[str, ...]) -> str:
-        """SHA-256 over the named sections and the seed; equal configurations give equal text."""
-        content = self.model_dump(mode="json", include={*sections, "seed"})
+    def fingerprint(self, parts: tuple[str, ...]) -> str:
+        """SHA-256 over the named sections, or fields of them (`section.field`), and the seed."""
+        whole = self.model_dump(mode="json")
+        content = {part: reduce(getitem, part.split("."), whole) for part in (*parts, "seed")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

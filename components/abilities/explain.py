@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -85,7 +84,7 @@ def pick_task(config: RunConfig, name: str | None) -> Task:
 
 def _search(recaller: UrmRecaller, request: RecallRequest, users: UserVectors, k: int) -> tuple[Ids, list[Ids]]:
     """The combined recall, and the nearest items of each user vector alone."""
-    excluded = request.context.item_ids if request.task.exclude_bought else np.empty(0, dtype=np.int64)
+    excluded = request.excluded_items
     recalled, _ = recaller.top_k(users, k, [excluded])
     apart = [users.of_one_vector(number) for number in range(recaller.num_user_vectors)]
     return recalled[0], [recaller.top_k(one, VECTOR_ITEMS, [excluded])[0][0] for one in apart]

@@ -31,7 +31,7 @@ from components.urm.inference import UrmRecaller
 from components.urm.request import Ids, RecallRequest, UserContext, read_contexts
 
 STEERING = StageSpec(
-    "steering", ("validate", "features", "sft"), ("tasks", "evaluation"), ("abilities", "urm", "items")
+    "steering", ("validate", "features", "sft"), ("tasks", "evaluation.k"), ("abilities", "urm", "items")
 )
 NUM_USERS = 100
 CONFIDENCE = 0.95

@@ -49,7 +49,7 @@ def measure_f1(recaller: UrmRecaller, examples: Sequence[Example], progress: Pro
         progress: Called with the number of examples done.
 
     Returns:
-        F1 of the generated text, and of naming the user's most frequent categories, which stand in the prompt.
+        F1 of the generated text, and of naming the user's most frequent categories, which a profile may name.
     """
     said, rule = [], []
     for number, example in enumerate(examples):

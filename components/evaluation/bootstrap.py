@@ -68,7 +68,7 @@ class Comparison:
         return _mean(self.lift)
 
     def interval(self, confidence: float) -> tuple[Floats, Floats]:
-        """Percentile interval of each task's lift, ([T], [T])."""
+        """Percentile interval of each task's lift, ([T], [T]), over the draws in which the baseline finds something."""
         return _percentiles(relative_lift(self.model_draws, self.baseline_draws), confidence)
 
     def mean_interval(self, confidence: float) -> tuple[float, float]:

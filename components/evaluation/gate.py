@@ -100,14 +100,17 @@ def _describe(comparison: Comparison, config: EvaluationConfig) -> str:
     if not np.isfinite(lift):
         return f"On {cases}, target attention recalls nothing, so that no lift in Recall@{config.k} is defined."
     low, high = comparison.mean_interval(config.gate.confidence)
-    order = np.argsort(np.nan_to_num(comparison.lift, nan=0.0))
+    order = [place for place in np.argsort(comparison.lift) if np.isfinite(comparison.lift[place])]
     best, worst = order[-1], order[0]
+    undefined = len(comparison.tasks) - len(order)
     return (
         f"On {cases}, the {config.k} items it recalls hold {abs(lift):.1%} {'more' if lift >= 0 else 'less'} of what "
-        f"users then chose than those of the target-attention model, on average over {len(comparison.tasks)} tasks "
-        f"({config.gate.confidence:.0%} interval {low:+.1%} to {high:+.1%}). It leads in {_won(comparison)} of them, "
+        f"users then chose than those of the target-attention model, on average over {len(order)} tasks "
+        f"({config.gate.confidence:.0%} interval {low:+.1%} to {high:+.1%}). It leads in "
+        f"{_won(comparison)} of {len(comparison.tasks)}, "
         f"does best in {comparison.tasks[best]} ({comparison.lift[best]:+.1%}) and worst in {comparison.tasks[worst]} "
         f"({comparison.lift[worst]:+.1%})."
+        + (f" In {undefined} more target attention recalls nothing, so that no lift is defined." if undefined else "")
     )
 
 

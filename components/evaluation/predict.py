@@ -7,12 +7,12 @@ import pyarrow as pa
 
 from components.baseline.schema import PREDICTIONS
 from components.config import RunConfig
+from components.evaluation.summary import CANDIDATE
 from components.storage import StageRun
 from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, read_contexts
 
-MODEL = "urm"
 EXAMPLES_PER_CHUNK = 512
 
 
@@ -43,7 +43,7 @@ def predict_urm(stage: StageRun, examples: pa.Table, contexts: pa.Table, depth: 
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in items])]).astype(np.int32)
         columns = {
             "example_id": examples.column("example_id").slice(start, len(items)),
-            "model": pa.repeat(MODEL, len(items)),
+            "model": pa.repeat(CANDIDATE, len(items)),
             "item_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(items))),
             "scores": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(scores))),
         }

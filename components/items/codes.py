@@ -1,4 +1,4 @@
-"""Codes: fixed pseudo-random vectors of ids, words and attribute values, computed from a hash, never trained.
+"""Codes: fixed pseudo-random vectors of words and attribute values, computed from a hash, never trained.
 
 Two different things have codes with an inner product near zero (standard deviation 1/√width), so a sum of codes says
 which things it holds: "these words", "this brand". Content vectors of similar things cannot say that. The codes are a

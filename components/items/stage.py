@@ -143,25 +143,29 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
 
 
 def describe_items(items: pa.Table, text: npt.NDArray[np.floating]) -> ItemContent:
-    """Text, category (the leaf) and brand of the items, for the ID network."""
-    columns = [pa.array(_leaves(items), pa.string()), items.column("brand").combine_chunks()]
+    """Text, category (its whole path) and brand of the items, for the ID network."""
+    columns = [pa.array(_categories(items), pa.string()), items.column("brand").combine_chunks()]
     numbers = [column.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64) + 1 for column in columns]
     return ItemContent(text.astype(np.float32), np.stack(numbers, axis=1))
 
 
 def make_codes(items: pa.Table, config: ItemsConfig) -> Modalities:
-    """The modalities that are computed, not encoded: words of title and brand, of the category; brand; leaf."""
-    titles, brands, leaves = items.column("title").to_pylist(), items.column("brand").to_pylist(), _leaves(items)
+    """The modalities that are computed, not encoded: words of title and brand, of the category; brand; category."""
+    titles, brands, categories = (
+        items.column("title").to_pylist(),
+        items.column("brand").to_pylist(),
+        _categories(items),
+    )
     names = [f"{title or ''} {brand or ''}" for title, brand in zip(titles, brands, strict=True)]
     return {
         "lexical": lexical_vectors(names, config.lexical_dimension),
-        "category_words": lexical_vectors([leaf or "" for leaf in leaves], config.lexical_dimension // 2),
+        "category_words": lexical_vectors([category or "" for category in categories], config.lexical_dimension // 2),
         "brand": attribute_vectors(brands, config.attribute_dimension),
-        "category": attribute_vectors(leaves, config.attribute_dimension),
+        "category": attribute_vectors(categories, config.attribute_dimension),
     }
 
 
-def _leaves(items: pa.Table) -> list[str | None]:
+def _categories(items: pa.Table) -> list[str | None]:
     """Each item's category, its whole path in words."""
     return [" > ".join(path) if path else None for path in items.column("category").to_pylist()]
 

@@ -112,10 +112,11 @@ class UserHead(nn.Module):
         keys, wanted_by_all = self._keys(tokens.float())
         match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
         match = match + (wanted_by_all + habit)[rows, None]
-        masked = match.masked_fill(~known[rows, None], -1e4)  # an empty history then gives zeros through its items
+        masked = match.masked_fill(~known[rows, None], -1e4)
         alike, own_gain, decay, query_gains, popularity = self.gains(unit).split(self.gain_groups, dim=-1)
         places = torch.arange(1, masked.shape[-1] + 1, device=masked.device).log()
-        attention = torch.softmax(masked - decay * places, dim=-1)
+        # The product changes nothing but where no place is known: a softmax over padding alone would sum to one, too.
+        attention = torch.softmax(masked - decay * places, dim=-1) * known[rows, None]
         similar = _sum_history(attention, items, rows)
         direction = self.project(unit) * self.project_scale + alike[..., self.parts] * similar
         said = torch.split(queries, [part.stop - part.start for part in self.words], dim=-1)

@@ -16,7 +16,7 @@ from components.urm.retrieval import build_index
 
 
 class Validation:
-    """Measures Recall@k: the share of an example's targets among the k best of all catalogue items."""
+    """Measures Recall@k, hits / min(targets, k): what of an example's targets the k best of all items hold."""
 
     def __init__(
         self, examples: Sequence[Example], item_ids: Ids, builder: BatchBuilder, config: UrmConfig, k: int
@@ -38,6 +38,7 @@ class Validation:
         model.train(training)
         shares: dict[str, list[float]] = {}
         for example, items in zip(self.examples, found, strict=True):
-            shares.setdefault(example.request.task.name, []).append(float(np.isin(example.targets, items).mean()))
+            hits, most = np.isin(example.targets, items).sum(), min(len(example.targets), self.k)
+            shares.setdefault(example.request.task.name, []).append(float(hits / most))
         recall = {task: float(np.mean(values)) for task, values in shares.items()}
         return recall | {"mean": float(np.mean(list(recall.values())))}

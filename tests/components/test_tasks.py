@@ -8,7 +8,7 @@ import jinja2
 import pytest
 import yaml
 
-from components.config import Task, load_config
+from components.config import TargetFilter, Task, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETS = {path.stem: load_config(path).tasks for path in sorted(CONFIGS.glob("*.yaml"))}
@@ -63,3 +63,9 @@ def test_candidates_are_restricted_only_where_no_target_can_be_lost(task: Task) 
     """`exclude_bought` hides items the user already had, so it needs a filter that never wants one of them."""
     wants_new = task.target.history == "not_bought" or task.target.new_category_level is not None
     assert task.exclude_bought == wants_new
+
+
+def test_a_task_that_could_recall_no_target_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected task 'again' to want new items only .*exclude_bought"):
+        Task(name="again", description="", prompt="", target=TargetFilter(history="bought"), exclude_bought=True)
+    assert Task(name="new", description="", prompt="", target=TargetFilter(new_category_level=1), exclude_bought=True)

@@ -30,7 +30,8 @@ TASKS = [
     {"name": "text_query", "description": "A wanted category.", "prompt": "Task: search for {{ query }}.",
      "target": {"query_category_level": 0}},
     {"name": "next_purchase", "description": "Next.", "prompt": "Task: what comes next."},
-    {"name": "new_item", "description": "New.", "prompt": "Task: new items.", "exclude_bought": True},
+    {"name": "new_item", "description": "New.", "prompt": "Task: new items.",
+     "target": {"history": "not_bought"}, "exclude_bought": True},
 ]  # fmt: skip
 
 

@@ -27,7 +27,8 @@ IDS = np.arange(1000, 1060)
 BASELINES = ("popularity", "own_history", "sasrec", "target_attention", "some_other")  # any the stage may write
 TASKS = [
     {"name": "next_purchase", "description": "Next.", "prompt": "Task: what comes next."},
-    {"name": "new_item", "description": "New.", "prompt": "Task: new items.", "exclude_bought": True},
+    {"name": "new_item", "description": "New.", "prompt": "Task: new items.",
+     "target": {"history": "not_bought"}, "exclude_bought": True},
     {"name": "text_query", "description": "Query.", "prompt": "Task: search for {{ query }}.",
      "target": {"query_category_level": 0}},
     {"name": "long_tail", "description": "Rare; nobody in this world buys so.", "prompt": "Task: rare items."},

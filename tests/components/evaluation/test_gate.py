@@ -1,5 +1,7 @@
 """The policy: each rule breaks alone, and the verdict says why."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,9 +38,7 @@ def test_passes_and_says_what_was_found() -> None:
         "The model may be released. On 600 held-out cases, the 100 items it recalls hold 9.3% more"
     )
     assert "than those of the target-attention model, on average over 3 tasks (95% interval" in verdict["verdict"]
-    assert (
-        "leads in 2 of them, does best in next_purchase (+20.0%) and worst in long_tail (-2.0%)" in verdict["verdict"]
-    )
+    assert "leads in 2 of 3, does best in next_purchase (+20.0%) and worst in long_tail (-2.0%)" in verdict["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,17 @@ def test_a_loss_that_may_be_chance_is_not_held_against_a_task() -> None:
 
 def test_a_margin_admits_a_loss() -> None:
     assert judge(compared([0.4, 0.4, -0.3]), config(max_task_loss=0.35))["passed"] is True
+
+
+def test_a_task_without_a_lift_is_neither_best_nor_worst_and_is_named_apart() -> None:
+    some = compared([-0.02, -0.1, -0.2])
+    nothing = replace(
+        some, baseline=some.baseline * [1, 1, 0], baseline_draws=some.baseline_draws * [1, 1, 0], model=some.model
+    )
+    verdict = judge(nothing, config())["verdict"]
+    assert "on average over 2 tasks" in verdict
+    assert f"does best in {TASKS[0]} (-2.0%) and worst in {TASKS[1]} (-10.0%)" in verdict
+    assert verdict.endswith("In 1 more target attention recalls nothing, so that no lift is defined.")
 
 
 def test_no_lift_at_all_fails_with_its_reason() -> None:

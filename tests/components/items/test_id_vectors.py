@@ -58,6 +58,8 @@ def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) ->
     plain, later_changed = write("plain", set()), write("later", {4, 5, 6, 7})  # the last four: recent, held out
     first, second = know(plain), know(later_changed)
     np.testing.assert_array_equal(first.past.candidate, second.past.candidate)
+    held_out_changed = know(write("held out", {6, 7}))  # validation and test
+    np.testing.assert_array_equal(first.now.candidate, held_out_changed.now.candidate)
     np.testing.assert_array_equal(first.past.history, second.past.history)
     assert not np.allclose(first.now.candidate, second.now.candidate)
 

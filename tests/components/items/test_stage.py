@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from components.config import RunConfig, load_config
 from components.exceptions import ConfigError, DataError
 from components.ingestion.schema import EVENTS, ITEMS
 from components.items.stage import run
-from components.items.table import ItemTable
+from components.items.table import POPULARITY, ItemTable
 from components.settings import Settings
 from components.storage import StageReport, StageResult, StageRun, run_stage
 
@@ -93,6 +93,27 @@ def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settin
     np.testing.assert_array_equal(vectors[0], vectors[1])
     progress = json.loads((tmp_path / "run" / "encode" / "progress.json").read_text())
     assert progress["message"] == "learning ID vectors"
+
+
+def test_the_table_for_training_knows_what_came_before_the_newest_training_cuts(
+    tmp_path: Path, settings: Settings
+) -> None:
+    config = load_config(CONFIG)
+    split = config.features.split
+    week = timedelta(days=7)
+    instants = [split.recent_start - week, split.validation_start - week, split.validation_start + week]
+    # Item 1 is had once in each of the three times; item 2 in the last only, when neither table may know it.
+    events = [event(n, 1, 1) | {"ts": ts} for n, ts in enumerate(instants)] + [event(9, 2, 1) | {"ts": instants[2]}]
+    accept(tmp_path / "run", settings, config, events, [item(1, "cola"), item(2, "rye bread")])
+
+    result = encode(tmp_path / "run", settings, config)
+
+    def baskets(name: str) -> list[float]:
+        vectors, _ = ItemTable.open(result.outputs[name]).gather(POPULARITY, [1, 2])
+        return [round(float(count)) for count in np.expm1(vectors[:, 0].astype(np.float64))]
+
+    assert split.recent_start < split.validation_start - week
+    assert (baskets("item_table_past"), baskets("item_table")) == ([1, 0], [2, 0])
 
 
 def test_texts_of_an_earlier_run_come_from_the_cache(tmp_path: Path, settings: Settings) -> None:

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from components.addresses import write_json
 from components.baseline.schema import POPULARITY, PREDICTIONS
-from components.config import RunConfig, Task, UrmConfig
+from components.config import RunConfig, TargetFilter, Task, UrmConfig
 from components.features.schema import CONTEXTS, EXAMPLES
 from components.features.store import create_feature_store, materialize, offline
 from components.ingestion.schema import ITEMS
@@ -57,7 +57,13 @@ def make_config() -> RunConfig:
             },
             "tasks": [
                 Task(name="next_purchase", description="d", prompt="recommend what this customer buys").model_dump(),
-                Task(name="new_item", description="d", prompt="recommend new items", exclude_bought=True).model_dump(),
+                Task(
+                    name="new_item",
+                    description="d",
+                    prompt="recommend new items",
+                    target=TargetFilter(history="not_bought"),
+                    exclude_bought=True,
+                ).model_dump(),
                 {
                     "name": "text_query",
                     "description": "d",

@@ -24,7 +24,13 @@ CATEGORIES = ("milk", "bread", "fruit")
 CUT = datetime(2017, 9, 4, 5, tzinfo=UTC)
 TASKS = [
     {"name": "next_purchase", "description": "What comes next.", "prompt": "Task: what comes next."},
-    {"name": "new_item", "description": "New items.", "prompt": "Task: new items.", "exclude_bought": True},
+    {
+        "name": "new_item",
+        "description": "New items.",
+        "prompt": "Task: new items.",
+        "target": {"history": "not_bought"},
+        "exclude_bought": True,
+    },
     {
         "name": "text_query",
         "description": "A wanted category.",

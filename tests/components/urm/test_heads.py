@@ -73,6 +73,26 @@ def test_a_querys_words_reach_the_part_of_their_field_by_its_own_gain(field: str
     torch.testing.assert_close(after[1, :, other], before[1, :, other])
 
 
+def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> None:
+    head = UserHead(WIDTH, WIDTHS, 1, 4)
+
+    def vectors(item: float) -> torch.Tensor:
+        with torch.no_grad():
+            made, _ = head(
+                torch.ones(1, 3, WIDTH),
+                torch.ones(1, WIDTH),
+                torch.zeros(1, dtype=torch.long),
+                torch.zeros(1, 2, WIDTH),
+                torch.zeros(1, 2),
+                torch.full((1, 2, sum(WIDTHS.values())), item),
+                torch.zeros(1, 2, dtype=torch.bool),
+                torch.zeros(1, 8),
+            )
+        return torch.as_tensor(made)
+
+    torch.testing.assert_close(vectors(1.0), vectors(0.0), rtol=0, atol=0)
+
+
 def test_a_model_without_words_takes_queries_of_no_width() -> None:
     head = UserHead(WIDTH, {"id": 4, "brand": 11}, 1, 4)
     assert user_vectors(head, torch.zeros(2, 0)).shape == (2, 3, 15 + POPULARITY_KNOTS)

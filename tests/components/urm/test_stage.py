@@ -107,6 +107,30 @@ def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_di
     }
 
 
+def test_training_reads_the_vectors_of_the_past_and_validation_those_of_now(
+    config: RunConfig, run_dir, settings, monkeypatch
+):
+    """Of the two tables only the past one lacks the vector of one more item."""
+    from components.urm import stage
+
+    with_vector = {}
+
+    def watch(name, place):
+        made = getattr(stage, name)
+
+        def make(*arguments):
+            with_vector[name] = int(arguments[place].reader.table.modalities["id"].present.sum())
+            return made(*arguments)
+
+        monkeypatch.setattr(stage, name, make)
+
+    watch("TrainingSteps", 1)
+    watch("Validation", 2)
+    result = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings)
+    with_vector["served"] = int(ItemTable.open(result.outputs["item_table"]).modalities["id"].present.sum())
+    assert with_vector == {"TrainingSteps": 54, "Validation": 55, "served": 55}
+
+
 def test_time_limit_ends_the_training_cleanly(config: RunConfig, run_dir, settings):
     limited = config.model_copy(update={"urm": config.urm.model_copy(update={"max_steps": 10_000, "max_seconds": 2})})
     result = run_stage("sft", run, config=limited, run_dir=str(run_dir), settings=settings)
