@@ -79,6 +79,11 @@ class Settings(BaseSettings):
         return self.mlflow_uri or f"sqlite:///{(self.home / 'mlflow' / 'mlflow.db').absolute()}"
 
 
+def _variable(place: str) -> str:
+    """Name of the environment variable of a field, or of the alias that pydantic names."""
+    return f"URM_{place.upper()}" if place in Settings.model_fields else place
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """Read the environment once a process.
@@ -94,7 +99,7 @@ def get_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
-            f"setting URM_{str(first['loc'][0]).upper()}",
+            f"setting {_variable(str(first['loc'][0]))}",
             expected=first["msg"].removeprefix("Input should be "),
             got=repr(first["input"]),
             remedy="change or unset the variable",

@@ -54,7 +54,7 @@ class StageSpec:
     Attributes:
         name: Name in the flow, and of the folder under the run directory.
         inputs: Stages whose results it reads.
-        sections: Sections of the configuration it reads.
+        sections: Sections of the configuration it reads, or single fields of one (`section.field`).
         packages: Sub-packages (or folders, relative to `components`) whose Python source decides its result.
         reusable: Whether an equal earlier result may stand in; false for acts on the world.
         parallel: Whether torchrun may start several processes of it.
@@ -78,14 +78,14 @@ STAGES: dict[str, StageSpec] = {
         StageSpec(
             "baseline",
             ("validate", "features", "encode"),
-            ("baseline", "items", "tasks", "evaluation"),
+            ("baseline", "items", "tasks", "evaluation.k"),
             ("baseline", "items"),
         ),
-        StageSpec("sft", ("features", "encode"), ("urm", "tasks", "evaluation"), ("urm", "items"), parallel=True),
+        StageSpec("sft", ("features", "encode"), ("urm", "tasks", "evaluation.k"), ("urm", "items"), parallel=True),
         StageSpec(
             "evaluate",
             ("features", "baseline", "sft"),
-            ("evaluation", "tasks"),
+            ("evaluation.k", "evaluation.bootstrap_samples", "evaluation.gate.confidence", "tasks"),
             ("evaluation", "urm", "items"),
         ),
         StageSpec("gate", ("evaluate",), ("evaluation",), ("evaluation",)),
@@ -137,6 +137,7 @@ class StageRun:
         config: What the run is.
         settings: Where it runs.
         run_dir: URI of the run directory.
+        folder: URI that the output folder will have.
         output: Empty local folder to write to.
         scratch: Local folder that survives a killed attempt (checkpoints); gone after success.
         inputs: Results of the stages it reads.
@@ -148,6 +149,7 @@ class StageRun:
     config: RunConfig
     settings: Settings
     run_dir: str
+    folder: str
     output: Path
     scratch: Path
     inputs: dict[str, StageResult]
@@ -234,7 +236,7 @@ def run_stage(
 
     started, clock = datetime.now(UTC), time.monotonic()
     folder = join(run_dir, stage, print_of_work[:16])
-    if force and exists(folder):
+    if (force or not spec.reusable) and exists(folder):  # somebody may use what lies there
         folder = f"{folder}-{started:%Y%m%d%H%M%S}"
     with _Workspace(run_dir, stage, print_of_work, settings) as work:
         run = StageRun(
@@ -242,6 +244,7 @@ def run_stage(
             config=config,
             settings=settings,
             run_dir=run_dir,
+            folder=folder,
             output=work.output,
             scratch=work.scratch,
             inputs=inputs,

@@ -20,7 +20,7 @@ from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller
 from components.urm.request import RecallRequest, read_contexts
 
-MEASURE = StageSpec("measure", ("features", "sft"), ("tasks", "evaluation"), ("ablation", "urm", "items"))
+MEASURE = StageSpec("measure", ("features", "sft"), ("tasks", "evaluation.k"), ("ablation", "urm", "items"))
 EXAMPLES_PER_CHUNK = 512
 
 

@@ -12,7 +12,7 @@ from components.exceptions import GateError
 from components.release.assemble import assemble
 from components.release.bundle import GateVerdict, Manifest, describe_files, name_release, write_manifest
 from components.release.registry import register
-from components.storage import StageReport, StageRun, fingerprint
+from components.storage import StageReport, StageRun
 from components.tracking import run_url, track
 
 
@@ -43,12 +43,7 @@ def run(stage: StageRun) -> StageReport:
             index=index,
         )
         write_manifest(bundle, manifest)
-        uri = join(
-            stage.run_dir,
-            stage.spec.name,
-            fingerprint(stage.spec, stage.config, stage.inputs, stage.options)[:16],
-            "bundle",
-        )
+        uri = join(stage.folder, "bundle")
         tags = _tags(manifest, uri)
         stage.report_progress("registering it in MLflow")
         version = register(bundle, uri, manifest, stage.config.release.model_name, tags)

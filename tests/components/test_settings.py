@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def test_a_variable_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("URM_NUM_THREADS", "-1")
     with pytest.raises(ConfigError, match="setting URM_NUM_THREADS: expected greater than or equal to 0, got '-1'"):
         get_settings()
+
+
+def test_a_variable_that_others_define_has_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(ConfigError, match="setting RANK: expected"):
+        get_settings()
+
+
+def test_the_page_for_operators_has_every_variable() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = page.split("## Settings")[1].split("\n## ")[0]
+    rows = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    variables = {field.validation_alias or f"URM_{name.upper()}" for name, field in Settings.model_fields.items()}
+    assert variables == set(re.findall(r"`([A-Z_]{4,})`", rows))
 
 
 def test_the_environment_goes_before_what_the_services_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def make_stage(tmp_path: Path, settings: Settings, name: str = "baseline") -> St
         config=load_config(CONFIG),
         settings=settings,
         run_dir=str(tmp_path / "run-7"),
+        folder=str(tmp_path / "run-7" / name / "print"),
         output=tmp_path / "output",
         scratch=tmp_path / "scratch",
         inputs={},
