@@ -96,10 +96,6 @@ class Gateway:
         """Workers with a fresh heartbeat."""
         return len([key async for key in self._client.scan_iter(match=WORKER_PREFIX + "*", count=1000)])
 
-    async def ping(self) -> None:
-        """Raise redis.ConnectionError if Redis does not answer."""
-        await self._client.ping()
-
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
