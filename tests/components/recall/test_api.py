@@ -9,19 +9,20 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
-import httpx
 import fsspec
+import httpx
 import pytest
 import redis
 from fastapi.testclient import TestClient
-
 from structlog.testing import capture_logs
+
 from components.config import RecallConfig
-from components.recall.api import create_app
 from components.exceptions import UnavailableError
-from components.recall.events import EXAMPLE, decode_event
+from components.recall.api import create_app
 from components.recall.catalogue import Catalogue, load_catalogue
+from components.recall.events import EXAMPLE, decode_event
 from components.recall.scripts import STREAM
 from components.recall.store import Result, UserStore
 from components.release.rollout import SERVING, Publication, beat
@@ -100,6 +101,19 @@ def test_a_batch_answers_as_the_single_reads_do(
     assert [answer["source"] for answer in single] == ["fallback", "model", "fallback"]
 
 
+@pytest.mark.parametrize("user_id", ["a/b", "/", "recall", "a/recall", "a?b#c", "50%", "é ü", "two\nlines"])
+def test_a_user_id_may_be_any_text(api: TestClient, user_id: str) -> None:
+    address = f"/v1/users/{quote(user_id, safe='')}/recall"
+    assert api.get(address).raise_for_status().json()["user_id"] == user_id
+    assert 'route="/v1/users/{user_id}/recall",status="200"' in api.get("/metrics").text
+
+
+def test_a_user_id_is_stripped_as_that_of_an_event_is(api: TestClient) -> None:
+    assert api.get("/v1/users/%20a%20/recall").raise_for_status().json()["user_id"] == "a"
+    for empty in ("%20", ""):
+        assert "path field 'user_id': expected" in problem(api.get(f"/v1/users/{empty}/recall"), 422)
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
@@ -124,20 +138,6 @@ def test_release_switch_is_followed(api: TestClient, client: redis.Redis, releas
     assert api.get("/v1/tasks").json()["release"] == releases[1].name  # what can be read goes on
 
 
-def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
-    first = api.post("/v1/events", json=EVENT)
-    assert first.status_code == 202
-    assert first.json() == {
-        "accepted": 1,
-        "duplicates": 0,
-        "events": [{"event_id": "e1", "status": "accepted"}],
-    }
-    again = api.post("/v1/events", json=[EVENT, {"user_id": "4", "query": "pizza"}]).json()
-    assert (again["accepted"], again["duplicates"]) == (1, 1)
-    assert [event["status"] for event in again["events"]] == ["duplicate", "accepted"]
-    kept = [decode_event(fields["event"]) for _, fields in client.xrange(STREAM)]
-    assert [(event.user_id, event.item_id, event.query) for event in kept] == [("3", 1050, None), ("4", None, "pizza")]
-    assert kept[1].event_id == again["events"][1]["event_id"]
 class Loader:
     """Reads a release's tables when it is told to go on, and fails while it has an error."""
 
@@ -236,6 +236,20 @@ def test_of_a_remote_bundle_the_api_fetches_no_model(releases: tuple[Release, Re
     assert names == {"manifest.json", "tasks.json", "titles.parquet", "fallback.parquet"}
 
 
+def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
+    first = api.post("/v1/events", json=EVENT)
+    assert first.status_code == 202
+    assert first.json() == {
+        "accepted": 1,
+        "duplicates": 0,
+        "events": [{"event_id": "e1", "status": "accepted"}],
+    }
+    again = api.post("/v1/events", json=[EVENT, {"user_id": "4", "query": "pizza"}]).json()
+    assert (again["accepted"], again["duplicates"]) == (1, 1)
+    assert [event["status"] for event in again["events"]] == ["duplicate", "accepted"]
+    kept = [decode_event(fields["event"]) for _, fields in client.xrange(STREAM)]
+    assert [(event.user_id, event.item_id, event.query) for event in kept] == [("3", 1050, None), ("4", None, "pizza")]
+    assert kept[1].event_id == again["events"][1]["event_id"]
 
 
 @pytest.mark.parametrize(
