@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,14 @@ def parent(uri: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder is there.
+
+    Raises:
+        UnavailableError: The store does not answer.
+    """
     filesystem, path = open_store(uri)
-    return bool(filesystem.exists(path))
+    with _store_errors(uri):
+        return bool(filesystem.exists(path))
 
 
 def remove(uri: str) -> None:
@@ -89,8 +96,13 @@ def write_json(uri: str, content: Any) -> None:
         raise
 
 
-def fetch(uri: str, cache: Path) -> Path:
+def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
     """Local path of a file or folder; a remote one is copied to the cache once.
+
+    Args:
+        uri: A path of this machine is left where it is.
+        cache: Local folder of the copies.
+        only: Files that are needed of a remote folder; all of it if left out.
 
     Raises:
         MissingInputError: Nothing is there.
@@ -102,22 +114,22 @@ def fetch(uri: str, cache: Path) -> Path:
         )
     if is_local(uri):
         return Path(uri.removeprefix("file://"))
-    target = cache / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    target = cache / hashlib.sha256("\n".join([uri, *only]).encode()).hexdigest()[:16]
     if target.exists():
         return target
     filesystem, path = open_store(uri)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
         landing = Path(temporary) / "content"
-        try:
-            if filesystem.isdir(path):
+        with _store_errors(uri):
+            if only:
+                landing.mkdir()
+                for name in only:
+                    filesystem.get_file(join(path, name), str(landing / name))
+            elif filesystem.isdir(path):
                 filesystem.get(path.rstrip("/") + "/", str(landing) + "/", recursive=True)
             else:
                 filesystem.get_file(path, str(landing))
-        except OSError as error:
-            raise UnavailableError(
-                f"object store of {uri}", expected="an answer", got=error, remedy="try again later"
-            ) from error
         try:
             os.rename(landing, target)
         except OSError:
@@ -138,3 +150,14 @@ def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             remedy="mend the address or install the driver it names",
         ) from None
     return filesystem, path
+
+
+@contextmanager
+def _store_errors(uri: str) -> Iterator[None]:
+    """Turn whatever a store's driver raises into one sentence; each has exceptions of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise UnavailableError(
+            f"object store of {uri}", expected="an answer", got=error, remedy="try again later"
+        ) from error

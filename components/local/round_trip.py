@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from rich.console import Console
@@ -94,7 +95,7 @@ def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
         UnavailableError: The API does not answer, or no worker has computed the result in time.
     """
     event_id = f"demo-{uuid.uuid4()}"
-    address = f"/v1/users/{visitor.user_id}/recall"
+    address = f"/v1/users/{quote(visitor.user_id, safe='')}/recall"
     try:
         with httpx.Client(base_url=api_url, timeout=10) as client:
             before = client.get(address, params={"task": visitor.task}).raise_for_status().json()

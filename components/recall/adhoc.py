@@ -19,6 +19,7 @@ from components.recall.engine import Ranking, ServingRelease
 from components.recall.events import Event
 from components.recall.logs import name_error
 from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
+from components.recall.metrics import AdHocMetrics
 from components.recall.store import RecentEvents, UserStore
 from components.release.rollout import Publication
 from components.urm.guidance import guide
@@ -32,6 +33,8 @@ _NO_EVENTS = RecentEvents(events=[], revision=0)
 class AdHocWorker(ServingLoop):
     """One process of the ad-hoc pool; `run` returns after SIGTERM, SIGINT or `stop`."""
 
+    metrics: AdHocMetrics
+
     def __init__(
         self,
         client: redis.Redis,
@@ -40,7 +43,7 @@ class AdHocWorker(ServingLoop):
         name: str | None = None,
     ) -> None:
         """Take what a `RecallWorker` takes."""
-        super().__init__(client, load, name)
+        super().__init__(client, load, name, AdHocMetrics())
         self._desk = AskDesk(client, self.name, config)
         self._store = UserStore(client, config)
 

@@ -14,6 +14,7 @@ from fastapi import Body, Depends, FastAPI, Path, Query, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Discriminator, Field, Tag
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from components import __version__
 from components.config import RecallConfig
@@ -65,6 +66,14 @@ _EVENT_EXAMPLES = {
     },
 }
 
+
+class TextConvertor(PathConvertor):
+    """Any text as a part of a path, with slashes (they are decoded before a route is looked for) and line breaks."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", TextConvertor())
 
 # Told apart by shape, so that an error speaks of what was sent and not of the other form.
 EventOrEvents = Annotated[
@@ -167,19 +176,20 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         return answers
 
     @app.get(
-        "/v1/users/{user_id}/recall",
+        "/v1/users/{user_id:text}/recall",
         tags=["recall"],
         dependencies=readers,
         responses=problems.responses(401, 403, 404, 422, 429, 503),
     )
     async def get_recall(
-        user_id: Annotated[str, Path(min_length=1, max_length=128, examples=["1"])],
+        user_id: Annotated[ShortText, Path(examples=["1"])],
         task: Annotated[str, task_query] = "next_purchase",
         k: int = k_query,
     ) -> RecallAnswer:
         """The items recalled for a user, best first.
 
         A user without a result, also one never seen before, gets the task's popular items with `source: fallback`.
+        An id may be any text, percent-encoded: that of `a/b` is `a%2Fb`.
         """
         return (await read([user_id], task, k))[0]
 

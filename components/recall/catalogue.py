@@ -20,11 +20,12 @@ from components.addresses import fetch
 from components.config import ItemFilter
 from components.exceptions import ReleaseError
 from components.recall.filters import blocked_items
-from components.release.bundle import read_manifest, read_tasks
+from components.release.bundle import MANIFEST, read_manifest, read_tasks
 from components.release.rollout import Publication
 from components.settings import Settings
 
 ITEMS_AT_HAND = 50_000  # some 20 MB
+_FILES = (MANIFEST, "tasks.json", "titles.parquet", "fallback.parquet")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def load_catalogue(
         ReleaseError: The bundle is another release's, or a table is damaged.
         UrmError: The bundle cannot be reached.
     """
-    bundle = fetch(publication.bundle, settings.cache_path / "bundles")
+    bundle = fetch(publication.bundle, settings.cache_path / "bundles", _FILES)
     manifest = read_manifest(bundle)
     manifest.require(publication.release, publication.bundle)
     tasks = read_tasks(bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import redis.asyncio
@@ -14,6 +15,7 @@ from components.recall.asks import Ask, AskRefusal, AskResult, ask_arguments, re
 from components.recall.catalogue import Catalogue, load_catalogue
 from components.recall.events import Event
 from components.recall.intake import accept_arguments
+from components.recall.logs import name_error
 from components.recall.problems import ApiError
 from components.recall.scripts import ACCEPT, ASK, ask_answer_key, result_key
 from components.recall.store import Result
@@ -26,6 +28,7 @@ log = structlog.get_logger()
 _TIMEOUT_SECONDS = 2.0
 _CONNECTIONS = 16  # one process has one core to use them with; with more, requests would only wait in Redis
 _AT_WORK = 32  # ad-hoc requests that workers have taken
+_RETRY_SECONDS = 30.0  # between two tries to read a release's tables
 
 
 class Gateway:
@@ -42,8 +45,9 @@ class Gateway:
         self._ask = self._client.register_script(ASK)
         self._accept = self._client.register_script(ACCEPT)
         self._catalogue: Catalogue | None = None
-        self._refused = ""
-        self._lock = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None
+        self._failed: Publication | None = None
+        self._retry_at = 0.0
 
     async def accept(self, events: list[Event]) -> list[int]:
         """Put events into the stream; 1 accepted, 0 seen before, -1 the stream is full."""
@@ -96,17 +100,13 @@ class Gateway:
         """Workers with a fresh heartbeat."""
         return len([key async for key in self._client.scan_iter(match=WORKER_PREFIX + "*", count=1000)])
 
-    async def ping(self) -> None:
-        """Raise redis.ConnectionError if Redis does not answer."""
-        await self._client.ping()
-
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
         await self._patient.aclose()
 
     async def _follow(self, serving: str | None) -> Catalogue:
-        """Tables of the release named; while they cannot be read, those of the one before."""
+        """Tables of the release named; until they are read, those of the one before, and only without any a wait."""
         if serving is None:
             raise ApiError(
                 503,
@@ -117,19 +117,19 @@ class Gateway:
                 retry_after=True,
             )
         publication = Publication.model_validate_json(serving)
-        known = self._catalogue
-        if known is not None and publication.release in (known.release, self._refused):
-            return known
-        async with self._lock:
-            if self._catalogue is None or self._catalogue.release != publication.release:
-                await self._load(publication)
+        if self._catalogue is not None and self._catalogue.release == publication.release:
+            return self._catalogue
+        if self._loading is None and (publication != self._failed or time.monotonic() >= self._retry_at):
+            self._loading = asyncio.create_task(self._load(publication))
+        if self._catalogue is None and self._loading is not None:
+            await asyncio.shield(self._loading)  # others wait for it, too: it outlives a request that is given up
         if self._catalogue is None:
             raise ApiError(
                 503,
                 f"release {publication.release}",
                 expected="its bundle to be readable",
                 got="an error that is in the server's log",
-                remedy="promote another release",
+                remedy=f"mend it, which is seen within {_RETRY_SECONDS:.0f} s, or promote another release",
                 retry_after=True,
             )
         return self._catalogue
@@ -138,9 +138,14 @@ class Gateway:
         try:
             self._catalogue = await asyncio.to_thread(load_catalogue, publication, self._settings, self._config.filters)
             log.info("serving release", release=publication.release)
-        except UrmError as error:
-            self._refused = publication.release
-            log.error("release cannot be read", release=publication.release, error=str(error))
+        except Exception as error:  # whatever a bundle or its store raises, reads go on with what is known
+            self._failed, self._retry_at = publication, time.monotonic() + _RETRY_SECONDS
+            reason = str(error) if isinstance(error, UrmError) else name_error(error)
+            log.error(
+                "release cannot be read", release=publication.release, error=reason, retry_in_seconds=_RETRY_SECONDS
+            )
+        finally:
+            self._loading = None
 
 
 def _connect(settings: Settings, timeout_seconds: float, connections: int) -> Any:

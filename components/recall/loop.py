@@ -27,10 +27,16 @@ _LONGEST_PAUSE_SECONDS = 10.0
 class ServingLoop(ABC):
     """A process that serves the wanted release; `run` returns after `stop`."""
 
-    def __init__(self, client: redis.Redis, load: Callable[[Publication], ServingRelease], name: str | None) -> None:
-        """Take a Redis client that returns str, the loader of releases, and a name, host and process id by default."""
+    def __init__(
+        self,
+        client: redis.Redis,
+        load: Callable[[Publication], ServingRelease],
+        name: str | None,
+        metrics: WorkerMetrics,
+    ) -> None:
+        """Take a Redis client that returns str, the loader of releases, a name (else host and process id), metrics."""
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
-        self.metrics = WorkerMetrics()
+        self.metrics = metrics
         self._client = client
         self._switch = ReleaseSwitch(client, self.name, load, self.metrics)
         self._stopping = False

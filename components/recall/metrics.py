@@ -1,36 +1,72 @@
 """Prometheus metrics of the recall runtime; names carry their unit.
 
 Every worker of a container has its own page. Counters and histograms are its own and are summed; the gauges of the
-shared stream, of the dead letters and of Redis are what all workers see alike: aggregate them by max, never by sum.
+shared stream, of the dead letters and of Redis are what all workers of the stream see alike: aggregate them by max,
+never by sum. Ad-hoc workers have no such gauges.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+Kind = Literal["stream", "ad_hoc"]
 # From a cache hit to a backlog of minutes; the target is a p95 of five seconds.
 _VISIBLE_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 300)
 _STAGE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 _READ_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 
 
-class WorkerMetrics:
-    """What one worker counts, in its own registry."""
+class ReleaseGauge:
+    """The release that a worker serves; each sample says what kind of worker it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind, registry: CollectorRegistry) -> None:
+        self._kind = kind
+        self._gauge = Gauge("urm_worker_release", "1: the release served.", ["kind", "release"], registry=registry)
+
+    def labels(self, release: str) -> Gauge:
+        """The gauge of one release."""
+        return self._gauge.labels(kind=self._kind, release=release)
+
+
+class WorkerMetrics:
+    """What a worker of either kind counts, in its own registry."""
+
+    def __init__(self, kind: Kind) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
-        self.event_to_visible_seconds = Histogram(
-            "urm_event_to_visible_seconds",
-            "Time from an event's acceptance to its result being readable.",
-            buckets=_VISIBLE_BUCKETS,
-            registry=registry,
-        )
         self.stage_seconds = Histogram(
             "urm_worker_stage_seconds",
             "Time of a part of a batch.",
             ["part"],
             buckets=_STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.release = ReleaseGauge(kind, self.registry)
+        self.switches = Counter(
+            "urm_worker_release_switches", "Releases by outcome.", ["outcome"], registry=self.registry
+        )
+        _start_at_zero(self.switches, "serving", "rejected")
+
+
+class AdHocMetrics(WorkerMetrics):
+    """What an ad-hoc worker counts."""
+
+    def __init__(self) -> None:
+        super().__init__("ad_hoc")
+        self.asks = Counter("urm_ad_hoc_requests", "Ad-hoc requests by outcome.", ["outcome"], registry=self.registry)
+
+
+class StreamMetrics(WorkerMetrics):
+    """What a worker of the stream counts, and what it sees of the stream and of Redis."""
+
+    def __init__(self) -> None:
+        super().__init__("stream")
+        registry = self.registry
+        self.event_to_visible_seconds = Histogram(
+            "urm_event_to_visible_seconds",
+            "Time from an event's acceptance to its result being readable.",
+            buckets=_VISIBLE_BUCKETS,
             registry=registry,
         )
         self.events = Counter("urm_worker_events", "Events by outcome.", ["outcome"], registry=registry)
@@ -52,24 +88,35 @@ class WorkerMetrics:
         self.late_events = Counter(
             "urm_worker_late_events", "Events older than the features, taken as contained in them.", registry=registry
         )
-        self.asks = Counter("urm_ad_hoc_requests", "Ad-hoc requests by outcome.", ["outcome"], registry=registry)
-        self.stream_entries = Gauge("urm_stream_entries", "Events not yet finished.", registry=registry)
-        self.lag_entries = Gauge("urm_stream_lag_entries", "Events not yet delivered.", registry=registry)
+        # Not in the registry until `export_gauges`: a 0 that nobody has measured would look like an empty stream.
+        self.stream_entries = Gauge("urm_stream_entries", "Events not yet finished.", registry=None)
+        self.lag_entries = Gauge("urm_stream_lag_entries", "Events not yet delivered.", registry=None)
         self.oldest_entry_age = Gauge(
-            "urm_stream_oldest_entry_age_seconds", "Age of the oldest event not yet finished.", registry=registry
+            "urm_stream_oldest_entry_age_seconds", "Age of the oldest event not yet finished.", registry=None
         )
-        self.pending_entries = Gauge("urm_stream_pending_entries", "Delivered, not acknowledged.", registry=registry)
-        self.dead_letters = Gauge("urm_dead_letters", "Events given up.", registry=registry)
-        self.release = Gauge("urm_worker_release", "1: the release served.", ["release"], registry=registry)
-        self.redis_memory = Gauge("urm_redis_memory_bytes", "Memory that Redis uses.", registry=registry)
+        self.pending_entries = Gauge("urm_stream_pending_entries", "Delivered, not acknowledged.", registry=None)
+        self.dead_letters = Gauge("urm_dead_letters", "Events given up.", registry=None)
+        self.redis_memory = Gauge("urm_redis_memory_bytes", "Memory that Redis uses.", registry=None)
         self.redis_memory_limit = Gauge(
-            "urm_redis_memory_limit_bytes", "Memory that Redis may use; 0: no limit.", registry=registry
+            "urm_redis_memory_limit_bytes", "Memory that Redis may use; 0: no limit.", registry=None
         )
-        self.switches = Counter("urm_worker_release_switches", "Releases by outcome.", ["outcome"], registry=registry)
+        self._unseen = [
+            self.stream_entries,
+            self.lag_entries,
+            self.oldest_entry_age,
+            self.pending_entries,
+            self.dead_letters,
+            self.redis_memory,
+            self.redis_memory_limit,
+        ]
         _start_at_zero(self.events, "done", "failed", "dead")
         _start_at_zero(self.results, "stored", "older")
         _start_at_zero(self.joined, "in_order", "late", "repeated")
-        _start_at_zero(self.switches, "serving", "rejected")
+
+    def export_gauges(self) -> None:
+        """Show what is seen of the stream and of Redis, from the first values on."""
+        while self._unseen:
+            self.registry.register(self._unseen.pop())
 
 
 class ApiMetrics:

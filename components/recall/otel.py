@@ -31,7 +31,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 def export_spans(service: str) -> Tracing:
-    """Spans that go to OTEL_EXPORTER_OTLP_ENDPOINT over HTTP, in the background; the rest at `close` or the exit."""
+    """Spans that go to OTEL_EXPORTER_OTLP_ENDPOINT over HTTP, in the background; the rest at the exit."""
     resource = Resource({SERVICE_NAME: service}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -78,10 +78,6 @@ class OtelTracing(Tracing):
         """See Tracing."""
         with self._span(name):
             yield
-
-    def close(self) -> None:
-        """See Tracing."""
-        self._provider.shutdown()
 
     @contextmanager
     def _span(self, name: str, **options: Any) -> Iterator[Span]:

@@ -74,7 +74,7 @@ class Watch:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's template, not the path: that names a user.
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = getattr(scope.get("route"), "path_format", "unmatched")
         self._metrics.requests.labels(route=route, status=str(status)).observe(seconds)
         write = log.warning if status >= 500 else log.debug
         write(

@@ -32,9 +32,6 @@ class Tracing:
         """Span around a part of a batch."""
         return _NOTHING
 
-    def close(self) -> None:
-        """Send what has not been sent yet."""
-
 
 def open_tracing(settings: Settings, service: str) -> Tracing:
     """Traces as the environment asks for them.

@@ -21,6 +21,7 @@ from components.recall.engine import ServingRelease
 from components.recall.lineage import Served
 from components.recall.logs import name_error
 from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
+from components.recall.metrics import StreamMetrics
 from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream
 from components.recall.tracing import Tracing
@@ -33,6 +34,8 @@ _HOUSEKEEPING_SECONDS = 5.0
 
 class RecallWorker(ServingLoop):
     """One consumer of the event stream; `run` returns after SIGTERM, SIGINT or `stop`."""
+
+    metrics: StreamMetrics
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class RecallWorker(ServingLoop):
             name: Unique among live workers; host and process id if left out.
             tracing: Where spans go; nowhere if left out.
         """
-        super().__init__(client, load, name)
+        super().__init__(client, load, name, StreamMetrics())
         self._config = config
         self._stream = EventStream(client, self.name, config)
         self._store = UserStore(client, config)
@@ -201,6 +204,7 @@ class RecallWorker(ServingLoop):
         self.metrics.oldest_entry_age.set(self._stream.oldest_age_seconds())
         self.metrics.pending_entries.set(pending)
         self.metrics.dead_letters.set(dead)
+        self.metrics.export_gauges()
 
     def _sign_off(self) -> None:
         self._stream.leave()

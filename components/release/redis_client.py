@@ -40,10 +40,10 @@ def open_redis(url: str) -> redis.Redis:
 
 @contextmanager
 def redis_errors(url: str) -> Iterator[None]:
-    """Turn a lost or refused connection into one sentence.
+    """Turn a lost or refused connection, and a full Redis, into one sentence.
 
     Raises:
-        UnavailableError: Redis does not answer.
+        UnavailableError: Redis does not answer or is full.
     """
     try:
         yield
@@ -54,6 +54,15 @@ def redis_errors(url: str) -> Iterator[None]:
             got=str(error).rstrip("."),
             remedy="start it with `urm up` or set URM_REDIS_URL",
         ) from error
+    except redis.RedisError as error:
+        if not is_full(error):
+            raise
+        raise UnavailableError(  # without Redis' own words, which quote the command and with it the event
+            f"Redis at {hide_password(url)}",
+            expected="room for a write",
+            got="none below its maxmemory",
+            remedy="make room or raise the limit as the runbook says under `Redis full`, then try again",
+        ) from None
 
 
 def is_full(error: redis.RedisError) -> bool:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from components.addresses import fetch, read_json, write_json
-from components.exceptions import MissingInputError
+from components.addresses import exists, fetch, read_json, write_json
+from components.exceptions import MissingInputError, UnavailableError
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -29,6 +30,30 @@ def test_a_remote_folder_is_fetched_once_and_a_local_one_is_left_where_it_is(tmp
     assert fetch(uri, tmp_path / "cache") == fetched
     assert read_json(str(fetched / "inner" / "a.json")) == {"a": 1}
     assert fetch(str(fetched), tmp_path / "cache") == fetched
+
+
+def test_of_a_remote_folder_only_the_files_asked_for_are_fetched(tmp_path: Path) -> None:
+    uri = f"memory://{tmp_path.name}/folder"
+    for name in ("a", "b", "c"):
+        write_json(f"{uri}/{name}.json", {})
+    part, whole = fetch(uri, tmp_path / "cache", ("a.json", "b.json")), fetch(uri, tmp_path / "cache")
+    assert sorted(path.name for path in part.iterdir()) == ["a.json", "b.json"]
+    assert sorted(path.name for path in whole.iterdir()) == ["a.json", "b.json", "c.json"]
+    assert fetch(str(whole), tmp_path / "cache", ("a.json",)) == whole
+
+
+@pytest.mark.parametrize("method", ["exists", "get_file"])
+def test_whatever_a_store_raises_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    uri = f"memory://{tmp_path.name}/a.json"
+    write_json(uri, {})
+    assert exists(uri)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("could not connect to the endpoint")  # drivers' exceptions share no base
+
+    monkeypatch.setattr(MemoryFileSystem, method, fail)
+    with pytest.raises(UnavailableError, match=rf"object store of {uri}: expected an answer, got could not connect"):
+        fetch(uri, tmp_path / "cache")
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

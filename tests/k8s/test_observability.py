@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client.metrics import MetricWrapperBase
 
 from components.recall.health import InstanceCollector
-from components.recall.metrics import ApiMetrics, WorkerMetrics
+from components.recall.metrics import AdHocMetrics, ApiMetrics, StreamMetrics
 from components.recall.supervisor import InstanceState, State
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,12 +32,10 @@ needs_promtool = pytest.mark.skipif(
 
 def exported() -> dict[str, set[str]]:
     """Names of all series that the processes export, with the names of their labels."""
-    wrappers = [
-        value
-        for page in (WorkerMetrics(), ApiMetrics())
-        for value in vars(page).values()
-        if isinstance(value, MetricWrapperBase)
-    ]
+    stream = StreamMetrics()
+    stream.export_gauges()
+    registries = (stream.registry, AdHocMetrics().registry, ApiMetrics().registry)
+    wrappers = [wrapper for registry in registries for wrapper in registry._collector_to_names]
     supervisor = InstanceCollector(lambda: State(0.0, (InstanceState(0, 1, "r", 0),)))
     families = [(family, set(wrapper._labelnames)) for wrapper in wrappers for family in wrapper.collect()]
     families += [(family, set(family.samples[0].labels)) for family in supervisor.collect()]
@@ -71,7 +68,7 @@ def test_gauges_that_all_workers_see_alike_are_never_summed(query: str) -> None:
 
 
 def test_labels_that_queries_expect_have_their_values_from_the_start() -> None:
-    worker, api = WorkerMetrics().registry, ApiMetrics().registry
+    worker, api = StreamMetrics().registry, ApiMetrics().registry
     for outcome in ("done", "failed", "dead"):
         assert worker.get_sample_value("urm_worker_events_total", {"outcome": outcome}) == 0
     for outcome in ("accepted", "duplicate", "refused"):

@@ -229,7 +229,9 @@ def test_the_stream_is_served_whatever_is_asked_and_releases_switch_for_both(
     assert api.post("/v1/recall", json={"user_id": "3"}).json()["release"] == releases[1].name
     metrics = ad_hoc[0].metrics
     assert metrics.registry.get_sample_value("urm_ad_hoc_requests_total", {"outcome": "answered"}) > 4
-    assert metrics.registry.get_sample_value("urm_worker_events_total", {"outcome": "done"}) == 0
+    assert metrics.registry.get_sample_value("urm_worker_events_total", {"outcome": "done"}) is None
+    serving = {"kind": "ad_hoc", "release": releases[1].name}
+    assert metrics.registry.get_sample_value("urm_worker_release", serving) == 1
 
 
 def test_a_process_answers_the_command_line_and_leaves_on_sigterm(

@@ -4,22 +4,29 @@ import asyncio
 import re
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
+import fsspec
 import httpx
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from structlog.testing import capture_logs
 
 from components.config import RecallConfig
+from components.exceptions import UnavailableError
 from components.recall.api import create_app
+from components.recall.catalogue import Catalogue, load_catalogue
 from components.recall.events import EXAMPLE, decode_event
 from components.recall.scripts import STREAM
 from components.recall.store import Result, UserStore
 from components.release.rollout import SERVING, Publication, beat
-from tests.components.recall.conftest import Release, free_address, serve_release
+from tests.components.recall.conftest import Release, free_address, serve_release, wait_until
 from tests.components.recall.tiny import LAST_EVENT
 
 EVENT = {"event_id": "e1", "user_id": "3", "item_id": 1050, "ts": LAST_EVENT.isoformat()}
@@ -94,6 +101,19 @@ def test_a_batch_answers_as_the_single_reads_do(
     assert [answer["source"] for answer in single] == ["fallback", "model", "fallback"]
 
 
+@pytest.mark.parametrize("user_id", ["a/b", "/", "recall", "a/recall", "a?b#c", "50%", "é ü", "two\nlines"])
+def test_a_user_id_may_be_any_text(api: TestClient, user_id: str) -> None:
+    address = f"/v1/users/{quote(user_id, safe='')}/recall"
+    assert api.get(address).raise_for_status().json()["user_id"] == user_id
+    assert 'route="/v1/users/{user_id}/recall",status="200"' in api.get("/metrics").text
+
+
+def test_a_user_id_is_stripped_as_that_of_an_event_is(api: TestClient) -> None:
+    assert api.get("/v1/users/%20a%20/recall").raise_for_status().json()["user_id"] == "a"
+    for empty in ("%20", ""):
+        assert "path field 'user_id': expected" in problem(api.get(f"/v1/users/{empty}/recall"), 422)
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
@@ -112,10 +132,108 @@ def test_release_switch_is_followed(api: TestClient, client: redis.Redis, releas
     assert api.get("/readyz").json()["release"] == releases[0].name
     beat(client, "w", "")
     serve_release(client, releases[1], order=2)
-    assert api.get("/readyz").json() == {"status": "ok", "release": releases[1].name, "workers": 1}
+    wait_until(lambda: api.get("/readyz").json() == {"status": "ok", "release": releases[1].name, "workers": 1})
     gone = Publication(release="urm-gone", bundle="/nowhere", order=3)
     client.set(SERVING, gone.model_dump_json())
     assert api.get("/v1/tasks").json()["release"] == releases[1].name  # what can be read goes on
+
+
+class Loader:
+    """Reads a release's tables when it is told to go on, and fails while it has an error."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.go = threading.Event()
+        self.error: Exception | None = None
+
+    def __call__(self, *arguments: Any) -> Catalogue:
+        self.calls += 1
+        assert self.go.wait(60)
+        if self.error is not None:
+            raise self.error
+        return load_catalogue(*arguments)
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
+    loader = Loader()
+    monkeypatch.setattr("components.recall.gateway.load_catalogue", loader)
+    return loader
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The gateway's clock, which stands still."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("components.recall.gateway.time", clock)
+    return clock
+
+
+def test_reads_do_not_wait_for_the_next_release_nor_stop_when_it_cannot_be_read(
+    api: TestClient,
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    loader: Loader,
+    clock: SimpleNamespace,
+) -> None:
+    def read() -> str:
+        return str(api.get("/v1/users/3/recall").raise_for_status().json()["release"])
+
+    loader.go.set()
+    assert read() == releases[0].name
+    loader.go.clear()
+    serve_release(client, releases[1], order=2)
+    assert {read() for _ in range(3)} == {releases[0].name}
+    loader.error = RuntimeError("an error of a store's driver")
+    with capture_logs() as logs:
+        loader.go.set()
+        wait_until(lambda: [line for line in logs if line["event"] == "release cannot be read"])
+    assert "RuntimeError" in str(logs) and "driver" not in str(logs)
+    clock.now += 29
+    assert {read() for _ in range(3)} == {releases[0].name}
+    assert loader.calls == 2
+    loader.error = None
+    clock.now += 2
+    wait_until(lambda: read() == releases[1].name)
+    assert loader.calls == 3
+
+
+def test_requests_that_find_no_release_readable_wait_for_one_try(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    recall_config: RecallConfig,
+    loader: Loader,
+    clock: SimpleNamespace,
+) -> None:
+    serve_release(client, releases[0])
+    app = create_app(releases[0].settings, recall_config)
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api")
+    loader.error = UnavailableError("store", expected="an answer", got="none", remedy="try again")
+
+    async def ask() -> list[int]:
+        asked = asyncio.gather(*(http.get("/v1/users/3/recall") for _ in range(20)))
+        await asyncio.sleep(0.5)
+        loader.go.set()
+        return [answer.status_code for answer in await asked]
+
+    async def ask_twice() -> tuple[list[int], list[int]]:
+        async with app.router.lifespan_context(app), http:
+            failed = await ask()
+            loader.error = None
+            clock.now += 31
+            return failed, await ask()
+
+    assert asyncio.run(ask_twice()) == ([503] * 20, [200] * 20)
+    assert loader.calls == 2
+
+
+def test_of_a_remote_bundle_the_api_fetches_no_model(releases: tuple[Release, Release], tmp_path: Path) -> None:
+    fsspec.filesystem("memory").put(str(releases[0].bundle), f"/{tmp_path.name}", recursive=True)
+    publication = Publication(release=releases[0].name, bundle=f"memory://{tmp_path.name}", order=1)
+    settings = releases[0].settings.model_copy(update={"cache_dir": str(tmp_path)})
+    assert load_catalogue(publication, settings).release == releases[0].name
+    names = {path.name for path in (tmp_path / "bundles").rglob("*") if path.is_file()}
+    assert names == {"manifest.json", "tasks.json", "titles.parquet", "fallback.parquet"}
 
 
 def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:

@@ -121,6 +121,24 @@ def test_redis_that_is_away_is_one_sentence_and_exit_code_3(
         assert "Traceback" not in message and "secret" not in message
 
 
+def test_redis_that_is_full_is_one_sentence_and_exit_code_3(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(make_event(event_id="e", query="arsenic").model_dump_json())
+    monkeypatch.setattr("sys.argv", ["urm", "recall", "events", str(path)])
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.run_app()
+    finally:
+        client.config_set("maxmemory", 0)
+    assert caught.value.code == 3
+    message = capsys.readouterr().err
+    assert "expected room for a write, got none below its maxmemory" in message
+    assert "Traceback" not in message and "arsenic" not in message
+
+
 def test_tokens_are_made_listed_and_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "setting URM_API_TOKENS_FILE: expected the path" in invoke_failing("token", "list")
     monkeypatch.setenv("URM_API_TOKENS_FILE", str(tmp_path / "tokens.json"))

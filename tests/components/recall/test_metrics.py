@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import redis
+from prometheus_client import generate_latest
 
 from components.config import RecallConfig
 from components.recall.context import build_context
 from components.recall.engine import load_release
 from components.recall.intake import feed
+from components.recall.metrics import AdHocMetrics, StreamMetrics, WorkerMetrics
 from components.recall.scripts import STREAM
 from components.recall.stream import EventStream
 from components.recall.worker import RecallWorker
@@ -60,7 +63,9 @@ def test_events_are_counted_by_how_they_join_the_history(
 def test_gauges_tell_what_lags_from_what_is_pending(
     client: redis.Redis, start_worker: StartWorker, recall_config: RecallConfig
 ) -> None:
-    read = reader(start_worker())  # without a release it takes nothing
+    worker = start_worker()  # without a release it takes nothing
+    wait_until(lambda: worker.metrics.registry.get_sample_value("urm_stream_entries") is not None)
+    read = reader(worker)
     feed(client, iter([make_event(event_id=f"e{number}") for number in range(5)]), recall_config)
     fed_at = time.monotonic()
     wait_until(lambda: read("urm_stream_entries") == 5)
@@ -76,6 +81,11 @@ def test_gauges_tell_what_lags_from_what_is_pending(
     wait_until(lambda: read("urm_stream_oldest_entry_age_seconds") == 0)
     assert read("urm_redis_memory_bytes") > 100_000
     assert read("urm_redis_memory_limit_bytes") == 0
+
+
+@pytest.mark.parametrize("metrics", [StreamMetrics(), AdHocMetrics()], ids=["stream", "ad_hoc"])
+def test_a_worker_that_has_not_looked_says_nothing_of_stream_and_redis(metrics: WorkerMetrics) -> None:
+    assert not re.search(r"^urm_(stream|dead|redis)", generate_latest(metrics.registry).decode(), re.MULTILINE)
 
 
 @pytest.mark.usefixtures("quick_housekeeping")

@@ -155,7 +155,9 @@ def test_without_an_endpoint_nothing_is_loaded_and_entries_carry_nothing(
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_spans_reach_the_endpoint_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_has_sent_its_spans_to_the_endpoint_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bodies: list[bytes] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -173,10 +175,12 @@ def test_spans_reach_the_endpoint_that_the_environment_names(monkeypatch: pytest
         try:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-            tracing = open_tracing(Settings(), "urm-recall-api")
-            with tracing.accept(1) as traceparent:
-                assert traceparent.startswith("00-")
-            tracing.close()
+            program = (
+                "from components.recall.tracing import open_tracing; from components.settings import Settings\n"
+                "with open_tracing(Settings(), 'urm-recall-api').accept(1) as traceparent: print(traceparent)"
+            )
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+            assert done.stdout.startswith("00-")
         finally:
             server.shutdown()
             thread.join()

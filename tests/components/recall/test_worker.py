@@ -307,7 +307,7 @@ def test_killed_worker_loses_no_event(
     wait_until(lambda: 'urm_worker_events_total{outcome="done"} 1.0' in httpx.get(page).text)
     metrics = httpx.get(page).text
     assert "urm_event_to_visible_seconds_count 1.0" in metrics
-    assert f'urm_worker_release{{release="{releases[0].name}"}} 1.0' in metrics
+    assert f'urm_worker_release{{kind="stream",release="{releases[0].name}"}} 1.0' in metrics
     for thread in psutil.Process(process.pid).threads():
         assert os.getpriority(os.PRIO_PROCESS, thread.id) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
 

@@ -96,6 +96,16 @@ def test_nobody_there_is_one_sentence(client: redis.Redis, releases: tuple[Relea
     assert "secret" not in str(caught.value)
 
 
+def test_redis_that_is_full_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    beat(client, "w", "")
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(UnavailableError, match=r"Redis at .*: expected room for a write, got none below its maxm"):
+            promote(releases[0])
+    finally:
+        client.config_set("maxmemory", 0)
+
+
 def test_silent_worker_makes_it_time_out_and_the_wish_is_restored(client: redis.Redis) -> None:
     before = publish(client, "urm-a", "/a")
     beat(client, "stuck", "")
