@@ -24,7 +24,8 @@ class UrmPodOperator(KubernetesPodOperator):
         """The pod, with this DAG run's environment."""
         if context is not None:
             self.env_vars = stage_environment(context)
-            if "nvidia.com/gpu" in self.container_resources.limits:
+            resources = self.container_resources
+            if resources is not None and "nvidia.com/gpu" in resources.limits:
                 self.env_vars["URM_DEVICE"] = "cuda"  # or an image for the CPU would train beside an idle GPU
         return super().build_pod_request_obj(context, dry_run=dry_run)
 

@@ -61,7 +61,7 @@ def run(stage: StageRun) -> StageReport:
     for name in ("quarantine", "data_docs"):
         shutil.move(stage.scratch / _OUTPUTS[name], stage.output / _OUTPUTS[name])
     _require_rows(counts)
-    newest = _newest(stage.output / _OUTPUTS["events"]).isoformat()
+    newest = _newest(stage.output / _OUTPUTS["events"])
     require_fresh(newest, stage.config.validation, datetime.now(UTC))
     metrics = {
         "quarantined_share": shares,
@@ -99,9 +99,10 @@ def _previous_rows(stage: StageRun) -> dict[str, int]:
     return previous.counts
 
 
-def _newest(events: Path) -> datetime:
-    newest = (pc.max(pq.read_table(path, columns=["ts"])["ts"]).as_py() for path in events.rglob("*.parquet"))
-    return max(newest)
+def _newest(events: Path) -> str:
+    """Time of the newest accepted event, ISO 8601."""
+    times = [pc.max(pq.read_table(path, columns=["ts"])["ts"]).as_py() for path in events.rglob("*.parquet")]
+    return str(max(times).isoformat())
 
 
 def _count_reasons(quarantine: Path) -> dict[str, Counter[str]]:
