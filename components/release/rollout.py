@@ -4,7 +4,9 @@ urm:release:order           counter; every publication takes the next number
 urm:release:wanted          the release that workers should serve
 urm:release:serving         the release that a worker flipped to last; the API reads its titles and fallback
 urm:release:answers:<order> hash: worker → what it did with that publication
-urm:worker:<name>           heartbeat of a worker; expires when the worker is gone
+urm:workers                 sorted set: workers by the instant from which they count as gone
+urm:worker:<name>           the release that a worker serves; expires at that instant
+
 """
 
 from __future__ import annotations
@@ -21,11 +23,21 @@ from components.exceptions import ReleaseError, UnavailableError
 WANTED = "urm:release:wanted"
 SERVING = "urm:release:serving"
 _ORDER = "urm:release:order"
+WORKERS = "urm:workers"
 WORKER_PREFIX = "urm:worker:"
 ANSWER_TTL_SECONDS = 86_400
 # A worker renews its heartbeat between batches; one that is silent for longer than this counts as gone.
 HEARTBEAT_TTL_SECONDS = 30
 _POLL_SECONDS = 0.1
+
+# Renew a worker's heartbeat, and forget the workers that are gone.
+# KEYS: heartbeat, workers. ARGV: worker, its state, seconds until it counts as gone.
+_BEAT = """
+local now = redis.call('TIME')[1]
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
+"""
 
 # Make a publication the serving one, unless a later one serves: a worker may finish loading long after the others.
 # KEYS: serving. ARGV: publication JSON, its order.
@@ -88,18 +100,22 @@ def answer(client: redis.Redis, publication: Publication, worker: str, answered:
 
 
 def beat(client: redis.Redis, worker: str, state: str) -> None:
-    """Renew a worker's heartbeat."""
-    client.set(WORKER_PREFIX + worker, state, ex=HEARTBEAT_TTL_SECONDS)
+    """Renew a worker's heartbeat; `state` is the release that it serves, or empty."""
+    client.eval(_BEAT, 2, WORKER_PREFIX + worker, WORKERS, worker, state, str(HEARTBEAT_TTL_SECONDS))
 
 
 def sign_off(client: redis.Redis, worker: str) -> None:
     """Remove a worker's heartbeat, so that nobody waits for it."""
-    client.delete(WORKER_PREFIX + worker)
+    with client.pipeline(transaction=True) as pipe:
+        pipe.delete(WORKER_PREFIX + worker)
+        pipe.zrem(WORKERS, worker)
+        pipe.execute()
 
 
 def live_workers(client: redis.Redis) -> set[str]:
     """Names of the workers that beat lately."""
-    return {key.removeprefix(WORKER_PREFIX) for key in client.scan_iter(match=WORKER_PREFIX + "*", count=1000)}
+    seconds, _ = _value(client.time())
+    return set(_value(client.zrangebyscore(WORKERS, f"({seconds}", "+inf")))
 
 
 def roll_out(client: redis.Redis, release: str, bundle: str, timeout_seconds: float) -> Publication:

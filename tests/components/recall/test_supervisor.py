@@ -23,7 +23,7 @@ from components.recall.intake import feed
 from components.recall.store import UserStore
 from components.recall.supervisor import REDIS_TIMEOUT_SECONDS, InstanceState, State, Supervisor, share_cores
 from components.release.redis_client import open_redis
-from components.release.rollout import WORKER_PREFIX, live_workers, roll_out
+from components.release.rollout import live_workers, roll_out, sign_off
 from tests.components.recall.conftest import Release, make_event, wait_until
 from tests.components.recall.servers import RedisServer, free_port
 
@@ -207,7 +207,7 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     feed(client, iter([make_event(user, event_id=user) for user in users]), recall_config)
     victim = random.Random(seed).choice(sorted(children))
     os.kill(victim, signal.SIGKILL)
-    client.delete(WORKER_PREFIX + f"{os.uname().nodename}-{victim}")  # instead of waiting until its heartbeat expires
+    sign_off(client, f"{os.uname().nodename}-{victim}")  # instead of waiting until its heartbeat expires
     store = UserStore(client, recall_config)
     wait_until(lambda: all(store.result(user, "next_purchase") is not None for user in users), seconds=60)
     place = list(children).index(victim)

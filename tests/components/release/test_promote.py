@@ -14,13 +14,17 @@ from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, open_regi
 from components.release.rollout import (
     SERVING,
     WANTED,
+    WORKER_PREFIX,
+    WORKERS,
     Answer,
     Publication,
     answer,
     beat,
+    live_workers,
     publish,
     read_publication,
     roll_out,
+    sign_off,
 )
 from components.storage import StageResult, run_stage
 from tests.components.recall.conftest import Release, StartWorker, free_address, wait_until
@@ -44,6 +48,27 @@ def test_a_worker_that_is_late_does_not_turn_the_serving_release_back(client: re
     again = publish(client, "old", "file:///old")  # a rollback is a later publication
     answer(client, again, "quick", served)
     assert read_publication(client, SERVING) == again
+
+
+def test_live_workers_are_those_that_beat_lately(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat(client, "stays", "urm-a")
+    beat(client, "leaves", "")
+    monkeypatch.setattr("components.release.rollout.HEARTBEAT_TTL_SECONDS", 2)
+    beat(client, "dies", "")
+    assert live_workers(client) == {"stays", "leaves", "dies"}
+    sign_off(client, "leaves")
+    wait_until(lambda: live_workers(client) == {"stays"})
+    assert client.mget([WORKER_PREFIX + name for name in ("stays", "leaves")]) == ["urm-a", None]
+    assert client.zcard(WORKERS) == 2
+    beat(client, "comes", "")
+    assert set(client.zrange(WORKERS, 0, -1)) == {"stays", "comes"}  # who is gone is forgotten
+
+
+def test_finding_the_live_workers_does_not_walk_through_all_keys(client: redis.Redis) -> None:
+    client.config_resetstat()
+    beat(client, "worker", "")
+    assert live_workers(client) == {"worker"}
+    assert not {"cmdstat_scan", "cmdstat_keys"} & client.info("commandstats").keys()
 
 
 def test_promote_twice_and_roll_back(
