@@ -1,12 +1,14 @@
 """Which release is wanted and which one serves, as the publisher and the workers agree on it in Redis.
 
-urm:release:order           counter; every publication takes the next number
+urm:release:order           number of the last publication
 urm:release:wanted          the release that workers should serve
 urm:release:serving         the release that a worker flipped to last; the API reads its titles and fallback
 urm:release:answers:<order> hash: worker → what it did with that publication
 urm:workers                 sorted set: workers by the instant from which they count as gone
 urm:worker:<name>           the release that a worker serves; expires at that instant
 
+Instants are Redis' own, and the number of a publication is that of its milliseconds: it grows also when Redis has
+forgotten the ones before, while workers still serve them.
 """
 
 from __future__ import annotations
@@ -30,6 +32,14 @@ ANSWER_TTL_SECONDS = 86_400
 HEARTBEAT_TTL_SECONDS = 30
 _POLL_SECONDS = 0.1
 
+# Take the number of a publication. KEYS: order.
+_TAKE_ORDER = """
+local time = redis.call('TIME')
+local order = math.max(time[1] * 1000 + math.floor(time[2] / 1000), (redis.call('GET', KEYS[1]) or 0) + 1)
+redis.call('SET', KEYS[1], string.format('%.0f', order))
+return order
+"""
+
 # Renew a worker's heartbeat, and forget the workers that are gone.
 # KEYS: heartbeat, workers. ARGV: worker, its state, seconds until it counts as gone.
 _BEAT = """
@@ -40,11 +50,13 @@ redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 """
 
 # Make a publication the serving one, unless a later one serves: a worker may finish loading long after the others.
-# KEYS: serving. ARGV: publication JSON, its order.
+# The next publication will be later, also if Redis has forgotten this one and its clock is behind.
+# KEYS: serving, order. ARGV: publication JSON, its order.
 _SERVE = """
 local serving = redis.call('GET', KEYS[1])
 if serving and cjson.decode(serving).order > tonumber(ARGV[2]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
+if tonumber(redis.call('GET', KEYS[2]) or 0) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2]) end
 return 1
 """
 
@@ -77,7 +89,8 @@ class Answer(BaseModel):
 
 def publish(client: redis.Redis, release: str, bundle: str) -> Publication:
     """Make a release the wanted one."""
-    publication = Publication(release=release, bundle=bundle, order=int(_value(client.incr(_ORDER))))
+    order = int(_value(client.eval(_TAKE_ORDER, 1, _ORDER)))
+    publication = Publication(release=release, bundle=bundle, order=order)
     client.set(WANTED, publication.model_dump_json())
     return publication
 
@@ -95,8 +108,13 @@ def answer(client: redis.Redis, publication: Publication, worker: str, answered:
         pipe.hset(key, worker, answered.model_dump_json())
         pipe.expire(key, ANSWER_TTL_SECONDS)
         if answered.outcome == "serving":
-            pipe.eval(_SERVE, 1, SERVING, publication.model_dump_json(), str(publication.order))
+            serve(pipe, publication)
         pipe.execute()
+
+
+def serve(client: redis.Redis, publication: Publication) -> None:
+    """Make a publication the serving one, unless a later one is."""
+    client.eval(_SERVE, 2, SERVING, _ORDER, publication.model_dump_json(), str(publication.order))
 
 
 def beat(client: redis.Redis, worker: str, state: str) -> None:
@@ -126,7 +144,7 @@ def roll_out(client: redis.Redis, release: str, bundle: str, timeout_seconds: fl
         ReleaseError: A worker rejected the release, or did not answer in time.
     """
     require_worker(client)
-    before = read_publication(client, WANTED)
+    before = read_publication(client, WANTED) or read_publication(client, SERVING)
     publication = publish(client, release, bundle)
     try:
         _wait(client, publication, timeout_seconds)

@@ -24,6 +24,7 @@ from components.release.rollout import (
     publish,
     read_publication,
     roll_out,
+    serve,
     sign_off,
 )
 from components.storage import StageResult, run_stage
@@ -48,6 +49,15 @@ def test_a_worker_that_is_late_does_not_turn_the_serving_release_back(client: re
     again = publish(client, "old", "file:///old")  # a rollback is a later publication
     answer(client, again, "quick", served)
     assert read_publication(client, SERVING) == again
+
+
+def test_orders_grow_also_when_redis_has_forgotten_them(client: redis.Redis) -> None:
+    first, second = publish(client, "a", "/a"), publish(client, "b", "/b")
+    client.flushall()
+    assert first.order < second.order < publish(client, "c", "/c").order
+    client.flushall()
+    serve(client, Publication(release="b", bundle="/b", order=second.order + 10**9))  # its clock was ahead
+    assert publish(client, "d", "/d").order == second.order + 10**9 + 1
 
 
 def test_live_workers_are_those_that_beat_lately(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +139,17 @@ def test_silent_worker_makes_it_time_out_and_the_wish_is_restored(client: redis.
     wanted = read_publication(client, WANTED)
     assert wanted is not None and (wanted.release, wanted.bundle) == (before.release, before.bundle)
     assert wanted.order > before.order
+
+
+def test_what_serves_is_wanted_again_where_redis_has_forgotten_what_was_wanted(client: redis.Redis) -> None:
+    before = publish(client, "urm-a", "/a")
+    serve(client, before)
+    client.delete(WANTED)
+    beat(client, "stuck", "")
+    with pytest.raises(ReleaseError):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.3)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == "urm-a"
 
 
 def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> None:
