@@ -18,9 +18,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import redis
+import structlog
 from pydantic import BaseModel, ConfigDict
 
 from components.exceptions import ReleaseError, UnavailableError
+
+log = structlog.get_logger()
 
 WANTED = "urm:release:wanted"
 SERVING = "urm:release:serving"
@@ -31,6 +34,7 @@ ANSWER_TTL_SECONDS = 86_400
 # A worker renews its heartbeat between batches; one that is silent for longer than this counts as gone.
 HEARTBEAT_TTL_SECONDS = 30
 _POLL_SECONDS = 0.1
+_RESTORE_SECONDS = 5.0  # for a Redis that is away just then; who is told to end has little more
 
 # Take the number of a publication. KEYS: order.
 _TAKE_ORDER = """
@@ -139,16 +143,19 @@ def live_workers(client: redis.Redis) -> set[str]:
 def roll_out(client: redis.Redis, release: str, bundle: str, timeout_seconds: float) -> Publication:
     """Publish a release and wait until every live worker serves it; else bring the wanted release back.
 
+    That is so however the wait ends, also by SIGTERM: nobody knows then whether the release can be served.
+
     Raises:
         UnavailableError: No worker is alive.
         ReleaseError: A worker rejected the release, or did not answer in time.
+        redis.RedisError: Redis does not answer.
     """
     require_worker(client)
     before = read_publication(client, WANTED) or read_publication(client, SERVING)
     publication = publish(client, release, bundle)
     try:
         _wait(client, publication, timeout_seconds)
-    except (ReleaseError, UnavailableError):
+    except BaseException:
         _restore(client, before, publication)
         raise
     return publication
@@ -170,25 +177,36 @@ def require_worker(client: redis.Redis) -> None:
 
 
 def _wait(client: redis.Redis, publication: Publication, timeout_seconds: float) -> None:
-    """Return when all live workers serve the publication; the set of live workers may change meanwhile."""
+    """Return when all live workers serve the publication; Redis and the live workers may come and go meanwhile."""
     deadline = time.monotonic() + timeout_seconds
-    key = f"urm:release:answers:{publication.order}"
     while True:
-        answers = {name: Answer.model_validate_json(text) for name, text in _value(client.hgetall(key)).items()}
-        for worker, given in answers.items():
-            if given.outcome == "rejected":
-                raise _failed(publication, f"a rejection by {worker}: {given.reason}", "mend the release; ")
-        silent = live_workers(client) - answers.keys()
-        if answers and not silent:
-            return
-        if time.monotonic() > deadline:
-            who = ", ".join(sorted(silent)) or "every worker, all gone"
-            raise _failed(publication, f"no answer from {who} within {timeout_seconds:g} s", "look at its log; ")
+        late = time.monotonic() > deadline
+        try:
+            silent = _find_silent(client, publication)
+        except (redis.ConnectionError, redis.TimeoutError):
+            if late:
+                raise
+        else:
+            if not silent:
+                return
+            if late:
+                raise _failed(publication, f"no answer from {silent} within {timeout_seconds:g} s", "look at its log; ")
         time.sleep(_POLL_SECONDS)
 
 
+def _find_silent(client: redis.Redis, publication: Publication) -> str:
+    """Who has not answered yet; empty when all live workers serve the publication."""
+    rows = _value(client.hgetall(f"urm:release:answers:{publication.order}"))
+    answers = {worker: Answer.model_validate_json(text) for worker, text in rows.items()}
+    for worker, given in answers.items():
+        if given.outcome == "rejected":
+            raise _failed(publication, f"a rejection by {worker}: {given.reason}", "mend the release; ")
+    silent = live_workers(client) - answers.keys()
+    return ", ".join(sorted(silent)) or ("" if answers else "every worker, all gone")
+
+
 def _restore(client: redis.Redis, before: Publication | None, failed: Publication) -> None:
-    """Undo a publication, unless someone else has published since."""
+    """Undo a publication, unless someone else has published since; a Redis that is away is tried for some seconds."""
 
     def undo(pipe: Any) -> None:
         current = pipe.get(WANTED)
@@ -203,7 +221,16 @@ def _restore(client: redis.Redis, before: Publication | None, failed: Publicatio
             pipe.set(_ORDER, failed.order + 1)
 
     transaction: Callable[..., Any] = client.transaction
-    transaction(undo, WANTED, _ORDER)
+    deadline = time.monotonic() + _RESTORE_SECONDS
+    while True:
+        try:
+            transaction(undo, WANTED, _ORDER)
+            return
+        except redis.RedisError as error:
+            if time.monotonic() > deadline:
+                log.error("wanted release not brought back", still_wanted=failed.release, error=str(error))
+                return
+        time.sleep(_POLL_SECONDS)
 
 
 def _failed(publication: Publication, got: str, remedy: str) -> ReleaseError:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import redis
 from components.exceptions import MissingInputError, ReleaseError, UnavailableError
 from components.recall.worker import RecallWorker
 from components.release.promote import deploy, rollback, run
+from components.release.redis_client import open_redis
 from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, open_registry, version_of_alias
 from components.release.rollout import (
     SERVING,
@@ -29,6 +35,7 @@ from components.release.rollout import (
 )
 from components.storage import StageResult, run_stage
 from tests.components.recall.conftest import Release, StartWorker, free_address, wait_until
+from tests.components.recall.servers import RedisServer
 
 
 def promote(release: Release) -> StageResult:
@@ -150,6 +157,74 @@ def test_what_serves_is_wanted_again_where_redis_has_forgotten_what_was_wanted(c
         roll_out(client, "urm-b", "/b", timeout_seconds=0.3)
     wanted = read_publication(client, WANTED)
     assert wanted is not None and wanted.release == "urm-a"
+
+
+def test_sigterm_while_waiting_restores_the_wish(client: redis.Redis) -> None:
+    publish(client, "urm-a", "/a")
+    beat(client, "stuck", "")
+
+    def terminate() -> None:
+        wait_until(lambda: "urm-b" in str(client.get(WANTED)))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    as_before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        thread.start()
+        with pytest.raises(SystemExit):
+            roll_out(client, "urm-b", "/b", timeout_seconds=10)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, as_before)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == "urm-a"
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that may be paused."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.resume()
+    server.stop()
+
+
+def pause_once_wanted(server: RedisServer, client: redis.Redis, seconds: float, then: Callable[[], None]) -> None:
+    wait_until(lambda: "urm-b" in str(client.get(WANTED)))
+    server.pause()
+    time.sleep(seconds)
+    server.resume()
+    then()
+
+
+def test_a_redis_that_hangs_while_waiting_is_waited_for(own_server: RedisServer) -> None:
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
+        beat(client, "worker", "")
+
+        def answer_late() -> None:
+            publication = read_publication(client, WANTED)
+            assert publication is not None
+            answer(client, publication, "worker", Answer(outcome="serving", seconds=1))
+
+        thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 1.0, answer_late))
+        thread.start()
+        publication = roll_out(open_redis(own_server.url, 0.2), "urm-b", "/b", timeout_seconds=30)
+        thread.join()
+        assert read_publication(client, WANTED) == publication
+
+
+def test_a_redis_that_hangs_too_long_is_an_error_and_the_wish_is_restored(own_server: RedisServer) -> None:
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
+        publish(client, "urm-a", "/a")
+        beat(client, "worker", "")
+        thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 2.0, lambda: None))
+        thread.start()
+        with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+            roll_out(open_redis(own_server.url, 0.2), "urm-b", "/b", timeout_seconds=0.5)
+        thread.join()
+        wanted = read_publication(client, WANTED)
+        assert wanted is not None and wanted.release == "urm-a"
 
 
 def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> None:
