@@ -62,7 +62,7 @@ def workers(
     port: Annotated[int, typer.Option(help="Port of /healthz, /readyz and /metrics; instance i adds 1 + i.")] = 9100,
     stuck_seconds: Annotated[float, typer.Option(min=1, help="Longest silence of an instance.")] = 60,
 ) -> None:
-    """Run several workers in this container, each on cores of its own (URM_NUM_THREADS each), until SIGTERM."""
+    """Run several workers in this container, each with URM_NUM_THREADS threads, until SIGTERM."""
     from components.recall.launch import run_instances
 
     _read(config, set_)  # a mistake is said once, here, and not by every instance again and again

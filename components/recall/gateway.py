@@ -20,7 +20,7 @@ from components.recall.problems import ApiError
 from components.recall.scripts import ACCEPT, ASK, ask_answer_key, result_key
 from components.recall.store import Result
 from components.recall.tracing import Tracing
-from components.release.rollout import SERVING, WORKER_PREFIX, Publication
+from components.release.rollout import SERVING, WORKERS, Publication
 from components.settings import Settings
 
 log = structlog.get_logger()
@@ -98,7 +98,8 @@ class Gateway:
 
     async def count_workers(self) -> int:
         """Workers with a fresh heartbeat."""
-        return len([key async for key in self._client.scan_iter(match=WORKER_PREFIX + "*", count=1000)])
+        seconds, _ = await self._client.time()
+        return int(await self._client.zcount(WORKERS, f"({seconds}", "+inf"))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -14,7 +14,7 @@ from components.exceptions import UnavailableError
 from components.recall.forks import Program, prepare, run_urm
 from components.recall.health import serve_health
 from components.recall.signals import on_termination
-from components.recall.supervisor import Supervisor
+from components.recall.supervisor import REDIS_TIMEOUT_SECONDS, Supervisor
 from components.recall.tracing import open_tracing
 from components.release.redis_client import open_redis
 from components.release.rollout import Publication
@@ -114,7 +114,8 @@ def run_instances(
     # For the fork server and the instances: the libraries read it when they are imported.
     os.environ.update(URM_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
     prepare()
-    supervisor = Supervisor(program, instances, threads, open_redis(settings.redis_url), stuck_seconds, ad_hoc)
+    client = open_redis(settings.redis_url, REDIS_TIMEOUT_SECONDS)
+    supervisor = Supervisor(program, instances, threads, client, stuck_seconds, ad_hoc)
     on_termination(supervisor.stop)
     serve_health(lambda: supervisor.state, host, port)
     log.info("instances", count=instances, ad_hoc=ad_hoc, threads=threads, url=f"http://{host}:{port}/readyz")

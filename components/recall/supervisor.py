@@ -1,4 +1,4 @@
-"""Several recall workers in one container: each a process with cores of its own, watched and started again.
+"""Several recall workers in one container: processes that are watched and started again.
 
 Python runs one thread at a time between matrix products, and a batch of one worker waits for Redis and for parsing;
 a second process fills these gaps. Instances share the files of a release, which are mapped into memory, and by forking
@@ -28,7 +28,9 @@ log = structlog.get_logger()
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 HEALTHY_SECONDS = 60.0  # an instance that ran for so long has no early end
-GRACE_SECONDS = 25.0  # from SIGTERM to SIGKILL; Kubernetes gives a pod 30
+# A Redis that hangs holds up a turn for twice this long (it connects, then asks), far less than health.STALE_SECONDS.
+REDIS_TIMEOUT_SECONDS = 2.0
+GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL; Kubernetes gives a pod 30, and a turn may have to end first
 _TURN_SECONDS = 0.2
 
 
@@ -212,8 +214,14 @@ class Supervisor:
 
 
 def share_cores(instances: int, threads: int) -> list[frozenset[int]]:
-    """Cores for each instance: as many as it has threads, and none twice before all are used."""
+    """Cores for each instance: as many as it has threads, and none twice before all are used.
+
+    Where the instances do not need all cores, the kernel chooses: the others may be in use by another container on the
+    same machine, which would choose the same ones.
+    """
     cores = sorted(os.sched_getaffinity(0))
+    if instances * threads < len(cores):
+        return [frozenset(cores)] * instances
     return [
         frozenset(cores[(number * threads + thread) % len(cores)] for thread in range(threads))
         for number in range(instances)

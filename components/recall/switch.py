@@ -2,6 +2,9 @@
 
 Loading happens in a thread; the worker goes on with the old release and calls `poll` between batches, so that a flip
 falls between two batches and no result mixes two releases.
+
+What was refused is not tried again, unless the worker has nothing to serve: the fault may have been a moment's. When
+Redis has lost its newest writes, the worker goes back to what is wanted now, and says again what it serves.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import structlog
 from components.exceptions import UrmError
 from components.recall.engine import ServingRelease
 from components.recall.metrics import WorkerMetrics
-from components.release.rollout import SERVING, WANTED, Answer, Publication, answer, read_publication
+from components.release.rollout import SERVING, WANTED, Answer, Publication, answer, read_publication, serve
 
 log = structlog.get_logger()
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 60.0
 
 
 class ReleaseSwitch:
@@ -43,8 +47,10 @@ class ReleaseSwitch:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="release")
         self._loading: Future[ServingRelease] | None = None
         self._target: Publication | None = None
-        self._considered: set[int] = set()  # orders
+        self._wanted: Publication | None = None
+        self._considered: set[Publication] = set()  # since that is wanted
         self._started = 0.0
+        self._pause, self._again_at = _FIRST_PAUSE_SECONDS, 0.0
 
     def poll(self) -> None:
         """Start loading what is newly wanted, or flip to what has been loaded; never waits."""
@@ -53,8 +59,11 @@ class ReleaseSwitch:
                 self._finish(self._loading)
                 self._loading = None
             return
-        target = self._next()
+        wanted, serving = read_publication(self._client, WANTED), read_publication(self._client, SERVING)
+        target = self._choose(wanted, serving)
         if target is None:
+            if self.serving is not None and (serving is None or serving.order < self.serving.order):
+                serve(self._client, self.serving.publication)  # Redis has forgotten it
             return
         self._target, self._started = target, time.monotonic()
         if self.serving is not None and self.serving.same_bundle(target):
@@ -63,12 +72,16 @@ class ReleaseSwitch:
             log.info("loading release", release=target.release, order=target.order)
             self._loading = self._pool.submit(self._load, target)
 
-    def _next(self) -> Publication | None:
+    def _choose(self, wanted: Publication | None, serving: Publication | None) -> Publication | None:
         """The wanted release if it is new; a fresh worker that refused it takes what the others serve."""
-        keys = [WANTED] if self.serving is not None else [WANTED, SERVING]
-        for key in keys:
-            publication = read_publication(self._client, key)
-            if publication is not None and publication.order not in self._considered:
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._considered.clear()
+        elif self.serving is None and self._considered and time.monotonic() > self._again_at:
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            self._considered.clear()
+        for publication in [wanted] if self.serving is not None else [wanted, serving]:
+            if publication is not None and publication not in self._considered:
                 return publication
         return None
 
@@ -96,11 +109,12 @@ class ReleaseSwitch:
             still = self.serving.name if self.serving else "none"
             log.error("release rejected", release=self._target.release, reason=reason, still_serving=still)
             self._tell(self._target, Answer(outcome="rejected", reason=reason, seconds=self._seconds()))
+            self._again_at = time.monotonic() + self._pause
 
     def _tell(self, publication: Publication, given: Answer) -> None:
         self._metrics.switches.labels(outcome=given.outcome).inc()
         answer(self._client, publication, self._worker, given)
-        self._considered.add(publication.order)
+        self._considered.add(publication)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)

@@ -15,8 +15,8 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 SOCKET_TIMEOUT_SECONDS = 15.0
 
 
-def open_redis(url: str) -> redis.Redis:
-    """A client that returns str; it connects on first use.
+def open_redis(url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> redis.Redis:
+    """A client that returns str; it connects on first use, and waits for an answer at most `timeout_seconds`.
 
     Bytes that are no UTF-8 come as lone surrogates and go back as the bytes they were: whatever somebody else has put
     into a stream can be read, refused and kept.
@@ -29,8 +29,8 @@ def open_redis(url: str) -> redis.Redis:
             url,
             decode_responses=True,
             encoding_errors="surrogateescape",
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_connect_timeout=min(CONNECT_TIMEOUT_SECONDS, timeout_seconds),
+            socket_timeout=timeout_seconds,
         )
     except ValueError as error:
         raise ConfigError(

@@ -1,10 +1,14 @@
 """Which release is wanted and which one serves, as the publisher and the workers agree on it in Redis.
 
-urm:release:order           counter; every publication takes the next number
+urm:release:order           number of the last publication
 urm:release:wanted          the release that workers should serve
 urm:release:serving         the release that a worker flipped to last; the API reads its titles and fallback
 urm:release:answers:<order> hash: worker → what it did with that publication
-urm:worker:<name>           heartbeat of a worker; expires when the worker is gone
+urm:workers                 sorted set: workers by the instant from which they count as gone
+urm:worker:<name>           the release that a worker serves; expires at that instant
+
+Instants are Redis' own, and the number of a publication is that of its milliseconds: it grows also when Redis has
+forgotten the ones before, while workers still serve them.
 """
 
 from __future__ import annotations
@@ -14,25 +18,49 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import redis
+import structlog
 from pydantic import BaseModel, ConfigDict
 
 from components.exceptions import ReleaseError, UnavailableError
 
+log = structlog.get_logger()
+
 WANTED = "urm:release:wanted"
 SERVING = "urm:release:serving"
 _ORDER = "urm:release:order"
+WORKERS = "urm:workers"
 WORKER_PREFIX = "urm:worker:"
 ANSWER_TTL_SECONDS = 86_400
 # A worker renews its heartbeat between batches; one that is silent for longer than this counts as gone.
 HEARTBEAT_TTL_SECONDS = 30
 _POLL_SECONDS = 0.1
+_RESTORE_SECONDS = 5.0  # for a Redis that is away just then; who is told to end has little more
+
+# Take the number of a publication. KEYS: order.
+_TAKE_ORDER = """
+local time = redis.call('TIME')
+local order = math.max(time[1] * 1000 + math.floor(time[2] / 1000), (redis.call('GET', KEYS[1]) or 0) + 1)
+redis.call('SET', KEYS[1], string.format('%.0f', order))
+return order
+"""
+
+# Renew a worker's heartbeat, and forget the workers that are gone.
+# KEYS: heartbeat, workers. ARGV: worker, its state, seconds until it counts as gone.
+_BEAT = """
+local now = redis.call('TIME')[1]
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
+"""
 
 # Make a publication the serving one, unless a later one serves: a worker may finish loading long after the others.
-# KEYS: serving. ARGV: publication JSON, its order.
+# The next publication will be later, also if Redis has forgotten this one and its clock is behind.
+# KEYS: serving, order. ARGV: publication JSON, its order.
 _SERVE = """
 local serving = redis.call('GET', KEYS[1])
 if serving and cjson.decode(serving).order > tonumber(ARGV[2]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
+if tonumber(redis.call('GET', KEYS[2]) or 0) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2]) end
 return 1
 """
 
@@ -65,7 +93,8 @@ class Answer(BaseModel):
 
 def publish(client: redis.Redis, release: str, bundle: str) -> Publication:
     """Make a release the wanted one."""
-    publication = Publication(release=release, bundle=bundle, order=int(_value(client.incr(_ORDER))))
+    order = int(_value(client.eval(_TAKE_ORDER, 1, _ORDER)))
+    publication = Publication(release=release, bundle=bundle, order=order)
     client.set(WANTED, publication.model_dump_json())
     return publication
 
@@ -83,38 +112,50 @@ def answer(client: redis.Redis, publication: Publication, worker: str, answered:
         pipe.hset(key, worker, answered.model_dump_json())
         pipe.expire(key, ANSWER_TTL_SECONDS)
         if answered.outcome == "serving":
-            pipe.eval(_SERVE, 1, SERVING, publication.model_dump_json(), str(publication.order))
+            serve(pipe, publication)
         pipe.execute()
 
 
+def serve(client: redis.Redis, publication: Publication) -> None:
+    """Make a publication the serving one, unless a later one is."""
+    client.eval(_SERVE, 2, SERVING, _ORDER, publication.model_dump_json(), str(publication.order))
+
+
 def beat(client: redis.Redis, worker: str, state: str) -> None:
-    """Renew a worker's heartbeat."""
-    client.set(WORKER_PREFIX + worker, state, ex=HEARTBEAT_TTL_SECONDS)
+    """Renew a worker's heartbeat; `state` is the release that it serves, or empty."""
+    client.eval(_BEAT, 2, WORKER_PREFIX + worker, WORKERS, worker, state, str(HEARTBEAT_TTL_SECONDS))
 
 
 def sign_off(client: redis.Redis, worker: str) -> None:
     """Remove a worker's heartbeat, so that nobody waits for it."""
-    client.delete(WORKER_PREFIX + worker)
+    with client.pipeline(transaction=True) as pipe:
+        pipe.delete(WORKER_PREFIX + worker)
+        pipe.zrem(WORKERS, worker)
+        pipe.execute()
 
 
 def live_workers(client: redis.Redis) -> set[str]:
     """Names of the workers that beat lately."""
-    return {key.removeprefix(WORKER_PREFIX) for key in client.scan_iter(match=WORKER_PREFIX + "*", count=1000)}
+    seconds, _ = _value(client.time())
+    return set(_value(client.zrangebyscore(WORKERS, f"({seconds}", "+inf")))
 
 
 def roll_out(client: redis.Redis, release: str, bundle: str, timeout_seconds: float) -> Publication:
     """Publish a release and wait until every live worker serves it; else bring the wanted release back.
 
+    That is so however the wait ends, also by SIGTERM: nobody knows then whether the release can be served.
+
     Raises:
         UnavailableError: No worker is alive.
         ReleaseError: A worker rejected the release, or did not answer in time.
+        redis.RedisError: Redis does not answer.
     """
     require_worker(client)
-    before = read_publication(client, WANTED)
+    before = read_publication(client, WANTED) or read_publication(client, SERVING)
     publication = publish(client, release, bundle)
     try:
         _wait(client, publication, timeout_seconds)
-    except (ReleaseError, UnavailableError):
+    except BaseException:
         _restore(client, before, publication)
         raise
     return publication
@@ -136,25 +177,36 @@ def require_worker(client: redis.Redis) -> None:
 
 
 def _wait(client: redis.Redis, publication: Publication, timeout_seconds: float) -> None:
-    """Return when all live workers serve the publication; the set of live workers may change meanwhile."""
+    """Return when all live workers serve the publication; Redis and the live workers may come and go meanwhile."""
     deadline = time.monotonic() + timeout_seconds
-    key = f"urm:release:answers:{publication.order}"
     while True:
-        answers = {name: Answer.model_validate_json(text) for name, text in _value(client.hgetall(key)).items()}
-        for worker, given in answers.items():
-            if given.outcome == "rejected":
-                raise _failed(publication, f"a rejection by {worker}: {given.reason}", "mend the release; ")
-        silent = live_workers(client) - answers.keys()
-        if answers and not silent:
-            return
-        if time.monotonic() > deadline:
-            who = ", ".join(sorted(silent)) or "every worker, all gone"
-            raise _failed(publication, f"no answer from {who} within {timeout_seconds:g} s", "look at its log; ")
+        late = time.monotonic() > deadline
+        try:
+            silent = _find_silent(client, publication)
+        except (redis.ConnectionError, redis.TimeoutError):
+            if late:
+                raise
+        else:
+            if not silent:
+                return
+            if late:
+                raise _failed(publication, f"no answer from {silent} within {timeout_seconds:g} s", "look at its log; ")
         time.sleep(_POLL_SECONDS)
 
 
+def _find_silent(client: redis.Redis, publication: Publication) -> str:
+    """Who has not answered yet; empty when all live workers serve the publication."""
+    rows = _value(client.hgetall(f"urm:release:answers:{publication.order}"))
+    answers = {worker: Answer.model_validate_json(text) for worker, text in rows.items()}
+    for worker, given in answers.items():
+        if given.outcome == "rejected":
+            raise _failed(publication, f"a rejection by {worker}: {given.reason}", "mend the release; ")
+    silent = live_workers(client) - answers.keys()
+    return ", ".join(sorted(silent)) or ("" if answers else "every worker, all gone")
+
+
 def _restore(client: redis.Redis, before: Publication | None, failed: Publication) -> None:
-    """Undo a publication, unless someone else has published since."""
+    """Undo a publication, unless someone else has published since; a Redis that is away is tried for some seconds."""
 
     def undo(pipe: Any) -> None:
         current = pipe.get(WANTED)
@@ -169,7 +221,16 @@ def _restore(client: redis.Redis, before: Publication | None, failed: Publicatio
             pipe.set(_ORDER, failed.order + 1)
 
     transaction: Callable[..., Any] = client.transaction
-    transaction(undo, WANTED, _ORDER)
+    deadline = time.monotonic() + _RESTORE_SECONDS
+    while True:
+        try:
+            transaction(undo, WANTED, _ORDER)
+            return
+        except redis.RedisError as error:
+            if time.monotonic() > deadline:
+                log.error("wanted release not brought back", still_wanted=failed.release, error=str(error))
+                return
+        time.sleep(_POLL_SECONDS)
 
 
 def _failed(publication: Publication, got: str, remedy: str) -> ReleaseError:

@@ -21,7 +21,7 @@ import redis
 
 from components.recall.events import Event
 from components.recall.scripts import GROUP, STREAM, accepted_key
-from components.release.rollout import WORKER_PREFIX, publish
+from components.release.rollout import WORKER_PREFIX, publish, sign_off
 from tests.components.recall.conftest import Release, wait_until
 from tests.components.recall.servers import RedisServer, free_port
 from tests.components.recall.tiny import ITEM_IDS, LAST_EVENT
@@ -105,7 +105,7 @@ class World:
     def bury(self, worker: Worker) -> int:
         """Wait for a dying worker; the number of entries that it leaves unfinished."""
         self.wait(worker.pid)
-        self.client.delete(WORKER_PREFIX + worker.name)  # instead of waiting until its heartbeat expires
+        sign_off(self.client, worker.name)  # instead of waiting until its heartbeat expires
         return self.count_pending(worker)
 
     def count_pending(self, worker: Worker) -> int:

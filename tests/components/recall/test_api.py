@@ -132,7 +132,9 @@ def test_release_switch_is_followed(api: TestClient, client: redis.Redis, releas
     assert api.get("/readyz").json()["release"] == releases[0].name
     beat(client, "w", "")
     serve_release(client, releases[1], order=2)
+    client.config_resetstat()
     wait_until(lambda: api.get("/readyz").json() == {"status": "ok", "release": releases[1].name, "workers": 1})
+    assert "cmdstat_scan" not in client.info("commandstats")  # there are millions of keys
     gone = Publication(release="urm-gone", bundle="/nowhere", order=3)
     client.set(SERVING, gone.model_dump_json())
     assert api.get("/v1/tasks").json()["release"] == releases[1].name  # what can be read goes on

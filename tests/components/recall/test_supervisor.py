@@ -18,12 +18,12 @@ import redis
 
 from components.config import RecallConfig
 from components.recall.forks import Program
-from components.recall.health import serve_health
+from components.recall.health import STALE_SECONDS, serve_health
 from components.recall.intake import feed
 from components.recall.store import UserStore
-from components.recall.supervisor import InstanceState, State, Supervisor, share_cores
+from components.recall.supervisor import REDIS_TIMEOUT_SECONDS, InstanceState, State, Supervisor, share_cores
 from components.release.redis_client import open_redis
-from components.release.rollout import WORKER_PREFIX, live_workers, roll_out
+from components.release.rollout import live_workers, roll_out, sign_off
 from tests.components.recall.conftest import Release, make_event, wait_until
 from tests.components.recall.servers import RedisServer, free_port
 
@@ -53,6 +53,13 @@ def test_cores_are_shared_out_and_none_twice_before_all_are_used() -> None:
     assert share_cores(2, 10 * len(every)) == [frozenset(every)] * 2
 
 
+def test_instances_that_do_not_need_all_cores_take_none_for_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every supervisor of a machine would take the same ones."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert share_cores(3, 2) == [frozenset(range(8))] * 3
+    assert share_cores(4, 2) == [frozenset({core, core + 1}) for core in (0, 2, 4, 6)]
+
+
 def test_an_instance_that_ends_at_once_is_started_again_after_ever_longer_pauses(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +84,28 @@ def test_a_living_process_without_a_heartbeat_is_killed_unless_redis_is_silent_t
         wait_until(lambda: watched.state.instances and watched.state.instances[0].restarts == 1)
         assert pids(blind) == first
     assert not psutil.pid_exists(int(str(first[0])))
+
+
+def test_a_redis_that_hangs_keeps_the_supervisor_neither_from_turning_nor_from_ending(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    sleeper: Program = (time.sleep, (600,))
+    client = open_redis(server.url, REDIS_TIMEOUT_SECONDS)
+    oldest = 0.0
+    try:
+        with running(Supervisor(lambda _: sleeper, 1, 1, client, 60)) as supervisor:
+            wait_until(lambda: pids(supervisor) and pids(supervisor)[0])
+            server.pause()
+            os.kill(int(str(pids(supervisor)[0])), signal.SIGKILL)
+            while supervisor.state.instances[0].restarts == 0:
+                oldest = max(oldest, time.monotonic() - supervisor.state.turned_at)
+                time.sleep(0.02)
+            stopped_at = time.monotonic()
+        assert oldest < STALE_SECONDS
+        assert time.monotonic() - stopped_at < STALE_SECONDS
+    finally:
+        server.resume()
+        server.stop()
 
 
 def test_an_instance_ends_when_its_supervisor_was_killed() -> None:
@@ -172,14 +201,13 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     assert len(children) == 2
     assert len({psutil.Process(pid).ppid() for pid in children} - {process.pid}) == 1  # both forked from one process
     cores = [frozenset(psutil.Process(pid).cpu_affinity()) for pid in sorted(children)]
-    assert all(len(own) == 1 for own in cores)
-    assert len(set(cores)) == min(2, len(os.sched_getaffinity(0)))
+    assert set(cores) == set(share_cores(2, 1))
 
     users = [f"user{number}" for number in range(60)]
     feed(client, iter([make_event(user, event_id=user) for user in users]), recall_config)
     victim = random.Random(seed).choice(sorted(children))
     os.kill(victim, signal.SIGKILL)
-    client.delete(WORKER_PREFIX + f"{os.uname().nodename}-{victim}")  # instead of waiting until its heartbeat expires
+    sign_off(client, f"{os.uname().nodename}-{victim}")  # instead of waiting until its heartbeat expires
     store = UserStore(client, recall_config)
     wait_until(lambda: all(store.result(user, "next_purchase") is not None for user in users), seconds=60)
     place = list(children).index(victim)

@@ -356,4 +356,4 @@ def test_republished_release_is_taken_without_loading(
     client: redis.Redis, releases: tuple[Release, Release], promoted: tuple[RecallWorker, Publication]
 ) -> None:
     again = roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=5)
-    assert again.order == promoted[1].order + 1
+    assert again.order > promoted[1].order

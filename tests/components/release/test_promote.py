@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +15,27 @@ import redis
 from components.exceptions import MissingInputError, ReleaseError, UnavailableError
 from components.recall.worker import RecallWorker
 from components.release.promote import deploy, rollback, run
+from components.release.redis_client import open_redis
 from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, open_registry, version_of_alias
 from components.release.rollout import (
     SERVING,
     WANTED,
+    WORKER_PREFIX,
+    WORKERS,
     Answer,
     Publication,
     answer,
     beat,
+    live_workers,
     publish,
     read_publication,
     roll_out,
+    serve,
+    sign_off,
 )
 from components.storage import StageResult, run_stage
 from tests.components.recall.conftest import Release, StartWorker, free_address, wait_until
+from tests.components.recall.servers import RedisServer
 
 
 def promote(release: Release) -> StageResult:
@@ -44,6 +56,36 @@ def test_a_worker_that_is_late_does_not_turn_the_serving_release_back(client: re
     again = publish(client, "old", "file:///old")  # a rollback is a later publication
     answer(client, again, "quick", served)
     assert read_publication(client, SERVING) == again
+
+
+def test_orders_grow_also_when_redis_has_forgotten_them(client: redis.Redis) -> None:
+    first, second = publish(client, "a", "/a"), publish(client, "b", "/b")
+    client.flushall()
+    assert first.order < second.order < publish(client, "c", "/c").order
+    client.flushall()
+    serve(client, Publication(release="b", bundle="/b", order=second.order + 10**9))  # its clock was ahead
+    assert publish(client, "d", "/d").order == second.order + 10**9 + 1
+
+
+def test_live_workers_are_those_that_beat_lately(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat(client, "stays", "urm-a")
+    beat(client, "leaves", "")
+    monkeypatch.setattr("components.release.rollout.HEARTBEAT_TTL_SECONDS", 2)
+    beat(client, "dies", "")
+    assert live_workers(client) == {"stays", "leaves", "dies"}
+    sign_off(client, "leaves")
+    wait_until(lambda: live_workers(client) == {"stays"})
+    assert client.mget([WORKER_PREFIX + name for name in ("stays", "leaves")]) == ["urm-a", None]
+    assert client.zcard(WORKERS) == 2
+    beat(client, "comes", "")
+    assert set(client.zrange(WORKERS, 0, -1)) == {"stays", "comes"}  # who is gone is forgotten
+
+
+def test_finding_the_live_workers_does_not_walk_through_all_keys(client: redis.Redis) -> None:
+    client.config_resetstat()
+    beat(client, "worker", "")
+    assert live_workers(client) == {"worker"}
+    assert not {"cmdstat_scan", "cmdstat_keys"} & client.info("commandstats").keys()
 
 
 def test_promote_twice_and_roll_back(
@@ -114,6 +156,85 @@ def test_silent_worker_makes_it_time_out_and_the_wish_is_restored(client: redis.
     wanted = read_publication(client, WANTED)
     assert wanted is not None and (wanted.release, wanted.bundle) == (before.release, before.bundle)
     assert wanted.order > before.order
+
+
+def test_what_serves_is_wanted_again_where_redis_has_forgotten_what_was_wanted(client: redis.Redis) -> None:
+    before = publish(client, "urm-a", "/a")
+    serve(client, before)
+    client.delete(WANTED)
+    beat(client, "stuck", "")
+    with pytest.raises(ReleaseError):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.3)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == "urm-a"
+
+
+def test_sigterm_while_waiting_restores_the_wish(client: redis.Redis) -> None:
+    publish(client, "urm-a", "/a")
+    beat(client, "stuck", "")
+
+    def terminate() -> None:
+        wait_until(lambda: "urm-b" in str(client.get(WANTED)))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    as_before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        thread.start()
+        with pytest.raises(SystemExit):
+            roll_out(client, "urm-b", "/b", timeout_seconds=10)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, as_before)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == "urm-a"
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that may be paused."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.resume()
+    server.stop()
+
+
+def pause_once_wanted(server: RedisServer, client: redis.Redis, seconds: float, then: Callable[[], None]) -> None:
+    wait_until(lambda: "urm-b" in str(client.get(WANTED)))
+    server.pause()
+    time.sleep(seconds)
+    server.resume()
+    then()
+
+
+def test_a_redis_that_hangs_while_waiting_is_waited_for(own_server: RedisServer) -> None:
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
+        beat(client, "worker", "")
+
+        def answer_late() -> None:
+            publication = read_publication(client, WANTED)
+            assert publication is not None
+            answer(client, publication, "worker", Answer(outcome="serving", seconds=1))
+
+        thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 1.0, answer_late))
+        thread.start()
+        publication = roll_out(open_redis(own_server.url, 0.2), "urm-b", "/b", timeout_seconds=30)
+        thread.join()
+        assert read_publication(client, WANTED) == publication
+
+
+def test_a_redis_that_hangs_too_long_is_an_error_and_the_wish_is_restored(own_server: RedisServer) -> None:
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
+        publish(client, "urm-a", "/a")
+        beat(client, "worker", "")
+        thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 2.0, lambda: None))
+        thread.start()
+        with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+            roll_out(open_redis(own_server.url, 0.2), "urm-b", "/b", timeout_seconds=0.5)
+        thread.join()
+        wanted = read_publication(client, WANTED)
+        assert wanted is not None and wanted.release == "urm-a"
 
 
 def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> None:
