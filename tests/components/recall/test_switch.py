@@ -12,7 +12,7 @@ import redis
 from components.exceptions import UnavailableError
 from components.recall.context import HistoryRule
 from components.recall.engine import ServingRelease
-from components.recall.metrics import WorkerMetrics
+from components.recall.metrics import StreamMetrics
 from components.recall.switch import ReleaseSwitch
 from components.release.rollout import SERVING, WANTED, Publication, publish, read_publication
 from tests.components.recall.conftest import wait_until
@@ -46,7 +46,7 @@ def make_switch(client: redis.Redis, loader: Loader) -> Iterator[MakeSwitch]:
     switches: list[ReleaseSwitch] = []
 
     def make(name: str = "worker", on: redis.Redis = client) -> ReleaseSwitch:
-        switches.append(ReleaseSwitch(on, name, loader, WorkerMetrics()))
+        switches.append(ReleaseSwitch(on, name, loader, StreamMetrics()))
         return switches[-1]
 
     yield make
