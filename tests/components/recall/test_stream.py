@@ -105,16 +105,22 @@ def test_entry_is_given_up_once_and_never_after_it_was_finished(
     stream, store = open_stream(client, "a", recall_config), UserStore(client, recall_config)
     done, bad = make_event(event_id="done"), make_event(event_id="bad")
     feed(client, iter([done, bad]), recall_config)
-    store.remember([done, bad])
     first, second = stream.read(10, 10)
+    store.remember([first, second])
     stream.acknowledge([first])
     assert not stream.give_up(first.entry_id, "text", "another worker was faster", 5, done)
-    assert stream.give_up(second.entry_id, "text", "why", 5, bad)
+    assert stream.give_up(second.entry_id, bad.model_dump_json(), "why", 5, bad)
     assert not stream.give_up(second.entry_id, "text", "why", 5, bad)
     assert [letter.reason for letter in list_letters(client)] == ["why"]
+    assert store.remember([first, second]) == ["gone", "gone"]  # by a worker that stood still meanwhile
     assert store.recent(["3"])["3"].events == [done]
     assert store.recent(["3"])["3"].revision == 3
     assert stream.counts() == (0, 0, 1)
+
+    assert replay(client, []) == 1
+    assert store.remember([second]) == ["gone"]
+    assert store.remember(stream.read(10, 10)) == ["in_order"]
+    assert store.recent(["3"])["3"].events == [bad, done]
 
 
 def test_dead_consumer_is_removed_unless_something_is_pending_for_it(client: redis.Redis) -> None:
