@@ -17,6 +17,7 @@ import structlog
 
 from components.config import RecallConfig
 from components.recall.answers import answer_users
+from components.recall.context import KnownHistory
 from components.recall.engine import ServingRelease
 from components.recall.lineage import Served
 from components.recall.logs import name_error
@@ -175,7 +176,8 @@ class RecallWorker(ServingLoop):
                 self.metrics.results.labels(outcome="older").inc(len(by_task) - stored)
             revisions = {user: one.revision for user, one in recent.items()}
             self._stream.acknowledge(entries, Served(batch, release.name, revisions))
-        late = [entry for entry in entries if entry.event.ts_us < known[entry.event.user_id].as_of_us]
+        # Nothing is known of a user whose live history is empty by now: given up elsewhere, or crowded out.
+        late = [one for one in entries if one.event.ts_us < known.get(one.event.user_id, KnownHistory()).as_of_us]
         self.metrics.late_events.inc(len(late))
         return entries, len(recent)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -233,6 +234,25 @@ def test_an_event_given_up_while_its_worker_stood_still_stays_out_of_the_history
     read = worker.metrics.registry.get_sample_value
     assert read("urm_worker_events_total", {"outcome": "done"}) == 2
     assert read("urm_worker_events_total", {"outcome": "failed"}) == 0
+
+
+def test_batch_of_a_user_whose_history_is_empty_by_then_is_done(
+    client: redis.Redis, releases: tuple[Release, Release], load_poisoned: Loader, recall_config: RecallConfig
+) -> None:
+    """The history has room for the poison event alone, which is left out when the good one is told apart."""
+    config = recall_config.model_copy(update={"history_events": 1})
+    stream = EventStream(client, "worker", config)
+    stream.ensure_group()
+    poison, good = make_event("5", POISON_ITEM, minutes=70, event_id="poison"), make_event("5", event_id="good")
+    feed(client, iter([poison, good]), config)
+    entries = [replace(entry, deliveries=config.max_deliveries) for entry in stream.read(10, 10)]
+    worker = RecallWorker(client, config, load_poisoned, "worker")
+    release = load_poisoned(Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1))
+    worker._process(release, entries)
+    assert stream.counts() == (0, 0, 1)
+    assert list_letters(client)[0].reason == "ValueError: index out of range in self"
+    read = worker.metrics.registry.get_sample_value
+    assert read("urm_worker_events_total", {"outcome": "done"}) == 1
 
 
 def test_corrupt_release_is_rejected_and_the_old_one_goes_on(
