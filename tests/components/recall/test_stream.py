@@ -177,6 +177,21 @@ def test_what_was_read_ahead_and_not_finished_is_delivered_again(
     assert [one.event.event_id for one in alive.claim_stale(10)] == ["u0", "u1", "u2"]
 
 
+def test_tries_ahead_of_its_turn_do_not_count_when_the_turn_comes(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    """So an event that fails may be tried up to twice `max_deliveries` times, as docs/operations.md says."""
+    first, second = open_stream(client, "a", recall_config), open_stream(client, "b", recall_config)
+    feed(client, iter([make_event("u", event_id=f"u{n}", minutes=n) for n in range(2)]), recall_config)
+    (entry,) = first._decode(first._read(">", 1, None), {})
+    (ahead,) = first.read_ahead([entry])
+    time.sleep(recall_config.claim_idle_seconds)
+    assert [one.deliveries for one in first.begin(first.claim_stale(10))] == [2, 2]
+    assert [(one.entry_id, one.deliveries) for one in second.read(10, 10)] == [(ahead.entry_id, 1)]
+    time.sleep(recall_config.claim_idle_seconds)
+    assert [one.deliveries for one in second.claim_stale(10)] == [3, 2]
+
+
 def test_reading_ahead_takes_the_oldest_that_a_history_holds(client: redis.Redis) -> None:
     config = RecallConfig(history_events=3)
     stream = open_stream(client, "a", config)
