@@ -90,29 +90,34 @@ end
 return 1
 """
 
-# Put one event into a user's recent history; again has no effect.
-# Returns 0 if it is there already, 1 if it is new, 2 if it is new and older than the newest there.
-# KEYS: order, content. ARGV: event_id, time in microseconds, event JSON, events kept, TTL.
+# Put the event of an entry into its user's recent history; again has no effect. Nothing happens if the entry is gone: a
+# worker that stood still must not bring back what was given up meanwhile, for nobody would take it out again. What was
+# finished meanwhile is in the history, as far as it is kept. The event's mark does not tell: it expires, and a replay
+# starts it anew.
+# Returns 0 if it is there already, 1 if it is new, 2 if it is new and older than the newest there, 3 if its entry is
+# gone.
+# KEYS: stream, order, content. ARGV: entry id, event_id, time in microseconds, event JSON, events kept, TTL.
 REMEMBER = """
-local field = 'e:' .. ARGV[1]
+if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 3 end
+local field = 'e:' .. ARGV[2]
 local new = 0
-if redis.call('HEXISTS', KEYS[2], field) == 0 then
+if redis.call('HEXISTS', KEYS[3], field) == 0 then
     new = 1
-    local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-    if newest[2] and tonumber(newest[2]) > tonumber(ARGV[2]) then new = 2 end
-    redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-    redis.call('HSET', KEYS[2], field, ARGV[3])
-    redis.call('HINCRBY', KEYS[2], 'revision', 1)
-    local surplus = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[4])
+    local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+    if newest[2] and tonumber(newest[2]) > tonumber(ARGV[3]) then new = 2 end
+    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[2])
+    redis.call('HSET', KEYS[3], field, ARGV[4])
+    redis.call('HINCRBY', KEYS[3], 'revision', 1)
+    local surplus = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[5])
     if surplus > 0 then
-        for _, old in ipairs(redis.call('ZRANGE', KEYS[1], 0, surplus - 1)) do
-            redis.call('HDEL', KEYS[2], 'e:' .. old)
+        for _, old in ipairs(redis.call('ZRANGE', KEYS[2], 0, surplus - 1)) do
+            redis.call('HDEL', KEYS[3], 'e:' .. old)
         end
-        redis.call('ZREMRANGEBYRANK', KEYS[1], 0, surplus - 1)
+        redis.call('ZREMRANGEBYRANK', KEYS[2], 0, surplus - 1)
     end
 end
-redis.call('EXPIRE', KEYS[1], ARGV[5])
-redis.call('EXPIRE', KEYS[2], ARGV[5])
+redis.call('EXPIRE', KEYS[2], ARGV[6])
+redis.call('EXPIRE', KEYS[3], ARGV[6])
 return new
 """
 

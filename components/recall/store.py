@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from components.config import RecallConfig
 from components.recall.events import Event, to_microseconds
-from components.recall.scripts import REMEMBER, STORE, history_keys, result_key
+from components.recall.scripts import REMEMBER, STORE, STREAM, history_keys, result_key
+from components.recall.stream import Entry
 
-Joined = Literal["repeated", "in_order", "late"]
-_JOINED: tuple[Joined, ...] = ("repeated", "in_order", "late")  # by the answer of REMEMBER
+Joined = Literal["repeated", "in_order", "late", "gone"]
+_JOINED: tuple[Joined, ...] = ("repeated", "in_order", "late", "gone")  # by the answer of REMEMBER
 
 
 class Result(BaseModel):
@@ -64,17 +65,20 @@ class UserStore:
         self._remember = client.register_script(REMEMBER)
         self._store = client.register_script(STORE)
 
-    def remember(self, events: Iterable[Event]) -> list[Joined]:
+    def remember(self, entries: Iterable[Entry]) -> list[Joined]:
         """Add events to their users' recent histories; an event that is there already changes nothing.
 
         Returns:
-            How each event joined.
+            How the event of each entry joined; "gone" if it did not, because a worker has finished the entry or given
+            it up.
         """
         with self._client.pipeline(transaction=False) as pipe:
-            for event in events:
+            for entry in entries:
+                event = entry.event
                 self._remember(
-                    keys=list(history_keys(event.user_id)),
+                    keys=[STREAM, *history_keys(event.user_id)],
                     args=[
+                        entry.entry_id,
                         event.event_id,
                         event.ts_us,
                         event.model_dump_json(),

@@ -17,6 +17,7 @@ import structlog
 
 from components.config import RecallConfig
 from components.recall.answers import answer_users
+from components.recall.context import KnownHistory
 from components.recall.engine import ServingRelease
 from components.recall.lineage import Served
 from components.recall.logs import name_error
@@ -151,15 +152,20 @@ class RecallWorker(ServingLoop):
         self._batches += 1
         batch = f"{self.name}/{self._batches}"
         with self._tracing.batch([entry.traceparent for entry in entries], batch=batch, release=release.name):
-            num_users = self._answer(release, entries, batch, without)
+            entries, num_users = self._answer(release, entries, batch, without)
         self._count(release, entries, num_users)
         log.info("batch", batch=batch, events=len(entries), users=num_users, release=release.name)
 
-    def _answer(self, release: ServingRelease, entries: list[Entry], batch: str, without: Collection[str]) -> int:
-        """Make and store the results of a batch, then acknowledge it; returns the number of users."""
+    def _answer(
+        self, release: ServingRelease, entries: list[Entry], batch: str, without: Collection[str]
+    ) -> tuple[list[Entry], int]:
+        """Make and store the results of a batch, then acknowledge it.
+
+        Returns:
+            Its entries but for those that another worker has finished or given up, and the number of users.
+        """
         with self._timed("history"):
-            for how in self._store.remember(entry.event for entry in entries):
-                self.metrics.joined.labels(how=how).inc()
+            entries = self._remember(entries)
             recent = self._store.recent(list(dict.fromkeys(entry.event.user_id for entry in entries)), without)
             known = release.read_histories(list(recent))
         with self._timed("inference"):
@@ -173,9 +179,19 @@ class RecallWorker(ServingLoop):
                 self.metrics.results.labels(outcome="older").inc(len(by_task) - stored)
             revisions = {user: one.revision for user, one in recent.items()}
             self._stream.acknowledge(entries, Served(batch, release.name, revisions))
-        late = [entry for entry in entries if entry.event.ts_us < known[entry.event.user_id].as_of_us]
+        # Nothing is known of a user whose live history is empty by now: given up elsewhere, or crowded out.
+        late = [one for one in entries if one.event.ts_us < known.get(one.event.user_id, KnownHistory()).as_of_us]
         self.metrics.late_events.inc(len(late))
-        return len(recent)
+        return entries, len(recent)
+
+    def _remember(self, entries: list[Entry]) -> list[Entry]:
+        """Take the events into their users' histories; returns the entries that are still there to be answered."""
+        kept = []
+        for entry, how in zip(entries, self._store.remember(entries), strict=True):
+            if how != "gone":
+                self.metrics.joined.labels(how=how).inc()
+                kept.append(entry)
+        return kept
 
     def _count(self, release: ServingRelease, entries: list[Entry], num_users: int) -> None:
         now = time.time()

@@ -1,6 +1,6 @@
 """The judge of a fault run: notes what was accepted and what was read, and says afterwards what was broken.
 
-Three invariants:
+Four invariants:
 
 1. Every accepted event is *visible* or a dead letter. It is visible if it lies in its user's live history and the
    stored result of every task that is always answered was computed from exactly this history. The latter is no guess: a
@@ -12,6 +12,7 @@ Three invariants:
    and the hash in Redis, which shows all three.
 3. The counts add up: accepted = visible + dead, no event has two dead letters, nothing is left in the stream or
    pending.
+4. No dead letter's event is in its user's live history: it would break every later inference of the user.
 
 An event whose sender never got an answer counts as unknown: it may have been accepted or not.
 """
@@ -146,11 +147,17 @@ class Checker:
         report = Report(unknown=len(self._unknown), reads=self._reads, violations=list(self._violations))
         if not self.settled():
             report.violations.append("events are left in the stream or pending")
-        letters = Counter(decode_event(row["event"]).event_id for _, row in self._client.xrange(DEAD_STREAM))
+        dead = [decode_event(row["event"]) for _, row in self._client.xrange(DEAD_STREAM)]
+        letters = Counter(event.event_id for event in dead)
         report.violations += [
             f"{event_id} has {count} dead letters" for event_id, count in letters.items() if count > 1
         ]
-        broken = {decode_event(row["event"]).user_id for _, row in self._client.xrange(DEAD_STREAM)}
+        report.violations += [
+            f"{event.event_id} of {event.user_id} is dead and in the live history"
+            for event in dead
+            if f"e:{event.event_id}" in self._history(event.user_id)
+        ]
+        broken = {event.user_id for event in dead}
         owed = [event for event in self._accepted.values() if event.event_id not in letters]
         histories = {user_id: self._history(user_id) for user_id in {event.user_id for event in owed}}
         stale = {user_id: self._stale(user_id, rows, user_id in broken) for user_id, rows in histories.items()}

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from components.release.rollout import WORKER_PREFIX, roll_out
-from tests.components.recall.conftest import Release, make_event, wait_until
+from tests.components.recall.conftest import POISON_ITEM, Release, make_event, wait_until
 from tests.faults.injection import Fault
 from tests.faults.rounds import run_rounds
 from tests.faults.world import World
@@ -53,6 +53,30 @@ def test_two_workers_at_one_entry_leave_the_newer_result(
     after = world.settle()
     assert before.violations == after.violations == []
     assert (after.accepted, after.visible, after.dead) == (8, 8, 0)
+
+
+@pytest.mark.parametrize("point", ["read", "recent"])
+def test_event_given_up_while_a_worker_stood_still_stays_dead_when_it_comes_back(
+    make_world: Callable[..., World], seed: int, point: str
+) -> None:
+    """The worker finds the event gone when it first takes it into the history, or when it tries each user alone."""
+    world = make_world(max_deliveries=2, claim_idle_seconds=0.5)
+    poison = make_event("poisoned", POISON_ITEM, minutes=50, event_id="poison")
+    others = [make_event(user, minutes=10, event_id=f"other-{user}") for user in USERS[:3]]
+    slow = world.start_worker(Fault(point=point, signal=signal.SIGSTOP, poison_item=POISON_ITEM))
+    with world.reading(["poisoned", *USERS[:3]], seed):
+        world.send([poison, *others])
+        wait_until(lambda: slow.status == psutil.STATUS_STOPPED)
+        world.start_worker(Fault(poison_item=POISON_ITEM))
+        before = world.settle()
+        os.kill(slow.pid, signal.SIGTERM)  # it finishes its batch and goes
+        os.kill(slow.pid, signal.SIGCONT)
+        assert world.wait(slow.pid) == 0
+        world.send([make_event("poisoned", minutes=minutes, event_id=f"late-{minutes}") for minutes in (20, 30)])
+        after = world.settle()
+    assert before.violations == after.violations == []
+    assert (before.accepted, before.visible, before.dead) == (4, 3, 1)
+    assert (after.accepted, after.visible, after.dead) == (6, 5, 1)
 
 
 def test_sigterm_under_load_drains_and_loses_nothing(make_world: Callable[..., World], seed: int) -> None:

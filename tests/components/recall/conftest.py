@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from components.recall.api import create_app
 from components.recall.engine import Ranking, ServingRelease, load_release
 from components.recall.events import Event
 from components.recall.loop import ServingLoop
+from components.recall.scripts import STREAM
+from components.recall.stream import Entry
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
 from components.release.rollout import SERVING, Publication, live_workers, roll_out
@@ -173,6 +176,14 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 def make_event(user_id: str = "3", item_id: int | None = 1050, minutes: float = 60.0, **fields: Any) -> Event:
     """An event some minutes after the tiny world's last one."""
     return Event(user_id=user_id, item_id=item_id, ts=LAST_EVENT + timedelta(minutes=minutes), **fields)
+
+
+def add_entries(client: redis.Redis, events: Iterable[Event]) -> list[Entry]:
+    """Put events into the stream; the entries as a worker reads them."""
+    return [
+        Entry(str(client.xadd(STREAM, {"event": event.model_dump_json()})), event, accepted_at=math.nan, deliveries=1)
+        for event in events
+    ]
 
 
 def free_address() -> str:

@@ -19,7 +19,7 @@ from components.recall.store import UserStore
 from components.recall.stream import EventStream
 from components.release.rollout import SERVING, Publication
 from components.settings import get_settings
-from tests.components.recall.conftest import Release, free_address, make_event
+from tests.components.recall.conftest import Release, add_entries, free_address, make_event
 from tests.components.recall.test_store import make_result
 
 
@@ -87,7 +87,7 @@ def test_show_prints_recall_beside_events(
     store = UserStore(client, recall_config)
     result = make_result(1).model_copy(update={"item_ids": [1001, 1002], "scores": [2.0, 1.0]})
     store.store("3", {"next_purchase": result}, order=1, revision=1)
-    store.remember([make_event(item_id=1050, query="pizza")])
+    store.remember(add_entries(client, [make_event(item_id=1050, query="pizza")]))
     output = invoke("show", "3")
     assert "item 1001" in output and "item 1002" in output
     assert "purchase item 1050 “pizza”" in output

@@ -105,16 +105,22 @@ def test_entry_is_given_up_once_and_never_after_it_was_finished(
     stream, store = open_stream(client, "a", recall_config), UserStore(client, recall_config)
     done, bad = make_event(event_id="done"), make_event(event_id="bad")
     feed(client, iter([done, bad]), recall_config)
-    store.remember([done, bad])
     first, second = stream.read(10, 10)
+    store.remember([first, second])
     stream.acknowledge([first])
     assert not stream.give_up(first.entry_id, "text", "another worker was faster", 5, done)
-    assert stream.give_up(second.entry_id, "text", "why", 5, bad)
+    assert stream.give_up(second.entry_id, bad.model_dump_json(), "why", 5, bad)
     assert not stream.give_up(second.entry_id, "text", "why", 5, bad)
     assert [letter.reason for letter in list_letters(client)] == ["why"]
+    assert store.remember([first, second]) == ["gone", "gone"]  # by a worker that stood still meanwhile
     assert store.recent(["3"])["3"].events == [done]
     assert store.recent(["3"])["3"].revision == 3
     assert stream.counts() == (0, 0, 1)
+
+    assert replay(client, []) == 1
+    assert store.remember([second]) == ["gone"]
+    assert store.remember(stream.read(10, 10)) == ["in_order"]
+    assert store.recent(["3"])["3"].events == [bad, done]
 
 
 def test_dead_consumer_is_removed_unless_something_is_pending_for_it(client: redis.Redis) -> None:
@@ -169,6 +175,21 @@ def test_what_was_read_ahead_and_not_finished_is_delivered_again(
     assert [one.event.event_id for one in alive.read(10, 10)] == ["u1", "u2"]
     time.sleep(recall_config.claim_idle_seconds)
     assert [one.event.event_id for one in alive.claim_stale(10)] == ["u0", "u1", "u2"]
+
+
+def test_tries_ahead_of_its_turn_do_not_count_when_the_turn_comes(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    """So an event that fails may be tried up to twice `max_deliveries` times, as docs/operations.md says."""
+    first, second = open_stream(client, "a", recall_config), open_stream(client, "b", recall_config)
+    feed(client, iter([make_event("u", event_id=f"u{n}", minutes=n) for n in range(2)]), recall_config)
+    (entry,) = first._decode(first._read(">", 1, None), {})
+    (ahead,) = first.read_ahead([entry])
+    time.sleep(recall_config.claim_idle_seconds)
+    assert [one.deliveries for one in first.begin(first.claim_stale(10))] == [2, 2]
+    assert [(one.entry_id, one.deliveries) for one in second.read(10, 10)] == [(ahead.entry_id, 1)]
+    time.sleep(recall_config.claim_idle_seconds)
+    assert [one.deliveries for one in second.claim_stale(10)] == [3, 2]
 
 
 def test_reading_ahead_takes_the_oldest_that_a_history_holds(client: redis.Redis) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -21,7 +22,7 @@ from components.recall.context import build_context
 from components.recall.deadletters import list_letters, replay
 from components.recall.engine import Ranking, ServingRelease, load_release
 from components.recall.intake import feed
-from components.recall.scripts import GROUP, STREAM
+from components.recall.scripts import GROUP, STREAM, accepted_key
 from components.recall.store import UserStore
 from components.recall.stream import EventStream
 from components.recall.worker import RecallWorker
@@ -194,7 +195,7 @@ def test_a_good_event_at_its_last_try_outlives_a_poison_event_that_has_tries_lef
     feed(client, iter([good]), recall_config)
     (entry,) = ghost.read(1, 10)
     feed(client, iter([poison]), recall_config)
-    store.remember([poison])  # another worker has it and fails
+    store.remember(EventStream(client, "another", recall_config).read(1, 10))  # which fails with it
     last_but_one = recall_config.max_deliveries - 1
     client.xclaim(STREAM, GROUP, "ghost", 0, [entry.entry_id], idle=10_000, retrycount=last_but_one)
 
@@ -206,6 +207,52 @@ def test_a_good_event_at_its_last_try_outlives_a_poison_event_that_has_tries_lef
     result = store.result("5", "next_purchase")
     assert result is not None and result.event_id == "good"
     assert [event.event_id for event in store.recent(["5"])["5"].events] == ["good"]
+
+
+def test_an_event_given_up_while_its_worker_stood_still_stays_out_of_the_history(
+    client: redis.Redis, releases: tuple[Release, Release], load_poisoned: Loader, recall_config: RecallConfig
+) -> None:
+    """Nobody would take it out again, and all later events of its user would fail with it."""
+    slow, other = EventStream(client, "slow", recall_config), EventStream(client, "other", recall_config)
+    slow.ensure_group()
+    poison, bystander = make_event("5", POISON_ITEM, minutes=70, event_id="poison"), make_event("4", event_id="by")
+    feed(client, iter([poison, bystander]), recall_config)
+    entries = slow.read(10, 10)
+    assert other.give_up(entries[0].entry_id, poison.model_dump_json(), "why", 5, poison)
+
+    worker = RecallWorker(client, recall_config, load_poisoned, "slow")
+    release = load_poisoned(Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1))
+    worker._process(release, entries)
+    assert "done" not in client.hgetall(accepted_key("poison"))
+    feed(client, iter([make_event("5", event_id="good")]), recall_config)
+    worker._process(release, slow.read(10, 10))
+    store = UserStore(client, recall_config)
+    for user, event_id in (("4", "by"), ("5", "good")):
+        result = store.result(user, "next_purchase")
+        assert result is not None and result.event_id == event_id
+        assert [event.event_id for event in store.recent([user])[user].events] == [event_id]
+    read = worker.metrics.registry.get_sample_value
+    assert read("urm_worker_events_total", {"outcome": "done"}) == 2
+    assert read("urm_worker_events_total", {"outcome": "failed"}) == 0
+
+
+def test_batch_of_a_user_whose_history_is_empty_by_then_is_done(
+    client: redis.Redis, releases: tuple[Release, Release], load_poisoned: Loader, recall_config: RecallConfig
+) -> None:
+    """The history has room for the poison event alone, which is left out when the good one is told apart."""
+    config = recall_config.model_copy(update={"history_events": 1})
+    stream = EventStream(client, "worker", config)
+    stream.ensure_group()
+    poison, good = make_event("5", POISON_ITEM, minutes=70, event_id="poison"), make_event("5", event_id="good")
+    feed(client, iter([poison, good]), config)
+    entries = [replace(entry, deliveries=config.max_deliveries) for entry in stream.read(10, 10)]
+    worker = RecallWorker(client, config, load_poisoned, "worker")
+    release = load_poisoned(Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1))
+    worker._process(release, entries)
+    assert stream.counts() == (0, 0, 1)
+    assert list_letters(client)[0].reason == "ValueError: index out of range in self"
+    read = worker.metrics.registry.get_sample_value
+    assert read("urm_worker_events_total", {"outcome": "done"}) == 1
 
 
 def test_corrupt_release_is_rejected_and_the_old_one_goes_on(
