@@ -3,7 +3,7 @@
 The mark `urm:event:{event_id}` is a hash and lives a day:
 
     entry, user                       the stream entry of the event, whose id holds the time of acceptance, and its user
-    done, batch, release, revision    written in the transaction that acknowledges it: when, in which batch (worker and
+    done, batch, release, revision    written by the script that acknowledges it: when, in which batch (worker and
                                       number, as in the worker's log), with which release, and the revision of the
                                       user's history whose result knows the event
     dead                              when it became a dead letter
@@ -31,10 +31,8 @@ class Served:
     revisions: Mapping[str, int]
 
 
-def done_fields(served: Served | None, user_id: str) -> list[str]:
+def done_fields(served: Served, user_id: str) -> list[str]:
     """Fields and values, one after the other, that a finished event gets."""
-    fields = ["done", f"{time.time():.3f}"]
-    if served is not None:
-        fields += ["batch", served.batch, "release", served.release]
-        fields += ["revision", str(served.revisions.get(user_id, 0))]
-    return fields
+    revision = served.revisions.get(user_id, 0)
+    of_batch = ["batch", served.batch, "release", served.release, "revision", str(revision)]
+    return ["done", f"{time.time():.3f}", *of_batch]

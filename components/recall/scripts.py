@@ -71,10 +71,21 @@ redis.call('EXPIRE', KEYS[3], ARGV[3])
 return 1
 """
 
-# Write into an event's mark, unless it has expired.
-# KEYS: mark. ARGV: field, value, …
-NOTE = """
-if redis.call('TYPE', KEYS[1]).ok == 'hash' then redis.call('HSET', KEYS[1], unpack(ARGV)) end
+# Take a finished entry out of the stream, and write into its event's mark, unless that has expired. Nothing happens, so
+# that it stays pending, if Redis has lost its newest writes since the event was remembered: then the user's history is
+# of an older revision than the result, or lacks the event although it has room. Returns 1 if the entry is finished.
+# KEYS: stream, history (order, content), mark, what waits of the user.
+# ARGV: group, entry id, event_id, events kept, revision of the result, then fields and values of the mark.
+FINISH = """
+if tonumber(redis.call('HGET', KEYS[3], 'revision') or 0) < tonumber(ARGV[5]) then return 0 end
+if redis.call('HEXISTS', KEYS[3], 'e:' .. ARGV[3]) == 0 and redis.call('ZCARD', KEYS[2]) < tonumber(ARGV[4]) then
+    return 0
+end
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+if redis.call('TYPE', KEYS[4]).ok == 'hash' then redis.call('HSET', KEYS[4], unpack(ARGV, 6)) end
+redis.call('HDEL', KEYS[5], ARGV[2])
+return 1
 """
 
 # Put a dead letter back into the stream, its mark as if it had just been accepted. Returns 0 if it is gone.

@@ -19,10 +19,10 @@ from components.recall.events import Event, decode_event
 from components.recall.lineage import Served, done_fields
 from components.recall.scripts import (
     DEAD_STREAM,
+    FINISH,
     FORGET_CONSUMER,
     GIVE_UP,
     GROUP,
-    NOTE,
     STREAM,
     accepted_key,
     history_keys,
@@ -59,7 +59,7 @@ class EventStream:
         self._client = client
         self._consumer = consumer
         self._config = config
-        self._note = client.register_script(NOTE)
+        self._finish = client.register_script(FINISH)
         self._give_up = client.register_script(GIVE_UP)
         self._forget_consumer = client.register_script(FORGET_CONSUMER)
 
@@ -130,18 +130,24 @@ class EventStream:
         still_there = {entry_id for entry_id, _ in begun}
         return [entry for entry in entries if entry.entry_id in still_there]
 
-    def acknowledge(self, entries: list[Entry], served: Served | None = None) -> None:
-        """Take finished entries out of the stream, and note in their lineage what they were finished with."""
-        if entries:
-            ids = [entry.entry_id for entry in entries]
-            with self._client.pipeline(transaction=True) as pipe:
-                pipe.xack(STREAM, GROUP, *ids)
-                pipe.xdel(STREAM, *ids)
-                for entry in entries:
-                    fields = done_fields(served, entry.event.user_id)
-                    self._note(keys=[accepted_key(entry.event.event_id)], args=fields, client=pipe)
-                    pipe.hdel(waiting_key(entry.event.user_id), entry.entry_id)
-                pipe.execute()
+    def acknowledge(self, entries: list[Entry], served: Served) -> list[Entry]:
+        """Take finished entries out of the stream, and note in their lineage what they were finished with.
+
+        Returns:
+            Those taken out. Others stay pending and are tried again: Redis has restarted without its newest writes, and
+            the event has left the history with them.
+        """
+        with self._client.pipeline(transaction=False) as pipe:
+            for entry in entries:
+                user_id, event_id = entry.event.user_id, entry.event.event_id
+                known: list[str | int] = [event_id, self._config.history_events, served.revisions.get(user_id, 0)]
+                self._finish(
+                    keys=[STREAM, *history_keys(user_id), accepted_key(event_id), waiting_key(user_id)],
+                    args=[GROUP, entry.entry_id, *known, *done_fields(served, user_id)],
+                    client=pipe,
+                )
+            finished: list[int] = pipe.execute()
+        return [entry for entry, done in zip(entries, finished, strict=True) if done]
 
     def give_up(self, entry_id: str, text: str, reason: str, deliveries: int, event: Event | None = None) -> bool:
         """Move an entry to the dead letters, with the reason, and its event out of the history, all at once.

@@ -162,7 +162,8 @@ class RecallWorker(ServingLoop):
         """Make and store the results of a batch, then acknowledge it.
 
         Returns:
-            Its entries but for those that another worker has finished or given up, and the number of users.
+            Its entries that are finished by this, and the number of users. Another worker may have finished or given up
+            the others, or Redis may have lost what was remembered of them, so that they stay pending.
         """
         with self._timed("history"):
             entries = self._remember(entries)
@@ -178,7 +179,7 @@ class RecallWorker(ServingLoop):
                 self.metrics.results.labels(outcome="stored").inc(stored)
                 self.metrics.results.labels(outcome="older").inc(len(by_task) - stored)
             revisions = {user: one.revision for user, one in recent.items()}
-            self._stream.acknowledge(entries, Served(batch, release.name, revisions))
+            entries = self._stream.acknowledge(entries, Served(batch, release.name, revisions))
         # Nothing is known of a user whose live history is empty by now: given up elsewhere, or crowded out.
         late = [one for one in entries if one.event.ts_us < known.get(one.event.user_id, KnownHistory()).as_of_us]
         self.metrics.late_events.inc(len(late))

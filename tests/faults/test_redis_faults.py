@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from components.recall.scripts import accepted_key
-from tests.components.recall.conftest import wait_until
+from tests.components.recall.conftest import make_event, wait_until
 from tests.components.recall.servers import RedisServer
+from tests.faults.injection import Fault
 from tests.faults.world import World
 
 PAUSE_SECONDS = float(os.environ.get("URM_FAULT_PAUSE_SECONDS", "4"))
@@ -92,6 +95,32 @@ def test_redis_killed_with_fsync_everysec_loses_at_most_its_newest_events(
     report = world.settle()
     assert report.violations == []
     assert report.dead == 0
+
+
+def test_an_event_that_redis_still_has_is_not_lost_with_what_a_worker_remembered_of_it(
+    make_world: Callable[..., World], make_server: Callable[[str], RedisServer]
+) -> None:
+    """The worker is in the middle of its inference when Redis comes back without the history, but with the event."""
+    server = make_server("everysec")
+    world = make_world(server)
+    first = world.start_worker()
+    world.send([make_event("1", minutes=1, event_id="warm")])
+    wait_until(world.checker.settled)
+    world.kill(first)
+    world.send([make_event("2", minutes=2, event_id="victim")])
+    time.sleep(1.5)  # the event is on disk
+    log = server.folder / "appendonly.aof"
+    size = log.stat().st_size
+    slow = world.start_worker(Fault(point="infer", signal=signal.SIGSTOP))
+    wait_until(lambda: slow.status == psutil.STATUS_STOPPED)
+    server.stop()
+    os.truncate(log, size)
+    world.checker.note_amnesia()
+    server.start()
+    os.kill(slow.pid, signal.SIGCONT)
+    report = world.settle()
+    assert world.lost() == []
+    assert report.violations == []
 
 
 def test_redis_paused_delays_and_loses_nothing(

@@ -20,9 +20,11 @@ from components.config import RecallConfig, RunConfig
 from components.recall.api import create_app
 from components.recall.engine import Ranking, ServingRelease, load_release
 from components.recall.events import Event
+from components.recall.lineage import Served
 from components.recall.loop import ServingLoop
 from components.recall.scripts import STREAM
-from components.recall.stream import Entry
+from components.recall.store import UserStore
+from components.recall.stream import Entry, EventStream
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
 from components.release.rollout import SERVING, Publication, live_workers, roll_out
@@ -184,6 +186,12 @@ def add_entries(client: redis.Redis, events: Iterable[Event]) -> list[Entry]:
         Entry(str(client.xadd(STREAM, {"event": event.model_dump_json()})), event, accepted_at=math.nan, deliveries=1)
         for event in events
     ]
+
+
+def finish(client: redis.Redis, config: RecallConfig, stream: EventStream, entries: list[Entry]) -> list[Entry]:
+    """Remember and acknowledge entries as a worker does; returns those that are finished."""
+    UserStore(client, config).remember(entries)
+    return stream.acknowledge(entries, Served("worker/1", "urm-x", {}))
 
 
 def free_address() -> str:

@@ -23,7 +23,7 @@ from components.recall.stream import EventStream
 from components.recall.worker import RecallWorker
 from components.release.redis_client import open_redis
 from components.release.rollout import Publication
-from tests.components.recall.conftest import make_event, wait_until
+from tests.components.recall.conftest import finish, make_event, wait_until
 from tests.components.recall.servers import RedisServer
 from tests.components.recall.tiny import ITEM_IDS, LAST_EVENT
 
@@ -94,7 +94,7 @@ def test_every_entry_is_read_or_becomes_a_dead_letter(
         assert stream.counts() == (len(read), len(read), len(letters))
         for letter in list_letters(worker):
             letter.printable.encode()  # a terminal can show it
-        stream.acknowledge(read)
+        finish(worker, recall_config, stream, read)
         assert replay(worker, []) == len(letters)
         assert stream.read(10, 10) == []  # they come back as what they were
         assert len(list_letters(worker)) == len(letters)

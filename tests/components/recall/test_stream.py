@@ -10,10 +10,11 @@ from components.config import RecallConfig
 from components.exceptions import DataError
 from components.recall.deadletters import drop, list_letters, replay
 from components.recall.intake import feed
-from components.recall.scripts import GROUP, STREAM, waiting_key
+from components.recall.lineage import Served
+from components.recall.scripts import GROUP, STREAM, history_keys, waiting_key
 from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream
-from tests.components.recall.conftest import make_event
+from tests.components.recall.conftest import finish, make_event
 
 
 def open_stream(client: redis.Redis, name: str, config: RecallConfig) -> EventStream:
@@ -31,8 +32,40 @@ def test_entry_is_delivered_once_and_gone_when_acknowledged(client: redis.Redis,
     assert entry.accepted_at == pytest.approx(time.time(), abs=5)
     assert second.read(10, 10) == []
     assert first.counts() == (1, 1, 0)
-    first.acknowledge([entry])
+    finish(client, recall_config, first, [entry])
     assert first.counts() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("forgotten", ["the history", "its newest event"])
+def test_an_entry_stays_pending_if_redis_has_forgotten_what_was_remembered_of_it(
+    client: redis.Redis, recall_config: RecallConfig, forgotten: str
+) -> None:
+    stream, store = open_stream(client, "a", recall_config), UserStore(client, recall_config)
+    feed(client, iter([make_event(event_id="old"), make_event(event_id="new", minutes=1)]), recall_config)
+    old, new = stream.read(10, 10)
+    store.remember([old, new])
+    order, content = history_keys(old.event.user_id)
+    served = Served("a/1", "urm-x", {old.event.user_id: store.recent([old.event.user_id])[old.event.user_id].revision})
+    if forgotten == "the history":
+        client.delete(order, content)
+        assert stream.acknowledge([old, new], served) == []
+    else:  # before its revision was read
+        client.zrem(order, "new")
+        client.hdel(content, "e:new")
+        assert stream.acknowledge([old, new], served) == [old]
+    assert new.entry_id in [row["message_id"] for row in client.xpending_range(STREAM, GROUP, "-", "+", 10)]
+    left = [entry for entry in (old, new) if client.xrange(STREAM, entry.entry_id, entry.entry_id)]
+    assert finish(client, recall_config, stream, left) == left
+
+
+def test_an_event_that_a_full_history_has_dropped_is_finished_all_the_same(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    config = recall_config.model_copy(update={"history_events": 2})
+    stream = open_stream(client, "a", config)
+    feed(client, iter([make_event(event_id=f"e{n}", minutes=n) for n in range(3)]), config)
+    entries = stream.read(10, 10)
+    assert finish(client, config, stream, entries) == entries
 
 
 def test_entry_of_a_dead_consumer_is_claimed_and_its_deliveries_counted(
@@ -45,7 +78,7 @@ def test_entry_of_a_dead_consumer_is_claimed_and_its_deliveries_counted(
     time.sleep(recall_config.claim_idle_seconds)
     (entry,) = alive.claim_stale(10)
     assert entry.deliveries == 2
-    alive.acknowledge([entry])
+    finish(client, recall_config, alive, [entry])
     dead.forget_dead_consumers({"alive"})
     assert {row["name"] for row in client.xinfo_consumers(STREAM, GROUP)} == {"dead", "alive"}  # not gone for long
 
@@ -95,7 +128,7 @@ def test_claimed_entry_counts_as_delivered_only_when_it_is_begun(
         killer, behind = stream.claim_stale(10)
         assert (killer.deliveries, behind.deliveries) == (deliveries, 2)
         assert stream.begin([killer]) == [killer]
-    stream.acknowledge([behind])
+    finish(client, recall_config, stream, [behind])
     assert stream.begin([killer, behind]) == [killer]  # the other was finished meanwhile
 
 
@@ -107,7 +140,7 @@ def test_entry_is_given_up_once_and_never_after_it_was_finished(
     feed(client, iter([done, bad]), recall_config)
     first, second = stream.read(10, 10)
     store.remember([first, second])
-    stream.acknowledge([first])
+    finish(client, recall_config, stream, [first])
     assert not stream.give_up(first.entry_id, "text", "another worker was faster", 5, done)
     assert stream.give_up(second.entry_id, bad.model_dump_json(), "why", 5, bad)
     assert not stream.give_up(second.entry_id, "text", "why", 5, bad)
@@ -130,7 +163,7 @@ def test_dead_consumer_is_removed_unless_something_is_pending_for_it(client: red
     for stream in (busy, idle, alive):
         entries = stream.read(1, 10)
         if stream is not busy:
-            stream.acknowledge(entries)
+            finish(client, config, stream, entries)
     time.sleep(0.15)
     alive.forget_dead_consumers({"alive"})
     assert {row["name"] for row in client.xinfo_consumers(STREAM, GROUP)} == {"alive", "busy"}
@@ -142,7 +175,7 @@ def test_consumer_leaves_unless_it_has_work_pending(client: redis.Redis, recall_
     entries = stream.read(10, 10)
     stream.leave()
     assert len(client.xinfo_consumers(STREAM, GROUP)) == 1
-    stream.acknowledge(entries)
+    finish(client, recall_config, stream, entries)
     stream.leave()
     assert client.xinfo_consumers(STREAM, GROUP) == []
 
@@ -159,7 +192,7 @@ def test_a_users_waiting_entries_are_read_ahead_but_not_those_of_another_consume
     assert [(entry.event.event_id, entry.deliveries) for entry in ahead] == [("u2", 1), ("u3", 1)]
     assert first.unfinished("u") == {"u1", "u2", "u3"}
     assert second.read_ahead([make_entry_of("u", v1)]) == []  # all of them are the first consumer's
-    first.acknowledge([u1, *ahead])
+    finish(client, recall_config, first, [u1, *ahead])
     assert first.unfinished("u") == set() and not client.exists(waiting_key("u"))
     assert [entry.event.event_id for entry in second.read(10, 10)] == ["v2"]  # the others are done
     assert second.counts() == (2, 2, 0)

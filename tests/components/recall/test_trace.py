@@ -25,7 +25,7 @@ from components.recall.worker import RecallWorker
 from components.release.rollout import Publication, roll_out
 from components.settings import get_settings
 from components.urm.request import RecallRequest
-from tests.components.recall.conftest import Release, StartWorker, make_event, serve_release, wait_until
+from tests.components.recall.conftest import Release, StartWorker, finish, make_event, serve_release, wait_until
 
 TASKS = ("next_purchase", "new_item", "text_query")
 
@@ -59,7 +59,7 @@ def test_event_is_followed_through_the_stream(client: redis.Redis, recall_config
     other = EventStream(client, "worker-b", recall_config)
     other.begin(other.claim_stale(10))
     assert trace(client, "e1").state.startswith("pending at worker worker-b, deliveries: 2, the last ")
-    stream.acknowledge(entries)
+    finish(client, recall_config, stream, entries)
     assert trace(client, "e1").state.startswith("done at 20")
     client.hdel(accepted_key("e1"), "done")
     assert trace(client, "e1").state.startswith("gone from the stream without a result")
@@ -174,7 +174,7 @@ def test_note_makes_no_mark_that_would_never_expire(client: redis.Redis, recall_
     feed(client, iter([make_event(event_id="e1"), make_event(event_id="e2")]), recall_config)
     client.delete(accepted_key("e1"))
     client.set(accepted_key("e2"), "1")  # as versions before the lineage wrote it
-    stream.acknowledge(stream.read(10, 10))
+    finish(client, recall_config, stream, stream.read(10, 10))
     assert client.exists(accepted_key("e1")) == 0
     assert client.get(accepted_key("e2")) == "1"
     assert client.xlen(STREAM) == 0
