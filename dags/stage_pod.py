@@ -51,7 +51,8 @@ class UrmPodOperator(KubernetesPodOperator):
         statuses = (pod.status.container_statuses if pod is not None and pod.status else None) or []
         for status in statuses:
             if status.name == self.base_container_name and status.state and status.state.terminated:
-                raise_for_exit_code(self.task_id, status.state.terminated.exit_code, str(error))
+                command = self.arguments[0] if self.arguments else self.task_id  # after a wait a stage has none yet
+                raise_for_exit_code(command, status.state.terminated.exit_code, str(error))
 
 
 class StagePodOperator(UrmPodOperator, StageMixin):

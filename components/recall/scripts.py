@@ -73,7 +73,8 @@ return 1
 
 # Take a finished entry out of the stream, and write into its event's mark, unless that has expired. Nothing happens, so
 # that it stays pending, if Redis has lost its newest writes since the event was remembered: then the user's history is
-# of an older revision than the result, or lacks the event although it has room. Returns 1 if the entry is finished.
+# of an older revision than the result, or lacks the event although it has room. Nothing happens either if another
+# worker has finished the entry or given it up. Returns 1 if the entry is finished by this.
 # KEYS: stream, history (order, content), mark, what waits of the user.
 # ARGV: group, entry id, event_id, events kept, revision of the result, then fields and values of the mark.
 FINISH = """
@@ -81,7 +82,7 @@ if tonumber(redis.call('HGET', KEYS[3], 'revision') or 0) < tonumber(ARGV[5]) th
 if redis.call('HEXISTS', KEYS[3], 'e:' .. ARGV[3]) == 0 and redis.call('ZCARD', KEYS[2]) < tonumber(ARGV[4]) then
     return 0
 end
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('XDEL', KEYS[1], ARGV[2])
 if redis.call('TYPE', KEYS[4]).ok == 'hash' then redis.call('HSET', KEYS[4], unpack(ARGV, 6)) end
 redis.call('HDEL', KEYS[5], ARGV[2])

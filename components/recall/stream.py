@@ -134,8 +134,8 @@ class EventStream:
         """Take finished entries out of the stream, and note in their lineage what they were finished with.
 
         Returns:
-            Those taken out. Others stay pending and are tried again: Redis has restarted without its newest writes, and
-            the event has left the history with them.
+            Those taken out. Of the others, some were finished or given up by another worker; some stay pending and are
+            tried again, since Redis has restarted without its newest writes and the history without the event.
         """
         with self._client.pipeline(transaction=False) as pipe:
             for entry in entries:

@@ -54,7 +54,7 @@ def event_rules(config: ValidationConfig, now: datetime, previous_rows: int | No
         previous_rows: Accepted events of the previous run of the same source, if there was one.
     """
     latest = now + timedelta(seconds=config.max_future_seconds)
-    rules = [
+    return [
         *_about_table("events", [*EVENT_COLUMNS, OCCURRENCE, ITEM_IS_KNOWN], config, previous_rows),
         *_about_keys("events", EVENT_COLUMNS),
         *(_not_blank(name) for name in ("event_id", "user_id", "behavior", "scenario")),
@@ -73,7 +73,6 @@ def event_rules(config: ValidationConfig, now: datetime, previous_rows: int | No
             value_set=[True],
         ),
     ]
-    return rules
 
 
 def item_rules(config: ValidationConfig, previous_rows: int | None = None) -> list[Rule]:

@@ -139,7 +139,8 @@ def test_exit_code_of_the_pod_decides_about_a_retry(kind, code, retried, home, m
         raise AirflowException("Pod returned a failure.")
 
     monkeypatch.setattr(KubernetesPodOperator, "execute", fail)
-    with pytest.raises(AirflowException, match=f"exit code {code}") as caught:
+    command = "show" if kind == "command" else "gate"
+    with pytest.raises(AirflowException, match=f"urm {command} ended with exit code {code}") as caught:
         operator.execute(make_context("gate"))
     assert isinstance(caught.value, AirflowFailException) is not retried
 

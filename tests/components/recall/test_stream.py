@@ -11,7 +11,7 @@ from components.exceptions import DataError
 from components.recall.deadletters import drop, list_letters, replay
 from components.recall.intake import feed
 from components.recall.lineage import Served
-from components.recall.scripts import GROUP, STREAM, history_keys, waiting_key
+from components.recall.scripts import GROUP, STREAM, accepted_key, history_keys, waiting_key
 from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream
 from tests.components.recall.conftest import finish, make_event
@@ -66,6 +66,19 @@ def test_an_event_that_a_full_history_has_dropped_is_finished_all_the_same(
     feed(client, iter([make_event(event_id=f"e{n}", minutes=n) for n in range(3)]), config)
     entries = stream.read(10, 10)
     assert finish(client, config, stream, entries) == entries
+
+
+def test_an_entry_given_up_by_another_worker_is_not_finished_though_its_history_is_full(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    config = recall_config.model_copy(update={"history_events": 1})
+    stream, other = open_stream(client, "a", config), open_stream(client, "b", config)
+    feed(client, iter([make_event(event_id="bad"), make_event(event_id="good", minutes=61)]), config)
+    bad, good = stream.read(10, 10)
+    UserStore(client, config).remember([bad, good])
+    assert other.give_up(bad.entry_id, "{}", "broken", 5, bad.event)
+    assert stream.acknowledge([bad, good], Served("a/1", "urm-x", {})) == [good]
+    assert client.hget(accepted_key("bad"), "done") is None
 
 
 def test_entry_of_a_dead_consumer_is_claimed_and_its_deliveries_counted(

@@ -139,12 +139,16 @@ def test_workers_go_on_with_a_redis_that_restarts_empty_and_follow_the_next_prom
         server.stop()
 
 
+def serve_next(client: redis.Redis, switch: ReleaseSwitch, release: str) -> Publication:
+    """Publish a release and wait until it is served."""
+    publication = publish(client, release, f"/{release}")
+    wait_until(lambda: serves(switch, release))
+    return publication
+
+
 def test_a_lost_publication_is_followed_back_to_what_is_wanted(client: redis.Redis, make_switch: MakeSwitch) -> None:
     switch = make_switch()
-    first = publish(client, "a", "/a")
-    wait_until(lambda: serves(switch, "a"))
-    second = publish(client, "b", "/b")
-    wait_until(lambda: serves(switch, "b"))
+    first, second = (serve_next(client, switch, release) for release in ("a", "b"))
     set_back(client, WANTED, first)
     set_back(client, SERVING, first)
     wait_until(lambda: serves(switch, "a"))
@@ -157,10 +161,7 @@ def test_a_lost_publication_is_followed_back_to_what_is_wanted(client: redis.Red
 
 def test_a_lost_flip_is_said_again(client: redis.Redis, make_switch: MakeSwitch) -> None:
     switch = make_switch()
-    first = publish(client, "a", "/a")
-    wait_until(lambda: serves(switch, "a"))
-    second = publish(client, "b", "/b")
-    wait_until(lambda: serves(switch, "b"))
+    first, second = (serve_next(client, switch, release) for release in ("a", "b"))
     set_back(client, SERVING, first)
     switch.poll()
     assert read_publication(client, SERVING) == second
