@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -96,6 +97,8 @@ def serve(
     application = create_app(settings, _read(config, set_).recall, open_tracing(settings, "urm-recall-api"))
     log_as_json()
     log_config = uvicorn.config.LOGGING_CONFIG if sys.stderr.isatty() else None
+    gc.collect()
+    gc.freeze()  # else each full collection walks through all that was imported, and no read is answered meanwhile
     try:
         uvicorn.run(application, host=host, port=port, access_log=False, log_config=log_config)
     except SystemExit as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import pytest
 import redis
 import structlog
+import uvicorn
 from typer.testing import CliRunner
 
 from components import cli
 from components.config import RecallConfig
 from components.exceptions import ConfigError, DataError
+from components.recall import commands
 from components.recall.deadletters import list_letters
 from components.recall.intake import feed
 from components.recall.scripts import STREAM
@@ -151,6 +154,17 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path, monkeypatch: pytest.
     )
     invoke("token", "revoke", "shop")
     assert invoke("token", "list") == ""
+
+
+def test_serving_spares_the_garbage_collector_what_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[int] = []
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: walked.append(len(gc.get_objects())))
+    monkeypatch.setattr(commands, "log_as_json", lambda: None)
+    try:
+        invoke("serve")
+    finally:
+        gc.unfreeze()
+    assert walked[0] < len(gc.get_objects()) / 50
 
 
 def test_an_address_that_others_reach_wants_tokens() -> None:
