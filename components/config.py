@@ -184,12 +184,12 @@ class SplitConfig(Model):
         """First of the newest training cuts, see `recent_cuts`."""
         return max(self.train_start, self.validation_start - self.recent_cuts * self.window)
 
-    def newest_windows(self, until: datetime) -> datetime | None:
-        """When the windows begin whose events are recent at an instant.
+    def newest_windows(self, until: datetime, number: int = RECENT_WINDOWS) -> datetime | None:
+        """When the newest windows before an instant begin.
 
         None under leave-one-out, whose windows are places in a sequence and no times.
         """
-        return None if self.kind == "leave_one_out" else until - RECENT_WINDOWS * self.window
+        return None if self.kind == "leave_one_out" else until - number * self.window
 
     def cuts(self) -> list[tuple[datetime, Split]]:
         """All (cut, split) pairs, oldest first; a window never crosses into the next split."""

@@ -1,14 +1,18 @@
 """How often items were had, in several ways: the modality `popularity`, logarithms of counts of baskets.
 
-    column 0     baskets that hold the item
-    column 1     those of the newest windows, which tell what comes into fashion and what goes out of it; not under
-                 leave-one-out, whose windows are places in a user's sequence (`SplitConfig.newest_windows`)
-    the others   those in which an attribute of the event says "true" (on display, discounted, …): one column for each
+    baskets      those that hold the item
+    recent       those of the newest windows, which tell what comes into fashion and what goes out of it
+    opened_<n>   those in which the user had something of the item's category at level n for the first time, of somewhat
+                 more windows: what people begin a category with
+    said_<name>  those in which an attribute of the event says "true" (on display, discounted, …): one column for each
                  attribute that says nothing but "true" and "false", by name
 
-A basket is what a user had in one window of the split. At both instants (see id_vectors.py) what came before counts:
-counts of the whole training window contain the very purchases that the newest training cuts ask for, and a model that
-learns from them trusts popularity far too much. What "rarely sold" means in training follows (features/recent.py).
+A basket is what a user had in one window of the split. Under leave-one-out, windows are places in a user's sequence and
+no times (`SplitConfig.newest_windows`), so that there is neither `recent` nor `opened`.
+
+At both instants (see id_vectors.py) what came before counts: counts of the whole training window contain the very
+purchases that the newest training cuts ask for, and a model that learns from them trusts popularity far too much. What
+"rarely sold" means in training follows (features/recent.py).
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from components.config import SplitConfig
-from components.items.cooccurrence import Ints
 
 Floats = npt.NDArray[np.float32]
+CATEGORY_LEVELS = 3  # of the category path that `opened` looks at, from the top
 
 
 class Popularity(NamedTuple):
@@ -35,18 +40,18 @@ class Popularity(NamedTuple):
     now: Floats
 
 
-def count_popularity(events: Path, item_ids: Ints, split: SplitConfig) -> Popularity:
+def count_popularity(events: Path, items: pa.Table, split: SplitConfig) -> Popularity:
     """Count baskets before the newest training cuts, and before the end of the training window.
 
     Args:
         events: Folder of the validated events.
-        item_ids: Items wanted, ascending [n].
+        items: Items wanted, by ascending `item_id`, and `category`, the path of each [n].
         split: For the windows and the two instants.
     """
     table = ibis.duckdb.connect().read_parquet(f"{events}/**/*.parquet", hive_partitioning=True)
     attributes = _yes_no_attributes(table.filter(table.ts < split.validation_start))
-    past = _count(table, item_ids, split, split.recent_start, attributes)
-    now = _count(table, item_ids, split, split.validation_start, attributes)
+    past = _count(table, items, split, split.recent_start, attributes)
+    now = _count(table, items, split, split.validation_start, attributes)
     return Popularity(np.log1p(past), np.log1p(now))
 
 
@@ -56,22 +61,43 @@ def _yes_no_attributes(events: ir.Table) -> list[str]:
     return sorted(by_name.filter(by_name.others == 0).name.to_pyarrow().to_pylist())
 
 
-def _count(events: ir.Table, item_ids: Ints, split: SplitConfig, until: datetime, attributes: list[str]) -> Floats:
+def _count(events: ir.Table, items: pa.Table, split: SplitConfig, until: datetime, attributes: list[str]) -> Floats:
     """Baskets before an instant [n, G]."""
     seconds = events.ts.epoch_seconds() - int(split.train_start.timestamp())
     before = events.filter(events.ts < until).mutate(window=(seconds / split.window.total_seconds()).floor())
-    counted = {"baskets": before.count() > 0}
-    newest = split.newest_windows(until)
-    if newest is not None:
-        counted["recent"] = (before.ts >= newest).max()
-    counted |= {f"said_{name}": (before.attributes.get(name, "false") == "true").max() for name in attributes}
-    names = list(counted)
-    baskets = before.group_by("item_id", "user_id", "window").agg(**counted)
+    said = {f"said_{name}": (before.attributes.get(name, "false") == "true").max() for name in attributes}
+    baskets = before.group_by("item_id", "user_id", "window").agg(last=before.ts.max(), **said)
+    baskets = baskets.inner_join(ibis.memtable(_with_levels(items)), "item_id")
+    newest = _newest(baskets, split, until)
+    baskets = baskets.mutate(had=1, **{name: flag.cast("int8") for name, flag in newest.items()})
+    names = ["had", *newest, *said]
     found = baskets.group_by("item_id").agg(**{name: baskets[name].sum() for name in names}).to_pyarrow()
-    ids = found.column("item_id").to_numpy()
-    rows = np.minimum(np.searchsorted(item_ids, ids), len(item_ids) - 1)
-    wanted = item_ids[rows] == ids
-    counts = np.zeros((len(item_ids), len(names)), dtype=np.float32)
+    rows = np.searchsorted(items.column("item_id").to_numpy(), found.column("item_id").to_numpy())
+    counts = np.zeros((len(items), len(names)), dtype=np.float32)
     for column, name in enumerate(names):
-        counts[rows[wanted], column] = found.column(name).to_numpy()[wanted]
+        counts[rows, column] = found.column(name).to_numpy()
     return counts
+
+
+def _newest(baskets: ir.Table, split: SplitConfig, until: datetime) -> dict[str, ir.BooleanColumn]:
+    """Whether a basket is recent, and whether it opened a category at each level."""
+    newest, opening = split.newest_windows(until), split.newest_windows(until, split.recent_cuts)
+    if newest is None or opening is None:
+        return {}
+    flags = {"recent": baskets["last"] >= newest}
+    began = baskets.window.min().over(group_by=baskets.user_id)
+    for level in range(CATEGORY_LEVELS):
+        category = baskets[f"level_{level}"]
+        first = baskets.window.min().over(group_by=[baskets.user_id, category])
+        opened = category.notnull() & (baskets.window == first) & (first > began)
+        flags[f"opened_{level}"] = opened & (baskets["last"] >= opening)
+    return flags
+
+
+def _with_levels(items: pa.Table) -> pa.Table:
+    """Item ids, and a number of the category down to each level; null where the path is shorter."""
+    table = items.select(["item_id"])
+    for level in range(CATEGORY_LEVELS):
+        paths = ["\n".join(path[: level + 1]) if len(path) > level else None for path in items["category"].to_pylist()]
+        table = table.append_column(f"level_{level}", pa.array(paths, pa.string()).dictionary_encode().indices)
+    return table

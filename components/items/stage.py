@@ -127,7 +127,7 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
         stage.config.seed,
         report,
     )
-    counted = count_popularity(events, item_ids, features.split)
+    counted = count_popularity(events, items, features.split)
     for name, vectors, popularity in (
         ("item_table", known.now, counted.now),
         ("item_table_past", known.past, counted.past),

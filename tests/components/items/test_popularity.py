@@ -21,7 +21,7 @@ SPLIT = SplitConfig(
     window_days=7,
     recent_cuts=2,
 )
-IDS = np.array([5, 7, 9, 11])
+ITEMS = pa.table({"item_id": [5, 7, 9, 11], "category": [["food", "ice"], ["food", "bread"], ["food"], []]})
 SHOWN, PLAIN = [("store_id", "true"), ("shown", "true")], [("store_id", "12"), ("shown", "false")]
 
 
@@ -33,7 +33,7 @@ def count(folder: Path, events: list[tuple[str, int, float, list[tuple[str, str]
         for number, (user, item, day, attributes) in enumerate(events)
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), folder / "part.parquet")
-    return count_popularity(folder, IDS, SPLIT)
+    return count_popularity(folder, ITEMS, SPLIT)
 
 
 @pytest.fixture
@@ -59,13 +59,35 @@ def counted(tmp_path: Path) -> Popularity:
 def test_baskets_recent_ones_and_attributes_end_with_the_instant(counted: Popularity) -> None:
     np.testing.assert_allclose(np.expm1(counted.past[:, 0]), [4, 1, 0, 0], atol=1e-5)
     np.testing.assert_allclose(np.expm1(counted.now[:, 0]), [4, 3, 0, 0], atol=1e-5)
-    np.testing.assert_allclose(np.expm1(counted.past[:, 1:]), [[1, 2], [0, 0], [0, 0], [0, 0]], atol=1e-5)
-    np.testing.assert_allclose(np.expm1(counted.now[:, 1:]), [[0, 2], [2, 2], [0, 0], [0, 0]], atol=1e-5)
+    recent_and_shown = [1, -1]
+    np.testing.assert_allclose(np.expm1(counted.past[:, recent_and_shown]), [[1, 2], [0, 0], [0, 0], [0, 0]], atol=1e-5)
+    np.testing.assert_allclose(np.expm1(counted.now[:, recent_and_shown]), [[0, 2], [2, 2], [0, 0], [0, 0]], atol=1e-5)
+
+
+def test_what_opens_a_category_for_a_user_is_counted_by_level(tmp_path: Path) -> None:
+    """Openings of the newest two windows, from day 56 on at the end of the training window."""
+    counted = count(
+        tmp_path,
+        [
+            ("a", 11, 1, []),  # no category, but the user has begun
+            ("a", 5, 60, []),  # opens food and ice,
+            ("a", 7, 61, []),  # in the same window food again, and bread
+            ("a", 9, 65, []),  # food is known by now
+            ("b", 5, 57, []),  # all is new to a user who begins
+            ("b", 7, 64, []),  # opens bread, not food
+            ("c", 11, 1, []),
+            ("c", 7, 50, []),  # opened too long ago for day 70, not for day 56
+            ("c", 7, 60, []),
+        ],
+    )
+    opened = [2, 3, 4]
+    np.testing.assert_allclose(np.expm1(counted.now[:, opened]), [[1, 1, 0], [1, 2, 0], [0] * 3, [0] * 3], atol=1e-5)
+    np.testing.assert_allclose(np.expm1(counted.past[:, opened]), [[0] * 3, [1, 1, 0], [0] * 3, [0] * 3], atol=1e-5)
 
 
 def test_only_attributes_that_say_yes_or_no_are_counted(counted: Popularity) -> None:
-    assert counted.now.shape == (4, 3)  # `shown`, and not `store_id`, which once said 12
+    assert counted.now.shape == (4, 6)  # `shown`, and not `store_id`, which once said 12
 
 
-def test_events_without_attributes_give_two_counts(tmp_path: Path) -> None:
-    assert count(tmp_path, [("a", 5, 1, []), ("b", 7, 2, [])]).now.shape == (4, 2)
+def test_events_without_attributes_give_counts_of_baskets_recent_ones_and_openings(tmp_path: Path) -> None:
+    assert count(tmp_path, [("a", 5, 1, []), ("b", 7, 2, [])]).now.shape == (4, 5)
