@@ -19,6 +19,7 @@ from components.recall.engine import Ranking, ServingRelease
 from components.recall.events import Event
 from components.recall.logs import name_error
 from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
+from components.recall.memory import trim_memory
 from components.recall.metrics import AdHocMetrics
 from components.recall.store import RecentEvents, UserStore
 from components.release.rollout import Publication
@@ -59,6 +60,7 @@ class AdHocWorker(ServingLoop):
         if asks:
             with self.metrics.stage_seconds.labels(part="ad_hoc").time():
                 self._process(release, asks)
+            trim_memory()
 
     def _process(self, release: ServingRelease, asks: Sequence[Ask]) -> None:
         """Answer a batch; if the model fails on it, each request alone."""
