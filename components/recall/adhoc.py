@@ -22,7 +22,6 @@ from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
 from components.recall.metrics import AdHocMetrics
 from components.recall.store import RecentEvents, UserStore
 from components.release.rollout import Publication
-from components.urm.guidance import guide
 from components.urm.request import RecallRequest, UserContext
 
 log = structlog.get_logger()
@@ -125,8 +124,7 @@ def _result(release: ServingRelease, ask: Ask, ranking: Ranking, newest: list[Ev
 
 
 def _request(tasks: Mapping[str, Task], ask: Ask, context: UserContext) -> RecallRequest:
-    task = tasks[ask.task]
-    return RecallRequest(context, guide(task, ask.guidance) if ask.guidance else task, ask.query)
+    return RecallRequest(context, tasks[ask.task], ask.query, ask.guidance or None)
 
 
 def _refuse(tasks: Mapping[str, Task], ask: Ask) -> AskRefusal | None:
