@@ -83,7 +83,10 @@ def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -
     if not num_words:
         return [np.zeros(width, dtype=np.float32) for width in widths]
     shares = [mask.astype(np.float32) / np.float32(math.sqrt(num_words)) for mask in has]
-    return [share @ _codes_of(words, width) for share, width in zip(shares, widths, strict=True)]
+    return [
+        np.asarray(share @ _codes_of(words, width), dtype=np.float32)
+        for share, width in zip(shares, widths, strict=True)
+    ]
 
 
 def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
