@@ -23,7 +23,6 @@ from components.recall.memory import trim_memory
 from components.recall.metrics import AdHocMetrics
 from components.recall.store import RecentEvents, UserStore
 from components.release.rollout import Publication
-from components.urm.guidance import guide
 from components.urm.request import RecallRequest, UserContext
 
 log = structlog.get_logger()
@@ -127,8 +126,7 @@ def _result(release: ServingRelease, ask: Ask, ranking: Ranking, newest: list[Ev
 
 
 def _request(tasks: Mapping[str, Task], ask: Ask, context: UserContext) -> RecallRequest:
-    task = tasks[ask.task]
-    return RecallRequest(context, guide(task, ask.guidance) if ask.guidance else task, ask.query)
+    return RecallRequest(context, tasks[ask.task], ask.query, ask.guidance or None)
 
 
 def _refuse(tasks: Mapping[str, Task], ask: Ask) -> AskRefusal | None:
