@@ -13,7 +13,6 @@ from rich.text import Text
 from components.abilities.finished import FinishedRun
 from components.config import RunConfig, Task
 from components.exceptions import ConfigError
-from components.urm.guidance import guide
 from components.urm.inference import UrmRecaller
 from components.urm.request import Ids, RecallRequest, UserContext
 from components.urm.users import UserVectors
@@ -43,7 +42,7 @@ def explain_user(
         MissingInputError: A stage has not succeeded.
     """
     context = run.newest_context(user_id)
-    request = RecallRequest(context, guide(task, guidance) if guidance else task, query)
+    request = RecallRequest(context, task, query, guidance or None)
     recaller = run.recaller()
     users = recaller.encode_users([request])
     recalled, nearest = _search(recaller, request, users, k)

@@ -1,8 +1,10 @@
-"""Study `steering`: how far a guidance behind the task's prompt moves the recall towards what it asks for.
+"""Study `steering`: how far a guidance moves the recall towards what it asks for, and whether it still fits the user.
 
 For each phrase and task, and for the same users: share of the top-K in the phrase's categories with the guidance and
-without it. The gain is the mean difference over users, with a bootstrap interval over users. Users are those of the
-validation split; the test weeks stay untouched.
+without it. The gain is the mean difference over users, with a bootstrap interval over users. Beside it, for users whose
+next items are in these categories: recall of those items without the guidance, with it, and in the guided list of
+another such user; what the last lacks is what the guided recall knows of the user. Users are those of the validation
+split; the test weeks stay untouched.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from components.config import RunConfig, Task, load_document
 from components.settings import Settings
 from components.storage import StageReport, StageRun, StageSpec
 from components.tracking import track
-from components.urm.guidance import guide
 from components.urm.inference import UrmRecaller
 from components.urm.request import Ids, RecallRequest, UserContext, read_contexts
 
@@ -36,6 +37,7 @@ STEERING = StageSpec(
 NUM_USERS = 100
 CONFIDENCE = 0.95
 Shares = npt.NDArray[np.float64]
+Asked = tuple[UserContext, Ids]  # a user and next items
 
 
 def options(settings: Settings, config: RunConfig) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def run(stage: StageRun) -> StageReport:
     config = stage.config
     book = _read_phrases(stage.settings, config)
     categories = _read_categories(stage)
-    users = _choose_users(stage)
+    users, asked = _choose_users(stage), _read_asked(stage)
     with track(stage):
         recaller = load_recaller(lambda output: stage.path("sft", output), stage.settings)
         names = dict.fromkeys(task for _, task in book.pairs())
@@ -63,8 +65,10 @@ def run(stage: StageRun) -> StageReport:
         rows: list[dict[str, Any]] = []
         for phrase, name in book.pairs():
             stage.report_progress(f"{name}: {phrase.phrase}", done=len(rows), of=len(list(book.pairs())))
-            guided = _recall(recaller, users, guide(config.task(name), phrase.phrase), config.evaluation.k)
-            rows.append(compare(phrase, name, users, plain[name], guided, categories, config.seed))
+            guided = _recall(recaller, users, config.task(name), config.evaluation.k, phrase.phrase)
+            row = compare(phrase, name, users, plain[name], guided, categories, config.seed)
+            wanting = _choose_wanting(asked.get(name, []), phrase, categories)
+            rows.append(row | _measure_fit(recaller, wanting, config.task(name), config.evaluation.k, phrase.phrase))
         gains = mean_gains(rows)
         metrics = {"k": config.evaluation.k, "users": len(users), "phrases": rows, "mean_gain": gains}
         mlflow.log_table({key: [row[key] for row in rows] for key in rows[0]}, "steering.json")
@@ -130,15 +134,24 @@ def table(metrics: dict[str, Any]) -> Table:
     shown.add_column("guidance")
     shown.add_column("task")
     shown.add_column("seen")
-    for heading in ("catalogue", "without", "with", "gain [95 %]", "from history", "list kept"):
+    for heading in ("catalogue", "without", "with", "gain [95 %]", "from history", "list kept", "next items found"):
         shown.add_column(heading, justify="right")
     for row in metrics["phrases"]:
         gain = f"{100 * row['gain']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         shares = [f"{100 * row[name]:.1f} %" for name in ("catalogue", "without", "with")]
         history = f"{100 * row['history_without']:.0f} → {100 * row['history_with']:.0f} %"
         seen = "yes" if row["seen_in_training"] else "no"
-        shown.add_row(row["phrase"], row["task"], seen, *shares, gain, history, f"{100 * row['kept']:.0f} %")
+        kept = f"{100 * row['kept']:.0f} %"
+        shown.add_row(row["phrase"], row["task"], seen, *shares, gain, history, kept, _describe_fit(row))
+    shown.caption = "next items found: recall of users' next items in the categories, without → with (of another user)"
     return shown
+
+
+def _describe_fit(row: dict[str, Any]) -> str:
+    if row["next_with"] is None:
+        return "–"
+    other = "–" if row["next_other"] is None else f"{100 * row['next_other']:.0f}"
+    return f"{100 * row['next_without']:.0f} → {100 * row['next_with']:.0f} % ({other}), n={row['next_users']}"
 
 
 def _read_phrases(settings: Settings, config: RunConfig) -> PhraseBook:
@@ -163,8 +176,60 @@ def _choose_users(stage: StageRun) -> list[UserContext]:
     return [contexts[place] for place in order.tolist()]
 
 
-def _recall(recaller: UrmRecaller, users: Sequence[UserContext], task: Task, k: int) -> list[Ids]:
-    return recaller.recall([RecallRequest(user, task) for user in users], k)[0]
+def _read_asked(stage: StageRun) -> dict[str, list[Asked]]:
+    """Validation users with their next items, by task, in random order."""
+    contexts = read_contexts(pq.read_table(stage.path("features", "contexts"), filters=[("split", "=", "validation")]))
+    rows = pq.read_table(stage.path("features", "examples"), filters=[("split", "=", "validation")]).to_pylist()
+    asked: dict[str, list[Asked]] = {}
+    for place in np.random.default_rng(stage.config.seed).permutation(len(rows)).tolist():
+        context = contexts[rows[place]["context_id"]]
+        if len(context.item_ids):
+            targets = np.array(rows[place]["target_item_ids"], dtype=np.int64)
+            asked.setdefault(rows[place]["task"], []).append((context, targets))
+    return asked
+
+
+def _choose_wanting(asked: Sequence[Asked], phrase: Phrase, categories: dict[int, str]) -> list[Asked]:
+    """Users whose next items are among those that the phrase asks for, with these items."""
+    fitting = [
+        (context, targets[[phrase.fits(categories.get(item, "")) for item in targets.tolist()]])
+        for context, targets in asked
+    ]
+    return [(context, targets) for context, targets in fitting if len(targets)][:NUM_USERS]
+
+
+def _measure_fit(
+    recaller: UrmRecaller, wanting: Sequence[Asked], task: Task, k: int, guidance: str
+) -> dict[str, float | None]:
+    contexts, targets = [context for context, _ in wanting], [wanted for _, wanted in wanting]
+    plain, guided = _recall(recaller, contexts, task, k), _recall(recaller, contexts, task, k, guidance)
+    return compare_fit(plain, guided, targets)
+
+
+def compare_fit(plain: Sequence[Ids], guided: Sequence[Ids], targets: Sequence[Ids]) -> dict[str, float | None]:
+    """Recall of users' next items in their lists without and with a guidance, and in the guided list of another user.
+
+    Args:
+        plain: Item ids recalled for each user without the guidance.
+        guided: With it.
+        targets: Next items of each user that are in the phrase's categories, at least one.
+
+    Returns:
+        The means over users by name, None where there are too few users.
+    """
+    others = [*guided[1:], *guided[:1]] if len(guided) > 1 else []
+    found = {"next_without": plain, "next_with": guided, "next_other": others}
+    means = {
+        name: float(_shares(targets, lists).mean()) if len(targets) and len(lists) else None
+        for name, lists in found.items()
+    }
+    return {"next_users": len(targets), **means}
+
+
+def _recall(
+    recaller: UrmRecaller, users: Sequence[UserContext], task: Task, k: int, guidance: str | None = None
+) -> list[Ids]:
+    return recaller.recall([RecallRequest(user, task, guidance=guidance) for user in users], k)[0]
 
 
 def _shares(lists: Sequence[Ids], wanted: Sequence[Ids]) -> Shares:

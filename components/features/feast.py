@@ -6,6 +6,8 @@ share them, and the folder goes with the process that made it. So prometheus_cli
 set is taken back.
 """
 
+import contextlib
+import importlib
 import os
 import shutil
 
@@ -27,8 +29,27 @@ __all__ = [
     "FeatureService",
     "FeatureStore",
     "FeatureView",
+    "import_for_reading",
 ]
 
 for _folder in {os.environ.pop(name) for name in _NAMES if name in os.environ} - set(_before.values()):
     shutil.rmtree(_folder, ignore_errors=True)
 os.environ.update(_before)
+
+# What Feast imports when it opens the embedded store, and at the first read: other stores too, to see what they can.
+# Not DuckDB itself, which starts a thread when it is imported, and no process with threads of its own is to be forked.
+_IMPORTED_LATE = (
+    "feast.infra.offline_stores.ibis",
+    "feast.infra.online_stores.dynamodb",
+    "feast.infra.online_stores.redis",
+    "feast.infra.passthrough_provider",
+    "feast.infra.registry.file",
+    "feast.repo_operations",
+)
+
+
+def import_for_reading() -> None:
+    """Import at once what Feast would import bit by bit, so that processes forked after this share it."""
+    for module in _IMPORTED_LATE:
+        with contextlib.suppress(ImportError, FeastError):  # of packages that are not installed; Feast goes on, too
+            importlib.import_module(module)

@@ -5,6 +5,7 @@ which things it holds: "these words", "this brand". Content vectors of similar t
 random projection of one-hot vectors (Achlioptas 2003).
 
     lexical vector of text   Σ_w idf_w · √tf_w · code_w, of length one;  a query: Σ_w code_w / √n of its n words
+    guidance                 as a query, of those words alone that the texts have and that say something
     attribute vector         the code of the attribute's value, e.g. of a brand
 """
 
@@ -17,12 +18,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer, TfidfTransformer
 
 Floats = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint64]  # hashes of words, sorted
 
 _BITS = 64
 WORD = r"\w{2,}"
+# Of the library's list, these say something about goods.
+STOP_WORDS = ENGLISH_STOP_WORDS - {"bottom", "fire", "front", "full", "thick", "thin", "top"}
 
 
 def codes_of(numbers: npt.NDArray[np.int64], width: int) -> Floats:
@@ -52,6 +56,39 @@ def query_vector(text: str, width: int) -> Floats:
     return total
 
 
+def list_words(texts: Sequence[str]) -> Words:
+    """The distinct words of texts, as sorted hashes."""
+    return np.unique(_hashes(sorted({word for text in texts for word in _words(text)})))
+
+
+def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -> list[Floats]:
+    """Vectors of a free text in spaces of words, one for each set of texts that such a space was made of.
+
+    Words count alike, as those of a query, but for those that say nothing ("for", "the") or that no text has: they
+    would be noise. Each space has those of them that its own texts have; n is the number of words in any of them, so
+    that the one word of a phrase that categories know does not count for all of it.
+
+    Args:
+        text: Free text.
+        known: Words of the texts of each space, see `list_words`.
+        widths: Width of each space.
+
+    Returns:
+        One vector [width] a space, Σ_w code_w / √n; zero without a known word.
+    """
+    words = sorted(set(_words(text)) - STOP_WORDS)
+    hashes = _hashes(words)
+    has = [np.isin(hashes, table) for table in known]
+    num_words = sum(map(any, zip(*has, strict=True)))
+    if not num_words:
+        return [np.zeros(width, dtype=np.float32) for width in widths]
+    shares = [mask.astype(np.float32) / np.float32(math.sqrt(num_words)) for mask in has]
+    return [
+        np.asarray(share @ _codes_of(words, width), dtype=np.float32)
+        for share, width in zip(shares, widths, strict=True)
+    ]
+
+
 def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Code of each value [n, width], and where there is a value [n]."""
     present = np.array([bool(value) for value in values])
@@ -63,8 +100,12 @@ def _words(text: str) -> list[str]:
 
 
 def _codes_of(names: Sequence[str], width: int) -> Floats:
+    return codes_of(_hashes(names).astype(np.int64), width)
+
+
+def _hashes(names: Sequence[str]) -> npt.NDArray[np.uint64]:
     numbers = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
-    return codes_of(np.array(numbers, dtype=np.uint64).astype(np.int64), width)
+    return np.array(numbers, dtype=np.uint64)
 
 
 def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -18,7 +18,7 @@ import torch
 
 from components.config import ItemsConfig
 from components.exceptions import ConfigError, DataError
-from components.items.codes import attribute_vectors, lexical_vectors
+from components.items.codes import Words, attribute_vectors, lexical_vectors, list_words
 from components.items.id_network import ItemContent
 from components.items.id_vectors import know_items
 from components.items.image import ImageEncoder, ImageVectors, encode_images
@@ -117,6 +117,7 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
         stage.report_progress(f"learning ID vectors: {name}", step=step, steps=steps, loss=round(loss, 3))
 
     item_ids = items.column("item_id").to_numpy()
+    words = words_of(items)
     events, features = stage.path("validate", "events"), stage.config.features
     known = know_items(
         events,
@@ -138,7 +139,7 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
             "id" + HISTORY_ROLE: (vectors.history, vectors.present),
             POPULARITY: (popularity, everyone),
         }
-        write_item_table(stage.output / name, item_ids, modalities | of_events)
+        write_item_table(stage.output / name, item_ids, modalities | of_events, words)
     return int(known.now.present.sum())
 
 
@@ -151,17 +152,26 @@ def describe_items(items: pa.Table, text: npt.NDArray[np.floating]) -> ItemConte
 
 def make_codes(items: pa.Table, config: ItemsConfig) -> Modalities:
     """The modalities that are computed, not encoded: words of title and brand, of the category; brand; category."""
-    titles, brands, categories = (
-        items.column("title").to_pylist(),
-        items.column("brand").to_pylist(),
-        _categories(items),
-    )
-    names = [f"{title or ''} {brand or ''}" for title, brand in zip(titles, brands, strict=True)]
+    texts = _texts_of_words(items)
     return {
-        "lexical": lexical_vectors(names, config.lexical_dimension),
-        "category_words": lexical_vectors([category or "" for category in categories], config.lexical_dimension // 2),
-        "brand": attribute_vectors(brands, config.attribute_dimension),
-        "category": attribute_vectors(categories, config.attribute_dimension),
+        "lexical": lexical_vectors(texts["lexical"], config.lexical_dimension),
+        "category_words": lexical_vectors(texts["category_words"], config.lexical_dimension // 2),
+        "brand": attribute_vectors(items.column("brand").to_pylist(), config.attribute_dimension),
+        "category": attribute_vectors(_categories(items), config.attribute_dimension),
+    }
+
+
+def words_of(items: pa.Table) -> dict[str, Words]:
+    """The words that each modality of words is made of."""
+    return {name: list_words(texts) for name, texts in _texts_of_words(items).items()}
+
+
+def _texts_of_words(items: pa.Table) -> dict[str, list[str]]:
+    """By modality what it takes its words from: title and brand of each item, or its category path."""
+    titles, brands = items.column("title").to_pylist(), items.column("brand").to_pylist()
+    return {
+        "lexical": [f"{title or ''} {brand or ''}" for title, brand in zip(titles, brands, strict=True)],
+        "category_words": [category or "" for category in _categories(items)],
     }
 
 

@@ -4,6 +4,7 @@
     slots.npy             int64 [2^b]    open addressing: row of the key that landed here, or -1
     <name>.npy            float16 [n, d] vectors of a modality; zero where absent
     <name>.present.npy    bool [n]       whether the item has a vector of that modality
+    <name>.words.npy      uint64 [w]    of a modality made of words: hashes of these words, sorted
 
 Nothing is rebuilt when a table is opened: the files *are* the hash table, so that any number of processes of a
 machine share one copy in the page cache. A table never changes once written; `add_modalities` makes a new one and
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.exceptions import DataError, MissingInputError
+from components.items.codes import Words
 
 Keys = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float16]
@@ -38,6 +40,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = ("keys", "slots")
+_WORDS = ".words.npy"
 
 
 class Modality(NamedTuple):
@@ -59,11 +62,13 @@ class ItemTable:
     Attributes:
         keys: Item ids, int64 [n], in row order.
         modalities: Name → vectors and presence.
+        words: Name of a modality made of words → hashes of its words, sorted; empty in older tables.
     """
 
     keys: Keys
     modalities: Mapping[str, Modality]
     _slots: Keys
+    words: Mapping[str, Words]
 
     @classmethod
     def open(cls, folder: str | Path) -> ItemTable:
@@ -85,7 +90,9 @@ class ItemTable:
                 if len(array) != len(keys):
                     raise _damaged(folder / f"{part}.npy", f"{len(keys)} rows as in keys.npy", len(array))
             modalities[name] = modality
-        return cls(keys, MappingProxyType(modalities), slots)
+        found = {path.name.removesuffix(_WORDS) for path in folder.glob(f"*{_WORDS}")}
+        words = {name: _map(folder, f"{name}.words", np.uint64, 1) for name in sorted(found)}
+        return cls(keys, MappingProxyType(modalities), slots, MappingProxyType(words))
 
     def __len__(self) -> int:
         """Number of items."""
@@ -138,7 +145,10 @@ class ItemTable:
 
 
 def write_item_table(
-    folder: str | Path, keys: npt.ArrayLike, modalities: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]]
+    folder: str | Path,
+    keys: npt.ArrayLike,
+    modalities: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
+    words: Mapping[str, Words] | None = None,
 ) -> None:
     """Write a new table.
 
@@ -146,6 +156,7 @@ def write_item_table(
         folder: Made if need be; must hold no table yet.
         keys: Distinct item ids, int64 [n].
         modalities: Name → (vectors [n, d], present bool [n]); stored as float16.
+        words: Name of a modality made of words → its words, see `codes.list_words`.
 
     Raises:
         DataError: A key repeats, shapes disagree, a vector is not finite in float16, or a table is there already.
@@ -158,6 +169,8 @@ def write_item_table(
     np.save(folder / "slots.npy", slots)
     for name, modality in checked.items():
         _save_modality(folder, name, modality)
+    for name, table in (words or {}).items():
+        np.save(folder / f"{name}.words.npy", table)
 
 
 def add_modalities(

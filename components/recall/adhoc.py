@@ -19,10 +19,10 @@ from components.recall.engine import Ranking, ServingRelease
 from components.recall.events import Event
 from components.recall.logs import name_error
 from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
+from components.recall.memory import trim_memory
 from components.recall.metrics import AdHocMetrics
 from components.recall.store import RecentEvents, UserStore
 from components.release.rollout import Publication
-from components.urm.guidance import guide
 from components.urm.request import RecallRequest, UserContext
 
 log = structlog.get_logger()
@@ -59,6 +59,7 @@ class AdHocWorker(ServingLoop):
         if asks:
             with self.metrics.stage_seconds.labels(part="ad_hoc").time():
                 self._process(release, asks)
+            trim_memory()
 
     def _process(self, release: ServingRelease, asks: Sequence[Ask]) -> None:
         """Answer a batch; if the model fails on it, each request alone."""
@@ -125,8 +126,7 @@ def _result(release: ServingRelease, ask: Ask, ranking: Ranking, newest: list[Ev
 
 
 def _request(tasks: Mapping[str, Task], ask: Ask, context: UserContext) -> RecallRequest:
-    task = tasks[ask.task]
-    return RecallRequest(context, guide(task, ask.guidance) if ask.guidance else task, ask.query)
+    return RecallRequest(context, tasks[ask.task], ask.query, ask.guidance or None)
 
 
 def _refuse(tasks: Mapping[str, Task], ask: Ask) -> AskRefusal | None:

@@ -111,8 +111,9 @@ def run_instances(
         return run_urm, (["recall", "worker", *arguments, *own, *mode],)
 
     threads = settings.num_threads or 1
-    # For the fork server and the instances: the libraries read it when they are imported.
-    os.environ.update(URM_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
+    # For the fork server and the instances: the libraries read it when they are imported. Arrow's own allocator would
+    # keep what reading the tables of a release took.
+    os.environ.update(URM_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads), ARROW_DEFAULT_MEMORY_POOL="system")
     prepare()
     client = open_redis(settings.redis_url, REDIS_TIMEOUT_SECONDS)
     supervisor = Supervisor(program, instances, threads, client, stuck_seconds, ad_hoc)

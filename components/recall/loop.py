@@ -76,7 +76,6 @@ class ServingLoop(ABC):
         return self._switch.serving
 
     def _leave(self) -> None:
-        self._switch.close()
         try:
             self._sign_off()
             sign_off(self._client, self.name)

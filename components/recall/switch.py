@@ -18,6 +18,7 @@ import structlog
 
 from components.exceptions import UrmError
 from components.recall.engine import ServingRelease
+from components.recall.memory import trim_memory
 from components.recall.metrics import WorkerMetrics
 from components.release.rollout import SERVING, WANTED, Answer, Publication, answer, read_publication, serve
 
@@ -44,7 +45,6 @@ class ReleaseSwitch:
         self._worker = worker
         self._load = load
         self._metrics = metrics
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="release")
         self._loading: Future[ServingRelease] | None = None
         self._target: Publication | None = None
         self._wanted: Publication | None = None
@@ -70,7 +70,7 @@ class ReleaseSwitch:
             self._accept(self.serving.republished(target))
         else:
             log.info("loading release", release=target.release, order=target.order)
-            self._loading = self._pool.submit(self._load, target)
+            self._loading = self._start_loading(target)
 
     def _choose(self, wanted: Publication | None, serving: Publication | None) -> Publication | None:
         """The wanted release if it is new; a fresh worker that refused it takes what the others serve."""
@@ -85,11 +85,14 @@ class ReleaseSwitch:
                 return publication
         return None
 
-    def close(self) -> None:
-        """Stop the loading thread."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def _start_loading(self, target: Publication) -> Future[ServingRelease]:
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="release")
+        loading = pool.submit(self._load, target)
+        pool.shutdown(wait=False)  # its thread ends with this work: torch keeps 30 MiB of buffers for each that lives
+        return loading
 
     def _finish(self, loading: Future[ServingRelease]) -> None:
+        trim_memory()
         error = loading.exception()
         if error is None:
             self._accept(loading.result())

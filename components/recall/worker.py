@@ -22,6 +22,7 @@ from components.recall.engine import ServingRelease
 from components.recall.lineage import Served
 from components.recall.logs import name_error
 from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
+from components.recall.memory import trim_memory
 from components.recall.metrics import StreamMetrics
 from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream
@@ -153,6 +154,7 @@ class RecallWorker(ServingLoop):
         batch = f"{self.name}/{self._batches}"
         with self._tracing.batch([entry.traceparent for entry in entries], batch=batch, release=release.name):
             entries, num_users = self._answer(release, entries, batch, without)
+        trim_memory()
         self._count(release, entries, num_users)
         log.info("batch", batch=batch, events=len(entries), users=num_users, release=release.name)
 

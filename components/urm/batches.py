@@ -14,13 +14,18 @@ import numpy.typing as npt
 import torch
 
 from components.exceptions import ConfigError, DataError
-from components.items.codes import query_vector
+from components.items.codes import guidance_vectors, query_vector
 from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
 from components.urm.heads import WORDS
 from components.urm.model import Batch
 from components.urm.packing import PromptParts, pack
 from components.urm.prompt import Block, PromptWriter
 from components.urm.request import Ids, UserContext
+
+# Of a guidance's words beside those of a query. A query names the category of every target, a guidance is one wish of
+# a user who has others; chosen on validation, ADR 20.
+GUIDANCE_STRENGTH = 0.5
+_NO_WORDS = np.empty(0, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,24 @@ class ItemReader:
                 remedy="use the model and the item table of one run",
             )
 
-    def read_queries(self, texts: Sequence[str]) -> torch.Tensor:
-        """Words of queries in the parts of item space that are made of words, one beside the other [E, their width]."""
-        widths = [self.widths[name] for name in WORDS if name in self.widths]
-        vectors = [np.concatenate([query_vector(text, width) for width in (*widths, 0)]) for text in texts]
-        return torch.from_numpy(np.stack(vectors) if vectors else np.empty((0, sum(widths)), dtype=np.float32))
+    def read_words(self, blocks: Sequence[Block]) -> torch.Tensor:
+        """Words of queries and guidances in the parts of item space that are made of words.
+
+        Args:
+            blocks: E tasks asked.
+
+        Returns:
+            Their words, the parts one beside the other [E, their width].
+        """
+        parts = [name for name in WORDS if name in self.widths]
+        widths = [self.widths[name] for name in parts]
+        vectors = np.zeros((len(blocks), sum(widths)), dtype=np.float32)
+        for row, block in zip(vectors, blocks, strict=True):
+            row[:] = np.concatenate([query_vector(block.query, width) for width in (*widths, 0)])
+            if block.guidance:
+                known = [self.table.words.get(name, _NO_WORDS) for name in parts]
+                row += GUIDANCE_STRENGTH * np.concatenate([*guidance_vectors(block.guidance, known, widths), []])
+        return torch.from_numpy(vectors)
 
     def read(self, item_ids: Ids) -> Batch:
         """Vectors, presence and popularity of items [U]."""
@@ -133,7 +151,7 @@ class BatchBuilder:
             self.writer,
         )
         columns = self._history(groups, kept, where[1:]) | {
-            "queries": self.reader.read_queries([block.query for _, blocks in groups for block in blocks]),
+            "queries": self.reader.read_words([block for _, blocks in groups for block in blocks]),
             "items": self.reader.read(distinct),
         }
         batch: Batch = packed.tensors() | columns

@@ -103,8 +103,8 @@ class UserHead(nn.Module):
             habit: How much of a habit each of them is, a prior of the match [B, L].
             items: Their item-space vectors [B, L, P].
             known: Which history places hold an item [B, L].
-            queries: Words of each block's query in the parts of item space made of words, one beside the other; zero
-                without a query [E, their width].
+            queries: Words of each block's query and guidance in the parts of item space made of words, one beside the
+                other; zero without them [E, their width].
         """
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
         own, asked = self.norm(hidden.float()), self.task_norm(task.float() - self.task_centre)

@@ -135,7 +135,7 @@ class UrmRecaller:
     def generate_text(self, request: RecallRequest, max_tokens: int = 32) -> str:
         """Greedy text after [LM]: what the user is likely to be interested in, in words."""
         writer = self.builder.writer
-        prompt = writer.block(request.task, request.query)
+        prompt = self._block(request)
         spoken: list[int] = []
         with torch.inference_mode():
             for _ in range(max_tokens):
@@ -148,8 +148,7 @@ class UrmRecaller:
 
     def _encode(self, groups: Sequence[Sequence[RecallRequest]]) -> tuple[Floats, list[Floats]]:
         """Vectors of all requests, and what each one's known history items score."""
-        block = self.builder.writer.block
-        prompts = [(group[0].context, [block(request.task, request.query) for request in group]) for group in groups]
+        prompts = [(group[0].context, [self._block(request) for request in group]) for group in groups]
         batch = self._batch(prompts)
         self.num_tokens += int((batch["segments"] != PADDING).sum())
         with torch.inference_mode():
@@ -157,6 +156,9 @@ class UrmRecaller:
         lengths = batch["history_known"].sum(dim=1)[batch["block_rows"]].tolist()
         own = np.asarray(output.own_scores.cpu())
         return np.asarray(output.user_vectors.cpu()), [row[:length] for row, length in zip(own, lengths, strict=True)]
+
+    def _block(self, request: RecallRequest) -> Block:
+        return self.builder.writer.block(request.task, request.query, guidance=request.guidance)
 
     def _batch(self, prompts: Sequence[tuple[UserContext, Sequence[Block]]]) -> Batch:
         return to_device(self.builder.build(prompts)[0], self._device)

@@ -2,7 +2,8 @@
 
     prefix  the template `urm.profile`: text, and where it calls items(), one [ITEM] token a history item, newest first;
             items('view') and the like make several lists
-    block   task text, [UM_0] … [UM_{H-1}], [LM], and in training the target text and the end token
+    block   task text, guidance if there is one, [UM_0] … [UM_{H-1}], [LM], and in training the target text and the end
+            token
 
 All blocks of a context attend to the whole prefix and to themselves, never to one another (see packing.py).
 The H user tokens are H added tokens of the vocabulary, so that their embeddings differ from the start.
@@ -11,7 +12,7 @@ The H user tokens are H added tokens of the vocabulary, so that their embeddings
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import jinja2
@@ -54,15 +55,17 @@ class Block:
         prompt: Task text.
         text: Target text and end token; empty where no text is trained.
         query: What the user asks for, in words; empty where the task has no query.
+        guidance: What the recall should be steered to, in words; empty without one. It is part of the prompt, too.
     """
 
     prompt: tuple[int, ...]
     text: tuple[int, ...] = ()
     query: str = ""
+    guidance: str = ""
 
     def continued(self, spoken: Sequence[int]) -> Block:
         """This block with text said so far; the last label stands for the token to come."""
-        return Block(self.prompt, (*spoken, 0), self.query)
+        return replace(self, text=(*spoken, 0))
 
 
 class PromptWriter:
@@ -120,17 +123,23 @@ class PromptWriter:
             token_ids += self._tokens(piece)
         return Prefix(tuple(token_ids), tuple(found))
 
-    def block(self, task: Task, query: str | None, categories: Sequence[str] | None = None) -> Block:
+    def block(
+        self, task: Task, query: str | None, categories: Sequence[str] | None = None, guidance: str | None = None
+    ) -> Block:
         """The block of a task; with `categories` also its target text.
+
+        A guidance stands behind the task's text as it is, but for its line breaks.
 
         Raises:
             ConfigError: A template of the task names a variable that does not exist.
         """
-        prompt = self._tokens(self._render(task, "prompt", query=query or ""))
+        wanted = " ".join((guidance or "").split())
+        asked = self._render(task, "prompt", query=query or "")
+        prompt = self._tokens(f"{asked} {wanted}" if wanted else asked)
         if categories is None:
-            return Block(prompt, query=query or "")
+            return Block(prompt, query=query or "", guidance=wanted)
         text = self._render(task, "text_target", categories=list(categories), query=query or "")
-        return Block(prompt, (*self._tokens(" " + text), self.end_id), query or "")
+        return Block(prompt, (*self._tokens(" " + text), self.end_id), query or "", wanted)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated token ids."""

@@ -61,13 +61,20 @@ class UserContext:
 class RecallRequest:
     """One task asked of one user context.
 
+    Attributes:
+        context: The user.
+        task: Any task of a run.
+        query: What the user searches for, in words; for tasks that need it.
+        guidance: What the recall should be steered to, in words, e.g. "For a barbecue."; for any task.
+
     Raises:
-        DataError: The task needs a query and there is none.
+        DataError: The task needs a query and there is none, or the guidance is empty.
     """
 
     context: UserContext
     task: Task
     query: str | None = None
+    guidance: str | None = None
 
     def __post_init__(self) -> None:
         if self.task.needs_query and not self.query:
@@ -77,6 +84,8 @@ class RecallRequest:
                 got=repr(self.query),
                 remedy="pass the words that the user searched for",
             )
+        if self.guidance is not None and not self.guidance.strip():
+            raise DataError("guidance", expected="a text", got="none", remedy="say in a few words what is wanted")
 
     @property
     def excluded_items(self) -> Ids:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.abilities.phrases import Phrase
-from components.abilities.steering import STEERING, compare, mean_gains, options, run, table
+from components.abilities.steering import STEERING, compare, compare_fit, mean_gains, options, run, table
 from components.exceptions import ConfigError
 from components.storage import run_stage
 
@@ -53,6 +53,24 @@ def test_equal_lists_gain_nothing_for_sure():
     assert (row["gain"], row["low"], row["high"], row["kept"]) == (0, 0, 0, 1)
 
 
+def test_recall_of_next_items_by_hand():
+    plain, guided = lists([1, 2], [3, 4], [5, 6]), lists([1, 3], [4, 7], [9, 5])
+    targets = lists([1, 3], [7], [2])
+    assert compare_fit(plain, guided, targets) == {
+        "next_users": 3,
+        "next_without": pytest.approx((1 / 2 + 0 + 0) / 3),
+        "next_with": pytest.approx((1 + 1 + 0) / 3),
+        "next_other": pytest.approx((0 + 0 + 0) / 3),  # of users 2, 3 and 1
+    }
+    assert compare_fit(plain, [guided[1], guided[0], guided[2]], targets)["next_other"] == pytest.approx(1 / 3)
+
+
+def test_one_user_has_no_other_and_none_has_nothing():
+    one = compare_fit(lists([1]), lists([1]), lists([1]))
+    assert (one["next_without"], one["next_with"], one["next_other"]) == (1, 1, None)
+    assert compare_fit([], [], []) == {"next_users": 0, "next_without": None, "next_with": None, "next_other": None}
+
+
 def test_mean_gains_leave_out_an_empty_kind():
     rows = [{"gain": 0.25, "seen_in_training": True}, {"gain": 0.75, "seen_in_training": True}]
     assert mean_gains(rows) == {"seen": 0.5}
@@ -84,6 +102,7 @@ def test_every_phrase_is_measured_for_its_tasks(phrases, settings, finished):
     assert all(row["catalogue"] == 0.25 for row in rows)
     assert all(row["history_with"] == 0 for row in rows if row["task"] == "new_item")  # it leaves out the history
     assert any(row["kept"] < 1 for row in rows)  # the words reach the model
+    assert all(row["next_users"] > 0 and 0 <= row["next_with"] <= 1 for row in rows)
     assert result.counts["users"] == 8
     assert table(result.metrics).row_count == 3
 

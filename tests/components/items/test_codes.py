@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from components.items.codes import attribute_vectors, codes_of, lexical_vectors, query_vector
+from components.items.codes import (
+    attribute_vectors,
+    codes_of,
+    guidance_vectors,
+    lexical_vectors,
+    list_words,
+    query_vector,
+)
 
 
 def test_codes_are_fixed_unit_vectors_nearly_orthogonal():
@@ -32,6 +39,25 @@ def test_a_query_has_the_same_vector_in_any_order_and_none_without_words():
     np.testing.assert_array_equal(query_vector("lip balm", 128), query_vector("Balm  lip balm", 128))
     np.testing.assert_array_equal(query_vector("?!", 128), np.zeros(128))
     assert query_vector("lip balm", 0).shape == (0,)
+
+
+def test_a_guidance_has_those_of_its_words_that_the_texts_have():
+    known = [list_words(["Dry skin balm", "against all"]), list_words(["care > skin"])]
+    assert (np.diff(known[0].astype(object)) > 0).all()
+    lexical, category = guidance_vectors("Against DRY, unheard-of skin!", known, [256, 128])
+    two = np.sqrt(2)  # dry and skin, in both spaces; "against" says nothing
+    np.testing.assert_allclose(lexical, (query_vector("dry", 256) + query_vector("skin", 256)) / two, atol=1e-6)
+    np.testing.assert_allclose(category, query_vector("skin", 128) / two, atol=1e-6)
+    for vector, width in zip(guidance_vectors("dry skin", known[:1] * 2, [256, 128]), (256, 128), strict=True):
+        np.testing.assert_allclose(vector, query_vector("skin dry", width), atol=1e-6)  # as a query has them
+
+
+def test_a_guidance_without_a_known_word_has_no_vector():
+    known = [list_words(["lip balm for you"]), list_words([""]), list_words([])]
+    for text in ("quantum zebra", "For you", "", "?!"):
+        for vector, width in zip(guidance_vectors(text, known, [128, 64, 0]), (128, 64, 0), strict=True):
+            np.testing.assert_array_equal(vector, np.zeros(width, dtype=np.float32))
+    assert guidance_vectors("balm", [], []) == []
 
 
 def test_equal_attributes_have_equal_codes_and_unknown_ones_none():

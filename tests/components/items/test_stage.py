@@ -87,6 +87,7 @@ def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settin
     assert table.keys.tolist() == [-5, 7, 30]
     computed = {"id", "id_history", "popularity", "lexical", "category_words", "brand", "category"}
     assert set(table.modalities) == computed | {"text"}
+    assert set(table.words) == {"lexical", "category_words"}
     assert ItemTable.open(result.outputs["item_table_past"]).keys.tolist() == [-5, 7, 30]
     vectors, present = table.gather("text", [7, 30, -5, 8])
     assert present.tolist() == [True, True, True, False]

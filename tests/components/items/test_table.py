@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from components.exceptions import DataError, MissingInputError
 from components.items import table as table_module
+from components.items.codes import list_words
 from components.items.table import ItemTable, add_modalities, write_item_table
 
 INT64 = np.iinfo(np.int64)
@@ -104,6 +105,19 @@ def test_add_modalities_links_unchanged_files_and_leaves_the_source(tmp_path: Pa
     assert present.tolist() == [True, False, True, False]
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
     assert os.path.samefile(source / "text.npy", tmp_path / "target" / "text.npy")
+
+
+def test_words_of_a_modality_stay_with_the_table(tmp_path: Path) -> None:
+    words = list_words(["lip balm", "lip gloss"])
+    arrays = (np.ones((1, 2)), np.ones(1, dtype=bool))
+    write_item_table(tmp_path / "source", np.array([1]), {"lexical": arrays}, {"lexical": words})
+    table = add_modalities(tmp_path / "source", tmp_path / "target", np.array([1]), {"id": np.ones((1, 1))})
+    assert set(table.modalities) == {"lexical", "id"}
+    np.testing.assert_array_equal(table.words["lexical"], words)
+    assert not write(tmp_path / "older", [1], lexical=arrays).words
+    np.save(tmp_path / "target" / "lexical.words.npy", np.ones(3))
+    with pytest.raises(DataError, match=r"lexical\.words\.npy: expected .*, got float64 of 1"):
+        ItemTable.open(tmp_path / "target")
 
 
 def test_add_modalities_copies_where_the_file_system_has_no_links(

@@ -28,7 +28,6 @@ from components.recall.scripts import ASK, ASK_WORKERS, ASKS, STREAM
 from components.recall.store import UserStore
 from components.release.redis_client import open_redis
 from components.release.rollout import Publication, live_workers, roll_out
-from components.urm.guidance import guide
 from components.urm.request import RecallRequest
 from tests.components.recall.conftest import (
     POISON_ITEM,
@@ -84,9 +83,9 @@ def test_answer_is_the_models_with_the_guidance_behind_the_prompt(
     context = build_context(release.read_histories(["3"])["3"], [event], release.rule)
     task = next(task for task in release.tasks if task.name == "new_item")
     found = {}
-    for guidance, asked in ((None, task), (WORDS, guide(task, WORDS))):
+    for guidance in (None, WORDS):
         answer = api.post("/v1/recall", json={"user_id": "3", "task": "new_item", "k": 4, "guidance": guidance}).json()
-        ((items, scores),) = release.recommend([RecallRequest(context, asked)], 4)
+        ((items, scores),) = release.recommend([RecallRequest(context, task, guidance=guidance)], 4)
         assert [item["item_id"] for item in answer["items"]] == items
         assert [item["score"] for item in answer["items"]] == pytest.approx(scores, abs=1e-4)
         assert not set(items) & {*known_items(3), event.item_id}  # exclude_bought, live events too

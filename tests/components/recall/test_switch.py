@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,16 +42,11 @@ def loader() -> Loader:
 
 
 @pytest.fixture
-def make_switch(client: redis.Redis, loader: Loader) -> Iterator[MakeSwitch]:
-    switches: list[ReleaseSwitch] = []
-
+def make_switch(client: redis.Redis, loader: Loader) -> MakeSwitch:
     def make(name: str = "worker", on: redis.Redis = client) -> ReleaseSwitch:
-        switches.append(ReleaseSwitch(on, name, loader, StreamMetrics()))
-        return switches[-1]
+        return ReleaseSwitch(on, name, loader, StreamMetrics())
 
-    yield make
-    for switch in switches:
-        switch.close()
+    return make
 
 
 def serves(switch: ReleaseSwitch, release: str) -> bool:

@@ -86,6 +86,31 @@ def test_a_query_that_spells_special_tokens_is_words(new_model):
     assert not set(prompt) & {writer.item_id, writer.lm_id, *writer.user_ids, *writer.tokenizer.all_special_ids}
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["For a barbecue.", '"quoted" \\n {{ 7 * 7 }} {% raw %} }} {# no #}', "Grüße für Weihnachten 🎄", "100 % it's"],
+)
+def test_a_guidance_stands_behind_the_task_as_it_is(new_model, text):
+    task = Task(name="search", description="x", prompt="Find {{ query }}.")
+    writer = new_model.builder.writer
+    block = writer.block(task, "milk", guidance=f" {text}\n")
+    assert writer.tokenizer.decode(block.prompt) == f"Find milk. {text}"
+    assert (block.query, block.guidance) == ("milk", text)
+    assert block.continued([5]).guidance == text
+
+
+def test_without_a_guidance_the_block_is_the_tasks_own(new_model):
+    task = Task(name="search", description="x", prompt="Find {{ query }}.")
+    writer = new_model.builder.writer
+    assert writer.block(task, "milk", guidance=None) == writer.block(task, "milk")
+    assert writer.block(task, "milk").guidance == ""
+
+
+def test_line_breaks_of_a_guidance_become_spaces(new_model):
+    task = Task(name="next", description="x", prompt="Next.")
+    assert new_model.builder.writer.block(task, None, guidance=" a\n b ").guidance == "a b"
+
+
 def test_a_template_with_an_unknown_variable_names_task_and_field(new_model):
     task = Task(name="search", description="x", prompt="Find {{ wish }}.")
     with pytest.raises(ConfigError, match=r"task 'search', field 'prompt': expected a Jinja2 template over query"):
