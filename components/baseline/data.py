@@ -6,6 +6,7 @@ Ragged columns are flat values with offsets: row r is values[offsets[r]:offsets[
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ import pyarrow.parquet as pq
 from components.config import Task
 from components.exceptions import DataError
 from components.features.schema import ragged
+from components.items.table import POPULARITY, ItemTable
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 NUM_BUCKETS = 16  # quantile buckets of price and popularity; 0 stands for unknown
 _WORD = re.compile(r"\w+")
+_HALF_PRECISION = 0.005  # item tables hold logarithms in 16 bits, and 2ᵏ - 1 baskets must not fall below k
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,15 @@ class Dataset:
         return np.array([known.index(task.prompt) for task in self.tasks], dtype=np.int64)
 
 
-def load_dataset(catalogue: Path, items: Path, contexts: Path, examples: Path, tasks: tuple[Task, ...]) -> Dataset:
-    """Read the tables of the features stage and the items.
+def load_dataset(
+    catalogue: Path, items: Path, item_table: Path, contexts: Path, examples: Path, tasks: tuple[Task, ...]
+) -> Dataset:
+    """Read the tables of the features stage, the items, and how often these were had from the item table.
 
     Raises:
         DataError: A table names an item, a context or a task that is not there, or a split has no examples.
     """
-    catalogue_items = _read_items(pq.read_table(catalogue), pq.read_table(items))
+    catalogue_items = _read_items(pq.read_table(catalogue), pq.read_table(items), ItemTable.open(item_table))
     context_table, example_table = pq.read_table(contexts), pq.read_table(examples)
     return Dataset(
         items=catalogue_items,
@@ -183,7 +188,7 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _read_items(catalogue: pa.Table, items: pa.Table) -> Items:
+def _read_items(catalogue: pa.Table, items: pa.Table, item_table: ItemTable) -> Items:
     ids = catalogue.column("item_id").to_numpy()
     item_ids = items.column("item_id").to_numpy()
     order = np.argsort(item_ids)
@@ -204,9 +209,10 @@ def _read_items(catalogue: pa.Table, items: pa.Table) -> Items:
     features["brand"] = _encode(table.column("brand").to_pylist())
     features["price"] = bucket(price)
     features["popularity"] = bucket(popularity)
-    recent = catalogue.column("recent_events").to_numpy()
-    if recent.any():
-        features["recent_popularity"] = bucket(recent)
+    # What URM knows of popularity beside the baskets (components/items/popularity.py), by powers of two as it has it.
+    counts, _ = item_table.gather(POPULARITY, ids)
+    for number, column in enumerate(counts.T[1:], start=1):
+        features[f"popularity_{number}"] = 1 + np.floor(column / math.log(2) + _HALF_PRECISION).astype(np.int64)
     return Items(
         ids=ids,
         titles=tuple(table.column("title").to_pylist()),

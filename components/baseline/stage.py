@@ -64,6 +64,7 @@ def run(stage: StageRun) -> StageReport:
     data = load_dataset(
         catalogue=stage.path("features", "catalogue"),
         items=stage.path("validate", "items"),
+        item_table=stage.path("encode", "item_table"),
         contexts=stage.path("features", "contexts"),
         examples=stage.path("features", "examples"),
         tasks=config.tasks,

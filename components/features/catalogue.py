@@ -16,13 +16,10 @@ def build_catalogue(log: ir.Table, features: FeaturesConfig) -> ir.Table:
     `popularity_quantile` is (rank - 1) / (items - 1) by training events, with the mean rank for ties; a lone item
     has 1.
     """
-    split = features.split
-    in_training = log.ts < instant(split.validation_start)
-    newest = split.newest_windows(split.validation_start)
-    recent = in_training & (log.ts >= instant(newest)) if newest is not None else in_training & False
+    in_training = log.ts < instant(features.split.validation_start)
     counts = (
         log.group_by("item_id")
-        .agg(train_events=in_training.cast("int64").sum(), recent_events=recent.cast("int64").sum())
+        .agg(train_events=in_training.cast("int64").sum())
         .filter(_.train_events >= features.min_item_events)
     )
     fewer = ibis.rank().over(ibis.window(order_by=counts.train_events))  # items with fewer events

@@ -20,7 +20,6 @@ CATALOGUE = pa.schema(
     [
         pa.field("item_id", pa.int64(), nullable=False),
         pa.field("train_events", pa.int64(), nullable=False),  # in the training window alone
-        pa.field("recent_events", pa.int64(), nullable=False),  # of these in its newest windows, see SplitConfig
         pa.field("popularity_quantile", pa.float32(), nullable=False),  # 0 rarest … 1 most frequent
     ]
 )

