@@ -51,7 +51,8 @@ class Summary:
         config: Name of the configuration.
         seeds: Seeds of the runs.
         k: Cut-off.
-        models: In the order of the tables.
+        models: Of all runs, in the order of the tables.
+        left_out: Models that not every run has.
         recalls: One row a seed, task and model: columns seed, task, model, recall; the task "mean" is their mean.
         baseline: URM against target attention, pooled.
         best: URM against the best other model in the mean, pooled.
@@ -61,6 +62,7 @@ class Summary:
     seeds: tuple[int, ...]
     k: int
     models: tuple[str, ...]
+    left_out: tuple[str, ...]
     recalls: pd.DataFrame
     baseline: Comparison
     best: Comparison
@@ -116,7 +118,7 @@ def summarise_runs(runs: Sequence[FinishedRun], *, cache: Path, draws: int, seed
         seed: Of the draws.
 
     Raises:
-        DataError: Runs of one configuration share a seed, or differ in cut-off, tasks or models.
+        DataError: Runs of one configuration share a seed, or differ in cut-off or tasks.
     """
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -134,6 +136,8 @@ def render(summaries: Sequence[Summary], confidence: float) -> str:
             _table(summary, confidence),
             describe_best_other(_standing(summary.best, confidence), confidence),
         ]
+        if summary.left_out:
+            parts.append(f"Not every run has {', '.join(map(title, summary.left_out))}, left out here.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -157,11 +161,14 @@ def as_frame(summaries: Sequence[Summary], confidence: float) -> pd.DataFrame:
 def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> Summary:
     _check_alike(runs)
     k = int(runs[0].metrics["k"])
+    of_runs = [set(run.metrics["mean_recall"]) for run in runs]
+    common = set.intersection(*of_runs)
     rows = [
         {"seed": run.metrics["seed"], "task": task, "model": model, "recall": value}
         for run in runs
         for task, recalls in _recalls(run.metrics).items()
         for model, value in recalls.items()
+        if model in common
     ]
     recalls = pd.DataFrame(rows)
     means = recalls[recalls["task"] == "mean"].groupby("model")["recall"].mean()
@@ -172,6 +179,7 @@ def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> S
         seeds=tuple(int(run.metrics["seed"]) for run in runs),
         k=k,
         models=order_models(means.index),
+        left_out=order_models(set.union(*of_runs) - common),
         recalls=recalls,
         baseline=compare(hits, CANDIDATE, BASELINE, k=k, draws=draws, seed=seed),
         best=compare(hits, CANDIDATE, best, k=k, draws=draws, seed=seed),
@@ -182,13 +190,11 @@ def _check_alike(runs: list[FinishedRun]) -> None:
     first, seen = runs[0], set()
     for run in runs:
         seed, metrics = run.metrics["seed"], run.metrics
-        same = metrics["k"] == first.metrics["k"] and all(
-            metrics[name].keys() == first.metrics[name].keys() for name in ("tasks", "mean_recall")
-        )
+        same = metrics["k"] == first.metrics["k"] and metrics["tasks"].keys() == first.metrics["tasks"].keys()
         if seed in seen or not same:
             raise DataError(
                 f"run {run.run_dir}",
-                expected=f"another seed, and the cut-off, tasks and models of {first.run_dir}",
+                expected=f"another seed, and the cut-off and tasks of {first.run_dir}",
                 got=f"seed {seed}" if same else "others",
                 remedy="compare runs of one configuration that differ in --set seed=… only",
             )

@@ -88,12 +88,23 @@ def test_table_and_mlflow(make_run: MakeRun, tmp_path: Path) -> None:
     assert len(table) == 2 * (len(TASKS) + 1) * len(QUALITY)
 
 
+def test_models_that_a_run_lacks_are_left_out_and_named(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("beauty", 0), make_run("beauty", 1, ("target_attention", "urm"))]
+    summary = summarise_runs([read_run(folder) for folder in folders], cache=tmp_path, draws=100)[0]
+    assert (summary.models, summary.left_out) == (("target_attention", "urm"), ("sasrec",))
+    assert set(summary.recalls["model"]) == {"target_attention", "urm"}
+    assert summary.best.names == ("urm", "target_attention")
+    text = compare_runs(folders, settings=Settings(home=tmp_path / "home"), draws=100, confidence=0.95)
+    assert "Not every run has SASRec, left out here." in text
+
+
 def test_runs_that_cannot_be_pooled_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
     once = read_run(make_run("beauty", 0))
     with pytest.raises(DataError, match=r"expected another seed, .* got seed 0"):
         summarise_runs([once, once], cache=tmp_path, draws=100)
-    other = read_run(make_run("beauty", 1, ("target_attention", "urm")))
-    with pytest.raises(DataError, match=r"models of .*, got others"):
+    other = read_run(make_run("beauty", 1))
+    del other.metrics["tasks"]["tail_item"]
+    with pytest.raises(DataError, match=r"tasks of .*, got others"):
         summarise_runs([once, other], cache=tmp_path, draws=100)
     with pytest.raises(MissingInputError, match="a result of stage 'evaluate'"):
         read_run(str(tmp_path / "nowhere"))
