@@ -35,6 +35,7 @@ HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 LetterIds = Annotated[list[str] | None, typer.Argument(help="Ids as `list` shows them.", show_default=False)]
 AllOption = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 _LOOPBACK = "127.0.0.1"
+_OBJECTS_BEFORE_COLLECTION = 50_000  # that reads leave behind; they leave next to none
 
 
 @app.command(rich_help_panel="Run")
@@ -97,8 +98,10 @@ def serve(
     application = create_app(settings, _read(config, set_).recall, open_tracing(settings, "urm-recall-api"))
     log_as_json()
     log_config = uvicorn.config.LOGGING_CONFIG if sys.stderr.isatty() else None
+    # No read is answered while the garbage collector walks, by itself once a second through all that was imported.
     gc.collect()
-    gc.freeze()  # else each full collection walks through all that was imported, and no read is answered meanwhile
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
     try:
         uvicorn.run(application, host=host, port=port, access_log=False, log_config=log_config)
     except SystemExit as error:
