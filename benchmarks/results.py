@@ -27,7 +27,14 @@ ABLATED = ("complete_journey", "amazon_beauty")
 SEEDS = (0, 1, 2)
 STAGES = ("ingest", "validate", "features", "encode", "baseline", "sft", "evaluate", "gate")
 URM = (sys.executable, "-m", "components")
-SERVING = {"inference": 5, "engines": 10, "instances": 15, "serving": 20, "index": 30}  # modules here, and minutes
+SERVING = {
+    "inference": 5,
+    "engines": 10,
+    "instances": 15,
+    "serving": 20,
+    "reads": 3,
+    "index": 30,
+}  # modules here, and minutes
 THROUGHPUT = (sys.executable, "-m", "benchmarks.throughput")
 
 

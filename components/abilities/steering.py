@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import mlflow
@@ -37,6 +37,7 @@ STEERING = StageSpec(
 NUM_USERS = 100
 CONFIDENCE = 0.95
 Shares = npt.NDArray[np.float64]
+_VALIDATION = [("split", "=", "validation")]
 Asked = tuple[UserContext, Ids]  # a user and next items
 
 
@@ -57,7 +58,8 @@ def run(stage: StageRun) -> StageReport:
     config = stage.config
     book = _read_phrases(stage.settings, config)
     categories = _read_categories(stage)
-    users, asked = _choose_users(stage), _read_asked(stage)
+    contexts = read_contexts(pq.read_table(stage.path("features", "contexts"), filters=_VALIDATION))
+    users, asked = _choose_users(contexts.values(), config.seed), _read_asked(stage, contexts)
     with track(stage):
         recaller = load_recaller(lambda output: stage.path("sft", output), stage.settings)
         names = dict.fromkeys(task for _, task in book.pairs())
@@ -168,18 +170,15 @@ def _read_categories(stage: StageRun) -> dict[int, str]:
     return {row["item_id"]: " > ".join(row["category"]) for row in rows if row["item_id"] in catalogue}
 
 
-def _choose_users(stage: StageRun) -> list[UserContext]:
-    """A random sample of the validation contexts with a history."""
-    rows = pq.read_table(stage.path("features", "contexts"), filters=[("split", "=", "validation")])
-    contexts = [context for context in read_contexts(rows).values() if len(context.item_ids)]
-    order = np.random.default_rng(stage.config.seed).permutation(len(contexts))[:NUM_USERS]
-    return [contexts[place] for place in order.tolist()]
+def _choose_users(contexts: Iterable[UserContext], seed: int) -> list[UserContext]:
+    """A random sample of the contexts with a history."""
+    known = [context for context in contexts if len(context.item_ids)]
+    return [known[place] for place in np.random.default_rng(seed).permutation(len(known))[:NUM_USERS].tolist()]
 
 
-def _read_asked(stage: StageRun) -> dict[str, list[Asked]]:
+def _read_asked(stage: StageRun, contexts: Mapping[int, UserContext]) -> dict[str, list[Asked]]:
     """Validation users with their next items, by task, in random order."""
-    contexts = read_contexts(pq.read_table(stage.path("features", "contexts"), filters=[("split", "=", "validation")]))
-    rows = pq.read_table(stage.path("features", "examples"), filters=[("split", "=", "validation")]).to_pylist()
+    rows = pq.read_table(stage.path("features", "examples"), filters=_VALIDATION).to_pylist()
     asked: dict[str, list[Asked]] = {}
     for place in np.random.default_rng(stage.config.seed).permutation(len(rows)).tolist():
         context = contexts[rows[place]["context_id"]]

@@ -50,8 +50,9 @@ def count_popularity(events: Path, items: pa.Table, split: SplitConfig) -> Popul
     """
     table = ibis.duckdb.connect().read_parquet(f"{events}/**/*.parquet", hive_partitioning=True)
     attributes = _yes_no_attributes(table.filter(table.ts < split.validation_start))
-    past = _count(table, items, split, split.recent_start, attributes)
-    now = _count(table, items, split, split.validation_start, attributes)
+    levels = _with_levels(items)
+    past = _count(table, levels, split, split.recent_start, attributes)
+    now = _count(table, levels, split, split.validation_start, attributes)
     return Popularity(np.log1p(past), np.log1p(now))
 
 
@@ -67,7 +68,7 @@ def _count(events: ir.Table, items: pa.Table, split: SplitConfig, until: datetim
     before = events.filter(events.ts < until).mutate(window=(seconds / split.window.total_seconds()).floor())
     said = {f"said_{name}": (before.attributes.get(name, "false") == "true").max() for name in attributes}
     baskets = before.group_by("item_id", "user_id", "window").agg(last=before.ts.max(), **said)
-    baskets = baskets.inner_join(ibis.memtable(_with_levels(items)), "item_id")
+    baskets = baskets.inner_join(ibis.memtable(items), "item_id")
     newest = _newest(baskets, split, until)
     baskets = baskets.mutate(had=1, **{name: flag.cast("int8") for name, flag in newest.items()})
     names = ["had", *newest, *said]

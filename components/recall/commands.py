@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from components.config import RunConfig, load_named_config
 from components.exceptions import ConfigError, UnavailableError
 from components.recall.logs import log_as_json
+from components.recall.memory import collect_rarely
 from components.release.redis_client import open_redis, redis_errors
 from components.settings import get_settings
 
@@ -35,7 +35,6 @@ HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 LetterIds = Annotated[list[str] | None, typer.Argument(help="Ids as `list` shows them.", show_default=False)]
 AllOption = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 _LOOPBACK = "127.0.0.1"
-_OBJECTS_BEFORE_COLLECTION = 50_000  # that reads leave behind; they leave next to none
 
 
 @app.command(rich_help_panel="Run")
@@ -98,10 +97,7 @@ def serve(
     application = create_app(settings, _read(config, set_).recall, open_tracing(settings, "urm-recall-api"))
     log_as_json()
     log_config = uvicorn.config.LOGGING_CONFIG if sys.stderr.isatty() else None
-    # No read is answered while the garbage collector walks, by itself once a second through all that was imported.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
+    collect_rarely()
     try:
         uvicorn.run(application, host=host, port=port, access_log=False, log_config=log_config)
     except SystemExit as error:

@@ -137,3 +137,17 @@ def test_the_benchmark_measures_a_real_runtime(tmp_path: Path) -> None:
         assert load["backlog"]["users"]["max"] <= load["users"]
     assert found["overload"]["users"] == 5
     assert (logs / "recall-workers.log").exists()
+
+    # The release serves a second benchmark, of the API alone: whatever it costs, garbage is collected as it says.
+    output = tmp_path / "reads.json"
+    process = subprocess.run(
+        [*(sys.executable, "-m", "benchmarks.reads", "--run-dir", str(run_dir), "--set", "recall.k=20"),
+         *("--reads", "320", "--repeats", "2", "--output", str(output))],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY,
+        env={**os.environ, "URM_HOME": str(settings.home), "URM_DEVICE": "cpu"},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    figures = json.loads(output.read_text())
+    assert list(figures) == ["usual", "frozen", "rarely"]
+    assert all(len(repeats) == 2 and repeats[0]["milliseconds_a_read"] > 0 for repeats in figures.values())
+    assert [repeat["full_collections"] for repeat in figures["rarely"]] == [0, 0]
