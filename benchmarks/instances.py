@@ -56,7 +56,7 @@ def measure(
     for threads, instances in itertools.product(arguments.threads, arguments.instances):
         with (
             tempfile.TemporaryDirectory() as folder,
-            Runtime(settings, config_options(arguments), instances, threads, Cores(), Path(folder)) as runtime,
+            Runtime(settings, config_options(arguments), 1, instances, threads, Cores(), Path(folder)) as runtime,
         ):
             bundle = run.path("release", "bundle")
             runtime.publish(read_manifest(bundle).release, str(bundle))

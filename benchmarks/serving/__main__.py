@@ -60,10 +60,10 @@ def measure(arguments: argparse.Namespace, settings: Settings, folder: Path) -> 
     population, bundle = read_population(run), run.path("release", "bundle")
     release, options = read_manifest(bundle).release, config_options(arguments)
     cores = Cores(arguments.worker_cores, arguments.service_cores, arguments.client_cores)
-    found: dict[str, Any] = {"workers": arguments.workers, "threads": arguments.threads, "cores": vars(cores),
-                             "release": release, "tasks": len(population.tasks),
-                             "users": len(population.users)}  # fmt: skip
-    with Runtime(settings, options, arguments.workers, arguments.threads, cores, folder) as runtime:
+    processes = {"apis": arguments.apis, "workers": arguments.workers, "threads": arguments.threads}
+    found: dict[str, Any] = {**processes, "cores": vars(cores), "release": release,
+                             "tasks": len(population.tasks), "users": len(population.users)}  # fmt: skip
+    with Runtime(settings, options, arguments.apis, arguments.workers, arguments.threads, cores, folder) as runtime:
         runtime.publish(release, str(bundle))
         bench = Bench(runtime, population, config.recall, arguments.read_rate)
         for phase in arguments.phases.split(","):
@@ -98,6 +98,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overload-users", type=int, default=500)
     parser.add_argument("--skew", type=float, default=1.0, help="Zipf's exponent of the users of the steady load")
     parser.add_argument("--read-rate", type=float, default=1000.0, help="Reads a second; 0 for none")
+    parser.add_argument("--apis", type=int, default=1, help="API processes, which the clients ask in turn")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="Of each worker")
     for what in ("worker", "service", "client"):

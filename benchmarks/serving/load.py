@@ -24,7 +24,7 @@ import uvloop
 
 from benchmarks.serving.client import Pool, get, post
 
-CONNECTIONS = 64
+CONNECTIONS = 64  # to each API process
 POLL_SECONDS = 0.1  # of an event that is followed to its result: the resolution of event→visible
 _PERCENTILES = {"p50": 50, "p95": 95, "p99": 99, "p99_9": 99.9, "max": 100}
 
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["read", "write"])
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, nargs="+", required=True, help="Of each API process; they take turns")
     parser.add_argument("--population", type=Path, required=True, help="JSON, as phases.py writes it")
     parser.add_argument("--rate", type=float, required=True, help="Requests a second")
     parser.add_argument("--seconds", type=float, required=True)

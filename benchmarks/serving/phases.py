@@ -148,7 +148,7 @@ class Bench:
     ) -> tuple[subprocess.Popen[bytes], Path]:
         output = self._runtime.folder / f"{name}.json"
         command = (
-            *(sys.executable, "-m", "benchmarks.serving.load", kind, "--port", str(self._runtime.port)),
+            *(sys.executable, "-m", "benchmarks.serving.load", kind, "--port", *map(str, self._runtime.ports)),
             *("--rate", str(rate), "--seconds", str(seconds), "--population", str(population)),
             *("--output", str(output), *more),
         )

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -40,11 +41,12 @@ class Cores:
 
 @dataclass
 class Runtime:
-    """Redis, the API and N workers; a context manager that starts and stops them.
+    """Redis, API processes and workers; a context manager that starts and stops them.
 
     Attributes:
         settings: Where configurations and Feast definitions lie.
         options: `--config` and `--set` of API and workers.
+        apis: API processes, each on a port of its own, as replicas behind a balancer are.
         workers: Worker processes.
         threads: Of each.
         cores: Which cores what may run on.
@@ -53,6 +55,7 @@ class Runtime:
 
     settings: Settings
     options: Sequence[str]
+    apis: int
     workers: int
     threads: int
     cores: Cores
@@ -61,7 +64,7 @@ class Runtime:
 
     def __enter__(self) -> Self:
         taken: set[int] = set()
-        self.redis_port, self.port = (choose_port(taken=taken) for _ in range(2))
+        self.redis_port, *self.ports = (choose_port(taken=taken) for _ in range(1 + self.apis))
         # One port for the supervisor and one after it for each instance.
         self.workers_port = next(p for p in iter(lambda: choose_port(taken=taken), 0) if p < 65_000 - self.workers)
         try:
@@ -110,7 +113,7 @@ class Runtime:
     def publish(self, release: str, bundle: str) -> None:
         """Let the workers serve a release, without the registry."""
         roll_out(self.client, release, bundle, ROLL_OUT_SECONDS)
-        self._await("recall-api", lambda: httpx.get(f"http://{HOST}:{self.port}/readyz").is_success)
+        self._await_apis("readyz")
 
     def read_metrics(self) -> Counts:
         """The workers' metrics, summed over the instances."""
@@ -143,12 +146,20 @@ class Runtime:
                    self.cores.services)  # fmt: skip
         self._await("redis", lambda: bool(self.client.ping()))
         urm = (sys.executable, "-m", "components", "recall")
-        self.start("recall-api", (*urm, "serve", "--port", str(self.port), *self.options), self.cores.services)
+        for name, port in self._api_ports().items():
+            self.start(name, (*urm, "serve", "--port", str(port), *self.options), self.cores.services)
         several = ("workers", "--instances", str(self.workers), "--port", str(self.workers_port),
                    "--stuck-seconds", str(START_SECONDS))  # fmt: skip
         self.start("recall-workers", (*urm, *several, *self.options), self.cores.workers, self.threads)
-        self._await("recall-api", lambda: httpx.get(f"http://{HOST}:{self.port}/healthz").is_success)
+        self._await_apis("healthz")
         self._await("recall-workers", lambda: len(live_workers(self.client)) == self.workers)
+
+    def _api_ports(self) -> dict[str, int]:
+        return {f"recall-api-{number}": port for number, port in enumerate(self.ports)}
+
+    def _await_apis(self, probe: str) -> None:
+        for name, port in self._api_ports().items():
+            self._await(name, partial(_succeeds, f"http://{HOST}:{port}/{probe}"))
 
     def _await(self, name: str, is_ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -163,3 +174,7 @@ class Runtime:
                     name, expected="a process that gets ready", got="none", remedy=f"see {self.folder / name}.log"
                 )
             time.sleep(0.2)
+
+
+def _succeeds(url: str) -> bool:
+    return httpx.get(url).is_success

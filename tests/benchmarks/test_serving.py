@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_the_client_reads_answers_in_pieces_and_outlives_a_closed_connection():
 
     async def talk() -> list[tuple[int, bytes]]:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        async with server, Pool("127.0.0.1", server.sockets[0].getsockname()[1], connections=1) as pool:
+        async with server, Pool("127.0.0.1", [server.sockets[0].getsockname()[1]], connections=1) as pool:
             answers = []
             for request in (get("/"), post("/", b"body"), get("/")):
                 answers.append(await pool.ask(request))
@@ -83,6 +84,31 @@ def test_the_client_reads_answers_in_pieces_and_outlives_a_closed_connection():
 
     assert asyncio.run(talk()) == [(202, b"helloworld")] * 3
     assert bodies == [b"body"]
+
+
+class Named(asyncio.Protocol):
+    """Answers every request with its name."""
+
+    def __init__(self, name: bytes) -> None:
+        self._name = name
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + self._name)
+
+
+def test_the_client_asks_like_servers_in_turn():
+    async def talk() -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(partial(Named, name), "127.0.0.1", 0) for name in (b"a", b"b")]
+        ports = [server.sockets[0].getsockname()[1] for server in servers]
+        async with servers[0], servers[1], Pool("127.0.0.1", ports, connections=2) as pool:
+            return [(await pool.ask(get("/")))[1] for _ in range(6)]
+
+    assert asyncio.run(talk()) == [b"a", b"b"] * 3
 
 
 def test_backlog_is_told_by_fifths():
@@ -117,7 +143,8 @@ def test_the_benchmark_measures_a_real_runtime(tmp_path: Path) -> None:
         [
             *(sys.executable, "-m", "benchmarks.serving", "--run-dir", str(run_dir), "--set", "recall.k=20"),
             *("--capacity-seconds", "2", "--steady-seconds", "3", "--overload-seconds", "3", "--overload-users", "5"),
-            *("--settle-seconds", "1", "--read-rate", "30", "--logs", str(logs), "--output", str(output)),
+            *("--settle-seconds", "1", "--read-rate", "30", "--apis", "2", "--logs", str(logs)),
+            *("--output", str(output)),
         ],
         capture_output=True, text=True, check=False, cwd=REPOSITORY,
         env={**os.environ, "URM_HOME": str(settings.home), "URM_DEVICE": "cpu"},
@@ -137,6 +164,7 @@ def test_the_benchmark_measures_a_real_runtime(tmp_path: Path) -> None:
         assert load["backlog"]["users"]["max"] <= load["users"]
     assert found["overload"]["users"] == 5
     assert (logs / "recall-workers.log").exists()
+    assert all(found["steady"]["busy_cores"][f"recall-api-{number}"] > 0 for number in range(2))
 
     # The release serves a second benchmark, of the API alone: whatever it costs, garbage is collected as it says.
     output = tmp_path / "reads.json"

@@ -23,7 +23,7 @@ from components.exceptions import UnavailableError
 from components.recall.api import create_app
 from components.recall.catalogue import Catalogue, load_catalogue
 from components.recall.events import EXAMPLE, decode_event
-from components.recall.scripts import STREAM
+from components.recall.scripts import STREAM, result_key
 from components.recall.store import Result, UserStore
 from components.release.rollout import SERVING, Publication, beat
 from tests.components.recall.conftest import Release, free_address, serve_release, wait_until
@@ -126,6 +126,40 @@ def test_a_user_id_is_stripped_as_that_of_an_event_is(api: TestClient) -> None:
 def test_a_bad_batch_is_refused(api: TestClient, body: object, sentence: str) -> None:
     detail = problem(api.post("/v1/users/recall", json=body), 422)
     assert re.match(sentence, detail), detail
+
+
+def test_reads_that_come_at_once_share_a_round_trip_and_no_error(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
+) -> None:
+    serve_release(client, releases[0])
+    result = Result(
+        item_ids=[1001],
+        scores=[3.0],
+        release=releases[0].name,
+        event_id="e1",
+        event_ts=LAST_EVENT,
+        computed_at=LAST_EVENT,
+    )
+    UserStore(client, recall_config).store("3", {"new_item": result}, order=1, revision=1)
+    client.set(result_key("broken", "new_item"), "no hash")
+    app = create_app(releases[0].settings, recall_config)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+
+    async def read() -> list[httpx.Response]:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://api") as api,
+        ):
+            await api.get("/readyz")
+            client.config_resetstat()
+            users = ["3", "4", "broken", "5"]
+            return await asyncio.gather(*(api.get(f"/v1/users/{user}/recall?task=new_item") for user in users))
+
+    answers = asyncio.run(read())
+    assert [answer.status_code for answer in answers] == [200, 200, 500, 200]
+    assert [answer.json().get("source") for answer in answers] == ["model", "fallback", None, "fallback"]
+    assert [answer.json().get("user_id") for answer in answers] == ["3", "4", None, "5"]
+    assert client.info("commandstats")["cmdstat_get"]["calls"] == 1  # of the serving release, once a round trip
 
 
 def test_release_switch_is_followed(api: TestClient, client: redis.Redis, releases: tuple[Release, Release]) -> None:
