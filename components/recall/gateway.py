@@ -32,6 +32,7 @@ _CONNECTIONS = 16  # one process has one core to use them with; with more, reque
 _AT_WORK = 32  # ad-hoc requests that workers have taken
 _RETRY_SECONDS = 30.0  # between two tries to read a release's tables
 
+_Keys = tuple[str, ...]  # of the users' results of one read
 _Stored = tuple[str | None, list[str | None]]  # the serving release, and each user's result
 
 
@@ -49,7 +50,7 @@ class Gateway:
         self._ask = self._client.register_script(ASK)
         self._accept = self._client.register_script(ACCEPT)
         # Reads that come in one turn of the event loop share a round trip: the more wait, the less each costs.
-        self._reads: DataLoader[list[str], _Stored] | None = None
+        self._reads: DataLoader[_Keys, _Stored] | None = None
         self._catalogue: Catalogue | None = None
         self._loading: asyncio.Task[None] | None = None
         self._failed: Publication | None = None
@@ -89,7 +90,7 @@ class Gateway:
         if self._reads is None:
             # Made here, since it keeps the running event loop; its types leave out that an error may stand for a value.
             self._reads = DataLoader(self._read, cache=False)  # type: ignore[arg-type]
-        serving, bodies = await self._reads.load([result_key(user_id, task) for user_id in user_ids])
+        serving, bodies = await self._reads.load(tuple(result_key(user_id, task) for user_id in user_ids))
         catalogue = await self._follow(serving)
         return catalogue, [None if body is None else Result.model_validate_json(body) for body in bodies]
 
@@ -111,7 +112,7 @@ class Gateway:
         await self._client.aclose()
         await self._patient.aclose()
 
-    async def _read(self, reads: list[list[str]]) -> list[_Stored | Exception]:
+    async def _read(self, reads: list[_Keys]) -> list[_Stored | Exception]:
         """The serving release and the bodies under each read's keys, of all reads that came at once."""
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.get(SERVING)
