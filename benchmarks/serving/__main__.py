@@ -108,6 +108,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     phases = arguments.phases.split(",")
     if unknown := [phase for phase in phases if phase not in PHASES]:
         parser.error(f"option --phases: expected some of {','.join(PHASES)}, got {unknown[0]!r}")
+    for option in ("apis", "workers", "threads"):
+        if (number := getattr(arguments, option)) < 1:
+            parser.error(f"option --{option}: expected 1 or more, got {number}")
     if not arguments.capacity and "capacity" != phases[0]:
         parser.error("option --capacity: expected a number, since the phase is left out, got none")
     return arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from functools import cached_property
 from typing import Any
 
 import redis.asyncio
@@ -32,9 +33,6 @@ _CONNECTIONS = 16  # one process has one core to use them with; with more, reque
 _AT_WORK = 32  # ad-hoc requests that workers have taken
 _RETRY_SECONDS = 30.0  # between two tries to read a release's tables
 
-_Keys = tuple[str, ...]  # of the users' results of one read
-_Stored = tuple[str | None, list[str | None]]  # the serving release, and each user's result
-
 
 class Gateway:
     """Redis and the tables of the serving release, for one API process."""
@@ -49,8 +47,6 @@ class Gateway:
         self._patient = _connect(settings, patience, config.ad_hoc_queue + _AT_WORK)
         self._ask = self._client.register_script(ASK)
         self._accept = self._client.register_script(ACCEPT)
-        # Reads that come in one turn of the event loop share a round trip: the more wait, the less each costs.
-        self._reads: DataLoader[_Keys, _Stored] | None = None
         self._catalogue: Catalogue | None = None
         self._loading: asyncio.Task[None] | None = None
         self._failed: Publication | None = None
@@ -87,10 +83,11 @@ class Gateway:
         Raises:
             ApiError: No release is serving.
         """
-        if self._reads is None:
-            # Made here, since it keeps the running event loop; its types leave out that an error may stand for a value.
-            self._reads = DataLoader(self._read, cache=False)  # type: ignore[arg-type]
-        serving, bodies = await self._reads.load(tuple(result_key(user_id, task) for user_id in user_ids))
+        answers = await self._reads.load(tuple(result_key(user_id, task) for user_id in user_ids))
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        serving, *bodies = answers
         catalogue = await self._follow(serving)
         return catalogue, [None if body is None else Result.model_validate_json(body) for body in bodies]
 
@@ -112,19 +109,23 @@ class Gateway:
         await self._client.aclose()
         await self._patient.aclose()
 
-    async def _read(self, reads: list[_Keys]) -> list[_Stored | Exception]:
-        """The serving release and the bodies under each read's keys, of all reads that came at once."""
+    @cached_property
+    def _reads(self) -> DataLoader[tuple[str, ...], list[Any]]:
+        """Lets reads that come in one turn of the event loop share a round trip: the more wait, the less each costs.
+
+        Made at the first read, since it keeps the running event loop.
+        """
+        return DataLoader(self._read, cache=False)
+
+    async def _read(self, reads: list[tuple[str, ...]]) -> list[list[Any]]:
+        """For each read the serving release and the body under each of its keys, or Redis's error in their place."""
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.get(SERVING)
             for key in itertools.chain.from_iterable(reads):
                 pipe.hget(key, "body")
             serving, *bodies = await pipe.execute(raise_on_error=False)
-        rest, answers = iter(bodies), []
-        for keys in reads:
-            found = list(itertools.islice(rest, len(keys)))
-            error = next((one for one in (serving, *found) if isinstance(one, Exception)), None)
-            answers.append(error or (serving, found))
-        return answers
+        rest = iter(bodies)
+        return [[serving, *itertools.islice(rest, len(keys))] for keys in reads]
 
     async def _follow(self, serving: str | None) -> Catalogue:
         """Tables of the release named; until they are read, those of the one before, and only without any a wait."""

@@ -119,7 +119,11 @@ def test_backlog_is_told_by_fifths():
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--phases", "warm"], "expected some of capacity,steady,overload, got 'warm'"), (["--phases", "steady"], "none")],
+    [
+        (["--phases", "warm"], "expected some of capacity,steady,overload, got 'warm'"),
+        (["--phases", "steady"], "none"),
+        (["--apis", "0"], "option --apis: expected 1 or more, got 0"),
+    ],
 )
 def test_a_wrong_option_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

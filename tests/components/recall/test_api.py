@@ -42,19 +42,25 @@ def problem(response: Any, status: int) -> str:
     return str(body["detail"])
 
 
+def store_result(
+    client: redis.Redis, config: RecallConfig, release: Release, *, task: str, item_ids: list[int]
+) -> None:
+    """What the release has computed for user 3, an hour after the newest event."""
+    result = Result(
+        item_ids=item_ids,
+        scores=[float(score) for score in range(len(item_ids), 0, -1)],
+        release=release.name,
+        event_id="e1",
+        event_ts=LAST_EVENT,
+        computed_at=LAST_EVENT + timedelta(hours=1),
+    )
+    UserStore(client, config).store("3", {task: result}, order=1, revision=1)
+
+
 def test_stored_result_is_read_with_titles(
     api: TestClient, client: redis.Redis, recall_config: RecallConfig, releases: tuple[Release, Release]
 ) -> None:
-    at = LAST_EVENT + timedelta(hours=1)
-    result = Result(
-        item_ids=[1001, 7, 1000],
-        scores=[3.0, 2.0, 1.0],
-        release=releases[0].name,
-        event_id="e1",
-        event_ts=LAST_EVENT,
-        computed_at=at,
-    )
-    UserStore(client, recall_config).store("3", {"next_purchase": result}, order=1, revision=1)
+    store_result(client, recall_config, releases[0], task="next_purchase", item_ids=[1001, 7, 1000])
     answer = api.get("/v1/users/3/recall", params={"task": "next_purchase", "k": 2}).json()
     assert answer == {
         "user_id": "3",
@@ -85,15 +91,7 @@ def test_user_without_result_gets_the_popular_items_marked_as_such(api: TestClie
 def test_a_batch_answers_as_the_single_reads_do(
     api: TestClient, client: redis.Redis, recall_config: RecallConfig, releases: tuple[Release, Release]
 ) -> None:
-    result = Result(
-        item_ids=[1001],
-        scores=[3.0],
-        release=releases[0].name,
-        event_id="e1",
-        event_ts=LAST_EVENT,
-        computed_at=LAST_EVENT,
-    )
-    UserStore(client, recall_config).store("3", {"new_item": result}, order=1, revision=1)
+    store_result(client, recall_config, releases[0], task="new_item", item_ids=[1001])
     users = ["4", "3", "4"]
     batch = api.post("/v1/users/recall", params={"task": "new_item", "k": 2}, json={"user_ids": users}).json()
     single = [api.get(f"/v1/users/{user}/recall", params={"task": "new_item", "k": 2}).json() for user in users]
@@ -132,15 +130,7 @@ def test_reads_that_come_at_once_share_a_round_trip_and_no_error(
     client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
 ) -> None:
     serve_release(client, releases[0])
-    result = Result(
-        item_ids=[1001],
-        scores=[3.0],
-        release=releases[0].name,
-        event_id="e1",
-        event_ts=LAST_EVENT,
-        computed_at=LAST_EVENT,
-    )
-    UserStore(client, recall_config).store("3", {"new_item": result}, order=1, revision=1)
+    store_result(client, recall_config, releases[0], task="new_item", item_ids=[1001])
     client.set(result_key("broken", "new_item"), "no hash")
     app = create_app(releases[0].settings, recall_config)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
