@@ -20,11 +20,12 @@ import itertools
 import json
 import random
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -43,6 +44,7 @@ from components.release.bundle import read_manifest
 from components.settings import Settings, get_settings
 
 _MIB = 2**20
+REST_SECONDS, LOOK_SECONDS = 3.0, 0.25
 
 
 def measure(
@@ -65,8 +67,10 @@ def measure(
             rows.append({"threads": threads, "instances": instances, **point.measure(arguments, workers)})
         first = next(row for row in rows if row["threads"] == threads)
         if instances > first["instances"]:
-            added = (rows[-1]["memory_mib"] - first["memory_mib"]) / (instances - first["instances"])
-            rows[-1] |= {"added_mib": added, "added_share": added / first["memory_mib"]}
+            for what in ("memory", "peak"):
+                before, more = first[f"{what}_mib"], instances - first["instances"]
+                added = (rows[-1][f"{what}_mib"] - before) / more
+                rows[-1] |= {f"{what}_added_mib": added, f"{what}_added_share": added / before}
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -90,12 +94,16 @@ class Point:
         speeds = [self.burst(arguments.users) for _ in range(arguments.repeats)]
         speed = float(np.median(speeds))
         waits = self.pace(speed * arguments.load, arguments.seconds)
+        with MostMemory(process) as most:  # in a burst of its own, for looking takes time
+            self.burst(arguments.users)
+        time.sleep(REST_SECONDS)
         return {
             "users_per_second": speed,
             "users_per_second_range": [min(speeds), max(speeds)],
             "p50": float(np.quantile(waits, 0.5)),
             "p99": float(np.quantile(waits, 0.99)),
             "memory_mib": _pss(process) / _MIB,
+            "peak_mib": most.found / _MIB,
         }
 
     def burst(self, num_users: int) -> float:
@@ -134,6 +142,32 @@ class Point:
         result = self._store.result(event.user_id, self._config.tasks[0].name)
         computed = result.computed_at if result is not None else datetime.now(UTC)
         return max(0.0, (computed - event.ts).total_seconds())
+
+
+class MostMemory:
+    """The most memory of a process and its children that is seen meanwhile.
+
+    Attributes:
+        found: Bytes.
+    """
+
+    def __init__(self, process: psutil.Process) -> None:
+        self.found = 0
+        self._process = process
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            self.found = max(self.found, _pss(self._process))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
 
 def _pss(process: psutil.Process) -> int:

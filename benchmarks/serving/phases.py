@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import structlog
 
 from benchmarks.serving.services import Runtime
@@ -190,10 +191,11 @@ class Bench:
     def _cpu(self) -> Iterator[dict[str, Any]]:
         """Cores that each process kept busy meanwhile; clients that start meanwhile count from their start."""
         found: dict[str, Any] = {}
-        before, started = self._runtime.cpu_seconds(), time.monotonic()
+        before, stolen, started = self._runtime.cpu_seconds(), psutil.cpu_times().steal, time.monotonic()
         yield found
         after, elapsed = self._runtime.cpu_seconds(), time.monotonic() - started
         found["busy_cores"] = {name: round((after[name] - before[name]) / elapsed, 3) for name in after}
+        found["stolen_cores"] = round((psutil.cpu_times().steal - stolen) / elapsed, 4)
 
 
 def _worker(delta: Counter[str]) -> dict[str, Any]:
