@@ -27,7 +27,7 @@ from components.recall.scripts import STREAM, waiting_key
 
 log = structlog.get_logger()
 DEPTH_A_WORKER = 8  # batches of distinct users kept waiting while the capacity is measured
-SAMPLE_SECONDS = 1.0
+SAMPLE_SECONDS = 2.0
 DRAIN_SECONDS = 600.0
 CLIENT_START_SECONDS = 5.0  # in which the clients' processes get ready
 _VISIBLE = "urm_event_to_visible_seconds_bucket{le=%s}"
@@ -57,7 +57,7 @@ class Population:
 
 @dataclass
 class Backlog:
-    """The backlog once a second: entries of the stream, and users who wait."""
+    """The backlog every two seconds: entries of the stream, and users who wait."""
 
     seconds: list[float] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
