@@ -13,6 +13,7 @@ from components.config import RunConfig
 from components.exceptions import UnavailableError
 from components.recall.forks import Program, prepare, run_urm
 from components.recall.health import serve_health
+from components.recall.memory import keep_no_products
 from components.recall.signals import on_termination
 from components.recall.supervisor import REDIS_TIMEOUT_SECONDS, Supervisor
 from components.recall.tracing import open_tracing
@@ -40,6 +41,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     """
     if not ad_hoc:
         os.nice(_NICENESS)  # before there are threads: each has a niceness of its own, and inherits it
+    keep_no_products()
     import torch  # not above: a supervisor needs neither this nor the model
     from transformers.utils.logging import disable_progress_bar
 
@@ -114,6 +116,7 @@ def run_instances(
     # For the fork server and the instances: the libraries read it when they are imported. Arrow's own allocator would
     # keep what reading the tables of a release took.
     os.environ.update(URM_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads), ARROW_DEFAULT_MEMORY_POOL="system")
+    keep_no_products()  # as above
     prepare()
     client = open_redis(settings.redis_url, REDIS_TIMEOUT_SECONDS)
     supervisor = Supervisor(program, instances, threads, client, stuck_seconds, ad_hoc)

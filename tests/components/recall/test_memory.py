@@ -39,6 +39,22 @@ release.read_histories(["1"])
 print("late:", *sorted(set(sys.modules) - before))
 """
 
+# MiB that a process keeps of 300 products of bfloat16 matrices, none of the shape of another.
+MULTIPLY = """
+import sys
+from components.recall.memory import keep_no_products
+if sys.argv[1] == "none":
+    keep_no_products()
+import psutil, torch
+torch.set_num_threads(1)
+weights = torch.ones(576, 1736, dtype=torch.bfloat16)
+torch.ones(99, 576, dtype=torch.bfloat16) @ weights
+before = psutil.Process().memory_info().rss
+for rows in range(100, 400):
+    torch.ones(rows, 576, dtype=torch.bfloat16) @ weights
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+
 
 def resident() -> float:
     return float(psutil.Process().memory_info().rss) / MIB
@@ -62,6 +78,18 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     trim_memory()
     libc.free(last)
     assert before - resident() > 48
+
+
+def test_products_of_many_shapes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.delenv(variable, raising=False)
+    kept = {
+        how: float(subprocess.run([sys.executable, "-c", MULTIPLY, how], check=True, stdout=subprocess.PIPE).stdout)
+        for how in ("all", "none")
+    }
+    if kept["all"] < 50:
+        pytest.skip("this CPU multiplies bfloat16 without oneDNN")
+    assert kept["none"] < 20
 
 
 def test_memory_is_given_back_after_a_release_is_loaded_and_after_each_batch(
