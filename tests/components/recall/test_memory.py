@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 import redis
 
 from components.config import RecallConfig
+from components.local.processes import HOST
 from components.recall.intake import feed
+from components.recall.launch import run_instances
 from components.recall.memory import trim_memory
 from components.recall.worker import RecallWorker
 from components.release.rollout import Publication, roll_out
+from components.settings import Settings
 from tests.components.recall.conftest import Release, StartWorker, make_event, wait_until
 
 MIB = 2**20
@@ -90,6 +95,20 @@ def test_products_of_many_shapes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -
     if kept["all"] < 50:
         pytest.skip("this CPU multiplies bfloat16 without oneDNN")
     assert kept["none"] < 20
+
+
+def test_what_instances_inherit_limits_the_products_before_the_fork_server_imports_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Prepared(Exception):
+        """Ends the start."""
+
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_CACHE_CAPACITY")}
+    monkeypatch.setattr("os.environ", environment)
+    monkeypatch.setattr("components.recall.launch.prepare", Mock(side_effect=Prepared))
+    with pytest.raises(Prepared):
+        run_instances(Settings(home=tmp_path), [], 1, 0, HOST, 0, 60.0)
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "0" and environment["LRU_CACHE_CAPACITY"] == "1"
 
 
 def test_memory_is_given_back_after_a_release_is_loaded_and_after_each_batch(

@@ -200,7 +200,6 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     children = {instance["pid"]: instance["restarts"] for instance in instances}
     assert len(children) == 2
     assert len({psutil.Process(pid).ppid() for pid in children} - {process.pid}) == 1  # both forked from one process
-    assert {psutil.Process(pid).environ()["LRU_CACHE_CAPACITY"] for pid in children} == {"1"}  # set before torch came
     cores = [frozenset(psutil.Process(pid).cpu_affinity()) for pid in sorted(children)]
     assert set(cores) == set(share_cores(2, 1))
 
