@@ -36,6 +36,7 @@ from benchmarks.bench import QUERY, config_options, find_run, parse_run, write_f
 from benchmarks.serving.services import Cores, Runtime
 from components.abilities.finished import FinishedRun
 from components.config import RunConfig
+from components.local.processes import tree_memory_bytes
 from components.recall.events import Event
 from components.recall.intake import feed
 from components.recall.scripts import STREAM
@@ -68,9 +69,9 @@ def measure(
         first = next(row for row in rows if row["threads"] == threads)
         if instances > first["instances"]:
             for what in ("memory", "peak"):
-                before, more = first[f"{what}_mib"], instances - first["instances"]
-                added = (rows[-1][f"{what}_mib"] - before) / more
-                rows[-1] |= {f"{what}_added_mib": added, f"{what}_added_share": added / before}
+                alone = first[f"{what}_mib"]
+                added = (rows[-1][f"{what}_mib"] - alone) / (instances - first["instances"])
+                rows[-1] |= {f"{what}_added_mib": added, f"{what}_added_share": added / alone}
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -102,7 +103,7 @@ class Point:
             "users_per_second_range": [min(speeds), max(speeds)],
             "p50": float(np.quantile(waits, 0.5)),
             "p99": float(np.quantile(waits, 0.99)),
-            "memory_mib": _pss(process) / _MIB,
+            "memory_mib": tree_memory_bytes(process) / _MIB,
             "peak_mib": most.found / _MIB,
         }
 
@@ -158,8 +159,10 @@ class MostMemory:
         self._thread = threading.Thread(target=self._look)
 
     def _look(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            self.found = max(self.found, _pss(self._process))
+        while True:
+            self.found = max(self.found, tree_memory_bytes(self._process))
+            if self._ended.wait(LOOK_SECONDS):
+                return
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -168,11 +171,6 @@ class MostMemory:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-
-
-def _pss(process: psutil.Process) -> int:
-    tree = [process, *process.children(recursive=True)]
-    return sum(int(one.memory_full_info().pss) for one in tree)
 
 
 def main() -> None:

@@ -60,8 +60,8 @@ class Tally:
         self.outcomes: Counter[str] = Counter()
 
     def summary(self) -> dict[str, Any]:
-        """Percentiles and counts; requests stand in the order in which they ended."""
-        tenths = [part.tolist() for part in np.array_split(self.latency_ms, 10) if len(part)]
+        """Percentiles and counts; tenths are of the requests, in the order in which they ended."""
+        tenths = [part for part in np.array_split(np.array(self.latency_ms), 10) if len(part)]
         return {
             "requests": sum(self.outcomes.values()),
             "outcomes": dict(self.outcomes),

@@ -59,7 +59,6 @@ class Population:
 class Backlog:
     """The backlog every two seconds: entries of the stream, and users who wait."""
 
-    seconds: list[float] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
     users: list[int] = field(default_factory=list)
 
@@ -165,13 +164,11 @@ class Bench:
     def _sample(self, backlog: Backlog, users: list[str], stop: threading.Event) -> None:
         keys = [waiting_key(user) for user in users]
         client = self._runtime.client
-        started = time.monotonic()
         while not stop.wait(SAMPLE_SECONDS):
             with client.pipeline(transaction=False) as pipe:
                 pipe.xlen(STREAM)
                 pipe.exists(*keys)
                 entries, waiting = pipe.execute()
-            backlog.seconds.append(time.monotonic() - started)
             backlog.entries.append(entries)
             backlog.users.append(waiting)
 

@@ -112,8 +112,13 @@ def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> None:
 def memory_bytes(record: ProcessRecord) -> int:
     """Memory of a process and its children; pages they share count once among them (proportional set size)."""
     process = find(record)
+    return 0 if process is None else tree_memory_bytes(process)
+
+
+def tree_memory_bytes(process: psutil.Process) -> int:
+    """The same of any process; what has ended meanwhile counts nothing."""
     total = 0
-    for member in [] if process is None else [process, *process.children(recursive=True)]:
+    for member in [process, *process.children(recursive=True)]:
         with suppress(psutil.Error):
             full = member.memory_full_info()
             total += getattr(full, "pss", full.rss)

@@ -112,7 +112,7 @@ def test_the_client_asks_like_servers_in_turn():
 
 
 def test_backlog_is_told_by_fifths():
-    backlog = Backlog(seconds=[1.0] * 10, entries=[0, 2] * 5, users=list(range(10)))
+    backlog = Backlog(entries=[0, 2] * 5, users=list(range(10)))
     assert backlog.summary()["entries"] == {"max": 2, "mean_by_fifth": [1.0] * 5}
     assert backlog.summary()["users"] == {"max": 9, "mean_by_fifth": [0.5, 2.5, 4.5, 6.5, 8.5]}
 

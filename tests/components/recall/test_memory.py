@@ -92,7 +92,7 @@ def test_products_of_many_shapes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -
         how: float(subprocess.run([sys.executable, "-c", MULTIPLY, how], check=True, stdout=subprocess.PIPE).stdout)
         for how in ("all", "none")
     }
-    if kept["all"] < 50:
+    if kept["all"] < 50:  # seen, not asked: other CPUs than those that name bfloat16 may go through oneDNN as well
         pytest.skip("this CPU multiplies bfloat16 without oneDNN")
     assert kept["none"] < 20
 
