@@ -32,9 +32,9 @@ from fastapi import FastAPI
 
 from components.config import load_named_config
 from components.local.processes import HOST, choose_port
+from components.memory import collect_rarely
 from components.recall.api import create_app
 from components.recall.logs import log_as_json
-from components.recall.memory import collect_rarely
 from components.recall.scripts import result_key
 from components.recall.store import Result
 from components.release.bundle import read_manifest, read_tasks

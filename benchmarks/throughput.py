@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.bench import find_run, parse_run, write_figures
 from components.abilities.finished import FinishedRun
 from components.config import RunConfig
+from components.memory import keep_freed_memory
 from components.settings import get_settings
 from components.urm.device import has_bfloat16
 from components.urm.examples import Example, NegativeSampler, TrainingSteps, read_examples
@@ -184,6 +185,7 @@ def main() -> None:
     parser = parse_run(__doc__)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the sft stage does
     settings = get_settings()
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)

@@ -5,7 +5,6 @@ Exit codes: 0 success, 1 an error of this software, 2 a mistake in the input, 3 
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import signal
@@ -26,6 +25,7 @@ from components.ablation.commands import app as ablation_app
 from components.config import RunConfig, load_named_config
 from components.exceptions import UrmError
 from components.local.commands import app as local_app
+from components.memory import keep_freed_memory
 from components.recall.commands import app as recall_app
 from components.settings import get_settings
 from components.storage import StageReport, StageResult, StageRun, run_stage
@@ -50,7 +50,6 @@ SetOption = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value, e.g. --set urm.max_steps=50."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Compute again even if an equal result exists.")]
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def _print_version(wanted: bool) -> None:
@@ -253,7 +252,7 @@ def _run(
     force: bool,
     options: dict[str, Any] | None = None,
 ) -> StageResult:
-    _keep_freed_memory()
+    keep_freed_memory()
     settings = get_settings()
     run_config = _read_config(config, overrides)
     run_dir = settings.find_run_dir(run_dir)
@@ -271,17 +270,6 @@ def _run(
 def end_on_sigterm() -> None:
     """Unwind on SIGTERM instead of dying at once, so that an open MLflow run is closed."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what it would give back to the system, up to a gibibyte an array.
-
-    A training step frees and asks for arrays of a hundred megabytes; fresh pages each time would cost a quarter of it.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc only
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def run_app() -> None:

@@ -13,13 +13,13 @@ import redis
 import structlog
 
 from components.config import RecallConfig, Task
+from components.memory import trim_memory
 from components.recall.asks import Ask, AskAnswer, AskDesk, AskRefusal, AskResult
 from components.recall.context import KnownHistory, build_context
 from components.recall.engine import Ranking, ServingRelease
 from components.recall.events import Event
 from components.recall.logs import name_error
 from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
-from components.recall.memory import trim_memory
 from components.recall.metrics import AdHocMetrics
 from components.recall.store import RecentEvents, UserStore
 from components.release.rollout import Publication

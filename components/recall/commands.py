@@ -13,8 +13,8 @@ from rich.table import Table
 
 from components.config import RunConfig, load_named_config
 from components.exceptions import ConfigError, UnavailableError
+from components.memory import collect_rarely
 from components.recall.logs import log_as_json
-from components.recall.memory import collect_rarely
 from components.release.redis_client import open_redis, redis_errors
 from components.settings import get_settings
 

@@ -11,9 +11,9 @@ from prometheus_client import start_http_server
 
 from components.config import RunConfig
 from components.exceptions import UnavailableError
+from components.memory import keep_no_products
 from components.recall.forks import Program, prepare, run_urm
 from components.recall.health import serve_health
-from components.recall.memory import keep_no_products
 from components.recall.signals import on_termination
 from components.recall.supervisor import REDIS_TIMEOUT_SECONDS, Supervisor
 from components.recall.tracing import open_tracing

@@ -17,8 +17,8 @@ import redis
 import structlog
 
 from components.exceptions import UrmError
+from components.memory import trim_memory
 from components.recall.engine import ServingRelease
-from components.recall.memory import trim_memory
 from components.recall.metrics import WorkerMetrics
 from components.release.rollout import SERVING, WANTED, Answer, Publication, answer, read_publication, serve
 

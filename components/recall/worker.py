@@ -16,13 +16,13 @@ import redis
 import structlog
 
 from components.config import RecallConfig
+from components.memory import trim_memory
 from components.recall.answers import answer_users
 from components.recall.context import KnownHistory
 from components.recall.engine import ServingRelease
 from components.recall.lineage import Served
 from components.recall.logs import name_error
 from components.recall.loop import IDLE_BLOCK_MS, ServingLoop
-from components.recall.memory import trim_memory
 from components.recall.metrics import StreamMetrics
 from components.recall.store import UserStore
 from components.recall.stream import Entry, EventStream

@@ -16,9 +16,9 @@ import redis
 
 from components.config import RecallConfig
 from components.local.processes import HOST
+from components.memory import trim_memory
 from components.recall.intake import feed
 from components.recall.launch import run_instances
-from components.recall.memory import trim_memory
 from components.recall.worker import RecallWorker
 from components.release.rollout import Publication, roll_out
 from components.settings import Settings
@@ -47,7 +47,7 @@ print("late:", *sorted(set(sys.modules) - before))
 # MiB that a process keeps of 300 products of bfloat16 matrices, none of the shape of another.
 MULTIPLY = """
 import sys
-from components.recall.memory import keep_no_products
+from components.memory import keep_no_products
 if sys.argv[1] == "none":
     keep_no_products()
 import psutil, torch
