@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -10,13 +9,11 @@ import threading
 from pathlib import Path
 from unittest.mock import Mock
 
-import psutil
 import pytest
 import redis
 
 from components.config import RecallConfig
 from components.local.processes import HOST
-from components.memory import trim_memory
 from components.recall.intake import feed
 from components.recall.launch import run_instances
 from components.recall.worker import RecallWorker
@@ -24,7 +21,6 @@ from components.release.rollout import Publication, roll_out
 from components.settings import Settings
 from tests.components.recall.conftest import Release, StartWorker, make_event, wait_until
 
-MIB = 2**20
 # Load a release and read a history as an instance does, after the imports of the fork server.
 SERVE = """
 import sys
@@ -43,58 +39,6 @@ release = load_release(
 release.read_histories(["1"])
 print("late:", *sorted(set(sys.modules) - before))
 """
-
-# MiB that a process keeps of 300 products of bfloat16 matrices, none of the shape of another.
-MULTIPLY = """
-import sys
-from components.memory import keep_no_products
-if sys.argv[1] == "none":
-    keep_no_products()
-import psutil, torch
-torch.set_num_threads(1)
-weights = torch.ones(576, 1736, dtype=torch.bfloat16)
-torch.ones(99, 576, dtype=torch.bfloat16) @ weights
-before = psutil.Process().memory_info().rss
-for rows in range(100, 400):
-    torch.ones(rows, 576, dtype=torch.bfloat16) @ weights
-print((psutil.Process().memory_info().rss - before) / 2**20)
-"""
-
-
-def resident() -> float:
-    return float(psutil.Process().memory_info().rss) / MIB
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
-def test_freed_memory_goes_back_to_the_system() -> None:
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
-        ctypes.c_void_p,
-        [ctypes.c_size_t],
-        [ctypes.c_void_p],
-    )
-    blocks = [libc.malloc(64 * 1024) for _ in range(1024)]
-    for block in blocks:
-        ctypes.memset(block, 1, 64 * 1024)
-    last = libc.malloc(64 * 1024)  # keeps glibc from giving back the end of the heap by itself
-    for block in blocks:
-        libc.free(block)
-    before = resident()
-    trim_memory()
-    libc.free(last)
-    assert before - resident() > 48
-
-
-def test_products_of_many_shapes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        monkeypatch.delenv(variable, raising=False)
-    kept = {
-        how: float(subprocess.run([sys.executable, "-c", MULTIPLY, how], check=True, stdout=subprocess.PIPE).stdout)
-        for how in ("all", "none")
-    }
-    if kept["all"] < 50:  # seen, not asked: other CPUs than those that name bfloat16 may go through oneDNN as well
-        pytest.skip("this CPU multiplies bfloat16 without oneDNN")
-    assert kept["none"] < 20
 
 
 def test_what_instances_inherit_limits_the_products_before_the_fork_server_imports_torch(
