@@ -316,6 +316,9 @@ class UrmConfig(Model):
         description="Jinja2; what all tasks of a user share. items() stands for the history, items('view') for a part.",
     )
     history_length: int = Field(default=48, gt=0, description="Item tokens in a list of the prompt.")
+    copy_path: bool = Field(
+        default=True, description="User vectors copy from history and query (ADR 4); false: the paper's W h alone."
+    )
     copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
     num_negatives: int = Field(default=2048, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)

@@ -14,7 +14,7 @@ from the prompt. With m the match of the user token and history item i, zᵢ = s
 is wanted, and w = softmax(m - decay · log place), newest place first, moves the user vector towards such items, by one
 gain a modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space
 that are made of words. f is popularity, each count as K ramps of its logarithm, so that its weights are the slopes of a
-piecewise linear function of it.
+piecewise linear function of it. `urm.copy_path: false` leaves W h and popularity.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -41,14 +41,41 @@ FIRST_OWN_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
 FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of baskets in all and of recent ones; none of the others
 
 
+class Gains(NamedTuple):
+    """How much of what a user vector takes, each [E, H, how many]."""
+
+    alike: torch.Tensor
+    own: torch.Tensor
+    decay: torch.Tensor
+    query: torch.Tensor
+    popularity: torch.Tensor
+
+
 class UserHead(nn.Module):
     """User vectors from hidden states, with the copy path."""
 
     parts: torch.Tensor
 
-    def __init__(self, hidden_width: int, widths: Mapping[str, int], num_counts: int, pointer_width: int) -> None:
-        """Start as a model of popularity, of the user's habits, and of items like his."""
+    def __init__(
+        self,
+        hidden_width: int,
+        widths: Mapping[str, int],
+        num_counts: int,
+        pointer_width: int,
+        *,
+        copy_path: bool = True,
+    ) -> None:
+        """Start as a model of popularity and, with copies, of the user's habits and of items like his.
+
+        Args:
+            hidden_width: D.
+            widths: Width of each part of item space by modality; P is their sum.
+            num_counts: G.
+            pointer_width: Width of the queries and keys of the match.
+            copy_path: False leaves W h and popularity: history and query then act through the backbone alone.
+        """
         super().__init__()
+        self.copy_path = copy_path
         item_width = sum(widths.values())
         part_of = [number for number, width in enumerate(widths.values()) for _ in range(width)]
         self.register_buffer("parts", torch.tensor(part_of), persistent=False)  # modality of each place of item space
@@ -109,22 +136,37 @@ class UserHead(nn.Module):
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
         own, asked = self.norm(hidden.float()), self.task_norm(task.float() - self.task_centre)
         unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(hidden.shape[-1])
-        keys, wanted_by_all = self._keys(tokens.float())
-        match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
-        match = match + (wanted_by_all + habit)[rows, None]
-        masked = match.masked_fill(~known[rows, None], -1e4)
-        alike, own_gain, decay, query_gains, popularity = self.gains(unit).split(self.gain_groups, dim=-1)
-        places = torch.arange(1, masked.shape[-1] + 1, device=masked.device).log()
+        gains = Gains(*self.gains(unit).split(self.gain_groups, dim=-1))
+        direction = self.project(unit) * self.project_scale
+        own_scores = unit.new_zeros(known[rows].shape)
+        if self.copy_path:
+            keys, wanted_by_all = self._keys(tokens.float())
+            match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
+            match = match + (wanted_by_all + habit)[rows, None]
+            masked = match.masked_fill(~known[rows, None], -1e4)
+            own_scores = (gains.own * functional.softplus(masked)).mean(dim=1)
+            direction = direction + self._copies(gains, masked, rows, items, known, queries)
+        return torch.cat([self.log_scale.exp() * direction, gains.popularity], dim=-1), own_scores
+
+    def _copies(
+        self,
+        gains: Gains,
+        match: torch.Tensor,
+        rows: torch.Tensor,
+        items: torch.Tensor,
+        known: torch.Tensor,
+        queries: torch.Tensor,
+    ) -> torch.Tensor:
+        """What history and query add to the directions of the user vectors [E, H, P]; match is [E, H, L]."""
+        places = torch.arange(1, match.shape[-1] + 1, device=match.device).log()
         # The product changes nothing but where no place is known: a softmax over padding alone would sum to one, too.
-        attention = torch.softmax(masked - decay * places, dim=-1) * known[rows, None]
-        similar = _sum_history(attention, items, rows)
-        direction = self.project(unit) * self.project_scale + alike[..., self.parts] * similar
+        attention = torch.softmax(match - gains.decay * places, dim=-1) * known[rows, None]
+        copies = gains.alike[..., self.parts] * _sum_history(attention, items, rows)
         said = torch.split(queries, [part.stop - part.start for part in self.words], dim=-1)
         for number, part in enumerate(self.words):
-            words = query_gains[..., number, None] * said[number][:, None]  # [E, H, width of the part]
-            direction = direction + functional.pad(words, (part.start, direction.shape[-1] - part.stop))
-        vectors = torch.cat([self.log_scale.exp() * direction, popularity], dim=-1)
-        return vectors, (own_gain * functional.softplus(masked)).mean(dim=1)
+            words = gains.query[..., number, None] * said[number][:, None]  # [E, H, width of the part]
+            copies = copies + functional.pad(words, (part.start, copies.shape[-1] - part.stop))
+        return copies
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [B, L, pointer width] and own weights [B, L] of history items."""

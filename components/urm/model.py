@@ -75,7 +75,9 @@ class Urm(nn.Module):
         scale = float(embeddings.float().square().mean().sqrt())
         self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
-        self.user_head = UserHead(hidden_width, self.fusion.space, num_counts, config.fusion_dimension)
+        self.user_head = UserHead(
+            hidden_width, self.fusion.space, num_counts, config.fusion_dimension, copy_path=config.copy_path
+        )
         self.dimension = self.fusion.item_width + num_counts * POPULARITY_KNOTS
 
     def forward(self, batch: Batch) -> UrmOutput:

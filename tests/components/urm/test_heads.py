@@ -120,6 +120,32 @@ def test_own_items_score_what_the_gain_makes_of_their_match_and_unknown_places_n
     torch.testing.assert_close(own, expected[[0, 1, 1]])
 
 
+def test_without_copies_history_and_query_reach_user_vectors_through_hidden_states_alone() -> None:
+    head, generator = UserHead(WIDTH, WIDTHS, 1, 4, copy_path=False), torch.Generator().manual_seed(1)
+    torch.nn.init.normal_(head.project.weight, generator=generator)
+
+    def output(hidden: torch.Tensor, prompt: float) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            vectors, own = head(
+                hidden,
+                torch.ones(1, WIDTH),
+                torch.zeros(1, dtype=torch.long),
+                torch.full((1, 3, WIDTH), prompt),
+                torch.full((1, 3), prompt),
+                torch.full((1, 3, sum(WIDTHS.values())), prompt),
+                torch.ones(1, 3, dtype=torch.bool),
+                torch.full((1, 8), prompt),
+            )
+        return vectors, own
+
+    one, other = (torch.randn(1, 2, WIDTH, generator=generator) for _ in range(2))
+    vectors, own = output(one, 1.0)
+    torch.testing.assert_close(output(one, 2.0)[0], vectors, rtol=0, atol=0)
+    assert not own.any()
+    changed = (output(other, 1.0)[0] - vectors)[..., : sum(WIDTHS.values())]
+    assert changed.abs().max() > 0.1
+
+
 def test_own_scores_spread_to_their_items_and_padding_adds_nothing() -> None:
     own, places = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), torch.tensor([[4, 1, 0], [2, 0, 0]])
     expected = torch.tensor([[0.0, 2.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0, 0.0]])
