@@ -23,7 +23,7 @@ from components.settings import get_settings
 
 CONFIGS = ("complete_journey", "amazon_beauty", "amazon_sports", "amazon_toys")
 WITH_PHRASES = ("complete_journey", "amazon_beauty")  # those with a file in configs/guidance
-ABLATED = ("complete_journey", "amazon_beauty")
+ABLATED = (("complete_journey", "urm"), ("amazon_beauty", "urm"), ("amazon_beauty", "packing"))  # with which grid
 SEEDS = (0, 1, 2)
 STAGES = ("ingest", "validate", "features", "encode", "baseline", "sft", "evaluate", "gate")
 URM = (sys.executable, "-m", "components")
@@ -69,10 +69,12 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         options = (*_run(config, SEEDS[0]), *_settings(config, overrides, data), "--set", f"seed={SEEDS[0]}")
         yield Step(f"language-{config}", "language", (*URM, "language", *options), 5)
         yield Step(f"steering-{config}", "steering", (*URM, "steering", *options), 5)
-    for config in ABLATED:
-        options = ("--config", config, "--run-dir", f"results-{config}-ablation", *_settings(config, overrides, data))
-        yield Step(f"ablation-{config}", "ablations", (*URM, "ablation", "run", *options), 300)
-        yield Step(f"ablation-{config}-summary", "ablations", (*URM, "ablation", "summary", *options), 1)
+    for config, grid in ABLATED:
+        study = ("--grid", grid, "--config", config, "--run-dir", f"results-{config}-{grid}")
+        options = (*study, *_settings(config, overrides, data))
+        name = f"ablation-{config}-{grid}"
+        yield Step(name, "ablations", (*URM, "ablation", "run", *options), 30 if grid == "packing" else 300)
+        yield Step(f"{name}-summary", "ablations", (*URM, "ablation", "summary", *options), 1)
     for config in WITH_PHRASES:
         options = (*_run(config, SEEDS[0]), *_settings(config, overrides, data))
         output = ("--output", str(folder / f"throughput-{config}.json"))

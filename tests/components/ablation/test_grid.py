@@ -79,14 +79,29 @@ def test_run_directories_are_neighbours_so_that_stages_are_shared():
     assert variant_dir("s3://runs/study/", "h_1", 0) == "s3://runs/study.h_1.seed0"
 
 
-@pytest.mark.parametrize("config", ["complete_journey", "amazon_beauty"])
-def test_variants_of_the_shipped_grid_are_valid_configurations_of_their_own(config):
+@pytest.mark.parametrize(
+    ("name", "config"), [("urm", "complete_journey"), ("urm", "amazon_beauty"), ("packing", "amazon_beauty")]
+)
+def test_variants_of_shipped_grids_are_valid_configurations_of_their_own(name, config):
     """But for those that equal the reference: they cost nothing."""
-    grid = load_grid("urm", CONFIGS)
+    grid = load_grid(name, CONFIGS)
     assert len(grid.seeds) >= 2
     resolved: dict[str, str] = {}
     for variant in grid.variants:
         urm = load_named_config(config, CONFIGS, grid.settings_of(variant, 0)).urm.model_dump_json()
         assert resolved.setdefault(urm, variant) in (variant, REFERENCE)
     assert len(resolved) > len(grid.variants) - len(grid.groups)
-    assert grid.groups["user_vectors"].axis == "urm.num_user_vectors"
+
+
+def test_the_shipped_grid_draws_recall_against_the_number_of_user_vectors():
+    assert load_grid("urm", CONFIGS).groups["user_vectors"].axis == "urm.num_user_vectors"
+
+
+def test_unpacked_training_has_as_many_examples_a_step():
+    grid = load_grid("packing", CONFIGS)
+    packed, unpacked = (
+        load_named_config("amazon_beauty", CONFIGS, grid.settings_of(variant, 0)).urm
+        for variant in (REFERENCE, "unpacked")
+    )
+    assert unpacked.tasks_per_context == 1 < packed.tasks_per_context
+    assert unpacked.contexts_per_batch == packed.contexts_per_batch * packed.tasks_per_context
