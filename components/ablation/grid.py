@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,6 +51,17 @@ class Grid(Model):
         """Every variant with what differs from the reference, which comes first."""
         named = {name: overrides for group in self.groups.values() for name, overrides in group.variants.items()}
         return {REFERENCE: {}} | named
+
+    def only(self, names: Collection[str]) -> Grid:
+        """The grid without other variants, and without the groups that this leaves empty."""
+        left = {
+            key: {name: overrides for name, overrides in group.variants.items() if name in names}
+            for key, group in self.groups.items()
+        }
+        groups = {
+            key: group.model_copy(update={"variants": left[key]}) for key, group in self.groups.items() if left[key]
+        }
+        return self.model_copy(update={"groups": groups})
 
     def settings_of(self, variant: str, seed: int) -> list[str]:
         """A variant as KEY=VALUE overrides of the configuration, for `urm <stage> --set`.

@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import structlog
 
 from components.ablation.figures import draw_group
 from components.ablation.grid import REFERENCE, Grid, variant_dir
@@ -26,20 +27,31 @@ SUMMARY = StageSpec("ablation_summary", (), ("evaluation",), ("ablation",), reus
 DRAWS = 2000
 CONFIDENCE = 0.95
 Floats = npt.NDArray[np.float64]
+log = structlog.get_logger()
 
 
 def summarise(stage: StageRun, grid: Grid) -> StageReport:
-    """Compare all variants of a finished study; writes a table, a Markdown report and a figure a group.
+    """Compare the measured variants of a study; writes a table, a Markdown report and a figure a group.
+
+    A variant that is not measured with all seeds of the grid is left out, and named in the report.
 
     Raises:
-        MissingInputError: A variant has not been measured.
+        MissingInputError: The reference, or every other variant, has not been measured.
     """
-    recalls = {variant: _read(stage, variant, grid.seeds) for variant in grid.variants}
-    seconds = {variant: _sft_seconds(stage, variant, grid.seeds) for variant in grid.variants}
+    recalls: dict[str, pd.DataFrame] = {}
+    missing: list[MissingInputError] = []
+    for variant in grid.variants:
+        try:
+            recalls[variant] = _read(stage, variant, grid.seeds)
+        except MissingInputError as error:
+            log.warning("left out", reason=str(error))
+            missing.append(error)
+    if missing and not recalls.keys() > {REFERENCE}:
+        raise missing[0]
     rows = [
-        {"variant": variant, "seconds": seconds[variant]}
+        {"variant": variant, "seconds": _sft_seconds(stage, variant, grid.seeds)}
         | compare(recalls[variant], recalls[REFERENCE], stage.config.seed)
-        for variant in grid.variants
+        for variant in recalls
     ]
     table = pd.DataFrame(rows).set_index("variant", drop=False)
     reference = stage.config.model_dump()
@@ -47,7 +59,7 @@ def summarise(stage: StageRun, grid: Grid) -> StageReport:
     with track(stage):
         table.to_csv(stage.output / "ablations.csv", index=False)
         (stage.output / "report.md").write_text(render(grid, table, stage.config.name, stage.config.evaluation.k))
-        for name, group in grid.groups.items():
+        for name, group in grid.only(recalls).groups.items():
             path = stage.output / f"{name}.png"
             draw_group(path, group, table, reference, stage.config.evaluation.k)
             outputs[name] = path.name
@@ -98,7 +110,9 @@ def render(grid: Grid, table: pd.DataFrame, config: str, k: int) -> str:
         f"{100 * CONFIDENCE:.0f} % paired bootstrap interval over users ({DRAWS} draws, seeds pooled)."
     )
     parts = [f"# Ablations of {config}: validation Recall@{k}", head]
-    for group in grid.groups.values():
+    if absent := [variant for variant in grid.variants if variant not in table.index]:
+        parts.append(f"Not measured with all seeds, and left out: {', '.join(absent)}.")
+    for group in grid.only(list(table.index)).groups.values():
         lines = [
             "| variant | recall | ± seeds | difference | interval | sft seconds |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlflow
 import numpy as np
 import pandas as pd
@@ -121,10 +123,36 @@ def test_summary_writes_table_report_and_figures_and_tracks_them(study, tmp_path
     assert {"report.md", "vectors.png", "combine.png", "ablations.json"} <= files
 
 
-def test_a_missing_variant_is_named_with_the_command_that_makes_it(study, tmp_path):
-    (tmp_path / "runs" / "study.mean.seed1" / "measure" / "result.json").unlink()
-    with pytest.raises(MissingInputError, match=r"'mean' with seed 1 .*ablation run --variant mean --seed 1"):
+def test_variants_without_all_seeds_are_left_out_and_named(study, tmp_path):
+    everything = {row["variant"]: row for row in summary(study, tmp_path).metrics["variants"]}
+    for variant in ("h_1", "mean"):
+        forget(tmp_path, f"study.{variant}.seed1")
+    result = summary(study, tmp_path)
+    assert {row["variant"]: row for row in result.metrics["variants"]} == {
+        variant: everything[variant] for variant in (REFERENCE, "h_2")
+    }
+    text = Path(result.outputs["report"]).read_text()
+    assert "Not measured with all seeds, and left out: h_1, mean." in text
+    assert "## Number of vectors" in text
+    assert "## Combination" not in text
+    assert "combine" not in result.outputs
+
+
+def test_without_the_reference_the_command_that_makes_it_is_named(study, tmp_path):
+    forget(tmp_path, f"study.{REFERENCE}.seed1")
+    with pytest.raises(MissingInputError, match=r"'main' with seed 1 .*ablation run --variant main --seed 1"):
         summary(study, tmp_path)
+
+
+def test_without_any_variant_there_is_nothing_to_compare(study, tmp_path):
+    for variant in ("h_1", "h_2", "mean"):
+        forget(tmp_path, f"study.{variant}.seed0")
+    with pytest.raises(MissingInputError, match=r"'h_1' with seed 0 .*ablation run --variant h_1 --seed 0"):
+        summary(study, tmp_path)
+
+
+def forget(tmp_path, run):
+    (tmp_path / "runs" / run / "measure" / "result.json").unlink()
 
 
 def test_a_curve_has_the_reference_at_its_own_number(tmp_path, monkeypatch):
