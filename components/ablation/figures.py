@@ -43,7 +43,8 @@ def _curve(axes: Axes, group: Group, key: str, table: pd.DataFrame, reference: d
     axes.errorbar(x, table.loc[names, "recall"], yerr=_errors(table, names), marker="o", capsize=3)
     if len(x) > 2 and min(x) > 0 and max(x) / min(x) >= 8:
         axes.set_xscale("log", base=2)
-    axes.set_xticks(x, [f"{value:g}" for value in x])
+    ticks = sorted(set(x))  # a variant may be the reference by another name
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.set_xlabel(key)
 
 
