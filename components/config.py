@@ -317,7 +317,7 @@ class UrmConfig(Model):
     )
     history_length: int = Field(default=48, gt=0, description="Item tokens in a list of the prompt.")
     copy_path: bool = Field(
-        default=True, description="User vectors copy from history and query (ADR 4); false: the paper's W h alone."
+        default=True, description="User vectors copy from history and query (ADR 4); false: W h and popularity alone."
     )
     copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
     num_negatives: int = Field(default=2048, gt=0)

@@ -54,12 +54,10 @@ class Grid(Model):
 
     def only(self, names: Collection[str]) -> Grid:
         """The grid without other variants, and without the groups that this leaves empty."""
-        left = {
-            key: {name: overrides for name, overrides in group.variants.items() if name in names}
-            for key, group in self.groups.items()
-        }
         groups = {
-            key: group.model_copy(update={"variants": left[key]}) for key, group in self.groups.items() if left[key]
+            key: group.model_copy(update={"variants": left})
+            for key, group in self.groups.items()
+            if (left := {name: overrides for name, overrides in group.variants.items() if name in names})
         }
         return self.model_copy(update={"groups": groups})
 

@@ -138,7 +138,7 @@ class UserHead(nn.Module):
         unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(hidden.shape[-1])
         gains = Gains(*self.gains(unit).split(self.gain_groups, dim=-1))
         direction = self.project(unit) * self.project_scale
-        own_scores = unit.new_zeros(known[rows].shape)
+        own_scores = unit.new_zeros(len(rows), known.shape[1])
         if self.copy_path:
             keys, wanted_by_all = self._keys(tokens.float())
             match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
