@@ -24,6 +24,16 @@ from components.settings import get_settings
 CONFIGS = ("complete_journey", "amazon_beauty", "amazon_sports", "amazon_toys")
 WITH_PHRASES = ("complete_journey", "amazon_beauty")  # those with a file in configs/guidance
 ABLATED = (("complete_journey", "urm"), ("amazon_beauty", "urm"), ("amazon_beauty", "packing"))  # with which grid
+LONGER = {  # than `make demo`, which is for minutes: training for three quarters of an hour, of both models
+    "complete_journey": (
+        "features.max_test_examples=2000",
+        "baseline.max_seconds=2700",
+        "urm.max_steps=3000",
+        "urm.eval_steps=500",
+        "urm.validation_contexts=300",
+        "urm.max_seconds=6000",
+    )
+}
 SEEDS = (0, 1, 2)
 STAGES = ("ingest", "validate", "features", "encode", "baseline", "sft", "evaluate", "gate")
 URM = (sys.executable, "-m", "components")
@@ -71,7 +81,7 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         yield Step(f"steering-{config}", "steering", (*URM, "steering", *options), 5)
     for config, grid in ABLATED:
         study = ("--grid", grid, "--config", config, "--run-dir", f"results-{config}-{grid}")
-        options = (*study, *_settings(config, overrides, data))
+        options = (*study, *_settings(config, overrides, data, longer=False))
         name = f"ablation-{config}-{grid}"
         yield Step(name, "ablations", (*URM, "ablation", "run", *options), 30 if grid == "packing" else 300)
         yield Step(f"{name}-summary", "ablations", (*URM, "ablation", "summary", *options), 1)
@@ -108,8 +118,8 @@ def _run(config: str, seed: int) -> tuple[str, ...]:
     return ("--config", config, "--run-dir", f"results-{config}-seed{seed}")
 
 
-def _settings(config: str, overrides: Iterable[str], data: Path | None) -> tuple[str, ...]:
-    given = list(overrides)
+def _settings(config: str, overrides: Iterable[str], data: Path | None, longer: bool = True) -> tuple[str, ...]:
+    given = [*(LONGER.get(config, ()) if longer else ()), *overrides]
     if data is not None and config.startswith("amazon_"):
         given.append(f"source.data_dir={data / config}")
     return tuple(part for override in given for part in ("--set", override))

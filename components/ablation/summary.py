@@ -2,7 +2,7 @@
 
 The value of a variant is the mean over tasks of its mean recall. Its difference to the reference has a paired
 bootstrap interval over users: a user brings all his examples of all tasks and seeds, of both models alike. Spread is
-the standard deviation of the value over seeds.
+the standard deviation of the value over seeds; one seed has none.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
         seed: Of the bootstrap.
 
     Returns:
-        Value and spread over seeds of the variant, difference to the reference (absolute) and its interval.
+        Value of the variant and its spread over seeds (None with one seed), difference to the reference (absolute)
+        and its interval.
     """
     keys = ["seed", "example_id", "user_id", "task"]
     paired = variant.merge(reference, on=keys, suffixes=("", "_reference"), validate="one_to_one")
@@ -92,7 +93,7 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
     low, high = _interval(counts, gains, seed)
     return {
         "recall": float(by_seed.mean()),
-        "spread": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0,
+        "spread": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
         "difference": float((gains.sum(axis=0) / counts.sum(axis=0)).mean()),
         "low": low,
         "high": high,
@@ -104,9 +105,10 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
 def render(grid: Grid, table: pd.DataFrame, config: str, k: int) -> str:
     """The study as Markdown."""
     reference = table.loc[REFERENCE]
+    seeds = f"± {reference['spread']:.4f} over {reference['seeds']} seeds" if reference["seeds"] > 1 else "one seed"
     head = (
-        f"{grid.description} Reference `{REFERENCE}`: {reference['recall']:.4f} (± {reference['spread']:.4f} over "
-        f"{reference['seeds']} seeds, {reference['seconds']:.0f} s of sft). Differences are absolute, with a "
+        f"{grid.description} Reference `{REFERENCE}`: {reference['recall']:.4f} ({seeds}, "
+        f"{reference['seconds']:.0f} s of sft). Differences are absolute, with a "
         f"{100 * CONFIDENCE:.0f} % paired bootstrap interval over users ({DRAWS} draws, seeds pooled)."
     )
     parts = [f"# Ablations of {config}: validation Recall@{k}", head]
@@ -121,9 +123,9 @@ def render(grid: Grid, table: pd.DataFrame, config: str, k: int) -> str:
             row = table.loc[variant]
             difference = "" if variant == REFERENCE else f"{row['difference']:+.4f}"
             interval = "" if variant == REFERENCE else f"{row['low']:+.4f} … {row['high']:+.4f}"
+            spread = f"{row['spread']:.4f}" if row["seeds"] > 1 else ""
             lines.append(
-                f"| {variant} | {row['recall']:.4f} | {row['spread']:.4f} | {difference} | {interval} "
-                f"| {row['seconds']:.0f} |"
+                f"| {variant} | {row['recall']:.4f} | {spread} | {difference} | {interval} | {row['seconds']:.0f} |"
             )
         parts += [f"## {group.title}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"

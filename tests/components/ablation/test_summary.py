@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import mlflow
@@ -94,13 +95,13 @@ def study(tmp_path):
     return run_dir
 
 
-def summary(study, tmp_path):
+def summary(study, tmp_path, grid=GRID):
     from components.config import load_config
 
     config = load_config(REPOSITORY / "configs" / "complete_journey.yaml")
     settings = Settings(home=tmp_path / "home")
     return run_stage(
-        SUMMARY, lambda stage: summarise(stage, GRID), config=config, run_dir=str(study), settings=settings
+        SUMMARY, lambda stage: summarise(stage, grid), config=config, run_dir=str(study), settings=settings
     )
 
 
@@ -121,6 +122,14 @@ def test_summary_writes_table_report_and_figures_and_tracks_them(study, tmp_path
     assert runs["metrics.recall.h_2"].iloc[0] == pytest.approx(rows["h_2"]["recall"])
     files = {entry.path for entry in mlflow.MlflowClient().list_artifacts(runs["run_id"].iloc[0])}
     assert {"report.md", "vectors.png", "combine.png", "ablations.json"} <= files
+
+
+def test_one_seed_has_no_spread(study, tmp_path):
+    result = summary(study, tmp_path, GRID.model_copy(update={"seeds": (0,)}))
+    assert {row["spread"] for row in result.metrics["variants"]} == {None}
+    text = Path(result.outputs["report"]).read_text()
+    assert "(one seed, " in text
+    assert re.search(r"\| h_1 \| 0\.\d{4} \|  \| -0\.1000 \|", text)
 
 
 def test_variants_without_all_seeds_are_left_out_and_named(study, tmp_path):
