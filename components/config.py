@@ -268,7 +268,6 @@ class SasRecConfig(Model):
     num_negatives: int = Field(default=1024, ge=0, description="Drawn a step; 0: a softmax over the whole catalogue.")
     negative_power: float = Field(default=0.5, ge=0, le=1)
     max_epochs: int = Field(default=40, gt=0)
-    patience: int = Field(default=3, gt=0, description="Evaluations without gain before stopping.")
     max_seconds: float = Field(default=150, gt=0, description="Training time limit.")
 
     @model_validator(mode="after")
@@ -291,8 +290,7 @@ class BaselineConfig(Model):
     negative_power: float = Field(default=0.75, ge=0, le=1)
     learning_rate: float = Field(default=1e-2, gt=0)
     batch_size: int = Field(default=256, gt=0)
-    max_epochs: int = Field(default=20, gt=0)
-    patience: int = Field(default=3, gt=0, description="Evaluations without gain before stopping.")
+    max_epochs: int = Field(default=2, gt=0, description="The learning rate falls over them, or over max_seconds.")
     max_seconds: float = Field(default=150, gt=0, description="Training time limit.")
     sasrec: SasRecConfig = SasRecConfig()
 

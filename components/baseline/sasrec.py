@@ -26,7 +26,7 @@ from components.baseline.ranking import mean_recall, rank
 from components.baseline.training import (
     FINAL_RATE,
     MIN_EVAL_STEPS,
-    EarlyStopping,
+    BestWeights,
     LogFunction,
     TrainingSummary,
     elapsed_share,
@@ -140,7 +140,7 @@ def train_sasrec(
     model = SasRec(len(data.items), config.history_length, settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     loss_of = _choose_loss(model, data, config, seed)
-    summary, watch = TrainingSummary(), EarlyStopping(model, settings.patience)
+    summary, best = TrainingSummary(), BestWeights(model)
     validation, random = data.examples.rows("validation"), np.random.default_rng(seed)
     num_steps = settings.max_epochs * sum(1 for _ in _batches(sequences, settings.batch_size, random))
     started, evaluated = time.monotonic(), 0
@@ -167,11 +167,10 @@ def train_sasrec(
         recall = mean_recall(rank(SasRecScorer(model, data), data, validation, k), data, k)
         log(summary.steps, {f"validation_recall.{name}": value for name, value in recall.items()})
         evaluated = summary.steps
-        if watch.stop_after(summary, recall):
-            summary.stopped_by = "patience"
+        best.note(summary, recall)
         if summary.stopped_by != "epochs":
             break
-    watch.restore()
+    best.restore()
     return model.eval(), summary
 
 

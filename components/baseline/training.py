@@ -1,4 +1,4 @@
-"""Training of the target-attention network, with early stopping on validation recall over the full catalogue."""
+"""Training of the target-attention network; the weights of the best validation recall over the full catalogue count."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FINAL_RATE = 0.02  # share of the learning rate left at the end of the linear de
 LOG_STEPS = 10
 CLOCK_STEPS = 50
 EVALUATIONS_PER_EPOCH = 2
-MIN_EVAL_STEPS = 20  # on little data an epoch is a few steps, and patience should not end before the warm-up
+MIN_EVAL_STEPS = 20  # on little data an epoch is a few steps
 
 LogFunction = Callable[[int, dict[str, float]], None]
 
@@ -39,7 +39,7 @@ class TrainingSummary:
         seconds: Wall time of the steps; evaluations are not in it.
         best_step: Step whose weights were kept.
         best_recall: Validation recall per task, and "mean" over them, at that step.
-        stopped_by: epochs | patience | time.
+        stopped_by: epochs | time.
     """
 
     steps: int = 0
@@ -71,7 +71,7 @@ def train(
     steps_per_epoch = -(-len(rows) // config.batch_size)
     num_steps = steps_per_epoch * config.max_epochs
     eval_steps = max(MIN_EVAL_STEPS, steps_per_epoch // EVALUATIONS_PER_EPOCH)
-    watch = EarlyStopping(network, config.patience)
+    best = BestWeights(network)
     summary, started = trainer.summary, time.monotonic()
 
     for batch_rows in _batches(data, rows, config, seed):
@@ -83,13 +83,11 @@ def train(
             recall = validation_recall(network, batcher, k)
             recalls = {f"validation_recall.{name}": value for name, value in recall.items()}
             log(summary.steps, trainer.latest() | recalls)
-            if watch.stop_after(summary, recall):
-                summary.stopped_by = "patience"
-                break
+            best.note(summary, recall)
         if out_of_time:
             summary.stopped_by = "time"
             break
-    watch.restore()
+    best.restore()
     return summary
 
 
@@ -139,28 +137,26 @@ class _Trainer:
         return {"loss": float(np.mean(self.losses)), "examples_per_second": speed}
 
 
-class EarlyStopping:
-    """Keeps the best weights, and says when to stop."""
+class BestWeights:
+    """Keeps the weights of the best validation recall.
 
-    def __init__(self, network: nn.Module, patience: int) -> None:
+    Nothing stops a training that gains no more for a while: much of the gain comes at its end, with the falling rate.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.patience = patience
-        self.without_gain = 0
-        self.best: dict[str, torch.Tensor] = {}
+        self.weights: dict[str, torch.Tensor] = {}
 
-    def stop_after(self, summary: TrainingSummary, recall: dict[str, float]) -> bool:
-        """Note the recall in the summary; whether it is time to stop."""
+    def note(self, summary: TrainingSummary, recall: dict[str, float]) -> None:
+        """Keep the weights, and the recall in the summary, if it is the best one."""
         if recall["mean"] > summary.best_recall["mean"]:
-            summary.best_recall, summary.best_step, self.without_gain = recall, summary.steps, 0
-            self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
-            return False
-        self.without_gain += 1
-        return self.without_gain >= self.patience
+            summary.best_recall, summary.best_step = recall, summary.steps
+            self.weights = {name: value.clone() for name, value in self.network.state_dict().items()}
 
     def restore(self) -> None:
         """Put the best weights back."""
-        if self.best:
-            self.network.load_state_dict(self.best)
+        if self.weights:
+            self.network.load_state_dict(self.weights)
 
 
 def _batches(data: Dataset, rows: Ints, config: BaselineConfig, seed: int) -> Iterator[Ints]:

@@ -92,7 +92,7 @@ def test_show_prints_the_resolved_configuration(home: Path) -> None:
     process = urm("show", "--set", "urm.max_steps=7")
     assert process.returncode == 0
     assert "  max_steps: 7\n" in process.stdout
-    assert "  max_epochs: 20\n" in process.stdout  # a default
+    assert "  max_epochs: 2\n" in process.stdout  # a default
 
 
 def test_version(home: Path) -> None:

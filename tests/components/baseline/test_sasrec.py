@@ -58,7 +58,7 @@ def test_scores_are_those_of_one_history_at_a_time(data: Dataset) -> None:
 
 @pytest.mark.parametrize("num_negatives", [0, 256])
 def test_learns_with_the_full_and_with_a_sampled_softmax(data: Dataset, config: RunConfig, num_negatives: int) -> None:
-    settings = {"num_negatives": num_negatives, "max_epochs": 40, "patience": 100, "learning_rate": 1e-2}
+    settings = {"num_negatives": num_negatives, "max_epochs": 40, "learning_rate": 1e-2}
     baseline = config.baseline.model_copy(update={"sasrec": config.baseline.sasrec.model_copy(update=settings)})
     torch.manual_seed(0)
     model, summary = train_sasrec(data, baseline, k=20, seed=0, log=lambda step, metrics: None)
