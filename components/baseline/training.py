@@ -24,7 +24,7 @@ FINAL_RATE = 0.02  # share of the learning rate left at the end of the linear de
 LOG_STEPS = 10
 CLOCK_STEPS = 50
 EVALUATIONS_PER_EPOCH = 2
-MIN_EVAL_STEPS = 20  # on little data an epoch is a few steps
+MIN_EVAL_STEPS = 20  # on little data an epoch is a few steps, and evaluating would take longer than training
 
 LogFunction = Callable[[int, dict[str, float]], None]
 
