@@ -1,0 +1,14 @@
+"""Base of all configuration models."""
+
+from __future__ import annotations
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+)
+
+
+class Model(BaseModel):
+    """Base of all configuration models: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -1,0 +1,95 @@
+"""A run: everything that defines one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import reduce
+from operator import getitem
+
+from pydantic import (
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+from components.config.model import Model
+from components.config.sections import (
+    EVERY_TASK,
+    BaselineConfig,
+    EvaluationConfig,
+    FeaturesConfig,
+    ItemsConfig,
+    RecallConfig,
+    ReleaseConfig,
+    UrmConfig,
+    ValidationConfig,
+)
+from components.config.sources import Source
+from components.config.tasks import Task
+from components.exceptions import ConfigError
+
+
+class RunConfig(Model):
+    """Everything that defines a run."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    seed: int = 0
+    source: Source
+    validation: ValidationConfig = ValidationConfig()
+    features: FeaturesConfig
+    tasks: tuple[Task, ...] = Field(min_length=1, description="In YAML: names of files in configs/tasks.")
+    items: ItemsConfig = ItemsConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    urm: UrmConfig = UrmConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    recall: RecallConfig = RecallConfig()
+
+    @field_validator("features")
+    @classmethod
+    def _split_suits_source(cls, features: FeaturesConfig, info: ValidationInfo) -> FeaturesConfig:
+        source = info.data.get("source")  # absent if it is wrong itself
+        if source is not None and features.split.kind == "leave_one_out" and source.kind != "sequences":
+            raise ValueError("expected split.kind leave_one_out with source.kind sequences only; others have dates")
+        return features
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        names = [task.name for task in tasks]
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"expected each task once, not {repeated[0]!r} again")
+        return tasks
+
+    @field_validator("recall")
+    @classmethod
+    def _filters_of_tasks(cls, recall: RecallConfig, info: ValidationInfo) -> RecallConfig:
+        known = [task.name for task in info.data.get("tasks", ())]  # absent if they are wrong themselves
+        unknown = [name for name in recall.filters if name not in (EVERY_TASK, *known)]
+        if known and unknown:
+            raise ValueError(f"expected filters of {EVERY_TASK} or one of {', '.join(known)}, not of {unknown[0]!r}")
+        return recall
+
+    def task(self, name: str) -> Task:
+        """The task of that name.
+
+        Raises:
+            ConfigError: The run has no such task.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ConfigError(
+            "task",
+            expected="one of " + ", ".join(task.name for task in self.tasks),
+            got=repr(name),
+            remedy="name a task of this run",
+        )
+
+    def fingerprint(self, parts: tuple[str, ...]) -> str:
+        """SHA-256 over the named sections, or fields of them (`section.field`), and the seed."""
+        whole = self.model_dump(mode="json")
+        content = {part: reduce(getitem, part.split("."), whole) for part in (*parts, "seed")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
