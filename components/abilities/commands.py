@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 from components.config import RunConfig, load_named_config
+from components.flow import StageSpec
 from components.settings import get_settings
-from components.storage import StageReport, StageResult, StageRun, StageSpec, run_stage
+from components.storage import StageReport, StageResult, StageRun, run_stage
 
 app = typer.Typer(no_args_is_help=True)
 _PANEL = "Look"

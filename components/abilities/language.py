@@ -31,8 +31,9 @@ from components.abilities.likelihood import (
 )
 from components.abilities.text_quality import measure_f1, measure_loss
 from components.config import RunConfig, load_document
+from components.flow import StageSpec
 from components.settings import Settings
-from components.storage import StageReport, StageRun, StageSpec
+from components.storage import StageReport, StageRun
 from components.tracking import track
 from components.urm.backbone import load_backbone
 from components.urm.examples import Example, read_examples

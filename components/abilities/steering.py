@@ -25,8 +25,9 @@ from scipy.stats import bootstrap
 from components.abilities.finished import load_recaller
 from components.abilities.phrases import Phrase, PhraseBook
 from components.config import RunConfig, Task, load_document
+from components.flow import StageSpec
 from components.settings import Settings
-from components.storage import StageReport, StageRun, StageSpec
+from components.storage import StageReport, StageRun
 from components.tracking import track
 from components.urm.inference import UrmRecaller
 from components.urm.request import Ids, RecallRequest, UserContext, read_contexts

@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 
-from components.storage import StageReport, StageRun, StageSpec
+from components.flow import StageSpec
+from components.storage import StageReport, StageRun
 from components.tracking import track
 from components.urm.device import choose_device
 from components.urm.inference import UrmRecaller

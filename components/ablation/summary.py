@@ -20,7 +20,8 @@ from components.ablation.figures import draw_group
 from components.ablation.grid import REFERENCE, Grid, variant_dir
 from components.addresses import fetch
 from components.exceptions import MissingInputError
-from components.storage import StageReport, StageRun, StageSpec, load_result
+from components.flow import StageSpec
+from components.storage import StageReport, StageRun, load_result
 from components.tracking import track
 
 SUMMARY = StageSpec("ablation_summary", (), ("evaluation",), ("ablation",), reusable=False)

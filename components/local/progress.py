@@ -11,8 +11,9 @@ from rich.live import Live
 from rich.table import Table
 
 from components.addresses import join, read_json
+from components.flow import STAGES
 from components.local.airflow import AirflowClient
-from components.storage import STAGES, load_result
+from components.storage import load_result
 
 _POLL_SECONDS = 1.0
 _QUIET_SECONDS = 20.0  # between two lines about the same running stage, where there is no terminal

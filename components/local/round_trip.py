@@ -17,8 +17,8 @@ from rich.table import Table
 from components.addresses import fetch
 from components.config import RunConfig
 from components.exceptions import UnavailableError
-from components.local.results import require_result
 from components.settings import Settings
+from components.storage import require_result
 
 _SHOWN = 10
 _TIMEOUT_SECONDS = 60.0

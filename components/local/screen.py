@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from components.local.results import require_json, require_result
+from components.storage import require_json, require_result
 
 # Headings broken so that the table fits 80 columns.
 MODELS = {

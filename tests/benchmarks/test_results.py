@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks.results import CONFIGS, SEEDS, SERVING, STAGES, URM, Step, plan, run_step
 from components.ablation.grid import load_grid
 from components.config import load_named_config
-from components.storage import STAGES as ALL_STAGES
+from components.flow import STAGES as ALL_STAGES
 
 REPOSITORY = Path(__file__).parents[2]
 

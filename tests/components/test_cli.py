@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from components import __version__
 from components.cli import app
+from components.flow import STAGES
 from components.settings import get_settings
-from components.storage import STAGES
 
 URM = [sys.executable, "-m", "components"]
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,9 @@ from structlog.testing import capture_logs
 from components import storage
 from components.config import RunConfig, load_config
 from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
+from components.flow import STAGES
 from components.settings import Settings
-from components.storage import STAGES, StageReport, StageResult, StageRun, fingerprint, load_result, run_stage
+from components.storage import StageReport, StageResult, StageRun, fingerprint, load_result, run_stage
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "complete_journey.yaml"

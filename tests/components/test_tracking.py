@@ -15,8 +15,9 @@ from components import tracking
 from components.addresses import read_json
 from components.config import load_config
 from components.exceptions import DataError, UnavailableError
+from components.flow import STAGES
 from components.settings import Settings
-from components.storage import STAGES, StageRun
+from components.storage import StageRun
 from components.tracking import parent_run_id, run_url, track
 
 CONFIG = Path(__file__).parents[2] / "configs" / "complete_journey.yaml"

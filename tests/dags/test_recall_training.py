@@ -54,7 +54,7 @@ def test_edges(dag):
 
 
 def test_the_graph_honours_what_the_stages_read(dag):
-    from components.storage import STAGES
+    from components.flow import STAGES
 
     for stage, spec in STAGES.items():
         assert set(spec.inputs) <= dag.get_task(stage).get_flat_relative_ids(upstream=True)

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from components.config import load_config
+from components.flow import STAGES
 from components.settings import Settings
-from components.storage import STAGES
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,9 +19,10 @@ import pytest
 
 from components.addresses import read_json
 from components.config import load_config
+from components.flow import STAGES
 from components.local.round_trip import choose_visitor, go
 from components.local.stack import DAG_ID
-from components.storage import STAGES, load_result
+from components.storage import load_result
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

@@ -8,7 +8,7 @@ from components.ablation import study
 from components.ablation.grid import Grid
 from components.ablation.study import STAGES, VariantError, run_variant
 from components.exceptions import UserError
-from components.storage import STAGES as ALL_STAGES
+from components.flow import STAGES as ALL_STAGES
 
 GRID = Grid.model_validate(
     {

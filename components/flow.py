@@ -1,0 +1,301 @@
+"""The flow, told once: what each stage reads, leaves, depends on and needs of a machine.
+
+Commands, help, DAG tasks and their arrows, time-outs, pods, lists of stages and the tables of the documentation
+derive from it. The entry of a stage is `components.stages.<name>:run`. Plain dataclasses: DAG files import this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage needs of the machine that runs it.
+
+    Attributes:
+        hours: Longest run; then the process or pod is ended and tried again.
+        cpu: Cores requested of Kubernetes.
+        memory: Memory requested of, and limited by, Kubernetes.
+        gpus: GPUs of its pod.
+        pool: Whether it takes a slot of the pool `compute`: heavy stages never share the cores of one machine.
+    """
+
+    hours: float
+    cpu: str = "2"
+    memory: str = "8Gi"
+    gpus: int = 0
+    pool: bool = True
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A row of the flow.
+
+    Attributes:
+        name: Of the command, the task, the folder under the run directory, and the module in `components/stages`.
+        summary: What it does, in one sentence.
+        inputs: Stages whose results it reads.
+        outputs: Name → what it is; the report of a stage must name these.
+        sections: Sections of the configuration it reads, or single fields of one (`section.field`).
+        resources: What it needs of a machine.
+        notes: What its task page says beside the summary.
+        optional: Outputs that only some configurations make.
+        flags: Options of a call that are no part of the configuration, name → help; false by default.
+        tracking: Its own MLflow run (`run`), notes on the run of the whole flow (`parent`), or `none`.
+        parallel: Whether torchrun may start several processes of it.
+        reusable: Whether an equal earlier result may stand in; false for acts on the world.
+        module: Where its code is, if not in `components/stages`.
+    """
+
+    name: str
+    summary: str
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, str]
+    sections: tuple[str, ...]
+    resources: Resources = field(default_factory=lambda: Resources(hours=1))
+    notes: str = ""
+    optional: tuple[str, ...] = ()
+    flags: Mapping[str, str] = field(default_factory=dict)
+    tracking: Literal["run", "parent", "none"] = "none"
+    parallel: bool = False
+    reusable: bool = True
+    module: str = ""
+
+    @property
+    def entry(self) -> str:
+        """Module of its code; a stage's has a function `run`."""
+        return self.module or f"components.stages.{self.name}"
+
+
+STAGES: dict[str, StageSpec] = {
+    spec.name: spec
+    for spec in (
+        StageSpec(
+            name="ingest",
+            summary="Raw logs → the canonical tables `events` and `items`.",
+            notes="A missing column or file ends the run at once.",
+            inputs=(),
+            outputs={
+                "events": "folder, EVENTS, partitioned `date=YYYY-MM-DD/`",
+                "items": "file, ITEMS",
+                "rejected": "file, QUARANTINE: rows that do not fit the canonical types",
+            },
+            sections=("source",),
+            resources=Resources(hours=2),
+        ),
+        StageSpec(
+            name="validate",
+            summary="Great Expectations over both tables; bad rows go to the quarantine with a reason.",
+            notes="Too large a share of them ends the run with a sentence of the rule, the share and the limit.",
+            inputs=("ingest",),
+            outputs={
+                "events": "as above, accepted rows only",
+                "items": "as above, accepted rows only",
+                "quarantine": "file, QUARANTINE: table, row key, reason code, message, the row as JSON; ingest's "
+                "`rejected` and what the rules refuse, each row once",
+                "data_docs": "folder: GX Data Docs (HTML)",
+            },
+            sections=("validation",),
+            resources=Resources(hours=1),
+        ),
+        StageSpec(
+            name="features",
+            summary="Behaviour sequences as Feast feature views, and task examples by point-in-time retrieval.",
+            inputs=("validate",),
+            outputs={
+                "feature_store": "folder: Feast's Parquet sources, registry.db, online.db",
+                "catalogue": "file, CATALOGUE",
+                "contexts": "file, CONTEXTS, sorted by context_id",
+                "examples": "file, EXAMPLES, sorted by example_id",
+                "recent_examples": "the same of the newest training cuts (`features.split.recent_cuts`), with what is "
+                "rare judged by what came before them; URM trains on these (ADR 19)",
+            },
+            sections=("features", "tasks"),
+            resources=Resources(hours=3, memory="16Gi"),
+        ),
+        StageSpec(
+            name="encode",
+            summary="ID, text and image vectors of every item, as a memory-mapped item table.",
+            notes="Where the cache is kept, only new texts are encoded.",
+            inputs=("validate",),
+            outputs={
+                "item_table": "folder, see below, of the items with accepted events: modalities id (in two roles), "
+                "popularity (several counts, see `components/items/popularity.py`), text, lexical, category_words, "
+                "brand, category and, where the run has an image encoder, image; what comes from events ends with the "
+                "training window",
+                "item_table_past": "the same, its ID vectors and counts those of what came before the newest training "
+                "cuts (`features.split.recent_cuts`), on which URM trains",
+            },
+            sections=("items", "features"),
+            resources=Resources(hours=3),
+        ),
+        StageSpec(
+            name="baseline",
+            summary="Popularity, own history, item-kNN and the target-attention network, with their test predictions.",
+            notes="Target attention is the model to beat. Its item vectors are its own (ADR 7).",
+            inputs=("validate", "features", "encode"),
+            outputs={
+                "model": "folder: safetensors and JSON of the target-attention network",
+                "sasrec": "folder, as `model`, where `baseline.models` names it",
+                "target_attention_text": "folder, as `model`, where `baseline.models` names it",
+                "popularity": "file, POPULARITY, at most 1,000 items per task",
+                "predictions": "file, PREDICTIONS on the test examples: popularity, own_history, item_knn, "
+                "target_attention and the models that `baseline.models` names",
+            },
+            optional=("sasrec", "target_attention_text"),
+            sections=("baseline", "items", "tasks", "evaluation.k"),
+            resources=Resources(hours=4),
+            tracking="run",
+        ),
+        StageSpec(
+            name="sft",
+            summary="Full-parameter SFT of the universal recommendation model on a pretrained language model.",
+            notes="A retry on the same disk resumes from the last checkpoint; a pod has a disk of its own and starts "
+            "again.",
+            inputs=("features", "encode"),
+            outputs={
+                "model": "folder: `backbone/` (transformers, safetensors, tokenizer with the special tokens), "
+                "`urm.safetensors`, `urm.json`",
+                "item_table": "folder: encode's, beside the model that reads it",
+                "candidates": "folder: `keys.npy` int64 [n] (catalogue order), `vectors.npy` float32 [n, d]: an item's "
+                "score for a user vector is their inner product; own items score more or less (ADR 18)",
+            },
+            sections=("urm", "tasks", "evaluation.k"),
+            resources=Resources(hours=12, cpu="8", memory="64Gi", gpus=1),
+            tracking="run",
+            parallel=True,
+        ),
+        StageSpec(
+            name="evaluate",
+            summary="Recall per task on the full catalogue, each with a paired bootstrap interval.",
+            notes="Every model is compared with target attention.",
+            inputs=("features", "baseline", "sft"),
+            outputs={
+                "predictions": "file, PREDICTIONS of urm on the test examples",
+                "hits": "file, HITS: example_id, user_id, task, model, k, hits, targets, of urm and of every model in "
+                "the baseline's predictions",
+                "segments": 'file: segment, task ("all": the examples of all tasks), model, examples, recall@k',
+                "report": "file: Markdown table",
+                "figure": "PNG",
+            },
+            sections=("evaluation.k", "evaluation.bootstrap_samples", "evaluation.gate.confidence", "tasks"),
+            resources=Resources(hours=2, memory="16Gi"),
+            tracking="run",
+        ),
+        StageSpec(
+            name="gate",
+            summary="Pass or fail by the policy in the configuration, with reasons.",
+            notes="A failure skips release and promote unless the run was triggered with *promote_anyway*; the reasons "
+            "stand in this task's log and in the notes of task and run.",
+            inputs=("evaluate",),
+            outputs={"verdict": "file, JSON: passed, verdict (one paragraph in words), reasons (list)"},
+            sections=("evaluation",),
+            resources=Resources(hours=1 / 6, cpu="500m", memory="2Gi", pool=False),
+            tracking="parent",
+        ),
+        StageSpec(
+            name="release",
+            summary="Model, item table, index and tasks as one bundle under one manifest; registered in MLflow as "
+            "`candidate`.",
+            inputs=("validate", "features", "baseline", "sft", "evaluate", "gate"),
+            outputs={
+                "bundle": "folder: `model/ item_table/ index.faiss tasks.json titles.parquet fallback.parquet "
+                "smoke.json manifest.json`"
+            },
+            sections=("release", "recall", "tasks"),
+            # Builds the candidate index: minutes and gigabytes from a million items on.
+            resources=Resources(hours=2, memory="16Gi"),
+            flags={"promote_anyway": "Build the release although the gate failed; tagged as such."},
+            tracking="run",
+            reusable=False,
+        ),
+        StageSpec(
+            name="promote",
+            summary="The recall workers load the release beside the serving one, check it and flip, or reject it.",
+            notes="The aliases `champion` and `previous` move only after the flip.",
+            inputs=("release",),
+            outputs={"deployment": "file, JSON: release, version, previous, order, outcome, seconds"},
+            sections=("release",),
+            resources=Resources(hours=0.5, cpu="500m", memory="2Gi", pool=False),
+            tracking="parent",
+            reusable=False,
+        ),
+    )
+}
+
+# Studies keep the contract of a stage, but are no part of the flow and of no release. None reads the test split.
+STUDIES: dict[str, StageSpec] = {
+    spec.name: spec
+    for spec in (
+        StageSpec(
+            name="language",
+            summary="Plain English, zero-shot questions and the [LM] text, before and after SFT.",
+            inputs=("features", "sft"),
+            outputs={
+                "language": "file, JSON: perplexity and zero-shot accuracy at full depth, before and after SFT; loss "
+                "and category F1 of the [LM] text on validation examples"
+            },
+            sections=("urm", "tasks"),
+            tracking="run",
+            module="components.studies.abilities.language",
+        ),
+        StageSpec(
+            name="steering",
+            summary="How far guidance phrases move the recall, by configs/guidance/<name of the configuration>.yaml.",
+            inputs=("validate", "features", "sft"),
+            outputs={
+                "steering": "file, JSON: per phrase and task the share of the top-K in its categories with and without "
+                "it, the gain with its interval, overlap with the history; and recall of users' next items in these "
+                "categories without it, with it, and in the guided list of another user"
+            },
+            sections=("tasks", "evaluation.k"),
+            tracking="run",
+            module="components.studies.abilities.steering",
+        ),
+        StageSpec(
+            name="measure",
+            summary="Recall of a finished run on all validation examples (`urm ablation measure`).",
+            inputs=("features", "sft"),
+            outputs={"recalls": "file: example_id, user_id, task, recall of every validation example"},
+            sections=("tasks", "evaluation.k"),
+            tracking="run",
+            module="components.studies.ablation.measure",
+        ),
+        StageSpec(
+            name="ablation_summary",
+            summary="Every variant of configs/ablations/<grid>.yaml against the reference (`urm ablation summary`).",
+            inputs=(),
+            outputs={"table": "CSV", "report": "Markdown"},
+            sections=("evaluation",),
+            tracking="run",
+            reusable=False,
+            module="components.studies.ablation.summary",
+        ),
+    )
+}
+
+FLOWS: dict[str, tuple[str, ...]] = {"recall_training": tuple(STAGES)}
+
+
+def stages_before(names: Collection[str]) -> tuple[str, ...]:
+    """The named stages and all that they read, in the order of the flow."""
+    needed = set(names)
+    for name in reversed(STAGES):
+        if name in needed:
+            needed |= set(STAGES[name].inputs)
+    return tuple(name for name in STAGES if name in needed)
+
+
+def direct_inputs(name: str, within: Collection[str]) -> tuple[str, ...]:
+    """Inputs of a stage that no other of its inputs implies: the arrows that a picture of the flow needs.
+
+    Args:
+        name: Name of a stage.
+        within: Stages of the picture.
+    """
+    inputs = [other for other in STAGES[name].inputs if other in within]
+    implied = {earlier for other in inputs for earlier in stages_before([other]) if earlier != other}
+    return tuple(other for other in inputs if other not in implied)

@@ -1,0 +1,113 @@
+"""What a stage function is given and what it returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic import BaseModel, ConfigDict
+
+from components import __version__
+from components.addresses import (
+    fetch,
+    join,
+    write_json,
+)
+from components.config import RunConfig
+from components.exceptions import MissingInputError
+from components.flow import StageSpec
+from components.settings import Settings
+
+log = structlog.get_logger()
+
+
+class StageResult(BaseModel):
+    """Content of result.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    config: str
+    fingerprint: str
+    outputs: dict[str, str]  # name → URI of a file or folder
+    counts: dict[str, int] = {}
+    metrics: dict[str, Any] = {}
+    seconds: float
+    started_at: datetime
+    finished_at: datetime
+    version: str = __version__
+    reused_from: str | None = None  # URI of the result.json whose work this run uses
+
+
+@dataclass
+class StageReport:
+    """What a stage function returns: paths relative to its output folder, counts and metrics."""
+
+    outputs: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class StageRun:
+    """What a stage function is given.
+
+    Attributes:
+        spec: The stage.
+        config: What the run is.
+        settings: Where it runs.
+        run_dir: URI of the run directory.
+        folder: URI that the output folder will have.
+        output: Empty local folder to write to.
+        scratch: Local folder that survives a killed attempt (checkpoints); gone after success.
+        inputs: Results of the stages it reads.
+        previous: Last accepted result of this stage for this configuration's name, of any run.
+        options: Flags of this call that are no part of the configuration.
+    """
+
+    spec: StageSpec
+    config: RunConfig
+    settings: Settings
+    run_dir: str
+    folder: str
+    output: Path
+    scratch: Path
+    inputs: dict[str, StageResult]
+    previous: StageResult | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, stage: str, name: str) -> Path:
+        """Local path of an earlier stage's output, fetched first if it is remote.
+
+        Raises:
+            MissingInputError: The stage has no such output, or it is gone.
+        """
+        try:
+            uri = self.inputs[stage].outputs[name]
+        except KeyError:
+            raise MissingInputError(
+                f"stage {self.spec.name}",
+                expected=f"output {name!r} of stage {stage!r}",
+                got="none",
+                remedy=f"run `urm {stage}` again",
+            ) from None
+        return fetch(uri, self.settings.cache_path / "inputs")
+
+    def report_progress(self, message: str, **metrics: float) -> None:
+        """Say what the stage is doing; shown in the log and by `urm demo`. Of several processes only the first does."""
+        if self.settings.process > 0:
+            return
+        log.info(message, stage=self.spec.name, **metrics)
+        content = {"message": message, "metrics": metrics, "at": time.time()}
+        try:
+            write_json(join(self.run_dir, self.spec.name, "progress.json"), content)
+        except OSError as error:  # hours of work do not end because nobody could be told of them
+            log.warning("progress cannot be written", stage=self.spec.name, error=str(error))
+
+
+StageFunction = Callable[[StageRun], StageReport]

@@ -1,0 +1,121 @@
+"""Results of stages: reading, requiring, reusing, recording."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from components.addresses import (
+    absolute,
+    exists,
+    join,
+    read_json,
+    write_json,
+)
+from components.exceptions import DataError, MissingInputError
+from components.storage.contract import StageResult
+
+log = structlog.get_logger()
+
+
+def record_result(result: StageResult, result_uri: str, index: str) -> None:
+    """Make a result visible, and known to other runs."""
+    content = result.model_dump(mode="json")
+    write_json(result_uri, content)
+    log.info("done", stage=result.stage, seconds=result.seconds, **result.counts)
+    try:
+        write_json(join(index, result.stage, f"{result.fingerprint}.json"), content | {"reused_from": result_uri})
+        write_json(join(index, "latest", result.config, f"{result.stage}.json"), content)
+    except OSError as error:  # the result stands; only other runs will not find it
+        log.warning("result is not in the index of runs", index=index, error=str(error))
+
+
+def load_result(run_dir: str, stage: str) -> StageResult | None:
+    """The result of a stage of a run, or None if it has not succeeded.
+
+    Outputs that are named relative to the stage's folder, as those of a kept result are, come back as URIs.
+    """
+    folder = join(absolute(run_dir), stage)
+    result = _load(join(folder, "result.json"))
+    if result is None:
+        return None
+    outputs = {name: uri if _is_whole(uri) else join(folder, uri) for name, uri in result.outputs.items()}
+    return result.model_copy(update={"outputs": outputs})
+
+
+def require_result(run_dir: str, stage: str, reader: str = "") -> StageResult:
+    """The result of a stage of a run.
+
+    Args:
+        run_dir: Folder or URI of the run.
+        stage: Name of the stage.
+        reader: Stage that needs it, for the message.
+
+    Raises:
+        MissingInputError: The stage has not succeeded in this run.
+    """
+    result = load_result(run_dir, stage)
+    if result is None:
+        raise MissingInputError(
+            f"stage {reader}" if reader else f"run {run_dir}",
+            expected=f"the result of stage {stage!r} in {run_dir}",
+            got="none",
+            remedy=f"run `urm {stage}` with the same --config and --run-dir first",
+        )
+    return result
+
+
+def require_json(run_dir: str, stage: str, output: str) -> dict[str, Any]:
+    """Content of a JSON output of a stage.
+
+    Raises:
+        MissingInputError: The stage has not succeeded, or its output is gone.
+    """
+    uri = require_result(run_dir, stage).outputs[output]
+    content: dict[str, Any] | None = read_json(uri)
+    if content is None:
+        raise MissingInputError(f"file {uri}", expected="JSON", got="nothing", remedy=f"run `urm {stage}` again")
+    return content
+
+
+def find_reusable(run_dir: str, stage: str, work_fingerprint: str, index: str) -> StageResult | None:
+    """A result of equal work, of this run or another one, whose outputs are still there."""
+    for uri in (join(run_dir, stage, "result.json"), join(index, stage, f"{work_fingerprint}.json")):
+        done = read_earlier(uri)
+        if done is not None and done.fingerprint == work_fingerprint and _outputs_exist(done):
+            return done
+    return None
+
+
+def _outputs_exist(result: StageResult) -> bool:
+    return all(exists(uri) for uri in result.outputs.values())
+
+
+def read_earlier(uri: str) -> StageResult | None:
+    """An earlier result of the very stage that is about to run; a damaged one is as good as none."""
+    try:
+        return _load(uri)
+    except DataError as error:
+        log.warning("earlier result is damaged, not used", error=str(error))
+        return None
+
+
+def _is_whole(uri: str) -> bool:
+    return uri.startswith("/") or "://" in uri
+
+
+def _load(uri: str) -> StageResult | None:
+    content = read_json(uri)
+    if content is None:
+        return None
+    try:
+        return StageResult.model_validate(content)
+    except ValidationError as error:
+        raise DataError(
+            f"stage result {uri}",
+            expected="a file written by this version",
+            got=f"{error.error_count()} field(s) that do not fit",
+            remedy="delete it and run the stage again",
+        ) from None

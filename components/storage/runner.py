@@ -1,0 +1,134 @@
+"""Runs a stage: reuse of equal work, or computation that becomes visible at once at the end."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from components.addresses import (
+    absolute,
+    exists,
+    join,
+    parent,
+    remove,
+    write_json,
+)
+from components.config import RunConfig
+from components.exceptions import ConfigError
+from components.flow import STAGES, StageSpec
+from components.settings import Settings
+from components.storage.code import fingerprint
+from components.storage.contract import StageFunction, StageReport, StageResult, StageRun
+from components.storage.results import find_reusable, read_earlier, record_result, require_result
+from components.storage.workspace import Workspace
+
+log = structlog.get_logger()
+
+
+def run_stage(
+    stage: str | StageSpec,
+    function: StageFunction,
+    *,
+    config: RunConfig,
+    run_dir: str,
+    settings: Settings,
+    options: dict[str, Any] | None = None,
+    force: bool = False,
+) -> StageResult:
+    """Run a stage once: reuse an equal result, or compute it and make it visible at once at the end.
+
+    Of several processes that torchrun started, the first one does this, and the others only help it to compute.
+
+    Args:
+        stage: Name of a stage of the flow, or the specification of a study beside it.
+        function: What computes it.
+        config: What the run is.
+        run_dir: Folder or URI of the run.
+        settings: Where it runs.
+        options: Flags that are no part of the configuration; they enter the fingerprint.
+        force: Compute even if an equal result exists; that result's files stay, since other runs may use them.
+
+    Raises:
+        MissingInputError: An earlier stage has not succeeded in this run directory.
+        DataError: The run directory cannot be written, or an input's result.json is damaged.
+        UnavailableError: The stage is running in this run directory already.
+        ConfigError: There are several processes of a stage that knows only one.
+    """
+    spec = STAGES[stage] if isinstance(stage, str) else stage
+    _check_processes(spec, settings)
+    stage = spec.name
+    run_dir = absolute(run_dir)
+    inputs = {name: require_result(run_dir, name, stage) for name in spec.inputs}
+    work_fingerprint = fingerprint(spec, config, inputs, options or {})
+    result_uri = join(run_dir, stage, "result.json")
+    index = join(parent(run_dir), ".stages")
+
+    if spec.reusable and not force:
+        done = find_reusable(run_dir, stage, work_fingerprint, index)
+        if done is not None:
+            if done.reused_from:
+                write_json(result_uri, done.model_dump(mode="json"))
+            log.info("reused", stage=stage, result=done.reused_from or result_uri)
+            return done
+
+    started, clock = datetime.now(UTC), time.monotonic()
+    folder = join(run_dir, stage, work_fingerprint[:16])
+    if (force or not spec.reusable) and exists(folder):  # somebody may use what lies there
+        folder = f"{folder}-{started:%Y%m%d%H%M%S}"
+    with Workspace(run_dir, stage, work_fingerprint, settings) as work:
+        run = StageRun(
+            spec=spec,
+            config=config,
+            settings=settings,
+            run_dir=run_dir,
+            folder=folder,
+            output=work.output,
+            scratch=work.scratch,
+            inputs=inputs,
+            previous=read_earlier(join(index, "latest", config.name, f"{stage}.json")),
+            options=options or {},
+        )
+        if settings.process == 0:
+            remove(result_uri)
+        report = function(run)
+        if settings.process == 0:
+            _check_report(spec, report)
+        work.publish(folder, report.outputs)
+    result = StageResult(
+        stage=stage,
+        config=config.name,
+        fingerprint=work_fingerprint,
+        outputs={name: join(folder, relative) for name, relative in report.outputs.items()},
+        counts=report.counts,
+        metrics=report.metrics,
+        seconds=round(time.monotonic() - clock, 3),
+        started_at=started,
+        finished_at=datetime.now(UTC),
+    )
+    if settings.process == 0:
+        record_result(result, result_uri, index)
+    return result
+
+
+def _check_processes(spec: StageSpec, settings: Settings) -> None:
+    if settings.processes > 1 and not spec.parallel:
+        raise ConfigError(
+            f"stage {spec.name}",
+            expected="one process",
+            got=f"{settings.processes} (WORLD_SIZE)",
+            remedy="start it without torchrun",
+        )
+
+
+def _check_report(spec: StageSpec, report: StageReport) -> None:
+    """Compare what a stage reports with what the flow promises of it: others read it by these names."""
+    missing = spec.outputs.keys() - report.outputs.keys() - set(spec.optional)
+    unknown = report.outputs.keys() - spec.outputs.keys()
+    if missing or unknown:
+        raise RuntimeError(
+            f"stage {spec.name}: expected the outputs {', '.join(spec.outputs)} (components/flow.py), "
+            f"got {', '.join(report.outputs) or 'none'}; make the report and the table agree."
+        )
