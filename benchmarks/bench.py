@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
 
-from components.abilities.finished import FinishedRun, hide_progress_bars
 from components.config import RunConfig, load_named_config
+from components.device import choose_device
 from components.settings import Settings
-from components.urm.device import choose_device
+from components.studies.finished import FinishedRun, hide_progress_bars
+from components.urm.data.request import RecallRequest, UserContext, read_contexts
 from components.urm.inference import UrmRecaller
-from components.urm.request import RecallRequest, UserContext, read_contexts
 
 QUERY = "frozen pizza"  # asked of tasks that need one
 Ids = npt.NDArray[np.int64]

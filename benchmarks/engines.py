@@ -32,7 +32,7 @@ from torch import nn
 
 from benchmarks.bench import Bench, alternate, describe, find_run, open_bench, parse_run, write_figures
 from components.settings import get_settings
-from components.urm.exhaustive import recall_of
+from components.urm.retrieval.exhaustive import recall_of
 
 Forward = Callable[..., Any]  # of the backbone: inputs_embeds, attention_mask, position_ids → last_hidden_state
 NAMES = ("inputs_embeds", "attention_mask", "position_ids")
@@ -123,7 +123,7 @@ def convert_openvino(base: nn.Module, example: Mapping[str, torch.Tensor]) -> Fo
 @contextmanager
 def engine(base: nn.Module, name: str, forward: Forward) -> Iterator[None]:
     """Let the backbone run by an engine; only two of them in bfloat16, as where the hardware has it."""
-    allowed = mock.patch("components.urm.device.has_bfloat16", return_value=name in IN_BFLOAT16)
+    allowed = mock.patch("components.device.has_bfloat16", return_value=name in IN_BFLOAT16)
     with allowed, mock.patch.object(base, "forward", forward):
         yield
 

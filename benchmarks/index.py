@@ -33,15 +33,15 @@ import torch
 
 from benchmarks.bench import find_run, parse_run
 from benchmarks.catalogues import Catalogue
-from components.abilities.finished import FinishedRun
 from components.config import RunConfig
 from components.settings import get_settings
-from components.urm.exhaustive import recall_of, top_of_all
-from components.urm.index_kinds import KINDS, build_approximate, choose_kind
+from components.studies.finished import FinishedRun
+from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
-from components.urm.request import RecallRequest, read_contexts
-from components.urm.retrieval import build_index, read_candidates, search
-from components.urm.users import UserVectors
+from components.urm.retrieval.exhaustive import recall_of, top_of_all
+from components.urm.retrieval.faiss_kinds import KINDS, build_approximate, choose_kind
+from components.urm.retrieval.index import build_index, read_candidates, search
+from components.urm.retrieval.users import UserVectors
 
 K = 100
 WARM_UP, REPEATS = 1, 5

@@ -27,12 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench import Bench, Ids, alternate, describe, find_run, open_bench, parse_run, write_figures
 from benchmarks.throughput import measure_peak
+from components.device import has_bfloat16
 from components.settings import get_settings
-from components.urm.device import has_bfloat16
-from components.urm.exhaustive import recall_of
+from components.urm.data.request import RecallRequest
 from components.urm.inference import UrmRecaller
-from components.urm.request import RecallRequest
-from components.urm.users import UserVectors
+from components.urm.retrieval.exhaustive import recall_of
+from components.urm.retrieval.users import UserVectors
 
 
 class Clock:
@@ -73,7 +73,7 @@ def run_naive(recaller: UrmRecaller, users: Sequence[Sequence[RecallRequest]], k
     """Items of every request, one after the other."""
     found: list[Ids] = []
     candidates = frozenset(recaller.candidate_ids.tolist())
-    with mock.patch("components.urm.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
+    with mock.patch("components.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
         for request in (request for requests in users for request in requests):
             now = time.perf_counter()
             user = recaller.encode_users([request])

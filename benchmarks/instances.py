@@ -34,15 +34,15 @@ import redis
 
 from benchmarks.bench import QUERY, config_options, find_run, parse_run, write_figures
 from benchmarks.serving.services import Cores, Runtime
-from components.abilities.finished import FinishedRun
 from components.config import RunConfig
 from components.local.processes import tree_memory_bytes
-from components.recall.events import Event
-from components.recall.intake import feed
-from components.recall.scripts import STREAM
-from components.recall.store import UserStore
+from components.recall.operate.intake import feed
+from components.recall.state.events import Event
+from components.recall.state.scripts import STREAM
+from components.recall.state.store import UserStore
 from components.release.bundle import read_manifest
 from components.settings import Settings, get_settings
+from components.studies.finished import FinishedRun
 
 _MIB = 2**20
 REST_SECONDS, LOOK_SECONDS = 3.0, 0.25

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.addresses import fetch, write_json
-from components.evaluation.schema import HITS
 from components.evaluation.summary import BASELINE, CANDIDATE
 from components.exceptions import MissingInputError
+from components.schemas.hits import HITS
 from components.settings import get_settings
 from components.storage import StageResult, load_result
 

@@ -33,13 +33,13 @@ from fastapi import FastAPI
 from components.config import load_named_config
 from components.local.processes import HOST, choose_port
 from components.memory import collect_rarely
-from components.recall.api import create_app
-from components.recall.logs import log_as_json
-from components.recall.scripts import result_key
-from components.recall.store import Result
+from components.recall.api.app import create_app
+from components.recall.state.scripts import result_key
+from components.recall.state.store import Result
+from components.recall.telemetry.logs import log_as_json
+from components.redis_client import open_redis
 from components.release.bundle import read_manifest, read_tasks
-from components.release.redis_client import open_redis
-from components.release.rollout import SERVING, Publication
+from components.release.publication import SERVING, Publication
 from components.settings import Settings, get_settings
 
 WAYS = ("usual", "frozen", "rarely")

@@ -27,17 +27,18 @@ from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench import find_run, parse_run, write_figures
-from components.abilities.finished import FinishedRun
 from components.config import RunConfig
+from components.device import has_bfloat16
 from components.memory import keep_freed_memory
 from components.settings import get_settings
-from components.urm.device import has_bfloat16
-from components.urm.examples import Example, NegativeSampler, TrainingSteps, read_examples
+from components.studies.finished import FinishedRun
+from components.urm.data.batch import Batch
+from components.urm.data.examples import Example, read_examples
+from components.urm.data.request import UserContext
 from components.urm.inference import UrmRecaller
-from components.urm.model import Batch
-from components.urm.request import UserContext
-from components.urm.train import train
-from components.urm.validation import Validation
+from components.urm.training.steps import NegativeSampler, TrainingSteps
+from components.urm.training.train import train
+from components.urm.training.validation import Validation
 
 WARM_UP_STEPS = 3
 MATRIX_SIZES = (1024, 2048, 4096)
@@ -147,7 +148,7 @@ def measure(config: RunConfig, run: FinishedRun, num_steps: int) -> dict[str, An
 
     packed = run_steps(bench, groups, num_steps, config.urm.contexts_per_batch)
     flops_a_step = (_count(bench, groups, 3) - _count(bench, groups, 1)) / 2
-    with mock.patch("components.urm.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
+    with mock.patch("components.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
         single = run_steps(bench, alone, num_steps, round(packed.examples_a_step))
     speeds = [steps.examples_a_step / steps.seconds_a_step for steps in (packed, single)]
     used = flops_a_step / packed.seconds_a_step

@@ -268,7 +268,11 @@ STUDIES: dict[str, StageSpec] = {
             name="ablation_summary",
             summary="Every variant of configs/ablations/<grid>.yaml against the reference (`urm ablation summary`).",
             inputs=(),
-            outputs={"table": "CSV", "report": "Markdown"},
+            outputs={
+                "table": "file: CSV",
+                "report": "file: Markdown",
+                "figures": "folder: a PNG per group of variants",
+            },
             sections=("evaluation",),
             tracking="run",
             reusable=False,

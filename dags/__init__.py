@@ -1,1 +1,1 @@
-"""Airflow DAGs: wiring only, one a file."""
+"""Pipelines of Airflow: wiring only, one per file."""

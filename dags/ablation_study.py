@@ -1,8 +1,8 @@
 """What each part of URM is worth: variants of one configuration, trained alike, compared on the validation split.
 
-1. **plan_…**: read the grid (`configs/ablations/<grid>.yaml`): a name and a few overrides a variant, and the seeds.
-2. **reference**: the configuration itself, once a seed; leaves data, features and item vectors for all variants.
-3. **variant**: one task a variant and seed: the stages up to `sft`, then recall on all validation examples.
+1. **plan_…**: read the grid (`configs/ablations/<grid>.yaml`): a name and a few overrides per variant, and the seeds.
+2. **reference**: the configuration itself, once per seed; leaves data, features and item vectors for all variants.
+3. **variant**: one task per variant and seed: the stages up to `sft`, then recall on all validation examples.
 4. **summary**: table, report and figures with paired bootstrap intervals over users, in MLflow and the run directory.
 
 The test weeks are never read. What an equal earlier run has finished is reused, so that clearing failed tasks, or
@@ -11,14 +11,15 @@ another run of the same grid, goes on where the last one stopped.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Param, XComArg, chain, dag, task
 
-from dags.command_task import command_tasks
-from dags.run_params import CONFIG, OVERRIDES
-from dags.task_factory import OWNER, PROFILES
+from components.flow import STAGES
+from dags.common.params import CONFIG, OVERRIDES
+from dags.common.tasks import OWNER, command_tasks
 
 PARAMS = {
     "grid": Param(
@@ -43,8 +44,8 @@ def plan_commands(params: dict[str, Any], run_id: str) -> dict[str, list[list[st
     Raises:
         ConfigError: There is no such grid, or it has a mistake.
     """
-    from components.ablation.grid import REFERENCE, load_grid
     from components.settings import get_settings
+    from components.studies.ablation.grid import REFERENCE, load_grid
 
     settings = get_settings()
     grid = load_grid(params["grid"], settings.configs_dir)
@@ -75,7 +76,7 @@ def plan_commands(params: dict[str, Any], run_id: str) -> dict[str, list[list[st
     tags=["urm", "research"],
 )
 def ablation_study() -> None:
-    """The graph; what a command does stands in `components/ablation`."""
+    """The graph; what a command does stands in `components/studies/ablation`."""
 
     def commands(part: str) -> XComArg:
         @task(task_id=f"plan_{part}", owner=OWNER, execution_timeout=timedelta(minutes=5), doc_md=plan_commands.__doc__)
@@ -88,24 +89,21 @@ def ablation_study() -> None:
     reference = command_tasks(
         "reference",
         commands("reference"),
-        doc="The configuration itself, once a seed: all stages up to `sft`, then recall on the validation examples.",
-        timeout=timedelta(hours=24),
-        size=PROFILES["sft"],
+        doc="The configuration itself, once per seed: all stages up to `sft`, then recall on the validation examples.",
+        resources=replace(STAGES["sft"].resources, hours=24),
     )
     variant = command_tasks(
         "variant",
         commands("variant"),
         doc="One variant with one seed. Shared stages are reused; a retry on the same disk resumes training from its "
         "last checkpoint.",
-        timeout=timedelta(hours=14),
-        size=PROFILES["sft"],
+        resources=replace(STAGES["sft"].resources, hours=14),
     )
     summary = command_tasks(
         "summary",
         commands("summary"),
         doc="Table, report and figures of the study, with intervals, in MLflow and in the run directory.",
-        timeout=timedelta(hours=1),
-        size=PROFILES["evaluate"],
+        resources=replace(STAGES["evaluate"].resources, hours=1),
     )
     chain(reference, variant, summary)
 

@@ -29,10 +29,10 @@ import pyarrow.parquet as pq
 from benchmarks.bench import config_options, find_run, parse_run, write_figures
 from benchmarks.serving.phases import Bench, Population
 from benchmarks.serving.services import Cores, Runtime
-from components.abilities.finished import FinishedRun
 from components.exceptions import UserError
 from components.release.bundle import read_manifest, read_tasks
 from components.settings import Settings, get_settings
+from components.studies.finished import FinishedRun
 
 PHASES = ("capacity", "steady", "overload")
 STEADY_SHARE, OVERLOAD_FACTOR = 0.8, 2.0

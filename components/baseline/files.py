@@ -18,8 +18,8 @@ from components.baseline.network import TargetAttention
 from components.baseline.ranking import Ranking, Scorer, chunk_by_context, rank
 from components.baseline.rules import Popularity
 from components.baseline.sasrec import SasRec
-from components.baseline.schema import POPULARITY, PREDICTION_DEPTH, PREDICTIONS
 from components.config import BaselineConfig
+from components.schemas.predictions import POPULARITY, PREDICTION_DEPTH, PREDICTIONS
 
 POPULARITY_DEPTH = 1000  # items kept a task
 CONTEXTS_PER_PART = 2048  # of which the ranked lists are held at a time

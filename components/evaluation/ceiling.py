@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 from components.evaluation.examples import EXAMPLES_PER_PART, TestExamples
 from components.evaluation.metrics import Ints, count_hits, find_ranks, recall
 from components.evaluation.summary import CANDIDATE
-from components.features.schema import ragged
+from components.schemas.examples import ragged
 
 ENSEMBLE = "ensemble"
 RANK_OFFSET = 60  # of the paper; ranks count from one

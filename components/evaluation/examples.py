@@ -22,7 +22,7 @@ from components.evaluation.metrics import (
     surprise,
 )
 from components.exceptions import DataError
-from components.features.schema import ragged
+from components.schemas.examples import ragged
 
 HEAD_QUANTILE = 0.8  # of training popularity: above it an item belongs to the head
 EXAMPLES_PER_PART = 8192  # whose list entries are looked at a time

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from components.baseline.schema import PREDICTIONS
 from components.config import RunConfig
+from components.device import choose_device
 from components.evaluation.summary import CANDIDATE
+from components.schemas.predictions import PREDICTIONS
 from components.storage import StageRun
-from components.urm.device import choose_device
+from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
-from components.urm.request import RecallRequest, read_contexts
 
 EXAMPLES_PER_CHUNK = 512
 

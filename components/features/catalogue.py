@@ -7,7 +7,7 @@ import ibis.expr.types as ir
 from ibis import _
 
 from components.config import FeaturesConfig
-from components.features.engine import instant
+from components.features.expressions import instant
 
 
 def build_catalogue(log: ir.Table, features: FeaturesConfig) -> ir.Table:

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 
 from components.exceptions import DataError
 from components.features.feast import FeatureStore
-from components.features.schema import CONTEXTS, ragged
 from components.features.store import MICROSECONDS_A_DAY, retrieve_features
+from components.schemas.examples import CONTEXTS, ragged
 
 
 def retrieve_contexts(store: FeatureStore, chosen: pa.Table) -> pa.Table:

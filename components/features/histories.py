@@ -13,7 +13,7 @@ import ibis
 import ibis.expr.types as ir
 from ibis import _
 
-from components.features.engine import instant, microseconds
+from components.features.expressions import instant, microseconds
 
 MAX_CATEGORIES = 5
 NEVER = 2**62  # a period after all others

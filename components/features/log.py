@@ -14,7 +14,7 @@ from ibis import _
 
 from components.config import SplitConfig
 from components.exceptions import DataError
-from components.features.engine import instant
+from components.features.expressions import instant
 
 DAY = timedelta(days=1)
 # Histories grow with the square of a user's days; a shard of this many events stays well within the memory limit.

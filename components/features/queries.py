@@ -8,7 +8,7 @@ from ibis import _
 
 from components.config import RunConfig, TargetFilter
 from components.features.categories import in_words, level_of
-from components.features.engine import microseconds, seeded_key
+from components.features.expressions import microseconds, seeded_key
 
 _HASH_DIGITS = 8  # hexadecimal digits of a hash that decide whether a category is held out
 

@@ -12,7 +12,7 @@ import ibis.expr.types as ir
 from ibis import _
 
 from components.config import SplitConfig
-from components.features.engine import instant
+from components.features.expressions import instant
 
 
 def judged_by_the_past(events: ir.Table, log: ir.Table, catalogue: ir.Table, split: SplitConfig) -> ir.Table:

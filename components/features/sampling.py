@@ -7,7 +7,7 @@ import ibis.expr.types as ir
 from ibis import _
 
 from components.config import FeaturesConfig
-from components.features.engine import microseconds, seeded_key
+from components.features.expressions import microseconds, seeded_key
 
 MAX_CATEGORIES = 5
 

@@ -7,7 +7,7 @@ import ibis.expr.types as ir
 from ibis import _
 
 from components.config import RunConfig, TargetFilter, Task
-from components.features.engine import microseconds, seeded_key
+from components.features.expressions import microseconds, seeded_key
 from components.features.log import attribute_column
 from components.features.queries import is_held_out, query_column
 from components.features.window import new_category_column

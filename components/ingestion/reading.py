@@ -16,7 +16,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from components.ingestion.schema import EVENTS, ITEMS
+from components.schemas.events import EVENTS, ITEMS
 
 MEMORY_LIMIT = "1500MB"  # of DuckDB; the writer's buffers come on top
 SCHEMAS: dict[str, pa.Schema] = {"events": EVENTS, "items": ITEMS}

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.ingestion.reading import Column, Reading
-from components.ingestion.schema import QUARANTINE
 from components.ingestion.write import BATCH_ROWS
+from components.schemas.events import QUARANTINE
 
 _KEYS = {"events": "event_id", "items": "item_id"}
 

@@ -20,7 +20,7 @@ from components.exceptions import DataError
 from components.ingestion import convert, tables
 from components.ingestion.files import PUBLIC_FILES_REMEDY, find_files
 from components.ingestion.reading import Column, Reading, canonical_type
-from components.ingestion.schema import EVENTS
+from components.schemas.events import EVENTS
 
 _NO_BRAND = "unknown"
 _NO_SEPARATOR = "\x1f"  # no text has it, so that a line is one field

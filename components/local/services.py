@@ -182,7 +182,7 @@ def _recall(port: int, url: str, environment: dict[str, str], config: str) -> tu
     urm = _program("urm")
 
     def worker_beats() -> bool:
-        from components.release.rollout import live_workers
+        from components.release.publication import live_workers
 
         try:
             with redis.Redis.from_url(environment["URM_REDIS_URL"], decode_responses=True) as client:

@@ -9,16 +9,16 @@ import faiss
 import numpy as np
 import structlog
 
+from components.device import choose_device
 from components.exceptions import ReleaseError
 from components.release.bundle import IndexNote, SmokeRequest
 from components.release.smoke import to_requests
 from components.storage import StageRun
-from components.urm.device import choose_device
-from components.urm.exhaustive import recall_of, top_of_all
-from components.urm.index_kinds import BLOCK, KINDS, Kind, build_approximate, choose_kind
+from components.urm.data.request import Floats, Ids
 from components.urm.inference import UrmRecaller
-from components.urm.request import Floats, Ids
-from components.urm.retrieval import build_index, read_candidates
+from components.urm.retrieval.exhaustive import recall_of, top_of_all
+from components.urm.retrieval.faiss_kinds import BLOCK, KINDS, Kind, build_approximate, choose_kind
+from components.urm.retrieval.index import build_index, read_candidates
 
 log = structlog.get_logger()
 

@@ -137,7 +137,7 @@ def _log_version(bundle: Path, uri: str, manifest: Manifest, model_name: str) ->
         (data / POINTER).write_text(json.dumps({"bundle": uri, "release": manifest.release}, indent=2) + "\n")
         info = mlflow.pyfunc.log_model(
             name=model_name,
-            loader_module="components.recall.registered_model",
+            loader_module="components.release.registered_model",
             data_path=str(data),
             signature=SIGNATURE,
             pip_requirements=[f"urm=={__version__}"],

@@ -8,9 +8,9 @@ from datetime import datetime
 import pyarrow as pa
 
 from components.config import Task
-from components.features.schema import CONTEXTS
 from components.release.bundle import SmokeRequest
-from components.urm.request import RecallRequest, read_contexts
+from components.schemas.examples import CONTEXTS
+from components.urm.data.request import RecallRequest, read_contexts
 
 
 def to_requests(smoke: Sequence[SmokeRequest], tasks: Sequence[Task]) -> list[RecallRequest]:

@@ -17,20 +17,22 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import torch
 
+from components.device import to_device
 from components.exceptions import MissingInputError
 from components.items.table import ItemTable
-from components.urm.batches import BatchBuilder, ItemReader
-from components.urm.device import to_device
-from components.urm.files import load_model
-from components.urm.heads import Combine
-from components.urm.model import Batch, Urm, UrmOutput
-from components.urm.packing import PADDING
-from components.urm.prompt import Block
-from components.urm.request import Floats, Ids, RecallRequest, UserContext
-from components.urm.retrieval import read_candidates, search
-from components.urm.users import UserVectors
+from components.urm.data.batch import Batch
+from components.urm.data.batches import BatchBuilder, ItemReader
+from components.urm.data.packing import PADDING
+from components.urm.data.prompt import Block
+from components.urm.data.request import Floats, Ids, RecallRequest, UserContext
+from components.urm.network.build import NewModel
+from components.urm.network.files import load_model
+from components.urm.network.model import Urm, UrmOutput
+from components.urm.retrieval.index import read_candidates, search
+from components.urm.retrieval.users import Combine, UserVectors
 
 CONTEXTS_PER_PASS = 8  # of some 400 tokens each: enough to keep a CPU's cores busy
 
@@ -173,3 +175,12 @@ class UrmRecaller:
                 "recall", expected="candidates", got="none", remedy="pass `candidates` to UrmRecaller.load"
             )
         return self.index
+
+
+def _write_candidates(folder: Path, new: NewModel, catalogue: pa.Table) -> int:
+    folder.mkdir()
+    item_ids = catalogue["item_id"].to_numpy()
+    recaller = UrmRecaller(new.model, new.builder, new.description.config.combine)
+    np.save(folder / "keys.npy", item_ids)
+    np.save(folder / "vectors.npy", recaller.encode_items(item_ids))
+    return len(item_ids)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.ingestion.schema import QUARANTINE
+from components.schemas.events import QUARANTINE
 from components.validation.frames import Files
 from components.validation.rules import KEYS, SCHEMAS, Rule
 

@@ -18,7 +18,7 @@ import great_expectations.expectations as gxe
 from great_expectations.expectations.expectation import Expectation
 
 from components.config import ValidationConfig
-from components.ingestion.schema import EVENTS, ITEMS
+from components.schemas.events import EVENTS, ITEMS
 
 OCCURRENCE = "occurrence"  # helper column: 1 for the first row of a key, then 2, 3, …
 ITEM_IS_KNOWN = "item_is_known"  # helper column: whether the event's item is among the accepted items

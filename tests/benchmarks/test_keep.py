@@ -14,11 +14,11 @@ import pytest
 
 from benchmarks.keep import keep
 from components.addresses import write_json
-from components.evaluation.comparison import read_run, summarise_runs
-from components.evaluation.schema import HITS
 from components.exceptions import MissingInputError
+from components.schemas.hits import HITS
 from components.storage import StageResult, load_result
-from tests.components.abilities.world import put
+from components.studies.comparison import read_run, summarise_runs
+from tests.worlds.finished import put
 
 QUALITY = {"target_attention": 0.4, "sasrec": 0.3, "item_knn": 0.5, "urm": 0.6}
 

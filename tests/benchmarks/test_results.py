@@ -11,11 +11,10 @@ import structlog
 from typer.testing import CliRunner
 
 from benchmarks.results import CONFIGS, SEEDS, SERVING, STAGES, URM, Step, plan, run_step
-from components.ablation.grid import load_grid
 from components.config import load_named_config
 from components.flow import STAGES as ALL_STAGES
-
-REPOSITORY = Path(__file__).parents[2]
+from components.studies.ablation.grid import load_grid
+from tests.worlds import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def test_names_are_unique_and_every_data_set_has_all_stages_with_every_seed(step
 
 
 def test_every_command_is_one_that_urm_knows(steps):
-    from components.cli import app
+    from components.cli.app import app
 
     try:
         commands = {step.command[len(URM) :][:2] if "ablation" in step.name else step.command[len(URM) :][:1]: step

@@ -18,11 +18,10 @@ from benchmarks.serving.__main__ import parse
 from benchmarks.serving.client import Pool, get, post
 from benchmarks.serving.load import Tally, arrivals, offer, percentiles, skewed
 from benchmarks.serving.phases import Backlog
-from components.release.stage import run as release_stage
+from components.stages.release import run as release_stage
 from components.storage import run_stage
-from tests.components.recall.tiny import ITEM_IDS, NUM_USERS, make_run, make_settings
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.worlds import REPOSITORY
+from tests.worlds.tiny import ITEM_IDS, NUM_USERS, make_run, make_settings
 
 
 def test_a_stalled_server_is_charged_for_every_request_it_keeps_waiting():

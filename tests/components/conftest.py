@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+from tests.worlds import CONFIGS
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from components.exceptions import ConfigError
 from components.settings import Settings, get_settings
+from tests.worlds import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_a_variable_that_others_define_has_its_own_name(monkeypatch: pytest.Monk
 
 
 def test_the_page_for_operators_has_every_variable() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    page = (REPOSITORY / "docs" / "operations.md").read_text()
     table = page.split("## Settings")[1].split("\n## ")[0]
     rows = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
     variables = {field.validation_alias or f"URM_{name.upper()}" for name, field in Settings.model_fields.items()}

@@ -21,9 +21,9 @@ from components.exceptions import ConfigError, DataError, MissingInputError, Una
 from components.flow import STAGES
 from components.settings import Settings
 from components.storage import StageReport, StageResult, StageRun, fingerprint, load_result, run_stage
+from tests.worlds import REPOSITORY
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "configs" / "complete_journey.yaml"
+CONFIG = REPOSITORY / "configs" / "complete_journey.yaml"
 
 
 class Work:
@@ -270,7 +270,9 @@ KILLED = """
 def working(tmp_path: Path, settings: Settings) -> Iterator[subprocess.Popen[str]]:
     """A process in the middle of the ingest stage of <tmp>/run."""
     command = [sys.executable, "-c", textwrap.dedent(KILLED), CONFIG, tmp_path / "run", settings.home]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line == "working\n":
@@ -469,5 +471,5 @@ def test_every_stage_reads_stages_before_it_and_code_and_sections_that_exist() -
         assert spec.name == name
         assert set(spec.inputs) <= known
         assert load_config(CONFIG).fingerprint(spec.sections)  # or KeyError
-        assert all((ROOT / "components" / package).is_dir() for package in spec.packages)
+        assert all((REPOSITORY / "components" / package).is_dir() for package in spec.packages)
         known.add(name)

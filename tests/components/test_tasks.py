@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jinja2
 import pytest
 import yaml
 
 from components.config import TargetFilter, Task, load_config
+from tests.worlds import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SETS = {path.stem: load_config(path).tasks for path in sorted(CONFIGS.glob("*.yaml"))}
 TASKS = list({task.name: task for tasks in SETS.values() for task in tasks}.values())
 SAME_PROMPT = {"category_query", "unseen_category_query"}  # they differ in the queries, not in the question

@@ -19,8 +19,9 @@ from components.flow import STAGES
 from components.settings import Settings
 from components.storage import StageRun
 from components.tracking import parent_run_id, run_url, track
+from tests.worlds import CONFIGS
 
-CONFIG = Path(__file__).parents[2] / "configs" / "complete_journey.yaml"
+CONFIG = CONFIGS / "complete_journey.yaml"
 
 
 @pytest.fixture(scope="module")

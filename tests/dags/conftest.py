@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.worlds import REPOSITORY
 
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="urm-airflow-")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"

@@ -3,13 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import structlog
 
-REPOSITORY = Path(__file__).parents[2]
+from components.flow import Resources
+from tests.worlds import REPOSITORY
+
 EDGES = {
     "plan_reference": {"reference"},
     "plan_variant": {"variant"},
@@ -55,7 +55,7 @@ def test_default_params_are_valid_and_name_files(dag):
 
 
 def test_plan_covers_every_variant_and_seed_once(home):
-    from components.ablation.grid import load_grid
+    from components.studies.ablation.grid import load_grid
     from dags.ablation_study import plan_commands
 
     grid = load_grid("urm", REPOSITORY / "configs")
@@ -80,7 +80,7 @@ def test_planned_commands_are_ones_that_urm_knows(home):
     """Every option of a planned command is one of the real command line."""
     from typer.testing import CliRunner
 
-    from components.cli import app
+    from components.cli.app import app
     from dags.ablation_study import plan_commands
 
     plan = plan_commands({"grid": "urm", "config": "complete_journey", "overrides": []}, "run")
@@ -101,7 +101,7 @@ def test_a_missing_grid_ends_the_plan(home):
 
 
 def test_a_command_task_runs_urm(home, make_context):
-    from dags.stage_process import CommandProcessOperator
+    from dags.common.process import CommandProcessOperator
 
     task = CommandProcessOperator(task_id="show", arguments=["show"])
     task.execute(make_context("show"))
@@ -110,7 +110,7 @@ def test_a_command_task_runs_urm(home, make_context):
 def test_a_mistake_in_a_command_is_not_tried_again(home, make_context):
     from airflow.sdk.exceptions import AirflowFailException
 
-    from dags.stage_process import CommandProcessOperator
+    from dags.common.process import CommandProcessOperator
 
     task = CommandProcessOperator(task_id="variant", arguments=["ablation", "run", "--variant", "none"])
     with pytest.raises(AirflowFailException, match=r"exit code 2: .*option --variant: expected one of main, h_1"):
@@ -121,9 +121,8 @@ def test_on_kubernetes_the_commands_become_pods(monkeypatch):
     from airflow.sdk import DAG, task
 
     from components.settings import Settings
-    from dags.command_task import command_tasks
-    from dags.stage_pod import UrmPodOperator
-    from dags.task_factory import PROFILES
+    from dags.common.pod import UrmPodOperator
+    from dags.common.tasks import command_tasks
 
     with DAG("pods", schedule=None):
 
@@ -135,8 +134,7 @@ def test_on_kubernetes_the_commands_become_pods(monkeypatch):
             "variant",
             commands(),
             doc="A test.",
-            timeout=timedelta(minutes=5),
-            size=PROFILES["sft"],
+            resources=Resources(hours=1 / 12, gpus=1),
             settings=Settings(executor="kubernetes"),
         )
     assert mapped.operator_class is UrmPodOperator

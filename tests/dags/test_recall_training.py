@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.worlds import REPOSITORY
+
 EDGES = {
     "ingest": {"validate"},
     "validate": {"features", "encode"},

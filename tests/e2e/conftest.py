@@ -14,8 +14,7 @@ import pytest
 from components.local.airflow import AirflowClient
 from components.local.registry import Registry
 from components.settings import Settings
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.worlds import REPOSITORY
 
 
 class Urm:

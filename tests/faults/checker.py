@@ -27,8 +27,8 @@ from typing import Any
 
 import redis
 
-from components.recall.events import Event, decode_event
-from components.recall.scripts import DEAD_STREAM, GROUP, STREAM, history_keys, result_key
+from components.recall.state.events import Event, decode_event
+from components.recall.state.scripts import DEAD_STREAM, GROUP, STREAM, history_keys, result_key
 
 ALWAYS_ANSWERED = ("next_purchase", "new_item")  # tasks of the tiny release that need no query
 Order = tuple[int, int, int]

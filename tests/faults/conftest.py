@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.components.recall.conftest import Release, redis_server, releases
-from tests.components.recall.servers import RedisServer
 from tests.faults.world import World
 from tests.faults.zygote import Zygote
+from tests.worlds.recall import Release, redis_server, releases
+from tests.worlds.servers import RedisServer
 
 __all__ = ["redis_server", "releases"]  # fixtures
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
-from components.recall import answers, engine, events, worker
-from components.recall.engine import Ranking, ServingRelease
-from components.recall.store import UserStore
-from components.recall.stream import EventStream
-from components.urm.request import RecallRequest
+from components.recall.serving import answers, engine
+from components.recall.serving.engine import Ranking, ServingRelease
+from components.recall.state import events
+from components.recall.state.store import UserStore
+from components.recall.state.stream import EventStream
+from components.recall.worker import stream as worker
+from components.urm.data.request import RecallRequest
 
 # A fault at a point strikes when the call returns: read, but nothing done; remembered, but nothing stored; stored for
 # some users of the batch, but not for the others; stored for all, and acknowledged.

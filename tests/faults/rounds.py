@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from tests.components.recall.conftest import wait_until
 from tests.faults.checker import Report
 from tests.faults.injection import POINTS, Fault
 from tests.faults.world import Worker, World
+from tests.worlds.recall import wait_until
 
 _USERS_AT_A_TIME, _ROUNDS_A_USER, _EVENTS_A_ROUND = 8, 10, 24
 _LONGEST_LIFE_SECONDS = 0.4  # about what a round's events take

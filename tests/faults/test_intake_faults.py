@@ -9,17 +9,17 @@ import psutil
 import pytest
 import redis
 
-from components.recall.answers import answer_users
-from components.recall.deadletters import list_letters
-from components.recall.engine import load_release
-from components.recall.events import decode_event
-from components.recall.scripts import STREAM
-from components.recall.store import UserStore
-from components.release.rollout import Publication
-from tests.components.recall.conftest import POISON_ITEM, Release, make_event, wait_until
+from components.recall.operate.deadletters import list_letters
+from components.recall.serving.answers import answer_users
+from components.recall.serving.engine import load_release
+from components.recall.state.events import decode_event
+from components.recall.state.scripts import STREAM
+from components.recall.state.store import UserStore
+from components.release.publication import Publication
 from tests.faults.checker import ALWAYS_ANSWERED
 from tests.faults.injection import Fault
 from tests.faults.world import Worker, World
+from tests.worlds.recall import POISON_ITEM, Release, make_event, wait_until
 
 YEAR = 365 * 86_400.0
 

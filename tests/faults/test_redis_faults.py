@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from components.recall.scripts import accepted_key
-from tests.components.recall.conftest import make_event, wait_until
-from tests.components.recall.servers import RedisServer
+from components.recall.state.scripts import accepted_key
 from tests.faults.injection import Fault
 from tests.faults.world import World
+from tests.worlds.recall import make_event, wait_until
+from tests.worlds.servers import RedisServer
 
 PAUSE_SECONDS = float(os.environ.get("URM_FAULT_PAUSE_SECONDS", "4"))
 EVERYSEC_WINDOW_SECONDS = 3.0  # Redis postpones a write by at most two seconds, and counts in whole ones

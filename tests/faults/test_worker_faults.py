@@ -9,11 +9,12 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from components.release.rollout import WORKER_PREFIX, roll_out
-from tests.components.recall.conftest import POISON_ITEM, Release, make_event, wait_until
+from components.deploy.workers import roll_out
+from components.release.publication import WORKER_PREFIX
 from tests.faults.injection import Fault
 from tests.faults.rounds import run_rounds
 from tests.faults.world import World
+from tests.worlds.recall import POISON_ITEM, Release, make_event, wait_until
 
 ROUNDS = int(os.environ.get("URM_FAULT_ROUNDS", "12"))
 USERS = [str(number) for number in range(8)]

@@ -19,15 +19,15 @@ import httpx
 import psutil
 import redis
 
-from components.recall.events import Event
-from components.recall.scripts import GROUP, STREAM, accepted_key
-from components.release.rollout import WORKER_PREFIX, publish, sign_off
-from tests.components.recall.conftest import Release, wait_until
-from tests.components.recall.servers import RedisServer, free_port
-from tests.components.recall.tiny import ITEM_IDS, LAST_EVENT
+from components.recall.state.events import Event
+from components.recall.state.scripts import GROUP, STREAM, accepted_key
+from components.release.publication import WORKER_PREFIX, publish, sign_off
 from tests.faults.checker import ALWAYS_ANSWERED, Checker, Report
 from tests.faults.injection import Fault
 from tests.faults.zygote import Zygote
+from tests.worlds.recall import Release, wait_until
+from tests.worlds.servers import RedisServer, free_port
+from tests.worlds.tiny import ITEM_IDS, LAST_EVENT
 
 # The runtime's own settings, small, so that a batch has several users and the dead are missed soon.
 _RECALL = {"k": 10, "batch_size": 4, "max_wait_ms": 5, "claim_idle_seconds": 1.0, "history_events": 1000}

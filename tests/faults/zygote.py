@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.components.recall.conftest import Release
-from tests.components.recall.tiny import REPOSITORY
 from tests.faults.injection import Fault
+from tests.worlds.recall import Release
+from tests.worlds.tiny import REPOSITORY
 
 
 class Zygote:
@@ -92,8 +92,8 @@ def _warm_up(release: str, bundle: str) -> None:
     import uvicorn  # noqa: F401  # imported to be there after the fork
 
     from components.config import ReleaseConfig
-    from components.recall.engine import load_release
-    from components.release.rollout import Publication
+    from components.recall.serving.engine import load_release
+    from components.release.publication import Publication
     from components.settings import Settings
 
     tqdm.tqdm.monitor_interval = 0  # else it starts a thread
@@ -105,7 +105,7 @@ def _warm_up(release: str, bundle: str) -> None:
 
 def _become(order: dict[str, Any]) -> int:
     """Be `urm <arguments>` in this process; its exit code."""
-    from components.cli import run_app
+    from components.cli.app import run_app
     from tests.faults.injection import inject
 
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import kubernetes_validate
 import pytest
@@ -12,8 +11,9 @@ import yaml
 from components.addresses import open_store
 from components.features.checks import require_embedded
 from components.settings import Settings
+from tests.worlds import REPOSITORY
 
-K8S = Path(__file__).parents[2] / "k8s"
+K8S = REPOSITORY / "k8s"
 MANIFESTS = sorted(path for path in K8S.rglob("*.yaml") if path.name != "kustomization.yaml")
 KUSTOMIZATION = yaml.safe_load((K8S / "base" / "kustomization.yaml").read_text())
 POD = yaml.safe_load((K8S / "jobs" / "stage-pod.yaml").read_text())

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.recall.health import InstanceCollector
-from components.recall.metrics import AdHocMetrics, ApiMetrics, StreamMetrics
-from components.recall.supervisor import InstanceState, State
+from components.recall.process.health import InstanceCollector
+from components.recall.process.supervisor import InstanceState, State
+from components.recall.telemetry.metrics import AdHocMetrics, ApiMetrics, StreamMetrics
+from tests.worlds import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 COMPONENT = REPOSITORY / "k8s" / "components" / "observability"
 RULES, TRIALS = COMPONENT / "alerts.yml", Path(__file__).parent / "alerts.test.yml"
 DASHBOARD = json.loads((COMPONENT / "urm-recall.json").read_text())

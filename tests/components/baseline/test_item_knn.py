@@ -14,8 +14,8 @@ from components.baseline.data import Dataset
 from components.baseline.item_knn import ItemKnn
 from components.baseline.rules import history_weights
 from components.config import SplitConfig
-from components.ingestion.schema import EVENTS
 from components.items.cooccurrence import Baskets, count_pairs, read_baskets, shrunken_cosine
+from components.schemas.events import EVENTS
 
 
 def test_similarity_by_hand() -> None:

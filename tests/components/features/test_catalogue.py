@@ -7,7 +7,7 @@ import ibis.expr.types as ir
 import pytest
 
 from components.features.catalogue import build_catalogue
-from tests.components.features.logs import START, WEEK, Event, make_config
+from tests.worlds.logs import START, WEEK, Event, make_config
 
 BEFORE = START - timedelta(days=1)
 

@@ -12,7 +12,7 @@ from components.exceptions import ConfigError, DataError
 from components.features.catalogue import build_catalogue
 from components.features.checks import count_examples, require_catalogue, require_embedded, require_tasks_in_log
 from components.settings import Settings
-from tests.components.features.logs import START, Event, make_config
+from tests.worlds.logs import START, Event, make_config
 
 EVENTS = [
     Event("a", 1, START - timedelta(days=1), attributes={"in_display": "false"}),

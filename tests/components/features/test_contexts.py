@@ -18,15 +18,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from components.config import RunConfig
+from components.engines.duckdb import open_engine
 from components.exceptions import DataError
 from components.features.contexts import retrieve_contexts
-from components.features.engine import open_engine
 from components.features.log import read_log
-from components.features.schema import CONTEXTS
 from components.features.sources import write_sources
 from components.features.store import create_feature_store, offline
+from components.schemas.examples import CONTEXTS
 from components.settings import Settings
-from tests.components.features.logs import START, WEEK, Event, make_config, write_events, write_items
+from tests.worlds import REPOSITORY
+from tests.worlds.logs import START, WEEK, Event, make_config, write_events, write_items
 
 HISTORY_LENGTH = 3
 CATEGORIES = {1: ["FOOD", "BREAD"], 2: ["FOOD", "MILK"], 3: ["FOOD", "BREAD"], 4: [], 5: ["HOME"]}
@@ -126,7 +127,7 @@ def logs(config: RunConfig, least: int = 1) -> st.SearchStrategy[list[Event]]:
 
 @pytest.fixture(scope="module")
 def module_settings() -> Settings:
-    return Settings(feature_repo_dir=Path(__file__).parents[3] / "feature_repo", num_threads=1)
+    return Settings(feature_repo_dir=REPOSITORY / "feature_repo", num_threads=1)
 
 
 # Each example builds a feature store: a failing one is shown as found, for shrinking it would take minutes.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROBE = """
-import json, os, components.recall.worker
+import json, os, components.recall.worker.stream
 from prometheus_client import CollectorRegistry, Counter
 first, second = (Counter("a", "b", registry=CollectorRegistry()) for _ in range(2))
 first.inc()

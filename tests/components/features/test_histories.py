@@ -7,7 +7,7 @@ from typing import Any
 import ibis.expr.types as ir
 
 from components.features.histories import behavior_sequence, select_rows, user_statistics
-from tests.components.features.logs import START, Event
+from tests.worlds.logs import START, Event
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)

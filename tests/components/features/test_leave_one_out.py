@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.config import RunConfig, load_config
-from components.features import stage as features
-from components.features.schema import EXAMPLES
-from components.ingestion import stage as ingestion
+from components.schemas.examples import EXAMPLES
 from components.settings import Settings
+from components.stages import features as features
+from components.stages import ingest as ingestion
 from components.storage import run_stage
-from tests.components.features.logs import write_run
+from tests.worlds import REPOSITORY
+from tests.worlds.logs import write_run
 
-REPOSITORY = Path(__file__).parents[3]
 MAX_TRAIN_CUTS = 6
 HISTORY_LENGTH = 12
 NUM_ITEMS, NUM_USERS = 150, 120

@@ -12,7 +12,7 @@ from components.config import SplitConfig
 from components.exceptions import DataError
 from components.features import log as log_module
 from components.features.log import period_of, read_log
-from tests.components.features.logs import START, WEEK, Event, make_config
+from tests.worlds.logs import START, WEEK, Event, make_config
 
 MICROSECOND = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)

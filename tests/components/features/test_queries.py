@@ -7,7 +7,7 @@ import pytest
 
 from components.config import RunConfig
 from components.features.queries import is_held_out, with_queries
-from tests.components.features.logs import START, make_config
+from tests.worlds.logs import START, make_config
 
 TITLES = [
     "OPI Nail Lacquer, Simmer and Shimmer, 0.5-Fluid Ounce",

@@ -13,7 +13,7 @@ from components.features.catalogue import build_catalogue
 from components.features.recent import judged_by_the_past
 from components.features.targets import answers
 from components.features.window import window_events
-from tests.components.features.logs import START, WEEK, Event, make_config, write_items
+from tests.worlds.logs import START, WEEK, Event, make_config, write_items
 
 DAY = timedelta(days=1)
 NUM_ITEMS = 5

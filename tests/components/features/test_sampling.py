@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 import pytest
 
 from components.features.sampling import build_examples, choose_examples, number_contexts
-from tests.components.features.logs import START, WEEK, make_config
+from tests.worlds.logs import START, WEEK, make_config
 
 NUM_USERS = 40
 ANSWERS = {

@@ -25,7 +25,7 @@ from components.features.store import (
     read_history,
 )
 from components.settings import Settings
-from tests.components.features.logs import START, Event, make_config, write_events, write_items
+from tests.worlds.logs import START, Event, make_config, write_events, write_items
 
 DAY = timedelta(days=1)
 CATEGORIES = {item: ["FOOD", f"CATEGORY {item % 3}"] for item in range(12)}

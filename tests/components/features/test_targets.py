@@ -12,7 +12,7 @@ import pytest
 from components.features.catalogue import build_catalogue
 from components.features.targets import answers
 from components.features.window import window_events
-from tests.components.features.logs import START, WEEK, Event, make_config, write_items
+from tests.worlds.logs import START, WEEK, Event, make_config, write_items
 
 DAY = timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)

@@ -6,9 +6,10 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from components.cli import app
+from components.cli.app import app
 from components.config import CompleteJourneySource, TableSource
 from components.ingestion.check import check_source
+from tests.worlds import REPOSITORY
 
 
 def tables(folder: Path, events: str, items: str) -> TableSource:
@@ -59,7 +60,7 @@ def test_the_command_exits_with_the_verdict(title: str, code: int, tmp_path: Pat
     source = tables(
         tmp_path, "user_id,item_id,behavior,scenario,ts\nu,1,view,web,2024-05-06\n", f"item_id,title\n1,{title}\n"
     )
-    config = Path(__file__).parents[3] / "configs/complete_journey.yaml"
+    config = REPOSITORY / "configs/complete_journey.yaml"
     kind = f"source={{kind: tables, events: {source.events}, items: {source.items}}}"
     result = CliRunner().invoke(app, ["ingest", "--check", "--config", str(config), "--set", kind])
     structlog.reset_defaults()  # the command's log went to the runner's stream, which is closed now

@@ -17,11 +17,11 @@ from components.exceptions import DataError
 from components.ingestion.check import check_source
 from components.ingestion.files import fingerprint_files
 from components.ingestion.sequences import read_events, read_items
-from components.ingestion.stage import run
 from components.settings import Settings
+from components.stages.ingest import run
 from components.storage import run_stage
+from tests.worlds import PUBLIC_DATA
 
-PUBLIC_DATA = Path(__file__).parents[4] / "shared" / "data"
 ITEMS = [
     {"item_id": 1, "asin": "B1", "title": "Soap", "brand": "Clean", "categories": ["Care", "Soap"], "phrase": "a"},
     {"item_id": 2, "asin": "B2", "title": None, "brand": "Unknown", "categories": [], "phrase": "bar of soap"},

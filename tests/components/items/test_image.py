@@ -11,8 +11,9 @@ from PIL import Image
 
 from components.exceptions import ConfigError, DataError
 from components.items.image import DIMENSION, ImageEncoder, _decode, encode_images
+from tests.worlds import PUBLIC_DATA
 
-FASHION = Path(__file__).parents[4] / "shared/data/fashion_small/items.parquet"
+FASHION = PUBLIC_DATA / "fashion_small/items.parquet"
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.config import SplitConfig
-from components.ingestion.schema import EVENTS
 from components.items.popularity import Popularity, count_popularity
+from components.schemas.events import EVENTS
 
 START = datetime(2017, 7, 3, 5, tzinfo=UTC)
 SPLIT = SplitConfig(

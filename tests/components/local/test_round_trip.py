@@ -13,7 +13,7 @@ import pytest
 from components.config import RunConfig, load_config
 from components.local.round_trip import choose_visitor
 from components.settings import Settings
-from tests.components.abilities.world import REPOSITORY, put
+from tests.worlds.finished import REPOSITORY, put
 
 NEWEST = datetime(2026, 11, 1, tzinfo=UTC)
 TASKS = ["title_query", "new_category"]

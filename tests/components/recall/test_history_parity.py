@@ -1,7 +1,7 @@
 """The history that a worker uses is the offline history of the same instant, by the features stage's own code.
 
 Any log is cut at any instant: what lies before goes through the features stage and comes back as the online store says
-it, the rest comes as live events. Two things are left out, as `components.recall.context` says: `top_categories`, and
+it, the rest comes as live events. Two things are left out, as `components.recall.serving.context` says: `top_categories`, and
 the counts of an item that had left the history's length and comes back.
 """
 
@@ -19,15 +19,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from components.features.engine import open_engine
+from components.engines.duckdb import open_engine
 from components.features.histories import behavior_sequence, select_rows, user_statistics
 from components.features.log import period_of
 from components.features.store import MICROSECONDS_A_DAY, _history
-from components.recall.context import HistoryRule, KnownHistory, build_context
-from components.recall.engine import _known
-from components.recall.events import Event, to_microseconds
-from components.urm.request import UserContext
-from tests.components.recall.tiny import make_config
+from components.recall.serving.context import HistoryRule, KnownHistory, build_context
+from components.recall.serving.engine import _known
+from components.recall.state.events import Event, to_microseconds
+from components.urm.data.request import UserContext
+from tests.worlds.tiny import make_config
 
 SPLIT = make_config().features.split
 LENGTH, MANY = 3, 100

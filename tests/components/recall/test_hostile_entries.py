@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 from components.config import RecallConfig
 from components.exceptions import DataError
-from components.recall.deadletters import list_letters, replay
-from components.recall.events import Event, decode_event
-from components.recall.intake import feed
-from components.recall.scripts import DEAD_STREAM, STREAM
-from components.recall.store import UserStore
-from components.recall.stream import EventStream
-from components.recall.worker import RecallWorker
-from components.release.redis_client import open_redis
-from components.release.rollout import Publication
-from tests.components.recall.conftest import finish, make_event, wait_until
-from tests.components.recall.servers import RedisServer
-from tests.components.recall.tiny import ITEM_IDS, LAST_EVENT
+from components.recall.operate.deadletters import list_letters, replay
+from components.recall.operate.intake import feed
+from components.recall.state.events import Event, decode_event
+from components.recall.state.scripts import DEAD_STREAM, STREAM
+from components.recall.state.store import UserStore
+from components.recall.state.stream import EventStream
+from components.recall.worker.stream import RecallWorker
+from components.redis_client import open_redis
+from components.release.publication import Publication
+from tests.worlds.recall import finish, make_event, wait_until
+from tests.worlds.servers import RedisServer
+from tests.worlds.tiny import ITEM_IDS, LAST_EVENT
 
 FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True, max_examples=150

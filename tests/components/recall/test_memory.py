@@ -13,23 +13,25 @@ import pytest
 import redis
 
 from components.config import RecallConfig
+from components.deploy.workers import roll_out
 from components.local.processes import HOST
-from components.recall.intake import feed
-from components.recall.launch import run_instances
-from components.recall.worker import RecallWorker
-from components.release.rollout import Publication, roll_out
+from components.recall.operate.intake import feed
+from components.recall.process.launch import run_instances
+from components.recall.worker.stream import RecallWorker
+from components.release.publication import Publication
 from components.settings import Settings
-from tests.components.recall.conftest import Release, StartWorker, make_event, wait_until
+from tests.worlds import REPOSITORY
+from tests.worlds.recall import Release, StartWorker, make_event, wait_until
 
 # Load a release and read a history as an instance does, after the imports of the fork server.
 SERVE = """
 import sys
-import components.cli, components.recall.preload
+import components.cli.app, components.recall.process.preload
 before = set(sys.modules)
 from pathlib import Path
 from components.config import ReleaseConfig
-from components.recall.engine import load_release
-from components.release.rollout import Publication
+from components.recall.serving.engine import load_release
+from components.deploy.workers import Publication
 from components.settings import Settings
 release = load_release(
     Publication(release=sys.argv[1], bundle=sys.argv[2], order=1),
@@ -49,7 +51,7 @@ def test_what_instances_inherit_limits_the_products_before_the_fork_server_impor
 
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_CACHE_CAPACITY")}
     monkeypatch.setattr("os.environ", environment)
-    monkeypatch.setattr("components.recall.launch.prepare", Mock(side_effect=Prepared))
+    monkeypatch.setattr("components.recall.process.launch.prepare", Mock(side_effect=Prepared))
     with pytest.raises(Prepared):
         run_instances(Settings(home=tmp_path), [], 1, 0, HOST, 0, 60.0)
     assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "0" and environment["LRU_CACHE_CAPACITY"] == "1"
@@ -63,8 +65,8 @@ def test_memory_is_given_back_after_a_release_is_loaded_and_after_each_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trimmed: list[str] = []
-    monkeypatch.setattr("components.recall.switch.trim_memory", lambda: trimmed.append("release"))
-    monkeypatch.setattr("components.recall.worker.trim_memory", lambda: trimmed.append("batch"))
+    monkeypatch.setattr("components.recall.worker.switch.trim_memory", lambda: trimmed.append("release"))
+    monkeypatch.setattr("components.recall.worker.stream.trim_memory", lambda: trimmed.append("batch"))
     start_worker()
     roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     expected = ["release"]
@@ -82,7 +84,7 @@ def test_an_instance_imports_nothing_heavy_after_the_fork(releases: tuple[Releas
     release = releases[0]
     done = subprocess.run(
         [sys.executable, "-c", SERVE, release.name, str(release.bundle), str(release.settings.home)],
-        cwd=Path(__file__).parents[3],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,

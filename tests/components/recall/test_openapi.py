@@ -19,13 +19,13 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from components.config import RecallConfig
-from components.recall.adhoc import AdHocWorker
-from components.recall.api import create_app
-from components.recall.scripts import ASK_WORKERS
-from components.recall.tokens import Scope, issue_token
-from components.release.rollout import roll_out
-from tests.components.recall.conftest import Release, StartWorker, wait_until
-from tests.components.recall.servers import free_port
+from components.deploy.workers import roll_out
+from components.recall.api.app import create_app
+from components.recall.api.tokens import Scope, issue_token
+from components.recall.state.scripts import ASK_WORKERS
+from components.recall.worker.adhoc import AdHocWorker
+from tests.worlds.recall import Release, StartWorker, wait_until
+from tests.worlds.servers import free_port
 
 
 @pytest.fixture

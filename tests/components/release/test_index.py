@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from components.exceptions import ReleaseError
-from components.recall.engine import load_release
+from components.recall.serving.engine import load_release
 from components.release.bundle import read_manifest, read_smoke
-from components.release.rollout import Publication
-from components.release.stage import run
+from components.release.publication import Publication
+from components.stages.release import run
 from components.storage import StageResult, run_stage
-from components.urm import index_kinds
-from tests.components.recall.tiny import NUM_ITEMS, make_run, make_settings
+from components.urm.retrieval import faiss_kinds as index_kinds
+from tests.worlds.tiny import NUM_ITEMS, make_run, make_settings
 
 Build = Callable[..., StageResult]
 

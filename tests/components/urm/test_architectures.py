@@ -12,10 +12,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from components.urm.examples import read_examples
-from components.urm.files import load_model, save_model
-from tests.components.urm.training import build_untrained, run_training, write_world
-from tests.tiny_backbone import TINY
+from components.urm.data.examples import read_examples
+from components.urm.network.files import load_model, save_model
+from tests.worlds.backbone import TINY
+from tests.worlds.training import build_untrained, run_training, write_world
 
 NARROW = 4  # tokens; a window far shorter than a prompt
 FAMILIES = {

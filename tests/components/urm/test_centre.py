@@ -3,7 +3,8 @@
 import torch
 from torch.nn.functional import normalize
 
-from components.urm.examples import NegativeSampler, TrainingSteps, read_examples
+from components.urm.data.examples import read_examples
+from components.urm.training.steps import NegativeSampler, TrainingSteps
 
 
 def test_centred_states_of_tasks_differ_and_others_would_not(new_model, tables, config):

@@ -12,11 +12,11 @@ import torch
 from components.exceptions import DataError
 from components.items.codes import lexical_vectors, list_words, query_vector
 from components.items.table import POPULARITY, ItemTable, write_item_table
-from components.urm.build import build_model
+from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
-from components.urm.request import RecallRequest, read_contexts
-from components.urm.retrieval import build_index
-from tests.components.urm.conftest import NUM_ITEMS
+from components.urm.network.build import build_model
+from components.urm.retrieval.index import build_index
+from tests.worlds.urm import NUM_ITEMS
 
 NAMES = [f"{'pizza' if number % 6 == 0 else 'plain'} thing{number}" for number in range(NUM_ITEMS)]
 CATEGORIES = [f"shop > {'barbecue' if number % 6 == 3 else 'shelf'}" for number in range(NUM_ITEMS)]

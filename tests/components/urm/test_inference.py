@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from components.exceptions import DataError, MissingInputError
-from components.urm.files import save_model
+from components.urm.data.request import RecallRequest, UserContext, read_contexts
 from components.urm.inference import UrmRecaller
-from components.urm.request import RecallRequest, UserContext, read_contexts
-from tests.components.urm.mapped import mapped_file
+from components.urm.network.files import save_model
+from tests.worlds.mapped import mapped_file
 
 
 def assert_alike(some, others, tolerance):
@@ -96,7 +96,7 @@ def varied(tables, config):
 @pytest.mark.parametrize(("precise", "tolerance"), [(True, 2e-5), (False, 0.02)])
 def test_tasks_that_share_a_prefix_get_what_each_gets_alone(recaller, varied, monkeypatch, precise, tolerance):
     if precise:
-        monkeypatch.setattr("components.urm.device.has_bfloat16", lambda _: False)
+        monkeypatch.setattr("components.device.has_bfloat16", lambda _: False)
     together = recaller.encode_users(varied)
     assert np.abs(together.vectors).max() > 50 * tolerance
     for row, request in enumerate(varied):

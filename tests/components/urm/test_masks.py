@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from components.urm.backbone import token_embeddings
-from components.urm.examples import read_examples
+from components.urm.data.examples import read_examples
+from components.urm.network.backbone import token_embeddings
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import json
 
 import torch
 
-from components.urm.examples import NegativeSampler, TrainingSteps, read_examples
-from tests.components.urm.training import launch, write_world
+from components.urm.data.examples import read_examples
+from components.urm.training.steps import NegativeSampler, TrainingSteps
+from tests.worlds.training import launch, write_world
 
 
 def test_a_model_sharded_over_two_processes_has_the_gradients_of_a_whole_one(
@@ -19,7 +20,7 @@ def test_a_model_sharded_over_two_processes_has_the_gradients_of_a_whole_one(
     (tmp_path / "world").mkdir()
     write_world(tmp_path / "world", tables, table_dir, config)
     torch.save(spoken, tmp_path / "batch.pt")
-    for output in launch("tests.components.urm.sharded", [tmp_path / "world", tmp_path / "batch.pt"]):
+    for output in launch("tests.worlds.sharded", [tmp_path / "world", tmp_path / "batch.pt"]):
         figures = json.loads(output)
         assert figures["compared"] > 40
         assert figures["gradients"] < 0.05  # bfloat16 where the machine has it

@@ -1,1 +1,0 @@
-"""Ablation studies: variants of one configuration, trained alike, compared on the validation split."""

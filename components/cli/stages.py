@@ -1,0 +1,135 @@
+"""One command per stage, derived from the table of the flow."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from components.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    ForceOption,
+    RunDirOption,
+    SetOption,
+    read_config,
+)
+from components.flow import STAGES, StageSpec
+from components.memory import keep_freed_memory
+from components.settings import get_settings
+from components.storage import StageFunction, StageReport, StageResult, StageRun, run_stage
+
+app = typer.Typer(no_args_is_help=True)
+_PANEL = "Stages, in order"
+
+CheckOption = Annotated[bool, typer.Option("--check", help="Only report what is wrong with the source.")]
+
+
+def run_spec(
+    spec: StageSpec,
+    config: str,
+    run_dir: str,
+    overrides: list[str] | None,
+    force: bool = False,
+    *,
+    options: dict[str, Any] | None = None,
+    function: StageFunction | None = None,
+) -> StageResult:
+    """Run a stage or a study as its command's options say.
+
+    Args:
+        spec: The stage.
+        config: Name or path of the configuration.
+        run_dir: Run directory as a person names it.
+        overrides: KEY=VALUE each.
+        force: Compute even if an equal result exists.
+        options: What is no part of the configuration and decides the result.
+        function: What computes it; `run` of its module if not given.
+    """
+    keep_freed_memory()
+    settings = get_settings()
+
+    def compute(stage: StageRun) -> StageReport:
+        # Imported only now, since it may take seconds: a reused result or a missing input needs none of it.
+        report: StageReport = (function or importlib.import_module(spec.entry).run)(stage)
+        return report
+
+    return run_stage(
+        spec,
+        compute,
+        config=read_config(config, overrides),
+        run_dir=settings.find_run_dir(run_dir),
+        settings=settings,
+        options=options,
+        force=force,
+    )
+
+
+def ingest(
+    config: ConfigOption = DEFAULT_CONFIG,
+    run_dir: RunDirOption = "default",
+    set_: SetOption = None,
+    force: ForceOption = False,
+    check: CheckOption = False,
+) -> None:
+    """By hand for `--check`, and because the source's files decide the result."""
+    source = read_config(config, set_).source
+    if check:
+        from components.ingestion.check import check_source
+
+        report = check_source(source)
+        typer.echo(report.text)
+        raise typer.Exit(0 if report.passed else 2)
+    from components.ingestion.files import fingerprint_files
+
+    run_spec(STAGES["ingest"], config, run_dir, set_, force, options={"source_files": fingerprint_files(source)})
+
+
+def _require_fresh_events(result: StageResult, config: str, overrides: list[str] | None) -> None:
+    from components.validation.freshness import NEWEST_EVENT, require_fresh
+
+    require_fresh(result.metrics[NEWEST_EVENT], read_config(config, overrides).validation, datetime.now(UTC))
+
+
+def _print_verdict(result: StageResult, config: str, overrides: list[str] | None) -> None:
+    typer.echo(result.metrics["verdict"])
+
+
+_BY_HAND: dict[str, Callable[..., None]] = {"ingest": ingest}
+# What a command does once its result is there, computed or reused.
+_AFTERWARDS: dict[str, Callable[[StageResult, str, list[str] | None], None]] = {
+    "validate": _require_fresh_events,
+    "gate": _print_verdict,
+}
+
+
+def _derive(spec: StageSpec) -> Callable[..., None]:
+    """The command of a stage: the common options, and an option per flag."""
+
+    def command(**given: Any) -> None:
+        config, overrides = given["config"], given["set_"]
+        flags = {name: given[name] for name in spec.flags}
+        result = run_spec(spec, config, given["run_dir"], overrides, given["force"], options=flags)
+        if spec.name in _AFTERWARDS:
+            _AFTERWARDS[spec.name](result, config, overrides)
+
+    types = {"config": ConfigOption, "run_dir": RunDirOption, "set_": SetOption, "force": ForceOption}
+    values = {"config": DEFAULT_CONFIG, "run_dir": "default", "set_": None, "force": False}
+    for name, help_text in spec.flags.items():
+        types[name] = Annotated[bool, typer.Option(f"--{name.replace('_', '-')}", help=help_text)]
+        values[name] = False
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what Typer reads options from
+        [inspect.Parameter(name, keyword, default=values[name], annotation=types[name]) for name in types]
+    )
+    command.__annotations__ = dict(types)
+    return command
+
+
+for _spec in STAGES.values():
+    _command = _BY_HAND.get(_spec.name) or _derive(_spec)
+    app.command(name=_spec.name, help=_spec.summary, rich_help_panel=_PANEL)(_command)

@@ -1,0 +1,1 @@
+"""Promotion: the roll-out of a release, and its way back."""

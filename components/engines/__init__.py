@@ -1,0 +1,1 @@
+"""Engines that Ibis expressions run on."""

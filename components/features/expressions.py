@@ -1,0 +1,26 @@
+"""The engine that Ibis expressions run on: DuckDB in this process, bounded in memory, spilling to disk."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import ibis
+import ibis.expr.types as ir
+
+
+def instant(moment: datetime) -> ir.TimestampScalar:
+    """A moment as a literal of the type that the canonical tables use."""
+    return ibis.literal(moment, type="timestamp('UTC', 6)")
+
+
+def microseconds(timestamp: ir.TimestampValue) -> ir.IntegerValue:
+    """Microseconds since 1970 UTC."""
+    return timestamp.delta(instant(datetime.fromisoformat("1970-01-01T00:00:00+00:00")), unit="microsecond")
+
+
+def seeded_key(seed: int, *values: ir.StringValue) -> ir.StringValue:
+    """A text whose order is as good as random, the same for equal seed and values on every engine."""
+    text = ibis.literal(str(seed))
+    for value in values:
+        text = text.concat("/", value)
+    return text.hexdigest("md5")

@@ -1,0 +1,1 @@
+"""The recall API: events in, stored results out."""

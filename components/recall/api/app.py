@@ -1,0 +1,348 @@
+"""The recall API: events in, recalled items out of the result store. Reads never touch a model.
+
+A user without a result gets the task's popular items, marked `source: fallback`; so does a user nobody has seen,
+because in retail new users are the normal case and not an error.
+"""
+
+# No `from __future__ import annotations`: FastAPI must see the bounds that come from the configuration as values.
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import Body, Depends, FastAPI, Path, Query, Response
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Discriminator, Field, Tag
+from starlette.convertors import PathConvertor, register_url_convertor
+
+from components import __version__
+from components.config import RecallConfig
+from components.recall.api import problems, requests
+from components.recall.api.gateway import Gateway
+from components.recall.api.problems import ApiError
+from components.recall.api.requests import Gate
+from components.recall.api.responses import (
+    AcceptedEvent,
+    AcceptedEvents,
+    AdHocAnswer,
+    AdHocQuestion,
+    Health,
+    RecallAnswer,
+    RecallAnswers,
+    RecalledItem,
+    TaskList,
+)
+from components.recall.api.tokens import Scope, Tokens
+from components.recall.serving.catalogue import Catalogue
+from components.recall.state.asks import Ask
+from components.recall.state.events import EXAMPLE, Event, ShortText
+from components.recall.state.store import Result
+from components.recall.telemetry.metrics import ApiMetrics
+from components.recall.telemetry.tracing import Tracing
+from components.settings import Settings
+
+MAX_EVENTS_A_REQUEST = 1000
+MAX_USERS_A_REQUEST = 200
+_DESCRIPTION = """
+Post what users do; read what the model recalls for them.
+
+1. `POST /v1/events` puts events into a stream and answers at once.
+2. A worker infers the user's new recall for every task, usually within seconds.
+3. `GET /v1/users/{user_id}/recall` reads the stored result; it never waits for the model.
+4. `POST /v1/recall` does wait for the model: one user, steered by words, where ad-hoc workers run.
+
+Every error is an `application/problem+json` document whose `detail` says what was expected, what came and what to do.
+"""
+_EVENT_EXAMPLES = {
+    "purchase": {"summary": "A purchase", "value": EXAMPLE},
+    "search": {
+        "summary": "A search; asks the tasks that need a query",
+        "value": {"user_id": "1", "behavior": "search", "query": "frozen pizza", "ts": "2017-12-18T17:06:00Z"},
+    },
+    "batch": {
+        "summary": "Two events at once",
+        "value": [EXAMPLE, {**EXAMPLE, "event_id": "basket-17-line-2", "item_id": 981760}],
+    },
+}
+
+
+class TextConvertor(PathConvertor):
+    """Any text as a part of a path, with slashes (they are decoded before a route is looked for) and line breaks."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", TextConvertor())
+
+# Told apart by shape, so that an error speaks of what was sent and not of the other form.
+EventOrEvents = Annotated[
+    Annotated[Event, Tag("event")]
+    | Annotated[list[Event], Tag("events"), Field(min_length=1, max_length=MAX_EVENTS_A_REQUEST)],
+    Discriminator(lambda body: "events" if isinstance(body, list) else "event"),
+]
+
+
+def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None = None) -> FastAPI:
+    """The application; it needs Redis only when it is asked something, and makes spans where it is told to."""
+    tracing = tracing or Tracing()
+    gateway = Gateway(settings, config, tracing)
+    metrics = ApiMetrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await gateway.close()
+
+    app = FastAPIOffline(
+        title="URM recall",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        openapi_tags=[{"name": "recall"}, {"name": "service"}],
+    )
+    problems.install(app)
+    requests.install(app, metrics)
+    tokens = Tokens(settings.api_tokens_file) if settings.api_tokens_file else None
+    gate = Gate(tokens, config.requests_per_minute)
+    _add_events(app, gateway, config, metrics, [Depends(gate.allow(Scope.WRITE)), *tracing.dependencies()])
+    _add_recall(app, gateway, config, metrics, gate)
+    _add_ad_hoc(app, gateway, config, metrics, gate)
+    _add_service(app, gateway, metrics)
+    return app
+
+
+def _add_events(
+    app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, dependencies: list[Any]
+) -> None:
+    @app.post(
+        "/v1/events",
+        status_code=202,
+        tags=["recall"],
+        dependencies=dependencies,
+        responses=problems.responses(400, 401, 403, 413, 422, 429, 503),
+    )
+    async def post_events(
+        events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)],
+    ) -> AcceptedEvents:
+        """Accept one event or a list of up to 1,000.
+
+        Sending an event again is harmless: its `event_id` is accepted once. If the stream is full, the answer is 429
+        and the events that were accepted before it filled up count as duplicates when the request is repeated.
+        """
+        batch = events if isinstance(events, list) else [events]
+        _refuse_future(batch, config)
+        answers = await gateway.accept(batch)
+        for answer, outcome in ((1, "accepted"), (0, "duplicate"), (-1, "refused")):
+            metrics.events.labels(outcome=outcome).inc(answers.count(answer))
+        if -1 in answers:
+            raise ApiError(
+                429,
+                "event stream",
+                expected=f"room below {config.max_stream_length} waiting events",
+                got=f"a full stream ({answers.count(-1)} of {len(batch)} events refused)",
+                remedy="repeat the request after the time in Retry-After",
+                retry_after=True,
+            )
+        return AcceptedEvents(
+            accepted=answers.count(1),
+            duplicates=answers.count(0),
+            events=[
+                AcceptedEvent(event_id=event.event_id, status="accepted" if answer else "duplicate")
+                for event, answer in zip(batch, answers, strict=True)
+            ],
+        )
+
+
+def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
+    readers = [Depends(gate.allow(Scope.READ))]
+
+    task_query = Query(description="A task of the serving release; `GET /v1/tasks` lists them.")
+    # The limit is the configuration's, so it is no annotation: those are read without this function's variables.
+    k_query = Query(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
+
+    async def read(user_ids: list[str], task: str, k: int) -> list[RecallAnswer]:
+        catalogue, results = await gateway.results(user_ids, task)
+        _require_task(catalogue, task)
+        answers = []
+        for user_id, result in zip(user_ids, results, strict=True):
+            metrics.reads.labels(source="fallback" if result is None else "model", task=task).inc()
+            if result is None:
+                answers.append(_fallback(user_id, task, k, catalogue))
+            else:
+                metrics.result_age.observe((datetime.now(UTC) - result.computed_at).total_seconds())
+                answers.append(_answer(user_id, task, k, catalogue, result))
+        return answers
+
+    @app.get(
+        "/v1/users/{user_id:text}/recall",
+        tags=["recall"],
+        dependencies=readers,
+        responses=problems.responses(401, 403, 404, 422, 429, 503),
+    )
+    async def get_recall(
+        user_id: Annotated[ShortText, Path(examples=["1"])],
+        task: Annotated[str, task_query] = "next_purchase",
+        k: int = k_query,
+    ) -> RecallAnswer:
+        """The items recalled for a user, best first.
+
+        A user without a result, also one never seen before, gets the task's popular items with `source: fallback`.
+        An id may be any text, percent-encoded: that of `a/b` is `a%2Fb`.
+        """
+        return (await read([user_id], task, k))[0]
+
+    @app.post(
+        "/v1/users/recall",
+        tags=["recall"],
+        dependencies=readers,
+        responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 503),
+    )
+    async def read_recall(
+        user_ids: Annotated[
+            list[ShortText],
+            Body(embed=True, min_length=1, max_length=MAX_USERS_A_REQUEST, examples=[["1", "2"]]),
+        ],
+        task: Annotated[str, task_query] = "next_purchase",
+        k: int = k_query,
+    ) -> RecallAnswers:
+        """The items recalled for up to 200 users, in one round trip to the store; each as `GET` would answer."""
+        return RecallAnswers(answers=await read(user_ids, task, k))
+
+    @app.get("/v1/tasks", tags=["recall"], dependencies=readers, responses=problems.responses(401, 403, 429, 503))
+    async def get_tasks() -> TaskList:
+        """The tasks of the serving release."""
+        catalogue = await gateway.catalogue()
+        return TaskList(release=catalogue.release, tasks=list(catalogue.tasks), query_tasks=list(catalogue.query_tasks))
+
+
+def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
+    class AdHocRequest(AdHocQuestion):
+        """What to recall for whom, now."""
+
+        k: int = Field(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
+
+    @app.post(
+        "/v1/recall",
+        tags=["recall"],
+        dependencies=[Depends(gate.allow(Scope.READ))],
+        responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
+    )
+    async def ask_recall(request: AdHocRequest) -> AdHocAnswer:
+        """Run the model for one user now, steered by words such as "gift for a child".
+
+        It takes as long as the model does, and nothing is stored: read stored results wherever they do. Requests have
+        their own workers and a short queue. A full queue is 429, no worker 503, no answer by the deadline 504.
+        """
+        catalogue = await gateway.catalogue()
+        _require_task(catalogue, request.task)
+        _require_query(catalogue, request)
+        try:
+            result = await gateway.ask(Ask(**request.model_dump()))
+        except ApiError as error:
+            metrics.asks.labels(status=str(error.status)).inc()
+            raise
+        metrics.asks.labels(status="200").inc()
+        return AdHocAnswer(
+            user_id=request.user_id,
+            task=request.task,
+            source="model",
+            release=result.release,
+            event_id=result.event_id,
+            event_ts=result.event_ts,
+            computed_at=result.computed_at,
+            query=request.query,
+            guidance=request.guidance,
+            items=_items(catalogue, result.item_ids, result.scores),
+        )
+
+
+def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
+    @app.get("/healthz", tags=["service"])
+    async def get_health() -> Health:
+        """The process answers."""
+        return Health(status="ok")
+
+    @app.get("/readyz", tags=["service"], responses=problems.responses(503))
+    async def get_readiness() -> Health:
+        """Redis answers and a release is serving; reads then work, whether or not a worker is alive."""
+        catalogue = await gateway.catalogue()
+        return Health(status="ok", release=catalogue.release, workers=await gateway.count_workers())
+
+    @app.get("/metrics", tags=["service"], response_class=Response)
+    async def get_metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _require_task(catalogue: Catalogue, task: str) -> None:
+    if task not in catalogue.tasks:
+        raise ApiError(
+            404,
+            "task",
+            expected="one of " + ", ".join(catalogue.tasks),
+            got=repr(task),
+            remedy="name a task of the serving release",
+        )
+
+
+def _require_query(catalogue: Catalogue, request: AdHocQuestion) -> None:
+    needed = request.task in catalogue.query_tasks
+    if needed != (request.query is not None):
+        raise ApiError(
+            422,
+            f"body field 'query', task {request.task!r}",
+            expected="the words that the user searched for" if needed else "nothing, since this task has no query",
+            got=repr(request.query) if request.query else "nothing",
+            remedy="send them" if needed else "leave it out, or put the words into guidance",
+        )
+
+
+def _refuse_future(events: list[Event], config: RecallConfig) -> None:
+    for event in events:
+        if event.is_future(config.max_future_seconds):
+            raise ApiError(
+                422,
+                f"event {event.event_id!r}, field 'ts'",
+                expected=f"at most {config.max_future_seconds:g} s in the future",
+                got=event.ts.isoformat(),
+                remedy="correct the client's clock or leave ts out",
+            )
+
+
+def _answer(user_id: str, task: str, k: int, catalogue: Catalogue, result: Result) -> RecallAnswer:
+    return RecallAnswer(
+        user_id=user_id,
+        task=task,
+        source="model",
+        release=result.release,
+        event_id=result.event_id,
+        event_ts=result.event_ts,
+        computed_at=result.computed_at,
+        query=result.query,
+        items=_items(catalogue, result.item_ids[:k], result.scores[:k]),
+    )
+
+
+def _fallback(user_id: str, task: str, k: int, catalogue: Catalogue) -> RecallAnswer:
+    item_ids, scores = catalogue.fallback[task]
+    return RecallAnswer(
+        user_id=user_id,
+        task=task,
+        source="fallback",
+        release=catalogue.release,
+        event_id=None,
+        event_ts=None,
+        computed_at=None,
+        query=None,
+        items=_items(catalogue, item_ids[:k], scores[:k]),
+    )
+
+
+def _items(catalogue: Catalogue, item_ids: list[int], scores: list[float]) -> list[RecalledItem]:
+    items = []
+    for item_id, score in zip(item_ids, scores, strict=True):
+        title, category = catalogue.describe(item_id)
+        items.append(RecalledItem(item_id=item_id, score=score, title=title, category=category))
+    return items

@@ -1,0 +1,182 @@
+"""The API's side of Redis: accept events, read results, follow the serving release. Never waits for the model."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from functools import cached_property
+from typing import Any
+
+import redis.asyncio
+import structlog
+from aiodataloader import DataLoader
+
+from components.config import RecallConfig
+from components.exceptions import UrmError
+from components.recall.api.problems import ApiError
+from components.recall.serving.catalogue import Catalogue, load_catalogue
+from components.recall.state.asks import Ask, AskRefusal, AskResult, ask_arguments, read_answer
+from components.recall.state.events import Event, accept_arguments
+from components.recall.state.scripts import ACCEPT, ASK, ask_answer_key, result_key
+from components.recall.state.store import Result
+from components.recall.telemetry.logs import name_error
+from components.recall.telemetry.tracing import Tracing
+from components.release.publication import SERVING, WORKERS, Publication
+from components.settings import Settings
+
+log = structlog.get_logger()
+# A read waits for Redis no longer than this; the caller has its own fallback.
+_TIMEOUT_SECONDS = 2.0
+_CONNECTIONS = 16  # one process has one core to use them with; with more, requests would only wait in Redis
+_AT_WORK = 32  # ad-hoc requests that workers have taken
+_RETRY_SECONDS = 30.0  # between two tries to read a release's tables
+
+
+class Gateway:
+    """Redis and the tables of the serving release, for one API process."""
+
+    def __init__(self, settings: Settings, config: RecallConfig, tracing: Tracing) -> None:
+        self._settings = settings
+        self._config = config
+        self._tracing = tracing
+        self._client = _connect(settings, _TIMEOUT_SECONDS, _CONNECTIONS)
+        # Ad-hoc requests wait on connections of their own: as many as may wait in the queue, and some at work.
+        patience = config.ad_hoc_deadline_seconds + _TIMEOUT_SECONDS
+        self._patient = _connect(settings, patience, config.ad_hoc_queue + _AT_WORK)
+        self._ask = self._client.register_script(ASK)
+        self._accept = self._client.register_script(ACCEPT)
+        self._catalogue: Catalogue | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._failed: Publication | None = None
+        self._retry_at = 0.0
+
+    async def accept(self, events: list[Event]) -> list[int]:
+        """Put events into the stream; 1 accepted, 0 seen before, -1 the stream is full."""
+        with self._tracing.accept(len(events)) as traceparent:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for event in events:
+                    await self._accept(**accept_arguments(event, self._config, traceparent), client=pipe)
+                answers: list[int] = await pipe.execute()
+        return answers
+
+    async def ask(self, ask: Ask) -> AskResult:
+        """Wait for an ad-hoc worker's answer.
+
+        Raises:
+            ApiError: There is none, or not in time.
+        """
+        outcome = await self._ask(**ask_arguments(ask, self._config))
+        popped = None
+        if outcome == 1:
+            key = ask_answer_key(ask.ask_id)
+            popped = await self._patient.blpop([key], self._config.ad_hoc_deadline_seconds)
+        answer = read_answer(outcome, popped, self._config)
+        if isinstance(answer, AskRefusal):
+            raise ApiError(answer.status, answer.subject, **answer.parts, retry_after=answer.status in (429, 503))
+        return answer
+
+    async def results(self, user_ids: list[str], task: str) -> tuple[Catalogue, list[Result | None]]:
+        """The serving release and the stored result of each user, in one round trip.
+
+        Raises:
+            ApiError: No release is serving.
+        """
+        answers = await self._reads.load(tuple(result_key(user_id, task) for user_id in user_ids))
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        serving, *bodies = answers
+        catalogue = await self._follow(serving)
+        return catalogue, [None if body is None else Result.model_validate_json(body) for body in bodies]
+
+    async def catalogue(self) -> Catalogue:
+        """Tables of the serving release.
+
+        Raises:
+            ApiError: No release is serving.
+        """
+        return await self._follow(await self._client.get(SERVING))
+
+    async def count_workers(self) -> int:
+        """Workers with a fresh heartbeat."""
+        seconds, _ = await self._client.time()
+        return int(await self._client.zcount(WORKERS, f"({seconds}", "+inf"))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+        await self._patient.aclose()
+
+    @cached_property
+    def _reads(self) -> DataLoader[tuple[str, ...], list[Any]]:
+        """Lets reads that come in one turn of the event loop share a round trip: the more wait, the less each costs.
+
+        Made at the first read, since it keeps the running event loop.
+        """
+        return DataLoader(self._read, cache=False)
+
+    async def _read(self, reads: list[tuple[str, ...]]) -> list[list[Any]]:
+        """For each read the serving release and the body under each of its keys, or Redis's error in their place."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.get(SERVING)
+            for key in itertools.chain.from_iterable(reads):
+                pipe.hget(key, "body")
+            serving, *bodies = await pipe.execute(raise_on_error=False)
+        rest = iter(bodies)
+        return [[serving, *itertools.islice(rest, len(keys))] for keys in reads]
+
+    async def _follow(self, serving: str | None) -> Catalogue:
+        """Tables of the release named; until they are read, those of the one before, and only without any a wait."""
+        if serving is None:
+            raise ApiError(
+                503,
+                "recall",
+                expected="a serving release",
+                got="none yet",
+                remedy="run `urm release` and `urm promote`, with a worker running",
+                retry_after=True,
+            )
+        publication = Publication.model_validate_json(serving)
+        if self._catalogue is not None and self._catalogue.release == publication.release:
+            return self._catalogue
+        if self._loading is None and (publication != self._failed or time.monotonic() >= self._retry_at):
+            self._loading = asyncio.create_task(self._load(publication))
+        if self._catalogue is None and self._loading is not None:
+            await asyncio.shield(self._loading)  # others wait for it, too: it outlives a request that is given up
+        if self._catalogue is None:
+            raise ApiError(
+                503,
+                f"release {publication.release}",
+                expected="its bundle to be readable",
+                got="an error that is in the server's log",
+                remedy=f"mend it, which is seen within {_RETRY_SECONDS:.0f} s, or promote another release",
+                retry_after=True,
+            )
+        return self._catalogue
+
+    async def _load(self, publication: Publication) -> None:
+        try:
+            self._catalogue = await asyncio.to_thread(load_catalogue, publication, self._settings, self._config.filters)
+            log.info("serving release", release=publication.release)
+        except Exception as error:  # whatever a bundle or its store raises, reads go on with what is known
+            self._failed, self._retry_at = publication, time.monotonic() + _RETRY_SECONDS
+            reason = str(error) if isinstance(error, UrmError) else name_error(error)
+            log.error(
+                "release cannot be read", release=publication.release, error=reason, retry_in_seconds=_RETRY_SECONDS
+            )
+        finally:
+            self._loading = None
+
+
+def _connect(settings: Settings, timeout_seconds: float, connections: int) -> Any:
+    """A client whose callers wait for one of its connections, instead of opening one each when they are many."""
+    pool: Any = redis.asyncio.BlockingConnectionPool.from_url(
+        settings.redis_url,
+        max_connections=connections,
+        timeout=_TIMEOUT_SECONDS,
+        decode_responses=True,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=_TIMEOUT_SECONDS,
+    )
+    return redis.asyncio.Redis.from_pool(pool)

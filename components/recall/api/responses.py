@@ -1,0 +1,123 @@
+"""Bodies that the API answers with, and the question of an ad-hoc recall."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.recall.state.events import LongText, ShortText
+
+
+class RecalledItem(BaseModel):
+    """One recalled item."""
+
+    item_id: int
+    score: float = Field(description="Comparable within one answer only.")
+    title: str | None = Field(description="Null if the serving release does not know the item.")
+    category: list[str] = Field(description="Top to leaf.")
+
+
+class RecallAnswer(BaseModel):
+    """The recalled items of a user for one task."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "user_id": "1",
+                    "task": "next_purchase",
+                    "source": "model",
+                    "release": "urm-3f1c0a9b2d4e",
+                    "event_id": "8f14e45f-ceea-467f-a0e6-1d2f6b3c9a01",
+                    "event_ts": "2017-12-18T17:05:00Z",
+                    "computed_at": "2026-11-25T13:40:02.120Z",
+                    "query": None,
+                    "items": [
+                        {
+                            "item_id": 1082185,
+                            "score": 7.31,
+                            "title": "Tropical fruit, bananas, 40 lb",
+                            "category": ["PRODUCE", "TROPICAL FRUIT", "BANANAS"],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    user_id: str
+    task: str
+    source: Literal["model", "fallback"] = Field(
+        description="`model`: computed for this user. `fallback`: no result yet, these items are popular for the task."
+    )
+    release: str = Field(description="The release that computed the items, or whose fallback it is.")
+    event_id: str | None = Field(description="The user's newest event that the result knows; null for a fallback.")
+    event_ts: datetime | None = Field(description="When that event happened.")
+    computed_at: datetime | None = Field(description="When the result was computed.")
+    query: str | None = Field(description="The words that the result answers, for tasks that need them.")
+    items: list[RecalledItem] = Field(description="Best first.")
+
+
+class AdHocQuestion(BaseModel):
+    """What to recall for whom, now; the API adds k, whose limit is the configuration's."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"user_id": "1", "task": "next_purchase", "guidance": "gift for a child", "k": 10}]
+        },
+    )
+
+    user_id: ShortText = Field(description="Any user; one without a history is taken as new.")
+    task: ShortText = Field(default="next_purchase", description="A task of the serving release.")
+    query: LongText | None = Field(default=None, description="The user's words; for tasks that need a query.")
+    guidance: LongText | None = Field(default=None, description="Words that steer the recall.")
+
+
+class AdHocAnswer(RecallAnswer):
+    """What the model recalls for a user now."""
+
+    source: Literal["model"] = Field(description="Always `model`: an ad-hoc request has no fallback.")
+    event_id: str | None = Field(description="The user's newest live event; null if there is none.")
+    guidance: str | None = Field(description="The words that steered the recall.")
+
+
+class RecallAnswers(BaseModel):
+    """The answers to a batch, in the order of the users."""
+
+    answers: list[RecallAnswer]
+
+
+class AcceptedEvent(BaseModel):
+    """What became of one event."""
+
+    event_id: str
+    status: Literal["accepted", "duplicate"] = Field(
+        description="`duplicate`: an event of this id was accepted before and is not processed again."
+    )
+
+
+class AcceptedEvents(BaseModel):
+    """What became of the events, in the order given."""
+
+    accepted: int
+    duplicates: int
+    events: list[AcceptedEvent]
+
+
+class Health(BaseModel):
+    """State of the service."""
+
+    status: Literal["ok"]
+    release: str | None = None
+    workers: int | None = Field(default=None, description="Workers with a fresh heartbeat.")
+
+
+class TaskList(BaseModel):
+    """Tasks of the serving release."""
+
+    release: str
+    tasks: list[str]
+    query_tasks: list[str] = Field(description="Those of them that need a query.")

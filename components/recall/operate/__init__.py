@@ -1,0 +1,1 @@
+"""What an operator does: feed events, look at and replay dead letters, trace, show."""

@@ -1,0 +1,1 @@
+"""Processes of the runtime: launch, forks, supervisor, health."""

@@ -1,0 +1,104 @@
+"""What the API needs of the serving release: tasks, titles and the fallback. No model, and no torch.
+
+The tables stay in Arrow's memory; an item is found by binary search, and those asked for of late are kept at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from components.addresses import fetch
+from components.config import ItemFilter
+from components.exceptions import ReleaseError
+from components.recall.serving.filters import blocked_items
+from components.release.bundle import MANIFEST, read_manifest, read_tasks
+from components.release.publication import Publication
+from components.settings import Settings
+
+ITEMS_AT_HAND = 50_000  # some 20 MB
+_FILES = (MANIFEST, "tasks.json", "titles.parquet", "fallback.parquet")
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Tables of one release.
+
+    Attributes:
+        release: Its name.
+        tasks: Names of its tasks, in order.
+        query_tasks: Names of those that need a query.
+        fallback: Popular items by task: item ids and scores, best first.
+    """
+
+    release: str
+    tasks: tuple[str, ...]
+    query_tasks: tuple[str, ...]
+    fallback: dict[str, tuple[list[int], list[float]]]
+    _item_ids: npt.NDArray[np.int64]
+    _titles: pa.Table
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "describe", lru_cache(ITEMS_AT_HAND)(self.describe))
+
+    def describe(self, item_id: int) -> tuple[str | None, list[str]]:
+        """Title and category path of an item, not to be changed; (None, []) if the release does not know it."""
+        row = int(np.searchsorted(self._item_ids, item_id))
+        if row == len(self._item_ids) or self._item_ids[row] != item_id:
+            return None, []
+        return self._titles["title"][row].as_py(), self._titles["category"][row].as_py()
+
+
+def load_catalogue(
+    publication: Publication, settings: Settings, filters: Mapping[str, ItemFilter] | None = None
+) -> Catalogue:
+    """Read the tables of a published release.
+
+    Args:
+        publication: Which.
+        settings: Where.
+        filters: What its fallback leaves out beside unavailable items.
+
+    Raises:
+        ReleaseError: The bundle is another release's, or a table is damaged.
+        UrmError: The bundle cannot be reached.
+    """
+    bundle = fetch(publication.bundle, settings.cache_path / "bundles", _FILES)
+    manifest = read_manifest(bundle)
+    manifest.require(publication.release, publication.bundle)
+    tasks = read_tasks(bundle)
+    titles = _read(bundle / "titles.parquet").sort_by("item_id").combine_chunks()
+    popularity = _read(bundle / "fallback.parquet")
+    fallback = {}
+    blocked = blocked_items(titles, [task.name for task in tasks], filters or {})
+    for task in tasks:
+        of_task = pc.equal(popularity["task"], task.name)
+        forbidden = pc.is_in(popularity["item_id"], pa.array(blocked[task.name]))
+        rows = popularity.filter(pc.and_(of_task, pc.invert(forbidden)))
+        fallback[task.name] = (rows["item_id"].to_pylist(), rows["score"].to_pylist())
+    item_ids = np.asarray(titles["item_id"], dtype=np.int64)
+    return Catalogue(
+        release=manifest.release,
+        tasks=tuple(task.name for task in tasks),
+        query_tasks=tuple(task.name for task in tasks if task.needs_query),
+        fallback=fallback,
+        _item_ids=item_ids,
+        _titles=titles,
+    )
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise ReleaseError(
+            f"bundle file {path}", expected="a Parquet file", got=error, remedy="build the release again"
+        ) from None

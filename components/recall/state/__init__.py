@@ -1,0 +1,1 @@
+"""What Redis holds: keys and scripts, events, the stream, results, ad-hoc requests."""

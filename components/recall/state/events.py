@@ -1,0 +1,132 @@
+"""The live event as it comes in, lies in the stream, and is kept in a user's recent history."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from components.config import RecallConfig
+from components.exceptions import DataError
+from components.recall.state.scripts import MARK_TTL_SECONDS, STREAM, accepted_key, waiting_key
+
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128, strip_whitespace=True)]
+# Instants are numbers of microseconds, and Redis' scripts count in doubles, which are exact below 2 ** 53.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2255, 1, 1, tzinfo=UTC)
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
+
+EXAMPLE: dict[str, JsonValue] = {
+    "event_id": "8f14e45f-ceea-467f-a0e6-1d2f6b3c9a01",
+    "user_id": "1",
+    "item_id": 1082185,
+    "behavior": "purchase",
+    "ts": "2017-12-18T17:05:00Z",
+}
+
+
+class Event(BaseModel):
+    """Something a user did: with an item, or in words, or both.
+
+    `event_id` makes a retry harmless: an event whose id was accepted before is not processed again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+
+    event_id: ShortText = Field(
+        default_factory=lambda: str(uuid.uuid4()),
+        description="Unique id chosen by the client, so that it may retry; made by the server if left out.",
+    )
+    user_id: ShortText = Field(description="The user, as in the logs the model was trained on; new users are welcome.")
+    item_id: int | None = Field(
+        default=None, ge=0, lt=2**63, description="The item; may be left out if there is a query."
+    )
+    behavior: ShortText = Field(default="purchase", description="What the user did, e.g. purchase, view, search.")
+    scenario: ShortText = Field(default="live", description="Where it happened.")
+    query: LongText | None = Field(default=None, description="The user's words; asks the tasks that need a query.")
+    ts: AwareDatetime = Field(
+        default_factory=lambda: datetime.now(UTC),
+        ge=EARLIEST,
+        lt=LATEST,
+        description="When it happened, with time zone; the server's clock if left out.",
+    )
+    attributes: dict[ShortText, Annotated[str, StringConstraints(max_length=256)]] = Field(
+        default_factory=dict, max_length=32, description="Further facts, e.g. in_display."
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.item_id is None and self.query is None:
+            raise ValueError("expected item_id or query, or both")
+        return self
+
+    @property
+    def ts_us(self) -> int:
+        """Microseconds since 1970."""
+        return to_microseconds(self.ts)
+
+    def is_future(self, max_future_seconds: float) -> bool:
+        """Whether the event claims to lie ahead of this machine's clock by more than the skew allowed."""
+        return (self.ts - datetime.now(UTC)).total_seconds() > max_future_seconds
+
+
+def decode_event(text: str) -> Event:
+    """Parse one stream entry.
+
+    Raises:
+        DataError: It is no event.
+    """
+    try:
+        return Event.model_validate_json(text)
+    except ValidationError as error:
+        raise DataError("stream entry", **explain(error), remedy="correct it and feed it again") from None
+
+
+def explain(error: ValidationError) -> dict[str, str]:
+    """Expected and got of the first fault, for the sentence of an exception."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input should ")
+    got = "nothing" if first["type"] == "missing" else repr(first["input"])
+    return {
+        "expected": f"field {field!r} to be right ({message})" if field else message,
+        "got": got if len(got) <= 80 else got[:79] + "…",
+    }
+
+
+def to_microseconds(instant: datetime) -> int:
+    """Microseconds since 1970, exact."""
+    delta = instant - EARLIEST
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def from_microseconds(ts_us: int) -> datetime:
+    """The instant, in UTC."""
+    return datetime.fromtimestamp(ts_us // 1_000_000, UTC).replace(microsecond=ts_us % 1_000_000)
+
+
+def accept_arguments(event: Event, config: RecallConfig, traceparent: str = "") -> dict[str, list[Any]]:
+    """Keys and arguments of the script ACCEPT for one event; its entry carries the trace that it belongs to."""
+    return {
+        "keys": [STREAM, accepted_key(event.event_id), waiting_key(event.user_id)],
+        "args": [
+            event.model_dump_json(),
+            f"{time.time():.6f}",
+            MARK_TTL_SECONDS,
+            config.max_stream_length,
+            event.user_id,
+            traceparent,
+            event.event_id,
+        ],
+    }

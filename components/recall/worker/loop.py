@@ -1,0 +1,89 @@
+"""What every worker of the runtime does: turn until it is told to stop, and wait for a Redis that is away."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import redis
+import structlog
+
+from components.recall.serving.engine import ServingRelease
+from components.recall.telemetry.logs import name_error
+from components.recall.telemetry.metrics import WorkerMetrics
+from components.recall.worker.switch import ReleaseSwitch
+from components.redis_client import is_full
+from components.release.publication import Publication, beat, sign_off
+
+log = structlog.get_logger()
+
+IDLE_BLOCK_MS = 500  # how long an idle worker waits for work before it looks at releases and signals
+_LONGEST_PAUSE_SECONDS = 10.0
+
+
+class ServingLoop(ABC):
+    """A process that serves the wanted release; `run` returns after `stop`."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        load: Callable[[Publication], ServingRelease],
+        name: str | None,
+        metrics: WorkerMetrics,
+    ) -> None:
+        """Take a Redis client that returns str, the loader of releases, a name (else host and process id), metrics."""
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self.metrics = metrics
+        self._client = client
+        self._switch = ReleaseSwitch(client, self.name, load, self.metrics)
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finish the batch at hand, then return from `run`."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until stopped; a lost or full Redis is waited for."""
+        log.info("worker started", worker=self.name)
+        pause = 0.0
+        while not self._stopping:
+            try:
+                self.step()
+                pause = 0.0
+            except redis.RedisError as error:
+                if not (isinstance(error, redis.ConnectionError | redis.TimeoutError) or is_full(error)):
+                    raise
+                pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
+                log.warning("redis does not answer or is full", error=name_error(error), retry_in_seconds=pause)
+                self._sleep(pause)
+        self._leave()
+
+    @abstractmethod
+    def step(self) -> None:
+        """One turn."""
+
+    @abstractmethod
+    def _sign_off(self) -> None:
+        """Take this worker out of what it takes its work from."""
+
+    def _follow_release(self) -> ServingRelease | None:
+        """Say that this worker lives, flip to a newly loaded release; None while there is none."""
+        beat(self._client, self.name, self._switch.serving.name if self._switch.serving else "")
+        self._switch.poll()
+        return self._switch.serving
+
+    def _leave(self) -> None:
+        try:
+            self._sign_off()
+            sign_off(self._client, self.name)
+        except redis.RedisError as error:
+            log.warning("left without signing off", error=name_error(error))
+        log.info("worker stopped", worker=self.name)
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < deadline:
+            time.sleep(0.05)

@@ -1,0 +1,1 @@
+"""Stages of the flow, one module each: read, call, write."""

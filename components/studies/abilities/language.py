@@ -1,0 +1,148 @@
+"""Study `language`: what SFT leaves of the backbone's language, and how good the text after [LM] is.
+
+The backbone before SFT is the one training started from: same name, same depth. The whole backbone at full depth
+stands beside it, because cutting the depth costs more language than SFT does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from rich.table import Table
+from transformers import AutoConfig
+
+from components.config import RunConfig, load_document
+from components.settings import Settings
+from components.storage import StageReport, StageRun
+from components.studies.abilities.likelihood import (
+    LanguageModel,
+    Question,
+    Questions,
+    accuracy,
+    chance,
+    perplexity,
+    read_passages,
+)
+from components.studies.abilities.text_quality import measure_f1, measure_loss
+from components.studies.finished import hide_progress_bars, load_recaller
+from components.tracking import track
+from components.urm.data.examples import Example, read_examples
+from components.urm.inference import UrmRecaller
+from components.urm.network.backbone import load_backbone
+
+LOSS_EXAMPLES = 200  # of the validation split
+SPOKEN_EXAMPLES = 40  # of them; a generated token costs a pass
+REPORT_EVERY = 10
+_TEXT, _QUESTIONS = "plain_text.txt", "questions.yaml"
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """What beside code and configuration decides the result: the text and the questions."""
+    files = [_folder(settings) / name for name in (_TEXT, _QUESTIONS)]
+    return {"files": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()}
+
+
+def run(stage: StageRun) -> StageReport:
+    """Measure; the metrics are in result.json, in `language.json` and in MLflow."""
+    if stage.settings.num_threads:
+        torch.set_num_threads(stage.settings.num_threads)
+    hide_progress_bars()
+    folder = _folder(stage.settings)
+    passages = read_passages(folder / _TEXT)
+    questions = load_document(folder / _QUESTIONS, Questions).questions
+    with track(stage):
+        recaller = load_recaller(lambda output: stage.path("sft", output), stage.settings)
+        metrics: dict[str, Any] = {"passages": len(passages), "questions": len(questions), "chance": chance(questions)}
+        models = {"after": LanguageModel(recaller.model.backbone, recaller.builder.writer.tokenizer)}
+        models |= _untrained(stage.config, stage.settings.cache_path)
+        for name, model in models.items():
+            stage.report_progress(f"plain English, {name} SFT" if name != "full_depth" else "plain English, full depth")
+            metrics[name] = _measure_language(model, passages, questions)
+        metrics["text"] = _measure_text(stage, recaller)
+        mlflow.log_metrics(_flat(metrics))
+        mlflow.log_dict(metrics, "language.json")
+    (stage.output / "language.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return StageReport(outputs={"language": "language.json"}, metrics=metrics)
+
+
+def table(metrics: dict[str, Any]) -> Table:
+    """The metrics for people."""
+    shown = Table("", "perplexity", "zero-shot questions", title="Language before and after SFT", title_justify="left")
+    for name in ("full_depth", "before", "after"):
+        value = metrics[name]
+        heading = f"{name.replace('_', ' ')} ({value['layers']} layers)"
+        shown.add_row(heading, f"{value['perplexity']:,.1f}", f"{100 * value['accuracy']:.0f} %")
+    shown.add_row("guessing", "", f"{100 * metrics['chance']:.0f} %")
+    text = metrics["text"]
+    shown.caption = (
+        f"[LM] text on {text['examples']} validation examples: {text['loss']:.3f} nats a token; category F1 on "
+        f"{text['spoken']} of them {text['f1']:.3f}, naming the user's usual categories {text['f1_usual']:.3f}"
+    ).replace("[LM]", r"\[LM]")
+    return shown
+
+
+def _untrained(config: RunConfig, cache: Path) -> dict[str, LanguageModel]:
+    """The backbone as training began with it, and at its full depth."""
+    urm = config.urm
+    torch.manual_seed(config.seed)
+    before, tokenizer = load_backbone(urm.backbone, num_layers=urm.num_layers, pretrained=urm.pretrained, cache=cache)
+    depth = AutoConfig.from_pretrained(before.config._name_or_path).num_hidden_layers
+    full, _ = load_backbone(urm.backbone, num_layers=depth, pretrained=True, cache=cache)
+    return {
+        "before": LanguageModel(before, tokenizer),
+        "full_depth": LanguageModel(full, tokenizer),
+    }
+
+
+def _measure_language(model: LanguageModel, passages: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
+    return {
+        "layers": model.model.config.num_hidden_layers,
+        "perplexity": perplexity(model, passages),
+        "accuracy": accuracy(model, questions),
+    }
+
+
+def _measure_text(stage: StageRun, recaller: UrmRecaller) -> dict[str, Any]:
+    examples = _validation_examples(stage)
+    stage.report_progress("text after [LM]: loss", examples=len(examples))
+    loss = measure_loss(recaller, examples)
+    spoken = examples[:SPOKEN_EXAMPLES]
+
+    def progress(done: int) -> None:
+        if done % REPORT_EVERY == 0:
+            stage.report_progress("text after [LM]: speaking", done=done, of=len(spoken))
+
+    said, usual = measure_f1(recaller, spoken, progress)
+    return {"examples": len(examples), "spoken": len(spoken), "loss": loss, "f1": said, "f1_usual": usual}
+
+
+def _validation_examples(stage: StageRun) -> list[Example]:
+    """A random sample of the validation examples that have a text."""
+    contexts = pq.read_table(stage.path("features", "contexts"), filters=[("split", "=", "validation")])
+    tasks = {task.name: task for task in stage.config.tasks}
+    groups = read_examples(contexts, pq.read_table(stage.path("features", "examples")), tasks, "validation")
+    examples = [example for _, group in groups for example in group if example.categories]
+    order = np.random.default_rng(stage.config.seed).permutation(len(examples))[:LOSS_EXAMPLES]
+    return [examples[place] for place in order.tolist()]
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.configs_dir / "language"
+
+
+def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+    nested = {
+        f"{name}.{key}": value
+        for name, part in metrics.items()
+        if isinstance(part, dict)
+        for key, value in part.items()
+    }
+    return nested | {name: value for name, value in metrics.items() if not isinstance(value, dict)}

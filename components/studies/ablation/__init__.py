@@ -1,0 +1,1 @@
+"""Variants of a configuration, trained alike and compared on validation."""

@@ -1,0 +1,69 @@
+"""A figure a group: a curve where the group varies one number, bars otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from components.studies.ablation.grid import REFERENCE, Group
+
+
+def draw_group(path: Path, group: Group, table: pd.DataFrame, reference: dict[str, Any], k: int) -> None:
+    """Write a PNG of one group, the reference included.
+
+    Args:
+        path: The file.
+        group: The group.
+        table: One row a variant, by name: recall, spread, difference, low, high.
+        reference: Configuration of the reference, nested; gives its place on a curve.
+        k: Cut-off of the recall.
+    """
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if group.axis is not None:
+        _curve(axes, group, group.axis, table, reference)
+    else:
+        _bars(axes, group, table)
+    axes.set_title(group.title, fontsize="medium")
+    axes.set_ylabel(f"validation Recall@{k}")
+    figure.savefig(path, dpi=120)
+
+
+def _curve(axes: Axes, group: Group, key: str, table: pd.DataFrame, reference: dict[str, Any]) -> None:
+    places = {name: float(overrides[key]) for name, overrides in group.variants.items()}
+    places[REFERENCE] = float(_look_up(reference, key))
+    names = sorted(places, key=lambda name: places[name])
+    x = [places[name] for name in names]
+    axes.errorbar(x, table.loc[names, "recall"], yerr=_errors(table, names), marker="o", capsize=3)
+    if len(x) > 2 and min(x) > 0 and max(x) / min(x) >= 8:
+        axes.set_xscale("log", base=2)
+    ticks = sorted(set(x))  # a variant may be the reference by another name
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axes.set_xlabel(key)
+
+
+def _bars(axes: Axes, group: Group, table: pd.DataFrame) -> None:
+    names = [REFERENCE, *group.variants]
+    colors = ["0.6", *(["C0"] * len(group.variants))]
+    axes.bar(range(len(names)), table.loc[names, "recall"], yerr=_errors(table, names), color=colors, capsize=3)
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+
+
+def _errors(table: pd.DataFrame, names: list[str]) -> list[list[float]]:
+    """Distances from the value down and up to the interval of the difference to the reference."""
+    rows = table.loc[names]
+    below = (rows["difference"] - rows["low"]).clip(lower=0)
+    above = (rows["high"] - rows["difference"]).clip(lower=0)
+    return [below.tolist(), above.tolist()]
+
+
+def _look_up(content: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        content = content[part]
+    return content

@@ -1,0 +1,67 @@
+"""Runs the variants of a study: the ordinary stages up to `sft` in a process each, then `measure`.
+
+Stages that a variant shares with the reference are reused by their fingerprints, and so is all that an interrupted
+study has finished.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import structlog
+
+from components.exceptions import UrmError, UserError
+from components.flow import STUDIES, stages_before
+from components.studies.ablation.grid import Grid, variant_dir
+
+log = structlog.get_logger()
+STAGES = stages_before(STUDIES["measure"].inputs)
+URM = (sys.executable, "-m", "components")
+_USER_ERROR = 2  # exit code of a mistake in the input
+
+
+class VariantError(UrmError):
+    """A stage of a variant failed; trying again may help."""
+
+
+def run_variant(
+    grid: Grid, variant: str, seed: int, *, config: str, study_dir: str, overrides: Sequence[str] = ()
+) -> str:
+    """Train and measure one variant with one seed.
+
+    Args:
+        grid: The study.
+        variant: Name of a variant, or of the reference.
+        seed: Seed of every stage.
+        config: Name or path of the configuration.
+        study_dir: Run directory of the study.
+        overrides: KEY=VALUE for all variants; those of the grid go before them.
+
+    Returns:
+        Run directory of the variant.
+
+    Raises:
+        UserError: A stage found a mistake in the input.
+        VariantError: A stage failed otherwise.
+    """
+    run_dir = variant_dir(study_dir, variant, seed)
+    settings = [*overrides, *grid.settings_of(variant, seed)]
+    options = ["--config", config, "--run-dir", run_dir, *(part for text in settings for part in ("--set", text))]
+    for command in (*((stage,) for stage in STAGES), ("ablation", "measure")):
+        log.info("variant", variant=variant, seed=seed, stage=command[-1])
+        code = subprocess.run([*URM, *command, *options], check=False).returncode
+        if code == _USER_ERROR:
+            raise UserError(
+                f"variant {variant!r}",
+                expected=f"`urm {' '.join(command)}` to accept its settings ({', '.join(settings)})",
+                got="the error above",
+                remedy="mend the grid or the configuration",
+            )
+        if code != 0:
+            raise VariantError(
+                f"variant {variant!r}: expected success of `urm {' '.join(command)}`, got exit code {code}; "
+                "run the same command again, it goes on where it stopped."
+            )
+    return run_dir

@@ -1,0 +1,171 @@
+"""Study `ablation_summary`: every variant against the reference on the same validation examples, over all seeds.
+
+The value of a variant is the mean over tasks of its mean recall. Its difference to the reference has a paired
+bootstrap interval over users: a user brings all his examples of all tasks and seeds, of both models alike. Spread is
+the standard deviation of the value over seeds; one seed has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import structlog
+
+from components.addresses import fetch
+from components.exceptions import MissingInputError
+from components.storage import StageReport, StageRun, load_result
+from components.studies.ablation.figures import draw_group
+from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
+from components.tracking import track
+
+DRAWS = 2000
+CONFIDENCE = 0.95
+Floats = npt.NDArray[np.float64]
+log = structlog.get_logger()
+
+
+def summarise(stage: StageRun, grid: Grid) -> StageReport:
+    """Compare the measured variants of a study; writes a table, a Markdown report and a figure a group.
+
+    A variant that is not measured with all seeds of the grid is left out, and named in the report.
+
+    Raises:
+        MissingInputError: The reference, or every other variant, has not been measured.
+    """
+    recalls: dict[str, pd.DataFrame] = {}
+    missing: list[MissingInputError] = []
+    for variant in grid.variants:
+        try:
+            recalls[variant] = _read(stage, variant, grid.seeds)
+        except MissingInputError as error:
+            log.warning("left out", reason=str(error))
+            missing.append(error)
+    if missing and not recalls.keys() > {REFERENCE}:
+        raise missing[0]
+    rows = [
+        {"variant": variant, "seconds": _sft_seconds(stage, variant, grid.seeds)}
+        | compare(recalls[variant], recalls[REFERENCE], stage.config.seed)
+        for variant in recalls
+    ]
+    table = pd.DataFrame(rows).set_index("variant", drop=False)
+    reference = stage.config.model_dump()
+    outputs = {"table": "ablations.csv", "report": "report.md", "figures": "figures"}
+    (stage.output / "figures").mkdir()
+    with track(stage):
+        table.to_csv(stage.output / "ablations.csv", index=False)
+        (stage.output / "report.md").write_text(render(grid, table, stage.config.name, stage.config.evaluation.k))
+        for name, group in grid.only(recalls).groups.items():
+            path = stage.output / "figures" / f"{name}.png"
+            draw_group(path, group, table, reference, stage.config.evaluation.k)
+            mlflow.log_artifact(str(path))
+        mlflow.log_artifact(str(stage.output / "report.md"))
+        mlflow.log_table(table.reset_index(drop=True), "ablations.json")
+        mlflow.log_metrics({f"recall.{name}": float(value) for name, value in table["recall"].items()})
+    return StageReport(outputs=outputs, counts={"variants": len(rows)}, metrics={"variants": rows})
+
+
+def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """A variant against the reference.
+
+    Args:
+        variant: Columns seed, example_id, user_id, task, recall.
+        reference: The same of the reference.
+        seed: Of the bootstrap.
+
+    Returns:
+        Value of the variant and its spread over seeds (None with one seed), difference to the reference (absolute)
+        and its interval.
+    """
+    keys = ["seed", "example_id", "user_id", "task"]
+    paired = variant.merge(reference, on=keys, suffixes=("", "_reference"), validate="one_to_one")
+    by_seed = variant.groupby(["seed", "task"])["recall"].mean().groupby("seed").mean()
+    users, user_ids = pd.factorize(paired["user_id"])
+    tasks, names = pd.factorize(paired["task"])
+    shape = (len(user_ids), len(names))
+    counts = _table(shape, users, tasks, np.ones(len(paired)))
+    gains = _table(shape, users, tasks, (paired["recall"] - paired["recall_reference"]).to_numpy())
+    low, high = _interval(counts, gains, seed)
+    return {
+        "recall": float(by_seed.mean()),
+        "spread": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
+        "difference": float((gains.sum(axis=0) / counts.sum(axis=0)).mean()),
+        "low": low,
+        "high": high,
+        "seeds": len(by_seed),
+        "examples": len(paired),
+    }
+
+
+def render(grid: Grid, table: pd.DataFrame, config: str, k: int) -> str:
+    """The study as Markdown."""
+    reference = table.loc[REFERENCE]
+    seeds = f"± {reference['spread']:.4f} over {reference['seeds']} seeds" if reference["seeds"] > 1 else "one seed"
+    head = (
+        f"{grid.description} Reference `{REFERENCE}`: {reference['recall']:.4f} ({seeds}, "
+        f"{reference['seconds']:.0f} s of sft). Differences are absolute, with a "
+        f"{100 * CONFIDENCE:.0f} % paired bootstrap interval over users ({DRAWS} draws, seeds pooled)."
+    )
+    parts = [f"# Ablations of {config}: validation Recall@{k}", head]
+    if absent := [variant for variant in grid.variants if variant not in table.index]:
+        parts.append(f"Not measured with all seeds, and left out: {', '.join(absent)}.")
+    for group in grid.only(list(table.index)).groups.values():
+        lines = [
+            "| variant | recall | ± seeds | difference | interval | sft seconds |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for variant in (REFERENCE, *group.variants):
+            row = table.loc[variant]
+            difference = "" if variant == REFERENCE else f"{row['difference']:+.4f}"
+            interval = "" if variant == REFERENCE else f"{row['low']:+.4f} … {row['high']:+.4f}"
+            spread = f"{row['spread']:.4f}" if row["seeds"] > 1 else ""
+            lines.append(
+                f"| {variant} | {row['recall']:.4f} | {spread} | {difference} | {interval} | {row['seconds']:.0f} |"
+            )
+        parts += [f"## {group.title}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _read(stage: StageRun, variant: str, seeds: Sequence[int]) -> pd.DataFrame:
+    parts = []
+    for seed in seeds:
+        run_dir = variant_dir(stage.run_dir, variant, seed)
+        result = load_result(run_dir, "measure")
+        if result is None:
+            raise MissingInputError(
+                "ablation summary",
+                expected=f"variant {variant!r} with seed {seed} measured in {run_dir}",
+                got="no result",
+                remedy=f"run `urm ablation run --variant {variant} --seed {seed}` with the same --grid and --run-dir",
+            )
+        path = fetch(result.outputs["recalls"], stage.settings.cache_path / "inputs")
+        parts.append(pd.read_parquet(path).assign(seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _sft_seconds(stage: StageRun, variant: str, seeds: Sequence[int]) -> float:
+    results = [load_result(variant_dir(stage.run_dir, variant, seed), "sft") for seed in seeds]
+    return float(np.mean([result.seconds for result in results if result is not None]))
+
+
+def _table(
+    shape: tuple[int, int], users: npt.NDArray[np.int64], tasks: npt.NDArray[np.int64], values: Floats
+) -> Floats:
+    table = np.zeros(shape)
+    np.add.at(table, (users, tasks), values)
+    return table
+
+
+def _interval(counts: Floats, gains: Floats, seed: int) -> tuple[float, float]:
+    """Percentile interval of the mean over tasks of the mean gain, users drawn with replacement."""
+    num_users = len(counts)
+    weights = np.random.default_rng(seed).multinomial(num_users, np.full(num_users, 1 / num_users), size=DRAWS)
+    examples = weights @ counts
+    with np.errstate(invalid="ignore"):
+        draws = np.nanmean(weights @ gains / np.where(examples > 0, examples, np.nan), axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    return float(np.quantile(draws, tail)), float(np.quantile(draws, 1 - tail))

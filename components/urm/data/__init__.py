@@ -1,0 +1,1 @@
+"""What goes into the model: requests, prompts, packing, batches."""

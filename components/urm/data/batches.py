@@ -1,0 +1,192 @@
+"""Batches: contexts and blocks of token ids, with the frozen vectors of exactly the items they need.
+
+Frozen vectors are gathered from the memory-mapped item table for the distinct items of a batch; the model holds no
+copy of the table, so its memory does not grow with the catalogue, and no gradient can reach them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from components.exceptions import ConfigError, DataError
+from components.items.codes import guidance_vectors, query_vector
+from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
+from components.urm.data.batch import WORDS, Batch
+from components.urm.data.packing import PromptParts, pack
+from components.urm.data.prompt import Block, PromptWriter
+from components.urm.data.request import Ids, UserContext
+
+# Of a guidance's words beside those of a query. A query names the category of every target, a guidance is one wish of
+# a user who has others; chosen on validation, ADR 20.
+GUIDANCE_STRENGTH = 0.5
+_NO_WORDS = np.empty(0, dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class ItemReader:
+    """Frozen inputs of items.
+
+    Attributes:
+        table: The item table.
+        modalities: Which of its modalities the model reads.
+    """
+
+    table: ItemTable
+    modalities: tuple[str, ...]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each modality by name."""
+        return {name: self.table.modalities[name].vectors.shape[1] for name in self.modalities}
+
+    @property
+    def num_counts(self) -> int:
+        """Counts that popularity has."""
+        return int(self.table.modalities[POPULARITY].vectors.shape[1])
+
+    def check(self, widths: Mapping[str, int], num_counts: int) -> None:
+        """Refuse an item table other than the one the model was trained with.
+
+        Raises:
+            DataError: A modality is missing or has another width.
+        """
+        found = {name: modality.vectors.shape[1] for name, modality in self.table.modalities.items()}
+        wanted = dict(widths) | {POPULARITY: num_counts}
+        if any(found.get(name) != width for name, width in wanted.items()):
+            raise DataError(
+                "item table",
+                expected=f"modalities and widths {wanted}",
+                got=found,
+                remedy="use the model and the item table of one run",
+            )
+
+    def read_words(self, blocks: Sequence[Block]) -> torch.Tensor:
+        """Words of queries and guidances in the parts of item space that are made of words.
+
+        Args:
+            blocks: E tasks asked.
+
+        Returns:
+            Their words, the parts one beside the other [E, their width].
+        """
+        parts = [name for name in WORDS if name in self.widths]
+        widths = [self.widths[name] for name in parts]
+        vectors = np.zeros((len(blocks), sum(widths)), dtype=np.float32)
+        for row, block in zip(vectors, blocks, strict=True):
+            row[:] = np.concatenate([query_vector(block.query, width) for width in (*widths, 0)])
+            if block.guidance:
+                known = [self.table.words.get(name, _NO_WORDS) for name in parts]
+                row += GUIDANCE_STRENGTH * np.concatenate([*guidance_vectors(block.guidance, known, widths), []])
+        return torch.from_numpy(vectors)
+
+    def read(self, item_ids: Ids) -> Batch:
+        """Vectors, presence and popularity of items [U]."""
+        gathered = {name: self.table.gather(name, item_ids) for name in self.modalities}
+        popularity, _ = self.table.gather(POPULARITY, item_ids)
+        return {
+            "vectors": {name: torch.from_numpy(vectors) for name, (vectors, _) in gathered.items()},
+            "present": {name: torch.from_numpy(present) for name, (_, present) in gathered.items()},
+            "popularity": torch.from_numpy(popularity),
+        }
+
+
+def usable_modalities(table: ItemTable, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The wanted modalities that the table has, in both roles; images, for example, exist for some catalogues only.
+
+    Raises:
+        ConfigError: It has none of them.
+    """
+    usable = tuple(
+        name for modality in wanted for name in (modality, modality + HISTORY_ROLE) if name in table.modalities
+    )
+    if not usable:
+        raise ConfigError(
+            "field urm.modalities",
+            expected=f"at least one of {', '.join(table.modalities)}",
+            got=", ".join(wanted),
+            remedy="name a modality of the item table",
+        )
+    return usable
+
+
+class BatchBuilder:
+    """Turns contexts with their blocks into the model's input."""
+
+    def __init__(self, writer: PromptWriter, reader: ItemReader, behaviors: Sequence[str], copy_length: int) -> None:
+        """Take the behaviours training knows; any other gets number 0."""
+        self.writer = writer
+        self.reader = reader
+        self.copy_length = copy_length
+        self.behaviors = {name: number + 1 for number, name in enumerate(behaviors)}
+
+    def build(
+        self, groups: Sequence[tuple[UserContext, Sequence[Block]]], more_items: Ids | None = None
+    ) -> tuple[Batch, npt.NDArray[np.int64]]:
+        """One sequence a group.
+
+        Args:
+            groups: Contexts, each with the blocks asked of it.
+            more_items: Items beside the histories whose vectors are wanted, too.
+
+        Returns:
+            The batch, and the place of each of `more_items` among its items.
+        """
+        kept = [self._known_places(context) for context, _ in groups]
+        histories = [context.item_ids[places] for (context, _), places in zip(groups, kept, strict=True)]
+        more = np.empty(0, dtype=np.int64) if more_items is None else more_items
+        # Place 0 is always an item, also where no history and no candidate is asked for: padding points at it.
+        everything = np.concatenate([np.zeros(1, dtype=np.int64), *histories, more])
+        distinct, where = np.unique(everything, return_inverse=True)
+        packed = pack(
+            [
+                PromptParts(self.writer.prefix(context, places), blocks)
+                for (context, blocks), places in zip(groups, kept, strict=True)
+            ],
+            self.writer,
+        )
+        columns = self._history(groups, kept, where[1:]) | {
+            "queries": self.reader.read_words([block for _, blocks in groups for block in blocks]),
+            "items": self.reader.read(distinct),
+        }
+        batch: Batch = packed.tensors() | columns
+        return batch, where[len(where) - len(more) :]
+
+    def known_items(self, context: UserContext) -> Ids:
+        """History items that the copy path reaches, newest first, as they stand in a batch."""
+        return context.item_ids[self._known_places(context)]
+
+    def _known_places(self, context: UserContext) -> npt.NDArray[np.int64]:
+        """Places of the newest history items that the item table has."""
+        known = np.flatnonzero(self.reader.table.rows(context.item_ids) >= 0)
+        return known[: self.copy_length]
+
+    def _history(
+        self,
+        groups: Sequence[tuple[UserContext, Sequence[Block]]],
+        kept: Sequence[npt.NDArray[np.int64]],
+        where: npt.NDArray[np.int64],
+    ) -> Batch:
+        shape = (len(groups), max(1, *(len(places) for places in kept), 1))
+        items, counts, behaviors = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+        days, known = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
+        start = 0
+        for row, ((context, _), places) in enumerate(zip(groups, kept, strict=True)):
+            size = len(places)
+            items[row, :size] = where[start : start + size]
+            counts[row, :size] = np.asarray(context.counts)[places]
+            days[row, :size] = np.asarray(context.days_since)[places]
+            behaviors[row, :size] = [self.behaviors.get(context.behaviors[place], 0) for place in places]
+            known[row, :size] = True
+            start += size
+        return {
+            "history_items": torch.from_numpy(items),
+            "history_counts": torch.from_numpy(counts),
+            "history_days_since": torch.from_numpy(days),
+            "history_behaviors": torch.from_numpy(behaviors),
+            "history_known": torch.from_numpy(known),
+        }

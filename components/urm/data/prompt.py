@@ -1,0 +1,173 @@
+"""Prompts as token ids: a PREFIX of one user context, and a BLOCK for each task asked of it.
+
+    prefix  the template `urm.profile`: text, and where it calls items(), one [ITEM] token a history item, newest first;
+            items('view') and the like make several lists
+    block   task text, guidance if there is one, [UM_0] … [UM_{H-1}], [LM], and in training the target text and the end
+            token
+
+All blocks of a context attend to the whole prefix and to themselves, never to one another (see packing.py).
+The H user tokens are H added tokens of the vocabulary, so that their embeddings differ from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from components.config import Task, UrmConfig
+from components.exceptions import ConfigError
+from components.urm.data.request import UserContext
+
+LIST_MARK = "\x00"  # stands for a list of item tokens in rendered text
+ITEM_TOKEN, LM_TOKEN, USER_TOKEN = "[ITEM]", "[LM]", "[UM_{}]"
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, num_user_vectors: int) -> None:
+    """Add [ITEM], [LM] and [UM_0] … to the vocabulary; they are saved with the tokenizer."""
+    names = [ITEM_TOKEN, LM_TOKEN, *(USER_TOKEN.format(i) for i in range(num_user_vectors))]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Token ids of what all tasks of a context share.
+
+    Attributes:
+        token_ids: Text with item tokens in it.
+        items: Where the item tokens stand, and which history item each is: (place in token_ids, column).
+    """
+
+    token_ids: tuple[int, ...]
+    items: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Token ids of one task asked of a context.
+
+    Attributes:
+        prompt: Task text.
+        text: Target text and end token; empty where no text is trained.
+        query: What the user asks for, in words; empty where the task has no query.
+        guidance: What the recall should be steered to, in words; empty without one. It is part of the prompt, too.
+    """
+
+    prompt: tuple[int, ...]
+    text: tuple[int, ...] = ()
+    query: str = ""
+    guidance: str = ""
+
+    def continued(self, spoken: Sequence[int]) -> Block:
+        """This block with text said so far; the last label stands for the token to come."""
+        return replace(self, text=(*spoken, 0))
+
+
+class PromptWriter:
+    """Renders contexts and tasks to token ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: UrmConfig) -> None:
+        """Take a tokenizer that has the special tokens, and section `urm` of the configuration."""
+        self.tokenizer = tokenizer
+        self.history_length = config.history_length
+        self.item_id = self._id(ITEM_TOKEN)
+        self.lm_id = self._id(LM_TOKEN)
+        self.user_ids = tuple(self._id(USER_TOKEN.format(i)) for i in range(config.num_user_vectors))
+        self.end_id = int(tokenizer.eos_token_id)
+        # The text is a model's input, never a web page: nothing to escape.
+        self._jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701
+        self._profile = self._jinja.from_string(config.profile)
+        self._template = lru_cache(maxsize=256)(self._jinja.from_string)
+        self._tokens = lru_cache(maxsize=8192)(self._tokenise)  # few texts, asked again and again
+
+    def prefix(self, context: UserContext, places: Sequence[int] | npt.NDArray[np.int64]) -> Prefix:
+        """The part of the prompt that all tasks of a context share.
+
+        Args:
+            context: The user.
+            places: Of the history items that may stand in the prompt, newest first; their order numbers the columns.
+
+        Raises:
+            ConfigError: The template names a variable that does not exist.
+        """
+        lists: list[list[int]] = []
+
+        def items(*behaviors: str) -> str:
+            """Stands for item tokens: of the whole history, or of the behaviours named; the newest ones."""
+            wanted = [c for c, place in enumerate(places) if not behaviors or context.behaviors[place] in behaviors]
+            lists.append(wanted[: self.history_length])
+            return LIST_MARK
+
+        try:
+            text = self._profile.render(
+                num_events=context.num_events,
+                num_items=context.num_items,
+                num_active_days=context.num_active_days,
+                days_since_last=context.days_since_last,
+                top_categories=context.top_categories,
+                items=items,
+            )
+        except jinja2.TemplateError as error:
+            raise _bad_template("field urm.profile", "items, num_events, num_items, …", error) from None
+        token_ids: list[int] = []
+        found: list[tuple[int, int]] = []
+        for number, piece in enumerate(text.split(LIST_MARK)):
+            if number:
+                found += [(len(token_ids) + offset, column) for offset, column in enumerate(lists[number - 1])]
+                token_ids += [self.item_id] * len(lists[number - 1])
+            token_ids += self._tokens(piece)
+        return Prefix(tuple(token_ids), tuple(found))
+
+    def block(
+        self, task: Task, query: str | None, categories: Sequence[str] | None = None, guidance: str | None = None
+    ) -> Block:
+        """The block of a task; with `categories` also its target text.
+
+        A guidance stands behind the task's text as it is, but for its line breaks.
+
+        Raises:
+            ConfigError: A template of the task names a variable that does not exist.
+        """
+        wanted = " ".join((guidance or "").split())
+        asked = self._render(task, "prompt", query=query or "")
+        prompt = self._tokens(f"{asked} {wanted}" if wanted else asked)
+        if categories is None:
+            return Block(prompt, query=query or "", guidance=wanted)
+        text = self._render(task, "text_target", categories=list(categories), query=query or "")
+        return Block(prompt, (*self._tokens(" " + text), self.end_id), query or "", wanted)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of generated token ids."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+    def _render(self, task: Task, field: str, **variables: object) -> str:
+        try:
+            return self._template(getattr(task, field)).render(**variables)
+        except jinja2.TemplateError as error:
+            raise _bad_template(f"task {task.name!r}, field {field!r}", ", ".join(variables), error) from None
+
+    def _tokenise(self, text: str) -> tuple[int, ...]:
+        # What a user writes is words, also where it spells [ITEM] or a mark of the backbone.
+        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _id(self, token: str) -> int:
+        number = self.tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(number, int) or number == self.tokenizer.unk_token_id:
+            raise ConfigError(
+                "tokenizer of the model",
+                expected=f"the special token {token}",
+                got="a vocabulary without it",
+                remedy="use the model directory that the sft stage wrote",
+            )
+        return number
+
+
+def _bad_template(subject: str, variables: str, error: jinja2.TemplateError) -> ConfigError:
+    return ConfigError(
+        subject, expected=f"a Jinja2 template over {variables}", got=error.message, remedy="mend the template"
+    )

@@ -1,0 +1,119 @@
+"""What the model is asked: a user's context at one instant, a task, and for some tasks a query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from components.config import Task
+from components.exceptions import DataError
+from components.schemas.examples import ragged
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class UserContext:
+    """Everything known of a user strictly before one instant.
+
+    The four history fields are parallel, one entry a distinct item, newest first. Requests that share one
+    *object* are answered from one pass over it.
+
+    Attributes:
+        item_ids: Items the user had [n].
+        counts: Events of each item [n].
+        days_since: Days from each item's last event to the instant [n].
+        behaviors: Behaviour of each item's last event [n].
+        num_events: Events in all, also of items no longer in the history.
+        num_items: Distinct items in all.
+        num_active_days: Days with an event.
+        days_since_last: Days from the last event to the instant.
+        top_categories: The most frequent categories in words, most frequent first.
+    """
+
+    item_ids: Ids
+    counts: npt.NDArray[np.integer]
+    days_since: Floats
+    behaviors: Sequence[str]
+    num_events: int
+    num_items: int
+    num_active_days: int
+    days_since_last: float
+    top_categories: Sequence[str] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.item_ids), len(self.counts), len(self.days_since), len(self.behaviors)}
+        if len(lengths) > 1:
+            raise DataError(
+                "history of a user",
+                expected="item_ids, counts, days_since and behaviors of one length",
+                got=f"lengths {sorted(lengths)}",
+                remedy="build the four lists from the same rows",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class RecallRequest:
+    """One task asked of one user context.
+
+    Attributes:
+        context: The user.
+        task: Any task of a run.
+        query: What the user searches for, in words; for tasks that need it.
+        guidance: What the recall should be steered to, in words, e.g. "For a barbecue."; for any task.
+
+    Raises:
+        DataError: The task needs a query and there is none, or the guidance is empty.
+    """
+
+    context: UserContext
+    task: Task
+    query: str | None = None
+    guidance: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task.needs_query and not self.query:
+            raise DataError(
+                f"task {self.task.name!r}",
+                expected="a query text",
+                got=repr(self.query),
+                remedy="pass the words that the user searched for",
+            )
+        if self.guidance is not None and not self.guidance.strip():
+            raise DataError("guidance", expected="a text", got="none", remedy="say in a few words what is wanted")
+
+    @property
+    def excluded_items(self) -> Ids:
+        """Items that may not be recalled: with `exclude_bought`, the user's own history."""
+        return self.context.item_ids if self.task.exclude_bought else np.empty(0, dtype=np.int64)
+
+
+def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
+    """User contexts by context_id, from a table of schema CONTEXTS; arrays are views of the table's memory."""
+    items, offsets = ragged(contexts, "history_item_ids")
+    counts, _ = ragged(contexts, "history_counts")
+    days, _ = ragged(contexts, "history_days_since")
+    behaviors, _ = ragged(contexts, "history_behaviors")
+    categories, category_offsets = ragged(contexts, "top_categories")
+    plain = ["context_id", "num_events", "num_items", "num_active_days", "days_since_last"]
+    columns = zip(*(contexts.column(name).to_pylist() for name in plain), strict=True)
+    result: dict[int, UserContext] = {}
+    for row, (context_id, num_events, num_items, num_active_days, days_since_last) in enumerate(columns):
+        span = slice(offsets[row], offsets[row + 1])
+        result[context_id] = UserContext(
+            item_ids=items[span],
+            counts=counts[span],
+            days_since=days[span],
+            behaviors=behaviors[span],  # type: ignore[arg-type]  # an array of strings serves as a sequence
+            num_events=num_events,
+            num_items=num_items,
+            num_active_days=num_active_days,
+            days_since_last=days_since_last,
+            top_categories=tuple(categories[category_offsets[row] : category_offsets[row + 1]]),
+        )
+    return result

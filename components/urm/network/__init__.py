@@ -1,0 +1,1 @@
+"""The network: backbone, fusion, heads, and its files."""

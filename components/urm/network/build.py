@@ -1,0 +1,56 @@
+"""A new URM around a backbone, with everything that belongs to it, ready for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.config import UrmConfig
+from components.items.table import ItemTable
+from components.urm.data.batches import BatchBuilder, ItemReader, usable_modalities
+from components.urm.data.prompt import PromptWriter, add_special_tokens
+from components.urm.network.backbone import extend_vocabulary, load_backbone
+from components.urm.network.files import ModelDescription
+from components.urm.network.model import Urm
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """What `build_model` makes.
+
+    Attributes:
+        model: The model, its new modules fresh.
+        builder: Makes its batches.
+        description: How it is built.
+    """
+
+    model: Urm
+    builder: BatchBuilder
+    description: ModelDescription
+
+
+def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: Path) -> NewModel:
+    """Load the backbone, add the special tokens, put fusion and heads around it.
+
+    Args:
+        config: Section `urm`.
+        table: Item table with every modality the configuration names and the data has.
+        behaviors: Behaviours of the training split.
+        cache: Where a packaged backbone is kept after its conversion.
+    """
+    backbone, tokenizer = load_backbone(
+        config.backbone, num_layers=config.num_layers, pretrained=config.pretrained, cache=cache
+    )
+    add_special_tokens(tokenizer, config.num_user_vectors)
+    extend_vocabulary(backbone, len(tokenizer))
+    modalities = usable_modalities(table, config.modalities)
+    reader = ItemReader(table, modalities)
+    writer = PromptWriter(tokenizer, config)
+    return NewModel(
+        model=Urm(backbone, config, reader.widths, reader.num_counts, len(behaviors)),
+        builder=BatchBuilder(writer, reader, behaviors, config.copy_length),
+        description=ModelDescription(
+            config=config, widths=reader.widths, num_counts=reader.num_counts, behaviors=tuple(behaviors)
+        ),
+    )

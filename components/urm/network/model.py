@@ -1,0 +1,169 @@
+"""URM: sequence in, set out. Backbone, fusion and heads as one module.
+
+Tensor letters: B contexts · S tokens · E examples · H user vectors · L history items · U distinct items of the batch ·
+D hidden width · P width of item space · G counts of popularity, K knots of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from components.config import UrmConfig
+from components.device import full_precision, mixed_precision
+from components.urm.data.batch import Batch
+from components.urm.data.packing import attention_mask
+from components.urm.network.backbone import language_head, token_embeddings
+from components.urm.network.fusion import HistoryEmbedding, ItemFusion
+from components.urm.network.heads import POPULARITY_KNOTS, UserHead, popularity_features
+
+
+@dataclass(frozen=True)
+class UrmOutput:
+    """What one pass gives.
+
+    Attributes:
+        user_vectors: [E, H, P + G·K], float32.
+        own_scores: What the items of the example's history score beside them, by place of the history [E, L].
+        item_vectors: Vectors of the batch's items as candidates [U, P + G·K], float32.
+        text_logits: At the positions that predict text [M, V].
+    """
+
+    user_vectors: torch.Tensor
+    own_scores: torch.Tensor
+    item_vectors: torch.Tensor
+    text_logits: torch.Tensor
+
+
+class Urm(nn.Module):
+    """The universal recommendation model."""
+
+    # The Trainer's name for weights that a checkpoint may lack: the tied output embedding, see state_dict.
+    _keys_to_ignore_on_save = ("backbone.lm_head.weight",)
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        config: UrmConfig,
+        widths: dict[str, int],
+        num_counts: int,
+        num_behaviors: int,
+    ) -> None:
+        """Put new modules around a backbone whose vocabulary already has the special tokens.
+
+        Args:
+            backbone: A causal language model.
+            config: Widths and options.
+            widths: Width of each frozen modality by name.
+            num_counts: G, counts of popularity.
+            num_behaviors: Behaviours that training knows.
+        """
+        super().__init__()
+        self.backbone = backbone
+        embeddings = token_embeddings(backbone).weight.detach()
+        hidden_width = embeddings.shape[1]
+        self.fusion = ItemFusion(
+            widths,
+            fusion_width=config.fusion_dimension,
+            token_width=hidden_width,
+        )
+        scale = float(embeddings.float().square().mean().sqrt())
+        self.fusion.match_scale(scale)
+        self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
+        self.user_head = UserHead(
+            hidden_width, self.fusion.space, num_counts, config.fusion_dimension, copy_path=config.copy_path
+        )
+        self.dimension = self.fusion.item_width + num_counts * POPULARITY_KNOTS
+
+    def forward(self, batch: Batch) -> UrmOutput:
+        """User vectors, item vectors and text logits of a batch (see batches.py).
+
+        Runs in bfloat16 where the device has it, but for item space and the heads: their inner products rank.
+        """
+        with mixed_precision(batch["token_ids"].device.type):
+            return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> UrmOutput:
+        items = batch["items"]
+        fused = self.fusion(items["vectors"], items["present"])  # [U, F]
+        with full_precision(fused.device.type):
+            candidates, as_history = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
+        places, known = batch["history_items"], batch["history_known"]  # [B, L]
+        tokens = self._tokens(batch, fused)  # [B, L, D]
+        hidden = self._run_backbone(batch, tokens)  # [B * S, D]
+        with full_precision(hidden.device.type):
+            user_vectors, own_scores = self.user_head(
+                hidden[batch["user_positions"]],  # [E, H, D]
+                mean_of(hidden, batch["task_positions"]),
+                batch["block_rows"],
+                tokens,
+                self.history.habit(batch["history_counts"], batch["history_days_since"]),
+                as_history[places],
+                known,
+                batch["queries"],
+            )
+        logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
+        return UrmOutput(user_vectors, own_scores, self._candidates(candidates, items), logits)
+
+    @torch.no_grad()
+    def centre_tasks(self, batch: Batch) -> None:
+        """Make the mean state of a batch's task texts the origin of such states; once, before training."""
+        with mixed_precision(batch["token_ids"].device.type):
+            fused = self.fusion(batch["items"]["vectors"], batch["items"]["present"])
+            hidden = self._run_backbone(batch, self._tokens(batch, fused))
+        self.user_head.task_centre.copy_(mean_of(hidden, batch["task_positions"]).mean(dim=0))
+
+    def item_vectors(self, items: Batch) -> torch.Tensor:
+        """Candidate vectors [U, P + G·K] of items alone, in float32."""
+        fused = self.fusion(items["vectors"], items["present"])
+        return self._candidates(self.fusion.items(fused, items["vectors"], items["present"])[0], items)
+
+    def _candidates(self, item_space: torch.Tensor, items: Batch) -> torch.Tensor:
+        return torch.cat([item_space, popularity_features(items["popularity"])], dim=-1)
+
+    def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
+        """Tokens of the history's items [B, L, D]."""
+        tokens: torch.Tensor = self.fusion.tokens(fused)[batch["history_items"]] + self.history(
+            batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
+        )
+        return tokens
+
+    def _run_backbone(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+        embeddings = token_embeddings(self.backbone)(batch["token_ids"])  # [B, S, D]
+        sequence, place = batch["item_positions"]
+        embeddings = embeddings.index_put(
+            (sequence, place), tokens[sequence, batch["item_columns"]].to(embeddings.dtype)
+        )
+        output = self.backbone.base_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask(batch["segments"]),
+            position_ids=batch["positions"],
+            use_cache=False,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1)
+
+    def tie_weights(self) -> None:
+        """Share the embedding with the language head again where the backbone does; the Trainer asks for it."""
+        self.backbone.tie_weights()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # torch has overloads
+        """Weights by name, a tied output embedding left out: safetensors refuses shared memory."""
+        state: dict[str, torch.Tensor] = super().state_dict(*args, **kwargs)
+        if self.backbone.config.tie_word_embeddings:
+            head = language_head(self.backbone)
+            shared = {name for name, module in self.named_modules() if module is head}
+            for name in shared:
+                state.pop(f"{name}.weight", None)
+        return state
+
+
+def mean_of(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Mean [E, D] of the rows of hidden [n, D] that positions [E, T] name; -1 names none, and no row gives zero."""
+    named = positions >= 0
+    chosen = hidden[positions.clamp(min=0)].float() * named[..., None]
+    return chosen.sum(dim=1) / named.sum(dim=1, keepdim=True).clamp(min=1)

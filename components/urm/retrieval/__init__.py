@@ -1,0 +1,1 @@
+"""Top-K of the catalogue for user vectors."""

@@ -1,0 +1,183 @@
+"""Kinds of candidate index, chosen by the size of the catalogue (ADR 16).
+
+    exact      every item compared, in 32 bits
+    ivf_sq8    the items of the nearest cells, by leading principal components in 8 bits; the best again in 16 bits
+    pq         the same by product codes of 4 bits that are scanned in registers; the best again in 4 bits
+
+    n items · d width of an item's vector · r leading principal components
+
+Inner products of vectors of any length need care in two places. Cells come from Euclidean k-means and are ranked by the
+inner product with their centre as it is, which is the mean score of the cell: faiss's own way, spherical k-means, does
+not know how long the vectors of a cell are, and length is popularity here. And the projection leaves the mean in:
+centring the query as well would take μ · v off the score of item v.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import faiss
+import numpy as np
+
+from components.exceptions import DataError
+from components.urm.data.request import Floats, Ids
+
+Kind = Literal["exact", "ivf_sq8", "pq"]
+KINDS: tuple[Kind, ...] = ("exact", "ivf_sq8", "pq")  # the more exact first
+EXACT_UP_TO, IVF_SQ8_UP_TO = 100_000, 2_000_000  # items
+
+BLOCK = 50_000  # items added at a time
+SAMPLES_PER_CELL = 50  # that k-means sees
+KMEANS_ROUNDS = 10
+LEAST_DEPTH = 350  # asked for by any search of an approximate index
+Blocks = Iterable[Floats]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Constants of an approximate kind; measured by benchmarks/index.py.
+
+    Attributes:
+        components: r, leading principal components that the cells hold.
+        probes: Share of the cells searched.
+        factor: Items scored again, a multiple of those asked for: the more, the more alike a catalogue's items are.
+        again: How whole vectors are kept to score the best again, a type of faiss's scalar quantizer.
+    """
+
+    components: int
+    probes: float
+    factor: int
+    again: int
+
+
+SHAPES: dict[Kind, Shape] = {
+    "ivf_sq8": Shape(components=256, probes=1 / 4, factor=20, again=faiss.ScalarQuantizer.QT_fp16),
+    "pq": Shape(components=256, probes=1 / 4, factor=8, again=faiss.ScalarQuantizer.QT_4bit),
+}
+
+
+def choose_kind(num_items: int) -> Kind:
+    """The kind for a catalogue of so many items."""
+    if num_items <= EXACT_UP_TO:
+        return "exact"
+    return "ivf_sq8" if num_items <= IVF_SQ8_UP_TO else "pq"
+
+
+def count_cells(num_items: int) -> int:
+    """Cells of an approximate index: the power of two nearest to 4 √n, but at least 39 items a cell."""
+    return 1 << max(round(math.log2(min(4 * math.sqrt(num_items), num_items / 39))), 0)
+
+
+def count_samples(num_items: int) -> int:
+    """Items that an approximate index is trained on."""
+    return min(num_items, max(SAMPLES_PER_CELL * count_cells(num_items), 10_000))
+
+
+def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int) -> faiss.IndexIDMap:
+    """An approximate inner-product index that answers with item ids.
+
+    Args:
+        kind: One of KINDS but `exact`.
+        item_ids: All ids, ascending [n].
+        blocks: Gives the vectors of all items in the order of the ids, some at a time; called twice.
+        seed: Of k-means and rotation; equal input gives an equal index.
+
+    Raises:
+        DataError: The ids are not ascending, or are not one a vector.
+    """
+    shape = SHAPES[kind]
+    sample = _draw_sample(item_ids, blocks(), seed)
+    project = _train_projection(sample, shape.components)
+    cells = _train_cells(kind, project.apply(sample), len(item_ids), seed)
+    width = sample.shape[1]
+    again = faiss.IndexScalarQuantizer(width, shape.again, faiss.METRIC_INNER_PRODUCT)
+    again.train(sample)
+    del sample
+    again.codes.resize(len(item_ids) * again.code_size)  # once, or growing would take half as much again
+    again.codes.resize(0)
+    refined = faiss.IndexRefine(faiss.IndexPreTransform(project, cells), again)
+    refined.k_factor = shape.factor
+    index = faiss.IndexIDMap(refined)
+    for ids, block in _pair(item_ids, blocks()):
+        index.add_with_ids(block, ids)
+    cells.quantizer.metric_type = faiss.METRIC_INNER_PRODUCT  # items lie in the nearest cell; now rank cells by score
+    return index
+
+
+def _pair(item_ids: Ids, blocks: Blocks) -> Iterator[tuple[Ids, Floats]]:
+    """Ids beside the vectors of each block."""
+    start = 0
+    for block in blocks:
+        yield item_ids[start : start + len(block)], np.ascontiguousarray(block, dtype=np.float32)
+        start += len(block)
+
+
+def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:
+    """Vectors to train on, drawn without replacement."""
+    num_items = len(item_ids)
+    chosen = np.sort(np.random.default_rng(seed).choice(num_items, count_samples(num_items), replace=False))
+    sample = np.empty((0, 0), dtype=np.float32)
+    start = 0
+    for block in blocks:
+        if not start:
+            sample = np.empty((len(chosen), block.shape[1]), dtype=np.float32)  # once: it is gigabytes of ten millions
+        low, high = np.searchsorted(chosen, [start, start + len(block)])
+        sample[low:high] = block[chosen[low:high] - start]
+        start += len(block)
+    if start != num_items or (np.diff(item_ids) <= 0).any():
+        raise DataError(
+            "index",
+            expected="one vector an item, the item ids ascending",
+            got=f"{start} vectors and {num_items} ids",
+            remedy="sort vectors and ids",
+        )
+    return sample
+
+
+def _train_projection(sample: Floats, components: int) -> faiss.PCAMatrix:
+    """The leading components, turned at random so that each says about as much as the next; an even number of them."""
+    project = faiss.PCAMatrix(sample.shape[1], min(components, min(sample.shape) // 2 * 2), 0, True)
+    project.train(sample)
+    project.have_bias = False
+    return project
+
+
+def _train_cells(kind: Kind, projected: Floats, num_items: int, seed: int) -> faiss.IndexIVF:
+    num_cells, width = count_cells(num_items), projected.shape[1]
+    means = faiss.Kmeans(width, num_cells, niter=KMEANS_ROUNDS, seed=seed, max_points_per_centroid=SAMPLES_PER_CELL)
+    means.train(projected)
+    nearest = faiss.IndexFlat(width, faiss.METRIC_L2)
+    nearest.add(np.asarray(means.centroids))
+    cells: faiss.IndexIVF
+    if kind == "ivf_sq8":
+        cells = faiss.IndexIVFScalarQuantizer(
+            nearest, width, num_cells, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, True
+        )
+    else:
+        cells = faiss.IndexIVFPQFastScan(nearest, width, num_cells, width // 2, 4, faiss.METRIC_INNER_PRODUCT)
+        cells.by_residual = True
+    cells.train(projected)
+    cells.nprobe = max(round(num_cells * SHAPES[kind].probes), 1)
+    return cells
+
+
+def keep_known(index: faiss.IndexIDMap, item_ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
+    """Those of some items that an approximate index has, with their scores."""
+    ids = _id_view(index)
+    places = np.searchsorted(ids, item_ids)
+    known = ids[np.minimum(places, len(ids) - 1)] == item_ids
+    return item_ids[known], scores[known]
+
+
+def gather(index: faiss.IndexIDMap, item_ids: Ids) -> Floats:
+    """Vectors [n, d] of items that an approximate index has, as it keeps them to score the best again."""
+    vectors: Floats = index.index.reconstruct_batch(np.searchsorted(_id_view(index), item_ids))
+    return vectors
+
+
+def _id_view(index: faiss.IndexIDMap) -> Ids:
+    """The index's own ids, not copied."""
+    return faiss.rev_swig_ptr(index.id_map.data(), index.ntotal)

@@ -1,0 +1,1 @@
+"""Training: steps, loss, schedule, validation."""

@@ -1,0 +1,60 @@
+"""Losses: sampled NCE over set targets with log-Q correction, and the likelihood of the target text.
+
+    E examples · H user vectors · T targets · N negatives · d width of user and candidate vectors
+    s(e,t) = combine over h of u_h · v_t, plus what t scores as an own item of e
+
+For a target t of example e, with negatives n drawn with replacement at probability q_n (sampled softmax of
+Bengio and Senécal 2008; an item drawn N times with probability q is expected N·q times):
+
+    loss(e, t) = -log  exp s(e,t) / ( exp s(e,t) + Σ_n exp( s(e,n) - log(N q_n) ) )
+
+Drawn items that are targets of the example are left out of its sum. Every target is scored by the combination of
+the H vectors, so that under `max` each pulls its best vector: sequence in, set out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from components.urm.retrieval.users import Combine, combine_scores
+
+
+def sampled_nce(
+    user_vectors: torch.Tensor,
+    target_vectors: torch.Tensor,
+    target_mask: torch.Tensor,
+    negative_vectors: torch.Tensor,
+    log_expected: torch.Tensor,
+    accidental: torch.Tensor,
+    target_own: torch.Tensor,
+    negative_own: torch.Tensor,
+    combine: Combine,
+) -> torch.Tensor:
+    """Mean over examples of the mean over their targets.
+
+    Args:
+        user_vectors: [E, H, d].
+        target_vectors: [E, T, d].
+        target_mask: Which places hold a target [E, T]; at least one an example.
+        negative_vectors: Shared by all examples [N, d].
+        log_expected: log(N q_n) of each negative [N].
+        accidental: Negatives that are targets of the example [E, N].
+        target_own: What each target scores as an item of the example's own history, zero if it is none [E, T].
+        negative_own: The same of each negative [E, N].
+        combine: How H inner products become one score.
+    """
+    targets = combine_scores(torch.einsum("ehd,etd->eth", user_vectors, target_vectors).float(), combine) + target_own
+    products = torch.einsum("ehd,nd->enh", user_vectors, negative_vectors).float()
+    negatives = combine_scores(products, combine) + negative_own - log_expected
+    rest = torch.logsumexp(negatives.masked_fill(accidental, float("-inf")), dim=-1, keepdim=True)  # [E, 1]
+    losses = F.softplus(rest - targets)  # -log of the ratio above
+    per_example = (losses * target_mask).sum(dim=-1) / target_mask.sum(dim=-1)
+    return per_example.mean()
+
+
+def text_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood a token, for logits [M, V] and labels [M]; zero where there is no text."""
+    if labels.numel() == 0:
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits.float(), labels)

@@ -1,0 +1,145 @@
+"""SFT by the Hugging Face Trainer: two learning rates, checkpoints, resume, best checkpoint by validation recall.
+
+Started by `torchrun` or `accelerate launch`, several processes train one model: each takes its share of a step's
+contexts (see shares.py), the first one's clock and validation decide for all, and it alone reports and saves. They
+come to the weights of one process, but for the order of sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, TrainingArguments
+
+from components.config import UrmConfig
+from components.urm.data.batch import Batch
+from components.urm.network.model import Urm
+from components.urm.training.callbacks import COMPLETE, KeepBudget, Report
+from components.urm.training.schedule import Budget
+from components.urm.training.trainer import UrmTrainer
+from components.urm.training.validation import Validation
+
+log = structlog.get_logger()
+
+MAX_GRADIENT_NORM = 1.0
+LOG_STEPS = 10
+KEPT_CHECKPOINTS = 2  # the best and the last
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training came to.
+
+    Attributes:
+        steps: Steps done.
+        seconds: Time spent, evaluations included.
+        best_step: Step of the weights kept.
+        best_recall: Their validation recall, mean over tasks.
+        stopped_by: "steps", "time", or "patience" where no evaluation was better for long.
+    """
+
+    steps: int
+    seconds: float
+    best_step: int
+    best_recall: float
+    stopped_by: str
+
+
+def train(
+    model: Urm,
+    steps: Dataset[Batch],
+    validation: Validation,
+    config: UrmConfig,
+    *,
+    scratch: Path,
+    device: str,
+    seed: int,
+    report: Report,
+) -> TrainingSummary:
+    """Train in place and leave the weights of the best evaluation in the model.
+
+    A training that was killed and is called again with the same arguments ends with the weights of an unbroken one,
+    bit for bit, as long as its rates do not depend on the clock (see `Budget`) and the machine is of the same kind.
+
+    Args:
+        model: The model.
+        steps: Item s is the batch of step s.
+        validation: Measures the recall that decides.
+        config: Section `urm`.
+        scratch: Folder of the checkpoints; a complete one found there is resumed.
+        device: "cpu" or "cuda".
+        seed: Of dropout and the like; batches have their own.
+        report: Called with a step and its metrics whenever there are new ones.
+    """
+    budget = Budget(config.max_steps, config.max_seconds)
+    trainer = UrmTrainer(
+        model=model,
+        args=_arguments(config, scratch, device, seed),
+        train_dataset=steps,
+        eval_dataset=validation,  # never indexed: evaluate() below measures it whole
+        data_collator=_only,
+        callbacks=[KeepBudget(budget, report, config.patience)],
+        config=config,
+        validation=validation,
+        budget=budget,
+    )
+    trainer.remove_callback(PrinterCallback)  # `report` says the same, once
+    checkpoint = last_checkpoint(scratch)
+    if checkpoint is not None:
+        budget.resume(checkpoint / COMPLETE)
+        log.info("resuming", checkpoint=checkpoint.name, seconds=round(budget.seconds, 1))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.wait_for_everyone()  # all have read the best checkpoint before the first process tidies up
+    state = trainer.state
+    return TrainingSummary(
+        steps=state.global_step,
+        seconds=round(budget.seconds, 1),
+        best_step=state.best_global_step or state.global_step,
+        best_recall=float(state.best_metric or 0.0),
+        stopped_by=_reason(state.global_step, budget),
+    )
+
+
+def _reason(steps: int, budget: Budget) -> str:
+    if steps >= budget.max_steps:
+        return "steps"
+    return "time" if budget.is_spent else "patience"
+
+
+def last_checkpoint(scratch: Path) -> Path | None:
+    """The newest complete checkpoint of a folder, or None."""
+    complete = [path.parent for path in scratch.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _arguments(config: UrmConfig, scratch: Path, device: str, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(scratch),
+        max_steps=config.max_steps,
+        per_device_train_batch_size=1,  # an item of the data set is a whole batch
+        train_sampling_strategy="sequential",
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=config.eval_steps,
+        save_steps=config.eval_steps,
+        save_total_limit=KEPT_CHECKPOINTS,
+        load_best_model_at_end=True,
+        metric_for_best_model="recall",
+        greater_is_better=True,
+        max_grad_norm=MAX_GRADIENT_NORM,
+        logging_steps=min(LOG_STEPS, config.eval_steps),
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device != "cpu",
+        ddp_find_unused_parameters=False,  # every weight is part of every step, see Urm.forward
+        seed=seed,
+    )
+
+
+def _only(items: list[Batch]) -> Batch:
+    return items[0]

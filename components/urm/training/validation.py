@@ -1,0 +1,44 @@
+"""Recall of a model in training, on validation examples and the full catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from components.config import UrmConfig
+from components.urm.data.batches import BatchBuilder
+from components.urm.data.examples import Example
+from components.urm.data.request import Ids
+from components.urm.inference import UrmRecaller
+from components.urm.network.model import Urm
+from components.urm.retrieval.index import build_index
+
+
+class Validation:
+    """Measures Recall@k, hits / min(targets, k): what of an example's targets the k best of all items hold."""
+
+    def __init__(
+        self, examples: Sequence[Example], item_ids: Ids, builder: BatchBuilder, config: UrmConfig, k: int
+    ) -> None:
+        """Take validation examples and the catalogue's item ids."""
+        self.examples = examples
+        self.item_ids = item_ids
+        self.builder = builder
+        self.combine = config.combine
+        self.k = k
+
+    def measure(self, model: Urm) -> dict[str, float]:
+        """Mean recall by task, and under "mean" the mean over tasks."""
+        training = model.training
+        model.eval()
+        recaller = UrmRecaller(model, self.builder, self.combine)
+        recaller.index = build_index(self.item_ids, recaller.encode_items(self.item_ids))
+        found, _ = recaller.recall([example.request for example in self.examples], self.k)
+        model.train(training)
+        shares: dict[str, list[float]] = {}
+        for example, items in zip(self.examples, found, strict=True):
+            hits, most = np.isin(example.targets, items).sum(), min(len(example.targets), self.k)
+            shares.setdefault(example.request.task.name, []).append(float(hits / most))
+        recall = {task: float(np.mean(values)) for task, values in shares.items()}
+        return recall | {"mean": float(np.mean(list(recall.values())))}

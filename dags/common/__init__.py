@@ -1,0 +1,1 @@
+"""What DAG files share; none of these modules defines a pipeline of its own."""

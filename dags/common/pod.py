@@ -1,0 +1,88 @@
+"""Runs a stage, or another `urm` command, as a pod of a Kubernetes cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk.exceptions import AirflowException
+
+from dags.common.outcome import MlflowLink, StageMixin, raise_for_exit_code, stage_arguments, stage_environment
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+    from kubernetes.client import models as k8s
+
+
+class UrmPodOperator(KubernetesPodOperator):
+    """`urm …` in a pod made from the template; its arguments may be mapped over."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(do_xcom_push=False, **kwargs)
+
+    def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> k8s.V1Pod:
+        """The pod, with this DAG run's environment."""
+        if context is not None:
+            self.env_vars = stage_environment(context)
+            resources = self.container_resources
+            if resources is not None and "nvidia.com/gpu" in resources.limits:
+                self.env_vars["URM_DEVICE"] = "cuda"  # or an image for the CPU would train beside an idle GPU
+        return super().build_pod_request_obj(context, dry_run=dry_run)
+
+    def execute(self, context: Context) -> None:
+        """Run the pod; a deferrable one goes on in `trigger_reentry`."""
+        try:
+            super().execute(context)
+        except AirflowException as error:
+            self._explain(error)
+            raise
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
+        """Go on after the wait for the pod."""
+        try:
+            super().trigger_reentry(context, event)
+        except AirflowException as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: AirflowException) -> None:
+        """A pod that ended with the exit code of a user's mistake is not tried again."""
+        pod = self.remote_pod or self.pod
+        statuses = (pod.status.container_statuses if pod is not None and pod.status else None) or []
+        for status in statuses:
+            if status.name == self.base_container_name and status.state and status.state.terminated:
+                command = self.arguments[0] if self.arguments else self.task_id  # after a wait a stage has none yet
+                raise_for_exit_code(command, status.state.terminated.exit_code, str(error))
+
+
+class StagePodOperator(UrmPodOperator, StageMixin):
+    """`urm <stage> …` in a pod; success is a result.json, not the pod's word.
+
+    A deferrable pod operator may end as success without its XCom (a pod collected early), so nothing is read from a
+    side-car.
+
+    Args:
+        stage: Name of the stage.
+    """
+
+    operator_extra_links = (MlflowLink(),)
+
+    def __init__(self, *, stage: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+
+    def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> k8s.V1Pod:
+        """The pod, with this DAG run's arguments and environment."""
+        if context is not None:
+            self.arguments = stage_arguments(self.stage, context)
+        return super().build_pod_request_obj(context, dry_run=dry_run)
+
+    def execute(self, context: Context) -> None:
+        """Run the pod and read the stage's result."""
+        super().execute(context)
+        self.finish(context)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> None:
+        """Go on after the wait for the pod."""
+        super().trigger_reentry(context, event)
+        self.finish(context)

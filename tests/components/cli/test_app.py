@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from components import __version__
+from components.cli.app import app
+from components.flow import STAGES
+from components.settings import get_settings
+from tests.worlds import REPOSITORY
+
+URM = [sys.executable, "-m", "components"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configs: Path) -> Path:
+    for name in [name for name in os.environ if name.startswith("URM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("URM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("URM_CONFIGS_DIR", str(configs))
+    get_settings.cache_clear()
+    return tmp_path / "home"
+
+
+def urm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*URM, *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=False)
+
+
+def assert_one_sentence(process: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> None:
+    assert process.returncode == exit_code, process.stderr
+    assert process.stdout == ""
+    assert process.stderr.count("\n") == 1
+    assert process.stderr.startswith("error ")
+    assert process.stderr.endswith(".\n")
+    for part in parts:
+        assert part in process.stderr
+
+
+def test_a_stage_before_its_input(home: Path) -> None:
+    process = urm("validate", "--run-dir", "first")
+    assert_one_sentence(process, 2, "expected the result of stage 'ingest'", f"{home}/runs/first", "run `urm ingest`")
+
+
+def test_an_unknown_key(home: Path) -> None:
+    assert_one_sentence(urm("validate", "--set", "urm.max_stepz=5"), 2, "'urm.max_stepz'", "did you mean 'max_steps'")
+
+
+def test_an_unreadable_file(home: Path) -> None:
+    assert_one_sentence(urm("show", "--config", "/no/such.yaml"), 2, "configuration /no/such.yaml", "check the path")
+    assert_one_sentence(urm("show", "--config", "nope"), 2, "nope.yaml: expected a readable YAML file")
+
+
+def test_text_in_square_brackets_is_printed_as_it_is(home: Path) -> None:
+    assert_one_sentence(urm("validate", "--set", "name='[/x][bold]'"), 2, "got '[/x][bold]'")
+    assert_one_sentence(urm("show", "--config", "[/x].yaml"), 2, "configuration [/x].yaml:")
+
+
+def test_a_run_directory_that_cannot_be_made(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    process = urm("ingest", "--run-dir", f"{tmp_path}/file/run", "--set", "source.max_users=1")
+    assert_one_sentence(process, 2, "expected a folder that can be written, got Not a directory")
+
+
+def test_a_setting_that_does_not_fit(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("URM_DEVICE", "gpu")
+    assert_one_sentence(urm("show"), 2, "setting URM_DEVICE: expected 'auto', 'cpu' or 'cuda', got 'gpu'")
+
+
+def test_a_traceback_only_with_debug(home: Path) -> None:
+    process = urm("--debug", "validate", "--run-dir", "first")
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+    assert "MissingInputError" in process.stderr
+
+
+def test_an_option_that_does_not_exist(home: Path) -> None:
+    process = urm("encode", "--nope")
+    assert process.returncode == 2
+    assert "No such option" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_show_prints_the_resolved_configuration(home: Path) -> None:
+    process = urm("show", "--set", "urm.max_steps=7")
+    assert process.returncode == 0
+    assert "  max_steps: 7\n" in process.stdout
+    assert "  max_epochs: 2\n" in process.stdout  # a default
+
+
+def test_version(home: Path) -> None:
+    assert urm("--version").stdout == f"{__version__}\n"
+
+
+def commands(group: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in group.commands.items():
+        found.append((*path, name))
+        if isinstance(command, typer.core.TyperGroup):
+            found += commands(command, (*path, name))
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))  # type: ignore[arg-type]
+
+
+def test_every_stage_is_a_command_in_the_order_of_the_flow() -> None:
+    names = [path[0] for path in COMMANDS if path[0] in STAGES]
+    assert names == list(STAGES)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*path, "--help"])
+    assert result.exit_code == 0
+    first = result.output.split("Usage:")[1].split("\n\n")[0] if "\n\n" in result.output else result.output
+    assert " ".join(path) in first or path[-1] in result.output
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_option_of_every_command_has_a_help(path: tuple[str, ...]) -> None:
+    command = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]  # type: ignore[attr-defined]
+    assert command.help
+    assert [parameter.name for parameter in command.params if not getattr(parameter, "help", "x")] == []
+
+
+def test_help_loads_no_heavy_library() -> None:
+    heavy = "{'torch', 'mlflow', 'transformers', 'pandas', 'feast', 'great_expectations'}"
+    check = f"import sys, components.cli.app; print(sorted({heavy} & set(sys.modules)))"
+    process = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert process.stdout == "[]\n"
+
+
+def test_sigterm_closes_the_mlflow_run(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    program = (
+        "import mlflow, time\n"
+        "from components.cli.app import end_on_sigterm\n"
+        f"end_on_sigterm(); mlflow.set_tracking_uri({uri!r})\n"
+        "with mlflow.start_run():\n"
+        "    print('open', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    # MLflow leaves the experiment that another test opened in the environment.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    runs = mlflow.MlflowClient(uri).search_runs(["0"])
+    assert [run.info.status for run in runs] == ["FAILED"]

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import structlog
+import uvicorn
+from typer.testing import CliRunner
+
+from components.cli import recall as commands
+from components.cli.app import app as cli
+from components.config import RecallConfig
+from components.exceptions import ConfigError, DataError
+from components.recall.operate.deadletters import list_letters
+from components.recall.operate.intake import feed
+from components.recall.state.scripts import STREAM
+from components.recall.state.store import UserStore
+from components.recall.state.stream import EventStream
+from components.release.publication import SERVING, Publication
+from components.settings import get_settings
+from tests.components.recall.state.test_store import make_result
+from tests.worlds.recall import Release, add_entries, free_address, make_event
+
+
+@pytest.fixture(autouse=True)
+def environment(
+    monkeypatch: pytest.MonkeyPatch, releases: tuple[Release, Release], client: redis.Redis
+) -> Iterator[None]:
+    monkeypatch.setenv("URM_HOME", str(releases[0].settings.home))
+    monkeypatch.setenv("URM_REDIS_URL", releases[0].settings.redis_url)
+    monkeypatch.setenv("COLUMNS", "200")
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+    structlog.reset_defaults()
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, ["recall", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_events_of_a_file_are_fed_once(client: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("\n".join(make_event(event_id=f"e{n}").model_dump_json() for n in range(3)))
+    assert invoke("events", str(path), "--limit", "2") == "2 accepted, 0 accepted before, 0 refused\n"
+    assert invoke("events", str(path)) == "1 accepted, 2 accepted before, 0 refused\n"
+    assert client.xlen(STREAM) == 3
+
+
+def test_a_bad_line_is_named_and_loses_no_other(client: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = [make_event(event_id=f"e{n}").model_dump_json() for n in range(1000)]
+    lines[700] = "{"
+    path.write_text("\n".join(lines))
+    for expected in ("999 accepted, 0 accepted before, 1 refused", "0 accepted, 999 accepted before, 1 refused"):
+        result = CliRunner().invoke(cli.app, ["recall", "events", str(path)])
+        assert result.stdout == expected + "\n"
+        assert "events.jsonl, line 701: expected Invalid JSON" in result.stderr
+        assert isinstance(result.exception, DataError) and result.exception.exit_code == 2
+        assert "expected an event in every row, got 1 without; the others are fed" in str(result.exception)
+    assert client.xlen(STREAM) == 999
+
+
+def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recall_config: RecallConfig) -> None:
+    stream = EventStream(client, "a", recall_config)
+    stream.ensure_group()
+    feed(client, (make_event(event_id=f"e{number}") for number in range(2)), recall_config)
+    for entry in stream.read(10, 10):
+        stream.give_up(entry.entry_id, entry.event.model_dump_json(), "too odd", 5, entry.event)
+    assert "too odd" in invoke("dead-letters", "list")
+    assert invoke("dead-letters", "replay", list_letters(client)[0].letter_id) == "1 replayed\n"
+    assert "expected ids or --all" in invoke("dead-letters", "drop")
+    assert invoke("dead-letters", "drop", "--all") == "1 dropped\n"
+    assert invoke("dead-letters", "list") == "no dead letters\n"
+    assert client.xlen(STREAM) == 1
+
+
+def test_show_prints_recall_beside_events(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
+) -> None:
+    publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
+    client.set(SERVING, publication.model_dump_json())
+    store = UserStore(client, recall_config)
+    result = make_result(1).model_copy(update={"item_ids": [1001, 1002], "scores": [2.0, 1.0]})
+    store.store("3", {"next_purchase": result}, order=1, revision=1)
+    store.remember(add_entries(client, [make_event(item_id=1050, query="pizza")]))
+    output = invoke("show", "3")
+    assert "item 1001" in output and "item 1002" in output
+    assert "purchase item 1050 “pizza”" in output
+
+
+def test_nothing_to_show_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    with pytest.raises(Exception, match="recall: expected a serving release, got none yet"):
+        invoke("show", "3")
+    publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
+    client.set(SERVING, publication.model_dump_json())
+    with pytest.raises(Exception, match="user '3': expected a stored result for task 'next_purchase', got none"):
+        invoke("show", "3")
+    with pytest.raises(Exception, match="task: expected one of next_purchase, new_item, text_query, got 'gift'"):
+        invoke("show", "3", "--task", "gift")
+
+
+def test_redis_that_is_away_is_one_sentence_and_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("URM_REDIS_URL", f"redis://:secret@{free_address()}/0")
+    get_settings.cache_clear()
+    path = tmp_path / "events.jsonl"
+    path.write_text(json.dumps({"event_id": "e", "user_id": "3", "item_id": 1}))
+    for arguments in (["dead-letters", "list"], ["show", "3"], ["events", str(path)]):
+        monkeypatch.setattr("sys.argv", ["urm", "recall", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.run_app()
+        assert caught.value.code == 3
+        message = capsys.readouterr().err
+        assert "Redis at redis://127.0.0.1:" in message and "expected an answer" in message
+        assert "Traceback" not in message and "secret" not in message
+
+
+def test_redis_that_is_full_is_one_sentence_and_exit_code_3(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(make_event(event_id="e", query="arsenic").model_dump_json())
+    monkeypatch.setattr("sys.argv", ["urm", "recall", "events", str(path)])
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.run_app()
+    finally:
+        client.config_set("maxmemory", 0)
+    assert caught.value.code == 3
+    message = capsys.readouterr().err
+    assert "expected room for a write, got none below its maxmemory" in message
+    assert "Traceback" not in message and "arsenic" not in message
+
+
+def test_tokens_are_made_listed_and_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "setting URM_API_TOKENS_FILE: expected the path" in invoke_failing("token", "list")
+    monkeypatch.setenv("URM_API_TOKENS_FILE", str(tmp_path / "tokens.json"))
+    get_settings.cache_clear()
+    secret = invoke("token", "create", "shop", "--scope", "read", "--scope", "write").strip()
+    assert secret.startswith("urm_")
+    assert invoke("token", "list").startswith("shop\tread,write\t20")
+    assert "option --scope: expected read or write, got admin" in invoke_failing(
+        "token", "create", "b", "--scope", "admin"
+    )
+    invoke("token", "revoke", "shop")
+    assert invoke("token", "list") == ""
+
+
+def test_serving_spares_the_garbage_collector_what_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[tuple[int, int]] = []
+    usual = gc.get_threshold()
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: walked.append((len(gc.get_objects()), gc.get_threshold()[0])))
+    monkeypatch.setattr(commands, "log_as_json", lambda: None)
+    try:
+        invoke("serve")
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*usual)
+    assert walked[0][0] < len(gc.get_objects()) / 50
+    assert walked[0][1] > 10 * usual[0]
+
+
+def test_an_address_that_others_reach_wants_tokens() -> None:
+    sentence = invoke_failing("serve", "--host", "192.0.2.1")
+    assert "recall API on 192.0.2.1: expected a token file in URM_API_TOKENS_FILE" in sentence
+
+
+def invoke_failing(*arguments: str) -> str:
+    """The sentence of the error that a command ends with."""
+    with pytest.raises(ConfigError) as caught:
+        invoke(*arguments)
+    return str(caught.value)

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from components.deploy.promotion import deploy, rollback
+from components.deploy.workers import roll_out
+from components.exceptions import MissingInputError, ReleaseError, UnavailableError
+from components.recall.worker.stream import RecallWorker
+from components.redis_client import open_redis
+from components.release.publication import (
+    SERVING,
+    WANTED,
+    WORKER_PREFIX,
+    WORKERS,
+    Answer,
+    Publication,
+    answer,
+    beat,
+    live_workers,
+    publish,
+    read_publication,
+    serve,
+    sign_off,
+)
+from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, open_registry, version_of_alias
+from components.stages.promote import run
+from components.storage import StageResult, run_stage
+from tests.worlds.recall import Release, StartWorker, free_address, wait_until
+from tests.worlds.servers import RedisServer
+
+
+def promote(release: Release) -> StageResult:
+    return run_stage("promote", run, config=release.config, run_dir=str(release.run_dir), settings=release.settings)
+
+
+def alias(release: Release, name: str) -> str | None:
+    found = version_of_alias(open_registry(release.settings), "urm", name)
+    return None if found is None else str(found.tags["urm.release"])
+
+
+def test_a_worker_that_is_late_does_not_turn_the_serving_release_back(client: redis.Redis) -> None:
+    old, new = publish(client, "old", "file:///old"), publish(client, "new", "file:///new")
+    served = Answer(outcome="serving", seconds=1)
+    answer(client, new, "quick", served)
+    answer(client, old, "slow", served)
+    assert read_publication(client, SERVING) == new
+    again = publish(client, "old", "file:///old")  # a rollback is a later publication
+    answer(client, again, "quick", served)
+    assert read_publication(client, SERVING) == again
+
+
+def test_orders_grow_also_when_redis_has_forgotten_them(client: redis.Redis) -> None:
+    first, second = publish(client, "a", "/a"), publish(client, "b", "/b")
+
+    def has_passed() -> bool:  # orders are milliseconds of Redis' clock, one more within the same one
+        seconds, microseconds = client.time()
+        return seconds * 1000 + microseconds // 1000 > second.order
+
+    wait_until(has_passed)  # two publications may share one; a Redis that restarts takes longer than that
+    client.flushall()
+    assert first.order < second.order < publish(client, "c", "/c").order
+    client.flushall()
+    serve(client, Publication(release="b", bundle="/b", order=second.order + 10**9))  # its clock was ahead
+    assert publish(client, "d", "/d").order == second.order + 10**9 + 1
+
+
+def test_live_workers_are_those_that_beat_lately(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat(client, "stays", "urm-a")
+    beat(client, "leaves", "")
+    monkeypatch.setattr("components.release.publication.HEARTBEAT_TTL_SECONDS", 2)
+    beat(client, "dies", "")
+    assert live_workers(client) == {"stays", "leaves", "dies"}
+    sign_off(client, "leaves")
+    wait_until(lambda: live_workers(client) == {"stays"})
+    assert client.mget([WORKER_PREFIX + name for name in ("stays", "leaves")]) == ["urm-a", None]
+    assert client.zcard(WORKERS) == 2
+    beat(client, "comes", "")
+    assert set(client.zrange(WORKERS, 0, -1)) == {"stays", "comes"}  # who is gone is forgotten
+
+
+def test_finding_the_live_workers_does_not_walk_through_all_keys(client: redis.Redis) -> None:
+    client.config_resetstat()
+    beat(client, "worker", "")
+    assert live_workers(client) == {"worker"}
+    assert not {"cmdstat_scan", "cmdstat_keys"} & client.info("commandstats").keys()
+
+
+def test_promote_twice_and_roll_back(
+    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
+) -> None:
+    first, second = releases
+    start_worker()
+    result = promote(first)
+    deployment = json.loads(Path(result.outputs["deployment"]).read_text())
+    assert deployment["release"] == first.name
+    assert deployment["outcome"] == "serving"
+    assert alias(first, CHAMPION) == first.name
+    promote(second)
+    assert (alias(first, CHAMPION), alias(first, PREVIOUS), alias(first, CANDIDATE)) == (second.name, first.name, None)
+    promote(second)  # again: changes nothing
+    assert (alias(first, CHAMPION), alias(first, PREVIOUS)) == (second.name, first.name)
+    assert rollback(first.settings, first.config.release)["release"] == first.name
+    assert (alias(first, CHAMPION), alias(first, PREVIOUS)) == (first.name, second.name)
+    serving = read_publication(client, SERVING)
+    assert serving is not None and serving.release == first.name
+
+
+def test_rejected_release_leaves_aliases_and_wish_as_they_were(
+    client: redis.Redis, releases: tuple[Release, Release], promoted: tuple[RecallWorker, Publication]
+) -> None:
+    champion = alias(releases[0], CHAMPION)
+    version = str(releases[1].result.metrics["version"])
+    with pytest.raises(ReleaseError, match="release urm-wrong: expected every worker to serve it, got a rejection"):
+        deploy(
+            releases[1].settings,
+            releases[1].config.release,
+            model_name="urm",
+            version=version,
+            release="urm-wrong",
+            bundle=str(releases[1].bundle),
+        )
+    assert alias(releases[0], CHAMPION) == champion
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == releases[0].name
+
+
+def test_nobody_there_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    with pytest.raises(UnavailableError, match="recall workers: expected at least one alive, got no heartbeat"):
+        promote(releases[0])
+    assert read_publication(client, WANTED) is None
+    url = f"redis://:secret@{free_address()}/0"
+    settings = releases[0].settings.model_copy(update={"redis_url": url})
+    with pytest.raises(UnavailableError, match=r"Redis at redis://127\.0\.0\.1:.*expected an answer") as caught:
+        run_stage("promote", run, config=releases[0].config, run_dir=str(releases[0].run_dir), settings=settings)
+    assert "secret" not in str(caught.value)
+
+
+def test_redis_that_is_full_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    beat(client, "w", "")
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(UnavailableError, match=r"Redis at .*: expected room for a write, got none below its maxm"):
+            promote(releases[0])
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+def test_silent_worker_makes_it_time_out_and_the_wish_is_restored(client: redis.Redis) -> None:
+    before = publish(client, "urm-a", "/a")
+    beat(client, "stuck", "")
+    with pytest.raises(ReleaseError, match=r"no answer from stuck within 0\.3 s.*wanted before is wanted again"):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.3)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and (wanted.release, wanted.bundle) == (before.release, before.bundle)
+    assert wanted.order > before.order
+
+
+def test_what_serves_is_wanted_again_where_redis_has_forgotten_what_was_wanted(client: redis.Redis) -> None:
+    before = publish(client, "urm-a", "/a")
+    serve(client, before)
+    client.delete(WANTED)
+    beat(client, "stuck", "")
+    with pytest.raises(ReleaseError):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.3)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == "urm-a"
+
+
+def test_sigterm_while_waiting_restores_the_wish(client: redis.Redis) -> None:
+    publish(client, "urm-a", "/a")
+    beat(client, "stuck", "")
+
+    def terminate() -> None:
+        wait_until(lambda: "urm-b" in str(client.get(WANTED)))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    as_before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        thread.start()
+        with pytest.raises(SystemExit):
+            roll_out(client, "urm-b", "/b", timeout_seconds=10)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, as_before)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == "urm-a"
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that may be paused."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.resume()
+    server.stop()
+
+
+def pause_once_wanted(server: RedisServer, client: redis.Redis, seconds: float, then: Callable[[], None]) -> None:
+    wait_until(lambda: "urm-b" in str(client.get(WANTED)))
+    server.pause()
+    time.sleep(seconds)
+    server.resume()
+    then()
+
+
+def test_a_redis_that_hangs_while_waiting_is_waited_for(own_server: RedisServer) -> None:
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
+        beat(client, "worker", "")
+
+        def answer_late() -> None:
+            publication = read_publication(client, WANTED)
+            assert publication is not None
+            answer(client, publication, "worker", Answer(outcome="serving", seconds=1))
+
+        thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 1.0, answer_late))
+        thread.start()
+        publication = roll_out(open_redis(own_server.url, 0.2), "urm-b", "/b", timeout_seconds=30)
+        thread.join()
+        assert read_publication(client, WANTED) == publication
+
+
+def test_a_redis_that_hangs_too_long_is_an_error_and_the_wish_is_restored(own_server: RedisServer) -> None:
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
+        publish(client, "urm-a", "/a")
+        beat(client, "worker", "")
+        thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 2.0, lambda: None))
+        thread.start()
+        with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+            roll_out(open_redis(own_server.url, 0.2), "urm-b", "/b", timeout_seconds=0.5)
+        thread.join()
+        wanted = read_publication(client, WANTED)
+        assert wanted is not None and wanted.release == "urm-a"
+
+
+def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> None:
+    beat(client, "stuck", "")
+
+    def overtake() -> None:
+        wait_until(lambda: read_publication(client, WANTED))
+        publish(client, "urm-c", "/c")
+
+    thread = threading.Thread(target=overtake)
+    thread.start()
+    with pytest.raises(ReleaseError):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.5)
+    thread.join()
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.release == "urm-c"
+
+
+def test_all_live_workers_must_answer(client: redis.Redis) -> None:
+    beat(client, "quick", "")
+    beat(client, "slow", "")
+
+    def answer_one() -> None:
+        wait_until(lambda: read_publication(client, WANTED))
+        publication = read_publication(client, WANTED)
+        assert publication is not None
+        answer(client, publication, "quick", Answer(outcome="serving", seconds=0.1))
+
+    thread = threading.Thread(target=answer_one)
+    thread.start()
+    with pytest.raises(ReleaseError, match="no answer from slow"):
+        roll_out(client, "urm-b", "/b", timeout_seconds=0.5)
+    thread.join()
+
+
+def test_bundle_that_is_gone_is_named(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    with pytest.raises(MissingInputError, match="release urm-x: expected its bundle at /nowhere, got nothing"):
+        deploy(
+            releases[0].settings,
+            releases[0].config.release,
+            model_name="urm",
+            version="1",
+            release="urm-x",
+            bundle="/nowhere",
+        )

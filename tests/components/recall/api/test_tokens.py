@@ -1,0 +1,172 @@
+"""Tokens of the API: what the file holds, and whom the API lets in."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from components.config import RecallConfig
+from components.exceptions import ConfigError
+from components.recall.api.app import create_app
+from components.recall.api.tokens import Scope, Tokens, issue_token, read_tokens, revoke_token
+from tests.components.recall.api.test_app import EVENT, problem
+from tests.worlds.recall import Release, serve_release
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tokens.json"
+
+
+@pytest.fixture
+def guarded(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig, path: Path
+) -> Iterator[tuple[TestClient, dict[str, str]]]:
+    """The API with a token for reading and one for both."""
+    secrets = {
+        "reader": issue_token(path, "reader", [Scope.READ]),
+        "both": issue_token(path, "both", [Scope.READ, Scope.WRITE]),
+    }
+    serve_release(client, releases[0])
+    settings = releases[0].settings.model_copy(update={"api_tokens_file": path})
+    with TestClient(create_app(settings, recall_config), raise_server_exceptions=False) as api:
+        yield api, secrets
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def test_the_file_holds_no_secret(path: Path) -> None:
+    secret = issue_token(path, "shop", [Scope.READ])
+    assert secret.startswith("urm_") and len(secret) > 40
+    assert secret not in path.read_text()
+    tokens = Tokens(path)
+    found = tokens.find(secret)
+    assert found is not None and (found.name, found.scopes) == ("shop", (Scope.READ,))
+    assert tokens.find(secret + "x") is None
+
+
+def test_issued_and_revoked_tokens_count_without_a_restart(path: Path) -> None:
+    first = issue_token(path, "first", [Scope.READ])
+    tokens = Tokens(path)
+    second = issue_token(path, "second", [Scope.WRITE])
+    assert tokens.find(second) is not None
+    revoke_token(path, "first")
+    assert tokens.find(first) is None and tokens.find(second) is not None
+
+
+def test_a_file_that_is_being_spoiled_takes_nobody_in_or_out(path: Path) -> None:
+    secret = issue_token(path, "shop", [Scope.READ])
+    tokens = Tokens(path)
+    path.write_text("{")
+    assert tokens.find(secret) is not None
+    path.unlink()
+    assert tokens.find(secret) is not None
+    with pytest.raises(ConfigError, match=r"token file .*: expected the file that `urm recall token create` writes"):
+        Tokens(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [("{", "EOF"), ('{"tokens": [{"name": "a"}]}', "Field required at tokens.0.scopes"), ('{"token": []}', "token")],
+)
+def test_a_damaged_file_is_named(path: Path, content: str, got: str) -> None:
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=got):
+        read_tokens(path)
+
+
+def test_names_are_unique_and_known(path: Path) -> None:
+    issue_token(path, "shop", [Scope.READ])
+    with pytest.raises(ConfigError, match="token 'shop': expected a new name, got one in use"):
+        issue_token(path, "shop", [Scope.READ])
+    with pytest.raises(ConfigError, match="expected a name of letters"):
+        issue_token(path, "the shop", [Scope.READ])
+    with pytest.raises(ConfigError, match="token 'gone': expected one of shop, got another"):
+        revoke_token(path, "gone")
+
+
+def test_requests_need_a_token_of_the_right_scope(guarded: tuple[TestClient, dict[str, str]]) -> None:
+    api, secrets = guarded
+    read = "/v1/users/3/recall"
+    refused = api.get(read)
+    assert problem(refused, 401).startswith("header 'Authorization': expected Bearer and a token of this API, got none")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert "got an unknown token" in problem(api.get(read, headers=bearer("urm_guess")), 401)
+    assert api.get(read, headers=bearer(secrets["reader"])).status_code == 200
+    assert api.get("/v1/tasks", headers=bearer(secrets["reader"])).status_code == 200
+    detail = problem(api.post("/v1/events", json=EVENT, headers=bearer(secrets["reader"])), 403)
+    assert detail == "token 'reader': expected the scope write, got read; use another token."
+    assert api.post("/v1/events", json=EVENT, headers=bearer(secrets["both"])).status_code == 202
+
+
+def test_nothing_is_stored_for_who_may_not_write(
+    guarded: tuple[TestClient, dict[str, str]], client: redis.Redis
+) -> None:
+    api, secrets = guarded
+    before = client.dbsize()
+    for headers in ({}, bearer(secrets["reader"])):
+        api.post("/v1/events", json=EVENT, headers=headers)
+    assert client.dbsize() == before
+
+
+def test_probes_and_the_documentation_need_no_token(guarded: tuple[TestClient, dict[str, str]]) -> None:
+    api, _ = guarded
+    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+        assert api.get(path).status_code == 200, path
+    schema: dict[str, Any] = api.get("/openapi.json").json()
+    assert schema["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    assert schema["paths"]["/v1/events"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in schema["paths"]["/healthz"]["get"]
+
+
+def test_the_token_file_is_found_by_its_setting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components.settings import Settings
+
+    monkeypatch.setitem(os.environ, "URM_API_TOKENS_FILE", str(path))
+    assert Settings().api_tokens_file == path
+
+
+def test_a_caller_beyond_the_rate_waits_and_others_do_not(
+    client: redis.Redis, releases: tuple[Release, Release], path: Path
+) -> None:
+    secrets = [issue_token(path, name, [Scope.READ]) for name in ("busy", "calm")]
+    serve_release(client, releases[0])
+    settings = releases[0].settings.model_copy(update={"api_tokens_file": path})
+    with TestClient(create_app(settings, RecallConfig(k=10, requests_per_minute=3))) as api:
+        answers = [api.get("/v1/tasks", headers=bearer(secrets[0])) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert "requests: expected at most 3 a minute, got more" in problem(answers[3], 429)
+        assert int(answers[3].headers["retry-after"]) > 0
+        assert api.get("/v1/tasks", headers=bearer(secrets[1])).status_code == 200
+        assert api.get("/healthz").status_code == 200
+
+
+def test_who_tries_tokens_is_slowed_down_and_holders_of_one_are_not(
+    client: redis.Redis, releases: tuple[Release, Release], path: Path
+) -> None:
+    secret = issue_token(path, "testclient", [Scope.READ])  # named as the address of this test
+    serve_release(client, releases[0])
+    settings = releases[0].settings.model_copy(update={"api_tokens_file": path})
+    with TestClient(create_app(settings, RecallConfig(k=10, requests_per_minute=3))) as api:
+        guesses = [api.get("/v1/tasks", headers=bearer(f"urm_{n}") if n else {}).status_code for n in range(5)]
+        assert guesses == [401, 401, 401, 429, 429]
+        assert api.get("/v1/tasks", headers=bearer(secret)).status_code == 200
+        # A token of another scope counts too.
+        writes = [api.post("/v1/events", json=EVENT, headers=bearer(secret)).status_code for _ in range(3)]
+        assert writes == [403, 403, 429]
+
+
+def test_pages_of_other_origins_get_no_permission(guarded: tuple[TestClient, dict[str, str]]) -> None:
+    api, secrets = guarded
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for answer in (
+        api.get("/v1/tasks", headers={**bearer(secrets["reader"]), **origin}),
+        api.options("/v1/events", headers=origin),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]

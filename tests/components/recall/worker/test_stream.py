@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import redis
+
+from components.config import RecallConfig
+from components.deploy.workers import roll_out
+from components.exceptions import ReleaseError
+from components.recall.operate.deadletters import list_letters, replay
+from components.recall.operate.intake import feed
+from components.recall.serving.context import build_context
+from components.recall.serving.engine import Ranking, ServingRelease, load_release
+from components.recall.state.scripts import GROUP, STREAM, accepted_key
+from components.recall.state.store import UserStore
+from components.recall.state.stream import EventStream
+from components.recall.worker.stream import RecallWorker
+from components.release.publication import SERVING, WANTED, Publication, live_workers, read_publication
+from components.urm.data.request import RecallRequest
+from tests.worlds import REPOSITORY
+from tests.worlds.recall import POISON_ITEM, Loader, Release, StartWorker, make_event, wait_until
+from tests.worlds.servers import RedisServer, free_port
+from tests.worlds.tiny import NUM_USERS
+
+
+def backlog(client: redis.Redis) -> int:
+    return int(client.xlen(STREAM))
+
+
+def test_event_becomes_the_result_that_the_model_gives(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    promoted: tuple[RecallWorker, Publication],
+    recall_config: RecallConfig,
+) -> None:
+    event = make_event()
+    feed(client, iter([event]), recall_config)
+    wait_until(lambda: backlog(client) == 0)
+    store = UserStore(client, recall_config)
+    release = load_release(promoted[1], releases[0].settings, releases[0].config.release)
+    context = build_context(release.read_histories(["3"])["3"], [event], release.rule)
+    assert context.item_ids[0] == event.item_id
+    for task in release.tasks[:2]:
+        result = store.result("3", task.name)
+        ((items, scores),) = release.recommend([RecallRequest(context, task)], recall_config.k)
+        assert result is not None
+        assert result.item_ids == items
+        assert result.scores == pytest.approx(scores, abs=1e-4)
+        assert (result.release, result.event_id, result.event_ts) == (release.name, event.event_id, event.ts)
+        if task.exclude_bought:
+            assert not set(result.item_ids) & set(context.item_ids.tolist())
+    assert store.result("3", "text_query") is None  # nobody asked anything
+
+    feed(client, iter([make_event(item_id=None, query="shelf 3", minutes=61)]), recall_config)
+    wait_until(lambda: backlog(client) == 0)
+    answer = store.result("3", "text_query")
+    assert answer is not None and answer.query == "shelf 3"
+
+
+def test_many_events_of_a_user_are_one_inference(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    recall_config: RecallConfig,
+) -> None:
+    events = [make_event(minutes=minute, event_id=f"e{minute}") for minute in range(10, 20)]
+    feed(client, iter(events), recall_config)  # a worker without a release leaves them where they are
+    contexts: list[list[int]] = []  # of each call, the ids of the contexts asked
+
+    class RecordingRelease(ServingRelease):
+        def recommend(self, requests: Sequence[RecallRequest], k: int) -> list[Ranking]:
+            contexts.append([id(request.context) for request in requests])
+            return super().recommend(requests, k)
+
+    def load(publication: Publication) -> ServingRelease:
+        release = load_release(publication, releases[0].settings, releases[0].config.release)
+        return RecordingRelease(**vars(release))
+
+    start_worker(load=load)
+    assert backlog(client) == 10
+    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    wait_until(lambda: backlog(client) == 0)
+    result = UserStore(client, recall_config).result("3", "next_purchase")
+    assert result is not None and result.event_id == "e19"
+    (asked,) = contexts
+    assert len(asked) == 2  # both tasks that need no query
+    assert len(set(asked)) == 1  # of one context, whose prefix is computed once
+
+
+def test_late_event_joins_the_history_and_does_not_turn_time_back(
+    client: redis.Redis, promoted: tuple[RecallWorker, Publication], recall_config: RecallConfig
+) -> None:
+    store = UserStore(client, recall_config)
+    feed(client, iter([make_event(minutes=60, event_id="new")]), recall_config)
+    wait_until(lambda: backlog(client) == 0)
+    before = store.result("3", "new_item")
+    late = make_event(minutes=30, event_id="late", item_id=before.item_ids[0] if before else None)
+    feed(client, iter([late]), recall_config)
+    wait_until(lambda: backlog(client) == 0)
+    after = store.result("3", "new_item")
+    assert before is not None and after is not None
+    assert after.event_id == "new"
+    assert late.item_id not in after.item_ids  # it is known now that the user has it
+
+
+def test_poison_event_ends_as_a_dead_letter_and_harms_nobody_else(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    load_poisoned: Loader,
+    recall_config: RecallConfig,
+) -> None:
+    poison = make_event("5", POISON_ITEM, minutes=50, event_id="poison")
+    good = [make_event(str(user), minutes=40, event_id=f"good{user}") for user in range(NUM_USERS)]
+    feed(client, iter([poison, *good]), recall_config)
+    start_worker(load=load_poisoned)
+    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    wait_until(lambda: list_letters(client))
+    wait_until(lambda: backlog(client) == 0)
+    (letter,) = list_letters(client)
+    assert "poison" in letter.event
+    assert letter.reason == "ValueError: index out of range in self"
+    assert letter.deliveries == recall_config.max_deliveries
+    store = UserStore(client, recall_config)
+    for user in range(NUM_USERS):
+        result = store.result(str(user), "next_purchase")
+        assert result is not None and result.event_id == f"good{user}"
+
+    assert replay(client, []) == 1
+    wait_until(lambda: list_letters(client))  # the fault is not mended
+    assert backlog(client) == 0
+
+
+def test_a_backlog_costs_an_inference_a_user_not_an_event(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    recall_config: RecallConfig,
+) -> None:
+    users = [f"user{number}" for number in range(10)]
+    events = [make_event(user, minutes=step, event_id=f"{user}-{step}") for step in range(100) for user in users]
+    feed(client, iter(events), recall_config)
+    worker = start_worker()
+    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    read = worker.metrics.registry.get_sample_value
+    wait_until(lambda: read("urm_worker_events_total", {"outcome": "done"}) == len(events))
+    assert backlog(client) == 0
+    wait_until(lambda: read("urm_worker_user_inferences_total") == len(users))
+    store = UserStore(client, recall_config)
+    for user in users:
+        result = store.result(user, "next_purchase")
+        assert result is not None and result.event_id == f"{user}-99"
+        assert len(store.recent([user])[user].events) == 100
+
+
+def test_a_user_who_never_pauses_gets_results_all_the_while(
+    client: redis.Redis, promoted: tuple[RecallWorker, Publication], recall_config: RecallConfig
+) -> None:
+    store = UserStore(client, recall_config)
+    seen: set[str] = set()
+    numbers = itertools.count()
+
+    def one_more() -> bool:
+        """Another event of the busy user and of another one, before the earlier ones can all be done."""
+        for user in ("busy", f"other{next(numbers)}"):
+            feed(client, iter([make_event(user, minutes=next(numbers))]), recall_config)
+        result = store.result("busy", "next_purchase")
+        if result is not None:
+            seen.add(result.event_id)
+        return len(seen) >= 5
+
+    wait_until(one_more)
+
+
+def test_a_good_event_at_its_last_try_outlives_a_poison_event_that_has_tries_left(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    load_poisoned: Loader,
+    recall_config: RecallConfig,
+) -> None:
+    store, ghost = UserStore(client, recall_config), EventStream(client, "ghost", recall_config)
+    ghost.ensure_group()
+    good, poison = make_event("5", event_id="good"), make_event("5", POISON_ITEM, minutes=70, event_id="poison")
+    feed(client, iter([good]), recall_config)
+    (entry,) = ghost.read(1, 10)
+    feed(client, iter([poison]), recall_config)
+    store.remember(EventStream(client, "another", recall_config).read(1, 10))  # which fails with it
+    last_but_one = recall_config.max_deliveries - 1
+    client.xclaim(STREAM, GROUP, "ghost", 0, [entry.entry_id], idle=10_000, retrycount=last_but_one)
+
+    start_worker(load=load_poisoned)
+    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    wait_until(lambda: backlog(client) == 0)
+    (letter,) = list_letters(client)
+    assert '"poison"' in letter.event
+    result = store.result("5", "next_purchase")
+    assert result is not None and result.event_id == "good"
+    assert [event.event_id for event in store.recent(["5"])["5"].events] == ["good"]
+
+
+def test_an_event_given_up_while_its_worker_stood_still_stays_out_of_the_history(
+    client: redis.Redis, releases: tuple[Release, Release], load_poisoned: Loader, recall_config: RecallConfig
+) -> None:
+    """Nobody would take it out again, and all later events of its user would fail with it."""
+    slow, other = EventStream(client, "slow", recall_config), EventStream(client, "other", recall_config)
+    slow.ensure_group()
+    poison, bystander = make_event("5", POISON_ITEM, minutes=70, event_id="poison"), make_event("4", event_id="by")
+    feed(client, iter([poison, bystander]), recall_config)
+    entries = slow.read(10, 10)
+    assert other.give_up(entries[0].entry_id, poison.model_dump_json(), "why", 5, poison)
+
+    worker = RecallWorker(client, recall_config, load_poisoned, "slow")
+    release = load_poisoned(Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1))
+    worker._process(release, entries)
+    assert "done" not in client.hgetall(accepted_key("poison"))
+    feed(client, iter([make_event("5", event_id="good")]), recall_config)
+    worker._process(release, slow.read(10, 10))
+    store = UserStore(client, recall_config)
+    for user, event_id in (("4", "by"), ("5", "good")):
+        result = store.result(user, "next_purchase")
+        assert result is not None and result.event_id == event_id
+        assert [event.event_id for event in store.recent([user])[user].events] == [event_id]
+    read = worker.metrics.registry.get_sample_value
+    assert read("urm_worker_events_total", {"outcome": "done"}) == 2
+    assert read("urm_worker_events_total", {"outcome": "failed"}) == 0
+
+
+def test_batch_of_a_user_whose_history_is_empty_by_then_is_done(
+    client: redis.Redis, releases: tuple[Release, Release], load_poisoned: Loader, recall_config: RecallConfig
+) -> None:
+    """The history has room for the poison event alone, which is left out when the good one is told apart."""
+    config = recall_config.model_copy(update={"history_events": 1})
+    stream = EventStream(client, "worker", config)
+    stream.ensure_group()
+    poison, good = make_event("5", POISON_ITEM, minutes=70, event_id="poison"), make_event("5", event_id="good")
+    feed(client, iter([poison, good]), config)
+    entries = [replace(entry, deliveries=config.max_deliveries) for entry in stream.read(10, 10)]
+    worker = RecallWorker(client, config, load_poisoned, "worker")
+    release = load_poisoned(Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1))
+    worker._process(release, entries)
+    assert stream.counts() == (0, 0, 1)
+    assert list_letters(client)[0].reason == "ValueError: index out of range in self"
+    read = worker.metrics.registry.get_sample_value
+    assert read("urm_worker_events_total", {"outcome": "done"}) == 1
+
+
+def test_corrupt_release_is_rejected_and_the_old_one_goes_on(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    promoted: tuple[RecallWorker, Publication],
+    recall_config: RecallConfig,
+    broken_bundle: Path,
+) -> None:
+    (broken_bundle / "item_table" / "keys.npy").unlink()
+    with pytest.raises(ReleaseError, match=r"a rejection by worker-a: .*item_table/keys\.npy.*no such file"):
+        roll_out(client, releases[1].name, str(broken_bundle), timeout_seconds=60)
+    serving, wanted = read_publication(client, SERVING), read_publication(client, WANTED)
+    assert serving is not None and wanted is not None
+    assert wanted.release == releases[0].name
+    feed(client, iter([make_event()]), recall_config)
+    wait_until(lambda: backlog(client) == 0)
+    result = UserStore(client, recall_config).result("3", "next_purchase")
+    assert result is not None and result.release == releases[0].name
+    wait_until(lambda: read_publication(client, SERVING) == wanted)  # taken again under the new number
+
+
+def test_switch_under_load_changes_the_release_of_later_results(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    promoted: tuple[RecallWorker, Publication],
+    recall_config: RecallConfig,
+) -> None:
+    events = [make_event(str(n % NUM_USERS), minutes=n, event_id=f"e{n}") for n in range(200)]
+    feed(client, iter(events[:100]), recall_config)
+    roll_out(client, releases[1].name, str(releases[1].bundle), timeout_seconds=60)
+    feed(client, iter(events[100:]), recall_config)
+    wait_until(lambda: backlog(client) == 0)
+    store = UserStore(client, recall_config)
+    results = [store.result(str(user), "next_purchase") for user in range(NUM_USERS)]
+    assert {result.release for result in results if result} == {releases[1].name}
+    back = roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    assert back.order > promoted[1].order
+
+
+def test_worker_outlives_redis_and_sigterm_drains_it(
+    releases: tuple[Release, Release], recall_config: RecallConfig, tmp_path: Path
+) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    settings = releases[0].settings.model_copy(update={"redis_url": server.url})
+    process = start_process(server.url, settings.home)
+    try:
+        with redis.Redis.from_url(server.url, decode_responses=True, retry=None) as client:
+            wait_until(lambda: live_workers(client), seconds=120)
+            roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
+            feed(client, iter([make_event(event_id="before")]), recall_config)
+            wait_until(lambda: backlog(client) == 0)
+        server.stop()
+        time.sleep(0.5)
+        server.start()
+        with redis.Redis.from_url(server.url, decode_responses=True) as client:
+            feed(client, iter([make_event(minutes=70, event_id="after")]), recall_config)
+            wait_until(lambda: backlog(client) == 0)
+            result = UserStore(client, recall_config).result("3", "next_purchase")
+            assert result is not None and result.event_id == "after"
+            recent = UserStore(client, recall_config).recent(["3"])["3"]
+            assert [event.event_id for event in recent.events] == ["before", "after"]
+
+            events = [make_event(f"user{number}", event_id=f"e{number}") for number in range(100)]
+            feed(client, iter(events), recall_config)
+            wait_until(lambda: backlog(client) < len(events))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+            assert live_workers(client) == set()
+            assert client.xpending(STREAM, "recall")["pending"] == 0  # what was read is finished
+            store = UserStore(client, recall_config)
+            done = sum(store.result(f"user{number}", "next_purchase") is not None for number in range(100))
+            assert done + backlog(client) == 100  # the rest waits unread
+    finally:
+        process.kill()
+        process.wait()
+        server.stop()
+
+
+def test_killed_worker_loses_no_event(
+    client: redis.Redis,
+    redis_server: RedisServer,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    recall_config: RecallConfig,
+) -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)  # shown if the test fails
+    chance = random.Random(seed)
+    port = free_port()
+    process = start_process(redis_server.url, releases[0].settings.home, metrics_port=port)
+    wait_until(lambda: live_workers(client), seconds=120)
+    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
+
+    feed(client, iter([make_event("first")]), recall_config)
+    wait_until(lambda: backlog(client) == 0)
+    page = f"http://127.0.0.1:{port}/metrics"
+    wait_until(lambda: 'urm_worker_events_total{outcome="done"} 1.0' in httpx.get(page).text)
+    metrics = httpx.get(page).text
+    assert "urm_event_to_visible_seconds_count 1.0" in metrics
+    assert f'urm_worker_release{{kind="stream",release="{releases[0].name}"}} 1.0' in metrics
+    for thread in psutil.Process(process.pid).threads():
+        assert os.getpriority(os.PRIO_PROCESS, thread.id) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+
+    users = [f"user{number}" for number in range(80)]
+    events = [
+        make_event(user, 1000 + chance.randrange(60), minutes=step, event_id=f"{user}-{step}")
+        for step in range(5)
+        for user in users
+    ]
+    feed(client, iter(events), recall_config)
+    wait_until(lambda: 0 < backlog(client) < len(events) - chance.randrange(50))
+    process.kill()
+    process.wait()
+    assert backlog(client) > 0, "the worker was too fast to be killed at work"
+
+    start_worker("worker-b")
+    wait_until(lambda: backlog(client) == 0, seconds=60)
+    store = UserStore(client, recall_config)
+    assert list_letters(client) == []
+    for user in users:
+        result = store.result(user, "next_purchase")
+        assert result is not None and result.event_id == f"{user}-4"
+        assert len(store.recent([user])[user].events) == 5
+
+
+def start_process(redis_url: str, home: Path, metrics_port: int = 0) -> subprocess.Popen[bytes]:
+    """A worker as an operator starts it."""
+    repository = REPOSITORY
+    settings = ("claim_idle_seconds=0.5", "max_wait_ms=5", "batch_size=4", "k=10")
+    options = [part for setting in settings for part in ("--set", f"recall.{setting}")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "components", "recall", "worker", "--metrics-port", str(metrics_port), *options],
+        cwd=repository,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "URM_HOME": str(home),
+            "URM_REDIS_URL": redis_url,
+            "URM_DEVICE": "cpu",
+            "URM_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+
+
+def test_republished_release_is_taken_without_loading(
+    client: redis.Redis, releases: tuple[Release, Release], promoted: tuple[RecallWorker, Publication]
+) -> None:
+    again = roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=5)
+    assert again.order > promoted[1].order

@@ -1,0 +1,117 @@
+"""The whole stage: its files, and that test targets can not reach it."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from components.addresses import write_json
+from components.schemas.predictions import POPULARITY, PREDICTIONS
+from components.settings import Settings
+from components.stages.baseline import run
+from components.storage import StageResult, run_stage
+from tests.worlds.baseline import *  # noqa: F403  # fixtures
+
+EXTRA = ["target_attention_text", "sasrec", "text", "bm25"]
+MODELS = ["popularity", "own_history", "item_knn", "target_attention", *EXTRA]
+
+
+def run_baseline(world, run_dir: Path) -> StageResult:
+    inputs = {
+        "validate": ["items.parquet", "events"],
+        "features": ["contexts.parquet", "examples.parquet", "catalogue.parquet"],
+        "encode": ["item_table"],
+    }
+    for stage, names in inputs.items():
+        result = StageResult(
+            stage=stage, config=world.config.name, fingerprint=stage, seconds=0,
+            outputs={Path(name).stem: str(world.folder / name) for name in names},
+            started_at=datetime.now(UTC), finished_at=datetime.now(UTC),
+        )  # fmt: skip
+        write_json(str(run_dir / stage / "result.json"), result.model_dump(mode="json"))
+    settings = Settings(home=run_dir / "home", num_threads=1)
+    return run_stage("baseline", run, config=world.config, run_dir=str(run_dir), settings=settings)
+
+
+@pytest.fixture(scope="module")
+def result(world, tmp_path_factory: pytest.TempPathFactory) -> StageResult:
+    return run_baseline(world, tmp_path_factory.mktemp("run"))
+
+
+def test_predictions_rank_every_test_example_by_every_model(result: StageResult, world) -> None:
+    predictions = pq.read_table(result.outputs["predictions"])
+    assert predictions.schema == PREDICTIONS
+    examples = pq.read_table(world.folder / "examples.parquet", filters=pc.field("split") == "test")
+    wanted = sorted(examples.column("example_id").to_pylist())
+    for model in MODELS:
+        mine = predictions.filter(pc.field("model") == model)
+        assert mine.column("example_id").to_pylist() == wanted
+        for items, scores in zip(mine.column("item_ids").to_pylist(), mine.column("scores").to_pylist(), strict=True):
+            assert len(set(items)) == len(items) == len(scores)
+            assert np.all(np.diff(scores) <= 0)
+
+
+def test_no_model_recommends_bought_items_where_the_task_excludes_them(result: StageResult, world) -> None:
+    examples = {row["example_id"]: row for row in pq.read_table(world.folder / "examples.parquet").to_pylist()}
+    contexts = {row["context_id"]: row for row in pq.read_table(world.folder / "contexts.parquet").to_pylist()}
+    checked = 0
+    for row in pq.read_table(result.outputs["predictions"]).to_pylist():
+        example = examples[row["example_id"]]
+        if example["task"] == "new_item":
+            assert not set(row["item_ids"]) & set(contexts[example["context_id"]]["history_item_ids"])
+            checked += 1
+    assert checked > len(MODELS)
+
+
+def test_trained_models_leave_weights_and_say_how_they_were_trained(result: StageResult) -> None:
+    for output in ("model", "target_attention_text", "sasrec"):
+        folder = Path(result.outputs[output])
+        assert load_file(folder / "network.safetensors")
+        assert json.loads((folder / "network.json").read_text())
+    assert set(result.metrics["validation_recall"]) == set(MODELS)
+    training = result.metrics["training"]
+    assert set(training) == {"target_attention", "target_attention_text", "sasrec"}
+    assert all(summary["best_recall"]["mean"] > 0 for summary in training.values())
+
+
+def test_popularity_table_holds_every_task(result: StageResult, world) -> None:
+    popularity = pq.read_table(result.outputs["popularity"])
+    assert popularity.schema == POPULARITY
+    assert set(popularity.column("task").to_pylist()) == {task.name for task in world.config.tasks}
+
+
+def test_mlflow_holds_curves_trials_and_data_sets(result: StageResult, world) -> None:
+    runs = mlflow.search_runs(
+        experiment_names=[world.config.name], filter_string="tags.`urm.stage` = 'baseline'", output_format="list"
+    )
+    assert len(runs) == 1
+    found = runs[0]
+    assert found.data.params["learning_rate"] == str(world.config.baseline.learning_rate)
+    assert {"item_knn.shrinkage", "own_history.half_life_days"} <= found.data.params.keys()
+    assert {entry.dataset.name.rsplit(".", 1)[1] for entry in found.inputs.dataset_inputs} == {
+        "train", "validation", "test"
+    }  # fmt: skip
+    curve = mlflow.MlflowClient().get_metric_history(found.info.run_id, "validation_recall.mean")
+    assert len(curve) > 1
+    assert found.data.metrics["examples_per_second"] > 0
+
+
+def test_test_targets_change_nothing(result: StageResult, with_table: Callable, tmp_path: Path) -> None:
+    def hide_answers(table: pa.Table) -> pa.Table:
+        first = table.column("target_item_ids")[0].as_py()[:1]
+        rows = table.to_pylist()
+        for row in rows:
+            if row["split"] == "test":
+                row["target_item_ids"] = first
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    blind = run_baseline(with_table("examples", hide_answers), tmp_path / "blind")
+    assert pq.read_table(blind.outputs["predictions"]).equals(pq.read_table(result.outputs["predictions"]))

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from components.config import RunConfig, load_config
+from components.exceptions import ConfigError, DataError
+from components.items.table import POPULARITY, ItemTable
+from components.schemas.events import EVENTS, ITEMS
+from components.settings import Settings
+from components.stages.encode import run
+from components.storage import StageReport, StageResult, StageRun, run_stage
+from tests.worlds import CONFIGS
+from tests.worlds.items import *  # noqa: F403  # fixtures
+
+CONFIG = CONFIGS / "complete_journey.yaml"
+
+
+def item(item_id: int, title: str, image_uri: str | None = None, available: bool = True) -> dict[str, Any]:
+    return {
+        "item_id": item_id,
+        "external_id": str(item_id),
+        "title": title,
+        "category": ["grocery"],
+        "image_uri": image_uri,
+        "available": available,
+    }
+
+
+def event(number: int, item_id: int, day: int) -> dict[str, Any]:
+    return {
+        "event_id": str(number),
+        "user_id": "u",
+        "item_id": item_id,
+        "behavior": "purchase",
+        "scenario": "store",
+        "ts": datetime(2017, 1, day, tzinfo=UTC),
+    }
+
+
+def accept(
+    run_dir: Path, settings: Settings, config: RunConfig, events: list[dict[str, Any]], items: list[Any]
+) -> None:
+    """Put accepted tables where the stage looks for them, through the stage contract itself."""
+
+    def write(stage: StageRun) -> StageReport:
+        for day in sorted({row["ts"].date().isoformat() for row in events} or {"2017-01-01"}):
+            folder = stage.output / "events" / f"date={day}"
+            folder.mkdir(parents=True)
+            rows = [row for row in events if row["ts"].date().isoformat() == day]
+            pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), folder / "part-0.parquet")
+        pq.write_table(pa.Table.from_pylist(items, schema=ITEMS), stage.output / "items.parquet")
+        return StageReport(outputs={"events": "events", "items": "items.parquet"})
+
+    run_stage("ingest", write, config=config, run_dir=str(run_dir), settings=settings, force=True)
+    run_stage("validate", write, config=config, run_dir=str(run_dir), settings=settings, force=True)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", device="cpu")
+
+
+def encode(run_dir: Path, settings: Settings, config: RunConfig) -> StageResult:
+    return run_stage("encode", run, config=config, run_dir=str(run_dir), settings=settings)
+
+
+def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settings: Settings) -> None:
+    config = load_config(CONFIG)
+    items = [item(30, "cola", available=False), item(-5, "rye bread"), item(7, "cola"), item(8, "never bought")]
+    accept(
+        tmp_path / "run", settings, config, [event(1, 7, 1), event(2, 30, 2), event(3, -5, 2), event(4, 7, 3)], items
+    )
+
+    result = encode(tmp_path / "run", settings, config)
+
+    counts = {"items": 3, "items_without_events": 1, "distinct_texts": 2, "cached_texts": 0}
+    assert result.counts == counts | {"items_with_id_vector": 3}  # all have a text
+    assert result.metrics["texts_per_second"] > 0
+    table = ItemTable.open(result.outputs["item_table"])
+    assert table.keys.tolist() == [-5, 7, 30]
+    computed = {"id", "id_history", "popularity", "lexical", "category_words", "brand", "category"}
+    assert set(table.modalities) == computed | {"text"}
+    assert set(table.words) == {"lexical", "category_words"}
+    assert ItemTable.open(result.outputs["item_table_past"]).keys.tolist() == [-5, 7, 30]
+    vectors, present = table.gather("text", [7, 30, -5, 8])
+    assert present.tolist() == [True, True, True, False]
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    progress = json.loads((tmp_path / "run" / "encode" / "progress.json").read_text())
+    assert progress["message"] == "learning ID vectors"
+
+
+def test_the_table_for_training_knows_what_came_before_the_newest_training_cuts(
+    tmp_path: Path, settings: Settings
+) -> None:
+    config = load_config(CONFIG)
+    split = config.features.split
+    week = timedelta(days=7)
+    instants = [split.recent_start - week, split.validation_start - week, split.validation_start + week]
+    # Item 1 is had once in each of the three times; item 2 in the last only, when neither table may know it.
+    events = [event(n, 1, 1) | {"ts": ts} for n, ts in enumerate(instants)] + [event(9, 2, 1) | {"ts": instants[2]}]
+    accept(tmp_path / "run", settings, config, events, [item(1, "cola"), item(2, "rye bread")])
+
+    result = encode(tmp_path / "run", settings, config)
+
+    def baskets(name: str) -> list[float]:
+        vectors, _ = ItemTable.open(result.outputs[name]).gather(POPULARITY, [1, 2])
+        return [round(float(count)) for count in np.expm1(vectors[:, 0].astype(np.float64))]
+
+    assert split.recent_start < split.validation_start - week
+    assert (baskets("item_table_past"), baskets("item_table")) == ([1, 0], [2, 0])
+
+
+def test_texts_of_an_earlier_run_come_from_the_cache(tmp_path: Path, settings: Settings) -> None:
+    config = load_config(CONFIG)
+    accept(tmp_path / "a", settings, config, [event(1, 1, 1)], [item(1, "cola")])
+    encode(tmp_path / "a", settings, config)
+    other = load_config(CONFIG, {"source.max_users": 5})  # other input, so that the stage itself is not reused
+    accept(tmp_path / "b", settings, other, [event(1, 1, 1), event(2, 2, 1)], [item(1, "cola"), item(2, "rye bread")])
+    result = encode(tmp_path / "b", settings, other)
+    assert result.reused_from is None
+    assert (result.counts["distinct_texts"], result.counts["cached_texts"]) == (2, 1)
+
+
+def test_images_where_the_run_has_an_encoder(tmp_path: Path, settings: Settings) -> None:
+    config = load_config(CONFIG, {"items.image_encoder": "efficientnet-lite0"})
+    picture = tmp_path / "cola.png"
+    Image.new("RGB", (30, 30), "red").save(picture)
+    items = [item(1, "cola", str(picture)), item(2, "bread"), item(3, "milk", str(tmp_path / "gone.png"))]
+    accept(tmp_path / "run", settings, config, [event(number, number, 1) for number in (1, 2, 3)], items)
+
+    result = encode(tmp_path / "run", settings, config)
+
+    assert result.counts["items_with_image"] == 1
+    assert result.counts["unreadable_images"] == 1
+    table = ItemTable.open(result.outputs["item_table"])
+    vectors, present = table.gather("image", [1, 2, 3])
+    assert present.tolist() == [True, False, False]
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 0, 0], abs=2e-3)
+
+
+def test_an_event_of_an_unknown_item_is_refused(tmp_path: Path, settings: Settings) -> None:
+    config = load_config(CONFIG)
+    accept(tmp_path / "run", settings, config, [event(1, 1, 1), event(2, 99, 1)], [item(1, "cola")])
+    with pytest.raises(DataError, match=r"expected items of the items table only, got item 99 \(1 unknown in all\)"):
+        encode(tmp_path / "run", settings, config)
+    assert not (tmp_path / "run" / "encode" / "result.json").exists()
+
+
+def test_an_empty_log_is_refused(tmp_path: Path, settings: Settings) -> None:
+    config = load_config(CONFIG)
+    accept(tmp_path / "run", settings, config, [], [item(1, "cola")])
+    with pytest.raises(DataError, match="accepted events: expected at least one, got none"):
+        encode(tmp_path / "run", settings, config)
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    settings = Settings(home=tmp_path / "home", device="cuda")
+    config = load_config(CONFIG)
+    accept(tmp_path / "run", settings, config, [event(1, 1, 1)], [item(1, "cola")])
+    with pytest.raises(ConfigError, match=r"URM_DEVICE: expected a CUDA device, got none"):
+        encode(tmp_path / "run", settings, config)

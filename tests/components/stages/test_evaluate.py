@@ -1,0 +1,171 @@
+"""Stage evaluate and, on its result, stage gate, with a real (tiny, untrained) URM."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from components.config import RunConfig
+from components.evaluation import policy as gate
+from components.evaluation.examples import TestExamples, measure
+from components.exceptions import DataError
+from components.schemas.hits import HITS
+from components.schemas.predictions import PREDICTIONS
+from components.settings import Settings
+from components.stages import evaluate
+from components.storage import StageResult, run_stage
+from tests.worlds.evaluation import *  # noqa: F403  # fixtures
+
+IDS = np.arange(1000, 1060)  # the catalogue of the fixtures
+ASKED = {"next_purchase", "new_item", "text_query"}
+MODELS = ["popularity", "own_history", "sasrec", "some_other", "target_attention", "urm"]  # in the order of the tables
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("home"), num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def evaluation(config: RunConfig, run_dir: Path, settings: Settings) -> StageResult:
+    return run_stage("evaluate", evaluate.run, config=config, run_dir=str(run_dir), settings=settings)
+
+
+def test_urm_is_ranked_under_the_same_filter(evaluation: StageResult, inputs: Path) -> None:
+    predictions = pq.read_table(evaluation.outputs["predictions"])
+    assert predictions.schema == PREDICTIONS
+    assert set(predictions.column("model").to_pylist()) == {"urm"}
+    examples = {row["example_id"]: row for row in pq.read_table(inputs / "examples.parquet").to_pylist()}
+    contexts = {row["context_id"]: row for row in pq.read_table(inputs / "contexts.parquet").to_pylist()}
+    assert len(predictions) == 96
+    for row in predictions.to_pylist():
+        example = examples[row["example_id"]]
+        history = set(contexts[example["context_id"]]["history_item_ids"])
+        expected = 60 - len(history) if example["task"] == "new_item" else 60
+        assert len(set(row["item_ids"])) == expected
+        assert np.all(np.diff(row["scores"]) <= 0)
+
+
+def test_metrics_can_be_recomputed_from_the_hits(evaluation: StageResult) -> None:
+    hits = pq.read_table(evaluation.outputs["hits"])
+    assert hits.schema == HITS
+    frame = hits.to_pandas()
+    assert set(frame["k"]) == {5, 10, 20, 100, 500}
+    assert list(dict.fromkeys(frame["model"])) == MODELS
+    frame = frame[frame["k"] == 10]
+    frame["recall"] = frame["hits"] / np.minimum(frame["targets"], 10)
+    means = frame.groupby(["task", "model"])["recall"].mean()
+    metrics = evaluation.metrics
+    assert set(metrics["tasks"]) == ASKED
+    for task, result in metrics["tasks"].items():
+        assert result["recall"] == pytest.approx({model: means[task, model] for model in MODELS})
+        assert result["lift"] == pytest.approx(means[task, "urm"] / means[task, "target_attention"] - 1)
+        assert result["low"] <= result["lift"] <= result["high"]
+        assert result["examples"] == 32
+        assert result["baseline"] == pytest.approx(result["recall"]["target_attention"])
+        assert result["urm"] == pytest.approx(result["recall"]["urm"])
+    lifts = [result["lift"] for result in metrics["tasks"].values()]
+    assert metrics["mean_lift"] == pytest.approx(np.mean(lifts))
+    assert metrics["mean_lift_low"] <= metrics["mean_lift"] <= metrics["mean_lift_high"]
+    assert metrics["tasks_won"] == sum(lift > 0 for lift in lifts)
+    assert metrics["mean_recall"] == pytest.approx(means.groupby("model").mean().to_dict())
+
+
+def test_ceiling_is_reached_by_some_model_or_by_two_together(evaluation: StageResult) -> None:
+    ceiling = evaluation.metrics["ceiling"]
+    assert set(ceiling["tasks"]) == ASKED
+    for task, best in ceiling["tasks"].items():
+        recalls = evaluation.metrics["tasks"][task]["recall"] | {"ensemble": best["ensemble"]}
+        assert best["recall"] == pytest.approx(max(recalls.values())) == pytest.approx(recalls[best["by"]])
+    assert 0 < ceiling["share"] <= 1
+    assert "## Ceiling" in Path(evaluation.outputs["report"]).read_text()
+
+
+def test_report_names_every_task_and_what_is_not_compared(evaluation: StageResult) -> None:
+    report = Path(evaluation.outputs["report"]).read_text()
+    lines = [line for line in report.splitlines() if line.startswith("| ")]
+    for task, result in evaluation.metrics["tasks"].items():
+        line = next(line for line in lines if line.startswith(f"| {task} |"))
+        assert f"{result['recall']['urm']:.4f}" in line
+        assert f"{100 * result['lift']:+.1f} %" in line
+    assert "Without test examples, and so not compared: long_tail." in report
+    assert Path(evaluation.outputs["figure"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_mlflow_holds_table_figure_and_data_set(evaluation: StageResult, config: RunConfig) -> None:
+    runs = mlflow.search_runs(
+        experiment_names=[config.name], filter_string="tags.`urm.stage` = 'evaluate'", output_format="list"
+    )
+    run = runs[0]
+    assert run.data.metrics["mean_lift"] == pytest.approx(evaluation.metrics["mean_lift"])
+    assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["complete_journey.test"]
+    files = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"metrics.json", "figure.png", "report.md"} <= files
+    table = mlflow.load_table("metrics.json", run_ids=[run.info.run_id])
+    assert len(table) == len(ASKED) * len(MODELS)
+    assert {"recall@10", "recall@500", "ndcg@5", "coverage@10", "popularity_bias@10", "novelty@10"} <= set(
+        table.columns
+    )
+
+
+@pytest.mark.parametrize(("needed", "passed"), [(-1.0, True), (50.0, False)])
+def test_gate_succeeds_as_a_stage_whatever_the_verdict(
+    evaluation: StageResult, config: RunConfig, run_dir: Path, settings: Settings, needed: float, passed: bool
+) -> None:
+    policy = {"min_mean_lift": needed, "min_tasks_won": 0, "max_task_loss": 1.0}
+    evaluation_config = config.evaluation.model_copy(update={"gate": config.evaluation.gate.model_copy(update=policy)})
+    judged = config.model_copy(update={"evaluation": evaluation_config})
+    result = run_stage("gate", gate.run, config=judged, run_dir=str(run_dir), settings=settings)
+    assert result.metrics["passed"] is passed
+    assert len(result.metrics["reasons"]) == (0 if passed else 1)
+    assert json.loads(Path(result.outputs["verdict"]).read_text()) == result.metrics
+    parent = json.loads((run_dir / "tracking.json").read_text())["run_id"]
+    tags = mlflow.get_run(parent).data.tags
+    assert tags["urm.gate"] == ("passed" if passed else "failed")
+    assert tags["urm.verdict"] == result.metrics["verdict"]
+
+
+def test_predictions_of_other_examples_are_refused(inputs: Path) -> None:
+    tables = {name: pq.read_table(inputs / f"{name}.parquet") for name in ("examples", "contexts", "catalogue")}
+    tables["examples"] = tables["examples"].filter(pc.field("split") == "test")
+    test = TestExamples.build(**tables)
+    predictions: pa.Table = pq.read_table(inputs / "predictions.parquet")
+    mine = predictions.filter((pc.field("example_id") > 5) & (pc.field("model") == "sasrec"))
+    with pytest.raises(DataError, match="predictions of sasrec: expected one list for each of 96 test examples"):
+        measure(test, mine, "sasrec", 10)
+
+
+def test_segments_split_users_and_targets(evaluation: StageResult, inputs: Path) -> None:
+    segments = pd.read_parquet(evaluation.outputs["segments"]).set_index(["segment", "task", "model"])
+    users = segments["examples"].unstack("segment")[["light users", "heavy users"]]
+    assert (users.loc["all"].sum(axis=1) == 96).all()
+    new = set(IDS[-3:].tolist())
+    rows = [row for row in pq.read_table(inputs / "examples.parquet").to_pylist() if row["split"] == "test"]
+    asked = {row["example_id"]: new & set(row["target_item_ids"]) for row in rows}
+    asked = {example: targets for example, targets in asked.items() if targets}
+    lists = pq.read_table(inputs / "predictions.parquet", filters=pc.field("model") == "sasrec").to_pylist()
+    recalls = [
+        len(asked[row["example_id"]] & set(row["item_ids"][:10])) / len(asked[row["example_id"]])
+        for row in lists if row["example_id"] in asked
+    ]  # fmt: skip
+    found = segments.loc["new targets", "all", "sasrec"]
+    assert len(recalls) == found["examples"] > 0
+    assert found["recall@10"] == pytest.approx(np.mean(recalls))
+
+
+def test_best_other_model_is_named_with_its_interval(evaluation: StageResult) -> None:
+    metrics = evaluation.metrics
+    means = {model: value for model, value in metrics["mean_recall"].items() if model != "urm"}
+    best = metrics["best_other"]
+    assert means[best["model"]] == max(means.values())
+    assert best["difference"] == pytest.approx(metrics["mean_recall"]["urm"] - max(means.values()))
+    assert best["low"] <= best["difference"] <= best["high"]
+    report = Path(evaluation.outputs["report"]).read_text()
+    assert f"the difference in mean recall is {best['difference']:+.4f}" in report
+    assert "| new targets |" in report

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from components.config import CompleteJourneySource, RunConfig, Source, TableSource
+from components.exceptions import DataError
+from components.schemas.events import EVENTS, ITEMS, QUARANTINE
+from components.settings import Settings
+from components.stages.ingest import run
+from components.storage import StageResult, run_stage
+from tests.worlds.ingestion import *  # noqa: F403  # fixtures
+
+Ingest = Callable[[Source], StageResult]
+
+
+@pytest.fixture
+def ingest(configure: Callable[..., RunConfig], settings: Settings, tmp_path: Path) -> Ingest:
+    return lambda source: run_stage(
+        "ingest", run, config=configure(source), run_dir=str(tmp_path / "runs/one"), settings=settings
+    )
+
+
+def tables(folder: Path, events: str, items: str = "item_id,title\n1,Sock\n") -> TableSource:
+    (folder / "events.csv").write_text(events)
+    (folder / "items.csv").write_text(items)
+    return TableSource(events=str(folder / "events.csv"), items=str(folder / "items.csv"))
+
+
+def test_complete_journey(ingest: Ingest, slice_dir: Path) -> None:
+    result = ingest(CompleteJourneySource(data_dir=slice_dir))
+    files = sorted(Path(result.outputs["events"]).rglob("*.parquet"))
+    assert all(pq.read_schema(path).equals(EVENTS) for path in files)
+    assert len({path.parent for path in files}) == len(files)
+    for path in files:
+        day = pq.ParquetFile(path).read()
+        stamps = day["ts"].to_pylist()
+        assert stamps == sorted(stamps)
+        assert path.parent.name == f"date={stamps[0]:%Y-%m-%d}" == f"date={stamps[-1]:%Y-%m-%d}"
+    events = ds.dataset(result.outputs["events"], partitioning="hive").to_table()
+    items = pq.read_table(result.outputs["items"])
+    assert items.schema.equals(ITEMS)
+    assert items["item_id"].to_pylist() == sorted(items["item_id"].to_pylist())
+    assert pq.read_table(result.outputs["rejected"]).num_rows == 0
+    assert result.counts == {
+        "events": events.num_rows,
+        "users": len(set(events["user_id"].to_pylist())),
+        "items": items.num_rows,
+        "rejected": 0,
+    }
+    assert events.num_rows > 400
+
+
+def test_rejected_rows_keep_their_reason(ingest: Ingest, tmp_path: Path) -> None:
+    result = ingest(
+        tables(
+            tmp_path,
+            "event_id,user_id,item_id,behavior,scenario,ts\n"
+            "e1,u1,1,view,web,2024-05-06\n"
+            "e2,u1,1,view,web,06.05.2024\n"
+            "e3,,1,view,web,2024-05-06\n",
+            "item_id,title,price\n1,Sock,cheap\n2,Shoe,59.90\n",
+        )
+    )
+    rejected = pq.read_table(result.outputs["rejected"])
+    assert rejected.schema.equals(QUARANTINE)
+    rows = {(row["table"], row["row_key"]): row for row in rejected.to_pylist()}
+    assert {key: (row["reason"], row["message"]) for key, row in rows.items()} == {
+        ("events", "e2"): ("unreadable_ts", "ts cannot be read from ts = '06.05.2024'"),
+        ("events", "e3"): ("missing_user_id", "user_id is missing"),
+        ("items", "1"): ("unreadable_price", "price cannot be read from price = 'cheap'"),
+    }
+    assert json.loads(rows["events", "e3"]["row"])["event_id"] == "e3"
+    assert result.counts == {"events": 1, "users": 1, "items": 1, "rejected": 3}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", "expected at least one readable row, got none, and 0 unreadable"),
+        ("u1,1,view,web,never\n", "expected at least one readable row, got none, and 1 unreadable"),
+    ],
+)
+def test_an_empty_log(rows: str, message: str, ingest: Ingest, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        ingest(tables(tmp_path, "user_id,item_id,behavior,scenario,ts\n" + rows))
+
+
+def test_unreadable_files(ingest: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "events.parquet").write_bytes(b"PAR1 no parquet")
+    pq.write_table(pa.table({"item_id": [1], "title": ["Sock"]}), tmp_path / "items.parquet")
+    source = TableSource(events=str(tmp_path / "events.parquet"), items=str(tmp_path / "items.parquet"))
+    with pytest.raises(DataError, match=r"expected readable Parquet or CSV files, got .*events\.parquet"):
+        ingest(source)
+
+
+def test_a_broken_line_far_down(ingest: Ingest, tmp_path: Path) -> None:
+    good = "u1,1,view,web,2024-05-06\n" * 30_000
+    with pytest.raises(DataError, match="expected readable Parquet or CSV files"):
+        ingest(tables(tmp_path, "user_id,item_id,behavior,scenario,ts\n" + good + "u1,1,view,web,x,y,z,w\n"))

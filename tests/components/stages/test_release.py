@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from components.exceptions import GateError
+from components.release.bundle import TITLES, read_smoke, read_tasks, verify
+from components.release.registry import CANDIDATE, open_registry
+from components.settings import get_settings
+from components.stages.release import run
+from components.storage import load_result, run_stage
+from tests.worlds.recall import *  # noqa: F403  # fixtures
+from tests.worlds.recall import Release
+from tests.worlds.tiny import ITEM_IDS, NUM_ITEMS, make_run, make_settings
+
+
+def test_bundle_is_complete_and_verified(releases: tuple[Release, Release]) -> None:
+    release = releases[0]
+    manifest = verify(release.bundle)
+    assert manifest.release == release.name
+    top = {path.name for path in release.bundle.iterdir()}
+    assert top == {
+        "model",
+        "item_table",
+        "index.faiss",
+        "tasks.json",
+        "titles.parquet",
+        "fallback.parquet",
+        "smoke.json",
+        "manifest.json",
+    }
+    assert not [path for path in release.bundle.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+    assert read_tasks(release.bundle) == release.config.tasks
+    titles = pq.read_table(release.bundle / "titles.parquet")
+    assert titles.column_names == TITLES.names
+    assert titles.num_rows == NUM_ITEMS
+    smoke = read_smoke(release.bundle)
+    assert {request.context["user_id"] for request in smoke} == {"0", "5", "11"}  # three, spread over all
+    assert {request.task for request in smoke} == {"next_purchase", "new_item", "text_query"}
+    assert all(len(request.item_ids) == 10 for request in smoke)
+
+
+def test_large_files_are_linked_not_copied(releases: tuple[Release, Release]) -> None:
+    source = releases[0].run_dir / "sft" / "model" / "urm.safetensors"
+    assert os.path.samefile(source, releases[0].bundle / "model" / "urm.safetensors")
+
+
+def test_same_work_again_gives_the_same_release_and_version(releases: tuple[Release, Release]) -> None:
+    release = releases[1]
+    again = run_stage("release", run, config=release.config, run_dir=str(release.run_dir), settings=release.settings)
+    assert again.metrics["release"] == release.name
+    assert again.metrics["version"] == release.result.metrics["version"]
+    assert again.outputs["bundle"] != str(release.bundle)  # which may be at work
+    verify(release.bundle)
+
+
+def test_registered_version_leads_back_and_predicts(
+    releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = releases[1]
+    registry = open_registry(release.settings)
+    version = registry.get_model_version_by_alias("urm", CANDIDATE)
+    assert version.version == int(release.result.metrics["version"])
+    assert version.tags["urm.release"] == release.name
+    newest = load_result(str(release.run_dir), "release")
+    assert newest is not None
+    assert version.tags["urm.bundle"] == newest.outputs["bundle"]
+    assert version.tags["urm.gate"] == "passed"
+    assert version.tags["urm.run_dir"] == str(release.run_dir)
+
+    monkeypatch.setenv("URM_HOME", str(release.settings.home))
+    monkeypatch.setenv("URM_DEVICE", "cpu")
+    get_settings.cache_clear()
+    model = mlflow.pyfunc.load_model(f"models:/urm@{CANDIDATE}")
+    assert model.metadata.metadata["release"] == release.name
+    rows = pd.DataFrame({"history_item_ids": [[1003, 1004], [1010]], "task": ["new_item", "next_purchase"]})
+    answer = model.predict(rows, params={"k": 5})
+    get_settings.cache_clear()
+    assert [len(items) for items in answer["item_ids"]] == [5, 5]
+    assert not {1003, 1004} & set(answer["item_ids"][0])
+    assert set(answer["item_ids"][1]) <= set(ITEM_IDS.tolist())
+
+
+def test_failed_gate_stops_the_release_unless_told_otherwise(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path).model_copy(
+        update={"airflow_dag_id": "recall_training", "airflow_run_id": "manual__1", "airflow_url": "http://a"}
+    )
+    run_dir = tmp_path / "runs" / "failed"
+    config = make_run(run_dir, settings, gate_passed=False)
+    with pytest.raises(GateError, match=r"expected a passed gate, got a failed one: lift below zero; .*promote-anyway"):
+        run_stage("release", run, config=config, run_dir=str(run_dir), settings=settings)
+    assert not (run_dir / "release" / "result.json").exists()
+
+    options = {"promote_anyway": True}
+    result = run_stage("release", run, config=config, run_dir=str(run_dir), settings=settings, options=options)
+    assert result.metrics["promoted_anyway"] is True
+    manifest = json.loads((Path(result.outputs["bundle"]) / "manifest.json").read_text())
+    assert manifest["gate"] == {"passed": False, "promoted_anyway": True, "verdict": "Measured."}
+    assert manifest["links"]["airflow_run"] == "http://a/dags/recall_training/runs/manual__1"
+    tags = open_registry(settings).get_model_version_by_alias("urm", CANDIDATE).tags
+    assert tags["urm.gate"] == "failed, promoted anyway"
+    assert tags["urm.airflow_run_id"] == "manual__1"

@@ -1,0 +1,197 @@
+"""The stage through its real contract: once as a call, once as a process that is killed and run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from components.addresses import write_json
+from components.config import RunConfig
+from components.exceptions import ConfigError
+from components.items.table import POPULARITY, ItemTable, write_item_table
+from components.schemas.examples import CATALOGUE
+from components.settings import Settings
+from components.stages.sft import run
+from components.storage import StageResult, run_stage
+from components.urm.data.request import RecallRequest, read_contexts
+from components.urm.inference import UrmRecaller
+from tests.worlds import REPOSITORY
+from tests.worlds.urm import *  # noqa: F403  # fixtures
+
+
+def put(run_dir: Path, stage: str, outputs: dict[str, Path]) -> None:
+    now = datetime.now(UTC)
+    result = StageResult(
+        stage=stage,
+        config="complete_journey",
+        fingerprint=stage,
+        outputs={name: str(path) for name, path in outputs.items()},
+        seconds=1,
+        started_at=now,
+        finished_at=now,
+    )
+    write_json(str(run_dir / stage / "result.json"), result.model_dump(mode="json"))
+
+
+@pytest.fixture
+def run_dir(tables, tmp_path):
+    """A run directory with what features, encode and baseline leave."""
+    folder, files = tmp_path / "runs" / "tiny", tmp_path / "files"
+    files.mkdir()
+    trains = pc.equal(tables.examples["split"], "train")  # the stage trains on the recent ones and no others
+    features = {
+        "catalogue": tables.catalogue,
+        "contexts": tables.contexts,
+        "examples": tables.examples.filter(pc.invert(trains)),
+        "recent_examples": tables.examples.filter(trains),
+    }
+    for name, table in features.items():
+        pq.write_table(table, files / f"{name}.parquet")
+    put(folder, "features", {name: files / f"{name}.parquet" for name in features})
+    rng = np.random.default_rng(1)
+    ids, num = tables.item_ids, len(tables.item_ids)
+    names = ["item_table", "item_table_past"]
+    everyone = np.ones(num, bool)
+    for number, name in enumerate(names):
+        roles = {role: (rng.normal(size=(num, 8)), ids < ids[-5 - number]) for role in ("id", "id_history")}
+        others = {"text": (rng.normal(size=(num, 12)), everyone), POPULARITY: (np.ones((num, 1)), everyone)}
+        write_item_table(files / name, ids, roles | others)
+    put(folder, "encode", {name: files / name for name in names})
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(home=tmp_path / "home", device="cpu", num_threads=1)
+
+
+def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_dir, settings, tables):
+    result = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings)
+
+    table = ItemTable.open(result.outputs["item_table"])
+    assert sorted(table.modalities) == ["id", "id_history", "popularity", "text"]
+    assert table.modalities["id"].present.sum() == 55
+    keys = np.load(Path(result.outputs["candidates"]) / "keys.npy")
+    assert keys.tolist() == tables.catalogue["item_id"].to_pylist()
+    assert tables.catalogue.schema == CATALOGUE
+    recaller = UrmRecaller.load(*(result.outputs[name] for name in ("model", "item_table", "candidates")))
+    context = next(iter(read_contexts(tables.contexts).values()))
+    items, scores = recaller.recall([RecallRequest(context, config.tasks[0])], 10)
+    assert len(items[0]) == 10
+    assert np.isfinite(scores[0]).all()
+
+    training = result.metrics["training"]
+    assert training["steps"] == 6
+    assert training["stopped_by"] == "steps"
+    assert 0 <= result.metrics["validation_recall"] <= 1
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    runs = mlflow.search_runs(experiment_names=["complete_journey"], filter_string="tags.`urm.stage` = 'sft'")
+    assert len(runs) == 1
+    assert runs.iloc[0]["params.num_user_vectors"] == "3"
+    history = mlflow.MlflowClient().get_metric_history(runs.iloc[0].run_id, "validation_recall")
+    assert [point.step for point in history] == [3, 6]
+    assert {item.dataset.name for item in mlflow.get_run(runs.iloc[0].run_id).inputs.dataset_inputs} == {
+        "complete_journey.train",
+        "complete_journey.validation",
+    }
+
+
+def test_training_reads_the_vectors_of_the_past_and_validation_those_of_now(
+    config: RunConfig, run_dir, settings, monkeypatch
+):
+    """Of the two tables only the past one lacks the vector of one more item."""
+    from components.stages import sft as stage
+
+    with_vector = {}
+
+    def watch(name, place):
+        made = getattr(stage, name)
+
+        def make(*arguments):
+            with_vector[name] = int(arguments[place].reader.table.modalities["id"].present.sum())
+            return made(*arguments)
+
+        monkeypatch.setattr(stage, name, make)
+
+    watch("TrainingSteps", 1)
+    watch("Validation", 2)
+    result = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings)
+    with_vector["served"] = int(ItemTable.open(result.outputs["item_table"]).modalities["id"].present.sum())
+    assert with_vector == {"TrainingSteps": 54, "Validation": 55, "served": 55}
+
+
+def test_time_limit_ends_the_training_cleanly(config: RunConfig, run_dir, settings):
+    limited = config.model_copy(update={"urm": config.urm.model_copy(update={"max_steps": 10_000, "max_seconds": 2})})
+    result = run_stage("sft", run, config=limited, run_dir=str(run_dir), settings=settings)
+    training = result.metrics["training"]
+    assert training["stopped_by"] == "time"
+    assert 0 < training["steps"] < 10_000
+    assert training["best_step"] <= training["steps"]
+    assert (Path(result.outputs["model"]) / "urm.safetensors").is_file()
+
+
+def write_config(config: RunConfig, folder: Path, **urm: int) -> Path:
+    """The configuration as a file, some values of its section urm changed."""
+    (folder / "configs" / "tasks").mkdir(parents=True)
+    content = config.model_dump(mode="json")
+    content["urm"] |= urm
+    (folder / "configs" / "tiny.yaml").write_text(yaml.safe_dump(content))
+    return folder / "configs" / "tiny.yaml"
+
+
+def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_dir, settings, tmp_path):
+    path = write_config(config, tmp_path, max_steps=30, eval_steps=10)
+    environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "components", "sft", "-c", str(path), "-r", str(run_dir)]
+    first = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
+    deadline = time.monotonic() + 120
+    while not list((run_dir / "sft").glob(".scratch-*/checkpoint-*/budget.json")):
+        assert first.poll() is None, "the stage ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (run_dir / "sft" / "result.json").exists()
+
+    second = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "resuming" in second.stderr
+    result = json.loads((run_dir / "sft" / "result.json").read_text())
+    assert result["metrics"]["training"]["steps"] == 30
+    assert not list((run_dir / "sft").glob(".scratch-*"))
+    assert not list((run_dir / "sft").glob(".tmp-*"))
+
+
+def test_two_processes_of_torchrun_leave_one_result(config: RunConfig, run_dir, settings, tmp_path):
+    path = write_config(config, tmp_path)
+    environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "components", "sft", "-c", str(path), "-r", str(run_dir)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    together = json.loads((run_dir / "sft" / "result.json").read_text())
+    assert not list((run_dir / "sft").glob(".scratch-*"))
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    assert len(mlflow.search_runs(experiment_names=["complete_journey"], filter_string="tags.`urm.stage` = 'sft'")) == 1
+
+    alone = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings, force=True)
+    assert together["metrics"]["training"]["steps"] == alone.metrics["training"]["steps"]
+    vectors = [np.load(Path(outputs["candidates"]) / "vectors.npy") for outputs in (together["outputs"], alone.outputs)]
+    np.testing.assert_allclose(*vectors, atol=0.05)
+
+
+def test_a_stage_of_one_process_refuses_two(config: RunConfig, run_dir, settings):
+    two = settings.model_copy(update={"processes": 2})
+    with pytest.raises(ConfigError, match=r"stage features: expected one process, got 2 \(WORLD_SIZE\)"):
+        run_stage("features", run, config=config, run_dir=str(run_dir), settings=two)

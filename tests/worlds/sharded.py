@@ -1,0 +1,83 @@
+"""One process of a model sharded by FSDP2 over several; prints how far it is from the whole model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from components.urm.data.batch import Batch
+from components.urm.inference import UrmRecaller
+from components.urm.network.heads import spread_own
+from components.urm.network.model import Urm
+from components.urm.training.loss import sampled_nce, text_loss
+from components.urm.training.shares import RECALL_SHARE, TEXT_SHARE, take_share
+from tests.worlds.training import build_untrained
+
+
+def loss_of(model: Urm, batch: Batch) -> torch.Tensor:
+    """The loss that the trainer takes of a share or of a whole batch."""
+    output = model(batch)
+    own = spread_own(output.own_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
+    recall = sampled_nce(
+        output.user_vectors,
+        output.item_vectors[batch["targets"]],
+        batch["target_mask"],
+        output.item_vectors[batch["negatives"]],
+        batch["log_expected"],
+        batch["accidental"],
+        own.gather(1, batch["targets"]),
+        own[:, batch["negatives"]],
+        "max",
+    )
+    text = text_loss(output.text_logits, batch["labels"])
+    return recall * batch.get(RECALL_SHARE, 1.0) + 0.3 * text * batch.get(TEXT_SHARE, 1.0)
+
+
+def main(world: Path, batch_file: Path) -> None:
+    """Compare gradients, item vectors and gathered weights."""
+    torch.distributed.init_process_group("gloo")
+    batch: Batch = torch.load(batch_file, weights_only=True)
+    whole, new = build_untrained(world).model, build_untrained(world)
+    expected = loss_of(whole, batch)
+    expected.backward()
+
+    sharded = new.model
+    scalars = {weight for weight in sharded.parameters() if weight.dim() == 0}  # FSDP2 cannot split these
+    for layer in sharded.backbone.base_model.layers:
+        fully_shard(layer)
+    fully_shard(sharded, ignored_params=scalars)
+    register_fsdp_forward_method(sharded, "item_vectors")
+    process, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    loss_of(sharded, take_share(batch, process, processes)).backward()
+
+    gradients = {name: weight.grad for name, weight in whole.named_parameters()}
+    compared, worst = 0, 0.0
+    for name, weight in sharded.named_parameters():
+        if isinstance(weight.grad, DTensor):
+            difference = (weight.grad.full_tensor() - gradients[name]).norm() / (gradients[name].norm() + 1e-6)
+            compared, worst = compared + 1, max(worst, float(difference))
+    items = torch.arange(1000, 1060).numpy()
+    vectors = [UrmRecaller(model.eval(), new.builder, "max").encode_items(items) for model in (whole, sharded)]
+    gathered = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights = whole.state_dict() if process == 0 else {}  # the first process alone gets the gathered ones
+    figures = {
+        "compared": compared,
+        "gradients": worst,
+        "items": float(abs(vectors[0] - vectors[1]).max()),
+        "gathered": gathered.keys() == weights.keys()
+        and all(torch.equal(gathered[name], weight) for name, weight in weights.items()),
+    }
+    print(json.dumps(figures))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,283 @@
+"""A tiny world for tests: a run directory as the earlier stages leave it, around a small random model.
+
+Everything is real but small: 60 items, 12 users, three tasks, a one-layer Llama, a Feast store with its online tables.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from components.addresses import write_json
+from components.config import RunConfig, TargetFilter, Task, UrmConfig
+from components.features.store import create_feature_store, materialize, offline
+from components.items.table import POPULARITY as ITEM_POPULARITY
+from components.items.table import ItemTable, write_item_table
+from components.schemas.events import ITEMS
+from components.schemas.examples import CONTEXTS, EXAMPLES
+from components.schemas.predictions import POPULARITY, PREDICTIONS
+from components.settings import Settings
+from components.storage import StageResult
+from components.urm.data.batches import BatchBuilder, ItemReader
+from components.urm.data.prompt import PromptWriter, add_special_tokens
+from components.urm.data.request import RecallRequest, read_contexts
+from components.urm.inference import UrmRecaller
+from components.urm.network.files import ModelDescription, save_model
+from components.urm.network.model import Urm
+from tests.worlds import REPOSITORY
+from tests.worlds.backbone import tiny_llama
+
+NUM_ITEMS, NUM_USERS, NUM_KNOWN = 60, 12, 5
+LAST_EVENT = datetime(2017, 12, 17, 12, tzinfo=UTC)
+ITEM_IDS = np.arange(1000, 1000 + NUM_ITEMS, dtype=np.int64)
+
+
+def make_config() -> RunConfig:
+    """A run of two tasks, one of them with a query."""
+    return RunConfig.model_validate(
+        {
+            "name": "tiny",
+            "source": {"kind": "complete_journey"},
+            "features": {
+                "split": {
+                    "train_start": "2017-07-03T05:00:00Z",
+                    "validation_start": "2017-11-13T05:00:00Z",
+                    "test_start": "2017-11-27T05:00:00Z",
+                    "end": "2017-12-18T05:00:00Z",
+                },
+                "history_length": 20,
+            },
+            "tasks": [
+                Task(name="next_purchase", description="d", prompt="recommend what this customer buys").model_dump(),
+                Task(
+                    name="new_item",
+                    description="d",
+                    prompt="recommend new items",
+                    target=TargetFilter(history="not_bought"),
+                    exclude_bought=True,
+                ).model_dump(),
+                {
+                    "name": "text_query",
+                    "description": "d",
+                    "prompt": "customer searches {{ query }}",
+                    "target": {"query_category_level": 1},
+                },
+            ],
+            "release": {"smoke_users": 3, "promote_timeout_seconds": 60},
+            "recall": {"k": 10, "max_wait_ms": 5, "claim_idle_seconds": 0.5, "max_deliveries": 3, "batch_size": 4},
+        }
+    )
+
+
+def make_settings(home: Path, redis_url: str = "redis://127.0.0.1:1/0") -> Settings:
+    """Settings with all state under `home`."""
+    return Settings(
+        home=home, feature_repo_dir=REPOSITORY / "feature_repo", redis_url=redis_url, device="cpu", num_threads=1
+    )
+
+
+def make_run(run_dir: Path, settings: Settings, *, seed: int = 0, gate_passed: bool = True) -> RunConfig:
+    """Leave what the stages before `release` leave, with their result.json."""
+    config = make_config()
+    make_items(run_dir / "validate" / "items.parquet")
+    make_feature_store(run_dir / "features" / "feature_store", settings)
+    contexts = make_contexts(run_dir / "features" / "contexts.parquet")
+    make_model(run_dir / "sft", seed)
+    make_popularity(run_dir / "baseline" / "popularity.parquet", config)
+    make_evaluation(run_dir, config, contexts)
+    verdict = {"passed": gate_passed, "verdict": "Measured.", "reasons": [] if gate_passed else ["lift below zero"]}
+    write_json(str(run_dir / "gate" / "verdict.json"), verdict)
+    outputs = {
+        "validate": ["items.parquet"],
+        "features": ["feature_store", "contexts.parquet", "examples.parquet"],
+        "baseline": ["popularity.parquet"],
+        "sft": ["model", "item_table", "candidates"],
+        "evaluate": ["predictions.parquet"],
+        "gate": ["verdict.json"],
+    }
+    for stage, names in outputs.items():
+        result = StageResult(
+            stage=stage,
+            config=config.name,
+            fingerprint=f"{stage}-{seed}",
+            outputs={name.split(".")[0]: str(run_dir / stage / name) for name in names},
+            metrics={"passed": gate_passed} if stage == "gate" else {},
+            seconds=0.0,
+            started_at=LAST_EVENT,
+            finished_at=LAST_EVENT,
+        )
+        write_json(str(run_dir / stage / "result.json"), json.loads(result.model_dump_json()))
+    return config
+
+
+def make_items(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "item_id": int(item),
+            "external_id": str(item),
+            "title": f"item {item}",
+            "category": ["food", f"shelf {item % 7}"],
+            "brand": None,
+            "price": 1.0,
+            "image_uri": None,
+            "created_at": None,
+            "available": True,
+        }
+        for item in ITEM_IDS
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=ITEMS), path)
+
+
+def known_items(user: int) -> list[int]:
+    """The five items of a user's history, newest first."""
+    return [int(ITEM_IDS[(3 * user + step) % NUM_ITEMS]) for step in range(NUM_KNOWN)]
+
+
+def make_feature_store(folder: Path, settings: Settings) -> None:
+    """Users "0" … "11", each with five items, one an hour up to LAST_EVENT."""
+    folder.mkdir(parents=True)
+    last_us = [int((LAST_EVENT - timedelta(hours=step)).timestamp() * 1e6) for step in range(NUM_KNOWN)]
+    users = [str(user) for user in range(NUM_USERS)]
+    known_at = pa.array([LAST_EVENT + timedelta(microseconds=1)] * NUM_USERS, pa.timestamp("us", tz="UTC"))
+    repeat = [[1] * NUM_KNOWN] * NUM_USERS
+    sequence = {
+        "user_id": users,
+        "known_at": known_at,
+        "history_item_ids": pa.array([known_items(user) for user in range(NUM_USERS)], pa.list_(pa.int64())),
+        "history_counts": pa.array(repeat, pa.list_(pa.int32())),
+        "history_last_us": pa.array([last_us] * NUM_USERS, pa.list_(pa.int64())),
+        "history_behaviors": [["purchase"] * NUM_KNOWN] * NUM_USERS,
+    }
+    statistics = {
+        "user_id": users,
+        "known_at": known_at,
+        "num_events": pa.array([NUM_KNOWN] * NUM_USERS, pa.int64()),
+        "num_items": pa.array([NUM_KNOWN] * NUM_USERS, pa.int64()),
+        "num_active_days": pa.array([1] * NUM_USERS, pa.int64()),
+        "last_us": pa.array([last_us[0]] * NUM_USERS, pa.int64()),
+        "top_categories": [["shelf 1", "shelf 2"]] * NUM_USERS,
+    }
+    pq.write_table(pa.table(sequence), folder / "behavior_sequence.parquet")
+    pq.write_table(pa.table(statistics), folder / "user_statistics.parquet")
+    with offline(folder):
+        store = create_feature_store(folder, settings)
+        materialize(store, LAST_EVENT + timedelta(days=1))
+
+
+def make_contexts(path: Path) -> pa.Table:
+    cut = LAST_EVENT + timedelta(hours=1)
+    rows = [
+        {
+            "context_id": user,
+            "user_id": str(user),
+            "cut_ts": cut,
+            "split": "test",
+            "history_item_ids": known_items(user),
+            "history_counts": [1] * NUM_KNOWN,
+            "history_days_since": [(1 + step) / 24 for step in range(NUM_KNOWN)],
+            "history_behaviors": ["purchase"] * NUM_KNOWN,
+            "num_events": NUM_KNOWN,
+            "num_items": NUM_KNOWN,
+            "num_active_days": 1,
+            "days_since_last": 1 / 24,
+            "top_categories": ["shelf 1", "shelf 2"],
+        }
+        for user in range(NUM_USERS)
+    ]
+    table = pa.Table.from_pylist(rows, schema=CONTEXTS)
+    pq.write_table(table, path)
+    return table
+
+
+def make_model(folder: Path, seed: int) -> None:
+    """A random model, its item table, and the candidates it gives."""
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = np.ones(NUM_ITEMS, dtype=bool)
+    vectors = {"id": random.normal(size=(NUM_ITEMS, 8)), "text": random.normal(size=(NUM_ITEMS, 12))}
+    popularity = np.log1p(np.arange(1, NUM_ITEMS + 1))[:, None]
+    modalities = {name: (array, everything) for name, array in (vectors | {ITEM_POPULARITY: popularity}).items()}
+    write_item_table(folder / "item_table", ITEM_IDS, modalities)
+    config = UrmConfig(
+        num_layers=1,
+        num_user_vectors=2,
+        modalities=("id", "text"),
+        fusion_dimension=16,
+        history_length=16,
+    )
+    tokenizer = make_tokenizer()
+    add_special_tokens(tokenizer, config.num_user_vectors)
+    llama = tiny_llama(len(tokenizer), num_layers=1, tie_word_embeddings=False, initializer_range=0.02)
+    widths = {name: array.shape[1] for name, array in vectors.items()}
+    model = Urm(LlamaForCausalLM(llama), config, widths, num_counts=1, num_behaviors=1).eval()
+    writer = PromptWriter(tokenizer, config)
+    description = ModelDescription(config=config, widths=widths, num_counts=1, behaviors=("purchase",))
+    save_model(folder / "model", model, writer, description)
+    reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities)
+    recaller = UrmRecaller(model, BatchBuilder(writer, reader, ("purchase",), config.copy_length), config.combine)
+    candidates = folder / "candidates"
+    candidates.mkdir()
+    np.save(candidates / "keys.npy", ITEM_IDS)
+    np.save(candidates / "vectors.npy", recaller.encode_items(ITEM_IDS))
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, of the words that prompts use."""
+    words = "<unk> <end> Customer with purchases of items on days the last ago Often History customer recommend".split()
+    words += "what this buys new searches shelf . , : ;".split() + [str(number) for number in range(20)]
+    unknown, end = words[:2]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, eos_token=end, pad_token=end)
+
+
+def make_popularity(path: Path, config: RunConfig) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"task": task.name, "item_id": int(item), "score": float(NUM_ITEMS - rank)}
+        for task in config.tasks
+        for rank, item in enumerate(ITEM_IDS[:30])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=POPULARITY), path)
+
+
+def make_evaluation(run_dir: Path, config: RunConfig, contexts: pa.Table) -> None:
+    """Examples of every task and user, and what the model predicts for them."""
+    sft = run_dir / "sft"
+    recaller = UrmRecaller.load(sft / "model", sft / "item_table", sft / "candidates")
+    by_id = read_contexts(contexts)
+    examples, requests = [], []
+    for context_id, context in by_id.items():
+        for task in config.tasks:
+            query = "shelf 3" if task.needs_query else None
+            examples.append(
+                {
+                    "example_id": len(examples),
+                    "context_id": context_id,
+                    "split": "test",
+                    "task": task.name,
+                    "query": query,
+                    "target_item_ids": [int(ITEM_IDS[0])],
+                    "target_categories": ["shelf 0"],
+                }
+            )
+            requests.append(RecallRequest(context, task, query))
+    items, scores = recaller.recall(requests, 10)
+    predictions = [
+        {"example_id": number, "model": "urm", "item_ids": ids.tolist(), "scores": row.tolist()}
+        for number, (ids, row) in enumerate(zip(items, scores, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(examples, schema=EXAMPLES), run_dir / "features" / "examples.parquet")
+    (run_dir / "evaluate").mkdir(parents=True, exist_ok=True)
+    path = run_dir / "evaluate" / "predictions.parquet"
+    pq.write_table(pa.Table.from_pylist(predictions, schema=PREDICTIONS), path)

@@ -1,0 +1,105 @@
+"""One training of the tiny world, callable from a test or as a process: `python -m tests.worlds.training`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from components.config import RunConfig
+from components.items.table import ItemTable
+from components.urm.data.examples import read_examples
+from components.urm.network.build import NewModel, build_model
+from components.urm.network.model import Urm
+from components.urm.training.steps import NegativeSampler, TrainingSteps
+from components.urm.training.train import TrainingSummary, train
+from components.urm.training.validation import Validation
+from tests.worlds import REPOSITORY
+
+TABLES = ("catalogue", "contexts", "examples")
+
+
+def write_world(folder: Path, tables: object, table_dir: Path, config: RunConfig) -> None:
+    """Put all that a training reads into a folder."""
+    for name in TABLES:
+        pq.write_table(getattr(tables, name), folder / f"{name}.parquet")
+    (folder / "item_table").symlink_to(table_dir)
+    (folder / "config.json").write_text(config.model_dump_json())
+
+
+def build_untrained(folder: Path) -> NewModel:
+    """The model of a world before its first step, the same at every call."""
+    config = RunConfig.model_validate_json((folder / "config.json").read_text())
+    torch.manual_seed(1)
+    return build_model(config.urm, ItemTable.open(folder / "item_table"), ["purchase"], folder)
+
+
+def run_training(
+    folder: Path, scratch: Path, report: Callable[[int, dict[str, float]], None], patience: int = 0
+) -> tuple[Urm, TrainingSummary]:
+    """Build the model of a world and train it, or go on from the checkpoint in the scratch folder."""
+    config = RunConfig.model_validate_json((folder / "config.json").read_text())
+    urm = config.urm.model_copy(update={"patience": patience})
+    catalogue, contexts, examples = (pq.read_table(folder / f"{name}.parquet") for name in TABLES)
+    new = build_untrained(folder)
+    tasks = {task.name: task for task in config.tasks}
+    training, measured = (read_examples(contexts, examples, tasks, split) for split in ("train", "validation"))
+    validation = Validation(
+        [example for _, asked in measured for example in asked],
+        catalogue["item_id"].to_numpy(),
+        new.builder,
+        config.urm,
+        config.evaluation.k,
+    )
+    sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
+    summary = train(
+        new.model,
+        TrainingSteps(training, new.builder, sampler, config),
+        validation,
+        urm,
+        scratch=scratch,
+        device="cpu",
+        seed=config.seed,
+        report=report,
+    )
+    return new.model, summary
+
+
+def launch(module: str, arguments: list[Path], processes: int = 2) -> list[str]:
+    """Run a module in processes connected by gloo; returns what each wrote to its standard output."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=REPOSITORY,
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        answers = [process.communicate(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, answers, strict=True):
+        if process.returncode != 0:
+            raise RuntimeError(errors)
+    return [output for output, _ in answers]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    world, checkpoints = map(Path, sys.argv[1:])
+    run_training(world, checkpoints, lambda step, metrics: print(step, metrics, flush=True))
