@@ -1,8 +1,8 @@
 """The history that a worker uses is the offline history of the same instant, by the features stage's own code.
 
 Any log is cut at any instant: what lies before goes through the features stage and comes back as the online store says
-it, the rest comes as live events. Two things are left out, as `components.recall.serving.context` says: `top_categories`, and
-the counts of an item that had left the history's length and comes back.
+it, the rest comes as live events. Two things are left out, as `components.recall.serving.context` says:
+`top_categories`, and the counts of an item that had left the history's length and comes back.
 """
 
 from __future__ import annotations

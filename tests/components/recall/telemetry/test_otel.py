@@ -177,7 +177,8 @@ def test_a_process_that_ends_has_sent_its_spans_to_the_endpoint_that_the_environ
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
             program = (
-                "from components.recall.telemetry.tracing import open_tracing; from components.settings import Settings\n"
+                "from components.recall.telemetry.setup import open_tracing\n"
+                "from components.settings import Settings\n"
                 "with open_tracing(Settings(), 'urm-recall-api').accept(1) as traceparent: print(traceparent)"
             )
             done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -91,7 +91,8 @@ def phrases(settings):
 def test_every_phrase_is_measured_for_its_tasks(phrases, settings, finished):
     run_dir, config = finished
     result = run_stage(
-        STUDIES["steering"], run, config=config, run_dir=str(run_dir), settings=settings, options=options(settings, config),
+        STUDIES["steering"], run, config=config, run_dir=str(run_dir), settings=settings,
+        options=options(settings, config),
         force=True,
     )  # fmt: skip
     rows = result.metrics["phrases"]
