@@ -174,6 +174,7 @@ def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> S
     means = recalls[recalls["task"] == "mean"].groupby("model")["recall"].mean()
     best = find_best_other({str(model): float(value) for model, value in means.items()})
     hits = _pool(runs, k, {CANDIDATE, BASELINE, best}, cache)
+    baseline = compare(hits, CANDIDATE, BASELINE, k=k, draws=draws, seed=seed)
     return Summary(
         config=runs[0].config,
         seeds=tuple(int(run.metrics["seed"]) for run in runs),
@@ -181,8 +182,8 @@ def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> S
         models=order_models(means.index),
         left_out=order_models(set.union(*of_runs) - common),
         recalls=recalls,
-        baseline=compare(hits, CANDIDATE, BASELINE, k=k, draws=draws, seed=seed),
-        best=compare(hits, CANDIDATE, best, k=k, draws=draws, seed=seed),
+        baseline=baseline,
+        best=baseline if best == BASELINE else compare(hits, CANDIDATE, best, k=k, draws=draws, seed=seed),
     )
 
 
