@@ -1,1 +1,1 @@
-"""Measurements behind docs/results.md; `python -m benchmarks.results` runs them all."""
+"""Measurements behind docs/results/; `python -m benchmarks.results` runs them all."""

@@ -1,4 +1,4 @@
-"""Re-creates everything that docs/results.md says, step by step, on this machine.
+"""Repeats the measurements of docs/results/, step by step, on this machine.
 
     python -m benchmarks.results              # all of it: hours
     python -m benchmarks.results --list       # the steps, and how long each takes
@@ -55,7 +55,7 @@ class Step:
 
     Attributes:
         name: Unique; names the log, too.
-        part: Part of docs/results.md that it is for.
+        part: Part of docs/results/ that it is for.
         command: Program and arguments.
         minutes: An estimate for two cores, where nothing is done yet; not measured.
     """
