@@ -16,7 +16,7 @@ import re
 import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,11 +39,11 @@ CODE = ("components", "dags", "benchmarks", "feature_repo")
 COMMENTED = ("k8s/**/*.y*ml", "k8s/**/Dockerfile", "configs/**/*.yaml", "Makefile", "pyproject.toml", ".airflowignore")
 FOLDERS = ("components", "dags", "benchmarks", "feature_repo", "configs", "docs", "k8s", "tests", ".ci")
 
-_PLACEHOLDER = re.compile(r"<[^<>\s]+>|\{[a-z_]+\}|…|\b[A-Z][A-Z_]+\b(?!\.)")
+_PLACEHOLDER = re.compile(r"<[^<>]+>|\{[^{}]+\}|…|\b[A-Z][A-Z_]+\b(?!\.)")
 _SPAN = re.compile(r"`([^`]+)`")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_OPTION = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
+_OPTION = re.compile(r"(?<![^\s\"'\[(=,/])(--?[a-zA-Z][\w-]*)")
 
 
 def find_faults(text: str, folder: Path = REPOSITORY) -> list[str]:
@@ -54,7 +54,8 @@ def find_faults(text: str, folder: Path = REPOSITORY) -> list[str]:
         folder: Of the page; paths may be relative to it.
     """
     faults = [f"no path {path}" for path in _find_paths(text, folder)]
-    faults += [f"no setting {name}" for name in sorted(set(re.findall(r"\bURM_[A-Z][A-Z_]*", text))) if not _is_setting(name)]
+    variables = sorted(set(re.findall(r"\bURM_[A-Z][A-Z_]*", text)))
+    faults += [f"no setting {name}" for name in variables if not _is_setting(name)]
     faults += [f"no module or name {name}" for name in _DOTTED.findall(text) if not _is_importable(name)]
     for command in _find_commands(text):
         faults += _judge_command(command)
@@ -69,13 +70,11 @@ _DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(CODE[:3])})(?:\.\w+)+(?![\w/])"
 
 def _find_paths(text: str, folder: Path) -> Iterator[str]:
     """Paths without a file or folder."""
-    places = dict.fromkeys(FOLDERS, REPOSITORY)
-    if folder != REPOSITORY:
-        places |= {child.name: folder for child in folder.iterdir() if child.is_dir()}
-    names = "|".join(re.escape(name) for name in places)
-    for match in re.finditer(rf"(?<![\w./:<>@*-])(?:\./)?((?:{names})/[\w./<>{{}}*…-]*)", text):
+    beside = (child.name for child in folder.iterdir() if child.is_dir()) if folder != REPOSITORY else ()
+    names = "|".join(re.escape(name) for name in {*FOLDERS, *beside})
+    for match in re.finditer(rf"(?<![\w./:<>@*-])((?:{names})/(?:[\w./*…-]|<[^<>]+>|{{[^{{}}]+}})*)", text):
         path = match[1].rstrip(".-")
-        if not _exists(places[path.split("/")[0]], path):
+        if not any(_exists(root, path) for root in (REPOSITORY, folder)):
             yield path
     for name in re.findall(r"(?<![\w./*<>-])([a-z_]\w*\.py)\b", text):
         if name not in _file_names():
@@ -87,7 +86,7 @@ def _exists(root: Path, path: str) -> bool:
     return any(root.glob(pattern.rstrip("/"))) if "*" in pattern else (root / path).exists()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _file_names() -> frozenset[str]:
     return frozenset(path.name for folder in (*CODE, "tests") for path in (REPOSITORY / folder).rglob("*.py"))
 
@@ -95,13 +94,14 @@ def _file_names() -> frozenset[str]:
 # --- settings, keys, modules -----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
+@cache
 def _settings() -> frozenset[str]:
-    """Environment variables: of the settings, and those that only the fault tests read."""
-    sources = "".join(path.read_text() for path in (REPOSITORY / "tests" / "faults").glob("*.py"))
-    return frozenset(f"URM_{name.upper()}" for name in Settings.model_fields) | set(
-        re.findall(r"\"(URM_FAULT_[A-Z_]+)\"", sources)
-    )
+    """Environment variables: of the settings, and those that only the fault tests read; and constants of that name."""
+    names = {f"URM_{name.upper()}" for name in Settings.model_fields}
+    for folder, pattern in (("tests/faults", r"\"(URM_FAULT_[A-Z_]+)\""), ("components", r"(?m)^(URM_[A-Z_]+) =")):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            names.update(re.findall(pattern, path.read_text()))
+    return frozenset(names)
 
 
 def _is_setting(name: str) -> bool:
@@ -129,7 +129,7 @@ def _is_importable(name: str) -> bool:
     return False
 
 
-@lru_cache(maxsize=None)
+@cache
 def _top_level(source: Path) -> frozenset[str]:
     names: set[str] = set()
     for node in ast.parse(source.read_text()).body:
@@ -208,7 +208,7 @@ def _find_options(arguments: str) -> set[str]:
     return set(_OPTION.findall(re.sub(r"\"[^\"-][^\"]*\"", "", arguments))) - {"--help"}
 
 
-@lru_cache(maxsize=1)
+@cache
 def _command() -> Any:
     scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
     return typer.main.get_command(importlib.import_module(scripts["urm"].split(":")[0]).app)
@@ -228,7 +228,7 @@ def _options_of_stages() -> set[str]:
     return set.intersection(*(_options_of_command(_command().commands[stage]) for stage in STAGES))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _options_of_module(path: Path) -> frozenset[str]:
     """Options that a program of `benchmarks` adds, itself or by its neighbours that it imports."""
     sources = "".join(file.read_text() for file in (path.glob("*.py") if path.is_dir() else [path]))
@@ -238,7 +238,7 @@ def _options_of_module(path: Path) -> frozenset[str]:
     return frozenset(re.findall(r"\"(--?[a-z][\w-]*)\"", sources))
 
 
-@lru_cache(maxsize=1)
+@cache
 def _all_options() -> frozenset[str]:
     options = set().union(*(_options_of_command(command) for command in _leaves(_command())))
     return frozenset(options).union(*(_options_of_module(path) for path in (REPOSITORY / "benchmarks").rglob("*.py")))
@@ -359,7 +359,7 @@ def test_planted_fault_is_found(text: str, fault: str) -> None:
         "`<run>/sft/model/`, `sft/result.json`, s3://docs/none, `urm:latest`, `urm.json` and `s3://x/configs/none`",
         "`urm sft --config NAME -r DIR --set seed=0`, `urm <stage> --force` and `urm recall …`",
         "`docker build -t urm:1 --build-arg X=1 .` and `redis-cli --latency`",
-        "`make demo`; sure, make sense of it; `make results ARGS=\"--list\"`",
+        '`make demo`; sure, make sense of it; `make results ARGS="--list"`',
         "URM_HOME, URM_AIRFLOW_* and URM_FAULT_SEED; `recall.filters`, `features.split.recent_cuts: 1`",
         "`components.settings.Settings.run_dir` and components.evaluation",
     ],
@@ -370,5 +370,9 @@ def test_what_exists_is_no_fault(text: str) -> None:
 
 def test_dead_links_are_found() -> None:
     page = REPOSITORY / "docs" / "guarantees.md"
-    text = "## A: b, `c`\n## A: b, `c`\n[x](#a-b-c) [x](#a-b-c-1) [x](#a-b) [x](none.md) [x](runbook.md#none) [x](../README.md)"
+    headings, good = (
+        "## A: b, `c`\n## A: b, `c`\n",
+        "[x](#a-b-c) [x](#a-b-c-1) [x](runbook.md#replay)",
+    )
+    text = f"{headings}{good} [x](#a-b) [x](none.md) [x](runbook.md#none)"
     assert find_dead_links(text, page) == ["#a-b", "none.md", "runbook.md#none"]
