@@ -171,7 +171,7 @@ def _judge_command(command: str) -> Iterator[str]:
         yield from _judge_module(module[1], module[2])
     elif module or (urm and not re.match(r"(docker|kubectl|pip|git|redis-cli)\b", command)):
         yield from _judge_urm(module[2] if module else urm[1] if urm else "")
-    elif command.startswith(("-", "make ")):
+    elif command.startswith(("--", "make ")):
         yield from (f"no option {option}" for option in _find_options(command) - _all_options())
 
 
