@@ -3,8 +3,8 @@
     python -m benchmarks.keep .urm/runs/results-amazon_sports-seed0 benchmarks/evaluations/amazon_sports-seed0
     urm compare benchmarks/evaluations/amazon_sports-seed0 …
 
-    python -m benchmarks.keep .urm/runs/ablation.h_1.seed0 benchmarks/evaluations/ablation.h_1.seed0
-    urm ablation summary --run-dir benchmarks/evaluations/ablation …
+    python -m benchmarks.keep .urm/runs/<study>.h_1.seed0 benchmarks/evaluations/<study>.h_1.seed0
+    urm ablation summary --run-dir benchmarks/evaluations/<study> …
 
 Of an evaluation are kept its metrics, and of each example whether URM, target attention and the best other model found
 its target among the first k items; of a variant of an ablation study its recall of each validation example; of both

@@ -244,7 +244,7 @@ STUDIES: dict[str, StageSpec] = {
         ),
         StageSpec(
             name="steering",
-            summary="How far guidance phrases move the recall, by configs/guidance/<name of the configuration>.yaml.",
+            summary="How far guidance phrases move the recall, by `configs/guidance/<name of the configuration>.yaml`.",
             inputs=("validate", "features", "sft"),
             outputs={
                 "steering": "file, JSON: per phrase and task the share of the top-K in its categories with and without "
@@ -266,7 +266,7 @@ STUDIES: dict[str, StageSpec] = {
         ),
         StageSpec(
             name="ablation_summary",
-            summary="Every variant of configs/ablations/<grid>.yaml against the reference (`urm ablation summary`).",
+            summary="Every variant of `configs/ablations/<grid>.yaml` against the reference (`urm ablation summary`).",
             inputs=(),
             outputs={
                 "table": "file: CSV",

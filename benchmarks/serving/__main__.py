@@ -105,8 +105,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--apis", type=int, default=1, help="API processes, which the clients ask in turn")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="Of each worker")
-    for what in ("worker", "service", "client"):
-        parser.add_argument(f"--{what}-cores", default="", help="As taskset takes it, e.g. 0 or 0-3; empty: any")
+    for option in ("--worker-cores", "--service-cores", "--client-cores"):
+        parser.add_argument(option, default="", help="As taskset takes it, e.g. 0 or 0-3; empty: any")
     parser.add_argument("--logs", type=Path, help="Keep state and logs in this folder")
     arguments = parser.parse_args(words)
     phases = arguments.phases.split(",")

@@ -30,7 +30,7 @@ from components.items.frequency import FrequencySampler
 
 Floats = npt.NDArray[np.float32]
 
-# Chosen on validation of Amazon Beauty, see docs/results.md.
+# Chosen on validation of Amazon Beauty, see docs/results/.
 REACH = 20  # history items of an example
 BATCH_SIZE, NUM_NEGATIVES, NEGATIVE_POWER = 512, 2048, 0.75
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.3

@@ -2,7 +2,7 @@
 
 A version is a real MLflow model whose data is the manifest and the bundle's address: the bundle itself stays where
 the release stage put it, so that nothing is stored twice. `mlflow.pyfunc.load_model("models:/urm@champion")` fetches
-the bundle, verifies it and predicts (components/recall/registered_model.py).
+the bundle, verifies it and predicts (components/release/registered_model.py).
 """
 
 from __future__ import annotations

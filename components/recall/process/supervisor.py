@@ -2,7 +2,7 @@
 
 Python runs one thread at a time between matrix products, and a batch of one worker waits for Redis and for parsing;
 a second process fills these gaps. Instances share the files of a release, which are mapped into memory, and by forking
-the libraries (docs/operations.md has the figures).
+the libraries (docs/sizing.md has the figures).
 
 An instance that ends is started again after a pause that doubles with every early end. One whose heartbeat has been
 missing for `stuck_seconds`, while Redis answers, is killed first: its process may live and do nothing. The container is

@@ -226,7 +226,7 @@ def test_what_was_read_ahead_and_not_finished_is_delivered_again(
 def test_tries_ahead_of_its_turn_do_not_count_when_the_turn_comes(
     client: redis.Redis, recall_config: RecallConfig
 ) -> None:
-    """So an event that fails may be tried up to twice `max_deliveries` times, as docs/operations.md says."""
+    """So an event that fails may be tried up to twice `max_deliveries` times, as docs/guarantees.md says."""
     first, second = open_stream(client, "a", recall_config), open_stream(client, "b", recall_config)
     feed(client, iter([make_event("u", event_id=f"u{n}", minutes=n) for n in range(2)]), recall_config)
     (entry,) = first._decode(first._read(">", 1, None), {})
