@@ -177,7 +177,8 @@ class UrmRecaller:
         return self.index
 
 
-def _write_candidates(folder: Path, new: NewModel, catalogue: pa.Table) -> int:
+def write_candidates(folder: Path, new: NewModel, catalogue: pa.Table) -> int:
+    """Write keys.npy and vectors.npy of all items of the catalogue; returns their number."""
     folder.mkdir()
     item_ids = catalogue["item_id"].to_numpy()
     recaller = UrmRecaller(new.model, new.builder, new.description.config.combine)
