@@ -16,14 +16,14 @@ def loss_of(
     log_expected,
     accidental,
     combine,
-    target_copy_scores=None,
-    negative_copy_scores=None,
+    target_copies=None,
+    negative_copies=None,
 ):
     """The loss; no item is the user's own unless it is said."""
-    target_copy_scores = torch.zeros(mask.shape) if target_copy_scores is None else target_copy_scores
-    negative_copy_scores = torch.zeros(accidental.shape) if negative_copy_scores is None else negative_copy_scores
+    target_copies = torch.zeros(mask.shape) if target_copies is None else target_copies
+    negative_copies = torch.zeros(accidental.shape) if negative_copies is None else negative_copies
     return sampled_nce(
-        users, targets, mask, negatives, log_expected, accidental, target_copy_scores, negative_copy_scores, combine
+        users, targets, mask, negatives, log_expected, accidental, target_copies, negative_copies, combine
     )
 
 
