@@ -74,8 +74,8 @@ class Queries:
             path,
             vectors=self.asked.vectors,
             users=self.users,
-            **_flat("own_items", self.asked.own_items),
-            **_flat("own_scores", self.asked.own_scores),
+            **_flat("copy_items", self.asked.copy_items),
+            **_flat("copy_scores", self.asked.copy_scores),
             **_flat("exclude", self.exclude),
         )
 
@@ -83,7 +83,7 @@ class Queries:
     def load(cls, path: Path) -> Queries:
         """Read them again."""
         with np.load(path) as file:
-            asked = UserVectors(file["vectors"], _ragged(file, "own_items"), _ragged(file, "own_scores"))
+            asked = UserVectors(file["vectors"], _ragged(file, "copy_items"), _ragged(file, "copy_scores"))
             return cls(asked, _ragged(file, "exclude"), int(file["users"]))
 
 

@@ -85,13 +85,13 @@ def run_naive(recaller: UrmRecaller, users: Sequence[Sequence[RecallRequest]], k
 
 def search_alone(recaller: UrmRecaller, candidates: frozenset[int], user: UserVectors, k: int, banned: Ids) -> Ids:
     """Best items of one request: H searches, their union, each item's best score, own items scored by themselves."""
-    index, vectors, own = recaller.index, user.vectors[0], user.own_items[0]
+    index, vectors, own = recaller.index, user.vectors[0], user.copy_items[0]
     assert index is not None  # load_recaller gives it one
     scores, items = index.search(vectors, min(k + len(banned) + len(own), recaller.num_candidates))
     best: dict[int, float] = {}
     for item, score in zip(items.ravel().tolist(), scores.ravel().tolist(), strict=True):
         best[item] = max(score, best.get(item, score))
-    for item, raised in zip(own.tolist(), user.own_scores[0].tolist(), strict=True):
+    for item, raised in zip(own.tolist(), user.copy_scores[0].tolist(), strict=True):
         if item in candidates:
             best[item] = float((vectors @ index.reconstruct(item)).max()) + raised
     for item in banned.tolist():

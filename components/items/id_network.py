@@ -82,7 +82,7 @@ class IdNetwork(nn.Module):
     def __init__(self, content: ItemContent, kept: npt.NDArray[np.bool_], dimension: int, seed: int) -> None:
         """Take what is known of the items, and which of them may ever have a vector of their own [n].
 
-        No item counts as seen before `know`.
+        No item counts as seen before `set_counts`.
         """
         super().__init__()
         num_items, text_width = content.text.shape
@@ -98,7 +98,7 @@ class IdNetwork(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([math.log(FIRST_SCALE)]))
         self.popularity = nn.Parameter(torch.tensor([0.5]))
 
-    def know(self, counts: Floats, min_count: float) -> None:
+    def set_counts(self, counts: Floats, min_count: float) -> None:
         """Note how many baskets hold each item [n]; fewer than `min_count` give it no vector of its own."""
         self.seen.copy_(torch.from_numpy(counts >= max(1.0, min_count)))
         self.log_count.copy_(torch.from_numpy(np.log1p(counts)))

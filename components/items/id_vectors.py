@@ -54,7 +54,7 @@ class ItemVectors:
 
 
 @dataclass(frozen=True)
-class KnownItems:
+class IdVectors:
     """What the training window tells of n items.
 
     Attributes:
@@ -66,7 +66,7 @@ class KnownItems:
     now: ItemVectors
 
 
-def know_items(
+def learn_id_vectors(
     events: Path,
     item_ids: Ints,
     content: ItemContent,
@@ -74,7 +74,7 @@ def know_items(
     config: ItemsConfig,
     seed: int,
     report: Callable[[str, int, int, float], None],
-) -> KnownItems:
+) -> IdVectors:
     """Learn ID vectors.
 
     Args:
@@ -97,15 +97,15 @@ def know_items(
 
     def finish(name: str, baskets: Baskets, examples: FollowExamples, seed: int) -> ItemVectors:
         network = copy.deepcopy(shared)
-        network.know(_count(baskets), features.min_item_events)
+        network.set_counts(_count(baskets), features.min_item_events)
         train(network, examples, epochs=own_epochs, final_rate=FINAL_RATE, seed=seed, report=partial(report, name))
         return read_vectors(network)
 
     of_past = read_baskets(events, item_ids, features.split, features.split.recent_start)
     examples = follow_examples(of_past)
-    shared.know(_count(of_past), features.min_item_events)
+    shared.set_counts(_count(of_past), features.min_item_events)
     train(shared, examples, epochs=shared_epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
-    return KnownItems(
+    return IdVectors(
         past=finish("past", of_past, examples, seed_past),
         now=finish("now", whole, follow_examples(whole), seed_now),
     )

@@ -16,7 +16,7 @@ import torch
 from components.config import ItemsConfig
 from components.device import _prepare_torch
 from components.items.content import Modalities, describe_items, make_codes, read_items, words_of
-from components.items.id_vectors import know_items
+from components.items.id_vectors import learn_id_vectors
 from components.items.image import ImageEncoder, ImageVectors, encode_images
 from components.items.popularity import count_popularity
 from components.items.table import HISTORY_ROLE, POPULARITY, write_item_table
@@ -82,7 +82,7 @@ def _write_tables(stage: StageRun, items: pa.Table, modalities: Modalities) -> i
     item_ids = items.column("item_id").to_numpy()
     words = words_of(items)
     events, features = stage.path("validate", "events"), stage.config.features
-    known = know_items(
+    known = learn_id_vectors(
         events,
         item_ids,
         describe_items(items, modalities["text"][0]),

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import mlflow
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from components.config import RunConfig
 from components.device import choose_device
-from components.items.table import add_modalities
+from components.items.table import ItemTable, add_modalities
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
 from components.urm.data.examples import Groups, read_examples
-from components.urm.inference import _write_candidates
-from components.urm.network.build import build_model
+from components.urm.inference import write_candidates
 from components.urm.network.files import save_model
-from components.urm.training.session import _parameters, _train
+from components.urm.training.session import prepare
+
+_SHOWN = ("loss", "recall_loss", "text_loss", "examples_per_second", "validation_recall")
+
+
+@dataclass(frozen=True)
+class SftInputs:
+    """What the stage reads.
+
+    Attributes:
+        item_table: Folder of the item table for validation and serving.
+        past_table: Item table that knows only what came before the training cuts.
+        catalogue: Table of schema CATALOGUE.
+        training: Examples of the newest training cuts by context; rare items are judged by the past.
+        validation: Validation examples by context.
+    """
+
+    item_table: Path
+    past_table: ItemTable
+    catalogue: pa.Table
+    training: Groups
+    validation: Groups
+
+    @classmethod
+    def read(cls, stage: StageRun) -> SftInputs:
+        """Read the outputs of `features` and `encode`."""
+        contexts = stage.path("features", "contexts")
+        recent, examples = (stage.path("features", name) for name in ("recent_examples", "examples"))
+        return cls(
+            item_table=stage.path("encode", "item_table"),
+            past_table=ItemTable.open(stage.path("encode", "item_table_past")),
+            catalogue=pq.read_table(stage.path("features", "catalogue")),
+            training=_read_groups(stage.config, contexts, recent, "train"),
+            validation=_read_groups(stage.config, contexts, examples, "validation"),
+        )
 
 
 def run(stage: StageRun) -> StageReport:
@@ -26,31 +62,44 @@ def run(stage: StageRun) -> StageReport:
     if stage.settings.num_threads:
         torch.set_num_threads(stage.settings.num_threads)
     torch.manual_seed(config.seed)
-    device = choose_device(stage.settings)
+    inputs = SftInputs.read(stage)
     # The model and the table it reads stay together; unchanged files are links.
-    table = add_modalities(stage.path("encode", "item_table"), stage.output / "item_table", [], {})
-    catalogue = pq.read_table(stage.path("features", "catalogue"))
-    training, validation = _read_groups(stage, "train"), _read_groups(stage, "validation")
-    behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
-    stage.report_progress("building the model", train_contexts=len(training))
-    new = build_model(config.urm, table, behaviors, stage.settings.cache_path)
+    table = add_modalities(inputs.item_table, stage.output / "item_table", [], {})
+    stage.report_progress("building the model", train_contexts=len(inputs.training))
+    session = prepare(
+        config,
+        table,
+        inputs.past_table,
+        inputs.catalogue,
+        inputs.training,
+        inputs.validation,
+        cache=stage.settings.cache_path,
+        device=choose_device(stage.settings),
+    )
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        mlflow.log_metrics(metrics, step=step)
+        shown = {name: round(metrics[name], 4) for name in _SHOWN if name in metrics}
+        if shown:
+            stage.report_progress("training URM", step=step, **shown)
+
     if stage.settings.process > 0:
-        _train(stage, new, catalogue, training, validation, device)
+        session.train(stage.scratch, report)
         return StageReport()
     with track(stage):
-        mlflow.log_params(_parameters(config, new, device))
+        mlflow.log_params(session.parameters)
         log_examples(stage, "train", output="recent_examples")
         log_examples(stage, "validation")
-        summary = _train(stage, new, catalogue, training, validation, device)
+        summary = session.train(stage.scratch, report)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
-    model = new.model.cpu().eval()
-    save_model(stage.output / "model", model, new.builder.writer, new.description)
-    num_candidates = _write_candidates(stage.output / "candidates", new, catalogue)
+    model = session.new.model.cpu().eval()
+    save_model(stage.output / "model", model, session.new.builder.writer, session.new.description)
+    num_candidates = write_candidates(stage.output / "candidates", session.new, inputs.catalogue)
     return StageReport(
         outputs={"model": "model", "item_table": "item_table", "candidates": "candidates"},
         counts={
-            "train_examples": sum(len(examples) for _, examples in training),
+            "train_examples": sum(len(examples) for _, examples in inputs.training),
             "candidates": num_candidates,
             "parameters": sum(weight.numel() for weight in model.parameters()),
         },
@@ -58,12 +107,10 @@ def run(stage: StageRun) -> StageReport:
     )
 
 
-def _read_groups(stage: StageRun, split: str) -> Groups:
-    """Examples by context; of the training split those of the newest cuts, rare items judged by the past."""
-    tasks = {task.name: task for task in stage.config.tasks}
+def _read_groups(config: RunConfig, contexts: Path, examples: Path, split: str) -> Groups:
+    """Examples of a split by context; of the training split those of the newest cuts."""
     chosen = pc.field("split") == split
     if split == "train":
-        chosen &= pc.field("cut_ts") >= pc.scalar(stage.config.features.split.recent_start)
-    contexts = pq.read_table(stage.path("features", "contexts"), filters=chosen)
-    examples = pq.read_table(stage.path("features", "recent_examples" if split == "train" else "examples"))
-    return read_examples(contexts, examples, tasks, split)
+        chosen &= pc.field("cut_ts") >= pc.scalar(config.features.split.recent_start)
+    tasks = {task.name: task for task in config.tasks}
+    return read_examples(pq.read_table(contexts, filters=chosen), pq.read_table(examples), tasks, split)

@@ -105,16 +105,16 @@ class UrmRecaller:
         # Long histories together, so that padding is short.
         ordered = sorted(groups.values(), key=lambda numbers: len(requests[numbers[0]].context.item_ids))
         vectors = np.empty((len(requests), self.num_user_vectors, self.dimension), dtype=np.float32)
-        own_items: list[Ids] = [np.empty(0, dtype=np.int64)] * len(requests)
-        own_scores: list[Floats] = [np.empty(0, dtype=np.float32)] * len(requests)
+        copy_items: list[Ids] = [np.empty(0, dtype=np.int64)] * len(requests)
+        copy_scores: list[Floats] = [np.empty(0, dtype=np.float32)] * len(requests)
         for start in range(0, len(ordered), CONTEXTS_PER_PASS):
             chunk = ordered[start : start + CONTEXTS_PER_PASS]
             flat = [number for numbers in chunk for number in numbers]
             vectors[flat], scores = self._encode([[requests[n] for n in numbers] for numbers in chunk])
             known = [self.builder.known_items(requests[numbers[0]].context) for numbers in chunk for _ in numbers]
             for number, items, mine in zip(flat, known, scores, strict=True):
-                own_items[number], own_scores[number] = items, mine
-        return UserVectors(vectors, own_items, own_scores)
+                copy_items[number], copy_scores[number] = items, mine
+        return UserVectors(vectors, copy_items, copy_scores)
 
     def top_k(self, users: UserVectors, k: int, exclude: Sequence[Ids] | None = None) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request, see `retrieval.search`."""
@@ -156,7 +156,7 @@ class UrmRecaller:
         with torch.inference_mode():
             output: UrmOutput = self.model(batch)
         lengths = batch["history_known"].sum(dim=1)[batch["block_rows"]].tolist()
-        own = np.asarray(output.own_scores.cpu())
+        own = np.asarray(output.copy_scores.cpu())
         return np.asarray(output.user_vectors.cpu()), [row[:length] for row, length in zip(own, lengths, strict=True)]
 
     def _block(self, request: RecallRequest) -> Block:
@@ -177,7 +177,8 @@ class UrmRecaller:
         return self.index
 
 
-def _write_candidates(folder: Path, new: NewModel, catalogue: pa.Table) -> int:
+def write_candidates(folder: Path, new: NewModel, catalogue: pa.Table) -> int:
+    """Write keys.npy and vectors.npy of all items of the catalogue; returns their number."""
     folder.mkdir()
     item_ids = catalogue["item_id"].to_numpy()
     recaller = UrmRecaller(new.model, new.builder, new.description.config.combine)

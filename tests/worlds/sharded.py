@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from components.urm.data.batch import Batch
 from components.urm.inference import UrmRecaller
-from components.urm.network.heads import spread_own
+from components.urm.network.heads import spread_copy_scores
 from components.urm.network.model import Urm
 from components.urm.training.loss import sampled_nce, text_loss
 from components.urm.training.shares import RECALL_SHARE, TEXT_SHARE, take_share
@@ -24,7 +24,7 @@ from tests.worlds.training import build_untrained
 def loss_of(model: Urm, batch: Batch) -> torch.Tensor:
     """The loss that the trainer takes of a share or of a whole batch."""
     output = model(batch)
-    own = spread_own(output.own_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
+    own = spread_copy_scores(output.copy_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
     recall = sampled_nce(
         output.user_vectors,
         output.item_vectors[batch["targets"]],

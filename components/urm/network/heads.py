@@ -136,15 +136,15 @@ class UserHead(nn.Module):
         unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(hidden.shape[-1])
         gains = Gains(*self.gains(unit).split(self.gain_groups, dim=-1))
         direction = self.project(unit) * self.project_scale
-        own_scores = unit.new_zeros(len(rows), known.shape[1])
+        copy_scores = unit.new_zeros(len(rows), known.shape[1])
         if self.copy_path:
             keys, wanted_by_all = self._keys(tokens.float())
             match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
             match = match + (wanted_by_all + habit)[rows, None]
             masked = match.masked_fill(~known[rows, None], -1e4)
-            own_scores = (gains.own * functional.softplus(masked)).mean(dim=1)
+            copy_scores = (gains.own * functional.softplus(masked)).mean(dim=1)
             direction = direction + self._copies(gains, masked, rows, items, known, queries)
-        return torch.cat([self.log_scale.exp() * direction, gains.popularity], dim=-1), own_scores
+        return torch.cat([self.log_scale.exp() * direction, gains.popularity], dim=-1), copy_scores
 
     def _copies(
         self,
@@ -186,15 +186,15 @@ def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
     return sums[rows, place]
 
 
-def spread_own(own_scores: torch.Tensor, places: torch.Tensor, num_items: int) -> torch.Tensor:
+def spread_copy_scores(copy_scores: torch.Tensor, places: torch.Tensor, num_items: int) -> torch.Tensor:
     """What each example's own items score beside their vectors, by item [E, U], zero for others.
 
     Args:
-        own_scores: By place of the history [E, L].
+        copy_scores: By place of the history [E, L].
         places: Which item lies there [E, L].
         num_items: U.
     """
-    return own_scores.new_zeros(len(own_scores), num_items).scatter_add(1, places, own_scores)
+    return copy_scores.new_zeros(len(copy_scores), num_items).scatter_add(1, places, copy_scores)
 
 
 def popularity_features(log_counts: torch.Tensor) -> torch.Tensor:

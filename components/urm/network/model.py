@@ -28,13 +28,13 @@ class UrmOutput:
 
     Attributes:
         user_vectors: [E, H, P + G·K], float32.
-        own_scores: What the items of the example's history score beside them, by place of the history [E, L].
+        copy_scores: What the items of the example's history score beside them, by place of the history [E, L].
         item_vectors: Vectors of the batch's items as candidates [U, P + G·K], float32.
         text_logits: At the positions that predict text [M, V].
     """
 
     user_vectors: torch.Tensor
-    own_scores: torch.Tensor
+    copy_scores: torch.Tensor
     item_vectors: torch.Tensor
     text_logits: torch.Tensor
 
@@ -96,7 +96,7 @@ class Urm(nn.Module):
         tokens = self._tokens(batch, fused)  # [B, L, D]
         hidden = self._run_backbone(batch, tokens)  # [B * S, D]
         with full_precision(hidden.device.type):
-            user_vectors, own_scores = self.user_head(
+            user_vectors, copy_scores = self.user_head(
                 hidden[batch["user_positions"]],  # [E, H, D]
                 mean_of(hidden, batch["task_positions"]),
                 batch["block_rows"],
@@ -107,7 +107,7 @@ class Urm(nn.Module):
                 batch["queries"],
             )
         logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
-        return UrmOutput(user_vectors, own_scores, self._candidates(candidates, items), logits)
+        return UrmOutput(user_vectors, copy_scores, self._candidates(candidates, items), logits)
 
     @torch.no_grad()
     def centre_tasks(self, batch: Batch) -> None:

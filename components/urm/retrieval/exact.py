@@ -97,7 +97,7 @@ def search_exact(
         exclude: Item ids that may not appear, one array a request.
     """
     queries = torch.from_numpy(users.vectors)  # [n, H, d]
-    own = find_pairs(item_ids, users.own_items, users.own_scores)
+    own = find_pairs(item_ids, users.copy_items, users.copy_scores)
     banned = find_pairs(item_ids, exclude) if exclude is not None else None
     coarse = has_bfloat16("cpu") and queries.shape[0] * queries.shape[1] >= COARSE_FROM
     with torch.inference_mode():

@@ -35,7 +35,7 @@ def top_of_all(
     """
     num_requests, num_vectors, width = users.vectors.shape
     queries = torch.from_numpy(np.ascontiguousarray(users.vectors.reshape(-1, width)))
-    own = find_pairs(item_ids, users.own_items, users.own_scores)
+    own = find_pairs(item_ids, users.copy_items, users.copy_scores)
     banned = find_pairs(item_ids, exclude or [])
     best = torch.empty(num_requests, 0)
     places = torch.empty(num_requests, 0, dtype=torch.int64)

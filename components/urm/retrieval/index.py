@@ -104,7 +104,7 @@ def search(
     for row, vectors in enumerate(users.vectors):
         found = scores[row] > _NOT_FOUND
         union, best = _union(items[row][found], scores[row][found])
-        own, raised = keep_known(index, users.own_items[row], users.own_scores[row])
+        own, raised = keep_known(index, users.copy_items[row], users.copy_scores[row])
         others = ~np.isin(union, own)
         union = np.concatenate([union[others], own])
         asked = own if combine == "max" else union  # under `max`, a search's own score is the combined one

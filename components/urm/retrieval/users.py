@@ -20,17 +20,17 @@ class UserVectors:
 
     n requests · H user vectors · d width · v an item's vector
 
-        score(r, item) = combine over h of vectors[r, h] · v(item)  +  own_scores[r][i] if the item is own_items[r][i]
+        score(r, item) = combine over h of vectors[r, h] · v(item)  +  copy_scores[r][i] if the item is copy_items[r][i]
 
     Attributes:
         vectors: float32 [n, H, d].
-        own_items: Distinct item ids of each request's history, as far as it can be copied from.
-        own_scores: float32, one for each of these items.
+        copy_items: Distinct item ids of each request's history, as far as it can be copied from.
+        copy_scores: float32, one for each of these items.
     """
 
     vectors: Floats
-    own_items: Sequence[Ids]
-    own_scores: Sequence[Floats]
+    copy_items: Sequence[Ids]
+    copy_scores: Sequence[Floats]
 
     def __len__(self) -> int:
         """How many requests."""
@@ -39,20 +39,20 @@ class UserVectors:
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
         """Of which requests all numbers are finite [n]."""
-        own = [bool(np.isfinite(scores).all()) for scores in self.own_scores]
+        own = [bool(np.isfinite(scores).all()) for scores in self.copy_scores]
         return np.asarray(np.isfinite(self.vectors).all(axis=(1, 2)) & np.array(own, dtype=bool))
 
     def select(self, numbers: Sequence[int]) -> UserVectors:
         """Those of some requests, in the order given."""
         return UserVectors(
             self.vectors[list(numbers)],
-            [self.own_items[number] for number in numbers],
-            [self.own_scores[number] for number in numbers],
+            [self.copy_items[number] for number in numbers],
+            [self.copy_scores[number] for number in numbers],
         )
 
     def of_one_vector(self, number: int) -> UserVectors:
         """Those that have one of the H vectors only."""
-        return UserVectors(self.vectors[:, number : number + 1], self.own_items, self.own_scores)
+        return UserVectors(self.vectors[:, number : number + 1], self.copy_items, self.copy_scores)
 
 
 Combine = Literal["max", "logsumexp", "mean"]

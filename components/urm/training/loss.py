@@ -27,8 +27,8 @@ def sampled_nce(
     negative_vectors: torch.Tensor,
     log_expected: torch.Tensor,
     accidental: torch.Tensor,
-    target_own: torch.Tensor,
-    negative_own: torch.Tensor,
+    target_copies: torch.Tensor,
+    negative_copies: torch.Tensor,
     combine: Combine,
 ) -> torch.Tensor:
     """Mean over examples of the mean over their targets.
@@ -40,13 +40,15 @@ def sampled_nce(
         negative_vectors: Shared by all examples [N, d].
         log_expected: log(N q_n) of each negative [N].
         accidental: Negatives that are targets of the example [E, N].
-        target_own: What each target scores as an item of the example's own history, zero if it is none [E, T].
-        negative_own: The same of each negative [E, N].
+        target_copies: What each target scores as an item of the example's own history, zero if it is none [E, T].
+        negative_copies: The same of each negative [E, N].
         combine: How H inner products become one score.
     """
-    targets = combine_scores(torch.einsum("ehd,etd->eth", user_vectors, target_vectors).float(), combine) + target_own
+    targets = (
+        combine_scores(torch.einsum("ehd,etd->eth", user_vectors, target_vectors).float(), combine) + target_copies
+    )
     products = torch.einsum("ehd,nd->enh", user_vectors, negative_vectors).float()
-    negatives = combine_scores(products, combine) + negative_own - log_expected
+    negatives = combine_scores(products, combine) + negative_copies - log_expected
     rest = torch.logsumexp(negatives.masked_fill(accidental, float("-inf")), dim=-1, keepdim=True)  # [E, 1]
     losses = F.softplus(rest - targets)  # -log of the ratio above
     per_example = (losses * target_mask).sum(dim=-1) / target_mask.sum(dim=-1)

@@ -1,76 +1,109 @@
-"""One training made ready: new model, steps, validation."""
+"""A training session: a new model with the steps and the validation that train it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import torch
 
 from components.config import RunConfig
 from components.items.table import ItemTable
-from components.storage import StageRun
 from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example, Groups
-from components.urm.network.build import NewModel
+from components.urm.network.build import NewModel, build_model
+from components.urm.training.callbacks import Report
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 from components.urm.training.train import TrainingSummary, train
 from components.urm.training.validation import Validation
 
 
-def _past_builder(stage: StageRun, new: NewModel) -> BatchBuilder:
-    """The builder for training, whose item table knows only what came before the cuts trained on."""
-    reader = dataclasses.replace(new.builder.reader, table=ItemTable.open(stage.path("encode", "item_table_past")))
-    return BatchBuilder(new.builder.writer, reader, new.description.behaviors, new.description.config.copy_length)
+@dataclass(frozen=True)
+class Session:
+    """What `prepare` returns.
+
+    Attributes:
+        config: Configuration of the run.
+        new: The model and its batch builder, which reads the item table of now.
+        steps: Training batches.
+        validation: Measures the recall that decides.
+        device: "cpu" or "cuda".
+    """
+
+    config: RunConfig
+    new: NewModel
+    steps: TrainingSteps
+    validation: Validation
+    device: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What MLflow shows as the parameters of the training."""
+        return self.config.urm.model_dump() | {
+            "used_modalities": ",".join(self.new.builder.reader.modalities),
+            "k": self.config.evaluation.k,
+            "seed": self.config.seed,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+            "parameters": sum(weight.numel() for weight in self.new.model.parameters()),
+        }
+
+    def train(self, scratch: Path, report: Report) -> TrainingSummary:
+        """Train the model in place; see `train`."""
+        return train(
+            self.new.model,
+            self.steps,
+            self.validation,
+            self.config.urm,
+            scratch=scratch,
+            device=self.device,
+            seed=self.config.seed,
+            report=report,
+        )
 
 
-def _train(
-    stage: StageRun, new: NewModel, catalogue: pa.Table, training: Groups, validation: Groups, device: str
-) -> TrainingSummary:
-    config = stage.config
+def prepare(
+    config: RunConfig,
+    table: ItemTable,
+    past_table: ItemTable,
+    catalogue: pa.Table,
+    training: Groups,
+    validation: Groups,
+    *,
+    cache: Path,
+    device: str,
+) -> Session:
+    """Build a model and everything that trains it.
+
+    Args:
+        config: Configuration of the run.
+        table: Item table for validation and serving.
+        past_table: Item table for training: it knows only what came before the training cuts.
+        catalogue: Table of schema CATALOGUE.
+        training: Training examples by context.
+        validation: Validation examples by context; a random sample of the contexts is measured.
+        cache: Where a packaged backbone is kept after its conversion.
+        device: "cpu" or "cuda".
+    """
+    behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
+    new = build_model(config.urm, table, behaviors, cache)
+    reader = dataclasses.replace(new.builder.reader, table=past_table)
+    builder = BatchBuilder(new.builder.writer, reader, behaviors, config.urm.copy_length)
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
-    item_ids = catalogue["item_id"].to_numpy()
-    chosen = _choose(validation, config.urm.validation_contexts, config.seed)
-    measure = Validation(chosen, item_ids, new.builder, config.urm, config.evaluation.k)
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        mlflow.log_metrics(metrics, step=step)
-        shown = {name: round(metrics[name], 4) for name in _SHOWN if name in metrics}
-        if shown:
-            stage.report_progress("training URM", step=step, **shown)
-
-    steps = TrainingSteps(training, _past_builder(stage, new), sampler, config)
+    steps = TrainingSteps(training, builder, sampler, config)
     new.model.centre_tasks(steps[0])
-    return train(
-        new.model,
-        steps,
-        measure,
-        config.urm,
-        scratch=stage.scratch,
-        device=device,
-        seed=config.seed,
-        report=report,
-    )
+    examples = _sample_contexts(validation, config.urm.validation_contexts, config.seed)
+    item_ids = catalogue["item_id"].to_numpy()
+    measure = Validation(examples, item_ids, new.builder, config.urm, config.evaluation.k)
+    return Session(config, new, steps, measure, device)
 
 
-_SHOWN = ("loss", "recall_loss", "text_loss", "examples_per_second", "validation_recall")
-
-
-def _choose(groups: Groups, num_contexts: int, seed: int) -> list[Example]:
+def _sample_contexts(groups: Groups, num_contexts: int, seed: int) -> Sequence[Example]:
     """All examples of a random sample of contexts."""
     order = np.random.default_rng(seed).permutation(len(groups))[:num_contexts]
     return [example for place in sorted(order.tolist()) for example in groups[place][1]]
-
-
-def _parameters(config: RunConfig, new: NewModel, device: str) -> dict[str, Any]:
-    return config.urm.model_dump() | {
-        "used_modalities": ",".join(new.builder.reader.modalities),
-        "k": config.evaluation.k,
-        "seed": config.seed,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "parameters": sum(weight.numel() for weight in new.model.parameters()),
-    }

@@ -12,7 +12,7 @@ from transformers import Trainer
 from components.config import UrmConfig
 from components.device import mixed_precision
 from components.urm.data.batch import Batch
-from components.urm.network.heads import spread_own
+from components.urm.network.heads import spread_copy_scores
 from components.urm.network.model import Urm, UrmOutput
 from components.urm.training.loss import sampled_nce, text_loss
 from components.urm.training.meter import Meter, peak_memory
@@ -66,8 +66,8 @@ class UrmTrainer(Trainer):
         """NCE of the targets plus η times the text's negative log-likelihood."""
         output: UrmOutput = model(inputs)
         device = output.user_vectors.device.type
-        own = spread_own(
-            output.own_scores, inputs["history_items"][inputs["block_rows"]], len(output.item_vectors)
+        own = spread_copy_scores(
+            output.copy_scores, inputs["history_items"][inputs["block_rows"]], len(output.item_vectors)
         )  # [E, U]
         with mixed_precision(device):  # the products of the sampled loss need no more; retrieval's do
             recall = sampled_nce(

@@ -25,7 +25,7 @@ def train(
 ) -> ItemVectors:
     counts = np.asarray(baskets.matrix.sum(axis=0), dtype=np.float32)
     network = IdNetwork(content, counts >= max(1, min_count), dimension, seed)
-    network.know(counts, min_count)
+    network.set_counts(counts, min_count)
     train_id_network(
         network, follow_examples(baskets), epochs=1000, max_steps=steps, final_rate=0.02, seed=seed, report=ignore
     )
@@ -60,7 +60,7 @@ def test_every_item_but_those_of_the_first_basket_is_asked_for_with_what_came_be
 def test_the_loss_is_the_sampled_softmax_of_its_formula() -> None:
     counts = np.arange(NUM_ITEMS, dtype=np.float32)
     network = IdNetwork(no_content(), counts >= 1, 8, 0).eval()
-    network.know(counts, 0)
+    network.set_counts(counts, 0)
     history, ages = torch.tensor([[3, 5, NUM_ITEMS]]), torch.tensor([[1, 2, 0]])
     negatives, log_expected = torch.tensor([7, 9, 9]), torch.tensor([0.3, -0.2, -0.2])
     with torch.no_grad():

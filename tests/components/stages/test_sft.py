@@ -26,6 +26,7 @@ from components.stages.sft import run
 from components.storage import StageResult, run_stage
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
+from components.urm.training import session
 from tests.worlds import REPOSITORY
 from tests.worlds.urm import *  # noqa: F403  # fixtures
 
@@ -111,18 +112,16 @@ def test_training_reads_the_vectors_of_the_past_and_validation_those_of_now(
     config: RunConfig, run_dir, settings, monkeypatch
 ):
     """Of the two tables only the past one lacks the vector of one more item."""
-    from components.stages import sft as stage
-
     with_vector = {}
 
     def watch(name, place):
-        made = getattr(stage, name)
+        made = getattr(session, name)
 
         def make(*arguments):
             with_vector[name] = int(arguments[place].reader.table.modalities["id"].present.sum())
             return made(*arguments)
 
-        monkeypatch.setattr(stage, name, make)
+        monkeypatch.setattr(session, name, make)
 
     watch("TrainingSteps", 1)
     watch("Validation", 2)

@@ -16,8 +16,8 @@ from tests.worlds.mapped import mapped_file
 def assert_alike(some, others, tolerance):
     """User vectors that are equal but for rounding."""
     np.testing.assert_allclose(some.vectors, others.vectors, rtol=0, atol=tolerance)
-    assert [items.tolist() for items in some.own_items] == [items.tolist() for items in others.own_items]
-    for mine, theirs in zip(some.own_scores, others.own_scores, strict=True):
+    assert [items.tolist() for items in some.copy_items] == [items.tolist() for items in others.copy_items]
+    for mine, theirs in zip(some.copy_scores, others.copy_scores, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=tolerance)
 
 
@@ -58,9 +58,9 @@ def test_no_file_of_a_model_is_pickle(saved):
 def test_order_and_company_of_requests_do_not_matter(recaller, requests, tables):
     users = recaller.encode_users(requests)
     assert users.vectors.shape == (18, 3, recaller.dimension)
-    assert {part.dtype for part in (users.vectors, *users.own_scores)} == {np.dtype(np.float32)}
-    assert [len(items) for items in users.own_items] == [len(scores) for scores in users.own_scores]
-    known = [items.tolist() for items in users.own_items]
+    assert {part.dtype for part in (users.vectors, *users.copy_scores)} == {np.dtype(np.float32)}
+    assert [len(items) for items in users.copy_items] == [len(scores) for scores in users.copy_scores]
+    known = [items.tolist() for items in users.copy_items]
     assert known == [[item for item in r.context.item_ids.tolist() if item in tables.item_ids][:8] for r in requests]
     assert sum(map(len, known)) > 18
     shuffled = np.random.default_rng(0).permutation(len(requests))
@@ -135,7 +135,7 @@ def test_scores_are_the_best_inner_products_over_the_catalogue(recaller, request
     keys, candidates = np.load(saved[1] / "keys.npy"), np.load(saved[1] / "vectors.npy")
     products = np.einsum("nhd,md->nmh", users.vectors.astype(np.float64), candidates).max(axis=-1)
     for row in range(4):
-        products[row, np.searchsorted(keys, users.own_items[row])] += users.own_scores[row]
+        products[row, np.searchsorted(keys, users.copy_items[row])] += users.copy_scores[row]
     for row in range(4):
         assert set(items[row]) == set(keys[np.argsort(-products[row])[:5]])
         np.testing.assert_allclose(scores[row], np.sort(products[row])[::-1][:5], rtol=1e-5)
@@ -157,7 +157,7 @@ def test_a_user_without_history_and_one_of_unknown_items_get_the_same_answer(rec
     users = recaller.encode_users([RecallRequest(empty, config.tasks[0]), RecallRequest(unknown, config.tasks[0])])
     assert users.finite.all()
     np.testing.assert_allclose(users.vectors[0], users.vectors[1], atol=1e-4)
-    assert [len(items) for items in users.own_items] == [0, 0]
+    assert [len(items) for items in users.copy_items] == [0, 0]
 
 
 def test_no_requests_give_no_vectors(recaller):
@@ -169,7 +169,7 @@ def test_threads_share_a_recaller(recaller, requests):
     with ThreadPoolExecutor(4) as pool:
         for users in pool.map(lambda _: recaller.encode_users(requests), range(8)):
             np.testing.assert_array_equal(users.vectors, expected.vectors)
-            np.testing.assert_array_equal(np.concatenate(users.own_scores), np.concatenate(expected.own_scores))
+            np.testing.assert_array_equal(np.concatenate(users.copy_scores), np.concatenate(expected.copy_scores))
 
 
 def test_generated_text_is_greedy_and_bounded(recaller, requests):

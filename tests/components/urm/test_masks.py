@@ -54,7 +54,7 @@ def places(batch, block):
 def test_user_vectors_depend_on_prefix_and_task_text_of_their_block_alone(run, batch, block):
     output, influence = run
     start, task, users, after = places(batch, block)
-    felt = influence(output.user_vectors[block]) + influence(output.own_scores[block])
+    felt = influence(output.user_vectors[block]) + influence(output.copy_scores[block])
     sees = torch.zeros_like(felt, dtype=torch.bool)
     prefix = int((batch["segments"][batch["block_rows"][block]] == 0).sum())
     sees[start : start + prefix] = True

@@ -11,7 +11,7 @@ from components.urm.network.heads import (
     POPULARITY_KNOTS,
     UserHead,
     popularity_features,
-    spread_own,
+    spread_copy_scores,
 )
 
 WIDTH, WIDTHS = 8, {"id": 4, "lexical": 6, "brand": 3, "category_words": 2}
@@ -149,4 +149,4 @@ def test_without_copies_history_and_query_reach_user_vectors_through_hidden_stat
 def test_own_scores_spread_to_their_items_and_padding_adds_nothing() -> None:
     own, places = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), torch.tensor([[4, 1, 0], [2, 0, 0]])
     expected = torch.tensor([[0.0, 2.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0, 0.0]])
-    torch.testing.assert_close(spread_own(own, places, 5), expected)
+    torch.testing.assert_close(spread_copy_scores(own, places, 5), expected)

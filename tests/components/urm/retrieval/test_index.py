@@ -75,10 +75,10 @@ def test_blocks_and_a_first_pass_in_bfloat16_change_nothing(world, monkeypatch, 
     raised = np.where(rng.random((len(users), len(IDS))) < 0.1, rng.normal(0, 3, (len(users), len(IDS))), 0)
     raised = raised.astype(np.float32)
     own = [np.append(IDS[row != 0], 12) for row in raised]  # no item has the number 12
-    own_scores = [np.append(row[row != 0], 99).astype(np.float32) for row in raised]
+    copy_scores = [np.append(row[row != 0], 99).astype(np.float32) for row in raised]
     shuffled = np.random.default_rng(1).permutation(len(IDS))
     index = build_index(IDS[shuffled], vectors[shuffled])
-    found, scores = search(index, UserVectors(users, own, own_scores), 20, combine, exclude)
+    found, scores = search(index, UserVectors(users, own, copy_scores), 20, combine, exclude)
     expected = brute_force(vectors, users, 20, combine, exclude, raised)
     assert [items.tolist() for items in found] == [items.tolist() for items in expected]
     for row, items in enumerate(found):

@@ -8,11 +8,23 @@ from components.urm.retrieval.users import combine_scores
 from components.urm.training.loss import sampled_nce, text_loss
 
 
-def loss_of(users, targets, mask, negatives, log_expected, accidental, combine, target_own=None, negative_own=None):
+def loss_of(
+    users,
+    targets,
+    mask,
+    negatives,
+    log_expected,
+    accidental,
+    combine,
+    target_copies=None,
+    negative_copies=None,
+):
     """The loss; no item is the user's own unless it is said."""
-    target_own = torch.zeros(mask.shape) if target_own is None else target_own
-    negative_own = torch.zeros(accidental.shape) if negative_own is None else negative_own
-    return sampled_nce(users, targets, mask, negatives, log_expected, accidental, target_own, negative_own, combine)
+    target_copies = torch.zeros(mask.shape) if target_copies is None else target_copies
+    negative_copies = torch.zeros(accidental.shape) if negative_copies is None else negative_copies
+    return sampled_nce(
+        users, targets, mask, negatives, log_expected, accidental, target_copies, negative_copies, combine
+    )
 
 
 def nce(users, targets, mask, negatives, log_expected, accidental, combine="max"):

@@ -3,7 +3,7 @@ import torch
 
 from components.exceptions import ConfigError
 from components.urm.data.examples import read_examples
-from components.urm.network.heads import spread_own
+from components.urm.network.heads import spread_copy_scores
 from components.urm.training.loss import sampled_nce, text_loss
 from components.urm.training.shares import RECALL_SHARE, TEXT_SHARE, Shares, take_share
 from components.urm.training.steps import NegativeSampler, TrainingSteps
@@ -23,7 +23,7 @@ def steps(tables, config, new_model):
 
 def losses(model, batch):
     output = model._forward(batch)
-    own = spread_own(output.own_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
+    own = spread_copy_scores(output.copy_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
     recall = sampled_nce(
         output.user_vectors,
         output.item_vectors[batch["targets"]],
