@@ -39,8 +39,8 @@ def run(stage: StageRun) -> StageReport:
         return StageReport()
     with track(stage):
         mlflow.log_params(_parameters(config, new, device))
-        log_examples(stage, "train", output="recent_examples")
-        log_examples(stage, "validation")
+        log_examples(stage.path("features", "recent_examples"), config.name, "train")
+        log_examples(stage.path("features", "examples"), config.name, "validation")
         summary = _train(stage, new, catalogue, training, validation, device)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
