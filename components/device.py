@@ -1,7 +1,8 @@
-"""Where tensors live and how precisely they are multiplied."""
+"""Where tensors live, how many threads multiply them, and how precisely."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,11 +13,32 @@ from components.exceptions import ConfigError
 from components.settings import Settings
 
 
+def prepare_device(settings: Settings) -> str:
+    """Set the threads of this process and choose its device: see `set_threads` and `choose_device`."""
+    set_threads(settings)
+    return choose_device(settings)
+
+
 def choose_device(settings: Settings) -> str:
-    """`cuda` where the settings allow it and there is one, else `cpu`."""
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return settings.device
+    """`cuda` where the settings allow it and there is one, else `cpu`.
+
+    Raises:
+        ConfigError: The settings demand CUDA and there is none.
+    """
+    found = torch.cuda.is_available()
+    if settings.device == "cuda" and not found:
+        raise ConfigError(
+            "setting URM_DEVICE", expected="a CUDA device", got="none on this machine", remedy="set it to cpu or auto"
+        )
+    return "cuda" if found and settings.device != "cpu" else "cpu"
+
+
+def set_threads(settings: Settings) -> None:
+    """Limit the threads of matrix work to `num_threads`: those of torch, and of faiss where it is imported already."""
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+        if faiss := sys.modules.get("faiss"):
+            faiss.omp_set_num_threads(settings.num_threads)
 
 
 def has_bfloat16(device: str) -> bool:
@@ -43,14 +65,3 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         name: to_device(value, device) if isinstance(value, Mapping) else value.to(device)
         for name, value in batch.items()
     }
-
-
-def _prepare_torch(settings: Settings) -> torch.device:
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "setting URM_DEVICE", expected="a CUDA device", got="none on this machine", remedy="set it to cpu or auto"
-        )
-    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_cuda else "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -53,8 +54,14 @@ def track_study(settings: Settings, experiment: str, name: str) -> Iterator[mlfl
         yield run
 
 
-def log_examples(stage: StageRun, *splits: str, output: str = "examples") -> None:
-    """Note on the open run, as MLflow data sets, which examples of the features stage it uses."""
+def log_examples(path: Path, config: str, *splits: str) -> None:
+    """Note on the open run, as MLflow data sets, which examples it uses.
+
+    Args:
+        path: File in the schema EXAMPLES.
+        config: Name of the configuration; a data set is called `<config>.<split>`.
+        splits: Splits used.
+    """
     import mlflow
     import mlflow.data.sources as sources
     import pyarrow as pa
@@ -62,7 +69,6 @@ def log_examples(stage: StageRun, *splits: str, output: str = "examples") -> Non
     import pyarrow.parquet as pq
     from mlflow.data.pandas_dataset import from_pandas
 
-    path = stage.path("features", output)
     # The class is made when MLflow is imported; a plain path would have it warn that two classes fit.
     source = sources.LocalArtifactDatasetSource(str(path))  # type: ignore[attr-defined]  # made at import
     for split in splits:
@@ -76,7 +82,7 @@ def log_examples(stage: StageRun, *splits: str, output: str = "examples") -> Non
             "num_targets": pc.list_value_length(rows.column("target_item_ids")).cast("float64"),
         }
         frame = pa.table(columns).to_pandas()
-        mlflow.log_input(from_pandas(frame, source=source, name=f"{stage.config.name}.{split}"), context=split)
+        mlflow.log_input(from_pandas(frame, source=source, name=f"{config}.{split}"), context=split)
 
 
 def parent_run_id(stage: StageRun) -> str:

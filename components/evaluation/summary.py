@@ -154,6 +154,18 @@ def summarise(table: pd.DataFrame, comparison: Comparison, best: Comparison, con
     }
 
 
+def flatten(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics of `summarise`, with the ceiling, as numbers by name; what is undefined is left out."""
+    values = {f"mean_recall.{model}": value for model, value in metrics["mean_recall"].items()}
+    values |= {name: metrics[name] for name in ("mean_lift", "mean_lift_low", "mean_lift_high", "tasks_won")}
+    values |= {"best_other_difference": metrics["best_other"]["difference"]}
+    values |= {"ceiling": metrics["ceiling"]["mean"], "share_of_ceiling": metrics["ceiling"]["share"]}
+    for task, result in metrics["tasks"].items():
+        values |= {f"lift.{task}": result["lift"]}
+        values |= {f"recall.{task}.{model}": value for model, value in result["recall"].items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def mean_recalls(table: pd.DataFrame, k: int) -> dict[str, float]:
     """Mean over tasks of each model's recall@k."""
     means = table.groupby("model", sort=False)[f"recall@{k}"].mean()

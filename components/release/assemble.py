@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,49 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from components.config import RunConfig
 from components.exceptions import ReleaseError
 from components.release.bundle import TITLES, IndexNote, SmokeRequest, write_smoke, write_tasks
 from components.release.index import write_index
-from components.storage import StageRun
+from components.urm.inference import UrmRecaller
 
 
-def assemble(stage: StageRun, bundle: Path) -> tuple[dict[str, int], IndexNote]:
+@dataclass(frozen=True)
+class BundleSources:
+    """What a bundle is made of.
+
+    Attributes:
+        model: Folder of URM.
+        item_table: Folder of the table it reads.
+        candidates: Folder of the catalogue's keys and vectors.
+        items: Accepted items.
+        popularity: Popular items per task.
+        predictions: URM's lists of the test examples.
+        examples: All examples.
+        contexts: All contexts.
+    """
+
+    model: Path
+    item_table: Path
+    candidates: Path
+    items: Path
+    popularity: Path
+    predictions: Path
+    examples: Path
+    contexts: Path
+
+
+def assemble(
+    sources: BundleSources, config: RunConfig, device: str, bundle: Path, report: Callable[..., None]
+) -> tuple[dict[str, int], IndexNote]:
     """Write every file of the bundle but the manifest.
+
+    Args:
+        sources: What earlier stages left.
+        config: The run.
+        device: Where an approximate index is measured.
+        bundle: Folder to write.
+        report: Called with a message now and then.
 
     Returns:
         Counts (catalogue items, titles, smoke requests), and what the index is.
@@ -28,19 +66,20 @@ def assemble(stage: StageRun, bundle: Path) -> tuple[dict[str, int], IndexNote]:
     Raises:
         ReleaseError: What an earlier stage left does not fit together.
     """
-    for name in ("model", "item_table"):
-        link_tree(stage.path("sft", name), bundle / name)
-    write_tasks(bundle, stage.config.tasks)
-    num_titles = write_titles(stage.path("validate", "items"), bundle / "titles.parquet")
-    link_file(stage.path("baseline", "popularity"), bundle / "fallback.parquet")
+    link_tree(sources.model, bundle / "model")
+    link_tree(sources.item_table, bundle / "item_table")
+    write_tasks(bundle, config.tasks)
+    num_titles = write_titles(sources.items, bundle / "titles.parquet")
+    link_file(sources.popularity, bundle / "fallback.parquet")
     requests = choose_smoke_requests(
-        predictions=pq.read_table(stage.path("evaluate", "predictions")),
-        examples=pq.read_table(stage.path("features", "examples")),
-        contexts=stage.path("features", "contexts"),
-        num_users=stage.config.release.smoke_users,
+        predictions=pq.read_table(sources.predictions),
+        examples=pq.read_table(sources.examples),
+        contexts=sources.contexts,
+        num_users=config.release.smoke_users,
     )
     write_smoke(bundle, requests)
-    note = write_index(stage, requests, bundle / "index.faiss")
+    load = partial(UrmRecaller.load, sources.model, sources.item_table, device=device)
+    note = write_index(sources.candidates, requests, load, config, bundle / "index.faiss", report)
     return {"candidates": note.items, "titles": num_titles, "smoke_requests": len(requests)}, note
 
 

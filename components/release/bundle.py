@@ -24,7 +24,7 @@ import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from components.config import Task
-from components.exceptions import ReleaseError
+from components.exceptions import GateError, ReleaseError
 
 MANIFEST = "manifest.json"
 NAME_DIGITS = 12  # of the content digest, in a release's name
@@ -59,6 +59,27 @@ class GateVerdict(_Model):
     verdict: str
     promoted_anyway: bool = False
 
+    @classmethod
+    def judge(cls, verdict: dict[str, Any], anyway: bool) -> GateVerdict:
+        """The verdict, if it allows a release.
+
+        Args:
+            verdict: As the gate wrote it.
+            anyway: Whether to release even if it failed.
+
+        Raises:
+            GateError: It does not allow one.
+        """
+        passed = bool(verdict["passed"])
+        if not passed and not anyway:
+            raise GateError(
+                "release",
+                expected="a passed gate",
+                got="a failed one: " + "; ".join(str(reason).rstrip(".") for reason in verdict["reasons"]),
+                remedy="improve the model, or see the rest of the chain with --promote-anyway",
+            )
+        return cls(passed=passed, verdict=verdict["verdict"], promoted_anyway=anyway and not passed)
+
 
 class IndexNote(_Model):
     """What kind of index the bundle holds, and what it finds.
@@ -68,7 +89,7 @@ class IndexNote(_Model):
         items: Candidates in it; 0 in a bundle made before this was noted.
         recall: Share of the exact top-k that comes back, mean over the smoke requests; 1 of an exact index.
         requests: Smoke requests that this was measured on; 0 where nothing had to be.
-        k: Items a request.
+        k: Items per request.
     """
 
     kind: str = "exact"
@@ -111,6 +132,17 @@ class Manifest(_Model):
         """
         if self.release != release:
             raise ReleaseError(f"bundle {uri}", expected=f"release {release}", got=self.release, remedy="promote again")
+
+    def tags(self, uri: str) -> dict[str, str]:
+        """Tags of the registered version and of the MLflow run, for a bundle at a URI."""
+        return {
+            "urm.release": self.release,
+            "urm.bundle": uri,
+            "urm.config": self.config,
+            "urm.gate": "passed" if self.gate.passed else "failed, promoted anyway",
+            "urm.gate_verdict": self.gate.verdict[:5000],
+            **{f"urm.{name}": link for name, link in self.links.items()},
+        }
 
 
 class SmokeRequest(_Model):

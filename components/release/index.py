@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import faiss
 import numpy as np
 import structlog
 
-from components.device import choose_device
+from components.config import RunConfig
 from components.exceptions import ReleaseError
 from components.release.bundle import IndexNote, SmokeRequest
 from components.release.smoke import to_requests
-from components.storage import StageRun
-from components.urm.data.request import Floats, Ids
+from components.urm.data.request import Floats, Ids, RecallRequest
 from components.urm.inference import UrmRecaller
 from components.urm.retrieval.exhaustive import recall_of, top_of_all
 from components.urm.retrieval.faiss_kinds import BLOCK, KINDS, Kind, build_approximate, choose_kind
@@ -23,25 +22,40 @@ from components.urm.retrieval.index import build_index, read_candidates
 log = structlog.get_logger()
 
 
-def write_index(stage: StageRun, smoke: Sequence[SmokeRequest], target: Path) -> IndexNote:
-    """Write the index of sft's candidates.
+def write_index(
+    folder: Path,
+    smoke: Sequence[SmokeRequest],
+    load: Callable[[], UrmRecaller],
+    config: RunConfig,
+    target: Path,
+    report: Callable[..., None],
+) -> IndexNote:
+    """Write the index of the candidates.
 
     Under `release.index: auto` a kind that finds too little of the exact top-k gives way to the more exact one.
+
+    Args:
+        folder: Keys and vectors of the candidates.
+        smoke: Requests that an approximate index is measured on.
+        load: Loads the model that answers them; not called for an exact index.
+        config: The run.
+        target: File to write.
+        report: Called with a message before an index is built.
 
     Raises:
         ReleaseError: Keys and vectors do not fit, a vector is not finite, or a kind that the configuration names finds
             too little.
     """
-    candidates = Candidates(stage.path("sft", "candidates"))
-    wanted, floor = stage.config.release.index, stage.config.release.index_min_recall
+    candidates = Candidates(folder)
+    wanted, floor = config.release.index, config.release.index_min_recall
     first: Kind = choose_kind(len(candidates.keys)) if wanted == "auto" else wanted
     probe: Probe | None = None
     for kind in reversed(KINDS[: KINDS.index(first) + 1]):
-        stage.report_progress(f"building the {kind} index")
-        candidates.write(kind, stage.config.seed, target)
+        report(f"building the {kind} index")
+        candidates.write(kind, config.seed, target)
         if kind == "exact":
             break
-        probe = probe or Probe(stage, smoke, candidates)
+        probe = probe or Probe(load(), to_requests(smoke, config.tasks), candidates, config.recall.k)
         note = probe.measure(kind, target)
         if note.recall >= floor:
             return note
@@ -60,7 +74,7 @@ class Candidates:
         self.vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         if self.vectors.ndim != 2 or len(self.keys) != len(self.vectors) or not len(self.keys):
             got = f"{len(self.keys)} keys and vectors of shape {self.vectors.shape}"
-            raise _refuse("candidates", "one vector a key", got)
+            raise _refuse("candidates", "one vector per key", got)
         unsound = sum(int((~np.isfinite(block)).any(axis=1).sum()) for block in self.blocks())
         if unsound:
             raise _refuse("candidates", "finite vectors", f"{unsound} that are not")
@@ -83,19 +97,14 @@ class Candidates:
 class Probe:
     """The smoke requests with their exact answers."""
 
-    def __init__(self, stage: StageRun, smoke: Sequence[SmokeRequest], candidates: Candidates) -> None:
-        """Ask the model for the user vectors, and the whole catalogue for the answers."""
-        self.k = stage.config.recall.k
-        self.num_items = len(candidates.keys)
-        self.recaller = UrmRecaller.load(
-            stage.path("sft", "model"), stage.path("sft", "item_table"), device=choose_device(stage.settings)
-        )
-        self.requests = to_requests(smoke, stage.config.tasks)
-        self.users = self.recaller.encode_users(self.requests)
-        self.exclude = [request.excluded_items for request in self.requests]
-        self.exact = top_of_all(
-            candidates.keys, candidates.blocks(), self.users, self.k, self.recaller.combine, self.exclude
-        )
+    def __init__(
+        self, recaller: UrmRecaller, requests: Sequence[RecallRequest], candidates: Candidates, k: int
+    ) -> None:
+        """Ask the model for the user vectors, and the whole catalogue for the k best answers."""
+        self.recaller, self.k, self.num_items = recaller, k, len(candidates.keys)
+        self.users = recaller.encode_users(requests)
+        self.exclude = [request.excluded_items for request in requests]
+        self.exact = top_of_all(candidates.keys, candidates.blocks(), self.users, k, recaller.combine, self.exclude)
 
     def measure(self, kind: Kind, path: Path) -> IndexNote:
         """How much of the exact answers an index file finds."""

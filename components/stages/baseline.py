@@ -31,6 +31,7 @@ from components.baseline.target_attention import TargetAttentionScorer, build_ne
 from components.baseline.text import Bm25, TextFeatures, TextRetriever, read_text_features
 from components.baseline.training import LogFunction, TrainingSummary, train
 from components.config import SPLITS
+from components.device import set_threads
 from components.items.cooccurrence import count_pairs, read_baskets, shrunken_cosine
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
@@ -59,8 +60,7 @@ class Fitted:
 def run(stage: StageRun) -> StageReport:
     """Train and rank; see docs/architecture.md for the outputs."""
     config = stage.config
-    if stage.settings.num_threads:
-        torch.set_num_threads(stage.settings.num_threads)
+    set_threads(stage.settings)
     data = load_dataset(
         catalogue=stage.path("features", "catalogue"),
         items=stage.path("validate", "items"),
@@ -71,7 +71,7 @@ def run(stage: StageRun) -> StageReport:
     )
     with track(stage):
         _log_parameters(stage)
-        log_examples(stage, *SPLITS)
+        log_examples(stage.path("features", "examples"), config.name, *SPLITS)
         popularity = Popularity(data)
         fitted = Fitted({"popularity": popularity})
         _fit_rules(stage, data, fitted)

@@ -14,7 +14,7 @@ import structlog
 import torch
 
 from components.config import ItemsConfig
-from components.device import _prepare_torch
+from components.device import prepare_device
 from components.items.content import Modalities, describe_items, make_codes, read_items, words_of
 from components.items.id_vectors import learn_id_vectors
 from components.items.image import ImageEncoder, ImageVectors, encode_images
@@ -43,7 +43,7 @@ def run(stage: StageRun) -> StageReport:
         DataError: There are no events, an event's item is unknown, or no image can be read.
         ConfigError: The device or an encoder does not exist.
     """
-    device = _prepare_torch(stage.settings)
+    device = torch.device(prepare_device(stage.settings))
     items, num_untouched = read_items(stage.path("validate", "events"), stage.path("validate", "items"))
     config = stage.config.items
     stage.report_progress("items read", items=len(items))

@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import mlflow
 
 from components.addresses import join
-from components.exceptions import GateError
-from components.release.assemble import assemble
+from components.device import prepare_device
+from components.release.assemble import BundleSources, assemble
 from components.release.bundle import GateVerdict, Manifest, describe_files, name_release, write_manifest
 from components.release.registry import register
 from components.storage import StageReport, StageRun
 from components.tracking import run_url, track
+
+
+@dataclass(frozen=True)
+class ReleaseInputs:
+    """What the stage reads: the parts of the bundle, the gate's verdict, and the URI of the Feast folder."""
+
+    sources: BundleSources
+    verdict: dict[str, Any]
+    feature_store: str
+
+    @classmethod
+    def read(cls, stage: StageRun) -> ReleaseInputs:
+        """Take them from the earlier stages."""
+        sources = BundleSources(
+            model=stage.path("sft", "model"),
+            item_table=stage.path("sft", "item_table"),
+            candidates=stage.path("sft", "candidates"),
+            items=stage.path("validate", "items"),
+            popularity=stage.path("baseline", "popularity"),
+            predictions=stage.path("evaluate", "predictions"),
+            examples=stage.path("features", "examples"),
+            contexts=stage.path("features", "contexts"),
+        )
+        verdict = json.loads(stage.path("gate", "verdict").read_text())
+        return cls(sources, verdict, stage.inputs["features"].outputs["feature_store"])
 
 
 def run(stage: StageRun) -> StageReport:
@@ -23,30 +50,31 @@ def run(stage: StageRun) -> StageReport:
         GateError: The gate failed and nobody said to go on anyway.
         ReleaseError: The inputs do not fit together.
     """
-    gate = judge(stage)
+    config, inputs, device = stage.config, ReleaseInputs.read(stage), prepare_device(stage.settings)
+    gate = GateVerdict.judge(inputs.verdict, bool(stage.options.get("promote_anyway")))
     bundle = stage.output / "bundle"
     stage.report_progress("assembling the bundle")
-    counts, index = assemble(stage, bundle)
+    counts, index = assemble(inputs.sources, config, device, bundle, stage.report_progress)
     stage.report_progress("hashing its files")
     files = describe_files(bundle)
     with track(stage) as run:
         manifest = Manifest(
-            release=name_release(stage.config.release.model_name, files),
+            release=name_release(config.release.model_name, files),
             created_at=datetime.now(UTC),
-            config=stage.config.name,
+            config=config.name,
             files=files,
-            feature_store=stage.inputs["features"].outputs["feature_store"],
+            feature_store=inputs.feature_store,
             gate=gate,
             links=_links(stage, run.info.run_id, run.info.experiment_id),
-            history_length=stage.config.features.history_length,
-            day_origin=stage.config.features.split.train_start,
+            history_length=config.features.history_length,
+            day_origin=config.features.split.train_start,
             index=index,
         )
         write_manifest(bundle, manifest)
         uri = join(stage.folder, "bundle")
-        tags = _tags(manifest, uri)
+        tags = manifest.tags(uri)
         stage.report_progress("registering it in MLflow")
-        version = register(bundle, uri, manifest, stage.config.release.model_name, tags)
+        version = register(bundle, uri, manifest, config.release.model_name, tags)
         mlflow.set_tags({**tags, "urm.version": version})
         mlflow.log_metric("index_recall", index.recall)
         mlflow.log_artifact(str(bundle / "manifest.json"))
@@ -55,7 +83,7 @@ def run(stage: StageRun) -> StageReport:
         counts={"files": len(files), "bytes": sum(entry.size for entry in files.values()), **counts},
         metrics={
             "release": manifest.release,
-            "model_name": stage.config.release.model_name,
+            "model_name": config.release.model_name,
             "version": version,
             "gate_passed": gate.passed,
             "promoted_anyway": gate.promoted_anyway,
@@ -63,25 +91,6 @@ def run(stage: StageRun) -> StageReport:
             "index_recall": index.recall,
         },
     )
-
-
-def judge(stage: StageRun) -> GateVerdict:
-    """The gate's verdict, if it allows a release.
-
-    Raises:
-        GateError: It does not, and nobody said to go on anyway.
-    """
-    metrics = stage.inputs["gate"].metrics
-    content = json.loads(stage.path("gate", "verdict").read_text())
-    passed, anyway = bool(metrics["passed"]), bool(stage.options.get("promote_anyway"))
-    if not passed and not anyway:
-        raise GateError(
-            "release",
-            expected="a passed gate",
-            got="a failed one: " + "; ".join(str(reason).rstrip(".") for reason in content["reasons"]),
-            remedy="improve the model, or see the rest of the chain with --promote-anyway",
-        )
-    return GateVerdict(passed=passed, verdict=content["verdict"], promoted_anyway=anyway and not passed)
 
 
 def _links(stage: StageRun, run_id: str, experiment_id: str) -> dict[str, str]:
@@ -92,15 +101,3 @@ def _links(stage: StageRun, run_id: str, experiment_id: str) -> dict[str, str]:
         links["airflow_run_id"] = settings.airflow_run_id
         links["airflow_run"] = f"{settings.airflow_url}/dags/{settings.airflow_dag_id}/runs/{settings.airflow_run_id}"
     return links
-
-
-def _tags(manifest: Manifest, uri: str) -> dict[str, str]:
-    gate = manifest.gate
-    return {
-        "urm.release": manifest.release,
-        "urm.bundle": uri,
-        "urm.config": manifest.config,
-        "urm.gate": "passed" if gate.passed else "failed, promoted anyway",
-        "urm.gate_verdict": gate.verdict[:5000],
-        **{f"urm.{name}": link for name, link in manifest.links.items()},
-    }

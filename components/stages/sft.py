@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from components.config import RunConfig
-from components.device import choose_device
+from components.device import prepare_device
 from components.items.table import ItemTable, add_modalities
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
@@ -59,8 +59,7 @@ class SftInputs:
 def run(stage: StageRun) -> StageReport:
     """Train and write; see docs/architecture.md for the outputs. Of several processes the first one writes."""
     config = stage.config
-    if stage.settings.num_threads:
-        torch.set_num_threads(stage.settings.num_threads)
+    device = prepare_device(stage.settings)
     torch.manual_seed(config.seed)
     inputs = SftInputs.read(stage)
     # The model and the table it reads stay together; unchanged files are links.
@@ -74,7 +73,7 @@ def run(stage: StageRun) -> StageReport:
         inputs.training,
         inputs.validation,
         cache=stage.settings.cache_path,
-        device=choose_device(stage.settings),
+        device=device,
     )
 
     def report(step: int, metrics: dict[str, float]) -> None:
@@ -88,8 +87,8 @@ def run(stage: StageRun) -> StageReport:
         return StageReport()
     with track(stage):
         mlflow.log_params(session.parameters)
-        log_examples(stage, "train", output="recent_examples")
-        log_examples(stage, "validation")
+        log_examples(stage.path("features", "recent_examples"), config.name, "train")
+        log_examples(stage.path("features", "examples"), config.name, "validation")
         summary = session.train(stage.scratch, report)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)

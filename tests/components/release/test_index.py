@@ -82,7 +82,7 @@ def test_auto_falls_back_to_a_more_exact_kind(build: Build, monkeypatch: pytest.
 def test_candidates_that_do_not_fit_are_refused(build: Build, tmp_path: Path) -> None:
     keys = tmp_path / "runs" / "tiny" / "sft" / "candidates" / "keys.npy"
     np.save(keys, np.load(keys)[:-1])
-    with pytest.raises(ReleaseError, match=rf"one vector a key, got {NUM_ITEMS - 1} keys and vectors of shape"):
+    with pytest.raises(ReleaseError, match=rf"one vector per key, got {NUM_ITEMS - 1} keys and vectors of shape"):
         build()
 
 
