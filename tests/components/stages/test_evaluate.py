@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.config import RunConfig
-from components.evaluation import policy as gate
 from components.evaluation.examples import TestExamples, measure
 from components.exceptions import DataError
 from components.schemas.hits import HITS
 from components.schemas.predictions import PREDICTIONS
 from components.settings import Settings
-from components.stages import evaluate
+from components.stages import evaluate, gate
 from components.storage import StageResult, run_stage
 from tests.worlds.evaluation import *  # noqa: F403  # fixtures
 

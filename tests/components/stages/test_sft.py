@@ -111,18 +111,18 @@ def test_training_reads_the_vectors_of_the_past_and_validation_those_of_now(
     config: RunConfig, run_dir, settings, monkeypatch
 ):
     """Of the two tables only the past one lacks the vector of one more item."""
-    from components.stages import sft as stage
+    from components.urm.training import session
 
     with_vector = {}
 
     def watch(name, place):
-        made = getattr(stage, name)
+        made = getattr(session, name)
 
         def make(*arguments):
             with_vector[name] = int(arguments[place].reader.table.modalities["id"].present.sum())
             return made(*arguments)
 
-        monkeypatch.setattr(stage, name, make)
+        monkeypatch.setattr(session, name, make)
 
     watch("TrainingSteps", 1)
     watch("Validation", 2)
