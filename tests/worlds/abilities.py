@@ -9,6 +9,8 @@ from components.config import RunConfig
 from components.settings import Settings
 from tests.worlds.finished import REPOSITORY, make_run
 
+__all__ = ["finished", "settings"]  # fixtures
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:

@@ -24,6 +24,8 @@ from components.schemas.events import EVENTS, ITEMS
 from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
 from tests.worlds import CONFIGS
 
+__all__ = ["config", "data", "with_table", "world"]  # fixtures
+
 NUM_HOUSEHOLDS, MIN_EVENTS = 40, 4
 TASKS = [
     {"name": "next_purchase", "description": "next", "prompt": "next"},

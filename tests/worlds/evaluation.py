@@ -24,6 +24,8 @@ from components.urm.network.files import save_model
 from tests.worlds import CONFIGS
 from tests.worlds.backbone import write_backbone
 
+__all__ = ["config", "inputs", "run_dir"]  # fixtures
+
 IDS = np.arange(1000, 1060)
 BASELINES = ("popularity", "own_history", "sasrec", "target_attention", "some_other")  # any the stage may write
 TASKS = [

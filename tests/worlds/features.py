@@ -16,6 +16,8 @@ from components.settings import Settings
 from tests.worlds import REPOSITORY
 from tests.worlds.logs import Event, make_config, write_events
 
+__all__ = ["engine", "logged", "settings"]  # fixtures
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:

@@ -16,6 +16,8 @@ from components.ingestion.reading import connect
 from components.settings import Settings
 from tests.worlds import CONFIGS
 
+__all__ = ["configure", "connection", "settings", "slice_dir"]  # fixtures
+
 
 @pytest.fixture(scope="session")
 def slice_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -5,6 +5,8 @@ import torch
 
 from components.items.text import TextEncoder
 
+__all__ = ["text_encoder"]  # fixtures
+
 
 @pytest.fixture(scope="session")
 def text_encoder() -> TextEncoder:

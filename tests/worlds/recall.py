@@ -36,6 +36,18 @@ from components.urm.data.request import RecallRequest
 from tests.worlds.servers import RedisServer, free_port
 from tests.worlds.tiny import LAST_EVENT, make_config, make_run, make_settings
 
+__all__ = [
+    "api",
+    "broken_bundle",
+    "client",
+    "load_poisoned",
+    "promoted",
+    "recall_config",
+    "redis_server",
+    "releases",
+    "start_worker",
+]  # fixtures
+
 Loader = Callable[[Publication], ServingRelease]
 StartWorker = Callable[..., Any]
 POISON_ITEM = 1013

@@ -19,6 +19,8 @@ from components.urm.network.build import NewModel, build_model
 from tests.worlds import CONFIGS
 from tests.worlds.backbone import byte_tokenizer, write_backbone
 
+__all__ = ["backbone_dir", "config", "new_model", "table_dir", "tables", "tokenizer"]  # fixtures
+
 NUM_ITEMS = 60
 FIRST_ITEM = 1000
 CATEGORIES = ("milk", "bread", "fruit")

@@ -21,6 +21,8 @@ from components.stages.validate import run
 from components.storage import StageReport, StageResult, StageRun, run_stage
 from tests.worlds import CONFIGS
 
+__all__ = ["bench", "event_factory", "item_factory", "now", "rows_reader"]  # fixtures
+
 NOW = datetime.now(UTC)
 Rows = list[dict[str, Any]]
 

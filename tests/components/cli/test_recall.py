@@ -11,8 +11,8 @@ import structlog
 import uvicorn
 from typer.testing import CliRunner
 
+from components.cli import app as cli
 from components.cli import recall as commands
-from components.cli.app import app as cli
 from components.config import RecallConfig
 from components.exceptions import ConfigError, DataError
 from components.recall.operate.deadletters import list_letters

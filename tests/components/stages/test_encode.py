@@ -58,10 +58,11 @@ def accept(
             rows = [row for row in events if row["ts"].date().isoformat() == day]
             pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), folder / "part-0.parquet")
         pq.write_table(pa.Table.from_pylist(items, schema=ITEMS), stage.output / "items.parquet")
-        return StageReport(outputs={"events": "events", "items": "items.parquet"})
+        others = dict.fromkeys(stage.spec.outputs.keys() - {"events", "items"}, "items.parquet")  # encode reads none
+        return StageReport(outputs={"events": "events", "items": "items.parquet"} | others)
 
-    run_stage("ingest", write, config=config, run_dir=str(run_dir), settings=settings, force=True)
-    run_stage("validate", write, config=config, run_dir=str(run_dir), settings=settings, force=True)
+    for stage in ("ingest", "validate"):
+        run_stage(stage, write, config=config, run_dir=str(run_dir), settings=settings, force=True)
 
 
 @pytest.fixture

@@ -1,10 +1,15 @@
-"""What may depend on what: measured on a whole model by gradients, which are exactly zero where the mask is."""
+"""What may depend on what: measured on a whole model by gradients, which are exactly zero where the mask is.
+
+And what all tasks have in common is taken off the states of their texts, so that they differ from the first step on.
+"""
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from components.urm.data.examples import read_examples
 from components.urm.network.backbone import token_embeddings
+from components.urm.training.steps import NegativeSampler, TrainingSteps
 
 
 @pytest.fixture
@@ -105,3 +110,26 @@ def test_one_forward_pass_gives_all_user_vectors_of_all_blocks(new_model, batch)
     vectors = model(batch).user_vectors
     assert vectors.shape == (6, 3, model.dimension)
     assert counts == {"layer": 1, "head": 1}
+
+
+def test_centred_states_of_tasks_differ_and_others_would_not(new_model, tables, config):
+    tasks = {task.name: task for task in config.tasks}
+    groups = read_examples(tables.contexts, tables.examples, tasks, "train")
+    sampler = NegativeSampler(tables.catalogue, config.urm.num_negatives, config.urm.negative_power)
+    batch = TrainingSteps(groups, new_model.builder, sampler, config)[0]
+    seen = []
+    new_model.model.user_head.task_norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        new_model.model(batch)
+        new_model.model.centre_tasks(batch)
+        new_model.model(batch)
+    before, after = seen
+    torch.testing.assert_close(after.mean(dim=0), torch.zeros(after.shape[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(before - after, new_model.model.user_head.task_centre.expand_as(before))
+
+    def likeness(states: torch.Tensor) -> float:
+        """Mean cosine of the states of three tasks, those of a context coming in their order."""
+        means = normalize(states.unflatten(0, (-1, 3)).mean(dim=0), dim=-1)
+        return float((means @ means.T)[torch.triu(torch.ones(3, 3), 1) > 0].mean())
+
+    assert likeness(after) < likeness(before) - 0.3

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from components.config import SEQUENCE_LAST_DAY, RunConfig, SplitConfig, UrmConfig, load_config, load_named_config
+from components.config import load_config, load_named_config
 from components.exceptions import ConfigError
 
 
@@ -162,38 +158,6 @@ def test_overrides_of_the_command_line(configs: Path) -> None:
         load_named_config("complete_journey", configs, ["urm.modalities=[1"])
 
 
-def test_a_configuration_cannot_be_changed(configs: Path) -> None:
-    config = load_config(configs / "complete_journey.yaml")
-    with pytest.raises(ValueError, match="frozen"):
-        config.urm.max_steps = 1  # type: ignore[misc]
-
-
-def test_an_unknown_task_names_the_known(configs: Path) -> None:
-    config = load_config(configs / "complete_journey.yaml", {"tasks": ["new_item", "discovery"]})
-    assert config.task("discovery").name == "discovery"
-    with pytest.raises(
-        ConfigError, match="task: expected one of new_item, discovery, got 'x'; name a task of this run"
-    ):
-        config.task("x")
-
-
-def test_the_fingerprint_sees_its_sections_and_the_seed_only(configs: Path) -> None:
-    path = configs / "complete_journey.yaml"
-
-    def prints(overrides: dict[str, object]) -> tuple[str, str]:
-        config = load_config(path, overrides)
-        return config.fingerprint(("urm",)), config.fingerprint(("items",))
-
-    urm, items = prints({})
-    assert prints({}) == (urm, items)
-    written_out = UrmConfig().num_user_vectors  # the file leaves this default unsaid
-    assert prints({"urm.num_user_vectors": written_out}) == (urm, items)
-    changed, same = prints({"urm.num_user_vectors": written_out + 1})
-    assert changed != urm
-    assert same == items
-    assert not set(prints({"seed": 1})) & {urm, items}
-
-
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -214,45 +178,3 @@ def test_filters_that_contradict_each_other(configs: Path, target: dict[str, obj
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(configs / "complete_journey.yaml")
     assert str(path) in str(caught.value)
-
-
-def test_leave_one_out_is_read_again_from_what_it_writes(configs: Path) -> None:
-    config = load_config(configs / "amazon_beauty.yaml", {"features.split": {"kind": "leave_one_out"}})
-    assert config.features.split.max_train_cuts == 50
-    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
-
-
-@given(length=st.integers(1, 80), max_train_cuts=st.integers(1, 60))
-def test_leave_one_out_leaves_out_the_last_two_of_a_sequence(length: int, max_train_cuts: int) -> None:
-    split = SplitConfig.model_validate({"kind": "leave_one_out", "max_train_cuts": max_train_cuts})
-    days = [SEQUENCE_LAST_DAY - timedelta(days=length - 1 - place) for place in range(length)]
-    found = {
-        place: name for place, day in enumerate(days) for cut, name in split.cuts() if cut <= day < cut + split.window
-    }
-    expected = {length - 1: "test", length - 2: "validation"}
-    expected |= {place: "train" for place in range(max(0, length - 2 - max_train_cuts), length - 2)}
-    assert found == {place: name for place, name in expected.items() if place >= 0}
-
-
-days = st.integers(0, 60)
-
-
-@settings(max_examples=200, deadline=None)
-@given(start=days, lengths=st.tuples(*[st.integers(7, 60)] * 3), window=st.integers(1, 7))
-def test_windows_never_cross_a_split(start: int, lengths: tuple[int, int, int], window: int) -> None:
-    first = datetime(2017, 1, 1, tzinfo=UTC) + timedelta(days=start)
-    bounds = [first]
-    for length in lengths:
-        bounds.append(bounds[-1] + timedelta(days=length))
-    split = SplitConfig(
-        train_start=bounds[0], validation_start=bounds[1], test_start=bounds[2], end=bounds[3], window_days=window
-    )
-    cuts = split.cuts()
-    limits = dict(zip(("train", "validation", "test"), pairwise(bounds), strict=True))
-    for cut, name in cuts:
-        assert limits[name][0] <= cut
-        assert cut + timedelta(days=window) <= limits[name][1]
-    instants = [cut for cut, _ in cuts]
-    assert instants == sorted(set(instants))
-    expected = {name: (after - before) // timedelta(days=window) for name, (before, after) in limits.items()}
-    assert {name: sum(split == name for _, split in cuts) for name in limits} == expected

@@ -1,0 +1,1 @@
+from tests.worlds.recall import *  # noqa: F403  # fixtures

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.config import SEQUENCE_LAST_DAY, SplitConfig
+
+
+@given(length=st.integers(1, 80), max_train_cuts=st.integers(1, 60))
+def test_leave_one_out_leaves_out_the_last_two_of_a_sequence(length: int, max_train_cuts: int) -> None:
+    split = SplitConfig.model_validate({"kind": "leave_one_out", "max_train_cuts": max_train_cuts})
+    days = [SEQUENCE_LAST_DAY - timedelta(days=length - 1 - place) for place in range(length)]
+    found = {
+        place: name for place, day in enumerate(days) for cut, name in split.cuts() if cut <= day < cut + split.window
+    }
+    expected = {length - 1: "test", length - 2: "validation"}
+    expected |= {place: "train" for place in range(max(0, length - 2 - max_train_cuts), length - 2)}
+    assert found == {place: name for place, name in expected.items() if place >= 0}
+
+
+days = st.integers(0, 60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(start=days, lengths=st.tuples(*[st.integers(7, 60)] * 3), window=st.integers(1, 7))
+def test_windows_never_cross_a_split(start: int, lengths: tuple[int, int, int], window: int) -> None:
+    first = datetime(2017, 1, 1, tzinfo=UTC) + timedelta(days=start)
+    bounds = [first]
+    for length in lengths:
+        bounds.append(bounds[-1] + timedelta(days=length))
+    split = SplitConfig(
+        train_start=bounds[0], validation_start=bounds[1], test_start=bounds[2], end=bounds[3], window_days=window
+    )
+    cuts = split.cuts()
+    limits = dict(zip(("train", "validation", "test"), pairwise(bounds), strict=True))
+    for cut, name in cuts:
+        assert limits[name][0] <= cut
+        assert cut + timedelta(days=window) <= limits[name][1]
+    instants = [cut for cut, _ in cuts]
+    assert instants == sorted(set(instants))
+    expected = {name: (after - before) // timedelta(days=window) for name, (before, after) in limits.items()}
+    assert {name: sum(split == name for _, split in cuts) for name in limits} == expected
