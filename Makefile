@@ -40,7 +40,7 @@ test: $(READY) ## Run every test (starts its own services)
 	pytest
 
 .PHONY: results
-results: $(READY) ## Re-create docs/results.md: hours, may be stopped and started again (ARGS="--list")
+results: $(READY) ## Re-create the records of docs/results/: hours, may be stopped and started again (ARGS="--list")
 	python -m benchmarks.results $(ARGS)
 
 .PHONY: lint

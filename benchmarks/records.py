@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from components.ablation.grid import REFERENCE, load_grid, variant_dir
-from components.ablation.summary import CONFIDENCE, DRAWS
-from components.ablation.summary import compare as compare_variants
-from components.evaluation.comparison import FinishedRun, Summary, read_run, summarise_runs
 
 from components.config import load_named_config
 from components.evaluation.bootstrap import Comparison
@@ -24,6 +20,10 @@ from components.evaluation.report import markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE, order_models
 from components.exceptions import MissingInputError
 from components.storage import StageResult, load_result
+from components.studies.ablation.grid import REFERENCE, load_grid, variant_dir
+from components.studies.ablation.summary import CONFIDENCE, DRAWS
+from components.studies.ablation.summary import compare as compare_variants
+from components.studies.comparison import FinishedRun, Summary, read_run, summarise_runs
 
 Table = Callable[[], str]
 REPOSITORY = Path(__file__).parents[1]
