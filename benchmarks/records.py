@@ -93,7 +93,7 @@ def render_headline() -> str:
         rows.append([name, *cells])
     standing = "ahead / level / behind"
     lifts = [cell for tasks in ("all tasks", "behaviour tasks") for cell in (f"{tasks}: mean lift (95 %)", standing)]
-    return markdown(["data set", "URM", "target attention", *lifts], rows)
+    return markdown(["data set", "Recall@100: URM", "target attention", *lifts], rows)
 
 
 def render_pooled(config: str, seeds: Sequence[int] = SEEDS) -> str:
