@@ -32,7 +32,7 @@ from components.device import has_bfloat16
 from components.memory import keep_freed_memory
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
-from components.urm.data.batch import Batch
+from components.urm.data.batch import TrainingBatch
 from components.urm.data.examples import Example, read_examples
 from components.urm.data.request import UserContext
 from components.urm.inference import UrmRecaller
@@ -45,7 +45,7 @@ MATRIX_SIZES = (1024, 2048, 4096)
 Groups = list[tuple[UserContext, list[Example]]]
 
 
-class ClockedSteps(Dataset[Batch]):
+class ClockedSteps(Dataset[TrainingBatch]):
     """Training steps that note when each was fetched; between two fetches lies one whole step."""
 
     def __init__(self, steps: TrainingSteps) -> None:
@@ -58,7 +58,7 @@ class ClockedSteps(Dataset[Batch]):
         """Number of steps."""
         return len(self.steps)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainingBatch:
         """The batch of a step."""
         self.fetched.append(time.perf_counter())
         batch = self.steps[step]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -59,9 +59,13 @@ def full_precision(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device.split(":")[0], enabled=False)
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+BatchT = TypeVar("BatchT", bound=Mapping[str, Any])
+
+
+def to_device(batch: BatchT, device: torch.device) -> BatchT:
     """The batch with its tensors, nested ones too, on a device."""
-    return {
+    moved = {
         name: to_device(value, device) if isinstance(value, Mapping) else value.to(device)
         for name, value in batch.items()
     }
+    return cast(BatchT, moved)

@@ -12,38 +12,25 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from components.urm.data.batch import Batch
+from components.urm.data.batch import TrainingBatch
 from components.urm.inference import UrmRecaller
-from components.urm.network.heads import spread_copy_scores
 from components.urm.network.model import Urm
-from components.urm.training.loss import sampled_nce, text_loss
-from components.urm.training.shares import RECALL_SHARE, TEXT_SHARE, take_share
+from components.urm.training.loss import recall_loss, text_loss
+from components.urm.training.shares import take_share
 from tests.worlds.training import build_untrained
 
 
-def loss_of(model: Urm, batch: Batch) -> torch.Tensor:
+def loss_of(model: Urm, batch: TrainingBatch) -> torch.Tensor:
     """The loss that the trainer takes of a share or of a whole batch."""
     output = model(batch)
-    own = spread_copy_scores(output.copy_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
-    recall = sampled_nce(
-        output.user_vectors,
-        output.item_vectors[batch["targets"]],
-        batch["target_mask"],
-        output.item_vectors[batch["negatives"]],
-        batch["log_expected"],
-        batch["accidental"],
-        own.gather(1, batch["targets"]),
-        own[:, batch["negatives"]],
-        "max",
-    )
-    text = text_loss(output.text_logits, batch["labels"])
-    return recall * batch.get(RECALL_SHARE, 1.0) + 0.3 * text * batch.get(TEXT_SHARE, 1.0)
+    recall, text = recall_loss(output, batch, "max"), text_loss(output.text_logits, batch["labels"])
+    return recall * batch["recall_share"] + 0.3 * text * batch["text_share"]
 
 
 def main(world: Path, batch_file: Path) -> None:
     """Compare gradients, item vectors and gathered weights."""
     torch.distributed.init_process_group("gloo")
-    batch: Batch = torch.load(batch_file, weights_only=True)
+    batch: TrainingBatch = torch.load(batch_file, weights_only=True)
     whole, new = build_untrained(world).model, build_untrained(world)
     expected = loss_of(whole, batch)
     expected.backward()

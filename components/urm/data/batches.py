@@ -16,7 +16,7 @@ import torch
 from components.exceptions import ConfigError, DataError
 from components.items.codes import guidance_vectors, query_vector
 from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
-from components.urm.data.batch import WORDS, Batch
+from components.urm.data.batch import WORDS, Batch, History, ItemInputs
 from components.urm.data.packing import PromptParts, pack
 from components.urm.data.prompt import Block, PromptWriter
 from components.urm.data.request import Ids, UserContext
@@ -84,7 +84,7 @@ class ItemReader:
                 row += GUIDANCE_STRENGTH * np.concatenate([*guidance_vectors(block.guidance, known, widths), []])
         return torch.from_numpy(vectors)
 
-    def read(self, item_ids: Ids) -> Batch:
+    def read(self, item_ids: Ids) -> ItemInputs:
         """Vectors, presence and popularity of items [U]."""
         gathered = {name: self.table.gather(name, item_ids) for name in self.modalities}
         popularity, _ = self.table.gather(POPULARITY, item_ids)
@@ -149,11 +149,12 @@ class BatchBuilder:
             ],
             self.writer,
         )
-        columns = self._history(groups, kept, where[1:]) | {
+        batch: Batch = {
+            **packed,
+            **self._history(groups, kept, where[1:]),
             "queries": self.reader.read_words([block for _, blocks in groups for block in blocks]),
             "items": self.reader.read(distinct),
         }
-        batch: Batch = packed.tensors() | columns
         return batch, where[len(where) - len(more) :]
 
     def known_items(self, context: UserContext) -> Ids:
@@ -170,7 +171,7 @@ class BatchBuilder:
         groups: Sequence[tuple[UserContext, Sequence[Block]]],
         kept: Sequence[npt.NDArray[np.int64]],
         where: npt.NDArray[np.int64],
-    ) -> Batch:
+    ) -> History:
         shape = (len(groups), max(1, *(len(places) for places in kept), 1))
         items, counts, behaviors = (np.zeros(shape, dtype=np.int64) for _ in range(3))
         days, known = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool)

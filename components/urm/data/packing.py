@@ -16,42 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from components.urm.data.batch import PackedPrompts
 from components.urm.data.prompt import Block, Prefix, PromptWriter
 
 PREFIX, PADDING = 0, -1  # segments; block k of a sequence has segment k + 1
-
-
-@dataclass(frozen=True)
-class PackedPrompts:
-    """Token layout of B contexts and their E blocks; blocks are numbered sequence by sequence.
-
-    Attributes:
-        token_ids: [B, S].
-        positions: [B, S].
-        segments: [B, S], PREFIX, PADDING or the number of the block plus one.
-        item_positions: Where the item tokens stand, as (sequence, token) [2, sum of item tokens].
-        item_columns: Which history item each of them is [sum of item tokens].
-        user_positions: Where the user tokens stand, as indices into B * S [E, H].
-        task_positions: Where the task text stands, as indices into B * S, padded with -1 [E, T].
-        lm_positions: Where the tokens that predict text stand, as indices into B * S [M].
-        labels: Token each of them predicts [M].
-        block_rows: Sequence of each block [E].
-    """
-
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    segments: torch.Tensor
-    item_positions: torch.Tensor
-    item_columns: torch.Tensor
-    user_positions: torch.Tensor
-    task_positions: torch.Tensor
-    lm_positions: torch.Tensor
-    labels: torch.Tensor
-    block_rows: torch.Tensor
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The fields by name."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,26 @@ FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of baskets in all and of recent ones; non
 
 
 class Gains(NamedTuple):
-    """How much of what a user vector takes, each [E, H, how many]."""
+    """How much of each source a user vector takes, each [E, H, K]; K is the number of gains of that source."""
 
-    alike: torch.Tensor
-    own: torch.Tensor
-    decay: torch.Tensor
-    query: torch.Tensor
-    popularity: torch.Tensor
+    similarity: torch.Tensor  # one per modality
+    copy: torch.Tensor  # of the history items themselves
+    decay: torch.Tensor  # how fast older items matter less
+    query: torch.Tensor  # one per modality of words
+    popularity: torch.Tensor  # G·K of the knots
+
+
+class HeadInputs(NamedTuple):
+    """What the user head reads."""
+
+    hidden: torch.Tensor  # hidden states of the user tokens [E, H, D]
+    task: torch.Tensor  # mean hidden state of each block's task text [E, D]
+    rows: torch.Tensor  # context of each example [E]
+    tokens: torch.Tensor  # history item tokens [B, L, D]
+    habit: torch.Tensor  # how much of a habit each of them is, a prior of the match [B, L]
+    items: torch.Tensor  # their item-space vectors [B, L, P]
+    known: torch.Tensor  # which history places hold an item, bool [B, L]
+    queries: torch.Tensor  # words of query and guidance, zero without them [E, sum of the widths of WORDS]
 
 
 class UserHead(nn.Module):
@@ -107,60 +120,31 @@ class UserHead(nn.Module):
             popularity = [gain * math.log(2) for gain in first for _ in range(POPULARITY_KNOTS)]
             self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity]))
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        task: torch.Tensor,
-        rows: torch.Tensor,
-        tokens: torch.Tensor,
-        habit: torch.Tensor,
-        items: torch.Tensor,
-        known: torch.Tensor,
-        queries: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """User vectors [E, H, P + G·K], and what the very items of the history score beside them [E, L].
-
-        Args:
-            hidden: Hidden states of the user tokens [E, H, D].
-            task: Mean hidden state of each block's task text [E, D].
-            rows: Context of each example [E].
-            tokens: History item tokens [B, L, D].
-            habit: How much of a habit each of them is, a prior of the match [B, L].
-            items: Their item-space vectors [B, L, P].
-            known: Which history places hold an item [B, L].
-            queries: Words of each block's query and guidance in the parts of item space made of words, one beside the
-                other; zero without them [E, their width].
-        """
+    def forward(self, inputs: HeadInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """User vectors [E, H, P + G·K], and the copy scores of the history items [E, L]."""
+        rows, known = inputs.rows, inputs.known
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
-        own, asked = self.norm(hidden.float()), self.task_norm(task.float() - self.task_centre)
-        unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(hidden.shape[-1])
+        own, asked = self.norm(inputs.hidden.float()), self.task_norm(inputs.task.float() - self.task_centre)
+        unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(own.shape[-1])
         gains = Gains(*self.gains(unit).split(self.gain_groups, dim=-1))
         direction = self.project(unit) * self.project_scale
         copy_scores = unit.new_zeros(len(rows), known.shape[1])
         if self.copy_path:
-            keys, wanted_by_all = self._keys(tokens.float())
+            keys, wanted_by_all = self._keys(inputs.tokens.float())
             match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
-            match = match + (wanted_by_all + habit)[rows, None]
+            match = match + (wanted_by_all + inputs.habit)[rows, None]
             masked = match.masked_fill(~known[rows, None], -1e4)
-            copy_scores = (gains.own * functional.softplus(masked)).mean(dim=1)
-            direction = direction + self._copies(gains, masked, rows, items, known, queries)
+            copy_scores = (gains.copy * functional.softplus(masked)).mean(dim=1)
+            direction = direction + self._copies(gains, masked, inputs)
         return torch.cat([self.log_scale.exp() * direction, gains.popularity], dim=-1), copy_scores
 
-    def _copies(
-        self,
-        gains: Gains,
-        match: torch.Tensor,
-        rows: torch.Tensor,
-        items: torch.Tensor,
-        known: torch.Tensor,
-        queries: torch.Tensor,
-    ) -> torch.Tensor:
+    def _copies(self, gains: Gains, match: torch.Tensor, inputs: HeadInputs) -> torch.Tensor:
         """What history and query add to the directions of the user vectors [E, H, P]; match is [E, H, L]."""
         places = torch.arange(1, match.shape[-1] + 1, device=match.device).log()
         # The product changes nothing but where no place is known: a softmax over padding alone would sum to one, too.
-        attention = torch.softmax(match - gains.decay * places, dim=-1) * known[rows, None]
-        copies = gains.alike[..., self.parts] * _sum_history(attention, items, rows)
-        said = torch.split(queries, [part.stop - part.start for part in self.words], dim=-1)
+        attention = torch.softmax(match - gains.decay * places, dim=-1) * inputs.known[inputs.rows, None]
+        copies = gains.similarity[..., self.parts] * _sum_history(attention, inputs.items, inputs.rows)
+        said = torch.split(inputs.queries, [part.stop - part.start for part in self.words], dim=-1)
         for number, part in enumerate(self.words):
             words = gains.query[..., number, None] * said[number][:, None]  # [E, H, width of the part]
             copies = copies + functional.pad(words, (part.start, copies.shape[-1] - part.stop))

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from components.config import UrmConfig
 from components.device import full_precision, mixed_precision
-from components.urm.data.batch import Batch
+from components.urm.data.batch import Batch, ItemInputs
 from components.urm.data.packing import attention_mask
 from components.urm.network.backbone import language_head, token_embeddings
 from components.urm.network.fusion import HistoryEmbedding, ItemFusion
-from components.urm.network.heads import POPULARITY_KNOTS, UserHead, popularity_features
+from components.urm.network.heads import POPULARITY_KNOTS, HeadInputs, UserHead, popularity_features
 
 
 @dataclass(frozen=True)
@@ -92,20 +92,20 @@ class Urm(nn.Module):
         fused = self.fusion(items["vectors"], items["present"])  # [U, F]
         with full_precision(fused.device.type):
             candidates, as_history = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
-        places, known = batch["history_items"], batch["history_known"]  # [B, L]
         tokens = self._tokens(batch, fused)  # [B, L, D]
         hidden = self._run_backbone(batch, tokens)  # [B * S, D]
         with full_precision(hidden.device.type):
-            user_vectors, copy_scores = self.user_head(
-                hidden[batch["user_positions"]],  # [E, H, D]
-                mean_of(hidden, batch["task_positions"]),
-                batch["block_rows"],
-                tokens,
-                self.history.habit(batch["history_counts"], batch["history_days_since"]),
-                as_history[places],
-                known,
-                batch["queries"],
+            inputs = HeadInputs(
+                hidden=hidden[batch["user_positions"]],
+                task=mean_of(hidden, batch["task_positions"]),
+                rows=batch["block_rows"],
+                tokens=tokens,
+                habit=self.history.habit(batch["history_counts"], batch["history_days_since"]),
+                items=as_history[batch["history_items"]],
+                known=batch["history_known"],
+                queries=batch["queries"],
             )
+            user_vectors, copy_scores = self.user_head(inputs)
         logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
         return UrmOutput(user_vectors, copy_scores, self._candidates(candidates, items), logits)
 
@@ -117,12 +117,12 @@ class Urm(nn.Module):
             hidden = self._run_backbone(batch, self._tokens(batch, fused))
         self.user_head.task_centre.copy_(mean_of(hidden, batch["task_positions"]).mean(dim=0))
 
-    def item_vectors(self, items: Batch) -> torch.Tensor:
+    def item_vectors(self, items: ItemInputs) -> torch.Tensor:
         """Candidate vectors [U, P + G·K] of items alone, in float32."""
         fused = self.fusion(items["vectors"], items["present"])
         return self._candidates(self.fusion.items(fused, items["vectors"], items["present"])[0], items)
 
-    def _candidates(self, item_space: torch.Tensor, items: Batch) -> torch.Tensor:
+    def _candidates(self, item_space: torch.Tensor, items: ItemInputs) -> torch.Tensor:
         return torch.cat([item_space, popularity_features(items["popularity"])], dim=-1)
 
     def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,27 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from components.urm.data.batch import TrainingBatch
+from components.urm.network.heads import spread_copy_scores
+from components.urm.network.model import UrmOutput
 from components.urm.retrieval.users import Combine, combine_scores
+
+
+def recall_loss(output: UrmOutput, batch: TrainingBatch, combine: Combine) -> torch.Tensor:
+    """The sampled NCE of a batch."""
+    places = batch["history_items"][batch["block_rows"]]
+    copies = spread_copy_scores(output.copy_scores, places, len(output.item_vectors))  # [E, U]
+    return sampled_nce(
+        output.user_vectors,
+        output.item_vectors[batch["targets"]],
+        batch["target_mask"],
+        output.item_vectors[batch["negatives"]],
+        batch["log_expected"],
+        batch["accidental"],
+        copies.gather(1, batch["targets"]),
+        copies[:, batch["negatives"]],
+        combine,
+    )
 
 
 def sampled_nce(

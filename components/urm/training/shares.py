@@ -16,21 +16,13 @@ import torch
 from torch.utils.data import Dataset
 
 from components.exceptions import ConfigError
-from components.urm.data.batch import Batch
-
-BY_SEQUENCE = (
-    "token_ids", "positions", "segments", "history_items", "history_counts", "history_days_since",
-    "history_behaviors", "history_known",
-)  # fmt: skip
-BY_BLOCK = ("queries", "targets", "target_mask", "accidental")
-WHOLE = ("items", "negatives", "log_expected")
-RECALL_SHARE, TEXT_SHARE = "recall_share", "text_share"  # weights of the two losses, see above
+from components.urm.data.batch import TrainingBatch
 
 
-class Shares(Dataset[Batch]):
+class Shares(Dataset[TrainingBatch]):
     """The batches of one process among several."""
 
-    def __init__(self, steps: Dataset[Batch], process: int, num_processes: int) -> None:
+    def __init__(self, steps: Dataset[TrainingBatch], process: int, num_processes: int) -> None:
         """Take the data set whose item s is the whole batch of step s."""
         self._steps = steps
         self._process = process
@@ -40,45 +32,57 @@ class Shares(Dataset[Batch]):
         """Number of steps."""
         return len(self._steps)  # type: ignore[arg-type]  # Dataset declares no length
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainingBatch:
         """This process's share of a step."""
         return take_share(self._steps[step], self._process, self._num_processes)
 
 
-def take_share(batch: Batch, process: int, num_processes: int) -> Batch:
+def take_share(batch: TrainingBatch, process: int, num_processes: int) -> TrainingBatch:
     """The part of a batch that one process trains: neighbouring contexts with all their blocks.
 
     Raises:
         ConfigError: There are fewer contexts than processes.
     """
-    contexts, length = batch["token_ids"].shape
-    if contexts < num_processes:
+    num_contexts, length = batch["token_ids"].shape
+    if num_contexts < num_processes:
         raise ConfigError(
             "field urm.contexts_per_batch",
-            expected=f"at least {num_processes}, one a process",
-            got=contexts,
+            expected=f"at least {num_processes}, one per process",
+            got=num_contexts,
             remedy="raise it or start fewer processes",
         )
-    first, end = contexts * process // num_processes, contexts * (process + 1) // num_processes
+    first, end = num_contexts * process // num_processes, num_contexts * (process + 1) // num_processes
+    contexts = slice(first, end)
     blocks = _within(batch["block_rows"], first, end)
     items = _within(batch["item_positions"][0], first, end)
     spoken = _within(batch["lm_positions"], first * length, end * length)
-    share: Batch = {name: batch[name][first:end] for name in BY_SEQUENCE}
-    share |= {name: batch[name][blocks] for name in BY_BLOCK}
-    share |= {name: batch[name] for name in WHOLE}
     tasks = batch["task_positions"][blocks]
-    share |= {
-        "block_rows": batch["block_rows"][blocks] - first,
-        "user_positions": batch["user_positions"][blocks] - first * length,
-        "task_positions": torch.where(tasks >= 0, tasks - first * length, tasks),
+    return {
+        "token_ids": batch["token_ids"][contexts],
+        "positions": batch["positions"][contexts],
+        "segments": batch["segments"][contexts],
         "item_positions": batch["item_positions"][:, items] - torch.tensor([[first], [0]]),
         "item_columns": batch["item_columns"][items],
+        "user_positions": batch["user_positions"][blocks] - first * length,
+        "task_positions": torch.where(tasks >= 0, tasks - first * length, tasks),
         "lm_positions": batch["lm_positions"][spoken] - first * length,
         "labels": batch["labels"][spoken],
-        RECALL_SHARE: torch.tensor(num_processes * int(blocks.sum()) / len(blocks)),
-        TEXT_SHARE: torch.tensor(num_processes * int(spoken.sum()) / max(len(spoken), 1)),
+        "block_rows": batch["block_rows"][blocks] - first,
+        "history_items": batch["history_items"][contexts],
+        "history_counts": batch["history_counts"][contexts],
+        "history_days_since": batch["history_days_since"][contexts],
+        "history_behaviors": batch["history_behaviors"][contexts],
+        "history_known": batch["history_known"][contexts],
+        "queries": batch["queries"][blocks],
+        "items": batch["items"],
+        "targets": batch["targets"][blocks],
+        "target_mask": batch["target_mask"][blocks],
+        "negatives": batch["negatives"],
+        "log_expected": batch["log_expected"],
+        "accidental": batch["accidental"][blocks],
+        "recall_share": torch.tensor(num_processes * int(blocks.sum()) / len(blocks)),
+        "text_share": torch.tensor(num_processes * int(spoken.sum()) / max(len(spoken), 1)),
     }
-    return share
 
 
 def _within(places: torch.Tensor, first: int, end: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from components.config import RunConfig
 from components.items.frequency import FrequencySampler
-from components.urm.data.batch import Batch
+from components.urm.data.batch import Targets, TrainingBatch
 from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example
 from components.urm.data.prompt import Block
@@ -43,7 +43,7 @@ class NegativeSampler:
         return self.item_ids[places], log_expected
 
 
-class TrainingSteps(Dataset[Batch]):
+class TrainingSteps(Dataset[TrainingBatch]):
     """Item s is the whole batch of step s."""
 
     def __init__(
@@ -77,7 +77,7 @@ class TrainingSteps(Dataset[Batch]):
         """Number of steps."""
         return self._length
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainingBatch:
         """The batch of a step: the model's input, targets, negatives."""
         rng = np.random.default_rng([self._seed, step])
         places = self._places(step)
@@ -89,16 +89,15 @@ class TrainingSteps(Dataset[Batch]):
         negatives, log_expected = self._sampler.draw(rng)
         batch, where = self._builder.build(prompts, np.concatenate([negatives, *answers]))
         full = [example.targets for _, examples in groups for example in examples]
-        result: Batch = (
-            batch
-            | _answers(answers, where[len(negatives) :])
-            | {
-                "negatives": torch.from_numpy(where[: len(negatives)]),
-                "log_expected": torch.from_numpy(log_expected),
-                "accidental": torch.from_numpy(np.stack([np.isin(negatives, targets) for targets in full])),
-            }
-        )
-        return result
+        return {
+            **batch,
+            **_place_targets(answers, where[len(negatives) :]),
+            "negatives": torch.from_numpy(where[: len(negatives)]),
+            "log_expected": torch.from_numpy(log_expected),
+            "accidental": torch.from_numpy(np.stack([np.isin(negatives, targets) for targets in full])),
+            "recall_share": torch.tensor(1.0),
+            "text_share": torch.tensor(1.0),
+        }
 
     def _places(self, step: int) -> npt.NDArray[np.int64]:
         """Contexts of a step, about equally long."""
@@ -146,8 +145,8 @@ def _sample(targets: Ids, rng: np.random.Generator) -> Ids:
     return targets if len(targets) <= MAX_TARGETS else rng.choice(targets, size=MAX_TARGETS, replace=False)
 
 
-def _answers(answers: Sequence[Ids], where: npt.NDArray[np.int64]) -> Batch:
-    """Targets as places among the batch's items, padded: [E, T] and their mask."""
+def _place_targets(answers: Sequence[Ids], where: npt.NDArray[np.int64]) -> Targets:
+    """Targets as places among the batch's items, padded."""
     width = max(len(answer) for answer in answers)
     targets = np.zeros((len(answers), width), dtype=np.int64)
     mask = np.zeros((len(answers), width), dtype=bool)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments
 
 from components.config import UrmConfig
-from components.urm.data.batch import Batch
+from components.urm.data.batch import TrainingBatch
 from components.urm.network.model import Urm
 from components.urm.training.callbacks import COMPLETE, KeepBudget, Report
 from components.urm.training.schedule import Budget
@@ -50,7 +50,7 @@ class TrainingSummary:
 
 def train(
     model: Urm,
-    steps: Dataset[Batch],
+    steps: Dataset[TrainingBatch],
     validation: Validation,
     config: UrmConfig,
     *,
@@ -141,5 +141,5 @@ def _arguments(config: UrmConfig, scratch: Path, device: str, seed: int) -> Trai
     )
 
 
-def _only(items: list[Batch]) -> Batch:
+def _only(items: list[TrainingBatch]) -> TrainingBatch:
     return items[0]

@@ -11,13 +11,12 @@ from transformers import Trainer
 
 from components.config import UrmConfig
 from components.device import mixed_precision
-from components.urm.data.batch import Batch
-from components.urm.network.heads import spread_copy_scores
+from components.urm.data.batch import TrainingBatch
 from components.urm.network.model import Urm, UrmOutput
-from components.urm.training.loss import sampled_nce, text_loss
+from components.urm.training.loss import recall_loss, text_loss
 from components.urm.training.meter import Meter, peak_memory
 from components.urm.training.schedule import Budget
-from components.urm.training.shares import RECALL_SHARE, TEXT_SHARE, Shares
+from components.urm.training.shares import Shares
 from components.urm.training.validation import Validation
 
 WEIGHT_DECAY = 0.01
@@ -33,10 +32,10 @@ class UrmTrainer(Trainer):
         self.urm: Urm = kwargs["model"]
         self.validation = validation
         self.budget = budget
-        self.steps: Dataset[Batch] = kwargs["train_dataset"]
+        self.steps: Dataset[TrainingBatch] = kwargs["train_dataset"]
         self.meter = Meter("recall_loss", "text_loss")
 
-    def get_train_dataloader(self) -> DataLoader[Batch]:
+    def get_train_dataloader(self) -> DataLoader[TrainingBatch]:
         """Batches of one process; among several, each gets its share of every step, not a step of its own."""
         processes = self.accelerator.num_processes
         if processes == 1:
@@ -56,34 +55,19 @@ class UrmTrainer(Trainer):
         self.budget.read(self._agree([self.budget.seconds])[0])
         return loss
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]  # a TypedDict is a dict at run time only
         self,
         model: torch.nn.Module,
-        inputs: Batch,
+        inputs: TrainingBatch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, UrmOutput]:
         """NCE of the targets plus η times the text's negative log-likelihood."""
         output: UrmOutput = model(inputs)
-        device = output.user_vectors.device.type
-        own = spread_copy_scores(
-            output.copy_scores, inputs["history_items"][inputs["block_rows"]], len(output.item_vectors)
-        )  # [E, U]
-        with mixed_precision(device):  # the products of the sampled loss need no more; retrieval's do
-            recall = sampled_nce(
-                output.user_vectors,
-                output.item_vectors[inputs["targets"]],
-                inputs["target_mask"],
-                output.item_vectors[inputs["negatives"]],
-                inputs["log_expected"],
-                inputs["accidental"],
-                own.gather(1, inputs["targets"]),
-                own[:, inputs["negatives"]],
-                self.urm_config.combine,
-            )
-        text = text_loss(output.text_logits, inputs["labels"])
-        if RECALL_SHARE in inputs:
-            recall, text = recall * inputs[RECALL_SHARE], text * inputs[TEXT_SHARE]
+        with mixed_precision(output.user_vectors.device.type):  # enough for the sampled loss; retrieval needs more
+            recall = recall_loss(output, inputs, self.urm_config.combine)
+        recall, text = recall * inputs["recall_share"], text_loss(output.text_logits, inputs["labels"])
+        text = text * inputs["text_share"]
         self.meter.add(float(recall.detach()), float(text.detach()), examples=len(inputs["block_rows"]))
         loss = recall + self.urm_config.text_loss_weight * text
         return (loss, output) if return_outputs else loss

@@ -36,13 +36,13 @@ def test_layout_of_one_sequence(new_model, config):
     prefix = Prefix((*writer._tokenise("ab"), writer.item_id, writer.item_id), ((2, 0), (3, 1)))
     packed = pack([PromptParts(prefix, [block, block])], writer)
     size = len(block.prompt) + len(writer.user_ids) + 1 + len(block.text) - 1
-    assert packed.token_ids.shape == (1, 4 + 2 * size)
-    assert packed.token_ids[0, 2:4].tolist() == [writer.item_id] * 2
-    assert packed.positions[0].tolist() == [0, 1, 2, 3, *range(4, 4 + size), *range(4, 4 + size)]
-    assert packed.token_ids.flatten()[packed.user_positions].tolist() == [list(writer.user_ids)] * 2
-    assert packed.labels.tolist() == list(block.text) * 2
-    assert packed.token_ids.flatten()[packed.lm_positions[0]] == writer.lm_id
-    assert packed.labels[len(block.text) - 1] == writer.end_id
+    assert packed["token_ids"].shape == (1, 4 + 2 * size)
+    assert packed["token_ids"][0, 2:4].tolist() == [writer.item_id] * 2
+    assert packed["positions"][0].tolist() == [0, 1, 2, 3, *range(4, 4 + size), *range(4, 4 + size)]
+    assert packed["token_ids"].flatten()[packed["user_positions"]].tolist() == [list(writer.user_ids)] * 2
+    assert packed["labels"].tolist() == list(block.text) * 2
+    assert packed["token_ids"].flatten()[packed["lm_positions"][0]] == writer.lm_id
+    assert packed["labels"][len(block.text) - 1] == writer.end_id
 
 
 def test_packed_blocks_equal_one_block_at_a_time(new_model, groups):

@@ -9,6 +9,7 @@ from components.urm.network.heads import (
     FIRST_OWN_GAIN,
     FIRST_POPULARITY_GAINS,
     POPULARITY_KNOTS,
+    HeadInputs,
     UserHead,
     popularity_features,
     spread_copy_scores,
@@ -24,14 +25,16 @@ def user_vectors(head: UserHead, queries: torch.Tensor) -> torch.Tensor:
     nothing = torch.zeros(1, 1, sum(WIDTHS.values()))
     with torch.no_grad():
         vectors, own = head(
-            hidden,
-            task,
-            torch.zeros(2, dtype=torch.long),
-            torch.zeros(1, 1, WIDTH),
-            torch.zeros(1, 1),
-            nothing,
-            torch.zeros(1, 1, dtype=torch.bool),
-            queries,
+            HeadInputs(
+                hidden=hidden,
+                task=task,
+                rows=torch.zeros(2, dtype=torch.long),
+                tokens=torch.zeros(1, 1, WIDTH),
+                habit=torch.zeros(1, 1),
+                items=nothing,
+                known=torch.zeros(1, 1, dtype=torch.bool),
+                queries=queries,
+            )
         )
     assert not own.any()
     return torch.as_tensor(vectors)
@@ -79,14 +82,16 @@ def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> Non
     def vectors(item: float) -> torch.Tensor:
         with torch.no_grad():
             made, _ = head(
-                torch.ones(1, 3, WIDTH),
-                torch.ones(1, WIDTH),
-                torch.zeros(1, dtype=torch.long),
-                torch.zeros(1, 2, WIDTH),
-                torch.zeros(1, 2),
-                torch.full((1, 2, sum(WIDTHS.values())), item),
-                torch.zeros(1, 2, dtype=torch.bool),
-                torch.zeros(1, 8),
+                HeadInputs(
+                    hidden=torch.ones(1, 3, WIDTH),
+                    task=torch.ones(1, WIDTH),
+                    rows=torch.zeros(1, dtype=torch.long),
+                    tokens=torch.zeros(1, 2, WIDTH),
+                    habit=torch.zeros(1, 2),
+                    items=torch.full((1, 2, sum(WIDTHS.values())), item),
+                    known=torch.zeros(1, 2, dtype=torch.bool),
+                    queries=torch.zeros(1, 8),
+                )
             )
         return torch.as_tensor(made)
 
@@ -107,14 +112,16 @@ def test_own_items_score_what_the_gain_makes_of_their_match_and_unknown_places_n
         head.query.bias.zero_()
         head.key.weight[-1].zero_()
         _, own = head(
-            torch.randn(3, 2, WIDTH, generator=generator),
-            torch.randn(3, WIDTH, generator=generator),
-            torch.tensor([0, 1, 1]),
-            torch.randn(2, 3, WIDTH, generator=generator),
-            habit,
-            torch.zeros(2, 3, sum(WIDTHS.values())),
-            known,
-            torch.zeros(3, 8),
+            HeadInputs(
+                hidden=torch.randn(3, 2, WIDTH, generator=generator),
+                task=torch.randn(3, WIDTH, generator=generator),
+                rows=torch.tensor([0, 1, 1]),
+                tokens=torch.randn(2, 3, WIDTH, generator=generator),
+                habit=habit,
+                items=torch.zeros(2, 3, sum(WIDTHS.values())),
+                known=known,
+                queries=torch.zeros(3, 8),
+            )
         )
     expected = FIRST_OWN_GAIN * torch.nn.functional.softplus(habit) * known
     torch.testing.assert_close(own, expected[[0, 1, 1]])
@@ -127,14 +134,16 @@ def test_without_copies_history_and_query_reach_user_vectors_through_hidden_stat
     def output(hidden: torch.Tensor, prompt: float) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
             vectors, own = head(
-                hidden,
-                torch.ones(1, WIDTH),
-                torch.zeros(1, dtype=torch.long),
-                torch.full((1, 3, WIDTH), prompt),
-                torch.full((1, 3), prompt),
-                torch.full((1, 3, sum(WIDTHS.values())), prompt),
-                torch.ones(1, 3, dtype=torch.bool),
-                torch.full((1, 8), prompt),
+                HeadInputs(
+                    hidden=hidden,
+                    task=torch.ones(1, WIDTH),
+                    rows=torch.zeros(1, dtype=torch.long),
+                    tokens=torch.full((1, 3, WIDTH), prompt),
+                    habit=torch.full((1, 3), prompt),
+                    items=torch.full((1, 3, sum(WIDTHS.values())), prompt),
+                    known=torch.ones(1, 3, dtype=torch.bool),
+                    queries=torch.full((1, 8), prompt),
+                )
             )
         return vectors, own
 

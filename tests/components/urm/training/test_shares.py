@@ -3,9 +3,8 @@ import torch
 
 from components.exceptions import ConfigError
 from components.urm.data.examples import read_examples
-from components.urm.network.heads import spread_copy_scores
-from components.urm.training.loss import sampled_nce, text_loss
-from components.urm.training.shares import RECALL_SHARE, TEXT_SHARE, Shares, take_share
+from components.urm.training.loss import recall_loss, text_loss
+from components.urm.training.shares import Shares, take_share
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 
 TEXT_WEIGHT = 0.3
@@ -23,19 +22,7 @@ def steps(tables, config, new_model):
 
 def losses(model, batch):
     output = model._forward(batch)
-    own = spread_copy_scores(output.copy_scores, batch["history_items"][batch["block_rows"]], len(output.item_vectors))
-    recall = sampled_nce(
-        output.user_vectors,
-        output.item_vectors[batch["targets"]],
-        batch["target_mask"],
-        output.item_vectors[batch["negatives"]],
-        batch["log_expected"],
-        batch["accidental"],
-        own.gather(1, batch["targets"]),
-        own[:, batch["negatives"]],
-        "max",
-    )
-    return recall, text_loss(output.text_logits, batch["labels"])
+    return recall_loss(output, batch, "max"), text_loss(output.text_logits, batch["labels"])
 
 
 def gradients(model, loss):
@@ -62,7 +49,7 @@ def test_gradients_of_the_shares_average_to_those_of_the_whole_batch(steps, new_
     for process in range(processes):
         share = take_share(batch, process, processes)
         recall, text = losses(model, share)
-        loss = share[RECALL_SHARE] * recall + TEXT_WEIGHT * share[TEXT_SHARE] * text
+        loss = share["recall_share"] * recall + TEXT_WEIGHT * share["text_share"] * text
         for name, gradient in gradients(model, loss).items():
             average[name] += gradient / processes
     for name, gradient in expected.items():
@@ -84,12 +71,12 @@ def test_shares_keep_every_field_and_every_example_once(steps):
     parts = [Shares(steps, process, 3)[0] for process in range(3)]
     assert len(Shares(steps, 0, 3)) == len(steps)
     for part in parts:
-        assert part.keys() == batch.keys() | {RECALL_SHARE, TEXT_SHARE}
+        assert part.keys() == batch.keys()
     for name in ("targets", "accidental", "token_ids", "labels", "queries"):
         assert torch.equal(torch.cat([part[name] for part in parts]), batch[name])
-    assert float(sum(part[RECALL_SHARE] for part in parts)) == pytest.approx(3)
+    assert float(sum(part["recall_share"] for part in parts)) == pytest.approx(3)
 
 
 def test_more_processes_than_contexts_are_refused(steps):
-    with pytest.raises(ConfigError, match=r"urm\.contexts_per_batch: expected at least 5, one a process, got 4"):
+    with pytest.raises(ConfigError, match=r"urm\.contexts_per_batch: expected at least 5, one per process, got 4"):
         Shares(steps, 0, 5)[0]
