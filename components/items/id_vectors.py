@@ -54,7 +54,7 @@ class ItemVectors:
 
 
 @dataclass(frozen=True)
-class KnownItems:
+class LearnedItems:
     """What the training window tells of n items.
 
     Attributes:
@@ -66,7 +66,7 @@ class KnownItems:
     now: ItemVectors
 
 
-def know_items(
+def learn_id_vectors(
     events: Path,
     item_ids: Ints,
     content: ItemContent,
@@ -74,7 +74,7 @@ def know_items(
     config: ItemsConfig,
     seed: int,
     report: Callable[[str, int, int, float], None],
-) -> KnownItems:
+) -> LearnedItems:
     """Learn ID vectors.
 
     Args:
@@ -105,7 +105,7 @@ def know_items(
     examples = follow_examples(of_past)
     shared.know(_count(of_past), features.min_item_events)
     train(shared, examples, epochs=shared_epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
-    return KnownItems(
+    return LearnedItems(
         past=finish("past", of_past, examples, seed_past),
         now=finish("now", whole, follow_examples(whole), seed_now),
     )

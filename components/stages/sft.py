@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from components.device import choose_device
+from components.device import prepare_device
 from components.items.table import add_modalities
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
@@ -23,10 +23,8 @@ from components.urm.training.session import _parameters, _train
 def run(stage: StageRun) -> StageReport:
     """Train and write; see docs/architecture.md for the outputs. Of several processes the first one writes."""
     config = stage.config
-    if stage.settings.num_threads:
-        torch.set_num_threads(stage.settings.num_threads)
     torch.manual_seed(config.seed)
-    device = choose_device(stage.settings)
+    device = prepare_device(stage.settings)
     # The model and the table it reads stay together; unchanged files are links.
     table = add_modalities(stage.path("encode", "item_table"), stage.output / "item_table", [], {})
     catalogue = pq.read_table(stage.path("features", "catalogue"))

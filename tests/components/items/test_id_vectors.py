@@ -11,7 +11,7 @@ import torch
 
 from components.config import FeaturesConfig, ItemsConfig, SplitConfig
 from components.items.id_network import IdNetwork, ItemContent
-from components.items.id_vectors import KnownItems, know_items
+from components.items.id_vectors import LearnedItems, learn_id_vectors
 from components.schemas.events import EVENTS
 
 
@@ -52,8 +52,8 @@ def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) ->
         pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / name / "part.parquet")
         return tmp_path / name
 
-    def know(events: Path) -> KnownItems:
-        return know_items(events, ids, content, features, config, 0, ignore)
+    def know(events: Path) -> LearnedItems:
+        return learn_id_vectors(events, ids, content, features, config, 0, ignore)
 
     plain, later_changed = write("plain", set()), write("later", {4, 5, 6, 7})  # the last four: recent, held out
     first, second = know(plain), know(later_changed)
@@ -66,7 +66,7 @@ def test_what_happens_at_or_after_the_instant_changes_nothing(tmp_path: Path) ->
 
 def test_vectors_of_the_two_instants_are_alike(tmp_path: Path) -> None:
     features, content = write_walks(tmp_path, num_users=200)
-    known = know_items(
+    known = learn_id_vectors(
         tmp_path, np.arange(20), content, features, ItemsConfig(id_dimension=16, id_epochs=60), 0, ignore
     )
     for role in ("candidate", "history"):
@@ -87,6 +87,6 @@ def test_no_part_of_the_training_repeats_the_random_draws_of_another(
         return compute(self, history, *rest)
 
     monkeypatch.setattr(IdNetwork, "loss", watch)
-    know_items(tmp_path, np.arange(20), content, features, ItemsConfig(id_dimension=4, id_epochs=4), 0, ignore)
+    learn_id_vectors(tmp_path, np.arange(20), content, features, ItemsConfig(id_dimension=4, id_epochs=4), 0, ignore)
     assert len(draws) > 3
     assert len(set(draws)) == len(draws)
