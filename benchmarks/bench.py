@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import torch
 
 from components.config import RunConfig, load_named_config
-from components.device import choose_device
+from components.device import choose_device, set_threads
 from components.settings import Settings
 from components.studies.finished import FinishedRun, hide_progress_bars
 from components.urm.data.request import RecallRequest, UserContext, read_contexts
@@ -48,9 +46,7 @@ class Bench:
 def open_bench(config: RunConfig, run: FinishedRun, settings: Settings, num_users: int, seed: int = 0) -> Bench:
     """Load the release of a run (stage `release`), and draw users of its test weeks (stage `features`)."""
     hide_progress_bars()
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
-        faiss.omp_set_num_threads(settings.num_threads)
+    set_threads(settings)
     bundle = run.path("release", "bundle")
     recaller = load_recaller(bundle, settings)
     table = pq.read_table(run.path("features", "contexts"), filters=[("split", "=", "test")])

@@ -29,11 +29,11 @@ import faiss
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
 from benchmarks.bench import find_run, parse_run
 from benchmarks.catalogues import Catalogue
 from components.config import RunConfig
+from components.device import set_threads
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
 from components.urm.data.request import RecallRequest, read_contexts
@@ -119,8 +119,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, size: int) -> None:
         """Take the run; nothing large is read yet."""
         settings = get_settings()
-        torch.set_num_threads(settings.num_threads or torch.get_num_threads())
-        faiss.omp_set_num_threads(settings.num_threads or faiss.omp_get_max_threads())
+        set_threads(settings)
         self.config, self.run = find_run(arguments, settings)
         self.num_users, self.seed, self.work = arguments.users, self.config.seed, arguments.work
         candidates = self.run.path("sft", "candidates")

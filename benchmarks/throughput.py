@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench import find_run, parse_run, write_figures
 from components.config import RunConfig
-from components.device import has_bfloat16
+from components.device import has_bfloat16, set_threads
 from components.memory import keep_freed_memory
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
@@ -188,8 +188,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as the sft stage does
     settings = get_settings()
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
+    set_threads(settings)
     figures = measure(*find_run(arguments, settings), arguments.steps)
     print(json.dumps(figures, indent=2))
     write_figures(arguments.output, figures)

@@ -25,12 +25,12 @@ def keep_freed_memory() -> None:
         _mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def keep_no_products() -> None:
-    """Have no matrix product kept for a shape that may come again; to be called before torch is imported.
+def disable_primitive_cache() -> None:
+    """Disable the caches of oneDNN primitives; to be called before torch is imported.
 
-    Where a CPU multiplies bfloat16, oneDNN prepares each product for the shape of its matrices, and keeps what it has
-    prepared, some 350 KiB a shape, for 1,024 shapes, as does torch once more. Hardly two batches of requests have the
-    same shapes, so that it serves nothing. A limit that the environment has already stays.
+    Where a CPU multiplies bfloat16, oneDNN prepares a primitive per shape of the matrices, some 350 KiB each, and keeps
+    1,024 of them, as does torch once more. Hardly two batches of requests have the same shapes, so the caches only cost
+    memory. A limit that the environment sets already stays.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # of torch's own

@@ -43,7 +43,12 @@ class Settings(BaseSettings):
     image: str = Field(default="urm:latest", description="Container image of the stages.")
     namespace: str = Field(default="urm", description="Kubernetes namespace of the pods.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_threads: int = Field(default=0, ge=0, description="Threads for matrix work; 0: every core.")
+    num_threads: int = Field(default=0, ge=0, description="Threads of torch, faiss and DuckDB; 0: every core.")
+    engine_memory: str = Field(
+        default="1500MB",
+        pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$",
+        description="Memory limit of DuckDB, e.g. 8GB; what exceeds it goes to disk.",
+    )
     otlp_endpoint: str = Field(
         default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT", description="Where traces of the runtime go."
     )

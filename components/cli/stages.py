@@ -81,7 +81,7 @@ def ingest(
     if check:
         from components.ingestion.check import check_source
 
-        report = check_source(source)
+        report = check_source(source, get_settings())
         typer.echo(report.text)
         raise typer.Exit(0 if report.passed else 2)
     from components.ingestion.files import fingerprint_files

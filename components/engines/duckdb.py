@@ -1,4 +1,4 @@
-"""The one opener of DuckDB: in this process, bounded in memory, spilling to disk."""
+"""The one opener of DuckDB: in this process, bounded in memory and threads, spilling to disk."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 import ibis
 
-MEMORY_LIMIT = "1500MB"
+from components.settings import Settings
 
 
 @contextmanager
-def open_engine(spill: Path, num_threads: int = 0) -> Iterator[ibis.BaseBackend]:
+def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     """A DuckDB connection that is also Ibis' default, so that Feast's DuckDB offline store uses it too.
 
     Args:
         spill: Folder for what does not fit in memory.
-        num_threads: 0: every core.
+        settings: For `engine_memory` and `num_threads`.
     """
-    options = {"threads": num_threads} if num_threads else {}
-    engine = ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(spill), **options)
+    options = {"threads": settings.num_threads} if settings.num_threads else {}
+    engine = ibis.duckdb.connect(memory_limit=settings.engine_memory, temp_directory=str(spill), **options)
     before = ibis.options.default_backend
     ibis.set_backend(engine)
     try:

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from components.config import Source
+from components.engines.duckdb import open_engine
 from components.exceptions import UserError
-from components.ingestion.reading import Reading, connect
+from components.ingestion.reading import Reading
 from components.ingestion.rejects import quarantine_batches
 from components.ingestion.sources import read_table, readable_errors
+from components.settings import Settings
 
 SHOWN_ROWS = 3
 _WIDTH = 120
@@ -34,14 +36,15 @@ class CheckReport:
     passed: bool
 
 
-def check_source(source: Source) -> CheckReport:
+def check_source(source: Source, settings: Settings) -> CheckReport:
     """Read both tables of a source once and report missing columns, types, null rates and the first bad rows."""
     output = io.StringIO()
     console = Console(file=output, width=_WIDTH, highlight=False, markup=False)
-    with tempfile.TemporaryDirectory(prefix="urm-check-") as temporary:
-        connection = connect(Path(temporary))
-        passed = [_check_table(source, name, connection, console) for name in ("events", "items")]
-        connection.disconnect()
+    with (
+        tempfile.TemporaryDirectory(prefix="urm-check-") as temporary,
+        open_engine(Path(temporary), settings) as engine,
+    ):
+        passed = [_check_table(source, name, engine, console) for name in ("events", "items")]
     console.print("passed" if all(passed) else "failed")
     return CheckReport(output.getvalue(), all(passed))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import operator
 from dataclasses import dataclass
-from pathlib import Path
 
 import ibis
 import ibis.expr.datatypes as dt
@@ -18,7 +17,6 @@ import pyarrow as pa
 
 from components.schemas.events import EVENTS, ITEMS
 
-MEMORY_LIMIT = "1500MB"  # of DuckDB; the writer's buffers come on top
 SCHEMAS: dict[str, pa.Schema] = {"events": EVENTS, "items": ITEMS}
 
 
@@ -91,17 +89,6 @@ class Reading:
             *[(column.unreadable, f"unreadable_{column.name}") for column in self.columns],
         )
         return self.raw.filter(self.unfit).mutate(_reason=reason)
-
-
-def connect(temporary: Path, num_threads: int = 0) -> ibis.BaseBackend:
-    """An in-process DuckDB that works out of core.
-
-    Args:
-        temporary: Folder for what does not fit into memory.
-        num_threads: 0 for every core.
-    """
-    threads = {"threads": num_threads} if num_threads else {}
-    return ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(temporary / "duckdb"), **threads)
 
 
 def canonical_type(schema: pa.Schema, name: str) -> dt.DataType:

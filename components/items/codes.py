@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer, TfidfTransformer
 
+from components.items.hashing import GAMMA, mix_bits
+
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint64]  # hashes of words, sorted
 
@@ -32,8 +34,8 @@ STOP_WORDS = ENGLISH_STOP_WORDS - {"bottom", "fire", "front", "full", "thick", "
 def codes_of(numbers: npt.NDArray[np.int64], width: int) -> Floats:
     """Codes of numbers, of shape [n, width] with entries ±1/√width; `width` is a multiple of 64, zero allowed."""
     words = np.arange(1, width // _BITS + 1, dtype=np.uint64)
-    state = numbers.astype(np.uint64)[:, None] * np.uint64(0xD1B54A32D192ED03) + words * np.uint64(0x9E3779B97F4A7C15)
-    bits = np.unpackbits(_splitmix(state).view(np.uint8).reshape(len(numbers), -1), axis=1)
+    state = numbers.astype(np.uint64)[:, None] * np.uint64(0xD1B54A32D192ED03) + words * GAMMA
+    bits = np.unpackbits(mix_bits(state).view(np.uint8).reshape(len(numbers), -1), axis=1)
     return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(max(width, 1)))
 
 
@@ -106,10 +108,3 @@ def _codes_of(names: Sequence[str], width: int) -> Floats:
 def _hashes(names: Sequence[str]) -> npt.NDArray[np.uint64]:
     numbers = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") for name in names]
     return np.array(numbers, dtype=np.uint64)
-
-
-def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The output function of splitmix64 (Steele, Lea, Flood 2014): every bit depends on every input bit."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))

@@ -17,10 +17,11 @@ from components.items.id_network import ItemContent
 Modalities = dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]]
 
 
-def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
+def read_items(engine: ibis.BaseBackend, events: Path, items: Path) -> tuple[pa.Table, int]:
     """Items that occur in events.
 
     Args:
+        engine: DuckDB.
         events: Folder of accepted events.
         items: File of accepted items.
 
@@ -30,9 +31,8 @@ def read_items(events: Path, items: Path) -> tuple[pa.Table, int]:
     Raises:
         DataError: There are no events, or an event names an item that is not in the items table.
     """
-    connection = ibis.duckdb.connect()
-    catalogue = connection.read_parquet(items)
-    touched = connection.read_parquet(f"{events}/**/*.parquet", hive_partitioning=True).select("item_id").distinct()
+    catalogue = engine.read_parquet(items)
+    touched = engine.read_parquet(f"{events}/**/*.parquet", hive_partitioning=True).select("item_id").distinct()
     unknown = touched.anti_join(catalogue, "item_id").item_id.to_pyarrow()
     if len(unknown):
         raise DataError(

@@ -1,4 +1,4 @@
-"""How often items were had, in several ways: the modality `popularity`, logarithms of counts of baskets.
+"""Interaction counts of the items, in several ways: the modality `popularity`, logarithms of counts of baskets.
 
     baskets      those that hold the item
     recent       those of the newest windows, which tell what comes into fashion and what goes out of it
@@ -40,15 +40,16 @@ class Popularity(NamedTuple):
     now: Floats
 
 
-def count_popularity(events: Path, items: pa.Table, split: SplitConfig) -> Popularity:
+def count_popularity(engine: ibis.BaseBackend, events: Path, items: pa.Table, split: SplitConfig) -> Popularity:
     """Count baskets before the newest training cuts, and before the end of the training window.
 
     Args:
+        engine: DuckDB.
         events: Folder of the validated events.
         items: Items wanted, by ascending `item_id`, and `category`, the path of each [n].
         split: For the windows and the two instants.
     """
-    table = ibis.duckdb.connect().read_parquet(f"{events}/**/*.parquet", hive_partitioning=True)
+    table = engine.read_parquet(f"{events}/**/*.parquet", hive_partitioning=True)
     attributes = _yes_no_attributes(table.filter(table.ts < split.validation_start))
     levels = _with_levels(items)
     past = _count(table, levels, split, split.recent_start, attributes)

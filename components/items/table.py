@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from components.exceptions import DataError, MissingInputError
 from components.items.codes import Words
+from components.items.hashing import mix_bits
 
 Keys = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float16]
@@ -223,14 +224,8 @@ def _spread(table: ItemTable, name: str, rows: Keys, vectors: npt.ArrayLike) -> 
 
 
 def _home_slots(keys: Keys, mask: int) -> Keys:
-    """Where the probe of each key starts: the finaliser of SplitMix64, which mixes every bit into the low ones."""
-    mixed = keys.view(np.uint64).copy()
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return (mixed & np.uint64(mask)).astype(np.int64)
+    """Where the probe of each key starts."""
+    return (mix_bits(keys.view(np.uint64)) & np.uint64(mask)).astype(np.int64)
 
 
 def _build_slots(keys: Keys) -> Keys:

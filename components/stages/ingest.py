@@ -11,8 +11,8 @@ from pathlib import Path
 
 import ibis
 
+from components.engines.duckdb import open_engine
 from components.exceptions import DataError
-from components.ingestion.reading import connect
 from components.ingestion.rejects import write_rejected
 from components.ingestion.sources import read_table, readable_errors
 from components.ingestion.write import write_events, write_items
@@ -26,16 +26,14 @@ def run(stage: StageRun) -> StageReport:
         DataError: A file or column is missing or unreadable, or no event or item can be read.
     """
     source = stage.config.source
-    connection = connect(stage.scratch, stage.settings.num_threads)
-    with readable_errors(source):
-        readings = {name: read_table(source, name, connection) for name in ("events", "items")}
+    with open_engine(stage.scratch / "duckdb", stage.settings) as engine, readable_errors(source):
+        readings = {name: read_table(source, name, engine) for name in ("events", "items")}
         stage.report_progress(f"writing events of {source.kind}")
         write_events(readings["events"], stage.output / "events")
         stage.report_progress("writing items")
         num_items = write_items(readings["items"], stage.output / "items.parquet")
         rejected = write_rejected(readings.values(), stage.output / "rejected.parquet")
-        num_events, num_users = _count_events(stage.output / "events", connection)
-    connection.disconnect()
+        num_events, num_users = _count_events(stage.output / "events", engine)
 
     counts = {"events": num_events, "users": num_users, "items": num_items}
     for name in ("events", "items"):
@@ -50,11 +48,11 @@ def run(stage: StageRun) -> StageReport:
     return StageReport(outputs=outputs, counts=counts | {"rejected": sum(rejected.values())})
 
 
-def _count_events(folder: Path, connection: ibis.BaseBackend) -> tuple[int, int]:
+def _count_events(folder: Path, engine: ibis.BaseBackend) -> tuple[int, int]:
     """Events and distinct users of the written files."""
     files = [str(path) for path in folder.rglob("*.parquet")]
     if not files:
         return 0, 0
-    events = connection.read_parquet(files)
+    events = engine.read_parquet(files)
     counted = events.agg(events=events.count(), users=events.user_id.nunique()).to_pyarrow().to_pylist()[0]
     return counted["events"], counted["users"]

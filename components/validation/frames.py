@@ -19,8 +19,6 @@ import pyarrow.parquet as pq
 from components.exceptions import DataError
 from components.validation.rules import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_IS_KNOWN, KEYS, OCCURRENCE, SCHEMAS
 
-MEMORY_LIMIT = "1500MB"  # of DuckDB
-
 
 @dataclass(frozen=True)
 class Files:
@@ -75,12 +73,6 @@ def _check_schema(table: str, path: Path) -> int:
                 remedy="run `urm ingest` again",
             )
         return int(file.metadata.num_rows)
-
-
-def connect(temporary: Path, num_threads: int) -> ibis.BaseBackend:
-    """An in-process DuckDB with a memory limit; `num_threads` 0 takes every core."""
-    threads = {"threads": num_threads} if num_threads else {}
-    return ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(temporary / "duckdb"), **threads)
 
 
 def item_frame(files: Files, connection: ibis.BaseBackend) -> pd.DataFrame:

@@ -7,11 +7,21 @@ verdict is reused, since the files of a feed that has stopped do not change.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from components.config import ValidationConfig
 from components.exceptions import QualityError
 
 NEWEST_EVENT = "newest_event"  # metric of the stage: time of the newest accepted event, ISO 8601
+
+
+def find_newest(events: Path) -> str:
+    """Time of the newest event of a folder, ISO 8601."""
+    times = [pc.max(pq.read_table(path, columns=["ts"])["ts"]).as_py() for path in events.rglob("*.parquet")]
+    return str(max(times).isoformat())
 
 
 def require_fresh(newest_event: str, limits: ValidationConfig, now: datetime) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import great_expectations as gx
+import ibis
 import pandas as pd
 from great_expectations.checkpoint import UpdateDataDocsAction
 from great_expectations.core import ExpectationValidationResult
@@ -17,8 +20,10 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 
+from components.config import ValidationConfig
 from components.exceptions import UrmError
-from components.validation.rules import REASON, Rule
+from components.validation.frames import Files, event_frame, item_frame
+from components.validation.rules import REASON, Rule, event_rules, item_rules
 
 _ROW_RESULTS = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
 
@@ -34,6 +39,41 @@ class Judgement:
 
     refused: dict[int, list[Rule]] = field(default_factory=dict)
     failed: list[tuple[Rule, str]] = field(default_factory=list)
+
+
+def judge_tables(
+    items: Files,
+    events: Files,
+    *,
+    limits: ValidationConfig,
+    previous: Mapping[str, int],
+    now: datetime,
+    engine: ibis.BaseBackend,
+    data_docs: Path,
+    report: Callable[..., None],
+) -> dict[str, Judgement]:
+    """Judge items, then events, whose items must be among the accepted ones.
+
+    Args:
+        items: The items.
+        events: The events.
+        limits: Of the rules.
+        previous: Accepted rows of the last run of this source, by table; empty if there was none.
+        now: With a time zone.
+        engine: DuckDB.
+        data_docs: Folder for the Data Docs.
+        report: Called with a message and figures by name.
+    """
+    context = open_context(data_docs)
+    report("judging items", rows=items.num_rows)
+    frame = item_frame(items, engine)
+    about_items = judge(context, "items", frame, item_rules(limits, previous.get("items")))
+    accepted: pd.Series[int] = frame["item_id"].drop(list(about_items.refused))
+
+    report("judging events", rows=events.num_rows)
+    frame = event_frame(events, accepted, engine)
+    about_events = judge(context, "events", frame, event_rules(limits, now, previous.get("events")))
+    return {"items": about_items, "events": about_events}
 
 
 def open_context(data_docs: Path) -> EphemeralDataContext:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,16 @@ def write_quarantined(files: Files, refused: Refused, writer: pq.ParquetWriter) 
             _entry(files.table, row, refused[first + int(position)]) for position, row in zip(bad, rows, strict=True)
         ]
         writer.write_table(pa.Table.from_pylist(entries, schema=QUARANTINE))
+
+
+def count_reasons(quarantine: Path, tables: Iterable[str]) -> dict[str, Counter[str]]:
+    """Quarantined rows of each table by reason."""
+    rows = pq.read_table(quarantine, columns=["table", "reason"])
+    counted = rows.group_by(["table", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    return {
+        table: Counter({row["reason"]: row["count_all"] for row in counted if row["table"] == table})
+        for table in tables
+    }
 
 
 def _spans(files: Files) -> Iterator[tuple[Path, int, int]]:

@@ -29,9 +29,9 @@ print((psutil.Process().memory_info().rss - before) / 2**20)
 # MiB that a process keeps of 300 products of bfloat16 matrices, none of the shape of another.
 MULTIPLY = """
 import sys
-from components.memory import keep_no_products
+from components.memory import disable_primitive_cache
 if sys.argv[1] == "none":
-    keep_no_products()
+    disable_primitive_cache()
 import psutil, torch
 torch.set_num_threads(1)
 weights = torch.ones(576, 1736, dtype=torch.bfloat16)

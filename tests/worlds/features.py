@@ -27,7 +27,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[ibis.BaseBackend]:
-    with open_engine(tmp_path / "spill", num_threads=1) as engine:
+    with open_engine(tmp_path / "spill", Settings(num_threads=1)) as engine:
         yield engine
 
 

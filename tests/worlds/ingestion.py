@@ -11,8 +11,8 @@ import ibis
 import pytest
 
 from components.config import RunConfig, Source, load_config
+from components.engines.duckdb import open_engine
 from components.ingestion.complete_journey import find_data
-from components.ingestion.reading import connect
 from components.settings import Settings
 from tests.worlds import CONFIGS
 
@@ -38,11 +38,10 @@ def slice_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[ibis.BaseBackend]:
+def connection(tmp_path: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     """An engine of its own."""
-    engine = connect(tmp_path, num_threads=1)
-    yield engine
-    engine.disconnect()
+    with open_engine(tmp_path, settings) as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from prometheus_client import start_http_server
 
 from components.config import RunConfig
 from components.exceptions import UnavailableError
-from components.memory import keep_no_products
+from components.memory import disable_primitive_cache
 from components.recall.process.forks import Program, prepare, run_urm
 from components.recall.process.health import serve_health
 from components.recall.process.signals import on_termination
@@ -41,10 +41,11 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     """
     if not ad_hoc:
         os.nice(_NICENESS)  # before there are threads: each has a niceness of its own, and inherits it
-    keep_no_products()
-    import torch  # not above: a supervisor needs neither this nor the model
+    disable_primitive_cache()
+    # Not above: a supervisor needs neither torch nor the model.
     from transformers.utils.logging import disable_progress_bar
 
+    from components.device import set_threads
     from components.recall.serving.engine import ServingRelease, load_release
     from components.recall.worker.adhoc import AdHocWorker
     from components.recall.worker.loop import ServingLoop
@@ -52,8 +53,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
 
     if not sys.stderr.isatty():
         disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar is no JSON line
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
+    set_threads(settings)
 
     def load(publication: Publication) -> ServingRelease:
         return load_release(publication, settings, config.release, config.recall.filters)
@@ -116,7 +116,7 @@ def run_instances(
     # For the fork server and the instances: the libraries read it when they are imported. Arrow's own allocator would
     # keep what reading the tables of a release took.
     os.environ.update(URM_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads), ARROW_DEFAULT_MEMORY_POOL="system")
-    keep_no_products()  # as above
+    disable_primitive_cache()  # as above
     prepare()
     client = open_redis(settings.redis_url, REDIS_TIMEOUT_SECONDS)
     supervisor = Supervisor(program, instances, threads, client, stuck_seconds, ad_hoc)

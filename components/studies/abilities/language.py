@@ -20,6 +20,7 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from components.config import RunConfig, load_document
+from components.device import set_threads
 from components.settings import Settings
 from components.storage import StageReport, StageRun
 from components.studies.abilities.likelihood import (
@@ -52,8 +53,7 @@ def options(settings: Settings) -> dict[str, Any]:
 
 def run(stage: StageRun) -> StageReport:
     """Measure; the metrics are in result.json, in `language.json` and in MLflow."""
-    if stage.settings.num_threads:
-        torch.set_num_threads(stage.settings.num_threads)
+    set_threads(stage.settings)
     hide_progress_bars()
     folder = _folder(stage.settings)
     passages = read_passages(folder / _TEXT)

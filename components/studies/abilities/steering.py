@@ -18,11 +18,11 @@ import mlflow
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import torch
 from rich.table import Table
 from scipy.stats import bootstrap
 
 from components.config import RunConfig, Task, load_document
+from components.device import set_threads
 from components.settings import Settings
 from components.storage import StageReport, StageRun
 from components.studies.abilities.phrases import Phrase, PhraseBook
@@ -50,8 +50,7 @@ def options(settings: Settings, config: RunConfig) -> dict[str, Any]:
 
 def run(stage: StageRun) -> StageReport:
     """Measure; the metrics are in result.json, in `steering.json` and in MLflow."""
-    if stage.settings.num_threads:
-        torch.set_num_threads(stage.settings.num_threads)
+    set_threads(stage.settings)
     config = stage.config
     book = _read_phrases(stage.settings, config)
     categories = _read_categories(stage)

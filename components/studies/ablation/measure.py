@@ -12,9 +12,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import torch
 
-from components.device import choose_device
+from components.device import choose_device, set_threads
 from components.storage import StageReport, StageRun
 from components.tracking import track
 from components.urm.data.request import RecallRequest, read_contexts
@@ -25,8 +24,7 @@ EXAMPLES_PER_CHUNK = 512
 
 def run(stage: StageRun) -> StageReport:
     """Recall every validation example; `recalls` has the columns example_id, user_id, task, recall."""
-    if stage.settings.num_threads:
-        torch.set_num_threads(stage.settings.num_threads)
+    set_threads(stage.settings)
     with track(stage):
         model, table, candidates = (stage.path("sft", name) for name in ("model", "item_table", "candidates"))
         recaller = UrmRecaller.load(model, table, candidates, device=choose_device(stage.settings))

@@ -63,7 +63,7 @@ def retrieve(events: Sequence[Event], config: RunConfig, settings: Settings) -> 
     schema = pa.schema([CONTEXTS.field(name) for name in ("context_id", "user_id", "cut_ts", "split")])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with open_engine(folder / "spill", num_threads=1) as engine:
+        with open_engine(folder / "spill", Settings(num_threads=1)) as engine:
             items = engine.read_parquet(str(write_items(folder / "items.parquet", CATEGORIES)))
             log = read_log(engine, write_events(folder / "events", events), config.features.split, [])
             write_sources(log, items, config.features, folder)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from components.cli.app import app
 from components.config import CompleteJourneySource, TableSource
 from components.ingestion.check import check_source
+from components.settings import Settings
 from tests.worlds import REPOSITORY
 
 
@@ -22,17 +23,19 @@ def line(text: str, start: str) -> list[str]:
     return next(line for line in text.splitlines() if line.strip().startswith(start)).split()
 
 
-def test_a_good_source_passes(slice_dir: Path) -> None:
-    report = check_source(CompleteJourneySource(data_dir=slice_dir))
+def test_a_good_source_passes(slice_dir: Path, settings: Settings) -> None:
+    report = check_source(CompleteJourneySource(data_dir=slice_dir), settings)
     assert report.passed
     assert report.text.rstrip().endswith("passed")
     assert line(report.text, "ts ") == ["ts", "transaction_timestamp", "timestamp('UTC',", "6)", "yes", "0.00%", "0"]
 
 
-def test_null_rates_types_and_first_bad_rows(tmp_path: Path) -> None:
+def test_null_rates_types_and_first_bad_rows(tmp_path: Path, settings: Settings) -> None:
     header = "user_id,item_id,behavior,scenario,query,ts\n"
     bad = "".join(f"u{number},1,view,web,,never\n" for number in range(5))
-    report = check_source(tables(tmp_path, header + "u9,1,view,web,sock,2024-05-06\n" + bad, "item_id,title\n1,Sock\n"))
+    report = check_source(
+        tables(tmp_path, header + "u9,1,view,web,sock,2024-05-06\n" + bad, "item_id,title\n1,Sock\n"), settings
+    )
     assert not report.passed
     assert "events: 6 rows" in report.text
     assert line(report.text, "query ") == ["query", "query", "string", "83.33%", "0"]
@@ -41,16 +44,18 @@ def test_null_rates_types_and_first_bad_rows(tmp_path: Path) -> None:
     assert report.text.count("unreadable_ts: ts cannot be read from ts = 'never'; row {") == 3
 
 
-def test_both_tables_are_reported_although_the_first_has_no_columns(tmp_path: Path) -> None:
-    report = check_source(tables(tmp_path, "who,what\n1,2\n", "id,name\n1,Sock\n"))
+def test_both_tables_are_reported_although_the_first_has_no_columns(tmp_path: Path, settings: Settings) -> None:
+    report = check_source(tables(tmp_path, "who,what\n1,2\n", "id,name\n1,Sock\n"), settings)
     assert not report.passed
     assert "events: source.events" in report.text
     assert "column(s) user_id, item_id, behavior, scenario, ts, got only who, what" in report.text
     assert "column(s) item_id, title, got only id, name" in report.text
 
 
-def test_an_empty_table_fails(tmp_path: Path) -> None:
-    report = check_source(tables(tmp_path, "user_id,item_id,behavior,scenario,ts\n", "item_id,title\n1,Sock\n"))
+def test_an_empty_table_fails(tmp_path: Path, settings: Settings) -> None:
+    report = check_source(
+        tables(tmp_path, "user_id,item_id,behavior,scenario,ts\n", "item_id,title\n1,Sock\n"), settings
+    )
     assert not report.passed
     assert "the table is empty" in report.text
 

@@ -147,7 +147,7 @@ def test_missing_sequences(connection: ibis.BaseBackend, tmp_path: Path) -> None
         read_events(source, connection)
     with pytest.raises(DataError, match=message):
         fingerprint_files(source)
-    assert re.search(message, check_source(source).text)
+    assert re.search(message, check_source(source, Settings()).text)
 
 
 def test_another_file_is_another_fingerprint(tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_the_stage_and_its_quarantine(configure: Callable[..., RunConfig], setti
         "item_id is missing",
         "user_id cannot be read from user = '7 (a second line)'",
     }
-    assert not check_source(source).passed
-    assert check_source(source.model_copy(update={"max_users": 1})).passed
+    assert not check_source(source, Settings()).passed
+    assert check_source(source.model_copy(update={"max_users": 1}), Settings()).passed
 
 
 @pytest.mark.skipif(not (PUBLIC_DATA / "amazon_beauty").is_dir(), reason="the public files are not on this machine")

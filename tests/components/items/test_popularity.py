@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.config import SplitConfig
+from components.engines.duckdb import open_engine
 from components.items.popularity import Popularity, count_popularity
 from components.schemas.events import EVENTS
+from components.settings import Settings
 
 START = datetime(2017, 7, 3, 5, tzinfo=UTC)
 SPLIT = SplitConfig(
@@ -33,7 +35,8 @@ def count(folder: Path, events: list[tuple[str, int, float, list[tuple[str, str]
         for number, (user, item, day, attributes) in enumerate(events)
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), folder / "part.parquet")
-    return count_popularity(folder, ITEMS, SPLIT)
+    with open_engine(folder / "spill", Settings(num_threads=1)) as engine:
+        return count_popularity(engine, folder, ITEMS, SPLIT)
 
 
 @pytest.fixture

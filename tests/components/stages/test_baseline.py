@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from components.addresses import write_json
-from components.schemas.predictions import POPULARITY, PREDICTIONS
+from components.schemas.predictions import POPULARITY as POPULAR
+from components.schemas.predictions import PREDICTIONS
 from components.settings import Settings
 from components.stages.baseline import run
 from components.storage import StageResult, run_stage
@@ -84,7 +85,7 @@ def test_trained_models_leave_weights_and_say_how_they_were_trained(result: Stag
 
 def test_popularity_table_holds_every_task(result: StageResult, world) -> None:
     popularity = pq.read_table(result.outputs["popularity"])
-    assert popularity.schema == POPULARITY
+    assert popularity.schema == POPULAR
     assert set(popularity.column("task").to_pylist()) == {task.name for task in world.config.tasks}
 
 

@@ -96,11 +96,11 @@ def test_too_large_a_share_fails_and_leaves_the_rows_to_look_at(bench: Any, even
     events = [event(f"e{number}") for number in range(20)] + [event("bad", item_id=7)]
     message = (
         r"table events, rule unknown_item: expected at most 1\.00% of the rows refused, got 4\.76% \(unknown_item 1\); "
-        r"see the rows in (?P<path>\S+) and mend the source, or raise validation\.max_quarantined_share\.$"
+        r"see the rows in (?P<path>\S+) and fix the source, or raise validation\.max_quarantined_share\.$"
     )
     with pytest.raises(QualityError, match=message) as caught:
         bench.run(events, [item()])
-    path = Path(str(caught.value).split("see the rows in ")[1].split(" and mend")[0])
+    path = Path(str(caught.value).split("see the rows in ")[1].split(" and fix")[0])
     assert pq.read_table(path)["row_key"].to_pylist() == ["bad"]
     assert (path.parent / "data_docs/index.html").is_file()
     assert not (bench.root / "run-0/validate/result.json").exists()

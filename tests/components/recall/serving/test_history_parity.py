@@ -26,6 +26,7 @@ from components.features.store import MICROSECONDS_A_DAY, _history
 from components.recall.serving.context import HistoryRule, KnownHistory, build_context
 from components.recall.serving.engine import _known
 from components.recall.state.events import Event, to_microseconds
+from components.settings import Settings
 from components.urm.data.request import UserContext
 from tests.worlds.tiny import make_config
 
@@ -50,7 +51,7 @@ Row = tuple[str, int, int, int, str]
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ibis.BaseBackend]:
     folder: Path = tmp_path_factory.mktemp("spill")
-    with open_engine(folder, num_threads=1) as engine:
+    with open_engine(folder, Settings(num_threads=1)) as engine:
         yield engine
 
 
