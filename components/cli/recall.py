@@ -59,7 +59,7 @@ def workers(
     """Run several workers in this container, each with URM_NUM_THREADS threads, until SIGTERM."""
     from components.recall.process.launch import run_instances
 
-    read_config(config, set_)  # a mistake is said once, here, and not by every instance again and again
+    read_config(config, set_)  # a mistake is reported once, here, and not by every instance
     log_as_json()
     arguments = ["--config", config, *(part for value in set_ or [] for part in ("--set", value))]
     run_instances(get_settings(), arguments, instances, ad_hoc, host, port, stuck_seconds)
@@ -164,10 +164,10 @@ def ask(
 ) -> None:
     """Print what the model recalls for a user now; needs `urm recall worker --ad-hoc`."""
     from components.recall.operate.show import ask_model
-    from components.recall.state.asks import Ask
+    from components.recall.state.adhoc import AdHocRequest
 
     settings = get_settings()
-    asked = Ask(user_id=user, task=task, k=k, query=query, guidance=guidance)
+    asked = AdHocRequest(user_id=user, task=task, k=k, query=query, guidance=guidance)
     with redis_errors(settings.redis_url):
         Console().print(ask_model(settings, read_config(config, set_).recall, asked))
 
@@ -183,7 +183,7 @@ def rollback(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> N
 
 @token_app.command("create")
 def create_token(
-    name: Annotated[str, typer.Argument(help="Whose it is; stands in the log of requests.")],
+    name: Annotated[str, typer.Argument(help="Owner; appears in the log of requests.")],
     scope: Annotated[list[str], typer.Option(help="read or write; may be given twice.")],
 ) -> None:
     """Make a token and print it, this once; the file keeps its digest."""
@@ -239,7 +239,7 @@ def list_letters(limit: Annotated[int, typer.Option(min=1, help="At most so many
 
 @letters_app.command("replay")
 def replay_letters(letter_ids: LetterIds = None, every: AllOption = False) -> None:
-    """Put dead letters back into the event stream, once their cause is mended."""
+    """Put dead letters back into the event stream, once their cause is fixed."""
     from components.recall.operate.deadletters import replay
 
     _require_choice(letter_ids, every)

@@ -1,4 +1,4 @@
-"""Stage `promote`: ask the workers for a release, and crown it in the registry once they all serve it."""
+"""Promotion: roll a release out, and make it the champion of the registry once it serves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import structlog
 
 from components.addresses import exists
 from components.config import ReleaseConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.exceptions import MissingInputError
 from components.redis_client import open_redis, redis_errors
 from components.release.registry import PREVIOUS, crown, open_registry, require_alias
@@ -52,7 +53,7 @@ def deploy(
         )
     client = open_redis(settings.redis_url)
     with redis_errors(settings.redis_url):
-        publication = roll_out(client, release, bundle, config.promote_timeout_seconds)
+        publication = roll_out(WorkerFlip(client), release, bundle, config.promote_timeout_seconds)
     previous = crown(registry, model_name, version)
     seconds = round(time.monotonic() - started, 3)
     log.info("promoted", release=release, version=version, previous=previous, seconds=seconds)

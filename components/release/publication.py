@@ -1,4 +1,15 @@
-"""Which release is wanted and which one serves."""
+"""Which release is wanted and which one serves, as promotions and workers agree on it in Redis; heartbeats of workers.
+
+urm:release:order           number of the last publication
+urm:release:wanted          the release that workers should serve
+urm:release:serving         the release that a worker flipped to last; the API reads its titles and fallback
+urm:release:answers:<order> hash: worker → what it did with that publication
+urm:workers                 sorted set: workers by the instant from which they count as gone
+urm:worker:<name>           the release that a worker serves; expires at that instant
+
+Instants are those of Redis, and the number of a publication is that of its milliseconds: it grows also when Redis has
+forgotten earlier ones while workers still serve them.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +18,14 @@ from typing import Any, Literal
 import redis
 from pydantic import BaseModel, ConfigDict
 
+ORDER = "urm:release:order"
 WANTED = "urm:release:wanted"
-
-
 SERVING = "urm:release:serving"
-
-
-_ORDER = "urm:release:order"
-
-
 WORKERS = "urm:workers"
-
-
 WORKER_PREFIX = "urm:worker:"
-
-
 ANSWER_TTL_SECONDS = 86_400
-
-
 # A worker renews its heartbeat between batches; one that is silent for longer than this counts as gone.
 HEARTBEAT_TTL_SECONDS = 30
-
 
 # Take the number of a publication. KEYS: order.
 _TAKE_ORDER = """
@@ -37,16 +35,14 @@ redis.call('SET', KEYS[1], string.format('%.0f', order))
 return order
 """
 
-
 # Renew a worker's heartbeat, and forget the workers that are gone.
 # KEYS: heartbeat, workers. ARGV: worker, its state, seconds until it counts as gone.
-_BEAT = """
+_HEARTBEAT = """
 local now = redis.call('TIME')[1]
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 """
-
 
 # Make a publication the serving one, unless a later one serves: a worker may finish loading long after the others.
 # The next publication will be later, also if Redis has forgotten this one and its clock is behind.
@@ -88,7 +84,7 @@ class Answer(BaseModel):
 
 def publish(client: redis.Redis, release: str, bundle: str) -> Publication:
     """Make a release the wanted one."""
-    order = int(_value(client.eval(_TAKE_ORDER, 1, _ORDER)))
+    order = int(_value(client.eval(_TAKE_ORDER, 1, ORDER)))
     publication = Publication(release=release, bundle=bundle, order=order)
     client.set(WANTED, publication.model_dump_json())
     return publication
@@ -101,8 +97,8 @@ def read_publication(client: redis.Redis, key: str) -> Publication | None:
 
 
 def answer(client: redis.Redis, publication: Publication, worker: str, answered: Answer) -> None:
-    """Say what this worker did; one that serves the release makes it the serving one, unless a later one is."""
-    key = f"urm:release:answers:{publication.order}"
+    """Record what this worker did; one that serves the release makes it the serving one, unless a later one is."""
+    key = _answers_key(publication)
     with client.pipeline(transaction=True) as pipe:
         pipe.hset(key, worker, answered.model_dump_json())
         pipe.expire(key, ANSWER_TTL_SECONDS)
@@ -111,18 +107,24 @@ def answer(client: redis.Redis, publication: Publication, worker: str, answered:
         pipe.execute()
 
 
+def read_answers(client: redis.Redis, publication: Publication) -> dict[str, Answer]:
+    """What each worker did with a publication, by its name."""
+    rows = _value(client.hgetall(_answers_key(publication)))
+    return {worker: Answer.model_validate_json(text) for worker, text in rows.items()}
+
+
 def serve(client: redis.Redis, publication: Publication) -> None:
     """Make a publication the serving one, unless a later one is."""
-    client.eval(_SERVE, 2, SERVING, _ORDER, publication.model_dump_json(), str(publication.order))
+    client.eval(_SERVE, 2, SERVING, ORDER, publication.model_dump_json(), str(publication.order))
 
 
-def beat(client: redis.Redis, worker: str, state: str) -> None:
+def send_heartbeat(client: redis.Redis, worker: str, state: str) -> None:
     """Renew a worker's heartbeat; `state` is the release that it serves, or empty."""
-    client.eval(_BEAT, 2, WORKER_PREFIX + worker, WORKERS, worker, state, str(HEARTBEAT_TTL_SECONDS))
+    client.eval(_HEARTBEAT, 2, WORKER_PREFIX + worker, WORKERS, worker, state, str(HEARTBEAT_TTL_SECONDS))
 
 
-def sign_off(client: redis.Redis, worker: str) -> None:
-    """Remove a worker's heartbeat, so that nobody waits for it."""
+def unregister(client: redis.Redis, worker: str) -> None:
+    """Remove a worker's heartbeat, so that no promotion waits for it."""
     with client.pipeline(transaction=True) as pipe:
         pipe.delete(WORKER_PREFIX + worker)
         pipe.zrem(WORKERS, worker)
@@ -130,9 +132,13 @@ def sign_off(client: redis.Redis, worker: str) -> None:
 
 
 def live_workers(client: redis.Redis) -> set[str]:
-    """Names of the workers that beat lately."""
+    """Names of the workers with a fresh heartbeat."""
     seconds, _ = _value(client.time())
     return set(_value(client.zrangebyscore(WORKERS, f"({seconds}", "+inf")))
+
+
+def _answers_key(publication: Publication) -> str:
+    return f"urm:release:answers:{publication.order}"
 
 
 def _value(response: Any) -> Any:

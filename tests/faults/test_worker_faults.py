@@ -9,7 +9,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.release.publication import WORKER_PREFIX
 from tests.faults.injection import Fault
 from tests.faults.rounds import run_rounds
@@ -105,7 +106,7 @@ def test_release_switch_under_load_loses_nothing_and_turns_nothing_back(
     world.start_worker()
     with world.reading(USERS, seed), world.sending(USERS, seed):
         for release in (releases[1], releases[0], releases[1]):
-            roll_out(world.client, release.name, str(release.bundle), timeout_seconds=90)
+            roll_out(WorkerFlip(world.client), release.name, str(release.bundle), timeout_seconds=90)
             accepted = len(world.checker.accepted_ids)
             wait_until(lambda start=accepted: len(world.checker.accepted_ids) > start + 20, seconds=90)
     report = world.settle()

@@ -21,7 +21,7 @@ import redis
 
 from components.recall.state.events import Event
 from components.recall.state.scripts import GROUP, STREAM, accepted_key
-from components.release.publication import WORKER_PREFIX, publish, sign_off
+from components.release.publication import WORKER_PREFIX, publish, unregister
 from tests.faults.checker import ALWAYS_ANSWERED, Checker, Report
 from tests.faults.injection import Fault
 from tests.faults.zygote import Zygote
@@ -31,7 +31,7 @@ from tests.worlds.tiny import ITEM_IDS, LAST_EVENT
 
 # The runtime's own settings, small, so that a batch has several users and the dead are missed soon.
 _RECALL = {"k": 10, "batch_size": 4, "max_wait_ms": 5, "claim_idle_seconds": 1.0, "history_events": 1000}
-_EVENTS_A_REQUEST = 20
+_EVENTS_PER_REQUEST = 20
 
 
 @dataclass
@@ -105,7 +105,7 @@ class World:
     def bury(self, worker: Worker) -> int:
         """Wait for a dying worker; the number of entries that it leaves unfinished."""
         self.wait(worker.pid)
-        sign_off(self.client, worker.name)  # instead of waiting until its heartbeat expires
+        unregister(self.client, worker.name)  # instead of waiting until its heartbeat expires
         return self.count_pending(worker)
 
     def count_pending(self, worker: Worker) -> int:
@@ -120,8 +120,8 @@ class World:
 
     def send(self, events: Sequence[Event]) -> None:
         """Post events until each is accepted, as a patient client does; one that is refused for good stays out."""
-        for start in range(0, len(events), _EVENTS_A_REQUEST):
-            batch = list(events[start : start + _EVENTS_A_REQUEST])
+        for start in range(0, len(events), _EVENTS_PER_REQUEST):
+            batch = list(events[start : start + _EVENTS_PER_REQUEST])
             self.checker.note_sent(batch)
             while not self._post(batch):
                 time.sleep(0.1)

@@ -17,7 +17,8 @@ import redis
 from fastapi.testclient import TestClient
 
 from components.config import RecallConfig, RunConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.recall.api.app import create_app
 from components.recall.serving.engine import Ranking, ServingRelease, load_release
 from components.recall.state.events import Event
@@ -146,7 +147,7 @@ def promoted(
 ) -> tuple[RecallWorker, Publication]:
     """A worker that serves the first release."""
     worker = start_worker()
-    return worker, roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    return worker, roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
 
 
 class PoisonedRelease(ServingRelease):

@@ -35,15 +35,15 @@ from components.recall.api.responses import (
 )
 from components.recall.api.tokens import Scope, Tokens
 from components.recall.serving.catalogue import Catalogue
-from components.recall.state.asks import Ask
+from components.recall.state.adhoc import AdHocRequest
 from components.recall.state.events import EXAMPLE, Event, ShortText
 from components.recall.state.store import Result
 from components.recall.telemetry.metrics import ApiMetrics
 from components.recall.telemetry.tracing import Tracing
 from components.settings import Settings
 
-MAX_EVENTS_A_REQUEST = 1000
-MAX_USERS_A_REQUEST = 200
+MAX_EVENTS_PER_REQUEST = 1000
+MAX_USERS_PER_REQUEST = 200
 _DESCRIPTION = """
 Post what users do; read what the model recalls for them.
 
@@ -78,7 +78,7 @@ register_url_convertor("text", TextConvertor())
 # Told apart by shape, so that an error speaks of what was sent and not of the other form.
 EventOrEvents = Annotated[
     Annotated[Event, Tag("event")]
-    | Annotated[list[Event], Tag("events"), Field(min_length=1, max_length=MAX_EVENTS_A_REQUEST)],
+    | Annotated[list[Event], Tag("events"), Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)],
     Discriminator(lambda body: "events" if isinstance(body, list) else "event"),
 ]
 
@@ -202,7 +202,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
     async def read_recall(
         user_ids: Annotated[
             list[ShortText],
-            Body(embed=True, min_length=1, max_length=MAX_USERS_A_REQUEST, examples=[["1", "2"]]),
+            Body(embed=True, min_length=1, max_length=MAX_USERS_PER_REQUEST, examples=[["1", "2"]]),
         ],
         task: Annotated[str, task_query] = "next_purchase",
         k: int = k_query,
@@ -218,7 +218,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
 
 
 def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
-    class AdHocRequest(AdHocQuestion):
+    class AdHocBody(AdHocQuestion):
         """What to recall for whom, now."""
 
         k: int = Field(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
@@ -229,7 +229,7 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         dependencies=[Depends(gate.allow(Scope.READ))],
         responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
     )
-    async def ask_recall(request: AdHocRequest) -> AdHocAnswer:
+    async def ask_recall(request: AdHocBody) -> AdHocAnswer:
         """Run the model for one user now, steered by words such as "gift for a child".
 
         It takes as long as the model does, and nothing is stored: read stored results wherever they do. Requests have
@@ -239,11 +239,11 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         _require_task(catalogue, request.task)
         _require_query(catalogue, request)
         try:
-            result = await gateway.ask(Ask(**request.model_dump()))
+            result = await gateway.ask(AdHocRequest(**request.model_dump()))
         except ApiError as error:
-            metrics.asks.labels(status=str(error.status)).inc()
+            metrics.ad_hoc.labels(status=str(error.status)).inc()
             raise
-        metrics.asks.labels(status="200").inc()
+        metrics.ad_hoc.labels(status="200").inc()
         return AdHocAnswer(
             user_id=request.user_id,
             task=request.task,

@@ -16,9 +16,9 @@ from components.config import RecallConfig
 from components.exceptions import UrmError
 from components.recall.api.problems import ApiError
 from components.recall.serving.catalogue import Catalogue, load_catalogue
-from components.recall.state.asks import Ask, AskRefusal, AskResult, ask_arguments, read_answer
+from components.recall.state.adhoc import AdHocRefusal, AdHocRequest, AdHocResult, enqueue_arguments, read_answer
 from components.recall.state.events import Event, accept_arguments
-from components.recall.state.scripts import ACCEPT, ASK, ask_answer_key, result_key
+from components.recall.state.scripts import ACCEPT, ENQUEUE, ad_hoc_answer_key, result_key
 from components.recall.state.store import Result
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.tracing import Tracing
@@ -44,7 +44,7 @@ class Gateway:
         # Ad-hoc requests wait on connections of their own: as many as may wait in the queue, and some at work.
         patience = config.ad_hoc_deadline_seconds + _TIMEOUT_SECONDS
         self._patient = _connect(settings, patience, config.ad_hoc_queue + _AT_WORK)
-        self._ask = self._client.register_script(ASK)
+        self._enqueue = self._client.register_script(ENQUEUE)
         self._accept = self._client.register_script(ACCEPT)
         self._catalogue: Catalogue | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -60,19 +60,19 @@ class Gateway:
                 answers: list[int] = await pipe.execute()
         return answers
 
-    async def ask(self, ask: Ask) -> AskResult:
+    async def ask(self, request: AdHocRequest) -> AdHocResult:
         """Wait for an ad-hoc worker's answer.
 
         Raises:
             ApiError: There is none, or not in time.
         """
-        outcome = await self._ask(**ask_arguments(ask, self._config))
+        outcome = await self._enqueue(**enqueue_arguments(request, self._config))
         popped = None
         if outcome == 1:
-            key = ask_answer_key(ask.ask_id)
+            key = ad_hoc_answer_key(request.request_id)
             popped = await self._patient.blpop([key], self._config.ad_hoc_deadline_seconds)
         answer = read_answer(outcome, popped, self._config)
-        if isinstance(answer, AskRefusal):
+        if isinstance(answer, AdHocRefusal):
             raise ApiError(answer.status, answer.subject, **answer.parts, retry_after=answer.status in (429, 503))
         return answer
 

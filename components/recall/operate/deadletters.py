@@ -1,4 +1,4 @@
-"""Events that were given up: look at them, replay them once the cause is mended, or drop them."""
+"""Dead letters: list them, replay them once the cause is fixed, or drop them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def replay(client: redis.Redis, letter_ids: list[str]) -> int:
     script = client.register_script(REPLAY)
     replayed = 0
     for letter in _select(client, letter_ids):
-        event_id, user_id = _whose(letter)
+        event_id, user_id = _ids(letter)
         answer = script(
             keys=[STREAM, DEAD_STREAM, accepted_key(event_id)],
             args=[letter.letter_id, letter.event, f"{time.time():.6f}", MARK_TTL_SECONDS, user_id],
@@ -67,7 +67,7 @@ def replay(client: redis.Redis, letter_ids: list[str]) -> int:
 def find_letter(client: redis.Redis, event_id: str) -> DeadLetter | None:
     """The newest dead letter of an event, or None."""
     for letter in reversed(list_letters(client, limit=1_000_000)):
-        if _whose(letter)[0] == event_id:
+        if _ids(letter)[0] == event_id:
             return letter
     return None
 
@@ -87,7 +87,7 @@ def drop(client: redis.Redis, letter_ids: list[str]) -> int:
     return len(letters)
 
 
-def _whose(letter: DeadLetter) -> tuple[str, str]:
+def _ids(letter: DeadLetter) -> tuple[str, str]:
     """Ids of the event and of its user; empty if the letter is no event."""
     try:
         event = decode_event(letter.event)

@@ -1,4 +1,4 @@
-"""Bulk feed: events of a Parquet, CSV or JSONL file into the stream, by the same door as the API's."""
+"""Bulk feed: events of a Parquet, CSV or JSONL file into the stream, by the same script as the API's."""
 
 from __future__ import annotations
 
@@ -66,18 +66,18 @@ def feed(
 
 
 class Refusals:
-    """Rows of a file that are no events: the first are said one by one, all are counted."""
+    """Rows of a file that are no events: the first 20 are reported individually, all are counted."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, report: Callable[[str], None]) -> None:
         """Take what shows a sentence to a person."""
         self.count = 0
-        self._say = say
+        self._report = report
 
     def add(self, error: DataError) -> None:
         """Note a row."""
         self.count += 1
         if self.count <= _SHOWN_REFUSALS:
-            self._say(str(error))
+            self._report(str(error))
 
     def require_none(self, path: Path) -> None:
         """Raise a DataError if there were any."""

@@ -1,4 +1,4 @@
-"""One user's recall in words: the stored one for `urm recall show`, one of now for `urm recall ask`."""
+"""One user's recall as a table: the stored one for `urm recall show`, a fresh one for `urm recall ask`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from components.config import RecallConfig
 from components.exceptions import ConfigError, DataError, UnavailableError
 from components.recall.serving.catalogue import Catalogue, load_catalogue
-from components.recall.state.asks import Ask, ask_and_wait
+from components.recall.state.adhoc import AdHocRequest, request_and_wait
 from components.recall.state.events import Event
 from components.recall.state.store import UserStore
 from components.redis_client import open_redis
@@ -54,7 +54,7 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
     return table
 
 
-def ask_model(settings: Settings, config: RecallConfig, ask: Ask) -> Table:
+def ask_model(settings: Settings, config: RecallConfig, request: AdHocRequest) -> Table:
     """A table of what the model recalls now, best first.
 
     Raises:
@@ -62,9 +62,11 @@ def ask_model(settings: Settings, config: RecallConfig, ask: Ask) -> Table:
     """
     client = open_redis(settings.redis_url)
     catalogue = _read_catalogue(client, settings)
-    result = ask_and_wait(client, ask, config)
-    steered = f", “{ask.guidance}”" if ask.guidance else ""
-    table = Table(title=f"User {ask.user_id}, {ask.task}{steered}: release {result.release}", title_justify="left")
+    result = request_and_wait(client, request, config)
+    steered = f", “{request.guidance}”" if request.guidance else ""
+    table = Table(
+        title=f"User {request.user_id}, {request.task}{steered}: release {result.release}", title_justify="left"
+    )
     for column in ("", "recalled", "category", "score"):
         table.add_column(column)
     for row, (item_id, score) in enumerate(zip(result.item_ids, result.scores, strict=True)):

@@ -1,4 +1,4 @@
-"""What became of one event, for `urm recall trace`: from its acceptance to the results that know it."""
+"""Lineage of one event, for `urm recall trace`: from its acceptance to the results that include it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a supervisor answers over HTTP: /healthz, /readyz and /metrics."""
+"""HTTP endpoints of a supervisor: /healthz, /readyz and /metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class InstanceCollector(Collector):
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of now."""
+        """The current metrics."""
         instances = self._read().instances
         serving = GaugeMetricFamily("urm_instance_serving", "1: the instance serves a release.", labels=["instance"])
         restarts = CounterMetricFamily("urm_instance_restarts", "Processes after the first.", labels=["instance"])
@@ -39,10 +39,10 @@ class InstanceCollector(Collector):
 
 
 def serve_health(read: Callable[[], State], host: str, port: int) -> ThreadingHTTPServer:
-    """Answer in a thread until the process ends.
+    """Serve in a thread until the process ends.
 
     Args:
-        read: Gives the state of now.
+        read: Returns the current state.
         host: Address to listen on.
         port: Port to listen on.
 

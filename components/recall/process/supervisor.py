@@ -41,13 +41,13 @@ class Instance:
     Attributes:
         number: From 0 on.
         cores: Cores it may run on.
-        process: The process of now, or none while it pauses.
+        process: Current process, or none while it pauses.
         started_at: When that process was started, by the monotonic clock.
-        silent_since: Since when its heartbeat is missing; none if it is there or nobody can tell.
+        silent_since: Since when its heartbeat is missing; none if it is there or unknown.
         start_at: When the next process is due.
         pause: Length of the next pause, seconds.
         starts: Processes so far.
-        release: Release it serves; empty before the first, or while nobody can tell.
+        release: Release it serves; empty before the first, or while unknown.
         ad_hoc: Whether its worker answers ad-hoc requests.
     """
 
@@ -64,13 +64,13 @@ class Instance:
 
     @property
     def worker(self) -> str:
-        """Name under which its worker beats."""
+        """Name under which its worker sends heartbeats."""
         return f"{socket.gethostname()}-{self.process.pid}" if self.process else ""
 
 
 @dataclass(frozen=True)
 class InstanceState:
-    """What the supervisor says of an instance.
+    """State of one instance.
 
     Attributes:
         instance: Its number.
@@ -89,7 +89,7 @@ class InstanceState:
 
 @dataclass(frozen=True)
 class State:
-    """What the supervisor says of itself.
+    """State of the supervisor.
 
     Attributes:
         turned_at: When its loop last turned, by the monotonic clock.
@@ -151,7 +151,7 @@ class Supervisor:
             self._end_all()
 
     def _turn(self) -> None:
-        beats = self._read_beats()
+        heartbeats = self._read_heartbeats()
         now = time.monotonic()
         for instance in self._instances:
             if instance.process is None:
@@ -159,7 +159,7 @@ class Supervisor:
                     self._start(instance)
             elif instance.process.exitcode is not None:
                 self._pause(instance, f"ended with exit code {instance.process.exitcode}")
-            elif self._is_stuck(instance, beats, now):
+            elif self._is_stuck(instance, heartbeats, now):
                 log.error("instance is stuck", instance=instance.number, pid=instance.process.pid)
                 instance.process.kill()
                 instance.process.join()
@@ -183,22 +183,22 @@ class Supervisor:
         instance.start_at = time.monotonic() + pause
         instance.pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def _is_stuck(self, instance: Instance, beats: list[str | None] | None, now: float) -> bool:
-        beat = beats[instance.number] if beats is not None else None
-        instance.release = beat or ""
-        if beats is None or beat is not None:
+    def _is_stuck(self, instance: Instance, heartbeats: list[str | None] | None, now: float) -> bool:
+        heartbeat = heartbeats[instance.number] if heartbeats is not None else None
+        instance.release = heartbeat or ""
+        if heartbeats is None or heartbeat is not None:
             instance.silent_since = None
         elif instance.silent_since is None:
             instance.silent_since = now
         return instance.silent_since is not None and now - instance.silent_since > self._stuck_seconds
 
-    def _read_beats(self) -> list[str | None] | None:
-        """What each instance's worker last said, None where it is silent; None where Redis does not answer."""
+    def _read_heartbeats(self) -> list[str | None] | None:
+        """Last heartbeat of each instance's worker, None where it is missing; None where Redis does not answer."""
         try:
-            beats: list[str | None] = self._client.mget([WORKER_PREFIX + one.worker for one in self._instances])  # type: ignore[assignment]  # redis-py types it as if it could be awaited
+            heartbeats: list[str | None] = self._client.mget([WORKER_PREFIX + one.worker for one in self._instances])  # type: ignore[assignment]  # redis-py types it as if it could be awaited
         except redis.RedisError:
             return None
-        return beats
+        return heartbeats
 
     def _end_all(self) -> None:
         running = [instance.process for instance in self._instances if instance.process is not None]

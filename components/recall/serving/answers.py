@@ -23,7 +23,7 @@ def answer_users(
         release: What to compute with.
         known: Features by user; a user left out is new.
         recent: Live events by user, each with at least one.
-        k: Items a result.
+        k: Items per result.
 
     Returns:
         User → task → result.
@@ -51,7 +51,7 @@ def answer_users(
 
 
 def _requests(release: ServingRelease, known: KnownHistory, recent: RecentEvents) -> list[RecallRequest]:
-    """One request a task, all of the same context object, so that its prefix is computed once."""
+    """One request per task, all of the same context object, so that its prefix is computed once."""
     context = build_context(known, recent.events, release.rule)
     query = latest_query(recent.events)
     return [

@@ -153,7 +153,7 @@ def load_release(
 
 
 def check(release: ServingRelease, smoke: list[SmokeRequest], min_overlap: float) -> float:
-    """Ask the smoke requests and compare with what evaluation saw; warms the model up as well.
+    """Run the smoke requests and compare with what evaluation saw; warms the model up as well.
 
     Returns:
         Mean share of evaluation's items that come back.

@@ -1,4 +1,4 @@
-"""The live event as it comes in, lies in the stream, and is kept in a user's recent history."""
+"""The live event: as the API accepts it, as the stream carries it, and as a user's recent history keeps it."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ urm:waiting:{user}            hash: entry id → event_id of the user's entries 
 urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
 urm:history_events:{user}     hash: event_id → the event; `revision` counts its changes
 urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
-urm:ask                       list of ad-hoc requests that wait, each behind its deadline
-urm:ask:workers               sorted set: ad-hoc workers by the instant from which they count as gone
-urm:ask:answer:{id}           list with the one answer to an ad-hoc request
+urm:adhoc                       list of ad-hoc requests that wait, each behind its deadline
+urm:adhoc:workers               sorted set: ad-hoc workers by the instant from which they count as gone
+urm:adhoc:answer:{id}           list with the one answer to an ad-hoc request
 
 Users and event ids may be any text, so they stand last in a name, or before a task, which has no colon.
 """
@@ -24,8 +24,8 @@ GROUP = "recall"
 # A client may retry for this long, and an event be traced; an id seen again later counts as new to the stream, and the
 # user's history still knows it.
 MARK_TTL_SECONDS = 86_400
-ASKS = "urm:ask"
-ASK_WORKERS = "urm:ask:workers"
+AD_HOC_REQUESTS = "urm:adhoc"
+AD_HOC_WORKERS = "urm:adhoc:workers"
 
 
 def accepted_key(event_id: str) -> str:
@@ -48,9 +48,9 @@ def result_key(user_id: str, task: str) -> str:
     return f"urm:result:{user_id}:{task}"
 
 
-def ask_answer_key(ask_id: str) -> str:
+def ad_hoc_answer_key(request_id: str) -> str:
     """Key of the answer to an ad-hoc request."""
-    return f"urm:ask:answer:{ask_id}"
+    return f"urm:adhoc:answer:{request_id}"
 
 
 # Accept one event: 1 accepted, 0 seen before, -1 the stream is full.
@@ -150,7 +150,7 @@ return 1
 
 # Let an ad-hoc request wait: 1 it does, 0 too many do, -1 no ad-hoc worker is there. Instants are Redis' own.
 # KEYS: requests, workers. ARGV: request JSON, how many may wait, seconds until its deadline.
-ASK = """
+ENQUEUE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 if redis.call('ZCOUNT', KEYS[2], string.format('%.6f', now), '+inf') == 0 then return -1 end

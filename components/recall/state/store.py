@@ -1,4 +1,4 @@
-"""What the worker keeps in Redis for a user: the recent events, and a result for each task."""
+"""What the worker keeps in Redis for a user: the recent events, and one result per task."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class WorkerMetrics:
         self.registry = CollectorRegistry()
         self.stage_seconds = Histogram(
             "urm_worker_stage_seconds",
-            "Time of a part of a batch.",
+            "Time per part of a batch.",
             ["part"],
             buckets=_STAGE_BUCKETS,
             registry=self.registry,
@@ -54,7 +54,9 @@ class AdHocMetrics(WorkerMetrics):
 
     def __init__(self) -> None:
         super().__init__("ad_hoc")
-        self.asks = Counter("urm_ad_hoc_requests", "Ad-hoc requests by outcome.", ["outcome"], registry=self.registry)
+        self.requests = Counter(
+            "urm_ad_hoc_requests", "Ad-hoc requests by outcome.", ["outcome"], registry=self.registry
+        )
 
 
 class StreamMetrics(WorkerMetrics):
@@ -80,7 +82,7 @@ class StreamMetrics(WorkerMetrics):
             registry=registry,
         )
         self.batch_users = Histogram(
-            "urm_worker_batch_users", "Users of a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            "urm_worker_batch_users", "Users per batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
         self.unknown_items = Counter(
             "urm_worker_unknown_items", "Events of items that the item table does not have.", registry=registry
@@ -126,14 +128,14 @@ class ApiMetrics:
         self.registry = CollectorRegistry()
         self.requests = Histogram(
             "urm_api_request_seconds",
-            "Time of a request.",
+            "Time per request.",
             ["route", "status"],
             buckets=_READ_BUCKETS,
             registry=self.registry,
         )
         self.events = Counter("urm_api_events", "Events by outcome.", ["outcome"], registry=self.registry)
         self.reads = Counter("urm_api_reads", "Answers by source and task.", ["source", "task"], registry=self.registry)
-        self.asks = Counter("urm_api_ad_hoc", "Ad-hoc requests by status.", ["status"], registry=self.registry)
+        self.ad_hoc = Counter("urm_api_ad_hoc", "Ad-hoc requests by status.", ["status"], registry=self.registry)
         self.result_age = Histogram(
             "urm_api_result_age_seconds",
             "Age of a result when it is read.",

@@ -16,7 +16,7 @@ from components.config import RecallConfig, Task
 from components.memory import trim_memory
 from components.recall.serving.context import KnownHistory, build_context
 from components.recall.serving.engine import Ranking, ServingRelease
-from components.recall.state.asks import Ask, AskAnswer, AskDesk, AskRefusal, AskResult
+from components.recall.state.adhoc import AdHocOutcome, AdHocQueue, AdHocRefusal, AdHocRequest, AdHocResult
 from components.recall.state.events import Event
 from components.recall.state.store import RecentEvents, UserStore
 from components.recall.telemetry.logs import name_error
@@ -26,7 +26,7 @@ from components.release.publication import Publication
 from components.urm.data.request import RecallRequest, UserContext
 
 log = structlog.get_logger()
-ASKS_A_PASS = 8  # callers wait, so a pass is to be short
+REQUESTS_PER_BATCH = 8  # callers wait, so a batch must be short
 _NO_EVENTS = RecentEvents(events=[], revision=0)
 
 
@@ -44,28 +44,28 @@ class AdHocWorker(ServingLoop):
     ) -> None:
         """Take what a `RecallWorker` takes."""
         super().__init__(client, load, name, AdHocMetrics())
-        self._desk = AskDesk(client, self.name, config)
+        self._queue = AdHocQueue(client, self.name, config)
         self._store = UserStore(client, config)
 
     def step(self) -> None:
-        """One turn: heartbeat, releases, and as many requests as one pass of the model takes."""
+        """One iteration: heartbeat, releases, and one batch of requests."""
         release = self._follow_release()
         if release is None:
             self._sleep(IDLE_BLOCK_MS / 1000)
             return
-        self._desk.open()
-        asks, dropped = self._desk.take(ASKS_A_PASS, IDLE_BLOCK_MS / 1000)
-        self.metrics.asks.labels(outcome="dropped").inc(dropped)
-        if asks:
+        self._queue.register()
+        requests, dropped = self._queue.take(REQUESTS_PER_BATCH, IDLE_BLOCK_MS / 1000)
+        self.metrics.requests.labels(outcome="dropped").inc(dropped)
+        if requests:
             with self.metrics.stage_seconds.labels(part="ad_hoc").time():
-                self._process(release, asks)
+                self._process(release, requests)
             trim_memory()
 
-    def _process(self, release: ServingRelease, asks: Sequence[Ask]) -> None:
+    def _process(self, release: ServingRelease, requests: Sequence[AdHocRequest]) -> None:
         """Answer a batch; if the model fails on it, each request alone."""
         tasks = {task.name: task for task in release.tasks}
-        refused = {ask.ask_id: refusal for ask in asks if (refusal := _refuse(tasks, ask)) is not None}
-        rest = [ask for ask in asks if ask.ask_id not in refused]
+        refused = {one.request_id: refusal for one in requests if (refusal := _refuse(tasks, one)) is not None}
+        rest = [one for one in requests if one.request_id not in refused]
         self._answer(refused, "refused")
         try:
             self._answer(self._infer(release, tasks, rest), "answered")
@@ -73,38 +73,40 @@ class AdHocWorker(ServingLoop):
             raise
         except Exception as error:  # one user's data broke the model: the others must not suffer
             if len(rest) > 1:
-                for ask in rest:
-                    self._process(release, [ask])
+                for one in rest:
+                    self._process(release, [one])
                 return
             log.error("ad-hoc request failed", error=name_error(error), release=release.name)
-            self._answer({ask.ask_id: _FAILED for ask in rest}, "failed")
+            self._answer({one.request_id: _FAILED for one in rest}, "failed")
 
-    def _infer(self, release: ServingRelease, tasks: Mapping[str, Task], asks: Sequence[Ask]) -> dict[str, AskResult]:
-        if not asks:
+    def _infer(
+        self, release: ServingRelease, tasks: Mapping[str, Task], requests: Sequence[AdHocRequest]
+    ) -> dict[str, AdHocResult]:
+        if not requests:
             return {}
-        users = list(dict.fromkeys(ask.user_id for ask in asks))
+        users = list(dict.fromkeys(one.user_id for one in requests))
         recent = {user: _NO_EVENTS for user in users} | self._store.recent(users)
         known = release.read_histories(users)
         contexts = {
             user: build_context(known.get(user, KnownHistory()), recent[user].events, release.rule) for user in users
         }
-        requests = [_request(tasks, ask, contexts[ask.user_id]) for ask in asks]
-        rankings = release.recommend(requests, max(ask.k for ask in asks))
+        prompts = [_prompt(tasks, one, contexts[one.user_id]) for one in requests]
+        rankings = release.recommend(prompts, max(one.k for one in requests))
         return {
-            ask.ask_id: _result(release, ask, ranking, recent[ask.user_id].events[-1:])
-            for ask, ranking in zip(asks, rankings, strict=True)
+            request.request_id: _result(release, request, ranking, recent[request.user_id].events[-1:])
+            for request, ranking in zip(requests, rankings, strict=True)
         }
 
-    def _answer(self, answers: Mapping[str, AskAnswer], outcome: str) -> None:
+    def _answer(self, answers: Mapping[str, AdHocOutcome], outcome: str) -> None:
         if answers:
-            self._desk.answer(answers)
-            self.metrics.asks.labels(outcome=outcome).inc(len(answers))
+            self._queue.answer(answers)
+            self.metrics.requests.labels(outcome=outcome).inc(len(answers))
 
-    def _sign_off(self) -> None:
-        self._desk.close()
+    def _leave_queue(self) -> None:
+        self._queue.unregister()
 
 
-_FAILED = AskRefusal(
+_FAILED = AdHocRefusal(
     status=500,
     subject="ad-hoc recall",
     expected="the model to answer",
@@ -113,11 +115,11 @@ _FAILED = AskRefusal(
 )
 
 
-def _result(release: ServingRelease, ask: Ask, ranking: Ranking, newest: list[Event]) -> AskResult:
+def _result(release: ServingRelease, request: AdHocRequest, ranking: Ranking, newest: list[Event]) -> AdHocResult:
     item_ids, scores = ranking
-    return AskResult(
-        item_ids=item_ids[: ask.k],
-        scores=scores[: ask.k],
+    return AdHocResult(
+        item_ids=item_ids[: request.k],
+        scores=scores[: request.k],
         release=release.name,
         event_id=newest[0].event_id if newest else None,
         event_ts=newest[0].ts if newest else None,
@@ -125,17 +127,19 @@ def _result(release: ServingRelease, ask: Ask, ranking: Ranking, newest: list[Ev
     )
 
 
-def _request(tasks: Mapping[str, Task], ask: Ask, context: UserContext) -> RecallRequest:
-    return RecallRequest(context, tasks[ask.task], ask.query, ask.guidance or None)
+def _prompt(tasks: Mapping[str, Task], request: AdHocRequest, context: UserContext) -> RecallRequest:
+    return RecallRequest(context, tasks[request.task], request.query, request.guidance or None)
 
 
-def _refuse(tasks: Mapping[str, Task], ask: Ask) -> AskRefusal | None:
-    """What this release cannot answer; the API asks no such thing, unless a release switch comes in between."""
-    task = tasks.get(ask.task)
+def _refuse(tasks: Mapping[str, Task], request: AdHocRequest) -> AdHocRefusal | None:
+    """What this release cannot answer; the API refuses it first, unless a release switch comes in between."""
+    task = tasks.get(request.task)
     if task is None:
-        expected, got = "a task of the serving release", repr(ask.task)
-    elif task.needs_query != bool(ask.query):
+        expected, got = "a task of the serving release", repr(request.task)
+    elif task.needs_query != bool(request.query):
         expected, got = ("a query" if task.needs_query else "no query"), "none" if task.needs_query else "one"
     else:
         return None
-    return AskRefusal(status=422, subject=f"task {ask.task!r}", expected=expected, got=got, remedy="see GET /v1/tasks")
+    return AdHocRefusal(
+        status=422, subject=f"task {request.task!r}", expected=expected, got=got, remedy="see GET /v1/tasks"
+    )

@@ -1,4 +1,4 @@
-"""What every worker of the runtime does: turn until it is told to stop, and wait for a Redis that is away."""
+"""Main loop of every worker: follow the wanted release, process work until stopped, wait while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import WorkerMetrics
 from components.recall.worker.switch import ReleaseSwitch
 from components.redis_client import is_full
-from components.release.publication import Publication, beat, sign_off
+from components.release.publication import Publication, send_heartbeat, unregister
 
 log = structlog.get_logger()
 
@@ -42,11 +42,11 @@ class ServingLoop(ABC):
         self._stopping = False
 
     def stop(self) -> None:
-        """Finish the batch at hand, then return from `run`."""
+        """Finish the current batch, then return from `run`."""
         self._stopping = True
 
     def run(self) -> None:
-        """Serve until stopped; a lost or full Redis is waited for."""
+        """Serve until stopped; wait while Redis is lost or full."""
         log.info("worker started", worker=self.name)
         pause = 0.0
         while not self._stopping:
@@ -63,24 +63,24 @@ class ServingLoop(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """One turn."""
+        """One iteration."""
 
     @abstractmethod
-    def _sign_off(self) -> None:
-        """Take this worker out of what it takes its work from."""
+    def _leave_queue(self) -> None:
+        """Unregister this worker from its source of work."""
 
     def _follow_release(self) -> ServingRelease | None:
-        """Say that this worker lives, flip to a newly loaded release; None while there is none."""
-        beat(self._client, self.name, self._switch.serving.name if self._switch.serving else "")
+        """Send a heartbeat and flip to a newly loaded release; None while there is none."""
+        send_heartbeat(self._client, self.name, self._switch.serving.name if self._switch.serving else "")
         self._switch.poll()
         return self._switch.serving
 
     def _leave(self) -> None:
         try:
-            self._sign_off()
-            sign_off(self._client, self.name)
+            self._leave_queue()
+            unregister(self._client, self.name)
         except redis.RedisError as error:
-            log.warning("left without signing off", error=name_error(error))
+            log.warning("worker not unregistered", error=name_error(error))
         log.info("worker stopped", worker=self.name)
 
     def _sleep(self, seconds: float) -> None:

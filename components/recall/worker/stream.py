@@ -1,4 +1,4 @@
-"""The recall worker: events in, one inference a user, results out, then the acknowledgement.
+"""The recall worker: events in, one inference per user, results out, then the acknowledgement.
 
 Faults and what they cost: a killed worker's entries are claimed by another one after `claim_idle_seconds`; a failing
 user is tried again alone, then becomes a dead letter; a lost or full Redis is waited for; SIGTERM finishes the batch at
@@ -27,11 +27,11 @@ from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import StreamMetrics
 from components.recall.telemetry.tracing import Tracing
 from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop
-from components.release.publication import Publication, beat, live_workers
+from components.release.publication import Publication, live_workers, send_heartbeat
 
 log = structlog.get_logger()
 
-_HOUSEKEEPING_SECONDS = 5.0
+_MAINTENANCE_SECONDS = 5.0
 
 
 class RecallWorker(ServingLoop):
@@ -62,13 +62,13 @@ class RecallWorker(ServingLoop):
         self._store = UserStore(client, config)
         self._tracing = tracing or Tracing()
         self._batches = 0
-        self._next_housekeeping = 0.0
+        self._next_maintenance = 0.0
 
     def step(self) -> None:
-        """One turn: heartbeat, releases, claims, new events."""
+        """One iteration: heartbeat, releases, claims, new events."""
         try:
             release = self._follow_release()
-            self._keep_house()
+            self._maintain()
             if release is None:
                 self._sleep(IDLE_BLOCK_MS / 1000)  # events wait in the stream
                 return
@@ -83,7 +83,7 @@ class RecallWorker(ServingLoop):
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            log.warning("consumer group is gone, making it anew")  # a Redis that lost its memory
+            log.warning("consumer group is gone, creating it again")  # a Redis that lost its memory
             self._stream.ensure_group()
 
     def _process(self, release: ServingRelease, entries: list[Entry]) -> None:
@@ -149,7 +149,7 @@ class RecallWorker(ServingLoop):
     ) -> None:
         if not entries:
             return
-        beat(self._client, self.name, release.name)
+        send_heartbeat(self._client, self.name, release.name)
         self._batches += 1
         batch = f"{self.name}/{self._batches}"
         with self._tracing.batch([entry.traceparent for entry in entries], batch=batch, release=release.name):
@@ -207,11 +207,11 @@ class RecallWorker(ServingLoop):
         self.metrics.inferences.inc(num_users)
         self.metrics.batch_users.observe(num_users)
 
-    def _keep_house(self) -> None:
-        """Seldom things: consumers of dead workers, gauges."""
-        if time.monotonic() < self._next_housekeeping:
+    def _maintain(self) -> None:
+        """Periodic maintenance: consumers of dead workers, gauges."""
+        if time.monotonic() < self._next_maintenance:
             return
-        self._next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
+        self._next_maintenance = time.monotonic() + _MAINTENANCE_SECONDS
         self._stream.ensure_group()
         self._stream.forget_dead_consumers(live_workers(self._client))
         entries, pending, dead = self._stream.counts()
@@ -225,7 +225,7 @@ class RecallWorker(ServingLoop):
         self.metrics.dead_letters.set(dead)
         self.metrics.export_gauges()
 
-    def _sign_off(self) -> None:
+    def _leave_queue(self) -> None:
         self._stream.leave()
 
     @contextmanager

@@ -13,7 +13,8 @@ import pytest
 import redis
 
 from components.deploy.promotion import deploy, rollback
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.exceptions import MissingInputError, ReleaseError, UnavailableError
 from components.recall.worker.stream import RecallWorker
 from components.redis_client import open_redis
@@ -25,12 +26,12 @@ from components.release.publication import (
     Answer,
     Publication,
     answer,
-    beat,
     live_workers,
     publish,
     read_publication,
+    send_heartbeat,
     serve,
-    sign_off,
+    unregister,
 )
 from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, open_registry, version_of_alias
 from components.stages.promote import run
@@ -75,22 +76,22 @@ def test_orders_grow_also_when_redis_has_forgotten_them(client: redis.Redis) -> 
 
 
 def test_live_workers_are_those_that_beat_lately(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    beat(client, "stays", "urm-a")
-    beat(client, "leaves", "")
+    send_heartbeat(client, "stays", "urm-a")
+    send_heartbeat(client, "leaves", "")
     monkeypatch.setattr("components.release.publication.HEARTBEAT_TTL_SECONDS", 2)
-    beat(client, "dies", "")
+    send_heartbeat(client, "dies", "")
     assert live_workers(client) == {"stays", "leaves", "dies"}
-    sign_off(client, "leaves")
+    unregister(client, "leaves")
     wait_until(lambda: live_workers(client) == {"stays"})
     assert client.mget([WORKER_PREFIX + name for name in ("stays", "leaves")]) == ["urm-a", None]
     assert client.zcard(WORKERS) == 2
-    beat(client, "comes", "")
+    send_heartbeat(client, "comes", "")
     assert set(client.zrange(WORKERS, 0, -1)) == {"stays", "comes"}  # who is gone is forgotten
 
 
 def test_finding_the_live_workers_does_not_walk_through_all_keys(client: redis.Redis) -> None:
     client.config_resetstat()
-    beat(client, "worker", "")
+    send_heartbeat(client, "worker", "")
     assert live_workers(client) == {"worker"}
     assert not {"cmdstat_scan", "cmdstat_keys"} & client.info("commandstats").keys()
 
@@ -146,7 +147,7 @@ def test_nobody_there_is_one_sentence(client: redis.Redis, releases: tuple[Relea
 
 
 def test_redis_that_is_full_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
-    beat(client, "w", "")
+    send_heartbeat(client, "w", "")
     client.config_set("maxmemory", 1)
     try:
         with pytest.raises(UnavailableError, match=r"Redis at .*: expected room for a write, got none below its maxm"):
@@ -157,9 +158,9 @@ def test_redis_that_is_full_is_one_sentence(client: redis.Redis, releases: tuple
 
 def test_silent_worker_makes_it_time_out_and_the_wish_is_restored(client: redis.Redis) -> None:
     before = publish(client, "urm-a", "/a")
-    beat(client, "stuck", "")
+    send_heartbeat(client, "stuck", "")
     with pytest.raises(ReleaseError, match=r"no answer from stuck within 0\.3 s.*wanted before is wanted again"):
-        roll_out(client, "urm-b", "/b", timeout_seconds=0.3)
+        roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=0.3)
     wanted = read_publication(client, WANTED)
     assert wanted is not None and (wanted.release, wanted.bundle) == (before.release, before.bundle)
     assert wanted.order > before.order
@@ -169,16 +170,16 @@ def test_what_serves_is_wanted_again_where_redis_has_forgotten_what_was_wanted(c
     before = publish(client, "urm-a", "/a")
     serve(client, before)
     client.delete(WANTED)
-    beat(client, "stuck", "")
+    send_heartbeat(client, "stuck", "")
     with pytest.raises(ReleaseError):
-        roll_out(client, "urm-b", "/b", timeout_seconds=0.3)
+        roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=0.3)
     wanted = read_publication(client, WANTED)
     assert wanted is not None and wanted.release == "urm-a"
 
 
 def test_sigterm_while_waiting_restores_the_wish(client: redis.Redis) -> None:
     publish(client, "urm-a", "/a")
-    beat(client, "stuck", "")
+    send_heartbeat(client, "stuck", "")
 
     def terminate() -> None:
         wait_until(lambda: "urm-b" in str(client.get(WANTED)))
@@ -189,7 +190,7 @@ def test_sigterm_while_waiting_restores_the_wish(client: redis.Redis) -> None:
     try:
         thread.start()
         with pytest.raises(SystemExit):
-            roll_out(client, "urm-b", "/b", timeout_seconds=10)
+            roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=10)
     finally:
         thread.join()
         signal.signal(signal.SIGTERM, as_before)
@@ -217,7 +218,7 @@ def pause_once_wanted(server: RedisServer, client: redis.Redis, seconds: float, 
 
 def test_a_redis_that_hangs_while_waiting_is_waited_for(own_server: RedisServer) -> None:
     with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
-        beat(client, "worker", "")
+        send_heartbeat(client, "worker", "")
 
         def answer_late() -> None:
             publication = read_publication(client, WANTED)
@@ -226,7 +227,7 @@ def test_a_redis_that_hangs_while_waiting_is_waited_for(own_server: RedisServer)
 
         thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 1.0, answer_late))
         thread.start()
-        publication = roll_out(open_redis(own_server.url, 0.2), "urm-b", "/b", timeout_seconds=30)
+        publication = roll_out(WorkerFlip(open_redis(own_server.url, 0.2)), "urm-b", "/b", timeout_seconds=30)
         thread.join()
         assert read_publication(client, WANTED) == publication
 
@@ -234,18 +235,18 @@ def test_a_redis_that_hangs_while_waiting_is_waited_for(own_server: RedisServer)
 def test_a_redis_that_hangs_too_long_is_an_error_and_the_wish_is_restored(own_server: RedisServer) -> None:
     with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
         publish(client, "urm-a", "/a")
-        beat(client, "worker", "")
+        send_heartbeat(client, "worker", "")
         thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 2.0, lambda: None))
         thread.start()
         with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
-            roll_out(open_redis(own_server.url, 0.2), "urm-b", "/b", timeout_seconds=0.5)
+            roll_out(WorkerFlip(open_redis(own_server.url, 0.2)), "urm-b", "/b", timeout_seconds=0.5)
         thread.join()
         wanted = read_publication(client, WANTED)
         assert wanted is not None and wanted.release == "urm-a"
 
 
 def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> None:
-    beat(client, "stuck", "")
+    send_heartbeat(client, "stuck", "")
 
     def overtake() -> None:
         wait_until(lambda: read_publication(client, WANTED))
@@ -254,15 +255,15 @@ def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> No
     thread = threading.Thread(target=overtake)
     thread.start()
     with pytest.raises(ReleaseError):
-        roll_out(client, "urm-b", "/b", timeout_seconds=0.5)
+        roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=0.5)
     thread.join()
     wanted = read_publication(client, WANTED)
     assert wanted is not None and wanted.release == "urm-c"
 
 
 def test_all_live_workers_must_answer(client: redis.Redis) -> None:
-    beat(client, "quick", "")
-    beat(client, "slow", "")
+    send_heartbeat(client, "quick", "")
+    send_heartbeat(client, "slow", "")
 
     def answer_one() -> None:
         wait_until(lambda: read_publication(client, WANTED))
@@ -273,7 +274,7 @@ def test_all_live_workers_must_answer(client: redis.Redis) -> None:
     thread = threading.Thread(target=answer_one)
     thread.start()
     with pytest.raises(ReleaseError, match="no answer from slow"):
-        roll_out(client, "urm-b", "/b", timeout_seconds=0.5)
+        roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=0.5)
     thread.join()
 
 

@@ -25,7 +25,7 @@ from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.events import EXAMPLE, decode_event
 from components.recall.state.scripts import STREAM, result_key
 from components.recall.state.store import Result, UserStore
-from components.release.publication import SERVING, Publication, beat
+from components.release.publication import SERVING, Publication, send_heartbeat
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release, free_address, serve_release, wait_until
 from tests.worlds.tiny import LAST_EVENT
@@ -155,7 +155,7 @@ def test_reads_that_come_at_once_share_a_round_trip_and_no_error(
 
 def test_release_switch_is_followed(api: TestClient, client: redis.Redis, releases: tuple[Release, Release]) -> None:
     assert api.get("/readyz").json()["release"] == releases[0].name
-    beat(client, "w", "")
+    send_heartbeat(client, "w", "")
     serve_release(client, releases[1], order=2)
     client.config_resetstat()
     wait_until(lambda: api.get("/readyz").json() == {"status": "ok", "release": releases[1].name, "workers": 1})
@@ -395,7 +395,8 @@ def test_api_process_loads_no_model_code() -> None:
     program = (
         "import sys, components.recall.api.app, components.cli.app, components.settings as s, components.config as c;"
         "components.recall.api.app.create_app(s.Settings(), c.RecallConfig());"
-        "print([name for name in ('torch', 'transformers', 'feast', 'mlflow', 'faiss') if name in sys.modules])"
+        "print([name for name in sys.modules if name == 'components.urm' or name.startswith('components.urm.')"
+        " or name in ('torch', 'transformers', 'feast', 'mlflow', 'faiss')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout.strip() == "[]"

@@ -19,10 +19,11 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from components.config import RecallConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.recall.api.app import create_app
 from components.recall.api.tokens import Scope, issue_token
-from components.recall.state.scripts import ASK_WORKERS
+from components.recall.state.scripts import AD_HOC_WORKERS
 from components.recall.worker.adhoc import AdHocWorker
 from tests.worlds.recall import Release, StartWorker, wait_until
 from tests.worlds.servers import free_port
@@ -38,8 +39,8 @@ def document(
 ) -> Iterator[tuple[Any, dict[str, str]]]:
     """The document of a served API, with a release, an ad-hoc worker, a stream nobody empties; and a token's header."""
     start_worker("ad-hoc", kind=AdHocWorker)
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
-    wait_until(lambda: client.zcard(ASK_WORKERS))
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    wait_until(lambda: client.zcard(AD_HOC_WORKERS))
     port = free_port()
     secret = issue_token(tmp_path / "tokens.json", "tester", list(Scope))
     settings = releases[0].settings.model_copy(update={"api_tokens_file": tmp_path / "tokens.json"})

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from components.cli.app import app as cli
 from components.config import RecallConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.exceptions import DataError
 from components.recall.operate.deadletters import drop, list_letters, replay
 from components.recall.operate.intake import feed
@@ -127,7 +128,7 @@ def test_dead_letter_is_found_with_its_reason_and_again_after_its_replay(
 
     feed(client, iter([make_event(event_id="bad")]), recall_config)
     start_worker(load=load)
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     wait_until(lambda: list_letters(client))
     (letter,) = list_letters(client)
     assert trace(client, "bad").state.startswith(f"dead letter {letter.letter_id} since 20")

@@ -13,7 +13,8 @@ import pytest
 import redis
 
 from components.config import RecallConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.local.processes import HOST
 from components.recall.operate.intake import feed
 from components.recall.process.launch import run_instances
@@ -68,7 +69,7 @@ def test_memory_is_given_back_after_a_release_is_loaded_and_after_each_batch(
     monkeypatch.setattr("components.recall.worker.switch.trim_memory", lambda: trimmed.append("release"))
     monkeypatch.setattr("components.recall.worker.stream.trim_memory", lambda: trimmed.append("batch"))
     start_worker()
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     expected = ["release"]
     for number in (1, 2):
         feed(client, iter([make_event(f"user{number}", event_id=f"{number}")]), recall_config)

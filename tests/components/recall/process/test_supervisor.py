@@ -17,14 +17,15 @@ import pytest
 import redis
 
 from components.config import RecallConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.recall.operate.intake import feed
 from components.recall.process.forks import Program
 from components.recall.process.health import STALE_SECONDS, serve_health
 from components.recall.process.supervisor import REDIS_TIMEOUT_SECONDS, InstanceState, State, Supervisor, share_cores
 from components.recall.state.store import UserStore
 from components.redis_client import open_redis
-from components.release.publication import live_workers, sign_off
+from components.release.publication import live_workers, unregister
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release, make_event, wait_until
 from tests.worlds.servers import RedisServer, free_port
@@ -195,7 +196,7 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     process, url = container
     wait_until(lambda: len(live_workers(client)) == 2, seconds=120)
     assert httpx.get(f"{url}/readyz").status_code == 503  # no release yet
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
     wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
 
     instances = httpx.get(f"{url}/readyz").json()["instances"]
@@ -209,7 +210,7 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     feed(client, iter([make_event(user, event_id=user) for user in users]), recall_config)
     victim = random.Random(seed).choice(sorted(children))
     os.kill(victim, signal.SIGKILL)
-    sign_off(client, f"{os.uname().nodename}-{victim}")  # instead of waiting until its heartbeat expires
+    unregister(client, f"{os.uname().nodename}-{victim}")  # instead of waiting until its heartbeat expires
     store = UserStore(client, recall_config)
     wait_until(lambda: all(store.result(user, "next_purchase") is not None for user in users), seconds=60)
     place = list(children).index(victim)

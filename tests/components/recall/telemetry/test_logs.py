@@ -17,7 +17,8 @@ import redis
 import structlog
 
 from components.config import RecallConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.recall.operate.deadletters import list_letters
 from components.recall.state.scripts import STREAM, result_key
 from components.recall.telemetry.logs import log_as_json, name_error
@@ -96,7 +97,7 @@ def test_worker_logs_no_user_and_no_query_even_of_what_it_gives_up(
     home = releases[0].settings.home
     with running(log, home, redis_server.url, "worker", "--set", "recall.max_wait_ms=5") as process:
         wait_until(lambda: live_workers(client), seconds=120)
-        roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
+        roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
         good = {"event_id": "e1", "user_id": user, "query": query, "attributes": {"note": attribute}}
         client.xadd(STREAM, {"event": json.dumps(good)})
         client.xadd(STREAM, {"event": json.dumps({"user_id": user, "behavior": query})})  # neither item nor query

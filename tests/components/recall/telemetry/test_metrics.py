@@ -26,7 +26,7 @@ from tests.worlds.recall import Release, StartWorker, make_event, wait_until
 
 @pytest.fixture
 def quick_housekeeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.recall.worker.stream._HOUSEKEEPING_SECONDS", 0.05)
+    monkeypatch.setattr("components.recall.worker.stream._MAINTENANCE_SECONDS", 0.05)
 
 
 def reader(worker: RecallWorker) -> Callable[..., float]:

@@ -16,14 +16,15 @@ import redis
 from fastapi.testclient import TestClient
 
 from components.config import RecallConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.exceptions import UnavailableError
 from components.recall.api.app import create_app
 from components.recall.operate.intake import feed
 from components.recall.serving.context import build_context
 from components.recall.serving.engine import load_release
-from components.recall.state.asks import Ask, AskDesk, AskRefusal, ask_and_wait, ask_arguments
-from components.recall.state.scripts import ASK, ASK_WORKERS, ASKS, STREAM
+from components.recall.state.adhoc import AdHocQueue, AdHocRefusal, AdHocRequest, enqueue_arguments, request_and_wait
+from components.recall.state.scripts import AD_HOC_REQUESTS, AD_HOC_WORKERS, ENQUEUE, STREAM
 from components.recall.state.store import UserStore
 from components.recall.worker.adhoc import AdHocWorker
 from components.redis_client import open_redis
@@ -52,8 +53,8 @@ def ad_hoc(
 ) -> tuple[AdHocWorker, Publication]:
     """An ad-hoc worker that serves the first release, and no other worker."""
     worker = start_worker("ad-hoc", kind=AdHocWorker)
-    publication = roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
-    wait_until(lambda: client.zscore(ASK_WORKERS, "ad-hoc"))
+    publication = roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    wait_until(lambda: client.zscore(AD_HOC_WORKERS, "ad-hoc"))
     return worker, publication
 
 
@@ -66,9 +67,9 @@ def hasty(client: redis.Redis, releases: tuple[Release, Release]) -> Iterator[Te
         yield http
 
 
-def push(client: redis.Redis, ask: Ask, config: RecallConfig) -> int:
-    arguments = ask_arguments(ask, config)
-    return int(client.register_script(ASK)(keys=arguments["keys"], args=arguments["args"]))
+def push(client: redis.Redis, request: AdHocRequest, config: RecallConfig) -> int:
+    arguments = enqueue_arguments(request, config)
+    return int(client.register_script(ENQUEUE)(keys=arguments["keys"], args=arguments["args"]))
 
 
 def test_answer_is_the_models_with_the_guidance_behind_the_prompt(
@@ -125,21 +126,21 @@ def test_without_an_ad_hoc_worker_the_answer_says_so_at_once(api: TestClient, cl
         "or read stored results."
     )
     assert int(response.headers["retry-after"]) > 0
-    assert client.exists(ASKS) == 0
+    assert client.exists(AD_HOC_REQUESTS) == 0
     assert 'urm_api_ad_hoc_total{status="503"} 1.0' in api.get("/metrics").text
 
 
 def test_a_worker_that_is_silent_for_long_counts_as_gone(client: redis.Redis, recall_config: RecallConfig) -> None:
     seconds, _ = client.time()
-    client.zadd(ASK_WORKERS, {"dead": seconds - 1})
-    assert push(client, Ask(user_id="3", task="new_item", k=1), recall_config) == -1
-    AskDesk(client, "alive", recall_config).open()
-    assert push(client, Ask(user_id="3", task="new_item", k=1), recall_config) == 1
-    assert client.zrange(ASK_WORKERS, 0, -1) == ["alive"]
+    client.zadd(AD_HOC_WORKERS, {"dead": seconds - 1})
+    assert push(client, AdHocRequest(user_id="3", task="new_item", k=1), recall_config) == -1
+    AdHocQueue(client, "alive", recall_config).register()
+    assert push(client, AdHocRequest(user_id="3", task="new_item", k=1), recall_config) == 1
+    assert client.zrange(AD_HOC_WORKERS, 0, -1) == ["alive"]
 
 
 def test_deadline_is_504_and_a_full_queue_429(hasty: TestClient, client: redis.Redis) -> None:
-    AskDesk(client, "busy", RecallConfig()).open()  # a worker that takes nothing
+    AdHocQueue(client, "busy", RecallConfig()).register()  # a worker that takes nothing
     with ThreadPoolExecutor(3) as pool:
         responses = list(pool.map(lambda _: hasty.post("/v1/recall", json={"user_id": "3"}), range(3)))
     late = [response for response in responses if response.status_code == 504]
@@ -152,18 +153,18 @@ def test_deadline_is_504_and_a_full_queue_429(hasty: TestClient, client: redis.R
 
 def test_requests_whose_deadline_has_passed_are_dropped_unprocessed(client: redis.Redis) -> None:
     short = RecallConfig(ad_hoc_deadline_seconds=0.05)
-    desk = AskDesk(client, "a", RecallConfig())
-    desk.open()
-    late, good = Ask(user_id="late", task="t", k=1), Ask(user_id="good", task="t", k=1)
+    queue = AdHocQueue(client, "a", RecallConfig())
+    queue.register()
+    late, good = AdHocRequest(user_id="late", task="t", k=1), AdHocRequest(user_id="good", task="t", k=1)
     assert push(client, late, short) == 1
     assert push(client, good, RecallConfig()) == 1
-    client.rpush(ASKS, "9999999999.0 {}", "nonsense")  # of another version
+    client.rpush(AD_HOC_REQUESTS, "9999999999.0 {}", "nonsense")  # of another version
     time.sleep(0.06)
-    assert desk.take(8, 0.1) == ([good], 3)
-    assert desk.take(8, 0.01) == ([], 0)
+    assert queue.take(8, 0.1) == ([good], 3)
+    assert queue.take(8, 0.01) == ([], 0)
     # Where nobody takes them, they do not stay.
     assert push(client, late, short) == 1
-    assert 0 <= client.ttl(ASKS) <= 1
+    assert 0 <= client.ttl(AD_HOC_REQUESTS) <= 1
 
 
 def test_many_requests_are_answered_each_with_its_own(api: TestClient, ad_hoc: tuple[AdHocWorker, Publication]) -> None:
@@ -187,18 +188,18 @@ def test_a_request_that_breaks_the_model_harms_no_other(
     recall_config: RecallConfig,
 ) -> None:
     UserStore(client, recall_config).remember(add_entries(client, [make_event("5", POISON_ITEM)]))
-    AskDesk(client, "early", recall_config).open()  # so that requests may wait for the worker to come
-    asks = [Ask(user_id=user, task="new_item", k=3) for user in ("4", "5", "6")]
-    odd = Ask(user_id="7", task="gone", k=3)
-    for ask in (*asks, odd):
-        assert push(client, ask, RecallConfig(ad_hoc_deadline_seconds=60)) == 1
+    AdHocQueue(client, "early", recall_config).register()  # so that requests may wait for the worker to come
+    requests = [AdHocRequest(user_id=user, task="new_item", k=3) for user in ("4", "5", "6")]
+    odd = AdHocRequest(user_id="7", task="gone", k=3)
+    for request in (*requests, odd):
+        assert push(client, request, RecallConfig(ad_hoc_deadline_seconds=60)) == 1
     start_worker("ad-hoc", load=load_poisoned, kind=AdHocWorker)
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
-    answers = [client.blpop([f"urm:ask:answer:{ask.ask_id}"], 30)[1] for ask in (*asks, odd)]
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    answers = [client.blpop([f"urm:adhoc:answer:{request.request_id}"], 30)[1] for request in (*requests, odd)]
     assert ["item_ids" in text for text in answers] == [True, False, True, False]
-    assert AskRefusal.model_validate_json(answers[1]).status == 500
+    assert AdHocRefusal.model_validate_json(answers[1]).status == 500
     assert "index out of range" not in answers[1]  # what is inside stays in the log
-    assert AskRefusal.model_validate_json(answers[3]).status == 422
+    assert AdHocRefusal.model_validate_json(answers[3]).status == 422
 
 
 def test_the_stream_is_served_whatever_is_asked_and_releases_switch_for_both(
@@ -221,7 +222,7 @@ def test_the_stream_is_served_whatever_is_asked_and_releases_switch_for_both(
         try:
             feed(client, iter([make_event(str(n), event_id=f"e{n}") for n in range(12)]), recall_config)
             wait_until(lambda: client.xlen(STREAM) == 0)
-            roll_out(client, releases[1].name, str(releases[1].bundle), timeout_seconds=60)
+            roll_out(WorkerFlip(client), releases[1].name, str(releases[1].bundle), timeout_seconds=60)
         finally:
             stop.set()
         for one in running:
@@ -239,7 +240,7 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
     client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
 ) -> None:
     with pytest.raises(UnavailableError, match="ad-hoc recall: expected an ad-hoc worker, got none"):
-        ask_and_wait(client, Ask(user_id="3", task="new_item", k=3), recall_config)
+        request_and_wait(client, AdHocRequest(user_id="3", task="new_item", k=3), recall_config)
     settings = releases[0].settings
     environment = {
         "PATH": "/usr/bin:/bin",
@@ -253,8 +254,8 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
     process = subprocess.Popen([*command, "worker", "--ad-hoc"], cwd=root, env=environment)
     try:
         wait_until(lambda: live_workers(client), seconds=120)
-        roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
-        wait_until(lambda: client.zcard(ASK_WORKERS))
+        roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
+        wait_until(lambda: client.zcard(AD_HOC_WORKERS))
         done = subprocess.run(
             [*command, "ask", "3", "--task", "new_item", "--guidance", WORDS, "--k", "3"],
             cwd=root,
@@ -263,14 +264,14 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
             text=True,
             check=True,
         )
-        ask = Ask(user_id="3", task="new_item", k=3, guidance=WORDS)
-        result = ask_and_wait(open_redis(settings.redis_url), ask, recall_config)
+        request = AdHocRequest(user_id="3", task="new_item", k=3, guidance=WORDS)
+        result = request_and_wait(open_redis(settings.redis_url), request, recall_config)
         assert all(f"item {item}" in done.stdout for item in result.item_ids)
         heading = f"User 3, new_item, “{WORDS}”: release {releases[0].name}"
         assert heading in " ".join(done.stdout.split())  # it wraps in a narrow terminal
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
-        assert live_workers(client) == set() and client.zcard(ASK_WORKERS) == 0
+        assert live_workers(client) == set() and client.zcard(AD_HOC_WORKERS) == 0
     finally:
         process.kill()
         process.wait()

@@ -17,7 +17,8 @@ import pytest
 import redis
 
 from components.config import RecallConfig
-from components.deploy.workers import roll_out
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.exceptions import ReleaseError
 from components.recall.operate.deadletters import list_letters, replay
 from components.recall.operate.intake import feed
@@ -90,7 +91,7 @@ def test_many_events_of_a_user_are_one_inference(
 
     start_worker(load=load)
     assert backlog(client) == 10
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     wait_until(lambda: backlog(client) == 0)
     result = UserStore(client, recall_config).result("3", "next_purchase")
     assert result is not None and result.event_id == "e19"
@@ -126,7 +127,7 @@ def test_poison_event_ends_as_a_dead_letter_and_harms_nobody_else(
     good = [make_event(str(user), minutes=40, event_id=f"good{user}") for user in range(NUM_USERS)]
     feed(client, iter([poison, *good]), recall_config)
     start_worker(load=load_poisoned)
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     wait_until(lambda: list_letters(client))
     wait_until(lambda: backlog(client) == 0)
     (letter,) = list_letters(client)
@@ -153,7 +154,7 @@ def test_a_backlog_costs_an_inference_a_user_not_an_event(
     events = [make_event(user, minutes=step, event_id=f"{user}-{step}") for step in range(100) for user in users]
     feed(client, iter(events), recall_config)
     worker = start_worker()
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     read = worker.metrics.registry.get_sample_value
     wait_until(lambda: read("urm_worker_events_total", {"outcome": "done"}) == len(events))
     assert backlog(client) == 0
@@ -202,7 +203,7 @@ def test_a_good_event_at_its_last_try_outlives_a_poison_event_that_has_tries_lef
     client.xclaim(STREAM, GROUP, "ghost", 0, [entry.entry_id], idle=10_000, retrycount=last_but_one)
 
     start_worker(load=load_poisoned)
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     wait_until(lambda: backlog(client) == 0)
     (letter,) = list_letters(client)
     assert '"poison"' in letter.event
@@ -266,7 +267,7 @@ def test_corrupt_release_is_rejected_and_the_old_one_goes_on(
 ) -> None:
     (broken_bundle / "item_table" / "keys.npy").unlink()
     with pytest.raises(ReleaseError, match=r"a rejection by worker-a: .*item_table/keys\.npy.*no such file"):
-        roll_out(client, releases[1].name, str(broken_bundle), timeout_seconds=60)
+        roll_out(WorkerFlip(client), releases[1].name, str(broken_bundle), timeout_seconds=60)
     serving, wanted = read_publication(client, SERVING), read_publication(client, WANTED)
     assert serving is not None and wanted is not None
     assert wanted.release == releases[0].name
@@ -285,13 +286,13 @@ def test_switch_under_load_changes_the_release_of_later_results(
 ) -> None:
     events = [make_event(str(n % NUM_USERS), minutes=n, event_id=f"e{n}") for n in range(200)]
     feed(client, iter(events[:100]), recall_config)
-    roll_out(client, releases[1].name, str(releases[1].bundle), timeout_seconds=60)
+    roll_out(WorkerFlip(client), releases[1].name, str(releases[1].bundle), timeout_seconds=60)
     feed(client, iter(events[100:]), recall_config)
     wait_until(lambda: backlog(client) == 0)
     store = UserStore(client, recall_config)
     results = [store.result(str(user), "next_purchase") for user in range(NUM_USERS)]
     assert {result.release for result in results if result} == {releases[1].name}
-    back = roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    back = roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     assert back.order > promoted[1].order
 
 
@@ -305,7 +306,7 @@ def test_worker_outlives_redis_and_sigterm_drains_it(
     try:
         with redis.Redis.from_url(server.url, decode_responses=True, retry=None) as client:
             wait_until(lambda: live_workers(client), seconds=120)
-            roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
+            roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
             feed(client, iter([make_event(event_id="before")]), recall_config)
             wait_until(lambda: backlog(client) == 0)
         server.stop()
@@ -348,7 +349,7 @@ def test_killed_worker_loses_no_event(
     port = free_port()
     process = start_process(redis_server.url, releases[0].settings.home, metrics_port=port)
     wait_until(lambda: live_workers(client), seconds=120)
-    roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=90)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
 
     feed(client, iter([make_event("first")]), recall_config)
     wait_until(lambda: backlog(client) == 0)
@@ -404,5 +405,5 @@ def start_process(redis_url: str, home: Path, metrics_port: int = 0) -> subproce
 def test_republished_release_is_taken_without_loading(
     client: redis.Redis, releases: tuple[Release, Release], promoted: tuple[RecallWorker, Publication]
 ) -> None:
-    again = roll_out(client, releases[0].name, str(releases[0].bundle), timeout_seconds=5)
+    again = roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=5)
     assert again.order > promoted[1].order
