@@ -1,0 +1,54 @@
+"""DAG bundles: a clone of the repository, as its root or with `subdir: dags`, read where nothing else leads to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.worlds import REPOSITORY
+
+# What Airflow's DAG processor does with each file of a bundle, and its task runner with the file of a task.
+READ = """
+import json, sys
+from airflow.dag_processing.bundles.local import LocalDagBundle
+from airflow.dag_processing.dagbag import BundleDagBag
+
+bundle = LocalDagBundle(name="clone", path=sys.argv[1])
+bundle.initialize()
+bag = BundleDagBag(bundle.path, bundle_path=bundle.path, bundle_name=bundle.name)
+from dags.common import tasks
+print(json.dumps({
+    "dags": sorted(bag.dags), "errors": bag.import_errors, "files": sorted(bag.file_last_changed),
+    "helpers": tasks.__file__, "template": tasks.POD_TEMPLATE.is_file(),
+}))
+"""
+
+
+@pytest.mark.parametrize("subdir", ["", "dags"])
+def test_a_clone_is_a_bundle(tmp_path: Path, subdir: str) -> None:
+    clone = tmp_path / "clone"
+    for name in ("components", "dags", "k8s", "tests"):
+        shutil.copytree(REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / ".airflowignore", clone)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-P", "-c", READ, str(clone / subdir)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment | {"AIRFLOW_HOME": str(tmp_path / "airflow")},
+        check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    read = json.loads(process.stdout.splitlines()[-1])
+    files = sorted(str(path) for path in (clone / "dags").glob("*.py") if path.stem != "__init__")
+    assert read == {
+        "dags": [Path(file).stem for file in files],
+        "errors": {},
+        "files": files,
+        "helpers": str(clone / "dags" / "common" / "tasks.py"),
+        "template": True,
+    }
