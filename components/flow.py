@@ -45,6 +45,7 @@ class StageSpec:
         optional: Outputs that only some configurations make.
         flags: Options of a call that are no part of the configuration, name → help; false by default.
         tracking: Its own MLflow run (`run`), notes on the run of the whole flow (`parent`), or `none`.
+        redis: Whether it talks to the recall runtime.
         parallel: Whether torchrun may start several processes of it.
         reusable: Whether an equal earlier result may stand in; false for acts on the world.
         module: Where its code is, if not in `components/stages`.
@@ -60,6 +61,7 @@ class StageSpec:
     optional: tuple[str, ...] = ()
     flags: Mapping[str, str] = field(default_factory=dict)
     tracking: Literal["run", "parent", "none"] = "none"
+    redis: bool = False
     parallel: bool = False
     reusable: bool = True
     module: str = ""
@@ -68,6 +70,11 @@ class StageSpec:
     def entry(self) -> str:
         """Module of its code; a stage's has a function `run`."""
         return self.module or f"components.stages.{self.name}"
+
+    @property
+    def credentials(self) -> frozenset[str]:
+        """Services whose credentials its process needs (`components.settings.child_environment`)."""
+        return frozenset({"mlflow"} if self.tracking != "none" else ()) | ({"redis"} if self.redis else set())
 
 
 STAGES: dict[str, StageSpec] = {
@@ -221,6 +228,7 @@ STAGES: dict[str, StageSpec] = {
             sections=("release",),
             resources=Resources(hours=0.5, cpu="500m", memory="2Gi", pool=False),
             tracking="parent",
+            redis=True,
             reusable=False,
         ),
     )

@@ -1,11 +1,15 @@
 """Where a run happens: addresses, namespaces and credentials, from URM_* environment variables only.
 
-What a run *is* stands in `components.config`. No other module reads the environment.
+What a run *is* stands in `components.config`. No other module reads the environment; `child_environment` says which
+part of it a process of this project hands on to another.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -14,6 +18,21 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from components.exceptions import ConfigError
+
+# Patterns of variables that every child process inherits. Anything else needs a place here or among the settings.
+INHERITED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "XDG_CACHE_HOME"),
+    *("PYTHON*", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "MALLOC_*"),
+    *("OMP_*", "OPENBLAS_*", "MKL_*", "KMP_*", "NUMEXPR_*", "CUDA_*", "NVIDIA_*", "NCCL_*", "TORCH*", "PYTORCH_*"),
+    *("HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+    *("AWS_*", "GOOGLE_*", "AZURE_*", "FSSPEC_*"),  # fsspec: credentials of the stores that hold run directories
+    "OTEL_*",
+)
+# The same for processes that need the credentials of a service.
+INHERITED_BY_SERVICE = {"mlflow": ("MLFLOW_*",), "airflow": ("AIRFLOW*", "KUBECONFIG"), "feast": ("FEAST_*",)}
+_SERVICE = "credentials_of"  # marks a field whose value may hold credentials, with the service that they open
 
 
 class Settings(BaseSettings):
@@ -27,14 +46,18 @@ class Settings(BaseSettings):
     configs_dir: Path = Field(default=Path("configs"), description="Folder of the YAML configurations.")
     feature_repo_dir: Path = Field(default=Path("feature_repo"), description="Folder of the Feast definitions.")
     feature_environment: Literal["embedded", "production"] = "embedded"
-    mlflow_uri: str = Field(default="", description="MLflow tracking server; empty: SQLite under <home>.")
+    mlflow_uri: str = Field(
+        default="",
+        description="MLflow tracking server; empty: SQLite under <home>.",
+        json_schema_extra={_SERVICE: "mlflow"},
+    )
     mlflow_public_url: str = Field(default="", description="MLflow address shown to people.")
     airflow_url: str = Field(default="", description="Airflow API server, as people and tasks reach it.")
     airflow_dag_id: str = Field(default="", description="Set by the DAG for its tasks.")
     airflow_run_id: str = Field(default="", description="Set by the DAG for its tasks.")
     airflow_username: str = "admin"
-    airflow_password: SecretStr = SecretStr("")
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    airflow_password: SecretStr = Field(default=SecretStr(""), json_schema_extra={_SERVICE: "airflow"})
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", json_schema_extra={_SERVICE: "redis"})
     api_tokens_file: Path | None = Field(default=None, description="Who may use the recall API; none: anybody.")
     api_url: str = Field(default="", description="Recall API, as people reach it.")
     executor: Literal["local", "kubernetes"] = Field(
@@ -87,6 +110,36 @@ class Settings(BaseSettings):
 def _variable(place: str) -> str:
     """Name of the environment variable of a field, or of the alias that pydantic names."""
     return f"URM_{place.upper()}" if place in Settings.model_fields else place
+
+
+def setting_variables(credentials: Collection[str] = ()) -> dict[str, str]:
+    """Variables of this process that are settings.
+
+    Args:
+        credentials: Services whose credentials are included: see `child_environment`. Without any, the result may
+            be shown to people.
+    """
+    found = {}
+    for name, field in Settings.model_fields.items():
+        variable = str(field.validation_alias or _variable(name))
+        extra = field.json_schema_extra
+        service = extra.get(_SERVICE) if isinstance(extra, dict) else None
+        if variable in os.environ and (service is None or service in credentials):
+            found[variable] = os.environ[variable]
+    return found
+
+
+def child_environment(credentials: Collection[str]) -> dict[str, str]:
+    """Variables of this process that a stage or a service of the project inherits.
+
+    Args:
+        credentials: Services whose credentials it needs: `airflow`, `feast`, `mlflow`, `redis`.
+    """
+    patterns = [*INHERITED, *(pattern for name in credentials for pattern in INHERITED_BY_SERVICE.get(name, ()))]
+    inherited = {
+        name: value for name, value in os.environ.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    return inherited | setting_variables(credentials)
 
 
 @lru_cache(maxsize=1)

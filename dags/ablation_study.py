@@ -11,11 +11,15 @@ another run of the same grid, goes on where the last one stopped.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Param, XComArg, chain, dag, task
+
+sys.path.append(str(Path(__file__).parents[1]))  # Airflow adds a bundle's root, which may be this folder
 
 from components.flow import STAGES
 from dags.common.params import CONFIG, OVERRIDES

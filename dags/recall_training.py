@@ -7,7 +7,12 @@ among a task's details, opens the curves and tables of this run.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from airflow.sdk import dag
+
+sys.path.append(str(Path(__file__).parents[1]))  # Airflow adds a bundle's root, which may be this folder
 
 from dags.common.params import CONFIG, FORCE, OVERRIDES
 from dags.common.tasks import describe_stages, flag_params, stage_tasks

@@ -82,7 +82,7 @@ class AirflowClient:
 
     def __init__(self, url: str, username: str, password: str) -> None:
         self._url = url
-        self._credentials = {"username": username, "password": password}
+        self.username, self.password = username, password
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS)
 
     def close(self) -> None:
@@ -170,5 +170,7 @@ class AirflowClient:
         return answer
 
     def _log_in(self) -> None:
-        answer = self._http.post("/auth/token", json=self._credentials).raise_for_status()
+        answer = self._http.post(
+            "/auth/token", json={"username": self.username, "password": self.password}
+        ).raise_for_status()
         self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"

@@ -73,8 +73,7 @@ def _print_failures(console: Console, watch: RunWatch) -> None:
 
 
 def _print_addresses(console: Console, stack: Stack, run_dir: str) -> None:
-    environment = stack.environment
-    user, password = environment["URM_AIRFLOW_USERNAME"], environment["URM_AIRFLOW_PASSWORD"]
+    user, password = stack.airflow.username, stack.airflow.password
     tracked = read_json(f"{run_dir}/tracking.json")
     mlflow = stack.url("mlflow")
     if tracked:

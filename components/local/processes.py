@@ -35,7 +35,7 @@ def spawn(command: Sequence[str], *, environment: dict[str, str], log: Path, fol
 
     Args:
         command: Program and arguments.
-        environment: Variables added to those of this process.
+        environment: All its variables.
         log: File for standard output and error.
         folder: Its working directory.
 
@@ -62,8 +62,7 @@ def _popen(command: Sequence[str], environment: dict[str, str], log: Path, folde
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                # Passed on, not read: a child needs PATH, HOME and the like of its parent.
-                env={**os.environ, **environment},
+                env=environment,
                 start_new_session=True,
             )
     except OSError as error:

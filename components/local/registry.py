@@ -105,6 +105,6 @@ class Registry:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.touch(mode=0o600)  # the environment file holds a password
+    temporary.touch(mode=0o600)
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -14,10 +15,10 @@ import redis
 
 import components
 from components.exceptions import UnavailableError
-from components.local.airflow import AirflowClient, airflow_environment, read_credentials
+from components.local.airflow import USERNAME, AirflowClient, airflow_environment, read_credentials
 from components.local.processes import HOST, choose_port
 from components.local.registry import ServiceRecord
-from components.settings import Settings
+from components.settings import Settings, child_environment
 
 # Tried first, so that addresses are the ones people know.
 _USUAL_PORTS = {"redis": 6379, "mlflow": 5000, "airflow-api": 8080, "recall-api": 8000}
@@ -30,11 +31,12 @@ class Service:
     Attributes:
         name: Key in the registry, and of its log file.
         command: Program and arguments.
-        environment: Variables beyond those of the caller.
+        environment: Variables beyond those that it inherits.
         is_ready: Whether it serves.
         port: Loopback port; 0 for none.
         url: Its address; empty for none.
         code: Hash of the source it runs, where that is ours: changed code is a reason to restart it.
+        credentials: Services whose credentials it inherits (`components.settings.child_environment`).
         timeout_seconds: Longest wait for it to be ready.
     """
 
@@ -45,12 +47,17 @@ class Service:
     port: int = 0
     url: str = ""
     code: str = ""
+    credentials: tuple[str, ...] = ()
     timeout_seconds: float = 180
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
         content = json.dumps([self.command, self.environment, self.code], sort_keys=True)
         object.__setattr__(self, "fingerprint", hashlib.sha256(content.encode()).hexdigest())
+
+    def variables(self) -> dict[str, str]:
+        """All variables of its process."""
+        return child_environment(self.credentials) | self.environment
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,15 @@ class Stack:
 
     Attributes:
         services: In the order of their start.
-        environment: URM_* variables of every process of this project.
+        environment: URM_* variables of every process of this project; none of them is a password.
         airflow: Client of Airflow's API.
-        migrate: Command that prepares Airflow's database, and its environment.
+        migrate: Command that prepares Airflow's database.
     """
 
     services: tuple[Service, ...]
     environment: dict[str, str]
     airflow: AirflowClient
-    migrate: tuple[tuple[str, ...], dict[str, str]]
+    migrate: tuple[str, ...]
 
     def url(self, name: str) -> str:
         """Address of a service."""
@@ -87,7 +94,7 @@ def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: 
     ports = _assign_ports(known)
     urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
     credentials = read_credentials(home / "airflow")
-    client = AirflowClient(urls["airflow-api"], "admin", credentials["password"])
+    client = AirflowClient(urls["airflow-api"], USERNAME, credentials["password"])
     urm = {
         "URM_HOME": str(home),
         "URM_CONFIGS_DIR": str(settings.configs_dir.absolute()),
@@ -95,15 +102,15 @@ def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: 
         "URM_MLFLOW_URI": urls["mlflow"],
         "URM_MLFLOW_PUBLIC_URL": urls["mlflow"],
         "URM_AIRFLOW_URL": urls["airflow-api"],
-        "URM_AIRFLOW_USERNAME": "admin",
-        "URM_AIRFLOW_PASSWORD": credentials["password"],
         "URM_REDIS_URL": f"redis://{HOST}:{ports['redis']}/0",
         "URM_API_URL": urls["recall-api"],
     }
     airflow = {
         **urm,
         **airflow_environment(home / "airflow", project / "dags", urls["airflow-api"], credentials),
-        "PYTHONPATH": str(project),  # the DAG files import the package `dags`
+        # For the notes that the gate leaves; the stages that Airflow starts do not inherit them.
+        "URM_AIRFLOW_USERNAME": USERNAME,
+        "URM_AIRFLOW_PASSWORD": credentials["password"],
     }
     services = (
         _redis(home, ports["redis"]),
@@ -111,7 +118,7 @@ def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: 
         *_airflow(ports["airflow-api"], urls["airflow-api"], airflow, client),
         *_recall(ports["recall-api"], urls["recall-api"], urm, config),
     )
-    return Stack(services, urm, client, ((_program("airflow"), "db", "migrate"), airflow))
+    return Stack(services, urm, client, (_program("airflow"), "db", "migrate"))
 
 
 def _assign_ports(known: dict[str, ServiceRecord]) -> dict[str, int]:
@@ -159,22 +166,29 @@ def _mlflow(home: Path, port: int, url: str) -> Service:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # jobs judge traces of chat models; there are none here
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    return Service("mlflow", command, environment, lambda: _answers(f"{url}/health"), port=port, url=url)
+    return Service(
+        *("mlflow", command, environment, lambda: _answers(f"{url}/health")),
+        port=port,
+        url=url,
+        credentials=("mlflow",),
+    )
 
 
 def _airflow(port: int, url: str, environment: dict[str, str], client: AirflowClient) -> tuple[Service, ...]:
     airflow = _program("airflow")
     api = ("api-server", "--host", HOST, "--port", str(port), "--workers", "1")
+    # A stage can inherit only what Airflow has.
+    service = partial(Service, environment=environment, credentials=("airflow", "mlflow", "redis"))
 
     def is_healthy(component: str) -> Callable[[], bool]:
         return lambda: client.health().get(component) == "healthy"
 
     return (
-        Service("airflow-api", (airflow, *api), environment, is_healthy("metadatabase"), port=port, url=url),
+        service("airflow-api", (airflow, *api), is_ready=is_healthy("metadatabase"), port=port, url=url),
         # Logs are read from the shared folder, so the servers for them on fixed ports are left out.
-        Service("airflow-scheduler", (airflow, "scheduler", "--skip-serve-logs"), environment, is_healthy("scheduler")),
-        Service("airflow-dag-processor", (airflow, "dag-processor"), environment, is_healthy("dag_processor")),
-        Service("airflow-triggerer", (airflow, "triggerer", "--skip-serve-logs"), environment, is_healthy("triggerer")),
+        service("airflow-scheduler", (airflow, "scheduler", "--skip-serve-logs"), is_ready=is_healthy("scheduler")),
+        service("airflow-dag-processor", (airflow, "dag-processor"), is_ready=is_healthy("dag_processor")),
+        service("airflow-triggerer", (airflow, "triggerer", "--skip-serve-logs"), is_ready=is_healthy("triggerer")),
     )
 
 
@@ -190,14 +204,12 @@ def _recall(port: int, url: str, environment: dict[str, str], config: str) -> tu
         except redis.RedisError:
             return False
 
-    code = _hash_source()
+    service = partial(Service, environment=environment, code=_hash_source(), credentials=("feast", "mlflow", "redis"))
     work = ("recall", "worker", "--config", config)
     serve = ("recall", "serve", "--config", config, "--host", HOST, "--port", str(port))
     return (
-        Service("recall-worker", (urm, *work), environment, worker_beats, code=code),
-        Service(
-            "recall-api", (urm, *serve), environment, lambda: _answers(f"{url}/healthz"), port=port, url=url, code=code
-        ),
+        service("recall-worker", (urm, *work), is_ready=worker_beats),
+        service("recall-api", (urm, *serve), is_ready=lambda: _answers(f"{url}/healthz"), port=port, url=url),
     )
 
 

@@ -49,7 +49,7 @@ def _up(settings: Settings, registry: Registry, say: Say, config: str) -> Stack:
     # Airflow's processes need its database; the others start beside that work.
     for service in sorted(missing, key=lambda service: service.name.startswith("airflow")):
         if service.name.startswith("airflow"):
-            _prepare_airflow(stack, home, say)
+            _prepare_airflow(stack, service, home, say)
         running[service.name] = _start(service, home, settings.configs_dir.absolute().parent)
         registry.write(running)
     registry.write_environment(stack.environment)
@@ -86,19 +86,19 @@ def _drop_outdated(stack: Stack, known: dict[str, ServiceRecord], say: Say) -> d
 
 def _start(service: Service, home: Path, folder: Path) -> ServiceRecord:
     log = home / "logs" / f"{service.name}.log"
-    process = spawn(service.command, environment=service.environment, log=log, folder=folder)
+    process = spawn(service.command, environment=service.variables(), log=log, folder=folder)
     return ServiceRecord(process=process, port=service.port, url=service.url, log=log, fingerprint=service.fingerprint)
 
 
-def _prepare_airflow(stack: Stack, home: Path, say: Say) -> None:
-    """Bring Airflow's database to the installed version, once a version."""
+def _prepare_airflow(stack: Stack, service: Service, home: Path, say: Say) -> None:
+    """Bring Airflow's database to the installed version, once per version."""
     stamp = home / "airflow" / "migrated"
     installed = version("apache-airflow")
     if stamp.exists() and stamp.read_text() == installed:
         return
     say("preparing Airflow's database (first start only)")
     log = home / "logs" / "airflow-migrate.log"
-    exit_code = run_to_end(stack.migrate[0], environment=stack.migrate[1], log=log, folder=home)
+    exit_code = run_to_end(stack.migrate, environment=service.variables(), log=log, folder=home)
     if exit_code != 0:
         raise _not_ready("Airflow's database", "a finished migration", f"exit code {exit_code}", log)
     stamp.write_text(installed)
@@ -128,12 +128,12 @@ def _wait_for_dag(stack: Stack) -> None:
                 f"DAG {DAG_ID}",
                 expected="Airflow to have read it",
                 got="; ".join(errors) or f"nothing within {_DAG_TIMEOUT_SECONDS:.0f} s",
-                remedy="mend the file, or look at the log of airflow-dag-processor",
+                remedy="fix the file, or look at the log of airflow-dag-processor",
             )
         time.sleep(_POLL_SECONDS)
 
 
 def _not_ready(subject: str, expected: str, got: str, log: Path) -> UnavailableError:
     return UnavailableError(
-        subject, expected=expected, got=got, remedy=f"its log {log} ends with:\n{tail(log)}\nmend that and run `urm up`"
+        subject, expected=expected, got=got, remedy=f"its log {log} ends with:\n{tail(log)}\nfix that and run `urm up`"
     )

@@ -1,4 +1,4 @@
-"""What both ways of running a stage share: its command line, its result, its links and the gate's decision.
+"""What both ways of running a stage share: its result, its links and the gate's decision.
 
 Only URIs and single numbers travel between tasks; tables and models stay in the run directory.
 """
@@ -6,53 +6,31 @@ Only URIs and single numbers travel between tasks; tables and models stay in the
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import fsspec
 import httpx
-from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.bases.skipmixin import SkipMixin
+from airflow.sdk import BaseOperator, BaseOperatorLink, Context, SkipMixin
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from components.flow import STAGES
-from components.settings import Settings, get_settings
+from components.settings import get_settings
 
 if TYPE_CHECKING:
-    from airflow.sdk.definitions.context import Context
-    from airflow.sdk.types import Logger, TaskInstanceKey
+    from airflow.sdk.types import TaskInstanceKey
 
 USER_ERROR_EXIT_CODE = 2
 API_TIMEOUT_SECONDS = 20.0
 NOTE_LENGTH = 1000  # characters Airflow keeps
 
-
-def stage_arguments(stage: str, context: Context) -> list[str]:
-    """Arguments of `urm` for this task, from the params of its DAG run."""
-    params = context["params"]
-    arguments = [stage, "--config", params["config"], "--run-dir", get_settings().run_dir(context["run_id"])]
-    for override in params["overrides"] or []:
-        arguments += ["--set", override]
-    if params["force"]:
-        arguments.append("--force")
-    arguments += [f"--{flag.replace('_', '-')}" for flag in STAGES[stage].flags if params[flag]]
-    return arguments
-
-
-def stage_environment(context: Context, settings: Settings | None = None) -> dict[str, str]:
-    """URM_* variables that lead from the stage's traces back to this DAG run."""
-    settings = settings or get_settings()
-    return {
-        "URM_AIRFLOW_DAG_ID": context["dag"].dag_id,
-        "URM_AIRFLOW_RUN_ID": context["run_id"],
-        "URM_AIRFLOW_URL": settings.airflow_url,
-    }
+log = logging.getLogger(__name__)
 
 
 def raise_for_exit_code(stage: str, exit_code: int, message: str) -> None:
     """Turn the exit code of `urm <stage>` into what Airflow should do next.
 
     Raises:
-        AirflowFailException: A mistake in the input (exit code 2); no retry can mend it.
+        AirflowFailException: A mistake in the input (exit code 2); no retry can fix it.
         AirflowException: Anything else that is not success; the task is tried again.
     """
     if exit_code == 0:
@@ -118,12 +96,12 @@ class StageMixin(SkipMixin):
         link = mlflow_run_url(context["run_id"])
         tracked = f"\n\n[MLflow run]({link})" if link else ""
         text = f"**{heading}**\n\n{verdict['verdict']}\n{reasons}"
-        write_notes(self.log, text[: NOTE_LENGTH - len(tracked)] + tracked, context)
+        write_notes(text[: NOTE_LENGTH - len(tracked)] + tracked, context)
         if not passed and not promote_anyway:
             self.skip(context["ti"], cast(BaseOperator, self).get_flat_relatives(upstream=False))
 
 
-def write_notes(log: Logger, text: str, context: Context) -> None:
+def write_notes(text: str, context: Context) -> None:
     """Put the text (at most NOTE_LENGTH characters) on this task instance and on its DAG run, through the REST API.
 
     The task SDK of Airflow 3.3 has no call for it. A note that cannot be written is a warning, no failure: the same

@@ -1,8 +1,17 @@
-"""Parameters that every DAG takes: which configuration, and what differs from it."""
+"""Parameters that every DAG takes, and the command line and environment that a stage gets from them.
+
+The functions are values of template fields: Airflow calls them when a task starts, and shows what they return in the
+tab *Rendered Templates*.
+"""
 
 from __future__ import annotations
 
-from airflow.sdk import Param
+from typing import Any
+
+from airflow.sdk import Context, Param
+
+from components.flow import STAGES
+from components.settings import get_settings, setting_variables
 
 CONFIG = Param(
     "complete_journey",
@@ -25,3 +34,28 @@ FORCE = Param(
     title="Force",
     description="Compute every stage again, even where an equal result exists.",
 )
+
+
+def stage_arguments(stage: str, context: Context, jinja_env: Any = None) -> list[str]:
+    """Arguments of `urm` for a stage, from the params of its DAG run."""
+    params = context["params"]
+    arguments = [stage, "--config", params["config"], "--run-dir", get_settings().run_dir(context["run_id"])]
+    for override in params["overrides"] or []:
+        arguments += ["--set", override]
+    if params["force"]:
+        arguments.append("--force")
+    return arguments + [f"--{flag.replace('_', '-')}" for flag in STAGES[stage].flags if params[flag]]
+
+
+def link_variables(context: Context, jinja_env: Any = None) -> dict[str, str]:
+    """Settings that lead from the traces of a command back to this DAG run."""
+    return {
+        "URM_AIRFLOW_DAG_ID": context["dag"].dag_id,
+        "URM_AIRFLOW_RUN_ID": context["run_id"],
+        "URM_AIRFLOW_URL": get_settings().airflow_url,
+    }
+
+
+def process_variables(context: Context, jinja_env: Any = None) -> dict[str, str]:
+    """Settings of a command that runs on this machine; none of them holds credentials."""
+    return setting_variables() | link_variables(context)

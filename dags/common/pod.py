@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException
 
-from dags.common.outcome import MlflowLink, StageMixin, raise_for_exit_code, stage_arguments, stage_environment
-
-if TYPE_CHECKING:
-    from airflow.sdk.definitions.context import Context
-    from kubernetes.client import models as k8s
+from dags.common.outcome import MlflowLink, StageMixin, raise_for_exit_code
+from dags.common.params import stage_arguments
 
 
 class UrmPodOperator(KubernetesPodOperator):
@@ -19,15 +18,6 @@ class UrmPodOperator(KubernetesPodOperator):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(do_xcom_push=False, **kwargs)
-
-    def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> k8s.V1Pod:
-        """The pod, with this DAG run's environment."""
-        if context is not None:
-            self.env_vars = stage_environment(context)
-            resources = self.container_resources
-            if resources is not None and "nvidia.com/gpu" in resources.limits:
-                self.env_vars["URM_DEVICE"] = "cuda"  # or an image for the CPU would train beside an idle GPU
-        return super().build_pod_request_obj(context, dry_run=dry_run)
 
     def execute(self, context: Context) -> None:
         """Run the pod; a deferrable one goes on in `trigger_reentry`."""
@@ -51,8 +41,7 @@ class UrmPodOperator(KubernetesPodOperator):
         statuses = (pod.status.container_statuses if pod is not None and pod.status else None) or []
         for status in statuses:
             if status.name == self.base_container_name and status.state and status.state.terminated:
-                command = self.arguments[0] if self.arguments else self.task_id  # after a wait a stage has none yet
-                raise_for_exit_code(command, status.state.terminated.exit_code, str(error))
+                raise_for_exit_code(self.arguments[0], status.state.terminated.exit_code, str(error))
 
 
 class StagePodOperator(UrmPodOperator, StageMixin):
@@ -68,14 +57,8 @@ class StagePodOperator(UrmPodOperator, StageMixin):
     operator_extra_links = (MlflowLink(),)
 
     def __init__(self, *, stage: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(arguments=partial(stage_arguments, stage), **kwargs)
         self.stage = stage
-
-    def build_pod_request_obj(self, context: Context | None = None, *, dry_run: bool = False) -> k8s.V1Pod:
-        """The pod, with this DAG run's arguments and environment."""
-        if context is not None:
-            self.arguments = stage_arguments(self.stage, context)
-        return super().build_pod_request_obj(context, dry_run=dry_run)
 
     def execute(self, context: Context) -> None:
         """Run the pod and read the stage's result."""

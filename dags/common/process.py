@@ -7,39 +7,46 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, Context
 
-from components.settings import get_settings
-from dags.common.outcome import MlflowLink, StageMixin, raise_for_exit_code, stage_arguments, stage_environment
+from components.flow import STAGES
+from components.settings import child_environment, get_settings
+from dags.common.outcome import MlflowLink, StageMixin, raise_for_exit_code
+from dags.common.params import process_variables, stage_arguments
 
-if TYPE_CHECKING:
-    from airflow.sdk.definitions.context import Context
-
+URM = Path(sys.executable).with_name("urm")
 # Airflow kills the task's own process five seconds after it asked it to stop.
 KILL_AFTER_SECONDS = 3
 
 
-class UrmProcess(BaseOperator):
-    """`urm …` in its own process group; its output is the task's log."""
+class UrmProcessOperator(BaseOperator):
+    """`urm …` in its own process group; its output is the task's log.
 
+    Args:
+        arguments: What follows `urm`, or a function of the context that returns it; may be mapped over.
+        credentials: Services whose credentials the process needs: `mlflow`, `redis`.
+    """
+
+    template_fields: Sequence[str] = ("arguments", "environment")
     ui_color = "#e8f0fe"
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(
+        self, *, arguments: list[str] | Callable[..., list[str]], credentials: Collection[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.arguments: Any = arguments  # a list once rendered
+        self.environment: Any = process_variables  # a dictionary once rendered
+        self.credentials = sorted(credentials)
         self._hook: SubprocessHook | None = None
 
-    def run_urm(self, command: str, arguments: Sequence[str], context: Context) -> None:
+    def execute(self, context: Context) -> None:
         """Run the command to its end.
-
-        Args:
-            command: What messages call it.
-            arguments: Arguments of `urm`.
-            context: Of the running task.
 
         Raises:
             AirflowFailException: The input is wrong; not tried again.
@@ -47,14 +54,14 @@ class UrmProcess(BaseOperator):
         """
         self._hook = SubprocessHook()
         outcome = self._hook.run_command(
-            [*_die_with_parent(), str(Path(sys.executable).with_name("urm")), *arguments],
-            env={**os.environ, **stage_environment(context), "PYTHONUNBUFFERED": "1"},
+            [*_die_with_parent(), str(URM), *self.arguments],
+            env={**child_environment(self.credentials), **self.environment, "PYTHONUNBUFFERED": "1"},
             cwd=str(get_settings().configs_dir.absolute().parent),
         )
-        raise_for_exit_code(command, outcome.exit_code, outcome.output)
+        raise_for_exit_code(self.arguments[0], outcome.exit_code, outcome.output)
 
     def on_kill(self) -> None:
-        """Stop the stage's whole process group: politely, then for good."""
+        """Stop the whole process group: SIGTERM first, then SIGKILL."""
         process = self._hook.sub_process if self._hook else None
         if process is None or process.poll() is not None:
             return
@@ -65,7 +72,7 @@ class UrmProcess(BaseOperator):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-class StageProcessOperator(UrmProcess, StageMixin):
+class StageProcessOperator(UrmProcessOperator, StageMixin):
     """`urm <stage> …`, which leaves a result.json.
 
     Args:
@@ -73,10 +80,9 @@ class StageProcessOperator(UrmProcess, StageMixin):
     """
 
     operator_extra_links = (MlflowLink(),)
-    template_fields: Sequence[str] = ()
 
     def __init__(self, *, stage: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(arguments=partial(stage_arguments, stage), credentials=STAGES[stage].credentials, **kwargs)
         self.stage = stage
 
     def execute(self, context: Context) -> None:
@@ -86,31 +92,8 @@ class StageProcessOperator(UrmProcess, StageMixin):
             AirflowFailException: The input is wrong; not tried again.
             AirflowException: Any other failure, or a success that left no result.
         """
-        self.run_urm(self.stage, stage_arguments(self.stage, context), context)
+        super().execute(context)
         self.finish(context)
-
-
-class CommandProcessOperator(UrmProcess):
-    """Any `urm` command.
-
-    Args:
-        arguments: What follows `urm`; may be mapped over.
-    """
-
-    template_fields: Sequence[str] = ("arguments",)
-
-    def __init__(self, *, arguments: list[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.arguments = arguments
-
-    def execute(self, context: Context) -> None:
-        """Run the command.
-
-        Raises:
-            AirflowFailException: The input is wrong; not tried again.
-            AirflowException: Any other failure.
-        """
-        self.run_urm(self.arguments[0], self.arguments, context)
 
 
 def _die_with_parent() -> list[str]:

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import BaseOperator, Param, XComArg
-from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.sdk import BaseOperator, Context, Param, XComArg
 
 from components.flow import FLOWS, STAGES, Resources, direct_inputs
 from components.settings import Settings, get_settings
+from dags.common.params import link_variables
 
 POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
@@ -79,8 +80,8 @@ def flag_params(flow: str) -> dict[str, Param]:
 
 def command_tasks(
     task_id: str, commands: XComArg, *, doc: str, resources: Resources, settings: Settings | None = None
-) -> MappedOperator:
-    """One task per command, each in a slot of the pool `compute`.
+) -> XComArg:
+    """One task per command, each in a slot of the pool `compute`; returns what `chain` takes.
 
     Args:
         task_id: Name of the mapped task.
@@ -95,10 +96,10 @@ def command_tasks(
         from dags.common.pod import UrmPodOperator
 
         pod = pod_arguments(task_id, resources, settings)
-        return UrmPodOperator.partial(**common, **pod, deferrable=True).expand(arguments=commands)
-    from dags.common.process import CommandProcessOperator
+        return UrmPodOperator.partial(**common, **pod, deferrable=True).expand(arguments=commands).output
+    from dags.common.process import UrmProcessOperator
 
-    return CommandProcessOperator.partial(**common).expand(arguments=commands)
+    return UrmProcessOperator.partial(**common, credentials=["mlflow"]).expand(arguments=commands).output
 
 
 def _common(task_id: str, doc: str, resources: Resources) -> dict[str, Any]:
@@ -106,6 +107,12 @@ def _common(task_id: str, doc: str, resources: Resources) -> dict[str, Any]:
     pool = {"pool": POOL} if resources.pool else {}
     timeout = timedelta(hours=resources.hours)
     return {"task_id": task_id, "owner": OWNER, "doc_md": doc, "execution_timeout": timeout, **pool, **RETRY_POLICY}
+
+
+def _pod_variables(gpus: int, context: Context, jinja_env: Any = None) -> dict[str, str]:
+    """Variables that a pod gets beside those of the cluster, which its template names."""
+    # Otherwise an image for the CPU would train beside an idle GPU.
+    return link_variables(context) | ({"URM_DEVICE": "cuda"} if gpus else {})
 
 
 def pod_arguments(task_id: str, resources: Resources, settings: Settings) -> dict[str, Any]:
@@ -118,6 +125,7 @@ def pod_arguments(task_id: str, resources: Resources, settings: Settings) -> dic
         "namespace": settings.namespace,
         "image": settings.image,
         "cmds": ["urm"],
+        "env_vars": partial(_pod_variables, resources.gpus),
         "pod_template_file": str(POD_TEMPLATE),
         "container_resources": k8s.V1ResourceRequirements(
             requests={"cpu": resources.cpu, "memory": resources.memory}, limits=limits

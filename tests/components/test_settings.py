@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from components.exceptions import ConfigError
-from components.settings import Settings, get_settings
+from components.settings import Settings, child_environment, get_settings, setting_variables
 from tests.worlds import REPOSITORY
 
 
@@ -85,3 +85,31 @@ def test_a_run_id_of_airflow_makes_a_safe_folder() -> None:
 def test_a_password_is_not_printed() -> None:
     settings = Settings(airflow_password=SecretStr("hunter2"))
     assert "hunter2" not in f"{settings!r} {settings}"
+
+
+def test_every_secret_is_marked_as_the_credentials_of_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new field of type SecretStr without a mark would reach every process."""
+    secrets = {name for name, field in Settings.model_fields.items() if field.annotation is SecretStr}
+    assert secrets
+    for name in secrets:
+        monkeypatch.setenv(f"URM_{name.upper()}", "hunter2")
+    assert "hunter2" not in setting_variables().values()
+    assert "hunter2" not in child_environment(["mlflow", "redis", "feast"]).values()
+
+
+def test_a_child_inherits_what_is_listed_and_the_credentials_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "MLFLOW_TRACKING_TOKEN": "a", "URM_REDIS_URL": "b", "AIRFLOW_CONN_X": "c", "URM_RUNS_URI": "d", "RANK": "1",
+        "AWS_PROFILE": "e", "UNKNOWN": "f", "URM_UNKNOWN": "g", "FEAST_REGISTRY_URI": "h",
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    def inherited(*credentials: str) -> set[str]:
+        return given.keys() & child_environment(credentials)
+
+    always = {"URM_RUNS_URI", "RANK", "AWS_PROFILE"}
+    assert inherited() == always
+    assert inherited("mlflow", "redis") == always | {"MLFLOW_TRACKING_TOKEN", "URM_REDIS_URL"}
+    assert inherited("airflow", "feast") == always | {"AIRFLOW_CONN_X", "FEAST_REGISTRY_URI"}
+    assert given.keys() & setting_variables() == {"URM_RUNS_URI", "RANK"}

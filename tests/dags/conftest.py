@@ -21,10 +21,9 @@ class RecordingTask:
     """Stands for the running task instance: keeps what is pushed as XCom."""
 
     dag_id = "recall_training"
-    map_index = -1
 
-    def __init__(self, task_id: str, run_id: str) -> None:
-        self.task_id, self.run_id = task_id, run_id
+    def __init__(self, task_id: str, run_id: str, map_index: int) -> None:
+        self.task_id, self.run_id, self.map_index = task_id, run_id, map_index
         self.pushed: dict[str, Any] = {}
 
     def xcom_push(self, key: str, value: Any) -> None:
@@ -51,14 +50,39 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_context():
     """Context of a task of a run, as Airflow hands it to `execute`."""
 
-    def make(task_id: str, **params: Any) -> dict[str, Any]:
+    def make(task_id: str, map_index: int = -1, **params: Any) -> dict[str, Any]:
         run_id = "manual__2026-11-25T10:00:00+00:00"
         given = {"config": "complete_journey", "overrides": [], "promote_anyway": False, "force": False} | params
         return {
             "params": given,
             "run_id": run_id,
-            "dag": SimpleNamespace(dag_id="recall_training"),
-            "ti": RecordingTask(task_id, run_id),
+            "dag": SimpleNamespace(dag_id="recall_training", params={}),
+            "dag_run": SimpleNamespace(conf={}),
+            "ti": RecordingTask(task_id, run_id, map_index),
         }
 
     return make
+
+
+@pytest.fixture
+def render(make_context):
+    """Fills in a task's templates as Airflow does before `execute`; returns the task and its context."""
+
+    def fill(task, map_index: int = -1, **params: Any):
+        context = make_context(task.task_id, map_index, **params)
+        task.render_template_fields(context)
+        return task, context
+
+    return fill
+
+
+@pytest.fixture
+def run(render):
+    """Renders and executes a task; returns its context."""
+
+    def execute(task, **params: Any):
+        task, context = render(task, **params)
+        task.execute(context)
+        return context
+
+    return execute

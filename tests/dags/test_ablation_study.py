@@ -100,21 +100,40 @@ def test_a_missing_grid_ends_the_plan(home):
         plan_commands({"grid": "none", "config": "complete_journey", "overrides": []}, "run")
 
 
-def test_a_command_task_runs_urm(home, make_context):
-    from dags.common.process import CommandProcessOperator
+def test_a_command_task_runs_urm(home, run):
+    from dags.common.process import UrmProcessOperator
 
-    task = CommandProcessOperator(task_id="show", arguments=["show"])
-    task.execute(make_context("show"))
+    run(UrmProcessOperator(task_id="show", arguments=["show"]))
 
 
-def test_a_mistake_in_a_command_is_not_tried_again(home, make_context):
+def test_a_mistake_in_a_command_is_not_tried_again(home, run):
     from airflow.sdk.exceptions import AirflowFailException
 
-    from dags.common.process import CommandProcessOperator
+    from dags.common.process import UrmProcessOperator
 
-    task = CommandProcessOperator(task_id="variant", arguments=["ablation", "run", "--variant", "none"])
+    task = UrmProcessOperator(task_id="variant", arguments=["ablation", "run", "--variant", "none"])
     with pytest.raises(AirflowFailException, match=r"exit code 2: .*option --variant: expected one of main, h_1"):
-        task.execute(make_context("variant"))
+        run(task)
+
+
+@pytest.mark.parametrize("executor", ["local", "kubernetes"])
+def test_the_rendered_tab_shows_each_mapped_command(executor, home, render):
+    from airflow.sdk import DAG
+
+    from components.settings import Settings
+    from dags.common.tasks import command_tasks
+
+    with DAG("mapped", schedule=None):
+        commands = [["show"], ["show", "--set", "seed=1"]]
+        mapped = command_tasks(
+            "variant", commands, doc="A test.", resources=Resources(hours=1), settings=Settings(executor=executor)
+        ).operator
+    _, context = render(mapped, map_index=1)
+    shown = context["task"]
+    assert shown.arguments == ["show", "--set", "seed=1"]
+    environment = shown.environment if executor == "local" else shown.env_vars
+    assert environment["URM_AIRFLOW_DAG_ID"] == "recall_training"
+    assert {"arguments", "environment" if executor == "local" else "env_vars"} <= set(shown.template_fields)
 
 
 def test_on_kubernetes_the_commands_become_pods(monkeypatch):
@@ -136,7 +155,7 @@ def test_on_kubernetes_the_commands_become_pods(monkeypatch):
             doc="A test.",
             resources=Resources(hours=1 / 12, gpus=1),
             settings=Settings(executor="kubernetes"),
-        )
+        ).operator
     assert mapped.operator_class is UrmPodOperator
     assert mapped.partial_kwargs["deferrable"] is True
     assert mapped.partial_kwargs["cmds"] == ["urm"]
@@ -159,4 +178,4 @@ def test_import_is_light():
     )
     heavy, ours = output.stdout.splitlines()[-2:]
     assert heavy == "[]"
-    assert ours == str(["components.exceptions", "components.settings"])
+    assert ours == str(["components.exceptions", "components.flow", "components.settings"])

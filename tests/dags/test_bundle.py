@@ -1,4 +1,4 @@
-"""The repository as a DAG bundle from git: what Airflow finds in a clone that is not on PYTHONPATH."""
+"""DAG bundles: a clone of the repository, as its root or with `subdir: dags`, read where nothing else leads to it."""
 
 from __future__ import annotations
 
@@ -9,36 +9,46 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.worlds import REPOSITORY
 
-PARSE = """
+# What Airflow's DAG processor does with each file of a bundle, and its task runner with the file of a task.
+READ = """
 import json, sys
-from pathlib import Path
-from airflow.dag_processing.dagbag import BundleDagBag  # what the DAG processor and a task's process load a bundle by
+from airflow.dag_processing.bundles.local import LocalDagBundle
+from airflow.dag_processing.dagbag import BundleDagBag
 
-clone = Path(sys.argv[1])
-bag = BundleDagBag(dag_folder=str(clone), bundle_path=clone, bundle_name="urm")
-files = sorted(stats.file for stats in bag.dagbag_stats)
-print(json.dumps({"dags": sorted(bag.dags), "errors": bag.import_errors, "files": files}))
+bundle = LocalDagBundle(name="clone", path=sys.argv[1])
+bundle.initialize()
+bag = BundleDagBag(bundle.path, bundle_path=bundle.path, bundle_name=bundle.name)
+from dags.common import tasks
+print(json.dumps({
+    "dags": sorted(bag.dags), "errors": bag.import_errors, "files": sorted(bag.file_last_changed),
+    "helpers": tasks.__file__, "template": tasks.POD_TEMPLATE.is_file(),
+}))
 """
 
 
-def test_a_clone_is_a_bundle_whose_dags_import_their_helpers(tmp_path: Path) -> None:
-    clone, environment = tmp_path / "clone", tmp_path / "environment"
-    shutil.copytree(REPOSITORY / "dags", clone / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.mark.parametrize("subdir", ["", "dags"])
+def test_a_clone_is_a_bundle(tmp_path: Path, subdir: str) -> None:
+    clone = tmp_path / "clone"
+    for name in ("components", "dags", "k8s", "tests"):
+        shutil.copytree(REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / ".airflowignore", clone)
-    (clone / "tests").mkdir()
-    (clone / "tests" / "test_dag.py").write_text("raise RuntimeError('airflow parses a file that is no dag')")
-    environment.mkdir()
-    (environment / "components").symlink_to(REPOSITORY / "components")  # stands for the installed package
-
-    variables = {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "PYTHONPATH": str(environment)}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PARSE, str(clone)],
-        cwd=tmp_path, env={**os.environ, **variables}, capture_output=True, text=True, check=True,
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-P", "-c", READ, str(clone / subdir)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment | {"AIRFLOW_HOME": str(tmp_path / "airflow")},
+        check=False,
     )  # fmt: skip
-    found = json.loads(done.stdout.splitlines()[-1])
-    names = sorted(path.stem for path in (REPOSITORY / "dags").glob("*.py") if path.stem != "__init__")
-    assert found["errors"] == {}
-    assert found["dags"] == names
-    assert found["files"] == [f"dags/{name}.py" for name in names]
+    assert process.returncode == 0, process.stderr
+    read = json.loads(process.stdout.splitlines()[-1])
+    files = sorted(str(path) for path in (clone / "dags").glob("*.py") if path.stem != "__init__")
+    assert read == {
+        "dags": [Path(file).stem for file in files],
+        "errors": {},
+        "files": files,
+        "helpers": str(clone / "dags" / "common" / "tasks.py"),
+        "template": True,
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.local.airflow import AirflowClient
+from components.local.airflow import USERNAME, AirflowClient, read_credentials
 from components.local.registry import Registry
 from components.settings import Settings
 from tests.worlds import REPOSITORY
@@ -52,9 +52,8 @@ class Urm:
     @cached_property
     def airflow(self) -> AirflowClient:
         """Client of the running Airflow."""
-        settings = self.settings
-        password = settings.airflow_password.get_secret_value()
-        return AirflowClient(settings.airflow_url, settings.airflow_username, password)
+        password = read_credentials(self.home / "airflow")["password"]
+        return AirflowClient(self.settings.airflow_url, USERNAME, password)
 
 
 @pytest.fixture(scope="session")

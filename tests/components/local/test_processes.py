@@ -38,11 +38,11 @@ def start(tmp_path):
 
 
 def test_a_process_gets_environment_folder_and_log(tmp_path):
-    script = "import os; print(os.environ['URM_HOME'], os.getcwd())"
+    script = "import os; print(os.environ['URM_HOME'], os.getcwd(), 'PATH' in os.environ)"
     log = tmp_path / "logs" / "out.log"
     command = (sys.executable, "-c", script)
     assert run_to_end(command, environment={"URM_HOME": "here"}, log=log, folder=tmp_path) == 0
-    assert log.read_text().split() == ["here", str(tmp_path)]
+    assert log.read_text().split() == ["here", str(tmp_path), "False"]
 
 
 def test_exit_code_of_a_program_that_fails(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import redis
 
 from components.exceptions import UnavailableError
 from components.local import stack as stack_module
+from components.local.airflow import read_credentials
 from components.local.processes import find
 from components.local.registry import Registry
 from components.local.services import Service, describe_stack
@@ -154,6 +156,34 @@ def test_a_service_that_is_never_ready_is_named_with_its_log(settings, only):
 
 
 def test_secrets_are_made_once_and_stay_private(settings):
-    first = describe_stack(settings, {}, CONFIG).environment["URM_AIRFLOW_PASSWORD"]
-    assert describe_stack(settings, {}, CONFIG).environment["URM_AIRFLOW_PASSWORD"] == first
+    first = describe_stack(settings, {}, CONFIG).airflow.password
+    assert describe_stack(settings, {}, CONFIG).airflow.password == first
     assert (settings.home / "airflow" / "credentials.json").stat().st_mode & 0o077 == 0
+
+
+def test_only_airflow_has_the_secrets_of_airflow(settings, monkeypatch):
+    given = {"URM_AIRFLOW_PASSWORD": "callers", "AIRFLOW__API_AUTH__JWT_SECRET": "callers", "GITHUB_TOKEN": "callers"}
+    for name, value in (given | {"AWS_SECRET_ACCESS_KEY": "s3", "URM_DEVICE": "cpu"}).items():
+        monkeypatch.setenv(name, value)
+    stack = describe_stack(settings, {}, CONFIG)
+    secrets = {*read_credentials(settings.home / "airflow").values(), "callers"}
+    assert not secrets & set(stack.environment.values())
+    for service in stack.services:
+        variables = service.variables()
+        assert bool(secrets & set(variables.values())) is service.name.startswith("airflow-"), service.name
+        assert "GITHUB_TOKEN" not in variables
+        if service.name.startswith("recall-"):
+            assert {"AWS_SECRET_ACCESS_KEY", "PATH", "URM_DEVICE", "URM_REDIS_URL", "URM_MLFLOW_URI"} <= set(variables)
+
+
+def test_a_service_has_no_more_than_its_variables(settings, only, monkeypatch):
+    monkeypatch.setenv("URM_AIRFLOW_PASSWORD", "callers")
+    output = settings.home.absolute() / "environment.json"
+    script = f"import json, os, time; json.dump(dict(os.environ), open({str(output)!r}, 'w')); time.sleep(60)"
+    probe = Service("probe", (sys.executable, "-c", script), {"URM_PROBE": "1"}, output.exists)
+    only(extra=(probe,))
+    up(settings, lambda _: None, CONFIG)
+    variables = json.loads(output.read_text())
+    variables.pop("LC_CTYPE", None)  # Python's own, in the C locale
+    assert variables == probe.variables() | {"URM_PROBE": "1"}
+    assert "URM_AIRFLOW_PASSWORD" not in variables

@@ -113,8 +113,7 @@ def test_a_note_that_cannot_be_written_is_a_warning(home, monkeypatch, make_cont
     monkeypatch.setenv("URM_AIRFLOW_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("URM_AIRFLOW_PASSWORD", "secret")
     get_settings.cache_clear()
-    log = logging.getLogger("note")
     with caplog.at_level(logging.WARNING):
-        write_notes(log, "text", make_context("gate"))
+        write_notes("text", make_context("gate"))
     assert "No note written: Airflow at http://127.0.0.1:9" in caplog.text
     assert "secret" not in caplog.text

@@ -13,7 +13,7 @@ SETTINGS = Settings(executor="kubernetes", image="registry.example/urm:1.2.3", n
 
 
 @pytest.fixture
-def render(home, make_context, monkeypatch):
+def render_pod(home, render, monkeypatch):
     monkeypatch.setenv("URM_RUNS_URI", "s3://bucket/runs")
     monkeypatch.setenv("URM_AIRFLOW_URL", "http://airflow.example")
     from kubernetes.client import ApiClient
@@ -21,16 +21,15 @@ def render(home, make_context, monkeypatch):
     from dags.common.tasks import stage_task
 
     def make(stage, **params):
-        operator = stage_task(stage, SETTINGS)
-        context = make_context(stage, **params)
+        operator, context = render(stage_task(stage, SETTINGS), **params)
         operator._get_ti_pod_labels = lambda *_, **__: {"dag_id": "recall_training", "task_id": stage}
         return ApiClient().sanitize_for_serialization(operator.build_pod_request_obj(context, dry_run=True))
 
     return make
 
 
-def test_command_line(render):
-    container = render("ingest", overrides=["source.max_users=150"], force=True)["spec"]["containers"][0]
+def test_command_line(render_pod):
+    container = render_pod("ingest", overrides=["source.max_users=150"], force=True)["spec"]["containers"][0]
     assert container["command"] == ["urm"]
     assert container["args"] == [
         "ingest",
@@ -45,17 +44,26 @@ def test_command_line(render):
     assert container["image"] == "registry.example/urm:1.2.3"
 
 
-def test_only_release_is_told_to_go_on_anyway(render):
-    told = [stage for stage in ("gate", "release", "promote") if "--promote-anyway" in _arguments(render, stage)]
+def test_the_rendered_tab_shows_arguments_and_environment(home, render):
+    from dags.common.tasks import stage_task
+
+    task, _ = render(stage_task("release", SETTINGS), promote_anyway=True)
+    assert {"arguments", "env_vars"} <= set(task.template_fields)
+    assert (task.arguments[0], task.arguments[-1]) == ("release", "--promote-anyway")
+    assert task.env_vars["URM_AIRFLOW_RUN_ID"] == "manual__2026-11-25T10:00:00+00:00"
+
+
+def test_only_release_is_told_to_go_on_anyway(render_pod):
+    told = [stage for stage in ("gate", "release", "promote") if "--promote-anyway" in _arguments(render_pod, stage)]
     assert told == ["release"]
 
 
-def _arguments(render, stage):
-    return render(stage, promote_anyway=True)["spec"]["containers"][0]["args"]
+def _arguments(render_pod, stage):
+    return render_pod(stage, promote_anyway=True)["spec"]["containers"][0]["args"]
 
 
-def test_environment_leads_back_to_airflow_and_to_the_cluster_settings(render):
-    container = render("encode")["spec"]["containers"][0]
+def test_environment_leads_back_to_airflow_and_to_the_cluster_settings(render_pod):
+    container = render_pod("encode")["spec"]["containers"][0]
     values = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert values["URM_AIRFLOW_DAG_ID"] == "recall_training"
     assert values["URM_AIRFLOW_RUN_ID"] == "manual__2026-11-25T10:00:00+00:00"
@@ -63,29 +71,31 @@ def test_environment_leads_back_to_airflow_and_to_the_cluster_settings(render):
     assert [list(source) for source in container["envFrom"]] == [["configMapRef"], ["secretRef"]]
 
 
-def test_sft_alone_asks_for_a_gpu(render):
+def test_sft_alone_asks_for_a_gpu(render_pod):
     with_gpu = {
-        stage for stage in STAGES if "nvidia.com/gpu" in render(stage)["spec"]["containers"][0]["resources"]["limits"]
+        stage
+        for stage in STAGES
+        if "nvidia.com/gpu" in render_pod(stage)["spec"]["containers"][0]["resources"]["limits"]
     }
     assert with_gpu == {"sft"}
 
 
-def test_a_pod_with_a_gpu_uses_it_or_fails(render):
+def test_a_pod_with_a_gpu_uses_it_or_fails(render_pod):
     def device(stage):
-        variables = render(stage)["spec"]["containers"][0]["env"]
+        variables = render_pod(stage)["spec"]["containers"][0]["env"]
         return [variable["value"] for variable in variables if variable["name"] == "URM_DEVICE"]
 
     assert (device("sft"), device("encode")) == (["cuda"], [])
 
 
-def test_a_pod_ends_with_its_task_and_is_never_restarted(render):
-    spec = render("gate")["spec"]
+def test_a_pod_ends_with_its_task_and_is_never_restarted(render_pod):
+    spec = render_pod("gate")["spec"]
     assert spec["activeDeadlineSeconds"] == 600
     assert spec["restartPolicy"] == "Never"
 
 
-def test_the_template_hardens_the_pod(render):
-    pod = render("validate")
+def test_the_template_hardens_the_pod(render_pod):
+    pod = render_pod("validate")
     assert pod["metadata"]["namespace"] == "recommend"
     assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == "urm"
     assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "validate"
@@ -93,11 +103,11 @@ def test_the_template_hardens_the_pod(render):
     assert pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
 
 
-def test_the_pod_is_valid_kubernetes(render):
+def test_the_pod_is_valid_kubernetes(render_pod):
     import kubernetes_validate
 
     for stage in ("ingest", "sft"):
-        kubernetes_validate.validate(render(stage), "1.33", strict=True)
+        kubernetes_validate.validate(render_pod(stage), "1.33", strict=True)
 
 
 def test_long_stages_wait_without_a_worker():
@@ -126,7 +136,7 @@ def _command_pod(task_id):
 
 @pytest.mark.parametrize("kind", ["stage", "command"])
 @pytest.mark.parametrize(("code", "retried"), [(2, False), (1, True), (3, True), (137, True)])
-def test_exit_code_of_the_pod_decides_about_a_retry(kind, code, retried, home, make_context, monkeypatch):
+def test_exit_code_of_the_pod_decides_about_a_retry(kind, code, retried, home, run, monkeypatch):
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
     from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
@@ -141,7 +151,7 @@ def test_exit_code_of_the_pod_decides_about_a_retry(kind, code, retried, home, m
     monkeypatch.setattr(KubernetesPodOperator, "execute", fail)
     command = "show" if kind == "command" else "gate"
     with pytest.raises(AirflowException, match=f"urm {command} ended with exit code {code}") as caught:
-        operator.execute(make_context("gate"))
+        run(operator)
     assert isinstance(caught.value, AirflowFailException) is not retried
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import threading
 import time
 
 import psutil
 import pytest
+
+from components.settings import get_settings
 
 
 @pytest.fixture
@@ -18,27 +22,26 @@ def make_task(home):
     return lambda stage: StageProcessOperator(task_id=stage, stage=stage)
 
 
-def test_success_leaves_an_address_and_numbers_but_no_data(make_task, make_context):
-    context = make_context("ingest", overrides=["source.max_users=5"])
-    make_task("ingest").execute(context)
+def test_success_leaves_an_address_and_numbers_but_no_data(make_task, run):
+    context = run(make_task("ingest"), overrides=["source.max_users=5"])
     summary = context["ti"].pushed["summary"]
     assert summary["result"].endswith("/runs/manual__2026-11-25T10-00-00-00-00/ingest/result.json")
     assert summary["counts"]["users"] == 5
     assert summary["reused_from"] is None
 
 
-def test_a_mistake_in_the_input_is_not_tried_again(make_task, make_context):
+def test_a_mistake_in_the_input_is_not_tried_again(make_task, run):
     from airflow.sdk.exceptions import AirflowFailException
 
     with pytest.raises(AirflowFailException, match=r"urm ingest ended with exit code 2: .*no_such_config"):
-        make_task("ingest").execute(make_context("ingest", config="no_such_config"))
+        run(make_task("ingest"), config="no_such_config")
 
 
-def test_a_missing_earlier_stage_is_not_tried_again(make_task, make_context):
+def test_a_missing_earlier_stage_is_not_tried_again(make_task, run):
     from airflow.sdk.exceptions import AirflowFailException
 
     with pytest.raises(AirflowFailException, match=r"run `urm ingest` with the same"):
-        make_task("validate").execute(make_context("validate"))
+        run(make_task("validate"))
 
 
 def _when_running(task, act):
@@ -58,24 +61,24 @@ def _when_running(task, act):
     return thread
 
 
-def test_a_killed_stage_is_tried_again(make_task, make_context):
+def test_a_killed_stage_is_tried_again(make_task, run):
     from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
     task = make_task("ingest")
     thread = _when_running(task, lambda process: os.kill(process.pid, signal.SIGKILL))
     with pytest.raises(AirflowException, match="exit code -9") as caught:
-        task.execute(make_context("ingest"))
+        run(task)
     thread.join()
     assert not isinstance(caught.value, AirflowFailException)
 
 
-def test_on_kill_ends_the_whole_group(make_task, make_context):
+def test_on_kill_ends_the_whole_group(make_task, run):
     from airflow.sdk.exceptions import AirflowException
 
     task = make_task("ingest")
     thread = _when_running(task, lambda _: task.on_kill())
     with pytest.raises(AirflowException, match="exit code -15"):
-        task.execute(make_context("ingest"))
+        run(task)
     thread.join()
     with pytest.raises(ProcessLookupError):
         os.killpg(task._hook.sub_process.pid, 0)
@@ -83,3 +86,56 @@ def test_on_kill_ends_the_whole_group(make_task, make_context):
 
 def test_on_kill_before_the_start_does_nothing(make_task):
     make_task("ingest").on_kill()
+
+
+# Everything that must not reach a stage, and what only some stages need.
+SECRETS = {
+    "AIRFLOW__API_AUTH__JWT_SECRET": "jwt", "AIRFLOW__API__SECRET_KEY": "key", "AIRFLOW_CONN_DB": "postgres://u:p@h/d",
+    "URM_AIRFLOW_PASSWORD": "admins", "GITHUB_TOKEN": "token", "FEAST_REGISTRY_URI": "postgres://u:p@h/d",
+}  # fmt: skip
+MLFLOW = {"MLFLOW_TRACKING_PASSWORD": "tracked", "URM_MLFLOW_URI": "http://u:p@mlflow"}
+REDIS = {"URM_REDIS_URL": "redis://:p@redis/0"}
+PLAIN = {"AWS_SECRET_ACCESS_KEY": "s3", "OMP_NUM_THREADS": "1", "URM_DEVICE": "cpu", "OTEL_SERVICE_NAME": "urm"}
+
+
+@pytest.fixture
+def printed(monkeypatch, tmp_path):
+    """Has the program `urm` print its environment; gives a function that reads it after a task has run."""
+    program = tmp_path / "bin" / "urm"
+    program.parent.mkdir()
+    output = tmp_path / "environment.json"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, os\njson.dump(dict(os.environ), open({str(output)!r}, 'w'))\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr("dags.common.process.URM", program)
+    for name, value in (SECRETS | MLFLOW | REDIS | PLAIN).items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    return lambda: json.loads(output.read_text())
+
+
+@pytest.mark.parametrize(("stage", "needed"), [("features", {}), ("sft", MLFLOW), ("promote", MLFLOW | REDIS)])
+def test_a_process_has_no_secret_that_its_stage_does_not_need(make_task, render, printed, stage, needed):
+    from dags.common.process import UrmProcessOperator
+
+    task, context = render(make_task(stage))
+    UrmProcessOperator.execute(task, context)
+    found = printed()
+    watched = SECRETS | MLFLOW | REDIS | PLAIN
+    assert {name: value for name, value in found.items() if name in watched} == PLAIN | needed
+    assert found["PATH"] == os.environ["PATH"]
+
+
+def test_the_rendered_tab_shows_the_command_and_its_settings(make_task, render, printed, home):
+    task, _ = render(make_task("release"), overrides=["urm.max_steps=5"], promote_anyway=True)
+    assert task.template_fields == ("arguments", "environment")
+    assert task.arguments == [
+        *("release", "--config", "complete_journey", "--run-dir"),
+        f"{home}/runs/manual__2026-11-25T10-00-00-00-00",
+        *("--set", "urm.max_steps=5", "--promote-anyway"),
+    ]
+    assert task.environment["URM_DEVICE"] == "cpu"
+    assert task.environment["URM_HOME"] == str(home)
+    assert task.environment["URM_AIRFLOW_RUN_ID"] == "manual__2026-11-25T10:00:00+00:00"
+    assert not (SECRETS | MLFLOW | REDIS).keys() & task.environment.keys()
