@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks.docs import REPOSITORY, main
-from benchmarks.records import SEEDS, find_behaviour_tasks, find_mean_lift, pool_seeds, restrict
+from benchmarks.records import SEEDS, Table, find_behaviour_tasks, find_mean_lift, pool_seeds, restrict
 
-TABLES = {"two": lambda: "| a |\n| --- |\n| 2 |", "three": lambda: "| a |\n| --- |\n| 3 |"}
+TABLES: dict[str, Table] = {"two": lambda: "| a |\n| --- |\n| 2 |", "three": lambda: "| a |\n| --- |\n| 3 |"}
 BLOCKS = "# Title\n\n<!-- table: two -->\nold\n<!-- /table -->\n\nText.\n\n<!-- table: three -->\n<!-- /table -->\n"
 FILLED = BLOCKS.replace("old", TABLES["two"]()).replace("three -->\n", f"three -->\n{TABLES['three']()}\n")
 
