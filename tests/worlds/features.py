@@ -12,6 +12,7 @@ import pytest
 from components.config import RunConfig
 from components.engines.duckdb import open_engine
 from components.features.log import read_log
+from tests.worlds import make_settings
 from tests.worlds.logs import Event, make_config, write_events
 
 __all__ = ["engine", "logged"]  # fixtures
@@ -19,7 +20,7 @@ __all__ = ["engine", "logged"]  # fixtures
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[ibis.BaseBackend]:
-    with open_engine(tmp_path / "spill", Settings(num_threads=1)) as engine:
+    with open_engine(tmp_path / "spill", make_settings(tmp_path)) as engine:
         yield engine
 
 
