@@ -35,7 +35,7 @@ PAGES = sorted(
     for path in REPOSITORY.glob(pattern)
 )
 OF_THEIR_DAY = ("docs/adr", "docs/results/notebook")
-CODE = ("components", "dags", "benchmarks", "feature_repo")
+CODE = ("components", "dags", "benchmarks", "feature_repo", "tests")
 COMMENTED = ("k8s/**/*.y*ml", "k8s/**/Dockerfile", "configs/**/*.yaml", "Makefile", "pyproject.toml", ".airflowignore")
 FOLDERS = ("components", "dags", "benchmarks", "feature_repo", "configs", "docs", "k8s", "tests", ".ci")
 
@@ -88,7 +88,7 @@ def _exists(root: Path, path: str) -> bool:
 
 @cache
 def _file_names() -> frozenset[str]:
-    return frozenset(path.name for folder in (*CODE, "tests") for path in (REPOSITORY / folder).rglob("*.py"))
+    return frozenset(path.name for folder in CODE for path in (REPOSITORY / folder).rglob("*.py"))
 
 
 # --- settings, keys, modules -----------------------------------------------------------------------------------------

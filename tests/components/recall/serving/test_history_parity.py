@@ -96,7 +96,7 @@ def run_features(engine: ibis.BaseBackend, events: list[Event], length: int) -> 
 
 
 def offline_context(row: dict[str, Any]) -> UserContext:
-    """The context one microsecond after the user's newest event, as `features.contexts` counts ages."""
+    """The context one microsecond after the user's newest event, as `components.features.contexts` counts ages."""
     cut_us = row["last_us"] + 1
     return UserContext(
         item_ids=np.array(row["history_item_ids"], dtype=np.int64),
