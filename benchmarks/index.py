@@ -38,9 +38,10 @@ from components.settings import get_settings
 from components.studies.finished import FinishedRun
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
+from components.urm.retrieval.exact import ExactIndex
 from components.urm.retrieval.exhaustive import recall_of, top_of_all
-from components.urm.retrieval.faiss_kinds import KINDS, build_approximate, choose_kind
-from components.urm.retrieval.index import build_index, read_candidates, search
+from components.urm.retrieval.faiss_kinds import KINDS, build_approximate, choose_kind, save_index
+from components.urm.retrieval.index import read_candidates, search
 from components.urm.retrieval.users import UserVectors
 
 K = 100
@@ -158,12 +159,12 @@ def build(bench: Bench, kind: str) -> dict[str, Any]:
     """Build an index and write it."""
     catalogue, start = bench.catalogue, time.perf_counter()
     if kind == "exact":
-        index = build_index(catalogue.item_ids, np.concatenate(list(catalogue.blocks())))
+        index = ExactIndex(catalogue.item_ids, np.concatenate(list(catalogue.blocks())))
     else:
         index = build_approximate(kind, catalogue.item_ids, catalogue.blocks, bench.seed)
     built = time.perf_counter()
     path = bench.index_path(kind)
-    faiss.write_index(index, str(path))
+    save_index(index, path)
     written = time.perf_counter()
     for _ in catalogue.blocks():
         pass

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import torch
@@ -31,7 +30,7 @@ from components.urm.data.request import Floats, Ids, RecallRequest, UserContext
 from components.urm.network.build import NewModel
 from components.urm.network.files import load_model
 from components.urm.network.model import Urm, UrmOutput
-from components.urm.retrieval.index import read_candidates, search
+from components.urm.retrieval.index import CandidateIndex, read_candidates, search
 from components.urm.retrieval.users import Combine, UserVectors
 
 CONTEXTS_PER_PASS = 8  # of some 400 tokens each: enough to keep a CPU's cores busy
@@ -41,7 +40,7 @@ class UrmRecaller:
     """A loaded model with its item table and, for top-K, its candidates."""
 
     def __init__(
-        self, model: Urm, builder: BatchBuilder, combine: Combine, index: faiss.IndexIDMap | None = None
+        self, model: Urm, builder: BatchBuilder, combine: Combine, index: CandidateIndex | None = None
     ) -> None:
         """Wrap a model in memory; `load` reads one from files."""
         self.model = model
@@ -90,12 +89,12 @@ class UrmRecaller:
     @property
     def num_candidates(self) -> int:
         """Items that can be recalled."""
-        return int(self._index().ntotal)
+        return len(self._index().item_ids)
 
     @property
     def candidate_ids(self) -> Ids:
         """Items that can be recalled, in the order of the index."""
-        return np.asarray(faiss.vector_to_array(self._index().id_map), dtype=np.int64)
+        return self._index().item_ids.copy()  # the index may hold a view of its file
 
     def encode_users(self, requests: Sequence[RecallRequest]) -> UserVectors:
         """User vectors in the order of the requests."""
@@ -169,7 +168,7 @@ class UrmRecaller:
     def _device(self) -> torch.device:
         return self.model.user_head.log_scale.device
 
-    def _index(self) -> faiss.IndexIDMap:
+    def _index(self) -> CandidateIndex:
         if self.index is None:
             raise MissingInputError(
                 "recall", expected="candidates", got="none", remedy="pass `candidates` to UrmRecaller.load"

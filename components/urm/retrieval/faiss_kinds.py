@@ -15,15 +15,19 @@ centring the query as well would take μ · v off the score of item v.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import faiss
 import numpy as np
+import torch
 
 from components.exceptions import DataError
 from components.urm.data.request import Floats, Ids
+from components.urm.retrieval.exact import ExactIndex
+from components.urm.retrieval.users import Combine, UserVectors, combine_scores
 
 Kind = Literal["exact", "ivf_sq8", "pq"]
 KINDS: tuple[Kind, ...] = ("exact", "ivf_sq8", "pq")  # the more exact first
@@ -33,6 +37,7 @@ BLOCK = 50_000  # items added at a time
 SAMPLES_PER_CELL = 50  # that k-means sees
 KMEANS_ROUNDS = 10
 LEAST_DEPTH = 350  # asked for by any search of an approximate index
+_NOT_FOUND = np.finfo(np.float32).min  # the score that faiss gives a place it cannot fill
 Blocks = Iterable[Floats]
 
 
@@ -76,8 +81,66 @@ def count_samples(num_items: int) -> int:
     return min(num_items, max(SAMPLES_PER_CELL * count_cells(num_items), 10_000))
 
 
-def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int) -> faiss.IndexIDMap:
-    """An approximate inner-product index that answers with item ids.
+class FaissIndex:
+    """Candidates in an approximate index of faiss."""
+
+    def __init__(self, index: faiss.IndexIDMap) -> None:
+        """Take an index whose ids ascend."""
+        self.inner = index
+        self.item_ids: Ids = _view_ids(index)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.inner.d)
+
+    def vectors_of(self, item_ids: Ids) -> Floats:
+        """Vectors [n, d] of some of the items, as the index keeps them to score the best again."""
+        vectors: Floats = self.inner.index.reconstruct_batch(np.searchsorted(self.item_ids, item_ids))
+        return vectors
+
+    def search(
+        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None
+    ) -> tuple[list[Ids], list[Floats]]:
+        """Best items of each request, see `CandidateIndex`: H searches, their union, the combined score.
+
+        Items of a user's history are always scored. Under `logsumexp` and `mean` the others are the best of the union
+        of the H searches, with exact scores.
+        """
+        num_requests, _, width = users.vectors.shape
+        longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
+        depth = min(max(k + longest, LEAST_DEPTH), len(self.item_ids))
+        flat = np.ascontiguousarray(users.vectors.reshape(-1, width), dtype=np.float32)
+        scores, items = self.inner.search(flat, depth)
+        scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
+        found_items, found_scores = [], []
+        for row, vectors in enumerate(users.vectors):
+            found = scores[row] > _NOT_FOUND
+            union, best = _union(items[row][found], scores[row][found])
+            copied, raised = self._keep_known(users.copy_items[row], users.copy_scores[row])
+            others = ~np.isin(union, copied)
+            union = np.concatenate([union[others], copied])
+            asked = copied if combine == "max" else union  # under `max`, a search's own score is the combined one
+            combined = combine_scores(torch.from_numpy(self.vectors_of(asked) @ vectors.T), combine).numpy()
+            best = np.concatenate([best[others], combined]) if combine == "max" else combined
+            best[len(best) - len(copied) :] += raised
+            if exclude is not None:
+                allowed = ~np.isin(union, exclude[row])
+                union, best = union[allowed], best[allowed]
+            order = np.lexsort((union, -best))[:k]
+            found_items.append(union[order])
+            found_scores.append(best[order])
+        return found_items, found_scores
+
+    def _keep_known(self, item_ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
+        """Those of some items that the index has, with their scores."""
+        places = np.searchsorted(self.item_ids, item_ids)
+        known = self.item_ids[np.minimum(places, len(self.item_ids) - 1)] == item_ids
+        return item_ids[known], scores[known]
+
+
+def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int) -> FaissIndex:
+    """An approximate inner-product index.
 
     Args:
         kind: One of KINDS but `exact`.
@@ -104,7 +167,52 @@ def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], s
     for ids, block in _pair(item_ids, blocks()):
         index.add_with_ids(block, ids)
     cells.quantizer.metric_type = faiss.METRIC_INNER_PRODUCT  # items lie in the nearest cell; now rank cells by score
-    return index
+    return FaissIndex(index)
+
+
+def save_index(index: ExactIndex | FaissIndex, path: Path) -> None:
+    """Write an index to a file of faiss."""
+    if isinstance(index, FaissIndex):
+        faiss.write_index(index.inner, str(path))
+        return
+    flat = faiss.IndexIDMap2(faiss.IndexFlatIP(index.width))
+    flat.add_with_ids(index.vectors, index.item_ids)
+    faiss.write_index(flat, str(path))
+
+
+def load_index(path: Path) -> ExactIndex | FaissIndex:
+    """An index whose vectors stay in the file: processes that serve one release share them in the page cache.
+
+    Raises:
+        DataError: The index does not answer with item ids.
+    """
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    if not isinstance(index, faiss.IndexIDMap):
+        raise DataError(
+            f"candidates {path}",
+            expected="an index that answers with item ids",
+            got=type(index).__name__,
+            remedy="build the release again",
+        )
+    inner = faiss.downcast_index(index.index)
+    if not isinstance(inner, faiss.IndexFlat):
+        return FaissIndex(index)
+    vectors = faiss.rev_swig_ptr(inner.get_xb(), index.ntotal * inner.d).reshape(index.ntotal, inner.d)
+    return ExactIndex(_view_ids(index), vectors, owner=index)
+
+
+def _view_ids(index: faiss.IndexIDMap) -> Ids:
+    """The index's own ids, not copied."""
+    return faiss.rev_swig_ptr(index.id_map.data(), index.ntotal)
+
+
+def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
+    """Distinct items in ascending order, each with its best score."""
+    order = np.lexsort((-scores, items))
+    items, scores = items[order], scores[order]
+    first = np.ones(len(items), dtype=bool)
+    first[1:] = items[1:] != items[:-1]
+    return items[first], scores[first]
 
 
 def _pair(item_ids: Ids, blocks: Blocks) -> Iterator[tuple[Ids, Floats]]:
@@ -162,22 +270,3 @@ def _train_cells(kind: Kind, projected: Floats, num_items: int, seed: int) -> fa
     cells.train(projected)
     cells.nprobe = max(round(num_cells * SHAPES[kind].probes), 1)
     return cells
-
-
-def keep_known(index: faiss.IndexIDMap, item_ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
-    """Those of some items that an approximate index has, with their scores."""
-    ids = _id_view(index)
-    places = np.searchsorted(ids, item_ids)
-    known = ids[np.minimum(places, len(ids) - 1)] == item_ids
-    return item_ids[known], scores[known]
-
-
-def gather(index: faiss.IndexIDMap, item_ids: Ids) -> Floats:
-    """Vectors [n, d] of items that an approximate index has, as it keeps them to score the best again."""
-    vectors: Floats = index.index.reconstruct_batch(np.searchsorted(_id_view(index), item_ids))
-    return vectors
-
-
-def _id_view(index: faiss.IndexIDMap) -> Ids:
-    """The index's own ids, not copied."""
-    return faiss.rev_swig_ptr(index.id_map.data(), index.ntotal)

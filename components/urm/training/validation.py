@@ -12,7 +12,7 @@ from components.urm.data.examples import Example
 from components.urm.data.request import Ids
 from components.urm.inference import UrmRecaller
 from components.urm.network.model import Urm
-from components.urm.retrieval.index import build_index
+from components.urm.retrieval.exact import ExactIndex
 
 
 class Validation:
@@ -33,7 +33,7 @@ class Validation:
         training = model.training
         model.eval()
         recaller = UrmRecaller(model, self.builder, self.combine)
-        recaller.index = build_index(self.item_ids, recaller.encode_items(self.item_ids))
+        recaller.index = ExactIndex(self.item_ids, recaller.encode_items(self.item_ids))
         found, _ = recaller.recall([example.request for example in self.examples], self.k)
         model.train(training)
         shares: dict[str, list[float]] = {}
