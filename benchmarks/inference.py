@@ -1,7 +1,7 @@
 """Speed of the recall inference: all tasks of a batch of users at once, against one request after another.
 
     fast    as a worker does it: user vectors of `recall.batch_size` users with all their tasks, then one exact top-K
-    naive   the same model in float32, one request a pass, and a search in a faiss index of the same vectors for each
+    naive   the same model in float32, one request per pass, and a search in a faiss index of the same vectors for each
 
     python -m benchmarks.inference --config complete_journey --run-dir default --output inference.json
 
@@ -50,7 +50,7 @@ class Clock:
         return now
 
     def shares(self) -> dict[str, float]:
-        """What part of the whole each took."""
+        """Share of each part in the total."""
         total = sum(self.seconds.values())
         return {part: seconds / total for part, seconds in self.seconds.items()}
 

@@ -1,12 +1,12 @@
 """Exact top-K of a whole catalogue: one matrix product for all requests, block by block of its items.
 
-    n requests · H user vectors each · N items · d width of a vector · w items a request that are scored again
+    n requests · H user vectors each · N items · d width of a vector · w items per request that are rescored
 
-A search of one vector reads the whole catalogue from memory for two operations a number; a product of hundreds of
-vectors reads it once. Where the hardware multiplies bfloat16, a first pass in it chooses w = k + SPARE items a request,
-and these are scored again in float32: eight bits cannot rank, but they tell what may be among the best. The scores are
-exact; an item can be missing only if SPARE others overtake it by rounding alone (benchmarks/inference.py counts them).
-Pairs of a request and an item that are treated apart (own, excluded) are sparse: a row, a place, and a score to add.
+Searching one vector at a time reads the whole catalogue from memory for two operations per number; one product of
+hundreds of vectors reads it once. Where the hardware multiplies bfloat16, a first pass in it selects w = k + SPARE
+items per request, which are rescored in float32: eight bits cannot rank, but they can select. The scores are exact; an
+item can be missing only if SPARE others overtake it by rounding (benchmarks/inference.py measures this). Copy scores
+and exclusions are sparse: a row, a place, and a score to add.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from components.device import has_bfloat16
 from components.urm.data.request import Floats, Ids
 from components.urm.retrieval.users import Combine, UserVectors, combine_scores
 
-SPARE = 100  # items scored again beyond the k wanted
-BLOCK = 2048  # items of a product; its scores are an instance's largest piece of memory
-COARSE_FROM = 128  # user vectors; a product of fewer costs less than turning the catalogue to bfloat16
+SPARE = 100  # items rescored beyond k
+BLOCK = 2048  # items per product; its scores dominate the memory of a process
+COARSE_FROM = 128  # user vectors; with fewer, converting the catalogue to bfloat16 costs more than it saves
 _NOWHERE = -torch.inf
 
 
 class Pairs(NamedTuple):
-    """Pairs of requests and items, with what the item's score is raised by.
+    """Pairs of requests and items, with a score to add.
 
     Attributes:
         rows: Requests [p].
@@ -42,12 +42,12 @@ class Pairs(NamedTuple):
     scores: torch.Tensor
 
     def add(self, scores: torch.Tensor, start: int) -> None:
-        """Raise scores [n, b] of a block of items that starts at a place."""
+        """Add to scores [n, b] of a block of items that starts at a place."""
         here = (self.places >= start) & (self.places < start + scores.shape[1])
         scores[self.rows[here], self.places[here] - start] += self.scores[here]
 
     def at(self, places: torch.Tensor, num_items: int) -> torch.Tensor:
-        """What the scores of items, by their places [n, w], are raised by."""
+        """Scores to add for items by their places [n, w]."""
         if not len(self.rows):
             return torch.zeros(places.shape)
         keys, order = (self.rows * num_items + self.places).sort()
@@ -58,18 +58,18 @@ class Pairs(NamedTuple):
 
 def find_places(item_ids: Ids, wanted: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Places of some items among the ids of a catalogue, and which of them it has; the others' places mean nothing."""
-    order = np.argsort(item_ids, kind="stable")  # at once where they ascend, as they mostly do
+    order = np.argsort(item_ids, kind="stable")  # fast where they ascend, as they mostly do
     places = order[np.searchsorted(item_ids, wanted, sorter=order).clip(max=len(order) - 1)]
     return places, item_ids[places] == wanted
 
 
 def find_pairs(item_ids: Ids, items: Sequence[Ids], scores: Sequence[Floats] | None = None) -> Pairs:
-    """Pairs of each request with those of its items that the catalogue has; without scores they are put out of reach.
+    """Pairs of each request and its items in the catalogue; without scores they are excluded.
 
     Args:
         item_ids: The catalogue [N].
-        items: Distinct, one array a request.
-        scores: Theirs.
+        items: Distinct, one array per request.
+        scores: Scores to add.
     """
     flat = np.concatenate([np.empty(0, dtype=np.int64), *items])
     rows = np.repeat(np.arange(len(items)), [len(mine) for mine in items])
@@ -79,7 +79,7 @@ def find_pairs(item_ids: Ids, items: Sequence[Ids], scores: Sequence[Floats] | N
 
 
 class ExactIndex:
-    """Candidates in memory or in a mapped file, every one of them compared."""
+    """Candidates in memory or in a mapped file; a search compares all of them."""
 
     def __init__(self, item_ids: Ids, vectors: Floats, owner: object = None) -> None:
         """Take distinct item ids [N] and their vectors [N, d]; `owner` holds their memory where they are views."""
@@ -107,7 +107,7 @@ class ExactIndex:
             scores, places = _best(self._blocks(), queries.bfloat16(), k + SPARE, combine, pairs)
             again = _score_again(torch.from_numpy(self.vectors), queries, places, combine)
             again = again + pairs.raised.at(places, len(self.item_ids))
-            scores = torch.where(scores == _NOWHERE, scores, again)  # what is out stays out
+            scores = torch.where(scores == _NOWHERE, scores, again)  # excluded stays excluded
         return _sort(self.item_ids, scores, places, k)
 
     def _blocks(self) -> Iterable[torch.Tensor]:
@@ -165,7 +165,7 @@ def _best(
         products = queries @ block.to(queries.dtype).T  # [n * H, b]
         scores = combine_scores(products.float().view(num_requests, num_vectors, -1).transpose(1, 2), combine)
         pairs.raised.add(scores, start)
-        scores = scores.nan_to_num_(nan=_NOWHERE, posinf=_NOWHERE)  # a damaged vector is nobody's best
+        scores = scores.nan_to_num_(nan=_NOWHERE, posinf=_NOWHERE)  # a damaged vector is never found
         pairs.excluded.add(scores, start)
         best, kept = torch.cat([best, scores], dim=1).topk(min(wanted, best.shape[1] + len(block)), sorted=False)
         where = torch.cat([where, torch.arange(start, start + len(block)).expand(num_requests, -1)], dim=1)

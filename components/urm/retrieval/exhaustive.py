@@ -1,4 +1,4 @@
-"""The k best of all items by brute force, block by block: what an approximate index is measured against.
+"""The k best of all items by brute force, block by block: the reference for approximate indexes.
 
 E requests · H user vectors · d their width · B items of a block
 """
@@ -38,7 +38,7 @@ def top_of_all(
 
 
 def recall_of(found: Sequence[Ids], exact: Sequence[Ids]) -> float:
-    """Mean share of the exact items that were found; a request without any counts as answered."""
+    """Mean share of the exact items that were found; a request without exact items counts as 1."""
     return float(
         np.mean([np.isin(want, got).mean() if len(want) else 1.0 for got, want in zip(found, exact, strict=True)])
     )

@@ -1,15 +1,15 @@
 """Kinds of candidate index, chosen by the size of the catalogue (ADR 16).
 
     exact      every item compared, in 32 bits
-    ivf_sq8    the items of the nearest cells, by leading principal components in 8 bits; the best again in 16 bits
-    pq         the same by product codes of 4 bits that are scanned in registers; the best again in 4 bits
+    ivf_sq8    items of the nearest cells, by leading principal components in 8 bits; the best rescored in 16 bits
+    pq         the same by product codes of 4 bits, scanned in registers; the best rescored in 4 bits
 
     n items · d width of an item's vector · r leading principal components
 
 Inner products of vectors of any length need care in two places. Cells come from Euclidean k-means and are ranked by the
-inner product with their centre as it is, which is the mean score of the cell: faiss's own way, spherical k-means, does
-not know how long the vectors of a cell are, and length is popularity here. And the projection leaves the mean in:
-centring the query as well would take μ · v off the score of item v.
+inner product with their centre, which is the mean score of the cell: faiss's default, spherical k-means, ignores the
+length of the vectors, which encodes popularity here. And the projection keeps the mean: centring the query would
+subtract μ · v from the score of item v.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from components.urm.retrieval.exact import ExactIndex
 from components.urm.retrieval.users import Combine, UserVectors, combine_scores
 
 Kind = Literal["exact", "ivf_sq8", "pq"]
-KINDS: tuple[Kind, ...] = ("exact", "ivf_sq8", "pq")  # the more exact first
+KINDS: tuple[Kind, ...] = ("exact", "ivf_sq8", "pq")  # most exact first
 EXACT_UP_TO, IVF_SQ8_UP_TO = 100_000, 2_000_000  # items
 
 BLOCK = 50_000  # items added at a time
-SAMPLES_PER_CELL = 50  # that k-means sees
+SAMPLES_PER_CELL = 50  # for k-means
 KMEANS_ROUNDS = 10
-LEAST_DEPTH = 350  # asked for by any search of an approximate index
-_NOT_FOUND = np.finfo(np.float32).min  # the score that faiss gives a place it cannot fill
+MIN_DEPTH = 350  # of every search of an approximate index
+_NOT_FOUND = np.finfo(np.float32).min  # faiss's score of an empty place
 Blocks = Iterable[Floats]
 
 
@@ -46,10 +46,10 @@ class Shape:
     """Constants of an approximate kind; measured by benchmarks/index.py.
 
     Attributes:
-        components: r, leading principal components that the cells hold.
+        components: r, leading principal components in the cells.
         probes: Share of the cells searched.
-        factor: Items scored again, a multiple of those asked for: the more, the more alike a catalogue's items are.
-        again: How whole vectors are kept to score the best again, a type of faiss's scalar quantizer.
+        factor: Items rescored, as a multiple of those asked for; more where items are more similar.
+        again: Type of faiss's scalar quantizer for the whole vectors that rescore the best.
     """
 
     components: int
@@ -65,19 +65,19 @@ SHAPES: dict[Kind, Shape] = {
 
 
 def choose_kind(num_items: int) -> Kind:
-    """The kind for a catalogue of so many items."""
+    """The kind for a catalogue of this size."""
     if num_items <= EXACT_UP_TO:
         return "exact"
     return "ivf_sq8" if num_items <= IVF_SQ8_UP_TO else "pq"
 
 
 def count_cells(num_items: int) -> int:
-    """Cells of an approximate index: the power of two nearest to 4 √n, but at least 39 items a cell."""
+    """Cells of an approximate index: the power of two nearest to 4 √n, with at least 39 items per cell."""
     return 1 << max(round(math.log2(min(4 * math.sqrt(num_items), num_items / 39))), 0)
 
 
 def count_samples(num_items: int) -> int:
-    """Items that an approximate index is trained on."""
+    """Number of items that train an approximate index."""
     return min(num_items, max(SAMPLES_PER_CELL * count_cells(num_items), 10_000))
 
 
@@ -95,7 +95,7 @@ class FaissIndex:
         return int(self.inner.d)
 
     def vectors_of(self, item_ids: Ids) -> Floats:
-        """Vectors [n, d] of some of the items, as the index keeps them to score the best again."""
+        """Vectors [n, d] of some of the items, as the index keeps them for rescoring."""
         vectors: Floats = self.inner.index.reconstruct_batch(np.searchsorted(self.item_ids, item_ids))
         return vectors
 
@@ -109,7 +109,7 @@ class FaissIndex:
         """
         num_requests, _, width = users.vectors.shape
         longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
-        depth = min(max(k + longest, LEAST_DEPTH), len(self.item_ids))
+        depth = min(max(k + longest, MIN_DEPTH), len(self.item_ids))
         flat = np.ascontiguousarray(users.vectors.reshape(-1, width), dtype=np.float32)
         scores, items = self.inner.search(flat, depth)
         scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
@@ -120,7 +120,7 @@ class FaissIndex:
             copied, raised = self._keep_known(users.copy_items[row], users.copy_scores[row])
             others = ~np.isin(union, copied)
             union = np.concatenate([union[others], copied])
-            asked = copied if combine == "max" else union  # under `max`, a search's own score is the combined one
+            asked = copied if combine == "max" else union  # under `max`, the best score found is the combined one
             combined = combine_scores(torch.from_numpy(self.vectors_of(asked) @ vectors.T), combine).numpy()
             best = np.concatenate([best[others], combined]) if combine == "max" else combined
             best[len(best) - len(copied) :] += raised
@@ -133,7 +133,7 @@ class FaissIndex:
         return found_items, found_scores
 
     def _keep_known(self, item_ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
-        """Those of some items that the index has, with their scores."""
+        """Items that the index has, with their scores."""
         places = np.searchsorted(self.item_ids, item_ids)
         known = self.item_ids[np.minimum(places, len(self.item_ids) - 1)] == item_ids
         return item_ids[known], scores[known]
@@ -145,11 +145,11 @@ def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], s
     Args:
         kind: One of KINDS but `exact`.
         item_ids: All ids, ascending [n].
-        blocks: Gives the vectors of all items in the order of the ids, some at a time; called twice.
-        seed: Of k-means and rotation; equal input gives an equal index.
+        blocks: Yields the vectors of all items in blocks, in the order of the ids; called twice.
+        seed: Seed of k-means and rotation; equal input gives an equal index.
 
     Raises:
-        DataError: The ids are not ascending, or are not one a vector.
+        DataError: The ids are not ascending, or do not match the vectors one to one.
     """
     shape = SHAPES[kind]
     sample = _draw_sample(item_ids, blocks(), seed)
@@ -159,14 +159,14 @@ def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], s
     again = faiss.IndexScalarQuantizer(width, shape.again, faiss.METRIC_INNER_PRODUCT)
     again.train(sample)
     del sample
-    again.codes.resize(len(item_ids) * again.code_size)  # once, or growing would take half as much again
+    again.codes.resize(len(item_ids) * again.code_size)  # allocated once: growing would need half as much again
     again.codes.resize(0)
     refined = faiss.IndexRefine(faiss.IndexPreTransform(project, cells), again)
     refined.k_factor = shape.factor
     index = faiss.IndexIDMap(refined)
     for ids, block in _pair(item_ids, blocks()):
         index.add_with_ids(block, ids)
-    cells.quantizer.metric_type = faiss.METRIC_INNER_PRODUCT  # items lie in the nearest cell; now rank cells by score
+    cells.quantizer.metric_type = faiss.METRIC_INNER_PRODUCT  # items are in their nearest cells: now rank cells
     return FaissIndex(index)
 
 
@@ -216,7 +216,7 @@ def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
 
 
 def _pair(item_ids: Ids, blocks: Blocks) -> Iterator[tuple[Ids, Floats]]:
-    """Ids beside the vectors of each block."""
+    """Ids and vectors of each block."""
     start = 0
     for block in blocks:
         yield item_ids[start : start + len(block)], np.ascontiguousarray(block, dtype=np.float32)
@@ -224,21 +224,21 @@ def _pair(item_ids: Ids, blocks: Blocks) -> Iterator[tuple[Ids, Floats]]:
 
 
 def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:
-    """Vectors to train on, drawn without replacement."""
+    """Training vectors, drawn without replacement."""
     num_items = len(item_ids)
     chosen = np.sort(np.random.default_rng(seed).choice(num_items, count_samples(num_items), replace=False))
     sample = np.empty((0, 0), dtype=np.float32)
     start = 0
     for block in blocks:
         if not start:
-            sample = np.empty((len(chosen), block.shape[1]), dtype=np.float32)  # once: it is gigabytes of ten millions
+            sample = np.empty((len(chosen), block.shape[1]), dtype=np.float32)  # once: it can take gigabytes
         low, high = np.searchsorted(chosen, [start, start + len(block)])
         sample[low:high] = block[chosen[low:high] - start]
         start += len(block)
     if start != num_items or (np.diff(item_ids) <= 0).any():
         raise DataError(
             "index",
-            expected="one vector an item, the item ids ascending",
+            expected="one vector per item and ascending item ids",
             got=f"{start} vectors and {num_items} ids",
             remedy="sort vectors and ids",
         )
@@ -246,7 +246,7 @@ def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:
 
 
 def _train_projection(sample: Floats, components: int) -> faiss.PCAMatrix:
-    """The leading components, turned at random so that each says about as much as the next; an even number of them."""
+    """The leading components, rotated at random so that each carries equal variance; an even number of them."""
     project = faiss.PCAMatrix(sample.shape[1], min(components, min(sample.shape) // 2 * 2), 0, True)
     project.train(sample)
     project.have_bias = False

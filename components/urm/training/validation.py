@@ -16,7 +16,7 @@ from components.urm.retrieval.exact import ExactIndex
 
 
 class Validation:
-    """Measures Recall@k, hits / min(targets, k): what of an example's targets the k best of all items hold."""
+    """Measures Recall@k, hits / min(targets, k): the share of an example's targets among the k best of all items."""
 
     def __init__(
         self, examples: Sequence[Example], item_ids: Ids, builder: BatchBuilder, config: UrmConfig, k: int

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from components.urm.network.heads import (
-    FIRST_OWN_GAIN,
+    FIRST_COPY_GAIN,
     FIRST_POPULARITY_GAINS,
     POPULARITY_KNOTS,
     HeadInputs,
@@ -123,7 +123,7 @@ def test_own_items_score_what_the_gain_makes_of_their_match_and_unknown_places_n
                 queries=torch.zeros(3, 8),
             )
         )
-    expected = FIRST_OWN_GAIN * torch.nn.functional.softplus(habit) * known
+    expected = FIRST_COPY_GAIN * torch.nn.functional.softplus(habit) * known
     torch.testing.assert_close(own, expected[[0, 1, 1]])
 
 

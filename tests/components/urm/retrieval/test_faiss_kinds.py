@@ -148,7 +148,7 @@ def test_a_handful_of_items_is_enough(kind, vectors, users):
 
 @pytest.mark.parametrize("ids", [IDS[:999], IDS[999::-1], np.zeros(1000, dtype=np.int64)])
 def test_ids_that_do_not_fit_are_refused(ids, vectors):
-    with pytest.raises(DataError, match="expected one vector an item, the item ids ascending"):
+    with pytest.raises(DataError, match="expected one vector per item and ascending item ids"):
         build_approximate("ivf_sq8", ids, lambda: [vectors[:1000]], seed=0)
 
 
