@@ -102,5 +102,5 @@ def test_a_query_task_may_have_a_guidance_as_well(recaller, tables, config):
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_guidance_is_refused(ask, text):
-    with pytest.raises(DataError, match="guidance: expected a text, got none; say in a few words what is wanted"):
+    with pytest.raises(DataError, match="guidance: expected a text, got none; describe in a few words what to recall"):
         ask(text)

@@ -88,7 +88,7 @@ def test_excluded_items_do_not_appear_and_leave_no_gap(index, users):
 
 
 @pytest.mark.parametrize("combine", ["max", "mean", "logsumexp"])
-def test_own_items_are_scored_and_raised_wherever_they_lie(index, users, combine):
+def test_copied_items_are_scored_wherever_they_lie(index, users, combine):
     without, _ = search(index, without_own(users), NUM_ITEMS, combine)
     worst = int(np.searchsorted(IDS, np.setdiff1d(IDS, without[0])[0]))  # behind every cell that is searched
     best = without[0][0]
