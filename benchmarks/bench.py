@@ -34,7 +34,7 @@ class Bench:
         config: Of its run.
         bundle: Its files.
         recaller: Its model.
-        users: One list of requests a user: all tasks, of one shared context.
+        users: One list of requests per user: all tasks, of one shared context.
     """
 
     config: RunConfig
@@ -78,7 +78,7 @@ def parse_run(description: str | None) -> argparse.ArgumentParser:
 
 
 def find_run(arguments: argparse.Namespace, settings: Settings) -> tuple[RunConfig, FinishedRun]:
-    """What that command line names."""
+    """The configuration and the run that the command line names."""
     config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
     return config, FinishedRun(settings.find_run_dir(arguments.run_dir), settings)
 
@@ -100,6 +100,6 @@ def describe(values: Sequence[float]) -> dict[str, float]:
 
 
 def alternate(repeats: int, *works: Callable[[], float]) -> list[list[float]]:
-    """What each work returns, one list a work; they take turns, so that a slow minute hits all of them."""
+    """Results of each function, one list per function; they take turns, so that a slow minute affects all of them."""
     turns = [[work() for work in works] for _ in range(repeats)]
     return [list(column) for column in zip(*turns, strict=True)]

@@ -56,7 +56,7 @@ class Layers(nn.Module):
 
 
 def make_engines(base: nn.Module, example: Mapping[str, torch.Tensor], wanted: list[str]) -> dict[str, Forward]:
-    """The engines that can be had here, by name."""
+    """The engines available here, by name."""
     makers: dict[str, Callable[[], Forward]] = {
         PLAIN: lambda: base.forward,
         "eager_bf16": lambda: base.forward,
@@ -69,14 +69,14 @@ def make_engines(base: nn.Module, example: Mapping[str, torch.Tensor], wanted: l
     for name in [PLAIN, *(name for name in wanted if name != PLAIN)]:
         try:
             engines[name] = makers[name]()
-        except Exception as error:  # whatever an exporter stumbles over, the others are measured
+        except Exception as error:  # if an exporter fails, the others are measured
             reason = " ".join(str(error).split())[:300]
             print(f"left out: {name}: {type(error).__name__}: {reason}", flush=True)
     return engines
 
 
 def quantise(base: nn.Module) -> Forward:
-    """Linear layers with 8-bit weights, and activations quantised as they come."""
+    """Linear layers with 8-bit weights, and dynamically quantised activations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch has moved it to torchao
         small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(base), {nn.Linear}, dtype=torch.qint8)
@@ -129,7 +129,7 @@ def engine(base: nn.Module, name: str, forward: Forward) -> Iterator[None]:
 
 
 def record(bench: Bench, base: nn.Module) -> list[dict[str, torch.Tensor]]:
-    """What the backbone is given for the users of the bench, one pass each."""
+    """Inputs of the backbone for the users of the bench, one pass each."""
     seen: list[dict[str, torch.Tensor]] = []
     plain = base.forward
 
@@ -148,7 +148,7 @@ def measure(bench: Bench, repeats: int, wanted: list[str]) -> dict[str, Any]:
     passes = record(bench, base)
     with torch.no_grad():
         engines = make_engines(base, passes[-1], wanted)
-    items = {name: _top_k(bench, base, name, forward) for name, forward in engines.items()}  # warms them, too
+    items = {name: _top_k(bench, base, name, forward) for name, forward in engines.items()}  # also warms them up
     works = [_timed(bench, base, passes, name, forward) for name, forward in engines.items()]
     columns = alternate(repeats, *(work for pair in works for work in pair))
     return {
@@ -164,7 +164,7 @@ def measure(bench: Bench, repeats: int, wanted: list[str]) -> dict[str, Any]:
 def _timed(
     bench: Bench, base: nn.Module, passes: list[dict[str, torch.Tensor]], name: str, forward: Forward
 ) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Users a second of encode_users; seconds of the backbone alone."""
+    """Users per second of encode_users; seconds of the backbone alone."""
     requests = _requests(bench)
 
     def encode() -> float:

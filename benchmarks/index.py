@@ -1,9 +1,9 @@
-"""The candidate index by the size of the catalogue: what building it takes, what a search takes, what it finds.
+"""The candidate index by the size of the catalogue: cost of building, cost of a search, recall.
 
-One line of JSON a size and kind. Catalogues beyond the run's own are mixtures of its items (benchmarks/catalogues.py),
-made anew block by block, so that none is ever held as a whole; queries are the user vectors of the run's model for test
-users. Truth comes from brute force over the same blocks and is kept. Each step is a process of its own, for its peak of
-memory. Lines that the output has are not measured again: a run that was stopped goes on.
+One line of JSON per size and kind. Catalogues beyond the run's own are mixtures of its items (see catalogues.py),
+generated block by block, so that none is ever in memory as a whole; queries are the user vectors of the run's model for
+test users. Truth comes from brute force over the same blocks and is kept. Each step runs in its own process, to measure
+its peak memory. Lines that the output has are not measured again: a stopped run resumes.
 
     python -m benchmarks.index --config complete_journey --run-dir default --work indexes --output index.jsonl \
         --sizes 0 100000 1000000 10000000
@@ -38,24 +38,25 @@ from components.settings import get_settings
 from components.studies.finished import FinishedRun
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
+from components.urm.retrieval.exact import ExactIndex
 from components.urm.retrieval.exhaustive import recall_of, top_of_all
-from components.urm.retrieval.faiss_kinds import KINDS, build_approximate, choose_kind
-from components.urm.retrieval.index import build_index, read_candidates, search
+from components.urm.retrieval.faiss_kinds import KINDS, build_approximate, choose_kind, save_index
+from components.urm.retrieval.index import read_candidates, search
 from components.urm.retrieval.users import UserVectors
 
 K = 100
 WARM_UP, REPEATS = 1, 5
-EXACT_LIMIT_BYTES = 8 << 30  # in memory almost three times while it is built
+EXACT_LIMIT_BYTES = 8 << 30  # almost three copies in memory while it is built
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What test users ask.
+    """Requests of test users.
 
     Attributes:
-        asked: What the model makes of them, a user's tasks beside one another.
-        exclude: Items that each request may not get.
-        users: How many users.
+        asked: Their user vectors, the tasks of a user consecutive.
+        exclude: Excluded items of each request.
+        users: Number of users.
     """
 
     asked: UserVectors
@@ -64,8 +65,8 @@ class Queries:
 
     def of_users(self, first: int, last: int) -> Queries:
         """Those of some users."""
-        a_user = len(self.asked) // self.users
-        part = range(first * a_user, last * a_user)
+        per_user = len(self.asked) // self.users
+        part = range(first * per_user, last * per_user)
         return Queries(self.asked.select(part), [self.exclude[row] for row in part], last - first)
 
     def save(self, path: Path) -> None:
@@ -158,12 +159,12 @@ def build(bench: Bench, kind: str) -> dict[str, Any]:
     """Build an index and write it."""
     catalogue, start = bench.catalogue, time.perf_counter()
     if kind == "exact":
-        index = build_index(catalogue.item_ids, np.concatenate(list(catalogue.blocks())))
+        index = ExactIndex(catalogue.item_ids, np.concatenate(list(catalogue.blocks())))
     else:
         index = build_approximate(kind, catalogue.item_ids, catalogue.blocks, bench.seed)
     built = time.perf_counter()
     path = bench.index_path(kind)
-    faiss.write_index(index, str(path))
+    save_index(index, path)
     written = time.perf_counter()
     for _ in catalogue.blocks():
         pass
@@ -176,7 +177,7 @@ def build(bench: Bench, kind: str) -> dict[str, Any]:
 
 
 def measure_search(bench: Bench, kind: str) -> dict[str, Any]:
-    """Milliseconds a user, one at a time and all together, and recall."""
+    """Milliseconds per user, one at a time and all together, and recall."""
     asked, truth = bench.queries(), bench.truth()
     index = read_candidates(bench.index_path(kind))
 
@@ -205,7 +206,7 @@ def _clock(work: Callable[[], object]) -> float:
 
 
 def peak_gib() -> float:
-    """Most memory this process ever had resident, mapped files included."""
+    """Peak resident memory of this process, mapped files included."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 2**20
 
@@ -218,7 +219,7 @@ STEPS: dict[str, Callable[[Bench, str], dict[str, Any]]] = {
 
 
 def run_step(arguments: Sequence[str], step: str, size: int, kind: str) -> dict[str, Any]:
-    """One step in a process of its own."""
+    """One step in its own process."""
     command = [sys.executable, "-m", "benchmarks.index", *arguments, "--step", step, "--sizes", str(size)]
     done = subprocess.run([*command, "--kinds", kind], stdout=subprocess.PIPE, check=True, text=True)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=12)
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 100_000, 1_000_000])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--work", type=Path, required=True, help="Folder for indexes and truth: 3 KB an item")
+    parser.add_argument("--work", type=Path, required=True, help="Folder for indexes and truth: 3 KB per item")
     parser.add_argument("--step", choices=sorted(STEPS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Speed of the recall inference: all tasks of a batch of users at once, against one request after another.
 
     fast    as a worker does it: user vectors of `recall.batch_size` users with all their tasks, then one exact top-K
-    naive   the same model in float32, one request a pass, and a search in the same faiss index for each
+    naive   the same model in float32, one request per pass, and a search in a faiss index of the same vectors for each
 
     python -m benchmarks.inference --config complete_journey --run-dir default --output inference.json
 
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
+import faiss
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,9 +50,34 @@ class Clock:
         return now
 
     def shares(self) -> dict[str, float]:
-        """What part of the whole each took."""
+        """Share of each part in the total."""
         total = sum(self.seconds.values())
         return {part: seconds / total for part, seconds in self.seconds.items()}
+
+
+class NaiveSearch:
+    """The catalogue in an index of faiss that compares every item."""
+
+    def __init__(self, recaller: UrmRecaller) -> None:
+        """Copy the candidates of a recaller that has an index."""
+        self.candidates = frozenset(recaller.candidate_ids.tolist())
+        self.index = faiss.IndexIDMap2(faiss.IndexFlatIP(recaller.dimension))
+        assert recaller.index is not None  # load_recaller gives it one
+        self.index.add_with_ids(recaller.index.vectors_of(recaller.candidate_ids), recaller.candidate_ids)
+
+    def search(self, user: UserVectors, k: int, banned: Ids) -> Ids:
+        """Best items of one request: H searches, their union, each item's best score, copied items one by one."""
+        vectors, copied = user.vectors[0], user.copy_items[0]
+        scores, items = self.index.search(vectors, min(k + len(banned) + len(copied), self.index.ntotal))
+        best: dict[int, float] = {}
+        for item, score in zip(items.ravel().tolist(), scores.ravel().tolist(), strict=True):
+            best[item] = max(score, best.get(item, score))
+        for item, raised in zip(copied.tolist(), user.copy_scores[0].tolist(), strict=True):
+            if item in self.candidates:
+                best[item] = float((vectors @ self.index.reconstruct(item)).max()) + raised
+        for item in banned.tolist():
+            best.pop(item, None)
+        return np.array(sorted(best, key=lambda item: (-best[item], item))[:k], dtype=np.int64)
 
 
 def run_fast(bench: Bench, clock: Clock) -> list[Ids]:
@@ -69,48 +95,31 @@ def run_fast(bench: Bench, clock: Clock) -> list[Ids]:
     return found
 
 
-def run_naive(recaller: UrmRecaller, users: Sequence[Sequence[RecallRequest]], k: int, clock: Clock) -> list[Ids]:
+def run_naive(bench: Bench, naive: NaiveSearch, users: Sequence[Sequence[RecallRequest]], clock: Clock) -> list[Ids]:
     """Items of every request, one after the other."""
     found: list[Ids] = []
-    candidates = frozenset(recaller.candidate_ids.tolist())
     with mock.patch("components.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
         for request in (request for requests in users for request in requests):
             now = time.perf_counter()
-            user = recaller.encode_users([request])
+            user = bench.recaller.encode_users([request])
             now = clock.lap("encode", now)
-            found.append(search_alone(recaller, candidates, user, k, request.excluded_items))
+            found.append(naive.search(user, bench.config.recall.k, request.excluded_items))
             clock.lap("top_k", now)
     return found
 
 
-def search_alone(recaller: UrmRecaller, candidates: frozenset[int], user: UserVectors, k: int, banned: Ids) -> Ids:
-    """Best items of one request: H searches, their union, each item's best score, own items scored by themselves."""
-    index, vectors, own = recaller.index, user.vectors[0], user.copy_items[0]
-    assert index is not None  # load_recaller gives it one
-    scores, items = index.search(vectors, min(k + len(banned) + len(own), recaller.num_candidates))
-    best: dict[int, float] = {}
-    for item, score in zip(items.ravel().tolist(), scores.ravel().tolist(), strict=True):
-        best[item] = max(score, best.get(item, score))
-    for item, raised in zip(own.tolist(), user.copy_scores[0].tolist(), strict=True):
-        if item in candidates:
-            best[item] = float((vectors @ index.reconstruct(item)).max()) + raised
-    for item in banned.tolist():
-        best.pop(item, None)
-    return np.array(sorted(best, key=lambda item: (-best[item], item))[:k], dtype=np.int64)
-
-
 def measure(bench: Bench, repeats: int, num_naive: int) -> dict[str, Any]:
     """Both speeds, their ratio, agreement, and the share of the peak."""
-    few, k = bench.users[:num_naive], bench.config.recall.k
+    few, search = bench.users[:num_naive], NaiveSearch(bench.recaller)
     clocks = {"fast": Clock(), "naive": Clock()}
-    run_naive(bench.recaller, few[:1], k, Clock())  # warm
+    run_naive(bench, search, few[:1], Clock())  # warm
     with FlopCounterMode(display=False) as counter:
         fast_items = run_fast(bench, Clock())
-    naive_items = run_naive(bench.recaller, few, k, Clock())
+    naive_items = run_naive(bench, search, few, Clock())
     fast, naive = alternate(
         repeats,
         lambda: len(bench.users) / _seconds(lambda: run_fast(bench, clocks["fast"])),
-        lambda: len(few) / _seconds(lambda: run_naive(bench.recaller, few, k, clocks["naive"])),
+        lambda: len(few) / _seconds(lambda: run_naive(bench, search, few, clocks["naive"])),
     )
     peaks = _peaks(str(next(bench.recaller.model.parameters()).device))
     flops = counter.get_total_flops() / len(bench.users) * describe(fast)["median"]
@@ -126,7 +135,7 @@ def measure(bench: Bench, repeats: int, num_naive: int) -> dict[str, Any]:
         "speed_up": describe([one / other for one, other in zip(fast, naive, strict=True)]),
         "shares_of_time": {name: clock.shares() for name, clock in clocks.items()},
         "agreement": recall_of(fast_items[: len(naive_items)], naive_items),
-        "agreement_of_top_k": agreement_of_top_k(bench, few),
+        "agreement_of_top_k": agreement_of_top_k(bench, search, few),
         "gflop_a_user": counter.get_total_flops() / len(bench.users) / 1e9,
         "used_gflops": flops / 1e9,
         "peak_gflops": {name: value / 1e9 for name, value in peaks.items()},
@@ -134,15 +143,14 @@ def measure(bench: Bench, repeats: int, num_naive: int) -> dict[str, Any]:
     }
 
 
-def agreement_of_top_k(bench: Bench, users: Sequence[Sequence[RecallRequest]]) -> float:
+def agreement_of_top_k(bench: Bench, naive: NaiveSearch, users: Sequence[Sequence[RecallRequest]]) -> float:
     """Recall of the faiss search's items by the fast top-K of a whole batch, both given the same vectors."""
     requests = [request for user in bench.users for request in user]
     asked, k = bench.recaller.encode_users(requests), bench.config.recall.k
     banned = [request.excluded_items for request in requests]
     found = bench.recaller.top_k(asked, k, banned)[0]
     some = range(sum(len(user) for user in users))
-    candidates = frozenset(bench.recaller.candidate_ids.tolist())
-    wanted = [search_alone(bench.recaller, candidates, asked.select([row]), k, banned[row]) for row in some]
+    wanted = [naive.search(asked.select([row]), k, banned[row]) for row in some]
     return recall_of([found[row] for row in some], wanted)
 
 

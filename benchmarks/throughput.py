@@ -1,6 +1,6 @@
-"""Speed of URM training: packed mixed precision against one example a sequence in float32.
+"""Speed of URM training: packed mixed precision against one example per sequence in float32.
 
-Both train the same model on the same examples with the same number of examples a step, through the real training code.
+Both train the same model on the same examples with equally many examples per step, through the real training code.
 The share of the peak is the floating-point operations of a packed step (counted by torch, forward and backward), by
 the time of a step, against the fastest square matrix product measured in the same process.
 
@@ -46,7 +46,7 @@ Groups = list[tuple[UserContext, list[Example]]]
 
 
 class ClockedSteps(Dataset[TrainingBatch]):
-    """Training steps that note when each was fetched; between two fetches lies one whole step."""
+    """Training steps with the time of each fetch; between two fetches lies one whole step."""
 
     def __init__(self, steps: TrainingSteps) -> None:
         """Take the steps to be clocked."""
@@ -66,20 +66,20 @@ class ClockedSteps(Dataset[TrainingBatch]):
         return batch
 
     @property
-    def seconds_a_step(self) -> float:
+    def seconds_per_step(self) -> float:
         """Mean over the steps after the warm-up."""
         span = self.fetched[WARM_UP_STEPS:]
         return (span[-1] - span[0]) / (len(span) - 1)
 
     @property
-    def examples_a_step(self) -> float:
+    def examples_per_step(self) -> float:
         """Mean over the steps after the warm-up."""
         counted = self.examples[WARM_UP_STEPS:]
         return sum(counted) / len(counted)
 
 
 def measure_peak(dtype: torch.dtype, device: str) -> float:
-    """Floating-point operations a second of the fastest square matrix product."""
+    """Floating-point operations per second of the fastest square matrix product."""
     best = 0.0
     for size in MATRIX_SIZES:
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -113,7 +113,7 @@ class Bench:
 
 
 def run_steps(bench: Bench, groups: Groups, num_steps: int, size: int) -> ClockedSteps:
-    """Train for some steps with `size` contexts a step, as the sft stage does."""
+    """Train for some steps with `size` contexts per step, as the sft stage does."""
     urm = bench.config.urm.model_copy(
         update={"max_steps": num_steps, "eval_steps": num_steps, "contexts_per_batch": size, "max_seconds": 1e9}
     )
@@ -147,18 +147,18 @@ def measure(config: RunConfig, run: FinishedRun, num_steps: int) -> dict[str, An
     peak = {str(dtype).removeprefix("torch."): measure_peak(dtype, bench.device) for dtype in _dtypes(bench.device)}
 
     packed = run_steps(bench, groups, num_steps, config.urm.contexts_per_batch)
-    flops_a_step = (_count(bench, groups, 3) - _count(bench, groups, 1)) / 2
+    flops_per_step = (_count(bench, groups, 3) - _count(bench, groups, 1)) / 2
     with mock.patch("components.device.has_bfloat16", return_value=False):  # there is no setting to turn it off
-        single = run_steps(bench, alone, num_steps, round(packed.examples_a_step))
-    speeds = [steps.examples_a_step / steps.seconds_a_step for steps in (packed, single)]
-    used = flops_a_step / packed.seconds_a_step
+        single = run_steps(bench, alone, num_steps, round(packed.examples_per_step))
+    speeds = [steps.examples_per_step / steps.seconds_per_step for steps in (packed, single)]
+    used = flops_per_step / packed.seconds_per_step
     return {
         "device": bench.device,
         "threads": torch.get_num_threads(),
         "packed_examples_per_second": speeds[0],
         "single_examples_per_second": speeds[1],
         "speed_up": speeds[0] / speeds[1],
-        "packed_examples_a_step": packed.examples_a_step,
+        "packed_examples_a_step": packed.examples_per_step,
         "peak_gflops": {name: value / 1e9 for name, value in peak.items()},
         "used_gflops": used / 1e9,
         "share_of_peak": used / max(peak.values()),
@@ -166,7 +166,7 @@ def measure(config: RunConfig, run: FinishedRun, num_steps: int) -> dict[str, An
 
 
 def _count(bench: Bench, groups: Groups, num_steps: int) -> int:
-    """Floating-point operations of a training, its one evaluation included."""
+    """Floating-point operations of a training, including its evaluation."""
     with FlopCounterMode(display=False) as counter:
         run_steps(bench, groups, num_steps, bench.config.urm.contexts_per_batch)
     return int(counter.get_total_flops())

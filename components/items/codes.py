@@ -1,11 +1,11 @@
 """Codes: fixed pseudo-random vectors of words and attribute values, computed from a hash, never trained.
 
-Two different things have codes with an inner product near zero (standard deviation 1/√width), so a sum of codes says
-which things it holds: "these words", "this brand". Content vectors of similar things cannot say that. The codes are a
+Codes of different words or values have an inner product near zero (standard deviation 1/√width), so a sum of codes
+identifies its parts: "these words", "this brand". Content vectors of similar things cannot do that. The codes are a
 random projection of one-hot vectors (Achlioptas 2003).
 
     lexical vector of text   Σ_w idf_w · √tf_w · code_w, of length one;  a query: Σ_w code_w / √n of its n words
-    guidance                 as a query, of those words alone that the texts have and that say something
+    guidance                 as a query, of words that occur in the texts and are no stop words
     attribute vector         the code of the attribute's value, e.g. of a brand
 """
 
@@ -27,7 +27,7 @@ Words = npt.NDArray[np.uint64]  # hashes of words, sorted
 
 _BITS = 64
 WORD = r"\w{2,}"
-# Of the library's list, these say something about goods.
+# These words of the library's list describe products.
 STOP_WORDS = ENGLISH_STOP_WORDS - {"bottom", "fire", "front", "full", "thick", "thin", "top"}
 
 
@@ -40,7 +40,7 @@ def codes_of(numbers: npt.NDArray[np.int64], width: int) -> Floats:
 
 
 def lexical_vectors(texts: Sequence[str], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Vectors [n, width] of texts, weighted by the words' rarity among them, and which texts have a word [n]."""
+    """Vectors [n, width] of texts, weighted by the words' rarity among them, and whether each text has a word [n]."""
     counter = CountVectorizer(token_pattern=WORD)
     present = np.array([bool(_words(text)) for text in texts])
     if not present.any():
@@ -50,7 +50,7 @@ def lexical_vectors(texts: Sequence[str], width: int) -> tuple[Floats, npt.NDArr
 
 
 def query_vector(text: str, width: int) -> Floats:
-    """Vector [width] whose inner product with a lexical vector says how many of the query's words the text has."""
+    """Vector [width] whose inner product with a lexical vector grows with the number of query words in the text."""
     words = sorted(set(_words(text)))
     if not words or not width:
         return np.zeros(width, dtype=np.float32)
@@ -64,11 +64,11 @@ def list_words(texts: Sequence[str]) -> Words:
 
 
 def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -> list[Floats]:
-    """Vectors of a free text in spaces of words, one for each set of texts that such a space was made of.
+    """Vectors of a free text in word spaces, one per set of texts that a space is built from.
 
-    Words count alike, as those of a query, but for those that say nothing ("for", "the") or that no text has: they
-    would be noise. Each space has those of them that its own texts have; n is the number of words in any of them, so
-    that the one word of a phrase that categories know does not count for all of it.
+    Words have equal weights, as in a query, but stop words and words that occur in no text are left out as noise. Each
+    space has the words that occur in its own texts; n counts the words that occur in any of them, so that a single word
+    known to the categories does not stand for the whole phrase.
 
     Args:
         text: Free text.
@@ -76,7 +76,7 @@ def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -
         widths: Width of each space.
 
     Returns:
-        One vector [width] a space, Σ_w code_w / √n; zero without a known word.
+        One vector [width] per space, Σ_w code_w / √n; zero without a known word.
     """
     words = sorted(set(_words(text)) - STOP_WORDS)
     hashes = _hashes(words)

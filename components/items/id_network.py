@@ -1,4 +1,4 @@
-"""The ID model: how well each item follows what a user had, learned from the log.
+"""The ID model: how likely each item follows a user's history, learned from the log.
 
     B examples · L history items · n items · d width · N negatives
 
@@ -8,8 +8,8 @@
 
 age counts the user's baskets back from the newest one. This is an item-to-item factorisation with two roles (FISM,
 Kabbur et al. 2013) in which newer items matter more, trained by a sampled softmax with log-Q correction (Yi et al.
-2019) on "what came next". Dropout acts on every entry of h and x, and now and then on the whole of E, so that an item
-nobody had yet is placed by its text, category and brand.
+2019) on the next items. Dropout acts on every entry of h and x, and sometimes on the whole of E, so that an item
+without events is placed by its text, category and brand.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOG_STEPS = 50
 
 @dataclass(frozen=True)
 class ItemContent:
-    """What is known of n items beside behaviour.
+    """Content of n items.
 
     Attributes:
         text: Frozen text vectors [n, t], zero where absent.
@@ -54,7 +54,7 @@ class ItemContent:
 
 @dataclass(frozen=True)
 class FollowExamples:
-    """What is asked: each item of a basket that is not its user's first, given what the user had before.
+    """Examples: each item of a basket that is not its user's first, given the user's earlier items.
 
     Attributes:
         history: Items of the user's baskets before, newest first [m, L]; n stands for none.
@@ -80,7 +80,7 @@ class IdNetwork(nn.Module):
     log_count: torch.Tensor
 
     def __init__(self, content: ItemContent, kept: npt.NDArray[np.bool_], dimension: int, seed: int) -> None:
-        """Take what is known of the items, and which of them may ever have a vector of their own [n].
+        """Take the content of the items, and which of them may have an ID embedding [n].
 
         No item counts as seen before `set_counts`.
         """
@@ -99,7 +99,7 @@ class IdNetwork(nn.Module):
         self.popularity = nn.Parameter(torch.tensor([0.5]))
 
     def set_counts(self, counts: Floats, min_count: float) -> None:
-        """Note how many baskets hold each item [n]; fewer than `min_count` give it no vector of its own."""
+        """Set the number of baskets with each item [n]; an item with fewer than `min_count` gets no ID embedding."""
         self.seen.copy_(torch.from_numpy(counts >= max(1.0, min_count)))
         self.log_count.copy_(torch.from_numpy(np.log1p(counts)))
 
@@ -128,7 +128,7 @@ class IdNetwork(nn.Module):
         log_expected: torch.Tensor,
         accidental: torch.Tensor,
     ) -> torch.Tensor:
-        """Sampled softmax of targets [B] against negatives [N]; accidental [B, N] marks those that are targets, too."""
+        """Sampled softmax of targets [B] against negatives [N]; accidental [B, N] marks negatives that are targets."""
         users = self.users(history, ages) * self.log_scale.exp()
         candidates = self.vectors(1, torch.cat([targets, negatives]))
         bias = self.popularity * self.log_count
@@ -168,7 +168,7 @@ class _Role(nn.Module):
 
 
 def follow_examples(baskets: Baskets) -> FollowExamples:
-    """Every item of every basket but a user's first is an example."""
+    """One example per item of every basket but the first of each user."""
     matrix = baskets.matrix
     num_baskets, num_items = matrix.shape
     rows = np.arange(num_baskets)
@@ -193,16 +193,16 @@ def train_id_network(
     seed: int,
     report: Callable[[int, int, float], None],
 ) -> None:
-    """Train in place on what followed what, at a learning rate that falls linearly.
+    """Train in place at a learning rate that falls linearly.
 
     Args:
         network: A new network, or one trained before.
-        examples: What followed what.
+        examples: Histories and next items.
         epochs: Passes over the examples.
-        max_steps: At most so many steps, on large logs.
+        max_steps: Upper limit of the steps, for large logs.
         final_rate: Share of the learning rate left at the end; 1 keeps it.
-        seed: Of order, negatives and dropout.
-        report: Called now and then with the step, the number of steps, and the loss.
+        seed: Seed of order, negatives and dropout.
+        report: Called every LOG_STEPS steps with the step, the number of steps, and the loss.
     """
     steps = min(max_steps, epochs * -(-len(examples.targets) // BATCH_SIZE))
     rng = np.random.default_rng(seed)
@@ -245,7 +245,7 @@ def _batches(num_examples: int, steps: int, rng: np.random.Generator) -> list[In
 
 
 def _groups(network: IdNetwork) -> list[dict[str, object]]:
-    """Weights decay, single numbers do not."""
+    """Weight decay for matrices, none for vectors."""
     matrices = [weight for weight in network.parameters() if weight.ndim > 1]
     numbers = [weight for weight in network.parameters() if weight.ndim == 1]
     return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": numbers, "weight_decay": 0.0}]

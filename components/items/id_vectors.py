@@ -1,18 +1,18 @@
-"""ID vectors of items by what users had, at two instants.
+"""ID vectors of items from user behaviour, for two points in time.
 
-A model that trains on what a user does next must not see vectors that were computed from that very event: it would
-learn to trust them more than they deserve, most of all for rare items. Nor is it enough to leave his events out: what
-is bought last has less company in the log than what was bought long ago, so that vectors of the whole training window
-say more about its own targets than they will say about those that come after it. Vectors for training are therefore
-learned from what came before the newest training cuts, and URM trains on these cuts alone; vectors for inference are
-learned from the whole training window. ADR 6 has the figures, ADR 7 the network (id_network.py).
+A model that learns to predict a user's next items must not read vectors computed from these very events: it would trust
+them too much, above all for rare items. Leaving out the events of one user is not enough: a recent purchase co-occurs
+with fewer events in the log than an old one, so vectors of the whole training window predict its own targets better
+than later ones. Vectors for training are therefore learned from events before the newest training cuts, and URM trains
+on these cuts only; vectors for inference are learned from the whole training window. ADR 6 has the figures, ADR 7 the
+network (id_network.py).
 
     as a candidate   x, of a root mean square length of one
-    in a history     h, so that h_i · x_j is the score of j for a user who had i alone, over URM_SCALE
+    in a history     h, so that h_i · x_j is the score of j for a user whose history is i alone, over URM_SCALE
 
-Two trainings from scratch give vectors with little in common, and no rotation makes them alike: most of a rare item's
-vector is chance. So both share the first half of their training, on the past and at the full learning rate, and part
-where it begins to fall. One model can then read both.
+Two trainings from scratch give vectors with little in common, and no rotation aligns them: most of a rare item's vector
+is chance. So both share the first half of their training, on the past and at the full learning rate, and diverge where
+the rate begins to fall. One model can then read both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ItemVectors:
     Attributes:
         candidate: float32 [n, d].
         history: float32 [n, d].
-        present: Which items behaviour or content says anything of [n]; the others' vectors are zero.
+        present: Items with behaviour or content [n]; the vectors of the others are zero.
     """
 
     candidate: Floats
@@ -55,11 +55,11 @@ class ItemVectors:
 
 @dataclass(frozen=True)
 class IdVectors:
-    """What the training window tells of n items.
+    """ID vectors of n items for both points in time.
 
     Attributes:
-        past: ID vectors of what came before the newest training cuts, for training.
-        now: ID vectors of the whole training window, for inference.
+        past: From events before the newest training cuts, for training.
+        now: From the whole training window, for inference.
     """
 
     past: ItemVectors
@@ -80,11 +80,11 @@ def learn_id_vectors(
     Args:
         events: Folder of the validated events.
         item_ids: Items, ascending [n].
-        content: What else is known of them.
-        features: For the split, and how many events an item needs for a vector of its own.
+        content: Text and attributes of the items.
+        features: For the split, and the minimum number of events of an item with an ID embedding.
         config: Width of the vectors, length of the training.
-        seed: Of the training.
-        report: Called now and then with what is trained, the step, the number of steps, and the loss.
+        seed: Seed of the training.
+        report: Called regularly with the name of the training, the step, the number of steps, and the loss.
     """
     whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
     kept = _count(whole) >= max(1, features.min_item_events)
@@ -92,7 +92,7 @@ def learn_id_vectors(
     train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2))
     shared_epochs = config.id_epochs // 2
     own_epochs = config.id_epochs - shared_epochs
-    # Each part draws anew: dropout and negatives that came before would be known by heart.
+    # Each part has its own seed: repeated dropout and negatives would be memorised.
     seed_shared, seed_past, seed_now = np.random.SeedSequence(seed).generate_state(3).tolist()
 
     def finish(name: str, baskets: Baskets, examples: FollowExamples, seed: int) -> ItemVectors:

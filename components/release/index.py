@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import structlog
 
@@ -15,9 +14,10 @@ from components.release.bundle import IndexNote, SmokeRequest
 from components.release.smoke import to_requests
 from components.urm.data.request import Floats, Ids, RecallRequest
 from components.urm.inference import UrmRecaller
+from components.urm.retrieval.exact import ExactIndex
 from components.urm.retrieval.exhaustive import recall_of, top_of_all
-from components.urm.retrieval.faiss_kinds import BLOCK, KINDS, Kind, build_approximate, choose_kind
-from components.urm.retrieval.index import build_index, read_candidates
+from components.urm.retrieval.faiss_kinds import BLOCK, KINDS, Kind, build_approximate, choose_kind, save_index
+from components.urm.retrieval.index import read_candidates
 
 log = structlog.get_logger()
 
@@ -86,12 +86,9 @@ class Candidates:
 
     def write(self, kind: Kind, seed: int, target: Path) -> None:
         """Write an index of them."""
-        index: faiss.IndexIDMap
-        if kind == "exact":
-            index = build_index(self.keys, self.vectors)
-        else:
-            index = build_approximate(kind, self.keys, self.blocks, seed)
-        faiss.write_index(index, str(target))
+        exact = kind == "exact"
+        index = ExactIndex(self.keys, self.vectors) if exact else build_approximate(kind, self.keys, self.blocks, seed)
+        save_index(index, target)
 
 
 class Probe:

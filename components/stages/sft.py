@@ -30,8 +30,10 @@ class SftInputs:
 
     Attributes:
         item_table: Folder of the item table for validation and serving.
-        past_table: Item table that knows only what came before the training cuts.
+        past_table: Item table built from events before the training cuts.
         catalogue: Table of schema CATALOGUE.
+        recent_examples: File of the training examples, for MLflow.
+        examples: File of the other examples, for MLflow.
         training: Examples of the newest training cuts by context; rare items are judged by the past.
         validation: Validation examples by context.
     """
@@ -39,6 +41,8 @@ class SftInputs:
     item_table: Path
     past_table: ItemTable
     catalogue: pa.Table
+    recent_examples: Path
+    examples: Path
     training: Groups
     validation: Groups
 
@@ -51,6 +55,8 @@ class SftInputs:
             item_table=stage.path("encode", "item_table"),
             past_table=ItemTable.open(stage.path("encode", "item_table_past")),
             catalogue=pq.read_table(stage.path("features", "catalogue")),
+            recent_examples=recent,
+            examples=examples,
             training=_read_groups(stage.config, contexts, recent, "train"),
             validation=_read_groups(stage.config, contexts, examples, "validation"),
         )
@@ -87,8 +93,8 @@ def run(stage: StageRun) -> StageReport:
         return StageReport()
     with track(stage):
         mlflow.log_params(session.parameters)
-        log_examples(stage.path("features", "recent_examples"), config.name, "train")
-        log_examples(stage.path("features", "examples"), config.name, "validation")
+        log_examples(inputs.recent_examples, config.name, "train")
+        log_examples(inputs.examples, config.name, "validation")
         summary = session.train(stage.scratch, report)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)

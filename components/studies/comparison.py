@@ -1,7 +1,7 @@
 """Several finished runs as one table: mean and standard deviation over seeds, intervals pooled over seeds.
 
-Runs of one configuration that differ in their seed are repetitions. For the interval they are pooled: a user drawn by
-the bootstrap brings his examples of every seed, so that neither seeds nor examples are treated as independent users.
+Runs of one configuration that differ in their seed are repetitions. For the interval they are pooled: the bootstrap
+draws users, each with the examples of every seed, so that neither seeds nor examples count as independent users.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from components.addresses import fetch
 from components.evaluation.bootstrap import Comparison, compare
 from components.evaluation.report import describe_best_other, markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE, find_best_other, order_models
-from components.exceptions import DataError, MissingInputError
+from components.exceptions import DataError
 from components.settings import Settings
-from components.storage import load_result
+from components.storage import require_result
 from components.tracking import track_study
 
 _HIT_COLUMNS = ["example_id", "user_id", "task", "model", "k", "hits", "targets"]
@@ -53,7 +53,7 @@ class Summary:
         k: Cut-off.
         models: Of all runs, in the order of the tables.
         left_out: Models that not every run has.
-        recalls: One row a seed, task and model: columns seed, task, model, recall; the task "mean" is their mean.
+        recalls: One row per seed, task and model: columns seed, task, model, recall; the task "mean" is their mean.
         baseline: URM against target attention, pooled.
         best: URM against the best other model in the mean, pooled.
     """
@@ -74,8 +74,8 @@ def compare_runs(run_dirs: Sequence[str], *, settings: Settings, draws: int, con
     Args:
         run_dirs: Folders or URIs of evaluated runs.
         settings: Where the cache and MLflow are.
-        draws: Of the bootstrap.
-        confidence: Of the intervals.
+        draws: Draws of the bootstrap.
+        confidence: Level of the intervals.
 
     Returns:
         Markdown.
@@ -100,22 +100,18 @@ def read_run(run_dir: str) -> FinishedRun:
     Raises:
         MissingInputError: The run has none.
     """
-    result = load_result(run_dir, "evaluate")
-    if result is None:
-        raise MissingInputError(
-            f"run {run_dir}", expected="a result of stage 'evaluate'", got="none", remedy="run `urm evaluate` on it"
-        )
+    result = require_result(run_dir, "evaluate")
     return FinishedRun(run_dir, result.config, result.metrics, result.outputs["hits"])
 
 
 def summarise_runs(runs: Sequence[FinishedRun], *, cache: Path, draws: int, seed: int = 0) -> list[Summary]:
-    """One summary a configuration, in the order given.
+    """One summary per configuration, in the order given.
 
     Args:
         runs: Evaluated runs.
         cache: Folder for remote files.
-        draws: Of the bootstrap.
-        seed: Of the draws.
+        draws: Draws of the bootstrap.
+        seed: Seed of the draws.
 
     Raises:
         DataError: Runs of one configuration share a seed, or differ in cut-off or tasks.
@@ -127,7 +123,7 @@ def summarise_runs(runs: Sequence[FinishedRun], *, cache: Path, draws: int, seed
 
 
 def render(summaries: Sequence[Summary], confidence: float) -> str:
-    """Markdown: for each configuration a table of tasks and models, and how URM stands to the best other."""
+    """Markdown: for each configuration a table of tasks and models, and URM against the best other model."""
     parts: list[str] = []
     for summary in summaries:
         seeds = ", ".join(str(seed) for seed in summary.seeds)
@@ -142,7 +138,7 @@ def render(summaries: Sequence[Summary], confidence: float) -> str:
 
 
 def as_frame(summaries: Sequence[Summary], confidence: float) -> pd.DataFrame:
-    """One row a configuration, task and model: mean and standard deviation over seeds, and URM's lift over it."""
+    """One row per configuration, task and model: mean and standard deviation over seeds, and URM's lift over it."""
     frames = []
     for summary in summaries:
         grouped = summary.recalls.groupby(["task", "model"], sort=False)["recall"]
@@ -159,7 +155,7 @@ def as_frame(summaries: Sequence[Summary], confidence: float) -> pd.DataFrame:
 
 
 def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> Summary:
-    _check_alike(runs)
+    _check_comparable(runs)
     k = int(runs[0].metrics["k"])
     of_runs = [set(run.metrics["mean_recall"]) for run in runs]
     common = set.intersection(*of_runs)
@@ -187,7 +183,7 @@ def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> S
     )
 
 
-def _check_alike(runs: list[FinishedRun]) -> None:
+def _check_comparable(runs: list[FinishedRun]) -> None:
     first, seen = runs[0], set()
     for run in runs:
         seed, metrics = run.metrics["seed"], run.metrics
@@ -207,7 +203,7 @@ def _recalls(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _pool(runs: list[FinishedRun], k: int, models: set[str], cache: Path) -> pd.DataFrame:
-    """Per-example records of all seeds; an example of each seed is one of its own."""
+    """Per-example records of all seeds; examples of different seeds stay distinct."""
     wanted = [("k", "==", k), ("model", "in", sorted(models))]
     parts: list[pd.DataFrame] = []
     offset = 0
@@ -232,7 +228,7 @@ def _table(summary: Summary, confidence: float) -> str:
 
 
 def _lifts(summary: Summary, confidence: float) -> list[tuple[float, float, float]]:
-    """Lift over target attention with its interval: one a task, and the mean of the tasks' lifts last."""
+    """Lift over target attention with its interval: one per task, and the mean of the tasks' lifts last."""
     comparison = summary.baseline
     low, high = comparison.interval(confidence)
     by_task = zip(comparison.lift.tolist(), low.tolist(), high.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""A finished run, read for a person: its model, its users and the names of its items."""
+"""A finished run for studies: its model, its users and the names of its items."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from components.addresses import absolute, fetch
 from components.device import choose_device
-from components.exceptions import DataError, MissingInputError
+from components.exceptions import DataError
 from components.features.store import open_feature_store, read_history
 from components.settings import Settings
-from components.storage import load_result
+from components.storage import require_result
 from components.urm.data.request import UserContext
 from components.urm.inference import UrmRecaller
 
-SHOWN_USERS = 5  # named where a user is unknown
+SHOWN_USERS = 5  # user ids suggested when a user is unknown
 
 
 def load_recaller(path: Callable[[str], Path], settings: Settings) -> UrmRecaller:
@@ -54,22 +54,14 @@ class FinishedRun:
         Raises:
             MissingInputError: The stage has not succeeded in this run.
         """
-        result = load_result(self.run_dir, stage)
-        if result is None:
-            raise MissingInputError(
-                f"run {self.run_dir}",
-                expected=f"the result of stage {stage!r}",
-                got="none",
-                remedy=f"run `urm {stage}` with the same --config and --run-dir first",
-            )
-        return fetch(result.outputs[output], self.settings.cache_path / "inputs")
+        return fetch(require_result(self.run_dir, stage).outputs[output], self.settings.cache_path / "inputs")
 
     def recaller(self) -> UrmRecaller:
         """The trained model with its item table and candidates."""
         return load_recaller(lambda output: self.path("sft", output), self.settings)
 
     def newest_context(self, user_id: str) -> UserContext:
-        """A user one microsecond after the newest event, from the online feature store.
+        """The context of a user one microsecond after the newest event, from the online feature store.
 
         Raises:
             DataError: The store does not know the user.
@@ -80,7 +72,7 @@ class FinishedRun:
             raise DataError(
                 f"user {user_id!r}",
                 expected=f"a user with events, e.g. {', '.join(self._some_users())}",
-                got="none of that name in the feature store",
+                got="no such user in the feature store",
                 remedy="check the id",
             )
         # Ages count to the newest event, as everywhere in the system, not to the clock of this machine.
@@ -98,7 +90,7 @@ class FinishedRun:
         )
 
     def describe_items(self, item_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
-        """Title and category path of items, by id; an unknown item is called by its number."""
+        """Title and category path of items, by id; an unknown item gets its number as title."""
         wanted = pc.field("item_id").isin(pa.array(list(item_ids), pa.int64()))
         rows = pq.read_table(
             self.path("validate", "items"), columns=["item_id", "title", "category"], filters=wanted

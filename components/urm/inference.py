@@ -1,4 +1,4 @@
-"""URM at work: requests in, user vectors and recalled items out. Used alike by training, evaluation and recall.
+"""Inference: requests in, user vectors and recalled items out. Training, evaluation and recall use it.
 
     recaller = UrmRecaller.load(model_dir, item_table_dir, candidates)   # folder of sft's `candidates`, or index.faiss
     users = recaller.encode_users(requests)                             # UserVectors
@@ -6,8 +6,8 @@
     item_ids, scores = recaller.recall(requests, k)                     # both, and exclude_bought of the tasks
     text = recaller.generate_text(request, max_tokens=32)
 
-Requests that share one `UserContext` object are answered from one pass over their shared prefix. But for its tally of
-tokens, which is not exact then, a recaller is read-only after `load` and may be used by several threads.
+Requests that share one `UserContext` object share one pass over their prefix. A recaller is read-only after `load` and
+may be used by several threads, except that its token counter is then inexact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import torch
@@ -31,24 +30,24 @@ from components.urm.data.request import Floats, Ids, RecallRequest, UserContext
 from components.urm.network.build import NewModel
 from components.urm.network.files import load_model
 from components.urm.network.model import Urm, UrmOutput
-from components.urm.retrieval.index import read_candidates, search
+from components.urm.retrieval.index import CandidateIndex, read_candidates, search
 from components.urm.retrieval.users import Combine, UserVectors
 
-CONTEXTS_PER_PASS = 8  # of some 400 tokens each: enough to keep a CPU's cores busy
+CONTEXTS_PER_PASS = 8  # of some 400 tokens each: enough to use all cores of a CPU
 
 
 class UrmRecaller:
     """A loaded model with its item table and, for top-K, its candidates."""
 
     def __init__(
-        self, model: Urm, builder: BatchBuilder, combine: Combine, index: faiss.IndexIDMap | None = None
+        self, model: Urm, builder: BatchBuilder, combine: Combine, index: CandidateIndex | None = None
     ) -> None:
         """Wrap a model in memory; `load` reads one from files."""
         self.model = model
         self.builder = builder
         self.combine = combine
         self.index = index
-        self.num_tokens = 0  # encoded into user vectors so far, padding left out
+        self.num_tokens = 0  # encoded into user vectors so far, without padding
 
     @classmethod
     def load(
@@ -61,9 +60,9 @@ class UrmRecaller:
         """Read a model, map its item table, and read its candidates.
 
         Args:
-            model_dir: What the sft stage wrote as `model`.
-            item_table_dir: What it wrote as `item_table`.
-            candidates: What it wrote as `candidates`, or an index file; None where only vectors are wanted.
+            model_dir: Output `model` of stage sft.
+            item_table_dir: Its output `item_table`.
+            candidates: Its output `candidates`, or an index file; None if only vectors are needed.
             device: A torch device.
 
         Raises:
@@ -79,7 +78,7 @@ class UrmRecaller:
 
     @property
     def num_user_vectors(self) -> int:
-        """H, the vectors a request."""
+        """H, vectors per request."""
         return len(self.builder.writer.user_ids)
 
     @property
@@ -90,19 +89,19 @@ class UrmRecaller:
     @property
     def num_candidates(self) -> int:
         """Items that can be recalled."""
-        return int(self._index().ntotal)
+        return len(self._index().item_ids)
 
     @property
     def candidate_ids(self) -> Ids:
         """Items that can be recalled, in the order of the index."""
-        return np.asarray(faiss.vector_to_array(self._index().id_map), dtype=np.int64)
+        return self._index().item_ids.copy()  # the index may hold a view of its file
 
     def encode_users(self, requests: Sequence[RecallRequest]) -> UserVectors:
         """User vectors in the order of the requests."""
         groups: dict[int, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(id(request.context), []).append(number)
-        # Long histories together, so that padding is short.
+        # Group histories of similar length, so that padding is short.
         ordered = sorted(groups.values(), key=lambda numbers: len(requests[numbers[0]].context.item_ids))
         vectors = np.empty((len(requests), self.num_user_vectors, self.dimension), dtype=np.float32)
         copy_items: list[Ids] = [np.empty(0, dtype=np.int64)] * len(requests)
@@ -112,16 +111,16 @@ class UrmRecaller:
             flat = [number for numbers in chunk for number in numbers]
             vectors[flat], scores = self._encode([[requests[n] for n in numbers] for numbers in chunk])
             known = [self.builder.known_items(requests[numbers[0]].context) for numbers in chunk for _ in numbers]
-            for number, items, mine in zip(flat, known, scores, strict=True):
-                copy_items[number], copy_scores[number] = items, mine
+            for number, items, copies in zip(flat, known, scores, strict=True):
+                copy_items[number], copy_scores[number] = items, copies
         return UserVectors(vectors, copy_items, copy_scores)
 
     def top_k(self, users: UserVectors, k: int, exclude: Sequence[Ids] | None = None) -> tuple[list[Ids], list[Floats]]:
-        """Best items of each request, see `retrieval.search`."""
+        """Best items of each request, see `search`."""
         return search(self._index(), users, k, self.combine, exclude)
 
     def recall(self, requests: Sequence[RecallRequest], k: int) -> tuple[list[Ids], list[Floats]]:
-        """Best items of each request; tasks with `exclude_bought` leave out the user's own history."""
+        """Best items of each request; tasks with `exclude_bought` exclude the user's history."""
         exclude = [request.excluded_items for request in requests]
         return self.top_k(self.encode_users(requests), k, exclude)
 
@@ -135,29 +134,30 @@ class UrmRecaller:
         return np.concatenate(parts)
 
     def generate_text(self, request: RecallRequest, max_tokens: int = 32) -> str:
-        """Greedy text after [LM]: what the user is likely to be interested in, in words."""
+        """Text after [LM] by greedy decoding: the likely interests of the user in words."""
         writer = self.builder.writer
         prompt = self._block(request)
-        spoken: list[int] = []
+        generated: list[int] = []
         with torch.inference_mode():
             for _ in range(max_tokens):
-                logits = self.model(self._batch([(request.context, [prompt.continued(spoken)])])).text_logits
+                logits = self.model(self._batch([(request.context, [prompt.continued(generated)])])).text_logits
                 token = int(logits[-1].argmax())
                 if token == writer.end_id:
                     break
-                spoken.append(token)
-        return writer.decode(spoken)
+                generated.append(token)
+        return writer.decode(generated)
 
     def _encode(self, groups: Sequence[Sequence[RecallRequest]]) -> tuple[Floats, list[Floats]]:
-        """Vectors of all requests, and what each one's known history items score."""
+        """Vectors of all requests, and copy scores of the known history items of each."""
         prompts = [(group[0].context, [self._block(request) for request in group]) for group in groups]
         batch = self._batch(prompts)
         self.num_tokens += int((batch["segments"] != PADDING).sum())
         with torch.inference_mode():
             output: UrmOutput = self.model(batch)
         lengths = batch["history_known"].sum(dim=1)[batch["block_rows"]].tolist()
-        own = np.asarray(output.copy_scores.cpu())
-        return np.asarray(output.user_vectors.cpu()), [row[:length] for row, length in zip(own, lengths, strict=True)]
+        scores = np.asarray(output.copy_scores.cpu())
+        known = [row[:length] for row, length in zip(scores, lengths, strict=True)]
+        return np.asarray(output.user_vectors.cpu()), known
 
     def _block(self, request: RecallRequest) -> Block:
         return self.builder.writer.block(request.task, request.query, guidance=request.guidance)
@@ -169,7 +169,7 @@ class UrmRecaller:
     def _device(self) -> torch.device:
         return self.model.user_head.log_scale.device
 
-    def _index(self) -> faiss.IndexIDMap:
+    def _index(self) -> CandidateIndex:
         if self.index is None:
             raise MissingInputError(
                 "recall", expected="candidates", got="none", remedy="pass `candidates` to UrmRecaller.load"

@@ -1,4 +1,4 @@
-"""`urm explain`: one user in words, from the history through the [LM] text to what each user vector stands for."""
+"""`urm explain`: one user in words: the history, the [LM] text, and the items nearest to each user vector."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Names = Mapping[int, tuple[str, str]]
 def explain_user(
     run: FinishedRun, config: RunConfig, user_id: str, task: Task, *, query: str | None, guidance: str | None, k: int
 ) -> RenderableType:
-    """Everything the model says of a user.
+    """Everything the model returns for a user, as tables.
 
     Args:
         run: A run with stages validate, features and sft.
@@ -34,7 +34,7 @@ def explain_user(
         user_id: A user of its log.
         task: The task asked.
         query: What the user searches for, where the task needs it.
-        guidance: Free text behind the task's prompt.
+        guidance: Free text after the task's prompt.
         k: Items of the recall shown.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Study `language`: what SFT leaves of the backbone's language, and how good the text after [LM] is.
+"""Study `language`: how much of the backbone's language SFT keeps, and the quality of the text after [LM].
 
-The backbone before SFT is the one training started from: same name, same depth. The whole backbone at full depth
-stands beside it, because cutting the depth costs more language than SFT does.
+The backbone before SFT is the one that training starts from: same name, same depth. The backbone at full depth is
+measured too, because cutting the depth costs more language than SFT does.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from components.urm.inference import UrmRecaller
 from components.urm.network.backbone import load_backbone
 
 LOSS_EXAMPLES = 200  # of the validation split
-SPOKEN_EXAMPLES = 40  # of them; a generated token costs a pass
+SPOKEN_EXAMPLES = 40  # of them; each generated token takes a forward pass
 REPORT_EVERY = 10
 _TEXT, _QUESTIONS = "plain_text.txt", "questions.yaml"
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """What beside code and configuration decides the result: the text and the questions."""
+    """What decides the result besides code and configuration: the text and the questions."""
     files = [_folder(settings) / name for name in (_TEXT, _QUESTIONS)]
     return {"files": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()}
 
@@ -74,7 +74,7 @@ def run(stage: StageRun) -> StageReport:
 
 
 def table(metrics: dict[str, Any]) -> Table:
-    """The metrics for people."""
+    """The metrics as a table."""
     shown = Table("", "perplexity", "zero-shot questions", title="Language before and after SFT", title_justify="left")
     for name in ("full_depth", "before", "after"):
         value = metrics[name]
@@ -83,14 +83,14 @@ def table(metrics: dict[str, Any]) -> Table:
     shown.add_row("guessing", "", f"{100 * metrics['chance']:.0f} %")
     text = metrics["text"]
     shown.caption = (
-        f"[LM] text on {text['examples']} validation examples: {text['loss']:.3f} nats a token; category F1 on "
+        f"[LM] text on {text['examples']} validation examples: {text['loss']:.3f} nats per token; category F1 on "
         f"{text['spoken']} of them {text['f1']:.3f}, naming the user's usual categories {text['f1_usual']:.3f}"
     ).replace("[LM]", r"\[LM]")
     return shown
 
 
 def _untrained(config: RunConfig, cache: Path) -> dict[str, LanguageModel]:
-    """The backbone as training began with it, and at its full depth."""
+    """The backbone before training, and at its full depth."""
     urm = config.urm
     torch.manual_seed(config.seed)
     before, tokenizer = load_backbone(urm.backbone, num_layers=urm.num_layers, pretrained=urm.pretrained, cache=cache)
@@ -118,7 +118,7 @@ def _measure_text(stage: StageRun, recaller: UrmRecaller) -> dict[str, Any]:
 
     def progress(done: int) -> None:
         if done % REPORT_EVERY == 0:
-            stage.report_progress("text after [LM]: speaking", done=done, of=len(spoken))
+            stage.report_progress("text after [LM]: generating", done=done, of=len(spoken))
 
     said, usual = measure_f1(recaller, spoken, progress)
     return {"examples": len(examples), "spoken": len(spoken), "loss": loss, "f1": said, "f1_usual": usual}

@@ -1,4 +1,4 @@
-"""How likely a causal language model finds plain text: perplexity, and choices of a question."""
+"""Likelihood of plain text under a causal language model: perplexity, and multiple-choice questions."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def read_passages(path: Path) -> list[str]:
 
 
 def perplexity(model: LanguageModel, passages: Sequence[str]) -> float:
-    """Exp of the mean negative log-likelihood a token, each passage read on its own."""
+    """Exp of the mean negative log-likelihood per token, each passage read on its own."""
     scores = torch.cat([model.log_likelihoods("", passage) for passage in passages])
     return math.exp(-float(scores.mean()))
 
 
 def accuracy(model: LanguageModel, questions: Sequence[Question]) -> float:
-    """Share of the questions whose first choice has the highest mean log-likelihood a token."""
+    """Share of the questions whose first choice has the highest mean log-likelihood per token."""
     right = 0
     for question in questions:
         prompt = f"Question: {question.question}\nAnswer:" if question.question.endswith("?") else question.question

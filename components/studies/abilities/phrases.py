@@ -1,4 +1,4 @@
-"""Guidance phrases of a data set, and the items that each should bring up (configs/guidance/*.yaml)."""
+"""Guidance phrases of a data set, and the items that each should recall (configs/guidance/*.yaml)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from components.config import Model
 
 
 class Phrase(Model):
-    """One guidance and what it asks for."""
+    """One guidance and the categories it asks for."""
 
     phrase: str = Field(min_length=1)
     categories: tuple[str, ...] = Field(min_length=1, description="Regular expressions over the category path.")
-    seen_in_training: bool = Field(description="Whether these words stood in training prompts.")
-    tasks: tuple[str, ...] = Field(default=(), description="Empty: the tasks of the file.")
+    seen_in_training: bool = Field(description="Whether training prompts contain these words.")
+    tasks: tuple[str, ...] = Field(default=(), description="Default: the tasks of the file.")
 
     @field_validator("categories")
     @classmethod
@@ -30,7 +30,7 @@ class Phrase(Model):
         return categories
 
     def fits(self, category_path: str) -> bool:
-        """Whether an item of this category path "top > middle > leaf" is what the phrase asks for."""
+        """Whether an item of this category path "top > middle > leaf" matches the phrase."""
         return re.search("|".join(f"(?:{part})" for part in self.categories), category_path, re.IGNORECASE) is not None
 
 

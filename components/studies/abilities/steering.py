@@ -1,10 +1,10 @@
-"""Study `steering`: how far a guidance moves the recall towards what it asks for, and whether it still fits the user.
+"""Study `steering`: how much guidance shifts the recall towards its categories, and whether it still fits the user.
 
-For each phrase and task, and for the same users: share of the top-K in the phrase's categories with the guidance and
-without it. The gain is the mean difference over users, with a bootstrap interval over users. Beside it, for users whose
-next items are in these categories: recall of those items without the guidance, with it, and in the guided list of
-another such user; what the last lacks is what the guided recall knows of the user. Users are those of the validation
-split; the test weeks stay untouched.
+For each phrase and task, and for the same users: share of the top-K in the phrase's categories with and without the
+guidance. The gain is the mean difference over users, with a bootstrap interval over users. For users whose next items
+are in these categories there is also the recall of those items without the guidance, with it, and in the guided list of
+another such user; the difference to the last measures personalisation. Users come from the validation split; the test
+weeks stay untouched.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Asked = tuple[UserContext, Ids]  # a user and next items
 
 
 def options(settings: Settings, config: RunConfig) -> dict[str, Any]:
-    """What beside code and configuration decides the result: the phrases.
+    """What decides the result besides code and configuration: the phrases.
 
     Raises:
-        ConfigError: The configuration has no file of phrases, or it has a mistake.
+        ConfigError: The configuration has no file of phrases, or it has an error.
     """
     content = _read_phrases(settings, config).model_dump_json()
     return {"phrases": hashlib.sha256(content.encode()).hexdigest()}
@@ -65,8 +65,8 @@ def run(stage: StageRun) -> StageReport:
             stage.report_progress(f"{name}: {phrase.phrase}", done=len(rows), of=len(list(book.pairs())))
             guided = _recall(recaller, users, config.task(name), config.evaluation.k, phrase.phrase)
             row = compare(phrase, name, users, plain[name], guided, categories, config.seed)
-            wanting = _choose_wanting(asked.get(name, []), phrase, categories)
-            rows.append(row | _measure_fit(recaller, wanting, config.task(name), config.evaluation.k, phrase.phrase))
+            interested = _choose_interested(asked.get(name, []), phrase, categories)
+            rows.append(row | _measure_fit(recaller, interested, config.task(name), config.evaluation.k, phrase.phrase))
         gains = mean_gains(rows)
         metrics = {"k": config.evaluation.k, "users": len(users), "phrases": rows, "mean_gain": gains}
         mlflow.log_table({key: [row[key] for row in rows] for key in rows[0]}, "steering.json")
@@ -84,16 +84,16 @@ def compare(
     categories: dict[int, str],
     seed: int,
 ) -> dict[str, Any]:
-    """What a phrase does to the lists of the same users.
+    """The lists of the same users with and without a phrase.
 
     Args:
         phrase: The guidance.
-        task: Name of the task it stood behind.
+        task: Name of the task whose prompt it followed.
         users: The users.
         plain: Item ids recalled for each without the guidance.
         guided: With it.
         categories: Category path of each item of the catalogue.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
         Shares of the lists in the phrase's categories and their difference with its interval, the share of the
@@ -127,7 +127,7 @@ def mean_gains(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(metrics: dict[str, Any]) -> Table:
-    """The metrics for people."""
+    """The metrics as a table."""
     shown = Table(title=f"Share of the top {metrics['k']} in the phrase's categories", title_justify="left")
     shown.add_column("guidance")
     shown.add_column("task")
@@ -155,7 +155,7 @@ def _describe_fit(row: dict[str, Any]) -> str:
 def _read_phrases(settings: Settings, config: RunConfig) -> PhraseBook:
     book = load_document(settings.configs_dir / "guidance" / f"{config.name}.yaml", PhraseBook)
     for _, name in book.pairs():
-        config.task(name)  # an unknown task is an error before any work
+        config.task(name)  # fail on an unknown task before any work
     return book
 
 
@@ -184,8 +184,8 @@ def _read_asked(stage: StageRun, contexts: Mapping[int, UserContext]) -> dict[st
     return asked
 
 
-def _choose_wanting(asked: Sequence[Asked], phrase: Phrase, categories: dict[int, str]) -> list[Asked]:
-    """Users whose next items are among those that the phrase asks for, with these items."""
+def _choose_interested(asked: Sequence[Asked], phrase: Phrase, categories: dict[int, str]) -> list[Asked]:
+    """Users whose next items are in the phrase's categories, with these items."""
     fitting = [
         (context, targets[[phrase.fits(categories.get(item, "")) for item in targets.tolist()]])
         for context, targets in asked
@@ -194,9 +194,9 @@ def _choose_wanting(asked: Sequence[Asked], phrase: Phrase, categories: dict[int
 
 
 def _measure_fit(
-    recaller: UrmRecaller, wanting: Sequence[Asked], task: Task, k: int, guidance: str
+    recaller: UrmRecaller, interested: Sequence[Asked], task: Task, k: int, guidance: str
 ) -> dict[str, float | None]:
-    contexts, targets = [context for context, _ in wanting], [wanted for _, wanted in wanting]
+    contexts, targets = [context for context, _ in interested], [wanted for _, wanted in interested]
     plain, guided = _recall(recaller, contexts, task, k), _recall(recaller, contexts, task, k, guidance)
     return compare_fit(plain, guided, targets)
 
@@ -236,7 +236,7 @@ def _shares(lists: Sequence[Ids], wanted: Sequence[Ids]) -> Shares:
 
 def _interval(differences: Shares, seed: int) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over users."""
-    if len(differences) < 2 or np.ptp(differences) == 0:  # nothing to draw from
+    if len(differences) < 2 or np.ptp(differences) == 0:  # the bootstrap needs variance
         return float(differences.mean()), float(differences.mean())
     interval = bootstrap(
         (differences,), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Quality of the text after [LM]: token-level loss, and F1 of the categories that it names."""
+"""Quality of the text after [LM]: token-level loss, and F1 of the categories in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Progress = Callable[[int], None]
 
 
 def measure_loss(recaller: UrmRecaller, examples: Sequence[Example]) -> float:
-    """Mean negative log-likelihood a token of the target texts, the true text so far being given."""
+    """Mean negative log-likelihood per token of the target texts, with teacher forcing."""
     total, tokens = 0.0, 0
     writer = recaller.builder.writer
     device = recaller.model.user_head.log_scale.device
@@ -41,7 +41,7 @@ def measure_loss(recaller: UrmRecaller, examples: Sequence[Example]) -> float:
 
 
 def measure_f1(recaller: UrmRecaller, examples: Sequence[Example], progress: Progress) -> tuple[float, float]:
-    """Mean F1 of the named categories, of the model and of a rule.
+    """Mean F1 of the categories in the text: of the model and of a rule.
 
     Args:
         recaller: The model.
@@ -49,7 +49,7 @@ def measure_f1(recaller: UrmRecaller, examples: Sequence[Example], progress: Pro
         progress: Called with the number of examples done.
 
     Returns:
-        F1 of the generated text, and of naming the user's most frequent categories, which a profile may name.
+        F1 of the generated text, and of the user's most frequent categories.
     """
     said, rule = [], []
     for number, example in enumerate(examples):
@@ -61,15 +61,15 @@ def measure_f1(recaller: UrmRecaller, examples: Sequence[Example], progress: Pro
 
 
 def target_text(example: Example) -> str:
-    """The text that training wants after [LM]."""
+    """The text that training targets after [LM]."""
     return str(jinja2.Template(example.request.task.text_target).render(categories=list(example.categories)))
 
 
 def named(text: str) -> set[str]:
-    """What a text names, between commas."""
+    """Comma-separated names in a text."""
     return {part.strip().lower() for part in text.split(SEPARATOR)} - {""}
 
 
 def f1(said: set[str], wanted: set[str]) -> float:
-    """Harmonic mean of precision and recall of exact names; zero where nothing fits."""
+    """Harmonic mean of precision and recall of exact names; zero without a common name."""
     return 2 * len(said & wanted) / (len(said) + len(wanted)) if said & wanted else 0.0

@@ -1,1 +1,1 @@
-"""Variants of a configuration, trained alike and compared on validation."""
+"""Variants of a configuration, trained the same way and compared on validation."""

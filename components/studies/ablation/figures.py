@@ -1,4 +1,4 @@
-"""A figure a group: a curve where the group varies one number, bars otherwise."""
+"""One figure per group: a curve where the group varies one number, bars otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def draw_group(path: Path, group: Group, table: pd.DataFrame, reference: dict[st
     Args:
         path: The file.
         group: The group.
-        table: One row a variant, by name: recall, spread, difference, low, high.
+        table: One row per variant, by name: recall, spread, difference, low, high.
         reference: Configuration of the reference, nested; gives its place on a curve.
         k: Cut-off of the recall.
     """
@@ -43,7 +43,7 @@ def _curve(axes: Axes, group: Group, key: str, table: pd.DataFrame, reference: d
     axes.errorbar(x, table.loc[names, "recall"], yerr=_errors(table, names), marker="o", capsize=3)
     if len(x) > 2 and min(x) > 0 and max(x) / min(x) >= 8:
         axes.set_xscale("log", base=2)
-    ticks = sorted(set(x))  # a variant may be the reference by another name
+    ticks = sorted(set(x))  # a variant may equal the reference
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.set_xlabel(key)
 

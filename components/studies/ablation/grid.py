@@ -1,4 +1,4 @@
-"""The grid of an ablation study (configs/ablations/*.yaml). Light on purpose: a DAG reads it."""
+"""The grid of an ablation study (configs/ablations/*.yaml). Imports little, since a DAG reads it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Grid(Model):
 
     description: str
     seeds: tuple[int, ...] = Field(min_length=1)
-    overrides: Overrides = Field(default_factory=dict, description="Of all variants, the reference too.")
+    overrides: Overrides = Field(default_factory=dict, description="Overrides of all variants, the reference included.")
     groups: dict[str, Group] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -53,7 +53,7 @@ class Grid(Model):
         return {REFERENCE: {}} | named
 
     def only(self, names: Collection[str]) -> Grid:
-        """The grid without other variants, and without the groups that this leaves empty."""
+        """The grid with these variants only; groups without any are dropped."""
         groups = {
             key: group.model_copy(update={"variants": left})
             for key, group in self.groups.items()
@@ -91,7 +91,7 @@ def load_grid(name: str, configs_dir: Path) -> Grid:
 
 
 def variant_dir(study_dir: str, variant: str, seed: int) -> str:
-    """Run directory of a variant, beside that of the study: such neighbours share the results of equal stages."""
+    """Run directory of a variant, next to that of the study, so that they share the results of equal stages."""
     return f"{study_dir.rstrip('/')}.{variant}.seed{seed}"
 
 

@@ -1,6 +1,6 @@
-"""Study `measure`: recall of a trained model on all validation examples, one row an example.
+"""Study `measure`: recall of a trained model on all validation examples, one row per example.
 
-The test split is never read: an ablation chooses, and what chooses must not see the test.
+The test split is never read: an ablation selects variants, and selection must not see the test.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _recalls(stage: StageRun, recaller: UrmRecaller) -> Iterator[dict[str, Any]]
     table = pq.read_table(stage.path("features", "contexts"), filters=only)
     users = dict(zip(table["context_id"].to_pylist(), table["user_id"].to_pylist(), strict=True))
     contexts = read_contexts(table)
-    # A context's tasks follow one another, so that they share one pass over its history.
+    # The tasks of a context are consecutive, so that they share one pass over its history.
     rows = pq.read_table(stage.path("features", "examples"), filters=only).sort_by("context_id").to_pylist()
     for start in range(0, len(rows), EXAMPLES_PER_CHUNK):
         chunk = rows[start : start + EXAMPLES_PER_CHUNK]

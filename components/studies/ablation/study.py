@@ -1,7 +1,7 @@
-"""Runs the variants of a study: the ordinary stages up to `sft` in a process each, then `measure`.
+"""Runs the variants of a study: the ordinary stages up to `sft`, each in a process, then `measure`.
 
-Stages that a variant shares with the reference are reused by their fingerprints, and so is all that an interrupted
-study has finished.
+Fingerprints reuse the stages that a variant shares with the reference, and everything that an interrupted study has
+finished.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from components.studies.ablation.grid import Grid, variant_dir
 log = structlog.get_logger()
 STAGES = stages_before(STUDIES["measure"].inputs)
 URM = (sys.executable, "-m", "components")
-_USER_ERROR = 2  # exit code of a mistake in the input
+_USER_ERROR = 2  # exit code of an error in the input
 
 
 class VariantError(UrmError):
-    """A stage of a variant failed; trying again may help."""
+    """A stage of a variant failed; a retry may help."""
 
 
 def run_variant(
@@ -37,13 +37,13 @@ def run_variant(
         seed: Seed of every stage.
         config: Name or path of the configuration.
         study_dir: Run directory of the study.
-        overrides: KEY=VALUE for all variants; those of the grid go before them.
+        overrides: KEY=VALUE for all variants; they come before those of the grid.
 
     Returns:
         Run directory of the variant.
 
     Raises:
-        UserError: A stage found a mistake in the input.
+        UserError: A stage found an error in the input.
         VariantError: A stage failed otherwise.
     """
     run_dir = variant_dir(study_dir, variant, seed)
@@ -57,11 +57,11 @@ def run_variant(
                 f"variant {variant!r}",
                 expected=f"`urm {' '.join(command)}` to accept its settings ({', '.join(settings)})",
                 got="the error above",
-                remedy="mend the grid or the configuration",
+                remedy="fix the grid or the configuration",
             )
         if code != 0:
             raise VariantError(
                 f"variant {variant!r}: expected success of `urm {' '.join(command)}`, got exit code {code}; "
-                "run the same command again, it goes on where it stopped."
+                "run the same command again to resume."
             )
     return run_dir

@@ -1,8 +1,8 @@
 """Study `ablation_summary`: every variant against the reference on the same validation examples, over all seeds.
 
 The value of a variant is the mean over tasks of its mean recall. Its difference to the reference has a paired
-bootstrap interval over users: a user brings all his examples of all tasks and seeds, of both models alike. Spread is
-the standard deviation of the value over seeds; one seed has none.
+bootstrap interval over users: a drawn user brings the examples of all tasks and seeds, of both models. Spread is
+the standard deviation of the value over seeds; with one seed there is none.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ log = structlog.get_logger()
 
 
 def summarise(stage: StageRun, grid: Grid) -> StageReport:
-    """Compare the measured variants of a study; writes a table, a Markdown report and a figure a group.
+    """Compare the measured variants of a study; writes a table, a Markdown report and one figure per group.
 
-    A variant that is not measured with all seeds of the grid is left out, and named in the report.
+    Leaves out a variant that is not measured with all seeds of the grid, and names it in the report.
 
     Raises:
         MissingInputError: The reference, or every other variant, has not been measured.
@@ -75,7 +75,7 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
     Args:
         variant: Columns seed, example_id, user_id, task, recall.
         reference: The same of the reference.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
         Value of the variant and its spread over seeds (None with one seed), difference to the reference (absolute)
@@ -161,7 +161,7 @@ def _table(
 
 
 def _interval(counts: Floats, gains: Floats, seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean over tasks of the mean gain, users drawn with replacement."""
+    """Percentile interval of the mean over tasks of the mean gain, by drawing users with replacement."""
     num_users = len(counts)
     weights = np.random.default_rng(seed).multinomial(num_users, np.full(num_users, 1 / num_users), size=DRAWS)
     examples = weights @ counts

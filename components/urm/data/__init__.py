@@ -1,1 +1,1 @@
-"""What goes into the model: requests, prompts, packing, batches."""
+"""Input of the model: requests, prompts, packing, batches."""

@@ -1,7 +1,7 @@
 """Batches: contexts and blocks of token ids, with the frozen vectors of exactly the items they need.
 
-Frozen vectors are gathered from the memory-mapped item table for the distinct items of a batch; the model holds no
-copy of the table, so its memory does not grow with the catalogue, and no gradient can reach them.
+Frozen vectors of the distinct items of a batch are gathered from the memory-mapped item table. The model holds no copy
+of the table, so its memory does not grow with the catalogue, and no gradient can reach them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from components.urm.data.packing import PromptParts, pack
 from components.urm.data.prompt import Block, PromptWriter
 from components.urm.data.request import Ids, UserContext
 
-# Of a guidance's words beside those of a query. A query names the category of every target, a guidance is one wish of
-# a user who has others; chosen on validation, ADR 20.
+# Weight of guidance words relative to query words: a query names the category of every target, guidance only one of
+# several interests. Chosen on validation, ADR 20.
 GUIDANCE_STRENGTH = 0.5
 _NO_WORDS = np.empty(0, dtype=np.uint64)
 
@@ -46,11 +46,11 @@ class ItemReader:
 
     @property
     def num_counts(self) -> int:
-        """Counts that popularity has."""
+        """Number of popularity counts."""
         return int(self.table.modalities[POPULARITY].vectors.shape[1])
 
     def check(self, widths: Mapping[str, int], num_counts: int) -> None:
-        """Refuse an item table other than the one the model was trained with.
+        """Check that the item table fits the model.
 
         Raises:
             DataError: A modality is missing or has another width.
@@ -66,13 +66,13 @@ class ItemReader:
             )
 
     def read_words(self, blocks: Sequence[Block]) -> torch.Tensor:
-        """Words of queries and guidances in the parts of item space that are made of words.
+        """Words of query and guidance in the parts of item space that consist of words.
 
         Args:
-            blocks: E tasks asked.
+            blocks: E blocks.
 
         Returns:
-            Their words, the parts one beside the other [E, their width].
+            Their words, the parts concatenated [E, Q].
         """
         parts = [name for name in WORDS if name in self.widths]
         widths = [self.widths[name] for name in parts]
@@ -96,7 +96,7 @@ class ItemReader:
 
 
 def usable_modalities(table: ItemTable, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The wanted modalities that the table has, in both roles; images, for example, exist for some catalogues only.
+    """The wanted modalities that the table has, in both roles; some catalogues have no images, for example.
 
     Raises:
         ConfigError: It has none of them.
@@ -118,7 +118,7 @@ class BatchBuilder:
     """Turns contexts with their blocks into the model's input."""
 
     def __init__(self, writer: PromptWriter, reader: ItemReader, behaviors: Sequence[str], copy_length: int) -> None:
-        """Take the behaviours training knows; any other gets number 0."""
+        """Take the behaviours in the training data; any other gets number 0."""
         self.writer = writer
         self.reader = reader
         self.copy_length = copy_length
@@ -127,11 +127,11 @@ class BatchBuilder:
     def build(
         self, groups: Sequence[tuple[UserContext, Sequence[Block]]], more_items: Ids | None = None
     ) -> tuple[Batch, npt.NDArray[np.int64]]:
-        """One sequence a group.
+        """One sequence per group.
 
         Args:
-            groups: Contexts, each with the blocks asked of it.
-            more_items: Items beside the histories whose vectors are wanted, too.
+            groups: Contexts, each with its blocks.
+            more_items: Items to add to those of the histories.
 
         Returns:
             The batch, and the place of each of `more_items` among its items.
@@ -139,7 +139,7 @@ class BatchBuilder:
         kept = [self._known_places(context) for context, _ in groups]
         histories = [context.item_ids[places] for (context, _), places in zip(groups, kept, strict=True)]
         more = np.empty(0, dtype=np.int64) if more_items is None else more_items
-        # Place 0 is always an item, also where no history and no candidate is asked for: padding points at it.
+        # Place 0 is always an item, even without history and candidates: padding points at it.
         everything = np.concatenate([np.zeros(1, dtype=np.int64), *histories, more])
         distinct, where = np.unique(everything, return_inverse=True)
         packed = pack(
@@ -158,7 +158,7 @@ class BatchBuilder:
         return batch, where[len(where) - len(more) :]
 
     def known_items(self, context: UserContext) -> Ids:
-        """History items that the copy path reaches, newest first, as they stand in a batch."""
+        """History items that the copy path reaches, newest first, in the order of a batch."""
         return context.item_ids[self._known_places(context)]
 
     def _known_places(self, context: UserContext) -> npt.NDArray[np.int64]:

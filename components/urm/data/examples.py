@@ -14,12 +14,12 @@ from components.urm.data.request import Ids, RecallRequest, UserContext, read_co
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One task asked of a context, with its answer.
+    """A request with its targets.
 
     Attributes:
-        request: What is asked.
-        targets: Item ids of the answer, at least one.
-        categories: The answer's categories in words.
+        request: The request.
+        targets: Item ids, at least one.
+        categories: Categories of the targets in words.
     """
 
     request: RecallRequest

@@ -1,10 +1,10 @@
-"""Packing: one sequence a context, its prefix followed by all of its task blocks.
+"""Packing: one sequence per context, its prefix followed by all of its task blocks.
 
-    B contexts (sequences) · S tokens · E blocks (one an example) · H user tokens · L history items · M text labels ·
+    B contexts (sequences) · S tokens · E blocks (one per example) · H user tokens · L history items · M text labels ·
     T tokens of a block's task text
 
 A token attends to earlier tokens of the prefix and of its own block. Positions restart after the prefix in every
-block, so that a block sees exactly what it would see alone: packed and separate passes give the same vectors.
+block, so that a block sees exactly what it would see alone: packed and separate passes give equal vectors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ PREFIX, PADDING = 0, -1  # segments; block k of a sequence has segment k + 1
 
 @dataclass(frozen=True)
 class PromptParts:
-    """What one sequence is made of.
+    """Content of one sequence.
 
     Attributes:
         prefix: Text and item tokens.
-        blocks: Tasks asked of the context.
+        blocks: Tasks of the context.
     """
 
     prefix: Prefix
@@ -36,7 +36,7 @@ class PromptParts:
 
 
 def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
-    """Lay out the sequences, each padded at its end to the longest."""
+    """Lay out the sequences, padded at the end to the longest."""
     rows = [_Row(part, writer) for part in parts]
     length = max(len(row.token_ids) for row in rows)
     starts = [index * length for index in range(len(rows))]
@@ -66,13 +66,13 @@ def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
 
 
 def attention_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Which token may attend to which: causal, to the prefix and to the own block.
+    """Which token may attend to which: earlier ones of the prefix and of its own block.
 
     Args:
         segments: [B, S].
 
     Returns:
-        bool [B, 1, S, S], true where the row's token sees the column's; every token sees itself.
+        bool [B, 1, S, S], true where the row attends to the column; every token attends to itself.
     """
     own = segments[:, :, None] == segments[:, None, :]
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()

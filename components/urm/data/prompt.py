@@ -1,7 +1,7 @@
-"""Prompts as token ids: a PREFIX of one user context, and a BLOCK for each task asked of it.
+"""Prompts as token ids: a PREFIX of one user context, and a BLOCK for each of its tasks.
 
-    prefix  the template `urm.profile`: text, and where it calls items(), one [ITEM] token a history item, newest first;
-            items('view') and the like make several lists
+    prefix  the template `urm.profile`: text, and where it calls items(), one [ITEM] token per history item, newest
+            first; items('view') and the like make several lists
     block   task text, guidance if there is one, [UM_0] … [UM_{H-1}], [LM], and in training the target text and the end
             token
 
@@ -36,7 +36,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, num_user_vectors: int
 
 @dataclass(frozen=True)
 class Prefix:
-    """Token ids of what all tasks of a context share.
+    """Token ids that all tasks of a context share.
 
     Attributes:
         token_ids: Text with item tokens in it.
@@ -49,13 +49,13 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Block:
-    """Token ids of one task asked of a context.
+    """Token ids of one task of a context.
 
     Attributes:
         prompt: Task text.
-        text: Target text and end token; empty where no text is trained.
-        query: What the user asks for, in words; empty where the task has no query.
-        guidance: What the recall should be steered to, in words; empty without one. It is part of the prompt, too.
+        text: Target text and end token; empty without a text target.
+        query: What the user searches for in words; empty without a query.
+        guidance: What the recall should prefer in words; empty without guidance. The prompt contains it, too.
     """
 
     prompt: tuple[int, ...]
@@ -63,9 +63,9 @@ class Block:
     query: str = ""
     guidance: str = ""
 
-    def continued(self, spoken: Sequence[int]) -> Block:
-        """This block with text said so far; the last label stands for the token to come."""
-        return replace(self, text=(*spoken, 0))
+    def continued(self, generated: Sequence[int]) -> Block:
+        """This block with the text generated so far; the last label is a placeholder for the next token."""
+        return replace(self, text=(*generated, 0))
 
 
 class PromptWriter:
@@ -79,18 +79,18 @@ class PromptWriter:
         self.lm_id = self._id(LM_TOKEN)
         self.user_ids = tuple(self._id(USER_TOKEN.format(i)) for i in range(config.num_user_vectors))
         self.end_id = int(tokenizer.eos_token_id)
-        # The text is a model's input, never a web page: nothing to escape.
+        # The text is input of a model, never a web page: nothing to escape.
         self._jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701
         self._profile = self._jinja.from_string(config.profile)
         self._template = lru_cache(maxsize=256)(self._jinja.from_string)
-        self._tokens = lru_cache(maxsize=8192)(self._tokenise)  # few texts, asked again and again
+        self._tokens = lru_cache(maxsize=8192)(self._tokenise)  # few distinct texts
 
     def prefix(self, context: UserContext, places: Sequence[int] | npt.NDArray[np.int64]) -> Prefix:
         """The part of the prompt that all tasks of a context share.
 
         Args:
             context: The user.
-            places: Of the history items that may stand in the prompt, newest first; their order numbers the columns.
+            places: History items that may be in the prompt, newest first; their order numbers the columns.
 
         Raises:
             ConfigError: The template names a variable that does not exist.
@@ -128,7 +128,7 @@ class PromptWriter:
     ) -> Block:
         """The block of a task; with `categories` also its target text.
 
-        A guidance stands behind the task's text as it is, but for its line breaks.
+        Guidance follows the task's text; its line breaks become spaces.
 
         Raises:
             ConfigError: A template of the task names a variable that does not exist.
@@ -152,7 +152,7 @@ class PromptWriter:
             raise _bad_template(f"task {task.name!r}, field {field!r}", ", ".join(variables), error) from None
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
-        # What a user writes is words, also where it spells [ITEM] or a mark of the backbone.
+        # User input is text, even if it contains [ITEM] or a special token of the backbone.
         return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _id(self, token: str) -> int:
@@ -169,5 +169,5 @@ class PromptWriter:
 
 def _bad_template(subject: str, variables: str, error: jinja2.TemplateError) -> ConfigError:
     return ConfigError(
-        subject, expected=f"a Jinja2 template over {variables}", got=error.message, remedy="mend the template"
+        subject, expected=f"a Jinja2 template over {variables}", got=error.message, remedy="fix the template"
     )

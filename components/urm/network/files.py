@@ -4,7 +4,7 @@ Weights stay memory-mapped: processes that load one model share its pages until 
 
 backbone/          the language model and its tokenizer with the special tokens, as transformers writes them
 urm.safetensors    the new modules
-urm.json           how they are built: configuration, widths of the modalities, known behaviours
+urm.json           how to build them: configuration, widths of the modalities, behaviours
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _BACKBONE_PREFIX = "backbone."
 
 
 class ModelDescription(Model):
-    """What urm.json holds.
+    """Content of urm.json.
 
     Attributes:
         config: Configuration of the training.
-        widths: Width of each modality the model reads.
-        num_counts: Counts that popularity has.
-        behaviors: Behaviours that training knew, in the order of their numbers.
+        widths: Width of each modality.
+        num_counts: Number of popularity counts.
+        behaviors: Behaviours in the training data, in the order of their numbers.
     """
 
     config: UrmConfig
@@ -85,7 +85,7 @@ def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
 
 
 def map_weights(backbone: PreTrainedModel, folder: Path) -> None:
-    """Put the mapped file in the place of the copies that transformers made of it, where no cast was needed."""
+    """Replace the copies that transformers made by the mapped file, except where a cast was needed."""
     state = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     own = backbone.state_dict()
     same = {name: tensor for name, tensor in state.items() if name in own and tensor.dtype == own[name].dtype}

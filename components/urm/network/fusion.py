@@ -7,11 +7,11 @@
     token = scale · norm(MLP(fused))                              [D]
     item  = [ x_1 ; x_2 ; … ] + MLP₀(fused) / √P,  MLP₀ zero at the start  [P]
 
-A modality may have other vectors for an item in a history than for a candidate, under its name and HISTORY_ROLE: what
-follows an item is not what it follows. Then item space has two vectors an item, which differ in that modality.
+A modality may have different vectors for history items and candidates, the former under its name plus HISTORY_ROLE,
+since "follows" is not symmetric. Item space then has two vectors per item, which differ in that modality.
 
 The paper states the first two lines; in the third, the frozen vectors side by side are ours: similarity in item space
-begins as their similarity instead of noise, and the user head can weigh each modality by itself.
+starts as their similarity instead of noise, and the user head can weight each modality separately.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HABIT_HALF_LIFE_DAYS = 365.0  # of the prior only; training moves every bucket's
 
 
 class ItemFusion(nn.Module):
-    """Fuses any set of frozen modalities; which ones is decided by the item table."""
+    """Fuses any set of frozen modalities."""
 
     def __init__(self, widths: Mapping[str, int], *, fusion_width: int, token_width: int) -> None:
         """Take the width of each modality by name."""
@@ -46,7 +46,7 @@ class ItemFusion(nn.Module):
         self.token_norm = nn.RMSNorm(token_width)
         self.item_width = sum(self.space.values())
         self.to_item = _mlp(fusion_width, fusion_width, self.item_width)
-        # Outputs are divided by √P, so that a step of Adam moves an item by a few per cent and not by its length.
+        # Outputs are divided by √P, so that a step of Adam moves an item by a few per cent only.
         self.item_scale = 1 / math.sqrt(self.item_width)
         for parameter in self.to_item[-1].parameters():
             nn.init.zeros_(parameter)
@@ -84,15 +84,15 @@ class ItemFusion(nn.Module):
 
 
 def item_space_widths(widths: Mapping[str, int]) -> dict[str, int]:
-    """Parts of item space by modality: of the frozen vectors' widths those of candidates."""
+    """Widths of the parts of item space by modality: those of candidate vectors."""
     return {name: width for name, width in widths.items() if not name.endswith(HISTORY_ROLE)}
 
 
 class HistoryEmbedding(nn.Module):
-    """Learned embeddings of how often, how long ago and by which behaviour the user had an item."""
+    """Learned embeddings of the count, recency and behaviour of a user's interactions with an item."""
 
     def __init__(self, num_behaviors: int, width: int, scale: float) -> None:
-        """Row 0 of the behaviours stands for one that training never saw."""
+        """Row 0 of the behaviours stands for unknown ones."""
         super().__init__()
         self.count = nn.Embedding(len(COUNT_EDGES) + 1, width)
         self.recency = nn.Embedding(len(RECENCY_EDGES_DAYS) + 1, width)
@@ -110,7 +110,7 @@ class HistoryEmbedding(nn.Module):
         return embedding
 
     def habit(self, counts: torch.Tensor, days_since: torch.Tensor) -> torch.Tensor:
-        """How much of a habit each history item is [B, L]; starts as log count, halved in a year without the item."""
+        """Habit score of each history item [B, L]; starts as log count, with a half-life of a year without the item."""
         count, recency = self._buckets(counts, days_since)
         return self.count_habit[count] + self.recency_habit[recency]
 

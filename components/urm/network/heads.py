@@ -1,20 +1,20 @@
 """h_UM: hidden states of the [UM] tokens become H user vectors, and how H inner products become one score.
 
     E examples · H user vectors · D hidden width · B contexts · L history items · U distinct items · G counts · K knots
-    an item's vector     v = [ item space p (P), one part a modality ; popularity f (G·K) ]
-    a user vector        u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ q ; weights of popularity ]
-    score(user, item)    combine over H of  u_h · v,  plus for item i of the history  mean over H of  g·zᵢ
+    vector of an item    v = [ item space p (P), one part per modality ; popularity f (G·K) ]
+    user vector          u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ q ; weights of popularity ]
+    score(user, item)    combine over H of  u_h · v,  plus for history item i the copy score, mean over H of  g·zᵢ
 
-h is the hidden state of the user token beside the mean of those of the task text, each of length one: the second tells
-the tasks apart from the first step on, while the attention of new user tokens to the text has to be learned. What all
-tasks have in common is taken off that mean first, since it is most of it and hides the difference.
+h is the hidden state of the user token, concatenated with the mean of those of the task text, each of length one: the
+second half separates the tasks from the first step on, while the attention of new user tokens to the text has to be
+learned. The common part of all tasks is subtracted from that mean first, since it dominates.
 
-Departures from the paper, which has W h of the user token alone (ADR 4, ADR 18): the second half of h, and what copies
-from the prompt. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) says how much that very item
-is wanted, and w = softmax(m - decay · log place), newest place first, moves the user vector towards such items, by one
-gain a modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space
-that are made of words. f is popularity, each count as K ramps of its logarithm, so that its weights are the slopes of a
-piecewise linear function of it. `urm.copy_path: false` leaves W h and popularity.
+Departures from the paper, which has W h of the user token alone (ADR 4, ADR 18): the second half of h, and the copy
+path. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) scores that item itself, and
+w = softmax(m - decay · log place), newest place first, moves the user vector towards similar items, with one gain per
+modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space that
+consist of words. f is popularity, each count as K ramps of its logarithm, so that its weights are the slopes of a
+piecewise linear function. `urm.copy_path: false` leaves W h and popularity.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from components.urm.data.batch import WORDS
 
 POPULARITY_KNOTS = 12  # K; knot k lies at 2ᵏ - 1 baskets
 # Gains at the start, by modality; training moves all of them.
-FIRST_SIMILAR_GAINS = {"id": 1.0, "text": 0.5}
-OTHER_SIMILAR_GAIN = 0.1
-FIRST_OWN_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
-FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of baskets in all and of recent ones; none of the others
+FIRST_SIMILARITY_GAINS = {"id": 1.0, "text": 0.5}
+OTHER_SIMILARITY_GAIN = 0.1
+FIRST_COPY_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
+FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of all baskets and of recent ones; zero for other counts
 
 
 class Gains(NamedTuple):
@@ -76,20 +76,20 @@ class UserHead(nn.Module):
         *,
         copy_path: bool = True,
     ) -> None:
-        """Start as a model of popularity and, with copies, of the user's habits and of items like his.
+        """Start as a model of popularity and, with the copy path, of the user's habits and of similar items.
 
         Args:
             hidden_width: D.
             widths: Width of each part of item space by modality; P is their sum.
             num_counts: G.
             pointer_width: Width of the queries and keys of the match.
-            copy_path: False leaves W h and popularity: history and query then act through the backbone alone.
+            copy_path: False leaves W h and popularity: history and query then act through the backbone only.
         """
         super().__init__()
         self.copy_path = copy_path
         item_width = sum(widths.values())
         part_of = [number for number, width in enumerate(widths.values()) for _ in range(width)]
-        self.register_buffer("parts", torch.tensor(part_of), persistent=False)  # modality of each place of item space
+        self.register_buffer("parts", torch.tensor(part_of), persistent=False)  # modality of each dimension
         starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
         self.words = [slice(starts[name], starts[name] + widths[name]) for name in WORDS if name in widths]
         self.norm = nn.LayerNorm(hidden_width)
@@ -99,13 +99,13 @@ class UserHead(nn.Module):
         self.query = nn.Linear(2 * hidden_width, pointer_width)
         self.key_norm = nn.LayerNorm(hidden_width)
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
-        self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column: wanted by any user token alike
-        # One a modality; then the own items themselves, how fast older ones matter less, the query's words, popularity.
+        self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column does not depend on the user token
+        # In the order of Gains.
         self.gain_groups = (len(widths), 1, 1, len(self.words), num_counts * POPULARITY_KNOTS)
         self.gains = nn.Linear(2 * hidden_width, sum(self.gain_groups))
         self.log_scale = nn.Parameter(torch.tensor([math.log(URM_SCALE)]))
-        # Frozen vectors have a length of about one. W h starts at zero, and a step of Adam moves it by a tenth of that:
-        # anything more is noise that drowns what is copied.
+        # Frozen vectors have a length of about one. W h starts at zero, and a step of Adam moves it by a tenth of that;
+        # more would be noise that drowns the copies.
         self.project_scale = 1 / math.sqrt(item_width)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
@@ -114,8 +114,8 @@ class UserHead(nn.Module):
         nn.init.zeros_(self.key.bias)
         nn.init.zeros_(self.gains.weight)
         with torch.no_grad():
-            similar = [FIRST_SIMILAR_GAINS.get(name, OTHER_SIMILAR_GAIN) for name in widths]
-            others = [FIRST_OWN_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
+            similar = [FIRST_SIMILARITY_GAINS.get(name, OTHER_SIMILARITY_GAIN) for name in widths]
+            others = [FIRST_COPY_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
             first = [*FIRST_POPULARITY_GAINS, *[0.0] * num_counts][:num_counts]
             popularity = [gain * math.log(2) for gain in first for _ in range(POPULARITY_KNOTS)]
             self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity]))
@@ -130,40 +130,40 @@ class UserHead(nn.Module):
         direction = self.project(unit) * self.project_scale
         copy_scores = unit.new_zeros(len(rows), known.shape[1])
         if self.copy_path:
-            keys, wanted_by_all = self._keys(inputs.tokens.float())
+            keys, base_match = self._keys(inputs.tokens.float())
             match = torch.einsum("ehk,elk->ehl", self.query(unit), keys[rows]) / math.sqrt(keys.shape[-1])
-            match = match + (wanted_by_all + inputs.habit)[rows, None]
+            match = match + (base_match + inputs.habit)[rows, None]
             masked = match.masked_fill(~known[rows, None], -1e4)
             copy_scores = (gains.copy * functional.softplus(masked)).mean(dim=1)
             direction = direction + self._copies(gains, masked, inputs)
         return torch.cat([self.log_scale.exp() * direction, gains.popularity], dim=-1), copy_scores
 
     def _copies(self, gains: Gains, match: torch.Tensor, inputs: HeadInputs) -> torch.Tensor:
-        """What history and query add to the directions of the user vectors [E, H, P]; match is [E, H, L]."""
+        """Contribution of history and query to the directions of the user vectors [E, H, P]; match is [E, H, L]."""
         places = torch.arange(1, match.shape[-1] + 1, device=match.device).log()
-        # The product changes nothing but where no place is known: a softmax over padding alone would sum to one, too.
+        # The product only matters where no place is known: a softmax over padding alone would sum to one.
         attention = torch.softmax(match - gains.decay * places, dim=-1) * inputs.known[inputs.rows, None]
         copies = gains.similarity[..., self.parts] * _sum_history(attention, inputs.items, inputs.rows)
-        said = torch.split(inputs.queries, [part.stop - part.start for part in self.words], dim=-1)
+        parts = torch.split(inputs.queries, [part.stop - part.start for part in self.words], dim=-1)
         for number, part in enumerate(self.words):
-            words = gains.query[..., number, None] * said[number][:, None]  # [E, H, width of the part]
+            words = gains.query[..., number, None] * parts[number][:, None]  # [E, H, width of the part]
             copies = copies + functional.pad(words, (part.start, copies.shape[-1] - part.stop))
         return copies
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys [B, L, pointer width] and own weights [B, L] of history items."""
+        """Keys [B, L, pointer width] and weights [B, L] of history items."""
         hidden = functional.gelu(self.key_hidden(self.key_norm(tokens)))
         keys = self.key(hidden / math.sqrt(hidden.shape[-1]))
         return keys[..., :-1], keys[..., -1]
 
 
 def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Sums [E, H, d] of the history's values [B, L, d], each context's own, by weights [E, H, L].
+    """Sums [E, H, d] of the values [B, L, d] of each example's context by weights [E, H, L].
 
-    Weights are put beside one another by context, so that no example gets a copy of its context's values.
+    Groups the weights by context instead of copying the values of a context for each example.
     """
     mine = functional.one_hot(rows, len(values))  # [E, B]
-    place = (mine.cumsum(dim=0) - 1).gather(1, rows[:, None])[:, 0]  # of an example among those of its context
+    place = (mine.cumsum(dim=0) - 1).gather(1, rows[:, None])[:, 0]  # of the example among those of its context
     by_context = weights.new_zeros(len(values), int(mine.sum(dim=0).max()), *weights.shape[1:])
     by_context = by_context.index_put((rows, place), weights)  # [B, most examples, H, L]
     sums: torch.Tensor = torch.einsum("bmhl,bld->bmhd", by_context, values)
@@ -171,18 +171,18 @@ def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
 
 
 def spread_copy_scores(copy_scores: torch.Tensor, places: torch.Tensor, num_items: int) -> torch.Tensor:
-    """What each example's own items score beside their vectors, by item [E, U], zero for others.
+    """Copy scores by item [E, U], zero for items outside the history.
 
     Args:
-        copy_scores: By place of the history [E, L].
-        places: Which item lies there [E, L].
+        copy_scores: By history place [E, L].
+        places: Item at each history place [E, L].
         num_items: U.
     """
     return copy_scores.new_zeros(len(copy_scores), num_items).scatter_add(1, places, copy_scores)
 
 
 def popularity_features(log_counts: torch.Tensor) -> torch.Tensor:
-    """How far each log(1 + baskets) [U, G] has come between each knot and the next, from 0 to 1 [U, G·K].
+    """Progress of each log(1 + baskets) [U, G] from each knot to the next, from 0 to 1 [U, G·K].
 
     Weights of such features are slopes.
     """

@@ -24,11 +24,11 @@ from components.urm.network.heads import POPULARITY_KNOTS, HeadInputs, UserHead,
 
 @dataclass(frozen=True)
 class UrmOutput:
-    """What one pass gives.
+    """Output of one pass.
 
     Attributes:
         user_vectors: [E, H, P + G·K], float32.
-        copy_scores: What the items of the example's history score beside them, by place of the history [E, L].
+        copy_scores: Copy score of each history item [E, L].
         item_vectors: Vectors of the batch's items as candidates [U, P + G·K], float32.
         text_logits: At the positions that predict text [M, V].
     """
@@ -60,7 +60,7 @@ class Urm(nn.Module):
             config: Widths and options.
             widths: Width of each frozen modality by name.
             num_counts: G, counts of popularity.
-            num_behaviors: Behaviours that training knows.
+            num_behaviors: Behaviours in the training data.
         """
         super().__init__()
         self.backbone = backbone
@@ -82,7 +82,7 @@ class Urm(nn.Module):
     def forward(self, batch: Batch) -> UrmOutput:
         """User vectors, item vectors and text logits of a batch (see batches.py).
 
-        Runs in bfloat16 where the device has it, but for item space and the heads: their inner products rank.
+        Runs in bfloat16 where the device has it, except for item space and the heads, whose inner products rank items.
         """
         with mixed_precision(batch["token_ids"].device.type):
             return self._forward(batch)
@@ -152,7 +152,7 @@ class Urm(nn.Module):
         self.backbone.tie_weights()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # torch has overloads
-        """Weights by name, a tied output embedding left out: safetensors refuses shared memory."""
+        """Weights by name, without a tied output embedding: safetensors refuses shared memory."""
         state: dict[str, torch.Tensor] = super().state_dict(*args, **kwargs)
         if self.backbone.config.tie_word_embeddings:
             head = language_head(self.backbone)
@@ -163,7 +163,7 @@ class Urm(nn.Module):
 
 
 def mean_of(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Mean [E, D] of the rows of hidden [n, D] that positions [E, T] name; -1 names none, and no row gives zero."""
-    named = positions >= 0
-    chosen = hidden[positions.clamp(min=0)].float() * named[..., None]
-    return chosen.sum(dim=1) / named.sum(dim=1, keepdim=True).clamp(min=1)
+    """Mean [E, D] of the rows of hidden [n, D] at positions [E, T]; -1 is padding, and only padding gives zero."""
+    valid = positions >= 0
+    chosen = hidden[positions.clamp(min=0)].float() * valid[..., None]
+    return chosen.sum(dim=1) / valid.sum(dim=1, keepdim=True).clamp(min=1)

@@ -1,20 +1,19 @@
 """Exact top-K of a whole catalogue: one matrix product for all requests, block by block of its items.
 
-    n requests · H user vectors each · N items · d width of a vector · w items a request that are scored again
+    n requests · H user vectors each · N items · d width of a vector · w items per request that are rescored
 
-A search of one vector reads the whole catalogue from memory for two operations a number; a product of hundreds of
-vectors reads it once. Where the hardware multiplies bfloat16, a first pass in it chooses w = k + SPARE items a request,
-and these are scored again in float32: eight bits cannot rank, but they tell what may be among the best. The scores are
-exact; an item can be missing only if SPARE others overtake it by rounding alone (benchmarks/inference.py counts them).
-Pairs of a request and an item that are treated apart (own, excluded) are sparse: a row, a place, and a score to add.
+Searching one vector at a time reads the whole catalogue from memory for two operations per number; one product of
+hundreds of vectors reads it once. Where the hardware multiplies bfloat16, a first pass in it selects w = k + SPARE
+items per request, which are rescored in float32: eight bits cannot rank, but they can select. The scores are exact; an
+item can be missing only if SPARE others overtake it by rounding (benchmarks/inference.py measures this). Copy scores
+and exclusions are sparse: a row, a place, and a score to add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,14 +22,14 @@ from components.device import has_bfloat16
 from components.urm.data.request import Floats, Ids
 from components.urm.retrieval.users import Combine, UserVectors, combine_scores
 
-SPARE = 100  # items scored again beyond the k wanted
-BLOCK = 2048  # items of a product; its scores are an instance's largest piece of memory
-COARSE_FROM = 128  # user vectors; a product of fewer costs less than turning the catalogue to bfloat16
+SPARE = 100  # items rescored beyond k
+BLOCK = 2048  # items per product; its scores dominate the memory of a process
+COARSE_FROM = 128  # user vectors; with fewer, converting the catalogue to bfloat16 costs more than it saves
 _NOWHERE = -torch.inf
 
 
 class Pairs(NamedTuple):
-    """Pairs of requests and items, with what the item's score is raised by.
+    """Pairs of requests and items, with a score to add.
 
     Attributes:
         rows: Requests [p].
@@ -43,12 +42,12 @@ class Pairs(NamedTuple):
     scores: torch.Tensor
 
     def add(self, scores: torch.Tensor, start: int) -> None:
-        """Raise scores [n, b] of a block of items that starts at a place."""
+        """Add to scores [n, b] of a block of items that starts at a place."""
         here = (self.places >= start) & (self.places < start + scores.shape[1])
         scores[self.rows[here], self.places[here] - start] += self.scores[here]
 
     def at(self, places: torch.Tensor, num_items: int) -> torch.Tensor:
-        """What the scores of items, by their places [n, w], are raised by."""
+        """Scores to add for items by their places [n, w]."""
         if not len(self.rows):
             return torch.zeros(places.shape)
         keys, order = (self.rows * num_items + self.places).sort()
@@ -57,88 +56,122 @@ class Pairs(NamedTuple):
         return torch.where(keys[found] == wanted, self.scores[order][found], 0.0)
 
 
+def find_places(item_ids: Ids, wanted: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Places of some items among the ids of a catalogue, and which of them it has; the others' places mean nothing."""
+    order = np.argsort(item_ids, kind="stable")  # fast where they ascend, as they mostly do
+    places = order[np.searchsorted(item_ids, wanted, sorter=order).clip(max=len(order) - 1)]
+    return places, item_ids[places] == wanted
+
+
 def find_pairs(item_ids: Ids, items: Sequence[Ids], scores: Sequence[Floats] | None = None) -> Pairs:
-    """Pairs of each request with those of its items that the catalogue has; without scores they are put out of reach.
+    """Pairs of each request and its items in the catalogue; without scores they are excluded.
 
     Args:
         item_ids: The catalogue [N].
-        items: Distinct, one array a request.
-        scores: Theirs.
+        items: Distinct, one array per request.
+        scores: Scores to add.
     """
-    order = np.argsort(item_ids, kind="stable")  # at once where they ascend, as they mostly do
     flat = np.concatenate([np.empty(0, dtype=np.int64), *items])
     rows = np.repeat(np.arange(len(items)), [len(mine) for mine in items])
-    places = order[np.searchsorted(item_ids, flat, sorter=order).clip(max=len(order) - 1)]
-    there = item_ids[places] == flat
+    places, there = find_places(item_ids, flat)
     raised = np.full(len(flat), -np.inf) if scores is None else np.concatenate([np.empty(0), *scores])
     return Pairs(*(torch.from_numpy(part[there]) for part in (rows, places, raised.astype(np.float32))))
 
 
-def flat_vectors(index: faiss.IndexIDMap) -> tuple[Ids, Floats] | None:
-    """Item ids [N] and vectors [N, d] of an exact index, views of its memory; None for an index of another kind."""
-    inner = faiss.downcast_index(index.index)
-    if not isinstance(inner, faiss.IndexFlat):
-        return None
-    ids = faiss.rev_swig_ptr(index.id_map.data(), index.ntotal)
-    return ids, faiss.rev_swig_ptr(inner.get_xb(), index.ntotal * inner.d).reshape(index.ntotal, inner.d)
+class ExactIndex:
+    """Candidates in memory or in a mapped file; a search compares all of them."""
+
+    def __init__(self, item_ids: Ids, vectors: Floats, owner: object = None) -> None:
+        """Take distinct item ids [N] and their vectors [N, d]; `owner` holds their memory where they are views."""
+        self.item_ids = np.ascontiguousarray(item_ids)
+        self.vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        self._owner = owner
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.vectors.shape[1])
+
+    def vectors_of(self, item_ids: Ids) -> Floats:
+        """Vectors of some of the items."""
+        return self.vectors[find_places(self.item_ids, item_ids)[0]]
+
+    def search(
+        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None
+    ) -> tuple[list[Ids], list[Floats]]:
+        """Best items of each request, see `CandidateIndex`."""
+        if not has_bfloat16("cpu") or users.vectors.shape[0] * users.vectors.shape[1] < COARSE_FROM:
+            return search_blocks(self.item_ids, self._blocks(), users, k, combine, exclude)
+        queries, pairs = torch.from_numpy(users.vectors), _Pairs.of(self.item_ids, users, exclude)
+        with torch.inference_mode():
+            scores, places = _best(self._blocks(), queries.bfloat16(), k + SPARE, combine, pairs)
+            again = _score_again(torch.from_numpy(self.vectors), queries, places, combine)
+            again = again + pairs.raised.at(places, len(self.item_ids))
+            scores = torch.where(scores == _NOWHERE, scores, again)  # excluded stays excluded
+        return _sort(self.item_ids, scores, places, k)
+
+    def _blocks(self) -> Iterable[torch.Tensor]:
+        catalogue = torch.from_numpy(self.vectors)
+        return (catalogue[start : start + BLOCK] for start in range(0, len(catalogue), BLOCK))
 
 
-def search_exact(
-    item_ids: Ids, vectors: Floats, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None
+def search_blocks(
+    item_ids: Ids,
+    blocks: Iterable[torch.Tensor],
+    users: UserVectors,
+    k: int,
+    combine: Combine,
+    exclude: Sequence[Ids] | None = None,
 ) -> tuple[list[Ids], list[Floats]]:
-    """Best items of each request, as `retrieval.search` gives them, under every `combine`.
+    """Best items of each request in float32; holds one block of the catalogue at a time.
 
     Args:
         item_ids: Distinct [N].
-        vectors: Theirs [N, d]; may be a memory map.
+        blocks: Their vectors [b, d], in that order.
         users: n requests.
         k: Items wanted.
         combine: How H inner products become one score.
-        exclude: Item ids that may not appear, one array a request.
+        exclude: Item ids that may not appear, one array per request.
+
+    Returns:
+        Item ids and scores of each request, best first; of equal scores the lower item id comes first.
     """
-    queries = torch.from_numpy(users.vectors)  # [n, H, d]
-    own = find_pairs(item_ids, users.copy_items, users.copy_scores)
-    banned = find_pairs(item_ids, exclude) if exclude is not None else None
-    coarse = has_bfloat16("cpu") and queries.shape[0] * queries.shape[1] >= COARSE_FROM
+    pairs = _Pairs.of(item_ids, users, exclude)
     with torch.inference_mode():
-        catalogue = torch.from_numpy(vectors)
-        scores, places = _best(catalogue, queries, k + SPARE * coarse, combine, own, banned, coarse)
-        if coarse:
-            again = _score_again(catalogue, queries, places, combine) + own.at(places, len(catalogue))
-            scores = torch.where(scores == _NOWHERE, scores, again)  # what is out stays out
-    return _sorted(item_ids, np.asarray(scores), np.asarray(places), k)
+        scores, places = _best(blocks, torch.from_numpy(users.vectors), k, combine, pairs)
+    return _sort(item_ids, scores, places, k)
+
+
+class _Pairs(NamedTuple):
+    """Pairs whose scores are raised by a copy score, and excluded pairs."""
+
+    raised: Pairs
+    excluded: Pairs
+
+    @classmethod
+    def of(cls, item_ids: Ids, users: UserVectors, exclude: Sequence[Ids] | None) -> _Pairs:
+        return cls(find_pairs(item_ids, users.copy_items, users.copy_scores), find_pairs(item_ids, exclude or []))
 
 
 def _best(
-    catalogue: torch.Tensor,
-    users: torch.Tensor,
-    wanted: int,
-    combine: Combine,
-    own: Pairs,
-    banned: Pairs | None,
-    coarse: bool,
+    blocks: Iterable[torch.Tensor], users: torch.Tensor, wanted: int, combine: Combine, pairs: _Pairs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and places of the best items of each request [n, w], in no order; -inf where there are fewer."""
     num_requests, num_vectors, width = users.shape
-    dtype = torch.bfloat16 if coarse else torch.float32
-    queries = users.reshape(-1, width).to(dtype)
+    queries = users.reshape(-1, width)
     best, where = torch.empty(num_requests, 0), torch.empty(num_requests, 0, dtype=torch.long)
-    for start, block in _blocks(catalogue):
-        products = queries @ block.to(dtype).T  # [n * H, b]
+    start = 0
+    for block in blocks:
+        products = queries @ block.to(queries.dtype).T  # [n * H, b]
         scores = combine_scores(products.float().view(num_requests, num_vectors, -1).transpose(1, 2), combine)
-        own.add(scores, start)
-        scores = scores.nan_to_num_(nan=_NOWHERE, posinf=_NOWHERE)  # a damaged vector is nobody's best
-        if banned is not None:
-            banned.add(scores, start)
+        pairs.raised.add(scores, start)
+        scores = scores.nan_to_num_(nan=_NOWHERE, posinf=_NOWHERE)  # a damaged vector is never found
+        pairs.excluded.add(scores, start)
         best, kept = torch.cat([best, scores], dim=1).topk(min(wanted, best.shape[1] + len(block)), sorted=False)
         where = torch.cat([where, torch.arange(start, start + len(block)).expand(num_requests, -1)], dim=1)
         where = where.gather(1, kept)
+        start += len(block)
     return best, where
-
-
-def _blocks(catalogue: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    for start in range(0, len(catalogue), BLOCK):
-        yield start, catalogue[start : start + BLOCK]
 
 
 def _score_again(catalogue: torch.Tensor, users: torch.Tensor, places: torch.Tensor, combine: Combine) -> torch.Tensor:
@@ -150,12 +183,10 @@ def _score_again(catalogue: torch.Tensor, users: torch.Tensor, places: torch.Ten
     return torch.stack(rows)
 
 
-def _sorted(
-    item_ids: Ids, scores: npt.NDArray[np.float32], places: npt.NDArray[np.int64], k: int
-) -> tuple[list[Ids], list[Floats]]:
+def _sort(item_ids: Ids, scores: torch.Tensor, places: torch.Tensor, k: int) -> tuple[list[Ids], list[Floats]]:
     """The k best of each row, best first, of equal scores the lower id."""
     found_items, found_scores = [], []
-    for row, mine in zip(scores, places, strict=True):
+    for row, mine in zip(scores.numpy(), places.numpy(), strict=True):
         row, ids = row[row > _NOWHERE], item_ids[mine[row > _NOWHERE]]
         order = np.lexsort((ids, -row))[:k]
         found_items.append(ids[order])

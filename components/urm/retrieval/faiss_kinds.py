@@ -1,38 +1,43 @@
 """Kinds of candidate index, chosen by the size of the catalogue (ADR 16).
 
     exact      every item compared, in 32 bits
-    ivf_sq8    the items of the nearest cells, by leading principal components in 8 bits; the best again in 16 bits
-    pq         the same by product codes of 4 bits that are scanned in registers; the best again in 4 bits
+    ivf_sq8    items of the nearest cells, by leading principal components in 8 bits; the best rescored in 16 bits
+    pq         the same by product codes of 4 bits, scanned in registers; the best rescored in 4 bits
 
     n items · d width of an item's vector · r leading principal components
 
 Inner products of vectors of any length need care in two places. Cells come from Euclidean k-means and are ranked by the
-inner product with their centre as it is, which is the mean score of the cell: faiss's own way, spherical k-means, does
-not know how long the vectors of a cell are, and length is popularity here. And the projection leaves the mean in:
-centring the query as well would take μ · v off the score of item v.
+inner product with their centre, which is the mean score of the cell: faiss's default, spherical k-means, ignores the
+length of the vectors, which encodes popularity here. And the projection keeps the mean: centring the query would
+subtract μ · v from the score of item v.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import faiss
 import numpy as np
+import torch
 
 from components.exceptions import DataError
 from components.urm.data.request import Floats, Ids
+from components.urm.retrieval.exact import ExactIndex
+from components.urm.retrieval.users import Combine, UserVectors, combine_scores
 
 Kind = Literal["exact", "ivf_sq8", "pq"]
-KINDS: tuple[Kind, ...] = ("exact", "ivf_sq8", "pq")  # the more exact first
+KINDS: tuple[Kind, ...] = ("exact", "ivf_sq8", "pq")  # most exact first
 EXACT_UP_TO, IVF_SQ8_UP_TO = 100_000, 2_000_000  # items
 
 BLOCK = 50_000  # items added at a time
-SAMPLES_PER_CELL = 50  # that k-means sees
+SAMPLES_PER_CELL = 50  # for k-means
 KMEANS_ROUNDS = 10
-LEAST_DEPTH = 350  # asked for by any search of an approximate index
+MIN_DEPTH = 350  # of every search of an approximate index
+_NOT_FOUND = np.finfo(np.float32).min  # faiss's score of an empty place
 Blocks = Iterable[Floats]
 
 
@@ -41,10 +46,10 @@ class Shape:
     """Constants of an approximate kind; measured by benchmarks/index.py.
 
     Attributes:
-        components: r, leading principal components that the cells hold.
+        components: r, leading principal components in the cells.
         probes: Share of the cells searched.
-        factor: Items scored again, a multiple of those asked for: the more, the more alike a catalogue's items are.
-        again: How whole vectors are kept to score the best again, a type of faiss's scalar quantizer.
+        factor: Items rescored, as a multiple of those asked for; more where items are more similar.
+        again: Type of faiss's scalar quantizer for the whole vectors that rescore the best.
     """
 
     components: int
@@ -60,33 +65,91 @@ SHAPES: dict[Kind, Shape] = {
 
 
 def choose_kind(num_items: int) -> Kind:
-    """The kind for a catalogue of so many items."""
+    """The kind for a catalogue of this size."""
     if num_items <= EXACT_UP_TO:
         return "exact"
     return "ivf_sq8" if num_items <= IVF_SQ8_UP_TO else "pq"
 
 
 def count_cells(num_items: int) -> int:
-    """Cells of an approximate index: the power of two nearest to 4 √n, but at least 39 items a cell."""
+    """Cells of an approximate index: the power of two nearest to 4 √n, with at least 39 items per cell."""
     return 1 << max(round(math.log2(min(4 * math.sqrt(num_items), num_items / 39))), 0)
 
 
 def count_samples(num_items: int) -> int:
-    """Items that an approximate index is trained on."""
+    """Number of items that train an approximate index."""
     return min(num_items, max(SAMPLES_PER_CELL * count_cells(num_items), 10_000))
 
 
-def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int) -> faiss.IndexIDMap:
-    """An approximate inner-product index that answers with item ids.
+class FaissIndex:
+    """Candidates in an approximate index of faiss."""
+
+    def __init__(self, index: faiss.IndexIDMap) -> None:
+        """Take an index whose ids ascend."""
+        self.inner = index
+        self.item_ids: Ids = _view_ids(index)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.inner.d)
+
+    def vectors_of(self, item_ids: Ids) -> Floats:
+        """Vectors [n, d] of some of the items, as the index keeps them for rescoring."""
+        vectors: Floats = self.inner.index.reconstruct_batch(np.searchsorted(self.item_ids, item_ids))
+        return vectors
+
+    def search(
+        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None
+    ) -> tuple[list[Ids], list[Floats]]:
+        """Best items of each request, see `CandidateIndex`: H searches, their union, the combined score.
+
+        Items of a user's history are always scored. Under `logsumexp` and `mean` the others are the best of the union
+        of the H searches, with exact scores.
+        """
+        num_requests, _, width = users.vectors.shape
+        longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
+        depth = min(max(k + longest, MIN_DEPTH), len(self.item_ids))
+        flat = np.ascontiguousarray(users.vectors.reshape(-1, width), dtype=np.float32)
+        scores, items = self.inner.search(flat, depth)
+        scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
+        found_items, found_scores = [], []
+        for row, vectors in enumerate(users.vectors):
+            found = scores[row] > _NOT_FOUND
+            union, best = _union(items[row][found], scores[row][found])
+            copied, raised = self._keep_known(users.copy_items[row], users.copy_scores[row])
+            others = ~np.isin(union, copied)
+            union = np.concatenate([union[others], copied])
+            asked = copied if combine == "max" else union  # under `max`, the best score found is the combined one
+            combined = combine_scores(torch.from_numpy(self.vectors_of(asked) @ vectors.T), combine).numpy()
+            best = np.concatenate([best[others], combined]) if combine == "max" else combined
+            best[len(best) - len(copied) :] += raised
+            if exclude is not None:
+                allowed = ~np.isin(union, exclude[row])
+                union, best = union[allowed], best[allowed]
+            order = np.lexsort((union, -best))[:k]
+            found_items.append(union[order])
+            found_scores.append(best[order])
+        return found_items, found_scores
+
+    def _keep_known(self, item_ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
+        """Items that the index has, with their scores."""
+        places = np.searchsorted(self.item_ids, item_ids)
+        known = self.item_ids[np.minimum(places, len(self.item_ids) - 1)] == item_ids
+        return item_ids[known], scores[known]
+
+
+def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int) -> FaissIndex:
+    """An approximate inner-product index.
 
     Args:
         kind: One of KINDS but `exact`.
         item_ids: All ids, ascending [n].
-        blocks: Gives the vectors of all items in the order of the ids, some at a time; called twice.
-        seed: Of k-means and rotation; equal input gives an equal index.
+        blocks: Yields the vectors of all items in blocks, in the order of the ids; called twice.
+        seed: Seed of k-means and rotation; equal input gives an equal index.
 
     Raises:
-        DataError: The ids are not ascending, or are not one a vector.
+        DataError: The ids are not ascending, or do not match the vectors one to one.
     """
     shape = SHAPES[kind]
     sample = _draw_sample(item_ids, blocks(), seed)
@@ -96,19 +159,64 @@ def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], s
     again = faiss.IndexScalarQuantizer(width, shape.again, faiss.METRIC_INNER_PRODUCT)
     again.train(sample)
     del sample
-    again.codes.resize(len(item_ids) * again.code_size)  # once, or growing would take half as much again
+    again.codes.resize(len(item_ids) * again.code_size)  # allocated once: growing would need half as much again
     again.codes.resize(0)
     refined = faiss.IndexRefine(faiss.IndexPreTransform(project, cells), again)
     refined.k_factor = shape.factor
     index = faiss.IndexIDMap(refined)
     for ids, block in _pair(item_ids, blocks()):
         index.add_with_ids(block, ids)
-    cells.quantizer.metric_type = faiss.METRIC_INNER_PRODUCT  # items lie in the nearest cell; now rank cells by score
-    return index
+    cells.quantizer.metric_type = faiss.METRIC_INNER_PRODUCT  # items are in their nearest cells: now rank cells
+    return FaissIndex(index)
+
+
+def save_index(index: ExactIndex | FaissIndex, path: Path) -> None:
+    """Write an index to a file of faiss."""
+    if isinstance(index, FaissIndex):
+        faiss.write_index(index.inner, str(path))
+        return
+    flat = faiss.IndexIDMap2(faiss.IndexFlatIP(index.width))
+    flat.add_with_ids(index.vectors, index.item_ids)
+    faiss.write_index(flat, str(path))
+
+
+def load_index(path: Path) -> ExactIndex | FaissIndex:
+    """An index whose vectors stay in the file: processes that serve one release share them in the page cache.
+
+    Raises:
+        DataError: The index does not answer with item ids.
+    """
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    if not isinstance(index, faiss.IndexIDMap):
+        raise DataError(
+            f"candidates {path}",
+            expected="an index that answers with item ids",
+            got=type(index).__name__,
+            remedy="build the release again",
+        )
+    inner = faiss.downcast_index(index.index)
+    if not isinstance(inner, faiss.IndexFlat):
+        return FaissIndex(index)
+    vectors = faiss.rev_swig_ptr(inner.get_xb(), index.ntotal * inner.d).reshape(index.ntotal, inner.d)
+    return ExactIndex(_view_ids(index), vectors, owner=index)
+
+
+def _view_ids(index: faiss.IndexIDMap) -> Ids:
+    """The index's own ids, not copied."""
+    return faiss.rev_swig_ptr(index.id_map.data(), index.ntotal)
+
+
+def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
+    """Distinct items in ascending order, each with its best score."""
+    order = np.lexsort((-scores, items))
+    items, scores = items[order], scores[order]
+    first = np.ones(len(items), dtype=bool)
+    first[1:] = items[1:] != items[:-1]
+    return items[first], scores[first]
 
 
 def _pair(item_ids: Ids, blocks: Blocks) -> Iterator[tuple[Ids, Floats]]:
-    """Ids beside the vectors of each block."""
+    """Ids and vectors of each block."""
     start = 0
     for block in blocks:
         yield item_ids[start : start + len(block)], np.ascontiguousarray(block, dtype=np.float32)
@@ -116,21 +224,21 @@ def _pair(item_ids: Ids, blocks: Blocks) -> Iterator[tuple[Ids, Floats]]:
 
 
 def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:
-    """Vectors to train on, drawn without replacement."""
+    """Training vectors, drawn without replacement."""
     num_items = len(item_ids)
     chosen = np.sort(np.random.default_rng(seed).choice(num_items, count_samples(num_items), replace=False))
     sample = np.empty((0, 0), dtype=np.float32)
     start = 0
     for block in blocks:
         if not start:
-            sample = np.empty((len(chosen), block.shape[1]), dtype=np.float32)  # once: it is gigabytes of ten millions
+            sample = np.empty((len(chosen), block.shape[1]), dtype=np.float32)  # once: it can take gigabytes
         low, high = np.searchsorted(chosen, [start, start + len(block)])
         sample[low:high] = block[chosen[low:high] - start]
         start += len(block)
     if start != num_items or (np.diff(item_ids) <= 0).any():
         raise DataError(
             "index",
-            expected="one vector an item, the item ids ascending",
+            expected="one vector per item and ascending item ids",
             got=f"{start} vectors and {num_items} ids",
             remedy="sort vectors and ids",
         )
@@ -138,7 +246,7 @@ def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:
 
 
 def _train_projection(sample: Floats, components: int) -> faiss.PCAMatrix:
-    """The leading components, turned at random so that each says about as much as the next; an even number of them."""
+    """The leading components, rotated at random so that each carries equal variance; an even number of them."""
     project = faiss.PCAMatrix(sample.shape[1], min(components, min(sample.shape) // 2 * 2), 0, True)
     project.train(sample)
     project.have_bias = False
@@ -162,22 +270,3 @@ def _train_cells(kind: Kind, projected: Floats, num_items: int, seed: int) -> fa
     cells.train(projected)
     cells.nprobe = max(round(num_cells * SHAPES[kind].probes), 1)
     return cells
-
-
-def keep_known(index: faiss.IndexIDMap, item_ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
-    """Those of some items that an approximate index has, with their scores."""
-    ids = _id_view(index)
-    places = np.searchsorted(ids, item_ids)
-    known = ids[np.minimum(places, len(ids) - 1)] == item_ids
-    return item_ids[known], scores[known]
-
-
-def gather(index: faiss.IndexIDMap, item_ids: Ids) -> Floats:
-    """Vectors [n, d] of items that an approximate index has, as it keeps them to score the best again."""
-    vectors: Floats = index.index.reconstruct_batch(np.searchsorted(_id_view(index), item_ids))
-    return vectors
-
-
-def _id_view(index: faiss.IndexIDMap) -> Ids:
-    """The index's own ids, not copied."""
-    return faiss.rev_swig_ptr(index.id_map.data(), index.ntotal)

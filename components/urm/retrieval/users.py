@@ -1,4 +1,4 @@
-"""What the model makes of requests: how any item scores for them."""
+"""User vectors of requests, and the score of an item for them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from components.urm.data.request import Floats, Ids
 
 @dataclass(frozen=True, eq=False)
 class UserVectors:
-    """H vectors a request, and what the very items of its history score beside them (ADR 18).
+    """H vectors per request, and copy scores of its history items (ADR 18).
 
-    n requests · H user vectors · d width · v an item's vector
+    n requests · H user vectors · d width · v vector of an item
 
         score(r, item) = combine over h of vectors[r, h] · v(item)  +  copy_scores[r][i] if the item is copy_items[r][i]
 
     Attributes:
         vectors: float32 [n, H, d].
-        copy_items: Distinct item ids of each request's history, as far as it can be copied from.
-        copy_scores: float32, one for each of these items.
+        copy_items: Distinct history items of each request that the copy path reaches.
+        copy_scores: float32, one per item of `copy_items`.
     """
 
     vectors: Floats
@@ -33,17 +33,17 @@ class UserVectors:
     copy_scores: Sequence[Floats]
 
     def __len__(self) -> int:
-        """How many requests."""
+        """Number of requests."""
         return len(self.vectors)
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
-        """Of which requests all numbers are finite [n]."""
-        own = [bool(np.isfinite(scores).all()) for scores in self.copy_scores]
-        return np.asarray(np.isfinite(self.vectors).all(axis=(1, 2)) & np.array(own, dtype=bool))
+        """Whether all numbers of each request are finite [n]."""
+        copies = [bool(np.isfinite(scores).all()) for scores in self.copy_scores]
+        return np.asarray(np.isfinite(self.vectors).all(axis=(1, 2)) & np.array(copies, dtype=bool))
 
     def select(self, numbers: Sequence[int]) -> UserVectors:
-        """Those of some requests, in the order given."""
+        """The user vectors of some requests, in the order given."""
         return UserVectors(
             self.vectors[list(numbers)],
             [self.copy_items[number] for number in numbers],
@@ -51,7 +51,7 @@ class UserVectors:
         )
 
     def of_one_vector(self, number: int) -> UserVectors:
-        """Those that have one of the H vectors only."""
+        """The same requests with one of the H vectors only."""
         return UserVectors(self.vectors[:, number : number + 1], self.copy_items, self.copy_scores)
 
 

@@ -1,4 +1,4 @@
-"""What happens at the steps of a training beside training: its end, its checkpoints, its report."""
+"""Callbacks of a training: its end, its checkpoints, its metrics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from components.urm.training.schedule import Budget
 
 Report = Callable[[int, dict[str, float]], None]
 
-COMPLETE = "budget.json"  # written into a checkpoint after everything else: a kill may leave one without it
+COMPLETE = "budget.json"  # written into a checkpoint after everything else: a killed process may leave one without it
 
 
 class KeepBudget(TrainerCallback):
-    """Ends the training cleanly when time or patience is over, marks checkpoints as complete, passes metrics on."""
+    """Ends the training cleanly when time or patience runs out, marks checkpoints as complete, reports metrics."""
 
     def __init__(self, budget: Budget, report: Report, patience: int = 0) -> None:
-        """Take the budget, the receiver of metrics, and after how many evaluations without a better one to stop."""
+        """Take the budget, a callback for metrics, and the evaluations without a better one before stopping."""
         self.budget = budget
         self.report = report
         self.patience = patience
@@ -34,7 +34,7 @@ class KeepBudget(TrainerCallback):
         model: torch.nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Let validation call a sharded model by its second entry; does nothing to a whole one."""
+        """Let validation call `item_vectors` of a sharded model; no effect on a whole one."""
         if model is not None:
             register_fsdp_forward_method(model, "item_vectors")
 
@@ -49,10 +49,10 @@ class KeepBudget(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """A checkpoint follows its evaluation: note that it is whole, and whether to go on."""
+        """Mark the checkpoint as complete, and stop if patience has run out."""
         if state.is_world_process_zero:
             self.budget.save(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / COMPLETE)
-        # From the state alone, which is part of the checkpoint: a resumed training stops where an unbroken one does.
+        # The state is part of the checkpoint, so a resumed training stops where an uninterrupted one does.
         since_best = state.global_step - (state.best_global_step or 0)
         if self.patience and since_best >= self.patience * state.eval_steps:
             control.should_training_stop = True

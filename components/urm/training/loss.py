@@ -1,7 +1,7 @@
 """Losses: sampled NCE over set targets with log-Q correction, and the likelihood of the target text.
 
     E examples · H user vectors · T targets · N negatives · d width of user and candidate vectors
-    s(e,t) = combine over h of u_h · v_t, plus what t scores as an own item of e
+    s(e,t) = combine over h of u_h · v_t, plus the copy score of t in e (zero unless t is in the history)
 
 For a target t of example e, with negatives n drawn with replacement at probability q_n (sampled softmax of
 Bengio and Senécal 2008; an item drawn N times with probability q is expected N·q times):
@@ -9,7 +9,7 @@ Bengio and Senécal 2008; an item drawn N times with probability q is expected N
     loss(e, t) = -log  exp s(e,t) / ( exp s(e,t) + Σ_n exp( s(e,n) - log(N q_n) ) )
 
 Drawn items that are targets of the example are left out of its sum. Every target is scored by the combination of
-the H vectors, so that under `max` each pulls its best vector: sequence in, set out.
+the H vectors, so that under `max` each trains its best vector: sequence in, set out.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def sampled_nce(
     Args:
         user_vectors: [E, H, d].
         target_vectors: [E, T, d].
-        target_mask: Which places hold a target [E, T]; at least one an example.
+        target_mask: False for padding [E, T]; at least one per example.
         negative_vectors: Shared by all examples [N, d].
         log_expected: log(N q_n) of each negative [N].
         accidental: Negatives that are targets of the example [E, N].
-        target_copies: What each target scores as an item of the example's own history, zero if it is none [E, T].
+        target_copies: Copy score of each target, zero if it is not in the example's history [E, T].
         negative_copies: The same of each negative [E, N].
         combine: How H inner products become one score.
     """
@@ -76,7 +76,7 @@ def sampled_nce(
 
 
 def text_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood a token, for logits [M, V] and labels [M]; zero where there is no text."""
+    """Mean negative log-likelihood per token, for logits [M, V] and labels [M]; zero where there is no text."""
     if labels.numel() == 0:
         return logits.sum() * 0.0
     return F.cross_entropy(logits.float(), labels)

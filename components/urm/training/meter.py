@@ -1,4 +1,4 @@
-"""What a training tells of itself between two reports: losses, speed and memory."""
+"""Training metrics between two reports: losses, speed and memory."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Meter:
     """Sums over the steps since the last report; evaluations do not count as training time."""
 
     def __init__(self, *losses: str) -> None:
-        """Name the parts of the loss."""
+        """Take the names of the parts of the loss."""
         self._losses = losses
         self._sums = [0.0] * len(losses)
         self._examples = self._steps = 0
         self._since = time.monotonic()
 
     def add(self, *losses: float, examples: int) -> None:
-        """Count a step of this process: its parts of the loss and how many examples it trained."""
+        """Add a step of this process: its parts of the loss and its number of examples."""
         self._sums = [total + loss for total, loss in zip(self._sums, losses, strict=True)]
         self._examples += examples
         self._steps += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what the body does out of the training time."""
+        """Exclude the body from the training time."""
         began = time.monotonic()
         try:
             yield
@@ -41,11 +41,11 @@ class Meter:
             self._since += time.monotonic() - began
 
     def report(self, total: Sum, num_processes: int) -> dict[str, float]:
-        """Means of the losses and examples a second over all processes; then start anew.
+        """Mean losses and examples per second over all processes; then reset.
 
         Args:
-            total: Adds a float64 tensor up over the processes.
-            num_processes: How many there are; their losses are averaged, their examples added.
+            total: Sums a float64 tensor over the processes.
+            num_processes: Number of processes; losses are averaged, examples summed.
         """
         sums = total(torch.tensor([*self._sums, self._examples], dtype=torch.float64)).tolist()
         count = max(self._steps, 1) * num_processes
@@ -57,7 +57,7 @@ class Meter:
 
 
 def peak_memory(device: str) -> dict[str, float]:
-    """Most memory this process has held so far: of the machine, and of the accelerator where there is one."""
+    """Peak memory of this process: of the machine, and of the accelerator if there is one."""
     figures = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES / _GIB}
     if device.startswith("cuda"):
         figures["peak_device_memory_gib"] = torch.cuda.max_memory_allocated() / _GIB

@@ -12,12 +12,12 @@ FLOOR = 0.02  # of the peak rate, reached at the end
 
 
 class Budget:
-    """Counts steps and seconds of one training; the seconds go on after a resume.
+    """Counts steps and seconds of one training; the seconds continue after a resume.
 
-    The rate knows the time of the last `read` only, at the start none: that one reading can be agreed on by all
-    processes, and while steps are ahead of it (`step / max_steps >= seconds / max_seconds`) the rate depends on the
-    step alone. A training that keeps ahead from its first step to its last, as with a time limit far beyond what the
-    steps need, therefore has the same rates bit for bit, however often it was stopped and resumed.
+    The rate uses the time of the last `read`, zero at the start, so that all processes can agree on one reading. While
+    the steps are ahead of it (`step / max_steps >= seconds / max_seconds`) the rate depends on the step alone. A
+    training that stays ahead throughout, as with a generous time limit, therefore has the same rates bit for bit,
+    however often it is stopped and resumed.
     """
 
     def __init__(self, max_steps: int, max_seconds: float) -> None:
@@ -29,20 +29,20 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Spent so far, earlier attempts included."""
+        """Seconds spent so far, earlier attempts included."""
         return time.monotonic() - self._started
 
     def read(self, seconds: float | None = None) -> None:
-        """Take the time for the rate and the end: that of this process, or the seconds another one has spent."""
+        """Set the time for the rate and the end: of this process, or the seconds that another process has spent."""
         self._read = self.seconds if seconds is None else seconds
 
     @property
     def is_spent(self) -> bool:
-        """Whether the time was over when it was last read."""
+        """Whether the time was up at the last reading."""
         return self._read >= self.max_seconds
 
     def progress(self, step: int) -> float:
-        """Share of the training that is done, by the nearer of the two ends, from 0 to 1."""
+        """Share of the training that is done, from 0 to 1, by the limit that is nearer."""
         return min(1.0, max(step / self.max_steps, self._read / self.max_seconds))
 
     def rate(self, step: int) -> float:
@@ -52,10 +52,10 @@ class Budget:
         return min(1.0, (step + 1) / warm_up) * (FLOOR + (1 - FLOOR) * cosine)
 
     def save(self, file: Path) -> None:
-        """Note the seconds beside a checkpoint."""
+        """Save the seconds with a checkpoint."""
         file.write_text(json.dumps({"seconds": self.seconds}))
 
     def resume(self, file: Path) -> None:
-        """Count on from a checkpoint's note."""
+        """Continue from the seconds of a checkpoint."""
         self._read = float(json.loads(file.read_text())["seconds"])
         self._started = time.monotonic() - self._read

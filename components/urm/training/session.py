@@ -29,9 +29,9 @@ class Session:
 
     Attributes:
         config: Configuration of the run.
-        new: The model and its batch builder, which reads the item table of now.
+        new: The model and its batch builder, which reads the item table for serving.
         steps: Training batches.
-        validation: Measures the recall that decides.
+        validation: Measures the recall that selects the best checkpoint.
         device: "cpu" or "cuda".
     """
 
@@ -83,11 +83,11 @@ def prepare(
     Args:
         config: Configuration of the run.
         table: Item table for validation and serving.
-        past_table: Item table for training: it knows only what came before the training cuts.
+        past_table: Item table for training: built from events before the training cuts.
         catalogue: Table of schema CATALOGUE.
         training: Training examples by context.
         validation: Validation examples by context; a random sample of the contexts is measured.
-        cache: Where a packaged backbone is kept after its conversion.
+        cache: Folder for converted packaged backbones.
         device: "cpu" or "cuda".
     """
     behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})

@@ -1,7 +1,7 @@
-"""Several processes, one batch: each trains its share of a step's contexts, and the gradients come out the same.
+"""Several processes, one batch: each trains its share of a step's contexts, and the gradients stay the same.
 
-Every process builds the whole batch of a step, which is a pure function of the seed and the step (see examples.py),
-and keeps its part of the contexts; candidates, negatives and targets stay those of the whole. Losses are means over
+Every process builds the whole batch of a step, which is a pure function of the seed and the step (see steps.py), and
+keeps its part of the contexts; candidates, negatives and targets stay those of the whole. Losses are means over
 examples and over text tokens, and distributed training averages the gradients of the processes. With W processes, of
 which process r has e_r of the E examples and m_r of the M text tokens, the gradient of
 
@@ -23,7 +23,7 @@ class Shares(Dataset[TrainingBatch]):
     """The batches of one process among several."""
 
     def __init__(self, steps: Dataset[TrainingBatch], process: int, num_processes: int) -> None:
-        """Take the data set whose item s is the whole batch of step s."""
+        """Take a data set whose item s is the whole batch of step s."""
         self._steps = steps
         self._process = process
         self._num_processes = num_processes

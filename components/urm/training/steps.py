@@ -1,6 +1,6 @@
 """Training data: the batch of every step, a pure function of the seed and the step's number.
 
-Because a step's batch depends on nothing else, a resumed training sees exactly what an unbroken one would have seen.
+Because a step's batch depends on nothing else, a resumed training sees exactly the batches of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from components.urm.data.examples import Example
 from components.urm.data.prompt import Block
 from components.urm.data.request import Ids, UserContext
 
-MAX_TARGETS = 32  # a week's largest baskets are sampled down to this, so that they do not set the batch's memory
+MAX_TARGETS = 32  # larger target sets are sampled down to this, to bound the memory of a batch
 BUCKET_STEPS = 32
-BLOCK_TOKENS = 12  # of a task's text, about, for length bucketing
-TEXT_SHARE = 0.25  # of the contexts train a text, on one of their blocks: the LM head would be a third of a step
+BLOCK_TOKENS = 12  # typical task text, for length bucketing
+TEXT_SHARE = 0.25  # of the contexts, one block of each: text in all blocks would cost a third of a step
 
 
 class NegativeSampler:
@@ -38,7 +38,7 @@ class NegativeSampler:
         self._sampler = FrequencySampler(np.maximum(catalogue["train_events"].to_numpy(), 1), num_negatives, power)
 
     def draw(self, rng: np.random.Generator) -> tuple[Ids, npt.NDArray[np.float32]]:
-        """Item ids [N], and log(N q) of each: the log of how often it is expected among them [N]."""
+        """Item ids [N], and log(N q) of each: the log of its expected count among them [N]."""
         places, log_expected = self._sampler.draw(rng)
         return self.item_ids[places], log_expected
 
@@ -100,7 +100,7 @@ class TrainingSteps(Dataset[TrainingBatch]):
         }
 
     def _places(self, step: int) -> npt.NDArray[np.int64]:
-        """Contexts of a step, about equally long."""
+        """Contexts of a step, of about equal length."""
         epoch, piece = divmod(step, len(self._epoch(0)))
         places: npt.NDArray[np.int64] = self._epoch(epoch)[piece]
         return places
@@ -108,16 +108,16 @@ class TrainingSteps(Dataset[TrainingBatch]):
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Contexts of every step of an epoch [steps, size].
 
-        All are shuffled and cut into stretches of BUCKET_STEPS steps; within a stretch, contexts of about the same
-        length come together, so that little of a batch is padding. The steps come in random order.
+        All are shuffled and cut into buckets of BUCKET_STEPS steps; within a bucket, contexts of about the same length
+        share a batch, which keeps padding short. The steps are in random order.
         """
         rng = np.random.default_rng([self._seed, epoch, len(self._groups)])
         order = rng.permutation(len(self._groups))[: len(self._groups) // self._size * self._size]
         steps: list[npt.NDArray[np.int64]] = []
         for start in range(0, len(order), BUCKET_STEPS * self._size):
-            stretch = order[start : start + BUCKET_STEPS * self._size]
-            stretch = stretch[np.argsort(self._lengths[stretch], kind="stable")]
-            steps += list(stretch.reshape(-1, self._size))
+            bucket = order[start : start + BUCKET_STEPS * self._size]
+            bucket = bucket[np.argsort(self._lengths[bucket], kind="stable")]
+            steps += list(bucket.reshape(-1, self._size))
         return np.stack(steps)[rng.permutation(len(steps))]
 
     def _choose(self, examples: list[Example], rng: np.random.Generator) -> list[Example]:
@@ -129,13 +129,13 @@ class TrainingSteps(Dataset[TrainingBatch]):
         return [examples[place] for place in sorted(chosen)]
 
     def _blocks(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Block]:
-        speaks = self._with_text and rng.random() < TEXT_SHARE
-        spoken = int(rng.integers(len(examples))) if speaks else None
+        with_text = self._with_text and rng.random() < TEXT_SHARE
+        chosen = int(rng.integers(len(examples))) if with_text else None
         return [
             self._builder.writer.block(
                 example.request.task,
                 example.request.query,
-                example.categories if number == spoken and example.categories else None,
+                example.categories if number == chosen and example.categories else None,
             )
             for number, example in enumerate(examples)
         ]

@@ -1,8 +1,8 @@
 """SFT by the Hugging Face Trainer: two learning rates, checkpoints, resume, best checkpoint by validation recall.
 
 Started by `torchrun` or `accelerate launch`, several processes train one model: each takes its share of a step's
-contexts (see shares.py), the first one's clock and validation decide for all, and it alone reports and saves. They
-come to the weights of one process, but for the order of sums.
+contexts (see shares.py), the clock and the validation of the first one decide for all, and it alone reports and saves.
+The weights equal those of one process, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ KEPT_CHECKPOINTS = 2  # the best and the last
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training came to.
+    """Outcome of a training.
 
     Attributes:
-        steps: Steps done.
-        seconds: Time spent, evaluations included.
+        steps: Number of steps.
+        seconds: Duration, evaluations included.
         best_step: Step of the weights kept.
         best_recall: Their validation recall, mean over tasks.
-        stopped_by: "steps", "time", or "patience" where no evaluation was better for long.
+        stopped_by: "steps", "time", or "patience".
     """
 
     steps: int
@@ -59,20 +59,20 @@ def train(
     seed: int,
     report: Report,
 ) -> TrainingSummary:
-    """Train in place and leave the weights of the best evaluation in the model.
+    """Train in place; the model ends with the weights of the best evaluation.
 
-    A training that was killed and is called again with the same arguments ends with the weights of an unbroken one,
-    bit for bit, as long as its rates do not depend on the clock (see `Budget`) and the machine is of the same kind.
+    A killed training that is started again with the same arguments ends with the weights of an uninterrupted one, bit
+    for bit, as long as its rates do not depend on the clock (see `Budget`) and the hardware is the same.
 
     Args:
         model: The model.
         steps: Item s is the batch of step s.
-        validation: Measures the recall that decides.
+        validation: Measures the recall that selects the best checkpoint.
         config: Section `urm`.
         scratch: Folder of the checkpoints; a complete one found there is resumed.
         device: "cpu" or "cuda".
-        seed: Of dropout and the like; batches have their own.
-        report: Called with a step and its metrics whenever there are new ones.
+        seed: Seed of dropout; batches have their own.
+        report: Called with a step and its metrics when there are new ones.
     """
     budget = Budget(config.max_steps, config.max_seconds)
     trainer = UrmTrainer(
@@ -86,7 +86,7 @@ def train(
         validation=validation,
         budget=budget,
     )
-    trainer.remove_callback(PrinterCallback)  # `report` says the same, once
+    trainer.remove_callback(PrinterCallback)  # `report` replaces it
     checkpoint = last_checkpoint(scratch)
     if checkpoint is not None:
         budget.resume(checkpoint / COMPLETE)

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer with URM's loss, its two learning rates and its evaluation."""
+"""The Hugging Face Trainer with URM's loss, two learning rates and its own evaluation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class UrmTrainer(Trainer):
         self.meter = Meter("recall_loss", "text_loss")
 
     def get_train_dataloader(self) -> DataLoader[TrainingBatch]:
-        """Batches of one process; among several, each gets its share of every step, not a step of its own."""
+        """Batches of this process; with several processes, each gets a share of every step instead of whole steps."""
         processes = self.accelerator.num_processes
         if processes == 1:
             return super().get_train_dataloader()
@@ -50,7 +50,7 @@ class UrmTrainer(Trainer):
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward of a step; then all processes take the time of the first one."""
+        """Forward and backward of a step; then all processes read the clock of the first one."""
         loss = super().training_step(*args, **kwargs)
         self.budget.read(self._agree([self.budget.seconds])[0])
         return loss
@@ -109,7 +109,7 @@ class UrmTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add losses, speed, memory and the backbone's rate to what the Trainer logs of the steps since last time."""
+        """Add losses, speed, memory and the backbone's learning rate to the Trainer's metrics."""
         if "loss" in logs:
             logs |= self.meter.report(self._total, self.accelerator.num_processes)
             logs |= peak_memory(self.args.device.type)

@@ -12,11 +12,11 @@ from components.urm.data.examples import Example
 from components.urm.data.request import Ids
 from components.urm.inference import UrmRecaller
 from components.urm.network.model import Urm
-from components.urm.retrieval.index import build_index
+from components.urm.retrieval.exact import ExactIndex
 
 
 class Validation:
-    """Measures Recall@k, hits / min(targets, k): what of an example's targets the k best of all items hold."""
+    """Measures Recall@k, hits / min(targets, k): the share of an example's targets among the k best of all items."""
 
     def __init__(
         self, examples: Sequence[Example], item_ids: Ids, builder: BatchBuilder, config: UrmConfig, k: int
@@ -33,7 +33,7 @@ class Validation:
         training = model.training
         model.eval()
         recaller = UrmRecaller(model, self.builder, self.combine)
-        recaller.index = build_index(self.item_ids, recaller.encode_items(self.item_ids))
+        recaller.index = ExactIndex(self.item_ids, recaller.encode_items(self.item_ids))
         found, _ = recaller.recall([example.request for example in self.examples], self.k)
         model.train(training)
         shares: dict[str, list[float]] = {}

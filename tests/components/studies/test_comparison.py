@@ -97,5 +97,5 @@ def test_runs_that_cannot_be_pooled_are_refused(make_run: MakeRun, tmp_path: Pat
     del other.metrics["tasks"]["tail_item"]
     with pytest.raises(DataError, match=r"tasks of .*, got others"):
         summarise_runs([once, other], cache=tmp_path, draws=100)
-    with pytest.raises(MissingInputError, match="a result of stage 'evaluate'"):
+    with pytest.raises(MissingInputError, match="the result of stage 'evaluate'"):
         read_run(str(tmp_path / "nowhere"))

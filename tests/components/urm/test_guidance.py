@@ -15,7 +15,7 @@ from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
 from components.urm.network.build import build_model
-from components.urm.retrieval.index import build_index
+from components.urm.retrieval.exact import ExactIndex
 from tests.worlds.urm import NUM_ITEMS
 
 NAMES = [f"{'pizza' if number % 6 == 0 else 'plain'} thing{number}" for number in range(NUM_ITEMS)]
@@ -38,7 +38,7 @@ def make_recaller(config, tables, folder, words):
     new = build_model(config.urm, ItemTable.open(folder), ["purchase"], folder)
     torch.nn.init.normal_(new.model.user_head.project.weight, std=0.01)  # untrained, it is zero: deaf to the prompt
     recaller = UrmRecaller(new.model.eval(), new.builder, "max")
-    recaller.index = build_index(tables.item_ids, recaller.encode_items(tables.item_ids))
+    recaller.index = ExactIndex(tables.item_ids, recaller.encode_items(tables.item_ids))
     return recaller
 
 
@@ -102,5 +102,5 @@ def test_a_query_task_may_have_a_guidance_as_well(recaller, tables, config):
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_guidance_is_refused(ask, text):
-    with pytest.raises(DataError, match="guidance: expected a text, got none; say in a few words what is wanted"):
+    with pytest.raises(DataError, match="guidance: expected a text, got none; describe in a few words what to recall"):
         ask(text)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from components.urm.network.heads import (
-    FIRST_OWN_GAIN,
+    FIRST_COPY_GAIN,
     FIRST_POPULARITY_GAINS,
     POPULARITY_KNOTS,
     HeadInputs,
@@ -103,7 +103,7 @@ def test_a_model_without_words_takes_queries_of_no_width() -> None:
     assert user_vectors(head, torch.zeros(2, 0)).shape == (2, 3, 15 + POPULARITY_KNOTS)
 
 
-def test_own_items_score_what_the_gain_makes_of_their_match_and_unknown_places_nothing() -> None:
+def test_copy_scores_are_gain_times_softplus_of_the_match_and_zero_for_unknown_places() -> None:
     head, generator = UserHead(WIDTH, WIDTHS, 1, 4), torch.Generator().manual_seed(1)
     habit = torch.tensor([[0.3, -1.2, 2.0], [0.0, 0.5, 9.0]])
     known = torch.tensor([[True, True, True], [True, True, False]])
@@ -123,7 +123,7 @@ def test_own_items_score_what_the_gain_makes_of_their_match_and_unknown_places_n
                 queries=torch.zeros(3, 8),
             )
         )
-    expected = FIRST_OWN_GAIN * torch.nn.functional.softplus(habit) * known
+    expected = FIRST_COPY_GAIN * torch.nn.functional.softplus(habit) * known
     torch.testing.assert_close(own, expected[[0, 1, 1]])
 
 
@@ -155,7 +155,7 @@ def test_without_copies_history_and_query_reach_user_vectors_through_hidden_stat
     assert changed.abs().max() > 0.1
 
 
-def test_own_scores_spread_to_their_items_and_padding_adds_nothing() -> None:
+def test_copy_scores_spread_to_their_items_and_padding_adds_nothing() -> None:
     own, places = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), torch.tensor([[4, 1, 0], [2, 0, 0]])
     expected = torch.tensor([[0.0, 2.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0, 0.0]])
     torch.testing.assert_close(spread_copy_scores(own, places, 5), expected)

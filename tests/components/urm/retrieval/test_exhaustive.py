@@ -38,7 +38,7 @@ def test_excluded_items_are_left_out_and_few_items_give_few(world):
     assert not set(found[2]) & set(IDS[10:20])
 
 
-def test_own_items_are_raised_wherever_they_lie(world):
+def test_copy_scores_are_added_wherever_the_items_lie(world):
     vectors, users = world
     own = [IDS[[55, 2]], IDS[:0], np.array([7]), IDS[:1]]  # no item has the number 7
     raised = [np.array([90, 80]), np.array([]), np.array([70]), np.array([-60])]

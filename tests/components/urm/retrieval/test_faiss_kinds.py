@@ -11,10 +11,9 @@ from components.urm.retrieval.faiss_kinds import (
     build_approximate,
     choose_kind,
     count_cells,
-    gather,
-    keep_known,
+    save_index,
 )
-from components.urm.retrieval.index import build_index, read_candidates, search
+from components.urm.retrieval.index import read_candidates, search
 from components.urm.retrieval.users import UserVectors, combine_scores
 from tests.worlds.vectors import without_own
 
@@ -89,7 +88,7 @@ def test_excluded_items_do_not_appear_and_leave_no_gap(index, users):
 
 
 @pytest.mark.parametrize("combine", ["max", "mean", "logsumexp"])
-def test_own_items_are_scored_and_raised_wherever_they_lie(index, users, combine):
+def test_copied_items_are_scored_wherever_they_lie(index, users, combine):
     without, _ = search(index, without_own(users), NUM_ITEMS, combine)
     worst = int(np.searchsorted(IDS, np.setdiff1d(IDS, without[0])[0]))  # behind every cell that is searched
     best = without[0][0]
@@ -98,7 +97,7 @@ def test_own_items_are_scored_and_raised_wherever_they_lie(index, users, combine
     found, scores = search(index, UserVectors(users, own, raised), NUM_ITEMS, combine)
     assert set(without[0]) | {IDS[worst]} == set(found[0])
     assert 5 not in found[0]
-    products = torch.from_numpy(gather(index, np.array([IDS[worst], best])) @ users[0].T)
+    products = torch.from_numpy(index.vectors_of(np.array([IDS[worst], best])) @ users[0].T)
     expected = combine_scores(products, combine).numpy() + np.array([0.5, -0.25], dtype=np.float32)
     got = [scores[0][found[0] == item].item() for item in (IDS[worst], best)]
     assert got == pytest.approx(expected.tolist(), rel=1e-5)
@@ -119,14 +118,14 @@ def test_no_requests_give_no_results(index, users):
 
 def test_vectors_and_known_items_come_by_id(index, kind, vectors):
     wanted = IDS[[3, 1999, NUM_ITEMS - 1]]
-    assert gather(index, wanted) == pytest.approx(vectors[[3, 1999, NUM_ITEMS - 1]], abs=TOLERANCE[kind])
+    assert index.vectors_of(wanted) == pytest.approx(vectors[[3, 1999, NUM_ITEMS - 1]], abs=TOLERANCE[kind])
     some, scores = np.array([IDS[-1] + 1, IDS[3], -4, 8, IDS[0]]), np.arange(5, dtype=np.float32)
-    assert [part.tolist() for part in keep_known(index, some, scores)] == [[IDS[3], IDS[0]], [1, 4]]
-    assert [part.tolist() for part in keep_known(index, some[:0], scores[:0])] == [[], []]
+    assert [part.tolist() for part in index._keep_known(some, scores)] == [[IDS[3], IDS[0]], [1, 4]]
+    assert [part.tolist() for part in index._keep_known(some[:0], scores[:0])] == [[], []]
 
 
 def test_index_file_answers_alike(index, users, tmp_path):
-    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    save_index(index, tmp_path / "index.faiss")
     again = read_candidates(tmp_path / "index.faiss")
     for how in ("max", "mean"):
         for one, other in zip(
@@ -138,7 +137,7 @@ def test_index_file_answers_alike(index, users, tmp_path):
 def test_equal_input_gives_an_equal_file(kind, vectors, tmp_path):
     for name in ("a", "b"):
         built = build_approximate(kind, IDS[:1000], lambda: [vectors[:1000]], seed=3)
-        faiss.write_index(built, str(tmp_path / name))
+        save_index(built, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -149,12 +148,13 @@ def test_a_handful_of_items_is_enough(kind, vectors, users):
 
 @pytest.mark.parametrize("ids", [IDS[:999], IDS[999::-1], np.zeros(1000, dtype=np.int64)])
 def test_ids_that_do_not_fit_are_refused(ids, vectors):
-    with pytest.raises(DataError, match="expected one vector an item, the item ids ascending"):
+    with pytest.raises(DataError, match="expected one vector per item and ascending item ids"):
         build_approximate("ivf_sq8", ids, lambda: [vectors[:1000]], seed=0)
 
 
 def test_index_without_ids_is_refused(vectors, tmp_path):
-    named = build_index(IDS, vectors)
-    faiss.write_index(named.index, str(tmp_path / "index.faiss"))
+    nameless = faiss.IndexFlatIP(WIDTH)
+    nameless.add(vectors)
+    faiss.write_index(nameless, str(tmp_path / "index.faiss"))
     with pytest.raises(DataError, match="expected an index that answers with item ids"):
         read_candidates(tmp_path / "index.faiss")

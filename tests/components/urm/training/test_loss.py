@@ -69,7 +69,7 @@ def test_sampled_softmax_with_every_item_drawn_once_is_the_full_softmax():
     assert float(loss) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.tensor([0]))), abs=1e-5)
 
 
-def test_own_items_score_beside_their_vectors():
+def test_copy_scores_are_added_to_the_products():
     # s(target) = 2 + 0.5, s(negatives) = 1 - 0.25 and 3.
     loss = loss_of(
         torch.tensor([[[1.0, 0.0]]]),
