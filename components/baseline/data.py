@@ -41,7 +41,7 @@ class Items:
         titles: Title of each, shape [n].
         train_events: Events in the training window, shape [n].
         popularity: Popularity quantile, 0 rarest … 1 most frequent, shape [n].
-        features: One code a feature, shape [n, F]; 0 stands for unknown.
+        features: One code per feature, shape [n, F]; 0 stands for unknown.
         names: Names of the F features.
     """
 

@@ -1,6 +1,6 @@
 """Self-attentive sequential recommendation (SASRec, Kang & McAuley 2018): one causal pass trains all of a user's steps.
 
-Notable against the paper: the loss is a softmax over the whole catalogue instead of one sampled negative a step (the
+Notable against the paper: the loss is a softmax over the whole catalogue instead of one sampled negative per step (the
 known reason for most of what later models gain over SASRec), or sampled with log-Q correction, which costs a tenth.
 Blocks are pre-norm, and positions count from the oldest item, so that a step means the same in training and in recall.
 

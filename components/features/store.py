@@ -121,7 +121,7 @@ def read_history(store: FeatureStore, user_ids: Sequence[str], now: datetime) ->
         now: Instant that ages are counted to (aware).
 
     Returns:
-        One history a user, in the order given.
+        One history per user, in the order given.
     """
     if not user_ids:
         return []

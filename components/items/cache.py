@@ -1,7 +1,7 @@
-"""A cache of content vectors on disk, keyed by what was encoded: one SQLite file an encoder.
+"""A cache of content vectors on disk, keyed by what was encoded: one SQLite file per encoder.
 
 SQLite gives what the cache must promise: a store is a transaction, so that a killed process loses nothing stored
-before; processes may share it; damage is found. A checksum a row finds flipped bits that SQLite itself does not.
+before; processes may share it; damage is found. A checksum per row finds flipped bits that SQLite itself does not.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def encode_images(
     """Read and encode each distinct image once, or take its vector from the cache.
 
     Args:
-        uris: One an item, anything fsspec can open; None or empty: the item has no image.
+        uris: One per item, anything fsspec can open; None or empty: the item has no image.
         encoder: The encoder.
         cache_folder: Where vectors are kept between runs.
         progress: Called with (images done, images in all) after each stored part.

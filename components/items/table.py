@@ -1,4 +1,4 @@
-"""The item table: a memory-mapped hash table from item id to row, and one array of vectors a modality.
+"""The item table: a memory-mapped hash table from item id to row, and one array of vectors per modality.
 
     keys.npy              int64 [n]      item ids, in row order
     slots.npy             int64 [2^b]    open addressing: row of the key that landed here, or -1
@@ -253,7 +253,7 @@ def _refuse_duplicates(keys: Keys) -> None:
             "item ids",
             expected="each once",
             got=f"{repeated[0]} twice or more ({len(repeated)} repeats in all)",
-            remedy="keep one row an item",
+            remedy="keep one row per item",
         )
 
 
@@ -272,7 +272,7 @@ def _check_modality(name: str, num_items: int, vectors: npt.ArrayLike, present: 
             subject,
             expected=f"vectors [{num_items}, d] and present [{num_items}]",
             got=f"{list(values.shape)} and {list(mask.shape)}",
-            remedy="pass one row an item",
+            remedy="pass one row per item",
         )
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16)
