@@ -36,8 +36,8 @@ COVERS = {
     "components/recall/worker/test_hostile_entries.py": "components.recall.state.events",
     "components/stages/test_baseline.py": "components.baseline.files components.baseline.models",
     "components/stages/test_encode.py": "components.items.content components.items.encoding",
-    "components/stages/test_evaluate.py": "gate components.evaluation.examples components.evaluation.models components.evaluation.predict "
-    "components.evaluation.report components.evaluation.summary components.schemas.hits",
+    "components/stages/test_evaluate.py": "gate components.evaluation.examples components.evaluation.models "
+    "components.evaluation.predict components.evaluation.report components.evaluation.summary components.schemas.hits",
     "components/stages/test_features.py": "components.features.examples components.schemas.examples",
     "components/stages/test_ingest.py": "components.ingestion.rejects components.ingestion.sources "
     "components.ingestion.write components.schemas.events",

@@ -140,7 +140,7 @@ class Dataset:
 def load_dataset(
     catalogue: Path, items: Path, item_table: Path, contexts: Path, examples: Path, tasks: tuple[Task, ...]
 ) -> Dataset:
-    """Read the tables of the features stage, the items, and how often these were had from the item table.
+    """Read the tables of the features stage, the items, and their interaction counts from the item table.
 
     Raises:
         DataError: A table names an item, a context or a task that is not there, or a split has no examples.

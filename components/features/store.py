@@ -176,7 +176,7 @@ def _open(folder: Path, settings: Settings) -> FeatureStore:
             f"Feast configuration {path}",
             expected="a valid feature_store.yaml",
             got=" ".join(str(error).split()),
-            remedy="mend the file",
+            remedy="fix the file",
         ) from None
 
 

@@ -35,7 +35,7 @@ class VectorCache:
     """Content digest → float16 vector, for one encoder.
 
     Args:
-        folder: Made if need be.
+        folder: Created if missing.
         encoder: Name for people, e.g. "text".
         identity: Hex digest of everything that decides the encoder's vectors.
         dimension: Length of a vector.

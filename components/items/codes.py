@@ -66,7 +66,7 @@ def list_words(texts: Sequence[str]) -> Words:
 def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -> list[Floats]:
     """Vectors of a free text in spaces of words, one for each set of texts that such a space was made of.
 
-    Words count alike, as those of a query, but for those that say nothing ("for", "the") or that no text has: they
+    Words count equally, as those of a query, except stop words ("for", "the") and words that no text has: they
     would be noise. Each space has those of them that its own texts have; n is the number of words in any of them, so
     that the one word of a phrase that categories know does not count for all of it.
 
@@ -76,7 +76,7 @@ def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -
         widths: Width of each space.
 
     Returns:
-        One vector [width] a space, Σ_w code_w / √n; zero without a known word.
+        One vector [width] per space, Σ_w code_w / √n; zero without a known word.
     """
     words = sorted(set(_words(text)) - STOP_WORDS)
     hashes = _hashes(words)

@@ -1,4 +1,4 @@
-"""The ID model: how well each item follows what a user had, learned from the log.
+"""The ID model: how well each item follows a user's history, learned from the log.
 
     B examples · L history items · n items · d width · N negatives
 
@@ -9,7 +9,7 @@
 age counts the user's baskets back from the newest one. This is an item-to-item factorisation with two roles (FISM,
 Kabbur et al. 2013) in which newer items matter more, trained by a sampled softmax with log-Q correction (Yi et al.
 2019) on "what came next". Dropout acts on every entry of h and x, and now and then on the whole of E, so that an item
-nobody had yet is placed by its text, category and brand.
+without events is placed by its text, category and brand.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ItemContent:
 
 @dataclass(frozen=True)
 class FollowExamples:
-    """What is asked: each item of a basket that is not its user's first, given what the user had before.
+    """What is asked: each item of a basket that is not its user's first, given the user's earlier baskets.
 
     Attributes:
         history: Items of the user's baskets before, newest first [m, L]; n stands for none.

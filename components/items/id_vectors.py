@@ -1,4 +1,4 @@
-"""ID vectors of items by what users had, at two instants.
+"""ID vectors of items, learned from the baskets of users, at two instants.
 
 A model that trains on what a user does next must not see vectors that were computed from that very event: it would
 learn to trust them more than they deserve, most of all for rare items. Nor is it enough to leave his events out: what
@@ -10,7 +10,7 @@ learned from the whole training window. ADR 6 has the figures, ADR 7 the network
     as a candidate   x, of a root mean square length of one
     in a history     h, so that h_i · x_j is the score of j for a user who had i alone, over URM_SCALE
 
-Two trainings from scratch give vectors with little in common, and no rotation makes them alike: most of a rare item's
+Two trainings from scratch give vectors with little in common, and no rotation aligns them: most of a rare item's
 vector is chance. So both share the first half of their training, on the past and at the full learning rate, and part
 where it begins to fall. One model can then read both.
 """
@@ -92,7 +92,7 @@ def learn_id_vectors(
     train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2))
     shared_epochs = config.id_epochs // 2
     own_epochs = config.id_epochs - shared_epochs
-    # Each part draws anew: dropout and negatives that came before would be known by heart.
+    # Each part draws anew: dropout and negatives that came before would be memorised.
     seed_shared, seed_past, seed_now = np.random.SeedSequence(seed).generate_state(3).tolist()
 
     def finish(name: str, baskets: Baskets, examples: FollowExamples, seed: int) -> ItemVectors:

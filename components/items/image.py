@@ -174,7 +174,7 @@ def _encode_part(
 
 
 def _read(uri: str) -> bytes | str:
-    """Content of an image file, or why it cannot be had."""
+    """Content of an image file, or why it cannot be read."""
     try:
         with fsspec.open(uri, "rb") as stream:
             content: bytes = stream.read(_MAX_BYTES + 1)

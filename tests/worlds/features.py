@@ -12,6 +12,7 @@ import pytest
 from components.config import RunConfig
 from components.engines.duckdb import open_engine
 from components.features.log import read_log
+from components.settings import Settings
 from tests.worlds.logs import Event, make_config, write_events
 
 __all__ = ["engine", "logged"]  # fixtures
