@@ -147,7 +147,7 @@ def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             f"address {uri}",
             expected="a local path or a store that fsspec can reach",
             got=error,
-            remedy="mend the address or install the driver it names",
+            remedy="fix the address or install the driver it names",
         ) from None
     return filesystem, path
 

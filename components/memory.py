@@ -1,4 +1,4 @@
-"""Memory of a process: what is kept, what is given back, how often Python looks for garbage."""
+"""Memory of a process: what is kept, what is given back, how often Python collects garbage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if _trim is not None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what it would give back to the system, up to a gibibyte an array.
+    """Let glibc keep what it would give back to the system, up to a gibibyte per array.
 
     A training step frees and asks for arrays of a hundred megabytes; fresh pages each time would cost a quarter of it.
     """
@@ -47,10 +47,10 @@ def trim_memory() -> None:
 
 
 def collect_rarely() -> None:
-    """Spare the garbage collector what there is by now, and look for garbage rarely.
+    """Exempt existing objects from garbage collection, and collect rarely.
 
-    No request is answered while it walks; by itself, at 1,000 reads a second, it walks about once a second through all
-    that was imported (`benchmarks/reads.py`).
+    No request is answered during a collection; by default, at 1,000 reads per second, about one collection per second
+    walks through all that was imported (`benchmarks/reads.py`).
     """
     gc.collect()
     gc.freeze()

@@ -136,7 +136,7 @@ def _no_answer(uri: str, got: object) -> UnavailableError:
 
 
 def _has_run(run_id: str) -> bool:
-    """Whether the noted run is still there; somebody may have deleted it, or the database."""
+    """Whether the noted run is still there; it, or the database, may have been deleted."""
     from mlflow import MlflowClient
     from mlflow.entities import LifecycleStage
     from mlflow.exceptions import MlflowException

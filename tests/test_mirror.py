@@ -20,7 +20,7 @@ COVERS = {
     "components/config/test_load.py": "model sections sources",
     "components/deploy/test_promotion.py": "workers components.stages.promote components.release.registry "
     "components.release.publication components.redis_client",
-    "components/features/test_contexts.py": "expressions sources components.engines.duckdb",
+    "components/features/test_contexts.py": "expressions sources",
     "components/features/test_targets.py": "window",
     "components/ingestion/test_convert.py": "reading",
     "components/items/test_id_network.py": "cooccurrence",
@@ -34,18 +34,18 @@ COVERS = {
     "components/recall/telemetry/test_otel.py": "setup tracing",
     "components/recall/worker/test_adhoc.py": "components.recall.state.asks",
     "components/recall/worker/test_hostile_entries.py": "components.recall.state.events",
-    "components/stages/test_baseline.py": "components.baseline.files",
-    "components/stages/test_encode.py": "components.items.content",
-    "components/stages/test_evaluate.py": "gate components.evaluation.examples components.evaluation.predict "
-    "components.evaluation.report components.evaluation.summary components.schemas.hits",
-    "components/stages/test_features.py": "components.schemas.examples",
+    "components/stages/test_baseline.py": "components.baseline.files components.baseline.models",
+    "components/stages/test_encode.py": "components.items.content components.items.encoding",
+    "components/stages/test_evaluate.py": "gate components.evaluation.examples components.evaluation.models "
+    "components.evaluation.predict components.evaluation.report components.evaluation.summary components.schemas.hits",
+    "components/stages/test_features.py": "components.features.examples components.schemas.examples",
     "components/stages/test_ingest.py": "components.ingestion.rejects components.ingestion.sources "
     "components.ingestion.write components.schemas.events",
     "components/stages/test_release.py": "components.release.assemble components.release.registered_model "
     "components.release.smoke components.schemas.predictions",
-    "components/stages/test_sft.py": "components.urm.training.session components.device",
+    "components/stages/test_sft.py": "components.urm.training.session",
     "components/stages/test_validate.py": "components.validation.frames components.validation.freshness "
-    "components.validation.judge components.validation.rules",
+    "components.validation.judge components.validation.limits components.validation.rules",
     "components/storage/test_runner.py": "contract results workspace",
     "components/studies/ablation/test_summary.py": "figures",
     "components/studies/abilities/test_explain.py": "components.studies.finished",

@@ -41,7 +41,7 @@ class Items:
         titles: Title of each, shape [n].
         train_events: Events in the training window, shape [n].
         popularity: Popularity quantile, 0 rarest … 1 most frequent, shape [n].
-        features: One code a feature, shape [n, F]; 0 stands for unknown.
+        features: One code per feature, shape [n, F]; 0 stands for unknown.
         names: Names of the F features.
     """
 
@@ -140,7 +140,7 @@ class Dataset:
 def load_dataset(
     catalogue: Path, items: Path, item_table: Path, contexts: Path, examples: Path, tasks: tuple[Task, ...]
 ) -> Dataset:
-    """Read the tables of the features stage, the items, and how often these were had from the item table.
+    """Read the tables of the features stage, the items, and their interaction counts from the item table.
 
     Raises:
         DataError: A table names an item, a context or a task that is not there, or a split has no examples.

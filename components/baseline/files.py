@@ -21,7 +21,7 @@ from components.baseline.sasrec import SasRec
 from components.config import BaselineConfig
 from components.schemas.predictions import POPULARITY, PREDICTION_DEPTH, PREDICTIONS
 
-POPULARITY_DEPTH = 1000  # items kept a task
+POPULARITY_DEPTH = 1000  # items kept per task
 CONTEXTS_PER_PART = 2048  # of which the ranked lists are held at a time
 
 

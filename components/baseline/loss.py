@@ -5,7 +5,7 @@ For one example with scores s, its partition function is estimated by
     Z = Σ_{i own} exp(s_i) + Σ_{j drawn, not own} exp(s_j) / (m q_j)
 
 where m negatives are drawn by probabilities q, q_j ∝ frequency_j^power (log-Q correction, Yi et al. 2019). The own
-candidates are the user's history and the targets: the items most alike to the targets, which a sample by frequency
+candidates are the user's history and the targets: the items most similar to the targets, which a sample by frequency
 rarely holds. The loss is the mean of -(s_t - log Z) over the example's targets t.
 """
 

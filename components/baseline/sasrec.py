@@ -1,10 +1,10 @@
 """Self-attentive sequential recommendation (SASRec, Kang & McAuley 2018): one causal pass trains all of a user's steps.
 
-Notable against the paper: the loss is a softmax over the whole catalogue instead of one sampled negative a step (the
+Notable against the paper: the loss is a softmax over the whole catalogue instead of one sampled negative per step (the
 known reason for most of what later models gain over SASRec), or sampled with log-Q correction, which costs a tenth.
 Blocks are pre-norm, and positions count from the oldest item, so that a step means the same in training and in recall.
 
-The model knows neither task nor query: it scores every task of a context alike.
+The model knows neither task nor query: it gives every task of a context the same scores.
 
 Letters: n catalogue, B users, L steps, P steps with a target, d width, m negatives.
 """
@@ -92,7 +92,7 @@ class SasRecScorer:
         contexts, position = np.unique(self.data.examples.contexts[rows], return_inverse=True)
         items, owner = gather(self.data.contexts.items, self.data.contexts.offsets, contexts)
         lengths = np.bincount(owner, minlength=len(contexts))
-        history = Sequences(items[::-1], np.concatenate([[0], np.cumsum(lengths[::-1])]))  # newest first, turned round
+        history = Sequences(items[::-1], np.concatenate([[0], np.cumsum(lengths[::-1])]))  # newest first, reversed
         steps, _ = _pad(history, np.arange(len(contexts))[::-1], self.model.length)
         last = torch.from_numpy(np.clip(lengths, 1, self.model.length) - 1)
         users = self.model(steps)[torch.arange(len(contexts)), last]

@@ -140,7 +140,7 @@ class _Trainer:
 class BestWeights:
     """Keeps the weights of the best validation recall.
 
-    Nothing stops a training that gains no more for a while: much of the gain comes at its end, with the falling rate.
+    There is no early stopping: much of the gain comes at the end, with the falling rate.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -160,7 +160,7 @@ class BestWeights:
 
 
 def _batches(data: Dataset, rows: Ints, config: BaselineConfig, seed: int) -> Iterator[Ints]:
-    """Batches of an epoch after the other; contexts are shuffled, the examples of one stay together.
+    """Batches, epoch after epoch; contexts are shuffled, the examples of one stay together.
 
     All tasks of a context share its attention, which is what costs.
     """

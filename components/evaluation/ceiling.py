@@ -30,7 +30,7 @@ def fuse(lists: list[tuple[Ints, Ints]], k: int) -> tuple[Ints, Ints]:
 
     Args:
         lists: Of each model the items, flat, best first, and where each example's list starts, and the end [E + 1].
-        k: Items wanted an example.
+        k: Items wanted per example.
 
     Returns:
         Items and offsets in the same form; of equal scores the lower item comes first.

@@ -101,7 +101,7 @@ class Measured:
     Attributes:
         ranked: Ranks of the targets.
         exposure: Popularity of what the top k show.
-        coverage: Task -> share of the catalogue in somebody's top k.
+        coverage: Task -> share of the catalogue in at least one top k.
     """
 
     ranked: Ranked

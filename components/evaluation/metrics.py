@@ -4,7 +4,7 @@
 
 - recall@k = |top-k ∩ targets| / min(|targets|, k): a list that holds all that fits scores one;
 - NDCG@k = Σ_{hits at rank r < k} 1 / log2(r + 2), over the same sum for a perfect list;
-- coverage@k = share of the catalogue that stands in somebody's top k;
+- coverage@k = share of the catalogue that stands in at least one top k;
 - popularity bias@k = mean popularity quantile of the top-k items minus that of the targets: above zero, the model
   recommends what is more popular than what people then buy;
 - novelty@k = mean of -log2 p over the top-k items, p an item's share of the training events, each counted once more so

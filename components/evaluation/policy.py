@@ -1,4 +1,4 @@
-"""Stage `gate`: whether the model may be released, by the policy in the configuration, in words."""
+"""The policy of the gate: whether the model may be released, and why, in words."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from components.config import RunConfig
 from components.evaluation.summary import CANDIDATE, TITLES
 
 OTHER_METRICS = (
-    "Coverage is the share of the catalogue that stands in somebody's list. Popularity bias is the mean popularity "
+    "Coverage is the share of the catalogue that stands in at least one list. Popularity bias is the mean popularity "
     "quantile of the recalled items minus that of the targets. Novelty is the mean of -log2 of a recalled item's share "
     "of the training events: bits of surprise."
 )

@@ -61,7 +61,7 @@ def record_hits(examples: TestExamples, model: str, ranked: Ranked, ks: Iterable
 
 
 def tabulate(examples: TestExamples, measured: Mapping[str, Measured], k: int, ks: Iterable[int]) -> pd.DataFrame:
-    """One row a task and model: recall and NDCG at every cut-off, coverage, popularity bias and novelty at k."""
+    """One row per task and model: recall and NDCG at every cut-off, coverage, popularity bias and novelty at k."""
     quality = {
         model: {f"recall@{at}": _recall(result.ranked, at) for at in ks}
         | {f"ndcg@{at}": ndcg(result.ranked, at) for at in ks}
@@ -87,7 +87,7 @@ def tabulate(examples: TestExamples, measured: Mapping[str, Measured], k: int, k
 
 
 def tabulate_segments(examples: TestExamples, measured: Mapping[str, Measured], k: int) -> pd.DataFrame:
-    """One row a segment, task and model: recall@k of the targets in the segment, over examples that have some.
+    """One row per segment, task and model: recall@k of the targets in the segment, over examples that have some.
 
     Under the task "all" stands the mean over the examples of all tasks.
     """

@@ -1,4 +1,4 @@
-"""The engine that Ibis expressions run on: DuckDB in this process, bounded in memory, spilling to disk."""
+"""Ibis expressions that several modules share: instants, microseconds, a seeded order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behaviour sequences and user statistics: one row a user and period in which he was active.
+"""Behaviour sequences and user statistics: one row per user and period in which he was active.
 
 A row holds everything of the user up to the end of the period. It is known one microsecond after the last event in
 it, and stands until the user's next row. The state of an item (or a category) in a row follows from its last active

@@ -1,8 +1,8 @@
 """The newest training cuts as URM trains on them: what is rare there is judged by what came before them.
 
 Elsewhere an item's frequency is that of the whole training window, so that for training cuts it counts the very events
-that are asked for. Of the items had twice in that window, those that a newest cut asks for were had once or never
-before it; a model that tells rare items by what came before, as URM at work does, would learn from the wrong ones.
+that are asked for. Of the items with two events in that window, those that a newest cut asks for had one or none
+before it; a model that tells rare items by what came before, as URM does in serving, would learn from the wrong ones.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from components.features.store import BEHAVIOR_SEQUENCE, USER_STATISTICS
 
 
 def write_sources(log: ir.Table, items: ir.Table, features: FeaturesConfig, folder: Path) -> int:
-    """Write one file a view, its rows sorted by user and instant.
+    """Write one file per view, its rows sorted by user and instant.
 
     Args:
         log: See `log.read_log`.

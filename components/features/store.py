@@ -121,7 +121,7 @@ def read_history(store: FeatureStore, user_ids: Sequence[str], now: datetime) ->
         now: Instant that ages are counted to (aware).
 
     Returns:
-        One history a user, in the order given.
+        One history per user, in the order given.
     """
     if not user_ids:
         return []
@@ -176,7 +176,7 @@ def _open(folder: Path, settings: Settings) -> FeatureStore:
             f"Feast configuration {path}",
             expected="a valid feature_store.yaml",
             got=" ".join(str(error).split()),
-            remedy="mend the file",
+            remedy="fix the file",
         ) from None
 
 

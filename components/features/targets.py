@@ -23,7 +23,7 @@ def matches(events: ir.Table, target: TargetFilter, config: RunConfig) -> ir.Boo
 
 
 def answers(events: ir.Table, task: Task, task_index: int, config: RunConfig) -> ir.Table:
-    """The distinct items that answer a task, one row a user, cut and item.
+    """The distinct items that answer a task, one row per user, cut and item.
 
     Of several queries that the user's wanted items give at a cut, one is chosen by the seed.
 

@@ -5,7 +5,7 @@ Decisions, each a property of this log:
 - A row of quantity 0 is a returned or voided line, no purchase; it is left out.
 - Timestamps have no zone in the source and are taken as UTC.
 - `in_display` and `in_mailer` say what the product's promotion was in that store and week; the promotions table has
-  one row a product, store and week where anything was promoted (location "0" means not in this medium).
+  one row per product, store and week where anything was promoted (location "0" means not in this medium).
 - `price` is the price of one unit before discounts at the product's first sale, so that no later week leaks into it;
   null for a product never sold.
 """

@@ -1,4 +1,4 @@
-"""Adapter for public sequence files, the form of the Amazon benchmarks: one line a user, `user item item ...`.
+"""Adapter for public sequence files, the form of the Amazon benchmarks: one line per user, `user item item ...`.
 
 Decisions, each a property of this form:
 
@@ -28,7 +28,7 @@ _SECONDS_A_DAY = 86_400
 
 
 def read_events(source: SequenceSource, connection: ibis.BaseBackend) -> Reading:
-    """One purchase an item of a line; `event_id` is user and place, from 1.
+    """One purchase per item of a line; `event_id` is user and place, from 1.
 
     Raises:
         DataError: There is no such file.
@@ -104,7 +104,7 @@ def _open_lines(source: SequenceSource, connection: ibis.BaseBackend) -> ir.Tabl
 
 
 def _events(lines: ir.Table) -> ir.Table:
-    """A row an item with line, user, length of the line, place and `is_repeated`: an earlier line has the user.
+    """A row per item with line, user, length of the line, place and `is_repeated`: an earlier line has the user.
 
     A line without items is one row without an item, to be refused.
     """

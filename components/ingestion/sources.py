@@ -50,5 +50,5 @@ def readable_errors(source: Source) -> Iterator[None]:
             f"source {source.kind}",
             expected="readable Parquet or CSV files",
             got=" ".join(str(error).split())[:300],
-            remedy="mend or remove the file, then run `urm ingest --check`",
+            remedy="fix or remove the file, then run `urm ingest --check`",
         ) from error

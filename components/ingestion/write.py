@@ -1,4 +1,4 @@
-"""Writing the canonical tables with exactly their Arrow schemas, one day of events a folder."""
+"""Writing the canonical tables with exactly their Arrow schemas, one day of events per folder."""
 
 from __future__ import annotations
 

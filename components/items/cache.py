@@ -1,7 +1,7 @@
-"""A cache of content vectors on disk, keyed by what was encoded: one SQLite file an encoder.
+"""A cache of content vectors on disk, keyed by what was encoded: one SQLite file per encoder.
 
 SQLite gives what the cache must promise: a store is a transaction, so that a killed process loses nothing stored
-before; processes may share it; damage is found. A checksum a row finds flipped bits that SQLite itself does not.
+before; processes may share it; damage is found. A checksum per row finds flipped bits that SQLite itself does not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class VectorCache:
     """Content digest → float16 vector, for one encoder.
 
     Args:
-        folder: Made if need be.
+        folder: Created if missing.
         encoder: Name for people, e.g. "text".
         identity: Hex digest of everything that decides the encoder's vectors.
         dimension: Length of a vector.

@@ -47,7 +47,7 @@ class Baskets:
 
 
 def read_baskets(events: Path, item_ids: Ints, split: SplitConfig, until: datetime) -> Baskets:
-    """What a user had in one window of the time before an instant; leave-one-out has one event a window.
+    """What a user had in one window of the time before an instant; leave-one-out has one event per window.
 
     Args:
         events: Folder of the validated events.

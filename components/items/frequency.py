@@ -1,4 +1,4 @@
-"""Negatives: items drawn by how often they are had."""
+"""Negatives: items drawn by their interaction counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class FrequencySampler:
     """Draws items with replacement at probability ∝ count ** power."""
 
     def __init__(self, counts: npt.NDArray[np.number], num_draws: int, power: float) -> None:
-        """Take how often each item is had [n]; zero is never drawn."""
+        """Take the interaction count per item [n]; an item with none is never drawn."""
         weights = counts.astype(np.float64) ** power * (counts > 0)
         chance = weights / max(weights.sum(), np.finfo(np.float64).tiny)
         self.num_draws = num_draws

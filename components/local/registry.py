@@ -54,7 +54,7 @@ class Registry:
         """Keep other commands from starting or stopping services meanwhile.
 
         Raises:
-            UnavailableError: Another one is at it.
+            UnavailableError: Another command is starting or stopping them.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:

@@ -53,7 +53,7 @@ class FileEntry(_Model):
 
 
 class GateVerdict(_Model):
-    """What the gate said, and whether someone released in spite of it."""
+    """What the gate said, and whether the release was made in spite of it."""
 
     passed: bool
     verdict: str

@@ -47,7 +47,7 @@ def _load_pyfunc(data_path: str) -> BundlePredictor:
 
 
 def _context(item_ids: Any) -> UserContext:
-    """A context of items alone: each had once, a day ago."""
+    """A context of items alone: one event each, a day ago."""
     ids = np.asarray(item_ids, dtype=np.int64)
     return UserContext(
         item_ids=ids,

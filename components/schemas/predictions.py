@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-PREDICTION_DEPTH = 500  # items kept an example, if the cut-off is not larger: room for recall at more than one k
+PREDICTION_DEPTH = 500  # items kept per example, if the cut-off is not larger: room for recall at more than one k
 
 # Best first, no item twice. `model`: popularity, own_history, item_knn, target_attention and what else
 # `baseline.models` names: target_attention_text, sasrec, text, bm25; urm is added by the evaluation.

@@ -1,7 +1,7 @@
 """Stage `encode`: frozen vectors of items, as a memory-mapped item table.
 
 Encoded are the items that occur in accepted events, available or not: the catalogue of candidates and every
-history are made of such items, and an item nobody ever touched can be neither. Rows are sorted by item id.
+history are made of such items, and an item without events can be neither. Rows are sorted by item id.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def run(stage: StageRun) -> StageReport:
     """Build and register the release.
 
     Raises:
-        GateError: The gate failed and nobody said to go on anyway.
+        GateError: The gate failed and `promote_anyway` is not set.
         ReleaseError: The inputs do not fit together.
     """
     config, inputs, device = stage.config, ReleaseInputs.read(stage), prepare_device(stage.settings)

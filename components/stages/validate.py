@@ -48,7 +48,7 @@ class ValidateInputs:
 
 
 def run(stage: StageRun) -> StageReport:
-    """Judge both tables and part the accepted rows from the refused ones.
+    """Judge both tables and split the accepted rows from the refused ones.
 
     Raises:
         QualityError: Too large a share of a table is refused, or a rule about a whole table fails.

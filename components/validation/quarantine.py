@@ -1,4 +1,4 @@
-"""Parting a table: refused rows go to the quarantine one by one, all others to the accepted table.
+"""Splitting a table: refused rows go to the quarantine one by one, all others to the accepted table.
 
 A row that breaks several rules is quarantined once: under the reason of the first, with the messages of all. So
 accepted and quarantined rows together are the input, no more and no less.
