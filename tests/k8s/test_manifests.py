@@ -53,7 +53,7 @@ def test_stages_can_run_with_these_settings(monkeypatch):
 
 
 def test_the_image_has_the_extra_of_its_store():
-    assert "'.[s3]'" in (K8S / "images" / "Dockerfile").read_text()
+    assert "'.[train,serve,s3]'" in (K8S / "images" / "Dockerfile").read_text()
 
 
 def test_no_secret_is_kept_in_the_repository():
