@@ -1,0 +1,129 @@
+"""Tests can be found: a module's test has its name, or the list below names the test that covers it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.worlds import REPOSITORY
+
+ROOTS = ("components", "dags", "tests")
+DOTTED = re.compile(r"\b[a-z]+(?:\.\w+)+")
+# Test → modules of its own room whose test it is besides, or of another room (with its dots).
+COVERS = {
+    "components/baseline/test_training.py": "batches network",
+    "components/cli/test_app.py": "components.__main__ local options stages studies",
+    "components/config/test_load.py": "model sections sources",
+    "components/deploy/test_promotion.py": "workers components.stages.promote components.release.registry "
+    "components.release.publication components.redis_client",
+    "components/features/test_contexts.py": "expressions sources components.engines.duckdb",
+    "components/features/test_targets.py": "window",
+    "components/ingestion/test_convert.py": "reading",
+    "components/items/test_id_network.py": "cooccurrence",
+    "components/local/test_stack.py": "services",
+    "components/recall/api/test_app.py": "gateway problems responses components.recall.serving.catalogue",
+    "components/recall/operate/test_trace.py": "deadletters components.recall.state.lineage",
+    "components/cli/test_recall.py": "components.recall.operate.show",
+    "components/recall/process/test_supervisor.py": "forks health preload signals components.recall.worker.loop",
+    "components/recall/serving/test_engine.py": "answers",
+    "components/recall/state/test_stream.py": "scripts",
+    "components/recall/telemetry/test_otel.py": "setup tracing",
+    "components/recall/worker/test_adhoc.py": "components.recall.state.asks",
+    "components/recall/worker/test_hostile_entries.py": "components.recall.state.events",
+    "components/stages/test_baseline.py": "components.baseline.files",
+    "components/stages/test_encode.py": "components.items.content",
+    "components/stages/test_evaluate.py": "gate components.evaluation.examples components.evaluation.predict "
+    "components.evaluation.report components.evaluation.summary components.schemas.hits",
+    "components/stages/test_features.py": "components.schemas.examples",
+    "components/stages/test_ingest.py": "components.ingestion.rejects components.ingestion.sources "
+    "components.ingestion.write components.schemas.events",
+    "components/stages/test_release.py": "components.release.assemble components.release.registered_model "
+    "components.release.smoke components.schemas.predictions",
+    "components/stages/test_sft.py": "components.urm.training.session components.device",
+    "components/stages/test_validate.py": "components.validation.frames components.validation.freshness "
+    "components.validation.judge components.validation.rules",
+    "components/storage/test_runner.py": "contract results workspace",
+    "components/studies/ablation/test_summary.py": "figures",
+    "components/studies/abilities/test_explain.py": "components.studies.finished",
+    "components/urm/data/test_packing.py": "batch batches examples",
+    "components/urm/network/test_build.py": "files",
+    "components/urm/retrieval/test_index.py": "exact users",
+    "components/urm/test_inference.py": "components.urm.data.request",
+    "components/urm/training/test_train.py": "callbacks trainer validation",
+    "dags/test_recall_training.py": "dags.common.params components.flow",
+    "e2e/test_chain.py": "components.local.airflow components.local.demo",
+}
+COVERED_BY = {
+    name if "." in name else ".".join((*Path(test).parent.parts, name)): test
+    for test, names in COVERS.items()
+    for name in names.split()
+}
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+MODULES = {
+    _name(path)
+    for root in ROOTS[:2]
+    for path in (REPOSITORY / root).rglob("*.py")
+    if path.name != "__init__.py"
+}  # fmt: skip
+
+
+def own_test(module: str) -> Path:
+    """Where the test of a module would be by its name."""
+    *room, name = module.split(".")
+    return REPOSITORY.joinpath("tests", *room, f"test_{name}.py")
+
+
+@cache
+def named(path: Path) -> frozenset[str]:
+    """Modules that a file imports, also inside functions, or names in a string: scripts, targets of monkeypatch."""
+    nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            found |= {"components.__main__"} if node.value == "components" else set(DOTTED.findall(node.value))
+    return frozenset(name for name in found if name.split(".")[0] in ROOTS)
+
+
+def reached(test: Path) -> set[str]:
+    """All modules that a test names, directly or by what it names; the fixtures of its folders among them."""
+    folders = [folder for folder in test.parents if folder.is_relative_to(REPOSITORY / "tests")]
+    waiting = [test, *(path for folder in folders if (path := folder / "conftest.py").exists())]
+    found: set[str] = set()
+    while waiting:
+        for name in named(waiting.pop()) - found:
+            found.add(name)
+            place = REPOSITORY.joinpath(*name.split("."))
+            waiting += [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+    return found
+
+
+def test_every_module_has_a_test_of_its_name_or_stands_in_the_list() -> None:
+    assert sorted(module for module in MODULES if not own_test(module).exists()) == sorted(COVERED_BY)
+
+
+@pytest.mark.parametrize("test", COVERS)
+def test_a_test_reaches_the_modules_that_it_covers(test: str) -> None:
+    names = {module for module, by in COVERED_BY.items() if by == test}
+    assert names <= reached(REPOSITORY / "tests" / test)
+
+
+def test_a_test_reaches_the_module_of_its_name() -> None:
+    assert [module for module in MODULES if own_test(module).exists() and module not in reached(own_test(module))] == []
+
+
+def test_no_module_is_covered_twice() -> None:
+    assert len(COVERED_BY) == sum(len(names.split()) for names in COVERS.values())
