@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.keep import keep
-from components.addresses import write_json
 from components.exceptions import MissingInputError
 from components.schemas.hits import HITS
-from components.storage import StageResult, load_result
+from components.storage import load_result
 from components.studies.comparison import read_run, summarise_runs
-from tests.worlds.finished import put
+from tests.worlds.tables import put, write
 
 QUALITY = {"target_attention": 0.4, "sasrec": 0.3, "item_knn": 0.5, "urm": 0.6}
 
@@ -32,8 +28,6 @@ def run_dir(tmp_path: Path) -> str:
         for example, task in enumerate(["next_item", "tail_item"] * 60) for model in QUALITY for k in (10, 100)
     ]  # fmt: skip
     folder = tmp_path / "run" / "evaluate"
-    folder.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=HITS), folder / "hits.parquet")
     means = pd.DataFrame(rows).query("k == 100").groupby(["task", "model"])["hits"].mean()
     metrics = {
         "k": 100,
@@ -42,12 +36,8 @@ def run_dir(tmp_path: Path) -> str:
         "mean_recall": means.groupby("model").mean().to_dict(),
         "best_other": {"model": "item_knn"},
     }
-    now = datetime.now(UTC)
-    result = StageResult(
-        stage="evaluate", config="beauty", fingerprint="f", seconds=1, metrics=metrics, started_at=now, finished_at=now,
-        outputs={"hits": str(folder / "hits.parquet"), "report": str(folder / "report.md")},
-    )  # fmt: skip
-    write_json(str(folder / "result.json"), result.model_dump(mode="json"))
+    outputs = {"hits": write(folder / "hits.parquet", HITS, rows), "report": folder / "report.md"}
+    put(tmp_path / "run", "evaluate", outputs, config="beauty", metrics=metrics)
     return str(tmp_path / "run")
 
 

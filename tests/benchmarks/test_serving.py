@@ -20,8 +20,8 @@ from benchmarks.serving.load import Tally, arrivals, offer, percentiles, skewed
 from benchmarks.serving.phases import Backlog
 from components.stages.release import run as release_stage
 from components.storage import run_stage
-from tests.worlds import REPOSITORY
-from tests.worlds.tiny import ITEM_IDS, NUM_USERS, make_run, make_settings
+from tests.worlds import REPOSITORY, make_settings
+from tests.worlds.tiny import ITEM_IDS, NUM_USERS, make_run
 
 
 def test_a_stalled_server_is_charged_for_every_request_it_keeps_waiting():

@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.worlds import CONFIGS
+from components.settings import Settings
+from tests.worlds import CONFIGS, make_settings
 
 
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
     """A copy of the repository's configurations, to be spoilt at will."""
     return Path(shutil.copytree(CONFIGS, tmp_path / "configs"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings of a home of its own."""
+    return make_settings(tmp_path / "home")
 
 
 @pytest.fixture(autouse=True)

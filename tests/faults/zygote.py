@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.injection import Fault
+from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release
-from tests.worlds.tiny import REPOSITORY
 
 
 class Zygote:

@@ -23,6 +23,7 @@ from components.items.text import TextEncoder, encode_texts
 from components.schemas.events import EVENTS, ITEMS
 from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
 from tests.worlds import CONFIGS
+from tests.worlds.tables import Row, add_examples, context_row, event_row, item_row, write
 
 __all__ = ["config", "data", "with_table", "world"]  # fixtures
 
@@ -86,20 +87,18 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     counts = in_training["item"].value_counts().sort_index()
     counts = counts[(counts >= MIN_EVENTS) & counts.index.isin(set(products["product_id"]))]
 
-    _write(folder / "catalogue.parquet", CATALOGUE, [
+    write(folder / "catalogue.parquet", CATALOGUE, [
         {"item_id": item, "train_events": events, "popularity_quantile": quantile}
         for item, events, quantile in zip(counts.index, counts, counts.rank(pct=True), strict=True)
     ])  # fmt: skip
-    _write(folder / "items.parquet", ITEMS, [_item(row) for row in products.to_dict("records")])
-    (folder / "events").mkdir()
-    _write(folder / "events" / "part.parquet", EVENTS, [
-        {"event_id": str(number), "user_id": str(row.user), "item_id": row.item, "behavior": "purchase",
-         "scenario": "store", "query": None, "ts": row.ts, "attributes": []}
+    write(folder / "items.parquet", ITEMS, [_item(row) for row in products.to_dict("records")])
+    write(folder / "events" / "part.parquet", EVENTS, [
+        event_row(number, row.item, row.ts, user_id=str(row.user))
         for number, row in enumerate(sales.itertuples())
     ])  # fmt: skip
     contexts, examples = _ask(sales, products, config, set(counts.index))
-    _write(folder / "contexts.parquet", CONTEXTS, contexts)
-    _write(folder / "examples.parquet", EXAMPLES, examples)
+    write(folder / "contexts.parquet", CONTEXTS, contexts)
+    write(folder / "examples.parquet", EXAMPLES, examples)
     titles = [" ".join(_item(row)["category"]) for row in products.to_dict("records")]
     encoder = TextEncoder(config.items.text_encoder, torch.device("cpu"), batch_size=64)
     texts = encode_texts(titles, encoder, folder / "vectors")
@@ -132,25 +131,17 @@ def with_table(world: World, tmp_path: Path) -> Callable[[str, Callable[[pa.Tabl
     return change
 
 
-def _write(path: Path, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-
-
-def _item(row: dict[str, Any]) -> dict[str, Any]:
+def _item(row: dict[str, Any]) -> Row:
     category = [row[name].lower() for name in ("department", "product_category", "product_type") if row[name]]
-    return {
-        "item_id": row["product_id"], "external_id": str(row["product_id"]), "title": " ".join(category),
-        "category": category, "brand": row["brand"], "price": None, "image_uri": None, "created_at": None,
-        "available": True,
-    }  # fmt: skip
+    return item_row(row["product_id"], title=" ".join(category), category=category, brand=row["brand"])
 
 
 def _ask(
     sales: pd.DataFrame, products: pd.DataFrame, config: RunConfig, catalogue: set[int]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Row], list[Row]]:
     category = dict(zip(products["product_id"], products["product_category"].str.lower(), strict=True))
-    contexts: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
+    contexts: list[Row] = []
+    examples: list[Row] = []
     for user, mine in sales.groupby("user"):
         for cut, split in config.features.split.cuts():
             past = mine[mine["ts"] < cut]
@@ -167,20 +158,15 @@ def _ask(
             }
             for task, (words, targets) in answers.items():
                 if targets:
-                    examples.append(
-                        {"example_id": len(examples), "context_id": len(contexts) - 1, "split": split, "task": task,
-                         "query": words, "target_item_ids": targets, "target_categories": []}
-                    )  # fmt: skip
+                    add_examples(examples, contexts[-1], {task: targets}, query=words)
     return contexts, examples
 
 
-def _context(number: int, user: str, cut: datetime, split: str, past: pd.DataFrame) -> dict[str, Any]:
+def _context(number: int, user: str, cut: datetime, split: str, past: pd.DataFrame) -> Row:
     last = past.groupby("item")["ts"].agg(["max", "size"]).sort_values("max", ascending=False, kind="stable")[:256]
     days = [(cut - instant) / timedelta(days=1) for instant in last["max"]]
-    return {
-        "context_id": number, "user_id": user, "cut_ts": cut, "split": split,
-        "history_item_ids": last.index.tolist(), "history_counts": last["size"].tolist(),
-        "history_days_since": days, "history_behaviors": ["purchase"] * len(last), "num_events": len(past),
-        "num_items": past["item"].nunique(), "num_active_days": past["ts"].dt.date.nunique(),
-        "days_since_last": days[0], "top_categories": [],
-    }  # fmt: skip
+    return context_row(
+        number, split, last.index.tolist(), user_id=user, cut_ts=cut, history_counts=last["size"].tolist(),
+        history_days_since=days, num_events=len(past), num_items=past["item"].nunique(),
+        num_active_days=past["ts"].dt.date.nunique(), days_since_last=days[0], top_categories=[],
+    )  # fmt: skip

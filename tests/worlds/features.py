@@ -12,17 +12,9 @@ import pytest
 from components.config import RunConfig
 from components.engines.duckdb import open_engine
 from components.features.log import read_log
-from components.settings import Settings
-from tests.worlds import REPOSITORY
 from tests.worlds.logs import Event, make_config, write_events
 
-__all__ = ["engine", "logged", "settings"]  # fixtures
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    repository = REPOSITORY / "feature_repo"
-    return Settings(home=tmp_path / "home", feature_repo_dir=repository, num_threads=1)
+__all__ = ["engine", "logged"]  # fixtures
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ import pytest
 from components.config import RunConfig, Source, load_config
 from components.engines.duckdb import open_engine
 from components.ingestion.complete_journey import find_data
-from components.settings import Settings
 from tests.worlds import CONFIGS
 
-__all__ = ["configure", "connection", "settings", "slice_dir"]  # fixtures
+__all__ = ["configure", "connection", "slice_dir"]  # fixtures
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +51,3 @@ def configure() -> Callable[..., RunConfig]:
         return load_config(CONFIGS / "complete_journey.yaml", {"source": source.model_dump(mode="json")} | overrides)
 
     return build
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Everything under the test's own folder."""
-    return Settings(home=tmp_path / "home", num_threads=1)

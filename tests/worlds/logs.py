@@ -8,13 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from components.addresses import write_json
 from components.config import RunConfig
 from components.schemas.events import EVENTS, ITEMS
-from components.storage import StageResult
+from tests.worlds.tables import event_row, item_row, put, write
 
 START = datetime(2024, 1, 8, 5, tzinfo=UTC)  # first training cut
 WEEK = timedelta(days=7)
@@ -33,22 +29,8 @@ class Event:
 
 
 def write_events(folder: Path, events: Sequence[Event]) -> Path:
-    folder.mkdir(parents=True)
-    rows = [
-        {
-            "event_id": f"e{number:04d}",
-            "user_id": event.user_id,
-            "item_id": event.item_id,
-            "behavior": event.behavior,
-            "scenario": event.scenario,
-            "query": None,
-            "ts": event.ts,
-            "attributes": list(event.attributes.items()),
-        }
-        for number, event in enumerate(events)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), folder / "part.parquet")
-    return folder
+    rows = [event_row(f"e{number:04d}", **vars(event)) for number, event in enumerate(events)]
+    return write(folder / "part.parquet", EVENTS, rows).parent
 
 
 def write_items(
@@ -57,22 +39,11 @@ def write_items(
     brands: dict[int, str] | None = None,
     titles: dict[int, str] | None = None,
 ) -> Path:
-    rows = [
-        {
-            "item_id": item_id,
-            "external_id": str(item_id),
-            "title": (titles or {}).get(item_id, f"item {item_id}"),
-            "category": category,
-            "brand": (brands or {}).get(item_id),
-            "price": None,
-            "image_uri": None,
-            "created_at": None,
-            "available": True,
-        }
+    brands, titles = brands or {}, titles or {}
+    return write(path, ITEMS, (
+        item_row(item_id, category=category, brand=brands.get(item_id), title=titles.get(item_id, f"item {item_id}"))
         for item_id, category in categories.items()
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=ITEMS), path)
-    return path
+    ))  # fmt: skip
 
 
 def make_config(tasks: Sequence[dict[str, Any]] | None = None, **features: Any) -> RunConfig:
@@ -96,14 +67,5 @@ def make_config(tasks: Sequence[dict[str, Any]] | None = None, **features: Any) 
 
 def write_run(run_dir: Path, events: Path, items: Path) -> Path:
     """A run directory in which `validate` has accepted these tables."""
-    result = StageResult(
-        stage="validate",
-        config="small",
-        fingerprint=f"{events}",
-        outputs={"events": str(events), "items": str(items)},
-        seconds=0.0,
-        started_at=START,
-        finished_at=START,
-    )
-    write_json(str(run_dir / "validate" / "result.json"), result.model_dump(mode="json"))
+    put(run_dir, "validate", {"events": events, "items": items}, config="small", fingerprint=str(events))
     return run_dir

@@ -34,8 +34,9 @@ from components.settings import Settings
 from components.stages.release import run as release_stage
 from components.storage import StageResult, run_stage
 from components.urm.data.request import RecallRequest
+from tests.worlds import make_settings
 from tests.worlds.servers import RedisServer, free_port
-from tests.worlds.tiny import LAST_EVENT, make_config, make_run, make_settings
+from tests.worlds.tiny import LAST_EVENT, make_config, make_run
 
 __all__ = [
     "api",

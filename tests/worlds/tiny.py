@@ -5,7 +5,6 @@ Everything is real but small: 60 items, 12 users, three tasks, a one-layer Llama
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from components.addresses import write_json
-from components.config import RunConfig, TargetFilter, Task, UrmConfig
+from components.config import RunConfig, UrmConfig
 from components.features.store import create_feature_store, materialize, offline
 from components.items.table import POPULARITY as ITEM_POPULARITY
 from components.items.table import ItemTable, write_item_table
@@ -25,15 +24,15 @@ from components.schemas.events import ITEMS
 from components.schemas.examples import CONTEXTS, EXAMPLES
 from components.schemas.predictions import POPULARITY, PREDICTIONS
 from components.settings import Settings
-from components.storage import StageResult
 from components.urm.data.batches import BatchBuilder, ItemReader
 from components.urm.data.prompt import PromptWriter, add_special_tokens
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
 from components.urm.network.files import ModelDescription, save_model
 from components.urm.network.model import Urm
-from tests.worlds import REPOSITORY
 from tests.worlds.backbone import tiny_llama
+from tests.worlds.tables import Row, add_examples, context_row, item_row, put, write
+from tests.worlds.vectors import write_candidates
 
 NUM_ITEMS, NUM_USERS, NUM_KNOWN = 60, 12, 5
 LAST_EVENT = datetime(2017, 12, 17, 12, tzinfo=UTC)
@@ -41,100 +40,64 @@ ITEM_IDS = np.arange(1000, 1000 + NUM_ITEMS, dtype=np.int64)
 
 
 def make_config() -> RunConfig:
-    """A run of two tasks, one of them with a query."""
+    """A run of three tasks, one of them with a query."""
+    split = {
+        "train_start": "2017-07-03T05:00:00Z",
+        "validation_start": "2017-11-13T05:00:00Z",
+        "test_start": "2017-11-27T05:00:00Z",
+        "end": "2017-12-18T05:00:00Z",
+    }
+    tasks = [
+        {"name": "next_purchase", "description": "d", "prompt": "recommend what this customer buys"},
+        {"name": "new_item", "description": "d", "prompt": "recommend new items", "target": {"history": "not_bought"},
+         "exclude_bought": True},
+        {"name": "text_query", "description": "d", "prompt": "customer searches {{ query }}",
+         "target": {"query_category_level": 1}},
+    ]  # fmt: skip
     return RunConfig.model_validate(
         {
             "name": "tiny",
             "source": {"kind": "complete_journey"},
-            "features": {
-                "split": {
-                    "train_start": "2017-07-03T05:00:00Z",
-                    "validation_start": "2017-11-13T05:00:00Z",
-                    "test_start": "2017-11-27T05:00:00Z",
-                    "end": "2017-12-18T05:00:00Z",
-                },
-                "history_length": 20,
-            },
-            "tasks": [
-                Task(name="next_purchase", description="d", prompt="recommend what this customer buys").model_dump(),
-                Task(
-                    name="new_item",
-                    description="d",
-                    prompt="recommend new items",
-                    target=TargetFilter(history="not_bought"),
-                    exclude_bought=True,
-                ).model_dump(),
-                {
-                    "name": "text_query",
-                    "description": "d",
-                    "prompt": "customer searches {{ query }}",
-                    "target": {"query_category_level": 1},
-                },
-            ],
+            "features": {"split": split, "history_length": 20},
+            "tasks": tasks,
             "release": {"smoke_users": 3, "promote_timeout_seconds": 60},
             "recall": {"k": 10, "max_wait_ms": 5, "claim_idle_seconds": 0.5, "max_deliveries": 3, "batch_size": 4},
         }
     )
 
 
-def make_settings(home: Path, redis_url: str = "redis://127.0.0.1:1/0") -> Settings:
-    """Settings with all state under `home`."""
-    return Settings(
-        home=home, feature_repo_dir=REPOSITORY / "feature_repo", redis_url=redis_url, device="cpu", num_threads=1
-    )
-
-
 def make_run(run_dir: Path, settings: Settings, *, seed: int = 0, gate_passed: bool = True) -> RunConfig:
     """Leave what the stages before `release` leave, with their result.json."""
-    config = make_config()
-    make_items(run_dir / "validate" / "items.parquet")
-    make_feature_store(run_dir / "features" / "feature_store", settings)
-    contexts = make_contexts(run_dir / "features" / "contexts.parquet")
-    make_model(run_dir / "sft", seed)
-    make_popularity(run_dir / "baseline" / "popularity.parquet", config)
-    make_evaluation(run_dir, config, contexts)
+    config, features, sft = make_config(), run_dir / "features", run_dir / "sft"
+    items = [item_row(item, category=["food", f"shelf {item % 7}"]) for item in ITEM_IDS.tolist()]
+    make_feature_store(features / "feature_store", settings)
+    contexts = make_contexts()
+    make_model(sft, seed)
+    recaller = UrmRecaller.load(sft / "model", sft / "item_table", sft / "candidates")
+    examples, predictions = ask_model(recaller, config, contexts)
+    popularity = [
+        {"task": task.name, "item_id": item, "score": float(NUM_ITEMS - rank)}
+        for task in config.tasks
+        for rank, item in enumerate(ITEM_IDS[:30])
+    ]
     verdict = {"passed": gate_passed, "verdict": "Measured.", "reasons": [] if gate_passed else ["lift below zero"]}
     write_json(str(run_dir / "gate" / "verdict.json"), verdict)
     outputs = {
-        "validate": ["items.parquet"],
-        "features": ["feature_store", "contexts.parquet", "examples.parquet"],
-        "baseline": ["popularity.parquet"],
-        "sft": ["model", "item_table", "candidates"],
-        "evaluate": ["predictions.parquet"],
-        "gate": ["verdict.json"],
+        "validate": {"items": write(run_dir / "validate" / "items.parquet", ITEMS, items)},
+        "features": {
+            "feature_store": features / "feature_store",
+            "contexts": write(features / "contexts.parquet", CONTEXTS, contexts),
+            "examples": write(features / "examples.parquet", EXAMPLES, examples),
+        },
+        "baseline": {"popularity": write(run_dir / "baseline" / "popularity.parquet", POPULARITY, popularity)},
+        "sft": {name: sft / name for name in ("model", "item_table", "candidates")},
+        "evaluate": {"predictions": write(run_dir / "evaluate" / "predictions.parquet", PREDICTIONS, predictions)},
+        "gate": {"verdict": run_dir / "gate" / "verdict.json"},
     }
-    for stage, names in outputs.items():
-        result = StageResult(
-            stage=stage,
-            config=config.name,
-            fingerprint=f"{stage}-{seed}",
-            outputs={name.split(".")[0]: str(run_dir / stage / name) for name in names},
-            metrics={"passed": gate_passed} if stage == "gate" else {},
-            seconds=0.0,
-            started_at=LAST_EVENT,
-            finished_at=LAST_EVENT,
-        )
-        write_json(str(run_dir / stage / "result.json"), json.loads(result.model_dump_json()))
+    for stage, files in outputs.items():
+        metrics = {"passed": gate_passed} if stage == "gate" else {}
+        put(run_dir, stage, files, config=config.name, fingerprint=f"{stage}-{seed}", metrics=metrics)
     return config
-
-
-def make_items(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "item_id": int(item),
-            "external_id": str(item),
-            "title": f"item {item}",
-            "category": ["food", f"shelf {item % 7}"],
-            "brand": None,
-            "price": 1.0,
-            "image_uri": None,
-            "created_at": None,
-            "available": True,
-        }
-        for item in ITEM_IDS
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=ITEMS), path)
 
 
 def known_items(user: int) -> list[int]:
@@ -173,29 +136,15 @@ def make_feature_store(folder: Path, settings: Settings) -> None:
         materialize(store, LAST_EVENT + timedelta(days=1))
 
 
-def make_contexts(path: Path) -> pa.Table:
+def make_contexts() -> list[Row]:
+    """The history of every user an hour after the last event."""
+    days = [(1 + step) / 24 for step in range(NUM_KNOWN)]
+    shared = {"history_days_since": days, "days_since_last": days[0], "top_categories": ["shelf 1", "shelf 2"]}
     cut = LAST_EVENT + timedelta(hours=1)
-    rows = [
-        {
-            "context_id": user,
-            "user_id": str(user),
-            "cut_ts": cut,
-            "split": "test",
-            "history_item_ids": known_items(user),
-            "history_counts": [1] * NUM_KNOWN,
-            "history_days_since": [(1 + step) / 24 for step in range(NUM_KNOWN)],
-            "history_behaviors": ["purchase"] * NUM_KNOWN,
-            "num_events": NUM_KNOWN,
-            "num_items": NUM_KNOWN,
-            "num_active_days": 1,
-            "days_since_last": 1 / 24,
-            "top_categories": ["shelf 1", "shelf 2"],
-        }
+    return [
+        context_row(user, "test", known_items(user), user_id=str(user), cut_ts=cut, **shared)
         for user in range(NUM_USERS)
     ]
-    table = pa.Table.from_pylist(rows, schema=CONTEXTS)
-    pq.write_table(table, path)
-    return table
 
 
 def make_model(folder: Path, seed: int) -> None:
@@ -225,10 +174,7 @@ def make_model(folder: Path, seed: int) -> None:
     save_model(folder / "model", model, writer, description)
     reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities)
     recaller = UrmRecaller(model, BatchBuilder(writer, reader, ("purchase",), config.copy_length), config.combine)
-    candidates = folder / "candidates"
-    candidates.mkdir()
-    np.save(candidates / "keys.npy", ITEM_IDS)
-    np.save(candidates / "vectors.npy", recaller.encode_items(ITEM_IDS))
+    write_candidates(folder / "candidates", recaller, ITEM_IDS)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -241,43 +187,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, eos_token=end, pad_token=end)
 
 
-def make_popularity(path: Path, config: RunConfig) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"task": task.name, "item_id": int(item), "score": float(NUM_ITEMS - rank)}
-        for task in config.tasks
-        for rank, item in enumerate(ITEM_IDS[:30])
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=POPULARITY), path)
-
-
-def make_evaluation(run_dir: Path, config: RunConfig, contexts: pa.Table) -> None:
+def ask_model(recaller: UrmRecaller, config: RunConfig, contexts: list[Row]) -> tuple[list[Row], list[Row]]:
     """Examples of every task and user, and what the model predicts for them."""
-    sft = run_dir / "sft"
-    recaller = UrmRecaller.load(sft / "model", sft / "item_table", sft / "candidates")
-    by_id = read_contexts(contexts)
-    examples, requests = [], []
-    for context_id, context in by_id.items():
+    examples: list[Row] = []
+    requests = []
+    by_id = read_contexts(pa.Table.from_pylist(contexts, schema=CONTEXTS))
+    for row in contexts:
         for task in config.tasks:
             query = "shelf 3" if task.needs_query else None
-            examples.append(
-                {
-                    "example_id": len(examples),
-                    "context_id": context_id,
-                    "split": "test",
-                    "task": task.name,
-                    "query": query,
-                    "target_item_ids": [int(ITEM_IDS[0])],
-                    "target_categories": ["shelf 0"],
-                }
-            )
-            requests.append(RecallRequest(context, task, query))
+            add_examples(examples, row, {task.name: [1000]}, query=query, target_categories=["shelf 0"])
+            requests.append(RecallRequest(by_id[row["context_id"]], task, query))
     items, scores = recaller.recall(requests, 10)
-    predictions = [
-        {"example_id": number, "model": "urm", "item_ids": ids.tolist(), "scores": row.tolist()}
+    return examples, [
+        {"example_id": number, "model": "urm", "item_ids": ids, "scores": row}
         for number, (ids, row) in enumerate(zip(items, scores, strict=True))
     ]
-    pq.write_table(pa.Table.from_pylist(examples, schema=EXAMPLES), run_dir / "features" / "examples.parquet")
-    (run_dir / "evaluate").mkdir(parents=True, exist_ok=True)
-    path = run_dir / "evaluate" / "predictions.parquet"
-    pq.write_table(pa.Table.from_pylist(predictions, schema=PREDICTIONS), path)

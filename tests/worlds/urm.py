@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,17 +13,17 @@ from transformers import PreTrainedTokenizerFast
 
 from components.config import RunConfig, load_config
 from components.items.table import POPULARITY, ItemTable, write_item_table
-from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
+from components.schemas.examples import CONTEXTS, EXAMPLES
 from components.urm.network.build import NewModel, build_model
 from tests.worlds import CONFIGS
 from tests.worlds.backbone import byte_tokenizer, write_backbone
+from tests.worlds.tables import Row, add_examples, catalogue_table, context_row
 
 __all__ = ["backbone_dir", "config", "new_model", "table_dir", "tables", "tokenizer"]  # fixtures
 
 NUM_ITEMS = 60
 FIRST_ITEM = 1000
 CATEGORIES = ("milk", "bread", "fruit")
-CUT = datetime(2017, 9, 4, 5, tzinfo=UTC)
 TASKS = [
     {"name": "next_purchase", "description": "What comes next.", "prompt": "Task: what comes next."},
     {
@@ -60,50 +59,32 @@ def tables() -> SimpleNamespace:
     """Catalogue, contexts and examples: every user goes on buying from the history."""
     rng = np.random.default_rng(0)
     ids = np.arange(FIRST_ITEM, FIRST_ITEM + NUM_ITEMS)
-    catalogue = pa.table(
-        {
-            "item_id": ids,
-            "train_events": np.arange(NUM_ITEMS, 0, -1),
-            "popularity_quantile": np.linspace(1, 0, NUM_ITEMS, dtype=np.float32),
-        },
-        schema=CATALOGUE,
-    )
-    contexts, examples = [], []
+    contexts: list[Row] = []
+    examples: list[Row] = []
     for number in range(24):
-        split = "train" if number < 16 else "validation"
         history = rng.choice(ids, size=int(rng.integers(1, 12)), replace=False).tolist()
         contexts.append(
-            {
-                "context_id": number,
-                "user_id": f"u{number % 12}",
-                "cut_ts": CUT,
-                "split": split,
-                "history_item_ids": history,
-                "history_counts": rng.integers(1, 6, len(history)).tolist(),
-                "history_days_since": np.sort(rng.uniform(0, 60, len(history))).tolist(),
-                "history_behaviors": ["purchase"] * len(history),
-                "num_events": 3 * len(history),
-                "num_items": len(history),
-                "num_active_days": 4,
-                "days_since_last": 2.0,
-                "top_categories": [CATEGORIES[number % 3]],
-            }
+            context_row(
+                number,
+                "train" if number < 16 else "validation",
+                history,
+                user_id=f"u{number % 12}",
+                history_counts=rng.integers(1, 6, len(history)).tolist(),
+                history_days_since=np.sort(rng.uniform(0, 60, len(history))).tolist(),
+                num_events=3 * len(history),
+                num_active_days=4,
+                days_since_last=2.0,
+                top_categories=[CATEGORIES[number % 3]],
+            )
         )
         for task in TASKS:
             fresh = [int(item) for item in rng.choice(ids, size=3, replace=False) if item not in history]
-            examples.append(
-                {
-                    "example_id": len(examples),
-                    "context_id": number,
-                    "split": split,
-                    "task": task["name"],
-                    "query": "milk" if task["name"] == "text_query" else None,
-                    "target_item_ids": (fresh or [int(ids[0])]) if task["name"] == "new_item" else history[:2],
-                    "target_categories": [CATEGORIES[number % 3], "bread"],
-                }
+            targets = (fresh or [int(ids[0])]) if task["name"] == "new_item" else history[:2]
+            add_examples(
+                examples, contexts[-1], {task["name"]: targets}, target_categories=[CATEGORIES[number % 3], "bread"]
             )
     return SimpleNamespace(
-        catalogue=catalogue,
+        catalogue=catalogue_table(ids, np.arange(NUM_ITEMS, 0, -1)),
         contexts=pa.Table.from_pylist(contexts, schema=CONTEXTS),
         examples=pa.Table.from_pylist(examples, schema=EXAMPLES),
         item_ids=ids,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,6 +19,7 @@ from components.settings import Settings
 from components.stages.validate import run
 from components.storage import StageReport, StageResult, StageRun, run_stage
 from tests.worlds import CONFIGS
+from tests.worlds.tables import event_row, item_row, write, write_days
 
 __all__ = ["bench", "event_factory", "item_factory", "now", "rows_reader"]  # fixtures
 
@@ -29,20 +29,13 @@ Rows = list[dict[str, Any]]
 
 def event(event_id: str = "e", **values: Any) -> dict[str, Any]:
     """A good event of item 1."""
-    good = {
-        "event_id": event_id, "user_id": "u", "item_id": 1, "behavior": "view", "scenario": "web",
-        "query": None, "ts": NOW - timedelta(days=1), "attributes": {"device": "phone"},
-    }  # fmt: skip
-    return good | values
+    good = {"behavior": "view", "scenario": "web", "attributes": {"device": "phone"}, "item_id": 1}
+    return event_row(event_id, **{"ts": NOW - timedelta(days=1)} | good | values)
 
 
 def item(item_id: int = 1, **values: Any) -> dict[str, Any]:
     """A good item."""
-    good = {
-        "item_id": item_id, "external_id": str(item_id), "title": "Sock", "category": ["Clothes"], "brand": None,
-        "price": 2.5, "image_uri": None, "created_at": None, "available": True,
-    }  # fmt: skip
-    return good | values
+    return item_row(item_id, **{"title": "Sock", "category": ["Clothes"], "price": 2.5} | values)
 
 
 def read_rows(uri: str) -> Rows:
@@ -76,13 +69,9 @@ class Bench:
         config = load_config(CONFIGS / "complete_journey.yaml", {"source": source} | limits)
 
         def ingest(stage: StageRun) -> StageReport:
-            days = [f"{row['ts']:%Y-%m-%d}" for row in events]
-            table = pa.Table.from_pylist(events, schema=schema).append_column("date", pa.array(days, pa.string()))
-            partitioning = ds.partitioning(pa.schema([table.schema.field("date")]), flavor="hive")
-            (stage.output / "events").mkdir()
-            ds.write_dataset(table, stage.output / "events", format="parquet", partitioning=partitioning)
-            pq.write_table(pa.Table.from_pylist(items, schema=ITEMS), stage.output / "items.parquet")
-            pq.write_table(pa.Table.from_pylist(rejected, schema=QUARANTINE), stage.output / "rejected.parquet")
+            write_days(stage.output / "events", events, schema)
+            write(stage.output / "items.parquet", ITEMS, items)
+            write(stage.output / "rejected.parquet", QUARANTINE, rejected)
             return StageReport({"events": "events", "items": "items.parquet", "rejected": "rejected.parquet"})
 
         run_stage("ingest", ingest, config=config, run_dir=run_dir, settings=self.settings, force=True)
@@ -90,9 +79,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path, settings: Settings) -> Bench:
     """A bench with everything under the test's own folder."""
-    return Bench(tmp_path / "runs", Settings(home=tmp_path / "home", num_threads=1))
+    return Bench(tmp_path / "runs", settings)
 
 
 @pytest.fixture(name="event")

@@ -13,7 +13,8 @@ import pytest
 from components.config import RunConfig, load_config
 from components.local.round_trip import choose_visitor
 from components.settings import Settings
-from tests.worlds.finished import REPOSITORY, put
+from tests.worlds import CONFIGS
+from tests.worlds.tables import put, write
 
 NEWEST = datetime(2026, 11, 1, tzinfo=UTC)
 TASKS = ["title_query", "new_category"]
@@ -21,30 +22,27 @@ TASKS = ["title_query", "new_category"]
 
 @pytest.fixture
 def config() -> RunConfig:
-    return load_config(REPOSITORY / "configs" / "amazon_beauty.yaml", {"tasks": TASKS})
+    return load_config(CONFIGS / "amazon_beauty.yaml", {"tasks": TASKS})
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    def write(name: str, rows: list[dict[str, Any]]) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), path)
-        return path
+    def put_table(name: str, rows: list[dict[str, Any]]) -> Path:
+        return write(tmp_path / name, None, rows)
 
     run = tmp_path / "run"
     contexts = [{"user_id": user, "split": "test", "num_items": n} for user, n in (("few", 1), ("some", 2), ("all", 9))]
-    put(run, "features", {"contexts": write("contexts.parquet", contexts)})
+    put(run, "features", {"contexts": put_table("contexts.parquet", contexts)})
     events = [
         {"user_id": "some", "item_id": 1, "behavior": "rate", "ts": NEWEST},
         {"user_id": "some", "item_id": 2, "behavior": "view", "ts": NEWEST - timedelta(days=1)},
         {"user_id": "few", "item_id": 3, "behavior": "view", "ts": NEWEST},
     ]
     items = [{"item_id": item, "title": f"title {item}"} for item in range(1, 5)]
-    write("events/part.parquet", events)
-    put(run, "validate", {"events": tmp_path / "events", "items": write("items.parquet", items)})
+    put_table("events/part.parquet", events)
+    put(run, "validate", {"events": tmp_path / "events", "items": put_table("items.parquet", items)})
     popular = [{"task": "new_category", "item_id": item} for item in (2, 4, 3)] + [{"task": "other", "item_id": 3}]
-    put(run, "baseline", {"popularity": write("popularity.parquet", popular)})
+    put(run, "baseline", {"popularity": put_table("popularity.parquet", popular)})
     return run
 
 
@@ -60,7 +58,7 @@ def test_the_first_task_without_a_query_is_asked_after_what_the_user_did_last(
 
 def test_nobody_is_chosen_where_nothing_can_be_shown(run_dir: Path, config: RunConfig, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
-    queries = load_config(REPOSITORY / "configs" / "amazon_beauty.yaml", {"tasks": TASKS[:1]})
+    queries = load_config(CONFIGS / "amazon_beauty.yaml", {"tasks": TASKS[:1]})
     assert choose_visitor(str(run_dir), queries, settings) is None
     pq.write_table(pa.table({"task": ["new_category"], "item_id": [2]}), tmp_path / "popularity.parquet")
     assert choose_visitor(str(run_dir), config, settings) is None

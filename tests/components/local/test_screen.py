@@ -8,7 +8,7 @@ from rich.console import Console
 
 from components.exceptions import MissingInputError
 from components.local.screen import comparison_table, print_release, print_verdict
-from components.storage import StageResult
+from tests.worlds.tables import put
 
 METRICS = {
     "mean_recall": {"popularity": 0.05, "own_history": 0.2, "item_knn": 0.1, "target_attention": 0.25, "urm": 0.26},
@@ -41,16 +41,7 @@ def leave(tmp_path):
         folder = tmp_path / stage
         folder.mkdir()
         (folder / f"{name}.json").write_text(json.dumps(content))
-        result = StageResult(
-            stage=stage,
-            config="c",
-            fingerprint="f",
-            outputs={name: str(folder / f"{name}.json")},
-            seconds=1,
-            started_at="2026-11-25T10:00:00Z",
-            finished_at="2026-11-25T10:00:01Z",
-        )
-        (folder / "result.json").write_text(result.model_dump_json())
+        put(tmp_path, stage, {name: folder / f"{name}.json"})
         return str(tmp_path)
 
     return write
@@ -104,5 +95,5 @@ def test_release(console, leave):
 
 
 def test_a_run_without_a_gate_is_one_sentence(console, tmp_path):
-    with pytest.raises(MissingInputError, match="expected a result of stage 'gate', got none"):
+    with pytest.raises(MissingInputError, match=r"expected the result of stage 'gate' in .*, got none"):
         print_verdict(console, str(tmp_path), promoted_anyway=False)

@@ -16,7 +16,8 @@ from components.release.publication import Publication
 from components.stages.release import run
 from components.storage import StageResult, run_stage
 from components.urm.retrieval import faiss_kinds as index_kinds
-from tests.worlds.tiny import NUM_ITEMS, make_run, make_settings
+from tests.worlds import make_settings
+from tests.worlds.tiny import NUM_ITEMS, make_run
 
 Build = Callable[..., StageResult]
 

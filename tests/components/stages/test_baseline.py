@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -13,13 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from components.addresses import write_json
-from components.schemas.predictions import POPULARITY as POPULAR
-from components.schemas.predictions import PREDICTIONS
-from components.settings import Settings
+from components.schemas.predictions import POPULARITY, PREDICTIONS
 from components.stages.baseline import run
 from components.storage import StageResult, run_stage
+from tests.worlds import make_settings
 from tests.worlds.baseline import *  # noqa: F403  # fixtures
+from tests.worlds.tables import put
 
 EXTRA = ["target_attention_text", "sasrec", "text", "bm25"]
 MODELS = ["popularity", "own_history", "item_knn", "target_attention", *EXTRA]
@@ -32,13 +30,8 @@ def run_baseline(world, run_dir: Path) -> StageResult:
         "encode": ["item_table"],
     }
     for stage, names in inputs.items():
-        result = StageResult(
-            stage=stage, config=world.config.name, fingerprint=stage, seconds=0,
-            outputs={Path(name).stem: str(world.folder / name) for name in names},
-            started_at=datetime.now(UTC), finished_at=datetime.now(UTC),
-        )  # fmt: skip
-        write_json(str(run_dir / stage / "result.json"), result.model_dump(mode="json"))
-    settings = Settings(home=run_dir / "home", num_threads=1)
+        put(run_dir, stage, {Path(name).stem: world.folder / name for name in names})
+    settings = make_settings(run_dir / "home")
     return run_stage("baseline", run, config=world.config, run_dir=str(run_dir), settings=settings)
 
 
@@ -85,7 +78,7 @@ def test_trained_models_leave_weights_and_say_how_they_were_trained(result: Stag
 
 def test_popularity_table_holds_every_task(result: StageResult, world) -> None:
     popularity = pq.read_table(result.outputs["popularity"])
-    assert popularity.schema == POPULAR
+    assert popularity.schema == POPULARITY
     assert set(popularity.column("task").to_pylist()) == {task.name for task in world.config.tasks}
 
 

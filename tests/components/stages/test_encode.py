@@ -3,71 +3,44 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from components.config import RunConfig, load_config
 from components.exceptions import ConfigError, DataError
 from components.items.table import POPULARITY, ItemTable
-from components.schemas.events import EVENTS, ITEMS
+from components.schemas.events import ITEMS
 from components.settings import Settings
 from components.stages.encode import run
 from components.storage import StageReport, StageResult, StageRun, run_stage
 from tests.worlds import CONFIGS
 from tests.worlds.items import *  # noqa: F403  # fixtures
+from tests.worlds.tables import Row, event_row, item_row, write, write_days
 
 CONFIG = CONFIGS / "complete_journey.yaml"
 
 
-def item(item_id: int, title: str, image_uri: str | None = None, available: bool = True) -> dict[str, Any]:
-    return {
-        "item_id": item_id,
-        "external_id": str(item_id),
-        "title": title,
-        "category": ["grocery"],
-        "image_uri": image_uri,
-        "available": available,
-    }
+def item(item_id: int, title: str, image_uri: str | None = None, available: bool = True) -> Row:
+    return item_row(item_id, title=title, category=["grocery"], image_uri=image_uri, available=available)
 
 
-def event(number: int, item_id: int, day: int) -> dict[str, Any]:
-    return {
-        "event_id": str(number),
-        "user_id": "u",
-        "item_id": item_id,
-        "behavior": "purchase",
-        "scenario": "store",
-        "ts": datetime(2017, 1, day, tzinfo=UTC),
-    }
+def event(number: int, item_id: int, day: int) -> Row:
+    return event_row(number, item_id, datetime(2017, 1, day, tzinfo=UTC))
 
 
-def accept(
-    run_dir: Path, settings: Settings, config: RunConfig, events: list[dict[str, Any]], items: list[Any]
-) -> None:
+def accept(run_dir: Path, settings: Settings, config: RunConfig, events: list[Row], items: list[Row]) -> None:
     """Put accepted tables where the stage looks for them, through the stage contract itself."""
 
-    def write(stage: StageRun) -> StageReport:
-        for day in sorted({row["ts"].date().isoformat() for row in events} or {"2017-01-01"}):
-            folder = stage.output / "events" / f"date={day}"
-            folder.mkdir(parents=True)
-            rows = [row for row in events if row["ts"].date().isoformat() == day]
-            pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), folder / "part-0.parquet")
-        pq.write_table(pa.Table.from_pylist(items, schema=ITEMS), stage.output / "items.parquet")
+    def write_tables(stage: StageRun) -> StageReport:
+        write_days(stage.output / "events", events)
+        write(stage.output / "items.parquet", ITEMS, items)
         others = dict.fromkeys(stage.spec.outputs.keys() - {"events", "items"}, "items.parquet")  # encode reads none
         return StageReport(outputs={"events": "events", "items": "items.parquet"} | others)
 
     for stage in ("ingest", "validate"):
-        run_stage(stage, write, config=config, run_dir=str(run_dir), settings=settings, force=True)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", device="cpu")
+        run_stage(stage, write_tables, config=config, run_dir=str(run_dir), settings=settings, force=True)
 
 
 def encode(run_dir: Path, settings: Settings, config: RunConfig) -> StageResult:

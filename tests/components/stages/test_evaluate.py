@@ -19,21 +19,37 @@ from components.schemas.predictions import PREDICTIONS
 from components.settings import Settings
 from components.stages import evaluate, gate
 from components.storage import StageResult, run_stage
-from tests.worlds.evaluation import *  # noqa: F403  # fixtures
+from tests.worlds import make_settings
+from tests.worlds.finished import *  # noqa: F403  # fixtures
+from tests.worlds.finished import IDS
 
-IDS = np.arange(1000, 1060)  # the catalogue of the fixtures
 ASKED = {"next_purchase", "new_item", "text_query"}
 MODELS = ["popularity", "own_history", "sasrec", "some_other", "target_attention", "urm"]  # in the order of the tables
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(home=tmp_path_factory.mktemp("home"), num_threads=1)
+def run_dir(finished: tuple[Path, RunConfig]) -> Path:
+    return finished[0]
 
 
 @pytest.fixture(scope="module")
-def evaluation(config: RunConfig, run_dir: Path, settings: Settings) -> StageResult:
-    return run_stage("evaluate", evaluate.run, config=config, run_dir=str(run_dir), settings=settings)
+def inputs(run_dir: Path) -> Path:
+    return run_dir.parents[1] / "files"
+
+
+@pytest.fixture(scope="module")
+def config(finished: tuple[Path, RunConfig]) -> RunConfig:
+    return finished[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return make_settings(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(config: RunConfig, run_dir: Path, home: Settings) -> StageResult:
+    return run_stage("evaluate", evaluate.run, config=config, run_dir=str(run_dir), settings=home)
 
 
 def test_urm_is_ranked_under_the_same_filter(evaluation: StageResult, inputs: Path) -> None:
@@ -115,12 +131,12 @@ def test_mlflow_holds_table_figure_and_data_set(evaluation: StageResult, config:
 
 @pytest.mark.parametrize(("needed", "passed"), [(-1.0, True), (50.0, False)])
 def test_gate_succeeds_as_a_stage_whatever_the_verdict(
-    evaluation: StageResult, config: RunConfig, run_dir: Path, settings: Settings, needed: float, passed: bool
+    evaluation: StageResult, config: RunConfig, run_dir: Path, home: Settings, needed: float, passed: bool
 ) -> None:
     policy = {"min_mean_lift": needed, "min_tasks_won": 0, "max_task_loss": 1.0}
     evaluation_config = config.evaluation.model_copy(update={"gate": config.evaluation.gate.model_copy(update=policy)})
     judged = config.model_copy(update={"evaluation": evaluation_config})
-    result = run_stage("gate", gate.run, config=judged, run_dir=str(run_dir), settings=settings)
+    result = run_stage("gate", gate.run, config=judged, run_dir=str(run_dir), settings=home)
     assert result.metrics["passed"] is passed
     assert len(result.metrics["reasons"]) == (0 if passed else 1)
     assert json.loads(Path(result.outputs["verdict"]).read_text()) == result.metrics

@@ -15,9 +15,10 @@ from components.release.registry import CANDIDATE, open_registry
 from components.settings import get_settings
 from components.stages.release import run
 from components.storage import load_result, run_stage
+from tests.worlds import make_settings
 from tests.worlds.recall import *  # noqa: F403  # fixtures
 from tests.worlds.recall import Release
-from tests.worlds.tiny import ITEM_IDS, NUM_ITEMS, make_run, make_settings
+from tests.worlds.tiny import ITEM_IDS, NUM_ITEMS, make_run
 
 
 def test_bundle_is_complete_and_verified(releases: tuple[Release, Release]) -> None:

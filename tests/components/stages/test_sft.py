@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -16,33 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from components.addresses import write_json
 from components.config import RunConfig
 from components.exceptions import ConfigError
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.schemas.examples import CATALOGUE
-from components.settings import Settings
 from components.stages.sft import run
-from components.storage import StageResult, run_stage
+from components.storage import run_stage
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
 from components.urm.training import session
 from tests.worlds import REPOSITORY
+from tests.worlds.tables import put
 from tests.worlds.urm import *  # noqa: F403  # fixtures
-
-
-def put(run_dir: Path, stage: str, outputs: dict[str, Path]) -> None:
-    now = datetime.now(UTC)
-    result = StageResult(
-        stage=stage,
-        config="complete_journey",
-        fingerprint=stage,
-        outputs={name: str(path) for name, path in outputs.items()},
-        seconds=1,
-        started_at=now,
-        finished_at=now,
-    )
-    write_json(str(run_dir / stage / "result.json"), result.model_dump(mode="json"))
 
 
 @pytest.fixture
@@ -70,11 +54,6 @@ def run_dir(tables, tmp_path):
         write_item_table(files / name, ids, roles | others)
     put(folder, "encode", {name: files / name for name in names})
     return folder
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return Settings(home=tmp_path / "home", device="cpu", num_threads=1)
 
 
 def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_dir, settings, tables):

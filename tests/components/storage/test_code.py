@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from components.flow import STAGES, STUDIES
 from components.storage import StageResult, code, fingerprint
 from components.storage.code import source_files
 from tests.worlds import CONFIGS, REPOSITORY
+from tests.worlds.tables import put
 
 CONFIG = CONFIGS / "complete_journey.yaml"
 
@@ -63,10 +63,7 @@ def test_the_fingerprint_sees_code_configuration_inputs_and_options(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(code, "ROOT", tree)
-    now = datetime.now(UTC)
-    result = StageResult(
-        stage="validate", config="x", fingerprint="1", outputs={}, seconds=0, started_at=now, finished_at=now
-    )
+    result = put(tree, "validate", fingerprint="1")
 
     def of(config: RunConfig, done: StageResult = result, **options: bool) -> str:
         source_files.cache_clear()

@@ -1,1 +1,1 @@
-from tests.worlds.abilities import *  # noqa: F403  # fixtures
+from tests.worlds.finished import *  # noqa: F403  # fixtures

@@ -1,22 +1,18 @@
 """Runs of several seeds and data sets in one table."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from components.addresses import write_json
 from components.exceptions import DataError, MissingInputError
 from components.schemas.hits import HITS
 from components.settings import Settings
-from components.storage import StageResult
 from components.studies.comparison import as_frame, compare_runs, read_run, summarise_runs
+from tests.worlds.tables import put, write
 
 QUALITY = {"target_attention": 0.4, "sasrec": 0.5, "urm": 0.6}
 TASKS = ("next_item", "tail_item")
@@ -33,17 +29,12 @@ def make_run(tmp_path: Path) -> MakeRun:
              "hits": int(random.random() < QUALITY[model]), "targets": 1}
             for user in range(60) for place, task in enumerate(TASKS) for model in models for k in (10, 100)
         ]  # fmt: skip
-        folder.mkdir()
-        pq.write_table(pa.Table.from_pylist(rows, schema=HITS), folder / "hits.parquet")
         frame = pd.DataFrame(rows)
         means = frame[frame["k"] == 100].groupby(["task", "model"])["hits"].mean()
         tasks = {task: {"recall": means[task].to_dict(), "examples": 60} for task in TASKS}
         metrics = {"k": 100, "seed": seed, "tasks": tasks, "mean_recall": means.groupby("model").mean().to_dict()}
-        result = StageResult(
-            stage="evaluate", config=config, fingerprint=folder.name, seconds=1, metrics=metrics,
-            outputs={"hits": str(folder / "hits.parquet")}, started_at=datetime.now(UTC), finished_at=datetime.now(UTC),
-        )  # fmt: skip
-        write_json(str(folder / "evaluate" / "result.json"), result.model_dump(mode="json"))
+        hits = {"hits": write(folder / "hits.parquet", HITS, rows)}
+        put(folder, "evaluate", hits, config=config, fingerprint=folder.name, metrics=metrics)
         return str(folder)
 
     return make

@@ -17,7 +17,7 @@ from components.studies.abilities.likelihood import (
     perplexity,
     read_passages,
 )
-from tests.worlds.finished import REPOSITORY
+from tests.worlds import REPOSITORY
 
 LETTERS = "abcdefgh .?:\nQuestionAswer"
 VOCABULARY = {letter: number for number, letter in enumerate(dict.fromkeys(LETTERS))}

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from components.config import load_config, load_document
 from components.exceptions import ConfigError
 from components.studies.abilities.phrases import Phrase, PhraseBook
-from tests.worlds.finished import REPOSITORY
+from tests.worlds import REPOSITORY
 
 
 def phrase(**fields):

@@ -111,7 +111,7 @@ def test_every_phrase_is_measured_for_its_tasks(phrases, settings, finished):
 
 def test_an_unknown_task_is_an_error_before_any_work(phrases, settings, finished):
     phrases.write_text(phrases.read_text().replace("next_purchase", "next_purchaze"))
-    with pytest.raises(ConfigError, match="expected one of text_query, next_purchase, new_item, got 'next_purchaze'"):
+    with pytest.raises(ConfigError, match=r"expected one of text_query, .*, got 'next_purchaze'"):
         options(settings, finished[1])
 
 

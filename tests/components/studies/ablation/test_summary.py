@@ -15,7 +15,8 @@ from components.storage import run_stage
 from components.studies.ablation.figures import draw_group
 from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
 from components.studies.ablation.summary import compare, summarise
-from tests.worlds.finished import REPOSITORY, put
+from tests.worlds import CONFIGS
+from tests.worlds.tables import put
 
 GRID = Grid.model_validate(
     {
@@ -99,7 +100,7 @@ def study(tmp_path):
 def summary(study, tmp_path, grid=GRID):
     from components.config import load_config
 
-    config = load_config(REPOSITORY / "configs" / "complete_journey.yaml")
+    config = load_config(CONFIGS / "complete_journey.yaml")
     settings = Settings(home=tmp_path / "home")
     return run_stage(
         STUDIES["ablation_summary"],

@@ -1,1 +1,0 @@
-from tests.worlds.evaluation import *  # noqa: F403  # fixtures
