@@ -13,6 +13,7 @@ import pytest
 from components.config import RunConfig, Source, load_config
 from components.engines.duckdb import open_engine
 from components.ingestion.complete_journey import find_data
+from components.settings import Settings
 from tests.worlds import CONFIGS
 
 __all__ = ["configure", "connection", "slice_dir"]  # fixtures
