@@ -20,7 +20,7 @@ COVERS = {
     "components/config/test_load.py": "model sections sources",
     "components/deploy/test_promotion.py": "target workers components.stages.promote components.release.registry "
     "components.release.publication components.redis_client",
-    "components/features/test_contexts.py": "expressions sources components.engines.duckdb",
+    "components/features/test_contexts.py": "expressions sources",
     "components/features/test_targets.py": "window",
     "components/ingestion/test_convert.py": "reading",
     "components/items/test_id_network.py": "cooccurrence",
@@ -43,7 +43,7 @@ COVERS = {
     "components.ingestion.write components.schemas.events",
     "components/stages/test_release.py": "components.release.assemble components.release.registered_model "
     "components.release.smoke components.schemas.predictions",
-    "components/stages/test_sft.py": "components.urm.training.session components.device",
+    "components/stages/test_sft.py": "components.urm.training.session",
     "components/stages/test_validate.py": "components.validation.frames components.validation.freshness "
     "components.validation.limits components.validation.judge components.validation.rules",
     "components/storage/test_runner.py": "contract results workspace",
