@@ -18,7 +18,7 @@ COVERS = {
     "components/baseline/test_training.py": "batches network",
     "components/cli/test_app.py": "components.__main__ local options stages studies",
     "components/config/test_load.py": "model sections sources",
-    "components/deploy/test_promotion.py": "workers components.stages.promote components.release.registry "
+    "components/deploy/test_promotion.py": "target workers components.stages.promote components.release.registry "
     "components.release.publication components.redis_client",
     "components/features/test_contexts.py": "expressions sources",
     "components/features/test_targets.py": "window",
@@ -32,12 +32,12 @@ COVERS = {
     "components/recall/serving/test_engine.py": "answers",
     "components/recall/state/test_stream.py": "scripts",
     "components/recall/telemetry/test_otel.py": "setup tracing",
-    "components/recall/worker/test_adhoc.py": "components.recall.state.asks",
+    "components/recall/worker/test_adhoc.py": "components.recall.state.adhoc",
     "components/recall/worker/test_hostile_entries.py": "components.recall.state.events",
     "components/stages/test_baseline.py": "components.baseline.files components.baseline.models",
     "components/stages/test_encode.py": "components.items.content components.items.encoding",
-    "components/stages/test_evaluate.py": "gate components.evaluation.examples components.evaluation.models "
-    "components.evaluation.predict components.evaluation.report components.evaluation.summary components.schemas.hits",
+    "components/stages/test_evaluate.py": "gate components.evaluation.examples components.evaluation.predict "
+    "components.evaluation.models components.evaluation.report components.evaluation.summary components.schemas.hits",
     "components/stages/test_features.py": "components.features.examples components.schemas.examples",
     "components/stages/test_ingest.py": "components.ingestion.rejects components.ingestion.sources "
     "components.ingestion.write components.schemas.events",
@@ -45,7 +45,7 @@ COVERS = {
     "components.release.smoke components.schemas.predictions",
     "components/stages/test_sft.py": "components.urm.training.session",
     "components/stages/test_validate.py": "components.validation.frames components.validation.freshness "
-    "components.validation.judge components.validation.limits components.validation.rules",
+    "components.validation.limits components.validation.judge components.validation.rules",
     "components/storage/test_runner.py": "contract results workspace",
     "components/studies/ablation/test_summary.py": "figures",
     "components/studies/abilities/test_explain.py": "components.studies.finished",
@@ -54,7 +54,7 @@ COVERS = {
     "components/urm/retrieval/test_index.py": "exact users",
     "components/urm/test_inference.py": "components.urm.data.request",
     "components/urm/training/test_train.py": "callbacks trainer validation",
-    "dags/test_recall_training.py": "dags.common.params",
+    "dags/test_recall_training.py": "dags.common.params components.flow",
     "e2e/test_chain.py": "components.local.airflow components.local.demo",
 }
 COVERED_BY = {
@@ -112,7 +112,8 @@ def reached(test: Path) -> set[str]:
 
 
 def test_every_module_has_a_test_of_its_name_or_stands_in_the_list() -> None:
-    assert sorted(module for module in MODULES if not own_test(module).exists()) == sorted(COVERED_BY)
+    without = {module for module in MODULES if not own_test(module).exists()}
+    assert (without - set(COVERED_BY), set(COVERED_BY) - without) == (set(), set())  # uncovered, stale
 
 
 @pytest.mark.parametrize("test", COVERS)

@@ -12,15 +12,15 @@ import pytest
 from components.config import RunConfig
 from components.engines.duckdb import open_engine
 from components.features.log import read_log
-from tests.worlds import make_settings
+from components.settings import Settings
 from tests.worlds.logs import Event, make_config, write_events
 
 __all__ = ["engine", "logged"]  # fixtures
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[ibis.BaseBackend]:
-    with open_engine(tmp_path / "spill", make_settings(tmp_path)) as engine:
+def engine(tmp_path: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
+    with open_engine(tmp_path / "spill", settings) as engine:
         yield engine
 
 

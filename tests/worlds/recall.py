@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,16 @@ class Release:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+def redis_server(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> RedisServer:
+    return start_server(tmp_path_factory, pytestconfig)
+
+
+@cache  # a session fixture exists once for each folder that imports it, the server once for all
+def start_server(folders: pytest.TempPathFactory, config: pytest.Config) -> RedisServer:
+    server = RedisServer(folders.mktemp("redis"))
     server.start()
-    yield server
-    server.stop()
+    config.add_cleanup(server.stop)
+    return server
 
 
 @pytest.fixture
@@ -91,8 +97,13 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> tuple[Release, Release]:
     """Two releases of one registry, with different models."""
-    home = tmp_path_factory.mktemp("home")
-    settings = make_settings(home, redis_server.url)
+    return build_releases(tmp_path_factory.mktemp, redis_server.url)
+
+
+@cache
+def build_releases(make_folder: Callable[[str], Path], redis_url: str) -> tuple[Release, Release]:
+    home = make_folder("home")
+    settings = make_settings(home, redis_url)
     built = []
     for seed in (0, 1):
         run_dir = home / "runs" / f"run{seed}"

@@ -14,11 +14,10 @@ import pytest
 
 from components.config import RunConfig, load_config
 from components.schemas.examples import EXAMPLES
-from components.settings import Settings
 from components.stages import features as features
 from components.stages import ingest as ingestion
 from components.storage import run_stage
-from tests.worlds import REPOSITORY
+from tests.worlds import CONFIGS, make_settings
 from tests.worlds.logs import write_run
 
 MAX_TRAIN_CUTS = 6
@@ -92,7 +91,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     lines = "".join(" ".join([user, *map(str, sequence)]) + "\n" for user, sequence in sequences.items())
     (root / "sequences.txt").write_text(lines)
     config = load_config(
-        REPOSITORY / "configs" / "amazon_beauty.yaml",
+        CONFIGS / "amazon_beauty.yaml",
         {
             "source.data_dir": str(root),
             "source.sequences": "sequences.txt",
@@ -100,7 +99,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
             "features.history_length": HISTORY_LENGTH,
         },
     )
-    settings = Settings(home=root / "home", feature_repo_dir=REPOSITORY / "feature_repo", num_threads=1)
+    settings = make_settings(root / "home")
     tables = run_stage("ingest", ingestion.run, config=config, run_dir=str(root / "runs/in"), settings=settings).outputs
     run_dir = write_run(root / "runs" / "one", Path(tables["events"]), Path(tables["items"]))
     result = run_stage("features", features.run, config=config, run_dir=str(run_dir), settings=settings)

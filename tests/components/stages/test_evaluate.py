@@ -151,7 +151,7 @@ def test_predictions_of_other_examples_are_refused(inputs: Path) -> None:
     tables["examples"] = tables["examples"].filter(pc.field("split") == "test")
     test = TestExamples.build(**tables)
     predictions: pa.Table = pq.read_table(inputs / "predictions.parquet")
-    mine = predictions.filter((pc.field("example_id") > 5) & (pc.field("model") == "sasrec"))
+    mine = predictions.filter(pc.field("model") == "sasrec").slice(1)
     with pytest.raises(DataError, match="predictions of sasrec: expected one list for each of 96 test examples"):
         measure(test, mine, "sasrec", 10)
 

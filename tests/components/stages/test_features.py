@@ -19,7 +19,7 @@ from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
 from components.settings import Settings
 from components.stages.features import run
 from components.storage import StageResult, run_stage
-from tests.worlds import CONFIGS, REPOSITORY
+from tests.worlds import CONFIGS, make_settings
 from tests.worlds.features import *  # noqa: F403  # fixtures
 from tests.worlds.logs import START, Event, make_config, write_events, write_items, write_run
 
@@ -63,7 +63,7 @@ def slice_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StageResu
     root = tmp_path_factory.mktemp("slice")
     folder = write_slice(root / "tables")
     run_dir = write_run(root / "runs" / "one", folder / "events", folder / "items.parquet")
-    settings = Settings(home=root / "home", feature_repo_dir=REPOSITORY / "feature_repo", num_threads=1)
+    settings = make_settings(root / "home")
     config = make_slice_config()
     result = run_stage("features", run, config=config, run_dir=str(run_dir), settings=settings)
     return run_dir, result, config, settings

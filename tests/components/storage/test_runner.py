@@ -57,11 +57,6 @@ def config() -> RunConfig:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home")
-
-
-@pytest.fixture
 def memory() -> Iterator[str]:
     store = fsspec.filesystem("memory")
     yield "memory://runs"

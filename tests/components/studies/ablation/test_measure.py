@@ -7,17 +7,14 @@ import pytest
 
 from components.addresses import fetch
 from components.flow import STUDIES
-from components.settings import Settings
 from components.storage import load_result, run_stage
 from components.studies.ablation.measure import run
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
-from tests.worlds.finished import make_run
 
 
-def test_recall_of_every_validation_example(tmp_path):
-    run_dir, config = make_run(tmp_path)
-    settings = Settings(home=tmp_path / "home", device="cpu")
+def test_recall_of_every_validation_example(finished, settings, tmp_path):
+    run_dir, config = finished
     result = run_stage(STUDIES["measure"], run, config=config, run_dir=str(run_dir), settings=settings)
     recalls = pd.read_parquet(result.outputs["recalls"]).set_index("example_id")
 
