@@ -43,10 +43,6 @@ test: $(READY) ## Run every test (starts its own services)
 results: $(READY) ## Re-create the records of docs/results/: hours, may be stopped and started again (ARGS="--list")
 	python -m benchmarks.results $(ARGS)
 
-.PHONY: docs
-docs: $(READY) ## Write the tables of README.md and docs/ from the flow and the kept records
-	python -m benchmarks.docs
-
 .PHONY: lint
 lint: $(READY) ## Style, types, layers and derived tables of the docs
 	ruff check .
