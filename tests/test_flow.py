@@ -1,6 +1,7 @@
 """A stage is a row in `components/flow.py`, a file in `components/stages/` and its test.
 
-Shown by a toy stage in a copy of the tree: its command, its DAG task with arrows and its rows in the tables of the docs come from the row alone.
+Shown by a toy stage in a copy of the tree: its command, its DAG task with arrows and its rows in the tables of the docs
+come from the row alone.
 """
 
 from __future__ import annotations
