@@ -31,21 +31,13 @@ BM25_HISTORY_ITEMS = (1, 3, 10)
 
 @dataclass(frozen=True)
 class FittedModel:
-    """One model, ready to rank.
+    """One model, ready to rank."""
 
-    Attributes:
-        name: Under which its predictions stand.
-        scorer: The model.
-        trials: Of a model chosen from a grid: each setting with its `validation_recall`, best first.
-        summary: Of a model trained by gradient.
-        output: Name of the folder that its files were written to; empty where it has none.
-    """
-
-    name: str
+    name: str  # in the predictions
     scorer: Scorer
-    trials: list[dict[str, float]] = field(default_factory=list)
-    summary: TrainingSummary | None = None
-    output: str = ""
+    trials: list[dict[str, float]] = field(default_factory=list)  # of a grid, with their validation_recall, best first
+    summary: TrainingSummary | None = None  # of a training by gradient
+    output: str = ""  # folder of its files; empty where it has none
 
 
 @dataclass(frozen=True)

@@ -36,17 +36,11 @@ from components.schemas.predictions import PREDICTION_DEPTH
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the models reach.
+    """What the models reach."""
 
-    Attributes:
-        table: As `summary.tabulate` returns it.
-        segments: As `summary.tabulate_segments` returns it.
-        metrics: As `summary.summarise` returns them, with the ceiling.
-    """
-
-    table: pd.DataFrame
-    segments: pd.DataFrame
-    metrics: dict[str, Any]
+    table: pd.DataFrame  # as `summary.tabulate` returns it
+    segments: pd.DataFrame  # as `summary.tabulate_segments` returns it
+    metrics: dict[str, Any]  # as `summary.summarise` returns them, with the ceiling
 
 
 def prediction_depth(k: int) -> int:

@@ -16,17 +16,11 @@ from components.features.window import window_events
 
 
 class ExampleTables(NamedTuple):
-    """What is asked of the models.
+    """What is asked of the models."""
 
-    Attributes:
-        examples: EXAMPLES.
-        recent: EXAMPLES of the newest training cuts, judged by what came before them.
-        contexts: The users and cuts they are asked at, with the users' shards.
-    """
-
-    examples: ir.Table
-    recent: ir.Table
-    contexts: ir.Table
+    examples: ir.Table  # EXAMPLES
+    recent: ir.Table  # EXAMPLES of the newest training cuts, judged by what came before them
+    contexts: ir.Table  # the users and cuts they are asked at, with the users' shards
 
 
 def make_examples(

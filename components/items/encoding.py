@@ -30,13 +30,7 @@ _REASONS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Content:
-    """What the items are by themselves.
-
-    Attributes:
-        modalities: Vectors by modality.
-        counts: Items, texts and images, by name.
-        metrics: Seconds and rates of the encoders, by name.
-    """
+    """What the items are by themselves; counts and metrics are those of the stage's result."""
 
     modalities: Modalities
     counts: dict[str, int]
@@ -45,13 +39,6 @@ class Content:
 
 def encode_content(items: pa.Table, config: ItemsConfig, device: torch.device, cache: Path, report: Report) -> Content:
     """Encode texts and, where the configuration has an encoder for them, images; compute the codes.
-
-    Args:
-        items: As `content.read_items` returns them.
-        config: Encoders and widths.
-        device: Where the encoders run.
-        cache: Folder of vectors of earlier runs.
-        report: Called now and then.
 
     Raises:
         DataError: No image can be read.
@@ -83,16 +70,7 @@ def write_tables(
     output: Path,
     report: Report,
 ) -> int:
-    """Add what the events tell of the items, and write one table for inference and one for training.
-
-    Args:
-        items: As `content.read_items` returns them.
-        content: Vectors by modality.
-        events: Folder of the validated events.
-        engine: DuckDB.
-        config: The run.
-        output: Folder for `item_table`, for inference, and `item_table_past`, for training.
-        report: Called now and then.
+    """Add what the events tell of the items; write `item_table`, for inference, and `item_table_past`, for training.
 
     Returns:
         How many items have an ID vector.

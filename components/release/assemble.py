@@ -25,25 +25,14 @@ from components.urm.inference import UrmRecaller
 
 @dataclass(frozen=True)
 class BundleSources:
-    """What a bundle is made of.
+    """What a bundle is made of."""
 
-    Attributes:
-        model: Folder of URM.
-        item_table: Folder of the table it reads.
-        candidates: Folder of the catalogue's keys and vectors.
-        items: Accepted items.
-        popularity: Popular items per task.
-        predictions: URM's lists of the test examples.
-        examples: All examples.
-        contexts: All contexts.
-    """
-
-    model: Path
-    item_table: Path
-    candidates: Path
-    items: Path
-    popularity: Path
-    predictions: Path
+    model: Path  # folder of URM
+    item_table: Path  # folder of the table it reads
+    candidates: Path  # folder of the catalogue's keys and vectors
+    items: Path  # accepted items
+    popularity: Path  # popular items per task
+    predictions: Path  # URM's lists of the test examples
     examples: Path
     contexts: Path
 
@@ -51,14 +40,7 @@ class BundleSources:
 def assemble(
     sources: BundleSources, config: RunConfig, device: str, bundle: Path, report: Callable[..., None]
 ) -> tuple[dict[str, int], IndexNote]:
-    """Write every file of the bundle but the manifest.
-
-    Args:
-        sources: What earlier stages left.
-        config: The run.
-        device: Where an approximate index is measured.
-        bundle: Folder to write.
-        report: Called with a message now and then.
+    """Write every file of the bundle but the manifest; `device` is where an approximate index is measured.
 
     Returns:
         Counts (catalogue items, titles, smoke requests), and what the index is.

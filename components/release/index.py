@@ -40,7 +40,7 @@ def write_index(
         load: Loads the model that answers them; not called for an exact index.
         config: The run.
         target: File to write.
-        report: Called with a message before an index is built.
+        report: Called with a message.
 
     Raises:
         ReleaseError: Keys and vectors do not fit, a vector is not finite, or a kind that the configuration names finds

@@ -6,9 +6,6 @@ history are made of such items, and an item without events can be neither. Rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 
 from components.device import prepare_device
@@ -16,19 +13,6 @@ from components.engines.duckdb import open_engine
 from components.items.content import read_items
 from components.items.encoding import encode_content, write_tables
 from components.storage import StageReport, StageRun
-
-
-@dataclass(frozen=True)
-class EncodeInputs:
-    """Accepted events (a folder) and items of `validate`."""
-
-    events: Path
-    items: Path
-
-    @classmethod
-    def read(cls, stage: StageRun) -> EncodeInputs:
-        """Take them from the earlier stage."""
-        return cls(stage.path("validate", "events"), stage.path("validate", "items"))
 
 
 def run(stage: StageRun) -> StageReport:
@@ -45,14 +29,15 @@ def run(stage: StageRun) -> StageReport:
         DataError: There are no events, an event's item is unknown, or no image can be read.
         ConfigError: The device or an encoder does not exist.
     """
-    inputs, config, device = EncodeInputs.read(stage), stage.config, torch.device(prepare_device(stage.settings))
+    events, items_file = stage.path("validate", "events"), stage.path("validate", "items")
+    config, device = stage.config, torch.device(prepare_device(stage.settings))
     with open_engine(stage.scratch / "duckdb", stage.settings) as engine:
-        items, num_untouched = read_items(engine, inputs.events, inputs.items)
+        items, num_untouched = read_items(engine, events, items_file)
         stage.report_progress("items read", items=len(items))
         cache = stage.settings.cache_path / "vectors"
         content = encode_content(items, config.items, device, cache, stage.report_progress)
         num_with_id = write_tables(
-            items, content.modalities, inputs.events, engine, config, stage.output, stage.report_progress
+            items, content.modalities, events, engine, config, stage.output, stage.report_progress
         )
     counts = content.counts | {"items_without_events": num_untouched, "items_with_id_vector": num_with_id}
     return StageReport({"item_table": "item_table", "item_table_past": "item_table_past"}, counts, content.metrics)

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,19 +28,6 @@ from components.schemas.examples import CATALOGUE, EXAMPLES
 from components.storage import StageReport, StageRun
 
 
-@dataclass(frozen=True)
-class FeaturesInputs:
-    """Accepted events (a folder) and items of `validate`."""
-
-    events: Path
-    items: Path
-
-    @classmethod
-    def read(cls, stage: StageRun) -> FeaturesInputs:
-        """Take them from the earlier stage."""
-        return cls(stage.path("validate", "events"), stage.path("validate", "items"))
-
-
 def run(stage: StageRun) -> StageReport:
     """Compute features and examples of a run.
 
@@ -50,14 +36,15 @@ def run(stage: StageRun) -> StageReport:
         DataError: The log is empty or does not reach over the splits.
     """
     checks.require_embedded(stage.settings)
-    inputs, config, output = FeaturesInputs.read(stage), stage.config, stage.output
+    events, items_file = stage.path("validate", "events"), stage.path("validate", "items")
+    config, output = stage.config, stage.output
     folder = output / "feature_store"
     folder.mkdir()
     attributes = sorted({name for task in config.tasks for name in task.target.attributes})
     with open_engine(stage.scratch / "spill", stage.settings) as engine:
         stage.report_progress("reading the log")
-        log = read_log(engine, inputs.events, config.features.split, attributes)
-        items = engine.read_parquet(str(inputs.items))
+        log = read_log(engine, events, config.features.split, attributes)
+        items = engine.read_parquet(str(items_file))
         checks.require_tasks_in_log(log, config.tasks)
         catalogue = engine.create_table("catalogue", build_catalogue(log, config.features))
         checks.require_catalogue(catalogue, config.features)

@@ -54,15 +54,7 @@ def judge_tables(
 ) -> dict[str, Judgement]:
     """Judge items, then events, whose items must be among the accepted ones.
 
-    Args:
-        items: The items.
-        events: The events.
-        limits: Of the rules.
-        previous: Accepted rows of the last run of this source, by table; empty if there was none.
-        now: With a time zone.
-        engine: DuckDB.
-        data_docs: Folder for the Data Docs.
-        report: Called with a message and figures by name.
+    `previous` is the number of accepted rows of this source's last run by table, empty if there was none.
     """
     context = open_context(data_docs)
     report("judging items", rows=items.num_rows)

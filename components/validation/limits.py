@@ -11,11 +11,7 @@ from components.validation.judge import Judgement
 
 
 def require_table_rules(table: str, judgement: Judgement, data_docs: Path) -> None:
-    """Refuse a table that breaks a rule about the whole of it.
-
-    Raises:
-        QualityError: It does.
-    """
+    """Raise a QualityError if the table breaks a rule about the whole of it."""
     for rule, observed in judgement.failed:
         raise QualityError(
             f"table {table}, rule {rule.reason}",
@@ -26,18 +22,7 @@ def require_table_rules(table: str, judgement: Judgement, data_docs: Path) -> No
 
 
 def require_share(table: str, share: float, reasons: Counter[str], limits: ValidationConfig, quarantine: Path) -> None:
-    """Refuse a table of which too large a share is refused.
-
-    Args:
-        table: Its name.
-        share: Share of its rows that are refused.
-        reasons: How many rows by reason.
-        limits: Their `max_quarantined_share`.
-        quarantine: Where the rows can be seen.
-
-    Raises:
-        QualityError: The share is above the limit.
-    """
+    """Raise a QualityError if the share of refused rows is above the limit; `reasons` counts them by reason."""
     if share <= limits.max_quarantined_share:
         return
     worst = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3))
@@ -50,11 +35,7 @@ def require_share(table: str, share: float, reasons: Counter[str], limits: Valid
 
 
 def require_rows(counts: dict[str, int]) -> None:
-    """Refuse tables without an accepted row.
-
-    Raises:
-        DataError: One has none.
-    """
+    """Raise a DataError if a table has no accepted row."""
     for table, accepted in counts.items():
         if not accepted:
             raise DataError(
