@@ -55,6 +55,7 @@ class StagePodOperator(UrmPodOperator, StageMixin):
     """
 
     operator_extra_links = (MlflowLink(),)
+    inherits_from_skipmixin = True  # what the gate skipped stays skipped when it is cleared without the gate
 
     def __init__(self, *, stage: str, **kwargs: Any) -> None:
         super().__init__(arguments=partial(stage_arguments, stage), **kwargs)

@@ -80,6 +80,7 @@ class StageProcessOperator(UrmProcessOperator, StageMixin):
     """
 
     operator_extra_links = (MlflowLink(),)
+    inherits_from_skipmixin = True  # what the gate skipped stays skipped when it is cleared without the gate
 
     def __init__(self, *, stage: str, **kwargs: Any) -> None:
         super().__init__(arguments=partial(stage_arguments, stage), credentials=STAGES[stage].credentials, **kwargs)

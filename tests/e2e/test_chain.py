@@ -117,7 +117,8 @@ def test_failed_gate_ends_in_a_clear_skip(urm, refused):
 
 def test_clearing_what_a_failed_gate_skipped_skips_it_again(urm, refused):
     """Airflow asks the gate's verdict again; the run does not go on behind it."""
-    urm.airflow.clear(DAG_ID, refused.run_id, ["release", "promote"])
+    cleared = {"dag_run_id": refused.run_id, "task_ids": ["release", "promote"], "only_failed": False, "dry_run": False}
+    urm.airflow._send("POST", f"/dags/{DAG_ID}/clearTaskInstances", json=cleared)
     while urm.airflow.run(DAG_ID, refused.run_id)["state"] not in ("success", "failed"):
         time.sleep(0.3)
     tasks = urm.airflow.tasks(DAG_ID, refused.run_id)

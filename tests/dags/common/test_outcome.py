@@ -63,6 +63,21 @@ def test_failed_gate_skips_release_and_promote(leave_result, make_context, gate,
     assert context["ti"].pushed["summary"]["counts"] == {"rows": 3}
 
 
+@pytest.mark.parametrize("executor", ["local", "kubernetes"])
+def test_airflow_asks_the_gate_before_a_cleared_task_runs(home, executor):
+    """In the serialised DAG, which is what the scheduler reads."""
+    from airflow.sdk import DAG
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    from components.settings import Settings
+    from dags.common.tasks import stage_task
+
+    with DAG("recall_training", schedule=None) as dag:
+        stage_task("gate", Settings(executor=executor)) >> stage_task("release", Settings(executor=executor))
+    read = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+    assert read.get_task("gate").inherits_from_skipmixin
+
+
 @pytest.mark.parametrize(("verdict", "promote_anyway"), [(FAILED, True), (PASSED, False)])
 def test_other_gates_let_the_chain_go_on(leave_result, make_context, gate, verdict, promote_anyway):
     leave_result("gate", verdict=verdict)
