@@ -76,12 +76,13 @@ class Release:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> RedisServer:
-    return start_server(tmp_path_factory, pytestconfig)
+    return start_server(tmp_path_factory.getbasetemp() / "redis", pytestconfig)
 
 
 @cache  # a session fixture exists once for each folder that imports it, the server once for all
-def start_server(folders: pytest.TempPathFactory, config: pytest.Config) -> RedisServer:
-    server = RedisServer(folders.mktemp("redis"))
+def start_server(folder: Path, config: pytest.Config) -> RedisServer:
+    folder.mkdir()
+    server = RedisServer(folder)
     server.start()
     config.add_cleanup(server.stop)
     return server
@@ -97,12 +98,11 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> tuple[Release, Release]:
     """Two releases of one registry, with different models."""
-    return build_releases(tmp_path_factory.mktemp, redis_server.url)
+    return build_releases(tmp_path_factory.getbasetemp() / "releases", redis_server.url)
 
 
 @cache
-def build_releases(make_folder: Callable[[str], Path], redis_url: str) -> tuple[Release, Release]:
-    home = make_folder("home")
+def build_releases(home: Path, redis_url: str) -> tuple[Release, Release]:
     settings = make_settings(home, redis_url)
     built = []
     for seed in (0, 1):
