@@ -71,16 +71,9 @@ def run(stage: StageRun) -> StageReport:
     # The model and the table it reads stay together; unchanged files are links.
     table = add_modalities(inputs.item_table, stage.output / "item_table", [], {})
     stage.report_progress("building the model", train_contexts=len(inputs.training))
-    session = prepare(
-        config,
-        table,
-        inputs.past_table,
-        inputs.catalogue,
-        inputs.training,
-        inputs.validation,
-        cache=stage.settings.cache_path,
-        device=device,
-    )
+    tables = (table, inputs.past_table, inputs.catalogue)
+    cache = stage.settings.cache_path
+    session = prepare(config, *tables, inputs.training, inputs.validation, cache=cache, device=device)
 
     def report(step: int, metrics: dict[str, float]) -> None:
         mlflow.log_metrics(metrics, step=step)

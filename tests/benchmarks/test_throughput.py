@@ -20,8 +20,8 @@ def test_steps_are_clocked_after_the_warm_up():
     for step in range(len(clocked)):
         clocked[step]
     clocked.fetched = [0.0, 100.0, 200.0, 300.0, 301.0, 302.0]
-    assert clocked.seconds_a_step == 1
-    assert clocked.examples_a_step == 4
+    assert clocked.seconds_per_step == 1
+    assert clocked.examples_per_step == 4
 
 
 def test_peak_is_a_plausible_speed():

@@ -102,11 +102,11 @@ class ExactIndex:
         """Best items of each request, see `CandidateIndex`."""
         if not has_bfloat16("cpu") or users.vectors.shape[0] * users.vectors.shape[1] < COARSE_FROM:
             return search_blocks(self.item_ids, self._blocks(), users, k, combine, exclude)
-        queries, pairs = torch.from_numpy(users.vectors), _Pairs.of(self.item_ids, users, exclude)
+        queries, pairs = torch.from_numpy(users.vectors), _find_pairs(self.item_ids, users, exclude)
         with torch.inference_mode():
-            scores, places = _best(self._blocks(), queries.bfloat16(), k + SPARE, combine, pairs)
+            scores, places = _best(self._blocks(), queries.bfloat16(), k + SPARE, combine, *pairs)
             again = _score_again(torch.from_numpy(self.vectors), queries, places, combine)
-            again = again + pairs.raised.at(places, len(self.item_ids))
+            again = again + pairs[0].at(places, len(self.item_ids))
             scores = torch.where(scores == _NOWHERE, scores, again)  # excluded stays excluded
         return _sort(self.item_ids, scores, places, k)
 
@@ -136,25 +136,19 @@ def search_blocks(
     Returns:
         Item ids and scores of each request, best first; of equal scores the lower item id comes first.
     """
-    pairs = _Pairs.of(item_ids, users, exclude)
+    pairs = _find_pairs(item_ids, users, exclude)
     with torch.inference_mode():
-        scores, places = _best(blocks, torch.from_numpy(users.vectors), k, combine, pairs)
+        scores, places = _best(blocks, torch.from_numpy(users.vectors), k, combine, *pairs)
     return _sort(item_ids, scores, places, k)
 
 
-class _Pairs(NamedTuple):
-    """Pairs whose scores are raised by a copy score, and excluded pairs."""
-
-    raised: Pairs
-    excluded: Pairs
-
-    @classmethod
-    def of(cls, item_ids: Ids, users: UserVectors, exclude: Sequence[Ids] | None) -> _Pairs:
-        return cls(find_pairs(item_ids, users.copy_items, users.copy_scores), find_pairs(item_ids, exclude or []))
+def _find_pairs(item_ids: Ids, users: UserVectors, exclude: Sequence[Ids] | None) -> tuple[Pairs, Pairs]:
+    """Pairs with a copy score, and excluded pairs."""
+    return find_pairs(item_ids, users.copy_items, users.copy_scores), find_pairs(item_ids, exclude or [])
 
 
 def _best(
-    blocks: Iterable[torch.Tensor], users: torch.Tensor, wanted: int, combine: Combine, pairs: _Pairs
+    blocks: Iterable[torch.Tensor], users: torch.Tensor, wanted: int, combine: Combine, copied: Pairs, excluded: Pairs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and places of the best items of each request [n, w], in no order; -inf where there are fewer."""
     num_requests, num_vectors, width = users.shape
@@ -164,9 +158,9 @@ def _best(
     for block in blocks:
         products = queries @ block.to(queries.dtype).T  # [n * H, b]
         scores = combine_scores(products.float().view(num_requests, num_vectors, -1).transpose(1, 2), combine)
-        pairs.raised.add(scores, start)
+        copied.add(scores, start)
         scores = scores.nan_to_num_(nan=_NOWHERE, posinf=_NOWHERE)  # a damaged vector is never found
-        pairs.excluded.add(scores, start)
+        excluded.add(scores, start)
         best, kept = torch.cat([best, scores], dim=1).topk(min(wanted, best.shape[1] + len(block)), sorted=False)
         where = torch.cat([where, torch.arange(start, start + len(block)).expand(num_requests, -1)], dim=1)
         where = where.gather(1, kept)

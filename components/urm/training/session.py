@@ -54,7 +54,7 @@ class Session:
         }
 
     def train(self, scratch: Path, report: Report) -> TrainingSummary:
-        """Train the model in place; see `train`."""
+        """Train the model in place, see `train`."""
         return train(
             self.new.model,
             self.steps,

@@ -8,23 +8,11 @@ from components.urm.retrieval.users import combine_scores
 from components.urm.training.loss import sampled_nce, text_loss
 
 
-def loss_of(
-    users,
-    targets,
-    mask,
-    negatives,
-    log_expected,
-    accidental,
-    combine,
-    target_copies=None,
-    negative_copies=None,
-):
-    """The loss; no item is the user's own unless it is said."""
-    target_copies = torch.zeros(mask.shape) if target_copies is None else target_copies
+def loss_of(users, targets, mask, negatives, log_expected, accidental, combine, copies=None, negative_copies=None):
+    """The loss; copy scores are zero by default."""
+    copies = torch.zeros(mask.shape) if copies is None else copies
     negative_copies = torch.zeros(accidental.shape) if negative_copies is None else negative_copies
-    return sampled_nce(
-        users, targets, mask, negatives, log_expected, accidental, target_copies, negative_copies, combine
-    )
+    return sampled_nce(users, targets, mask, negatives, log_expected, accidental, copies, negative_copies, combine)
 
 
 def nce(users, targets, mask, negatives, log_expected, accidental, combine="max"):
