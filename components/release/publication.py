@@ -13,6 +13,9 @@ forgotten earlier ones while workers still serve them.
 
 from __future__ import annotations
 
+import os
+import socket
+from pathlib import Path
 from typing import Any, Literal
 
 import redis
@@ -116,6 +119,19 @@ def read_answers(client: redis.Redis, publication: Publication) -> dict[str, Ans
 def serve(client: redis.Redis, publication: Publication) -> None:
     """Make a publication the serving one, unless a later one is."""
     client.eval(_SERVE, 2, SERVING, ORDER, publication.model_dump_json(), str(publication.order))
+
+
+def name_worker(pid: int | None = None) -> str:
+    """Name of the worker in a process, by default this one; no other process has ever had it.
+
+    The start time tells a restarted container's process 1 from the one before it, whose answers are still there.
+    """
+    pid = pid or os.getpid()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:  # it has ended already
+        fields = []
+    return "-".join([socket.gethostname(), str(pid), *fields[19:20]])  # in ticks since the machine's boot
 
 
 def send_heartbeat(client: redis.Redis, worker: str, state: str) -> None:
