@@ -226,6 +226,7 @@ def _token_file() -> Path:
 def list_letters(limit: Annotated[int, typer.Option(min=1, help="At most so many, oldest first.")] = 100) -> None:
     """Print dead letters with their reasons."""
     from components.recall.operate.deadletters import list_letters as read_letters
+    from components.recall.operate.terminal import show as show_text
 
     client, url = _connect()
     with redis_errors(url):
@@ -233,19 +234,24 @@ def list_letters(limit: Annotated[int, typer.Option(min=1, help="At most so many
     table = Table("id", "given up at", "tries", "reason", "event")
     for letter in letters:
         at = letter.at.isoformat(timespec="seconds")
-        table.add_row(letter.letter_id, at, str(letter.deliveries), letter.reason, letter.printable)
+        table.add_row(letter.letter_id, at, str(letter.deliveries), show_text(letter.reason), show_text(letter.event))
     Console().print(table if letters else "no dead letters")
 
 
 @letters_app.command("replay")
-def replay_letters(letter_ids: LetterIds = None, every: AllOption = False) -> None:
+def replay_letters(
+    letter_ids: LetterIds = None,
+    every: AllOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+) -> None:
     """Put dead letters back into the event stream, once their cause is fixed."""
     from components.recall.operate.deadletters import replay
 
     _require_choice(letter_ids, every)
     client, url = _connect()
     with redis_errors(url):
-        typer.echo(f"{replay(client, letter_ids or [])} replayed")
+        typer.echo(f"{replay(client, letter_ids or [], read_config(config, set_).recall)} replayed")
 
 
 @letters_app.command("drop")

@@ -200,11 +200,17 @@ class ItemFilter(Model):
 class RecallConfig(Model):
     """The asynchronous recall runtime."""
 
-    k: int = Field(default=100, gt=0, le=1000, description="Items stored a user and task.")
+    k: int = Field(default=100, gt=0, le=1000, description="Items stored per user and task.")
     result_ttl_seconds: int = Field(default=7 * 86_400, gt=0)
     batch_size: int = Field(default=32, gt=0)
     max_wait_ms: int = Field(default=50, gt=0, description="Longest wait for events to coalesce.")
-    history_events: int = Field(default=200, gt=0, description="Live events kept a user.")
+    history_events: int = Field(default=200, gt=0, description="Live events kept per user.")
+    history_ttl_seconds: int = Field(
+        default=90 * 86_400,
+        gt=0,
+        description="They are kept so long after the newest: longer than features get old.",
+    )
+    max_waiting_per_user: int = Field(default=1000, gt=0, description="Waiting events of a user; more are refused.")
     max_deliveries: int = Field(default=5, gt=0, description="Tries before an event becomes a dead letter.")
     claim_idle_seconds: float = Field(
         default=30, gt=0, description="An entry unfinished for longer is tried again, by any worker."

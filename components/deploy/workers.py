@@ -6,15 +6,13 @@ The keys are listed in `components/release/publication.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import redis
 import structlog
+from redis.lock import Lock
 
 from components.exceptions import ReleaseError, UnavailableError
 from components.release.publication import (
-    ORDER,
     SERVING,
     WANTED,
     Publication,
@@ -22,6 +20,7 @@ from components.release.publication import (
     publish,
     read_answers,
     read_publication,
+    undo_publication,
 )
 
 log = structlog.get_logger()
@@ -33,9 +32,10 @@ _UNDO_SECONDS = 5.0  # for a Redis that is away just then; a process that got SI
 class WorkerFlip:
     """A `target.Target`: all live workers, each of which answers for itself."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        """Take a client that returns str."""
+    def __init__(self, client: redis.Redis, lock: Lock | None = None) -> None:
+        """Take a client that returns str, and the lock of the promotion, if there is one."""
         self._client = client
+        self._lock = lock
         self._before: Publication | None = None
 
     def publish(self, release: str, bundle: str) -> Publication:
@@ -47,8 +47,9 @@ class WorkerFlip:
                 got="no heartbeat in Redis",
                 remedy="start one with `urm up` or `urm recall worker`",
             )
-        self._before = read_publication(self._client, WANTED) or read_publication(self._client, SERVING)
-        return publish(self._client, release, bundle)
+        # What serves comes first: a promotion that was killed leaves wanted what nobody may be able to serve.
+        self._before = read_publication(self._client, SERVING) or read_publication(self._client, WANTED)
+        return publish(self._client, release, bundle, self._lock)
 
     def wait(self, publication: Publication, timeout_seconds: float) -> None:
         """See Target; Redis and the live workers may come and go meanwhile."""
@@ -56,6 +57,8 @@ class WorkerFlip:
         while True:
             late = time.monotonic() > deadline
             try:
+                if self._lock is not None:
+                    self._lock.reacquire()
                 silent = _find_silent(self._client, publication)
             except (redis.ConnectionError, redis.TimeoutError):
                 if late:
@@ -70,25 +73,10 @@ class WorkerFlip:
 
     def undo(self, publication: Publication) -> None:
         """See Target; an unavailable Redis is retried for some seconds."""
-
-        def restore(pipe: Any) -> None:
-            current = pipe.get(WANTED)
-            pipe.multi()
-            if current is None or Publication.model_validate_json(current).order != publication.order:
-                return
-            if self._before is None:
-                pipe.delete(WANTED)
-            else:
-                # A new order, because some worker may have flipped and written results under the failed one.
-                again = self._before.model_copy(update={"order": publication.order + 1})
-                pipe.set(WANTED, again.model_dump_json())
-                pipe.set(ORDER, again.order)
-
-        transaction: Callable[..., Any] = self._client.transaction
         deadline = time.monotonic() + _UNDO_SECONDS
         while True:
             try:
-                transaction(restore, WANTED, ORDER)
+                undo_publication(self._client, publication, self._before)
                 return
             except redis.RedisError as error:
                 if time.monotonic() > deadline:

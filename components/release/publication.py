@@ -1,5 +1,6 @@
 """Which release is wanted and which one serves, as promotions and workers agree on it in Redis; heartbeats of workers.
 
+urm:release:lock            the promotion in progress; publications of others are refused
 urm:release:order           number of the last publication
 urm:release:wanted          the release that workers should serve
 urm:release:serving         the release that a worker flipped to last; the API reads its titles and fallback
@@ -13,11 +14,21 @@ forgotten earlier ones while workers still serve them.
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import redis
 from pydantic import BaseModel, ConfigDict
+from redis.exceptions import LockError
+from redis.lock import Lock
 
+from components.exceptions import ReleaseError, UnavailableError
+
+LOCK = "urm:release:lock"
 ORDER = "urm:release:order"
 WANTED = "urm:release:wanted"
 SERVING = "urm:release:serving"
@@ -26,14 +37,48 @@ WORKER_PREFIX = "urm:worker:"
 ANSWER_TTL_SECONDS = 86_400
 # A worker renews its heartbeat between batches; one that is silent for longer than this counts as gone.
 HEARTBEAT_TTL_SECONDS = 30
+LOCK_TTL_SECONDS = 60  # renewed while a promotion waits; the next one waits so long for one that was killed
 
-# Take the number of a publication. KEYS: order.
-_TAKE_ORDER = """
+# The number of a publication, as part of a script.
+_NEXT_ORDER = """
 local time = redis.call('TIME')
 local order = math.max(time[1] * 1000 + math.floor(time[2] / 1000), (redis.call('GET', KEYS[1]) or 0) + 1)
 redis.call('SET', KEYS[1], string.format('%.0f', order))
+"""
+
+# Make a release the wanted one, unless another promotion is in progress. Returns its number, or 0.
+# KEYS: order, wanted, lock. ARGV: release, bundle, token of the caller's lock or ''.
+_PUBLISH = (
+    """
+if (redis.call('GET', KEYS[3]) or '') ~= ARGV[3] then return 0 end
+"""
+    + _NEXT_ORDER
+    + """
+redis.call('SET', KEYS[2], cjson.encode({release = ARGV[1], bundle = ARGV[2], order = order}))
 return order
 """
+)
+
+# KEYS: order. ARGV: the least that it must be.
+_CONTINUE = """
+if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
+"""
+
+# Want again what was wanted before a publication, unless something else is wanted by now. It gets a number of its own,
+# because some worker may have flipped and written results under the failed one.
+# KEYS: order, wanted. ARGV: the failed number, release and bundle from before; none if there was nothing.
+_UNDO = (
+    """
+local wanted = redis.call('GET', KEYS[2])
+if not wanted or cjson.decode(wanted).order ~= tonumber(ARGV[1]) then return 0 end
+if not ARGV[2] then return redis.call('DEL', KEYS[2]) end
+"""
+    + _NEXT_ORDER
+    + """
+redis.call('SET', KEYS[2], cjson.encode({release = ARGV[2], bundle = ARGV[3], order = order}))
+return 1
+"""
+)
 
 # Renew a worker's heartbeat, and forget the workers that are gone.
 # KEYS: heartbeat, workers. ARGV: worker, its state, seconds until it counts as gone.
@@ -44,14 +89,31 @@ redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 """
 
-# Make a publication the serving one, unless a later one serves: a worker may finish loading long after the others.
-# The next publication will be later, also if Redis has forgotten this one and its clock is behind.
+# Make a publication the serving one again, unless a later one serves: Redis has forgotten it. The next publication will
+# be later, also if the clock of Redis is behind.
 # KEYS: serving, order. ARGV: publication JSON, its order.
 _SERVE = """
 local serving = redis.call('GET', KEYS[1])
-if serving and cjson.decode(serving).order > tonumber(ARGV[2]) then return 0 end
+if serving and cjson.decode(serving).order > tonumber(ARGV[2]) then return end
 redis.call('SET', KEYS[1], ARGV[1])
 if tonumber(redis.call('GET', KEYS[2]) or 0) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2]) end
+"""
+
+# Record what a worker did with a publication; if it can serve it, make that the serving one. Nothing happens if it may
+# no longer serve it, because something else is wanted by now; what serves already may be served in any case. Returns 1
+# or 0.
+# KEYS: answers, serving, wanted. ARGV: worker, answer, its TTL, 1 to serve, publication JSON, its order.
+_ANSWER = """
+if ARGV[4] == '1' then
+    local function holds(key)
+        local current = redis.call('GET', key)
+        return current and cjson.decode(current).order == tonumber(ARGV[6])
+    end
+    if not holds(KEYS[3]) and not holds(KEYS[2]) then return 0 end
+    redis.call('SET', KEYS[2], ARGV[5])
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
@@ -82,12 +144,52 @@ class Answer(BaseModel):
     seconds: float
 
 
-def publish(client: redis.Redis, release: str, bundle: str) -> Publication:
-    """Make a release the wanted one."""
-    order = int(_value(client.eval(_TAKE_ORDER, 1, ORDER)))
-    publication = Publication(release=release, bundle=bundle, order=order)
-    client.set(WANTED, publication.model_dump_json())
-    return publication
+@contextmanager
+def hold_promotion_lock(client: redis.Redis, timeout_seconds: float) -> Iterator[Lock]:
+    """Let one promotion run at a time; its lock is to be renewed (`reacquire`) within `LOCK_TTL_SECONDS`.
+
+    Raises:
+        UnavailableError: Another promotion does not end in time.
+    """
+    lock = client.lock(LOCK, timeout=LOCK_TTL_SECONDS, blocking_timeout=timeout_seconds, thread_local=False)
+    if not lock.acquire():
+        raise UnavailableError(
+            "promotion",
+            expected=f"the one in progress to end within {timeout_seconds:g} s",
+            got="one that goes on",
+            remedy="wait for it and try again",
+        )
+    try:
+        yield lock
+    finally:
+        with suppress(LockError, redis.RedisError):  # lost already, or it expires by itself
+            lock.release()
+
+
+def publish(client: redis.Redis, release: str, bundle: str, lock: Lock | None = None) -> Publication:
+    """Make a release the wanted one.
+
+    Raises:
+        ReleaseError: Another promotion is in progress.
+    """
+    token = lock.local.token if lock is not None else ""
+    order = int(_value(client.eval(_PUBLISH, 3, ORDER, WANTED, LOCK, release, bundle, token)))
+    if not order:
+        raise ReleaseError(
+            f"release {release}", expected="the only promotion", got="another in progress", remedy="try again later"
+        )
+    return Publication(release=release, bundle=bundle, order=order)
+
+
+def continue_orders(client: redis.Redis, last: int) -> None:
+    """Let the next publication have a number above the last one, also if Redis has forgotten it."""
+    client.eval(_CONTINUE, 1, ORDER, str(last))
+
+
+def undo_publication(client: redis.Redis, failed: Publication, before: Publication | None) -> None:
+    """Want again what was there before, under a new number, unless something else is wanted by now."""
+    arguments = [str(failed.order), *([before.release, before.bundle] if before else [])]
+    client.eval(_UNDO, 2, ORDER, WANTED, *arguments)
 
 
 def read_publication(client: redis.Redis, key: str) -> Publication | None:
@@ -96,15 +198,17 @@ def read_publication(client: redis.Redis, key: str) -> Publication | None:
     return None if text is None else Publication.model_validate_json(text)
 
 
-def answer(client: redis.Redis, publication: Publication, worker: str, answered: Answer) -> None:
-    """Record what this worker did; one that serves the release makes it the serving one, unless a later one is."""
-    key = _answers_key(publication)
-    with client.pipeline(transaction=True) as pipe:
-        pipe.hset(key, worker, answered.model_dump_json())
-        pipe.expire(key, ANSWER_TTL_SECONDS)
-        if answered.outcome == "serving":
-            serve(pipe, publication)
-        pipe.execute()
+def answer(client: redis.Redis, publication: Publication, worker: str, answered: Answer) -> bool:
+    """Record what this worker did; if it can serve the release, make it the serving one.
+
+    Returns:
+        Whether that counts; not if the worker can serve what is no longer wanted.
+    """
+    serves = "1" if answered.outcome == "serving" else "0"
+    arguments = [worker, answered.model_dump_json(), ANSWER_TTL_SECONDS, serves]
+    published = [publication.model_dump_json(), publication.order]
+    keys = [_answers_key(publication), SERVING, WANTED]
+    return bool(client.eval(_ANSWER, 3, *keys, *map(str, arguments), *map(str, published)))
 
 
 def read_answers(client: redis.Redis, publication: Publication) -> dict[str, Answer]:
@@ -114,8 +218,21 @@ def read_answers(client: redis.Redis, publication: Publication) -> dict[str, Ans
 
 
 def serve(client: redis.Redis, publication: Publication) -> None:
-    """Make a publication the serving one, unless a later one is."""
+    """Make a publication the serving one again where Redis has forgotten it, unless a later one is."""
     client.eval(_SERVE, 2, SERVING, ORDER, publication.model_dump_json(), str(publication.order))
+
+
+def name_worker(pid: int | None = None) -> str:
+    """Name of the worker in a process, by default this one; no other process has ever had it.
+
+    The start time tells a restarted container's process 1 from the one before it, whose answers are still there.
+    """
+    pid = pid or os.getpid()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:  # it has ended already
+        fields = []
+    return "-".join([socket.gethostname(), str(pid), *fields[19:20]])  # in ticks since the machine's boot
 
 
 def send_heartbeat(client: redis.Redis, worker: str, state: str) -> None:

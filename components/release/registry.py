@@ -25,6 +25,7 @@ from components.settings import Settings
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 POINTER = "bundle.json"
+_ORDER_TAG = "urm.order"
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(Array(DataType.long), "history_item_ids"), ColSpec(DataType.string, "task")]),
@@ -72,13 +73,30 @@ def version_of_alias(client: mlflow.MlflowClient, model_name: str, alias: str) -
         raise
 
 
-def crown(client: mlflow.MlflowClient, model_name: str, version: str) -> str | None:
+def crown(client: mlflow.MlflowClient, model_name: str, version: str, order: int) -> str | None:
     """Make a version the champion and the champion before it the previous one.
+
+    Args:
+        client: Of the registry.
+        model_name: Name of the registered model.
+        version: The version.
+        order: Number of the publication that made it serve; a later one is not undone.
 
     Returns:
         The version that is now `previous`; None if there was no champion before. Crowning the champion again
         changes nothing.
+
+    Raises:
+        ReleaseError: A later promotion has set the aliases already.
     """
+    if last_order(client, model_name) > order:
+        raise ReleaseError(
+            f"version {version} of {model_name!r}",
+            expected="the latest promotion",
+            got="a later one that has set the aliases already",
+            remedy="see what serves, and promote again if that is not what you want",
+        )
+    client.set_registered_model_tag(model_name, _ORDER_TAG, str(order))
     champion = version_of_alias(client, model_name, CHAMPION)
     if champion is not None and str(champion.version) != version:
         client.set_registered_model_alias(model_name, PREVIOUS, champion.version)
@@ -88,6 +106,11 @@ def crown(client: mlflow.MlflowClient, model_name: str, version: str) -> str | N
         client.delete_registered_model_alias(model_name, CANDIDATE)
     previous = version_of_alias(client, model_name, PREVIOUS)
     return None if previous is None else str(previous.version)
+
+
+def last_order(client: mlflow.MlflowClient, model_name: str) -> int:
+    """Number of the publication that set the aliases last; 0 before the first."""
+    return int(client.get_registered_model(model_name).tags.get(_ORDER_TAG, 0))
 
 
 def require_alias(client: mlflow.MlflowClient, model_name: str, alias: str) -> Any:

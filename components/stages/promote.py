@@ -1,4 +1,4 @@
-"""Stage `promote`: ask the workers for a release, and crown it in the registry once they all serve it."""
+"""Stage `promote`: roll the run's release out, and make it the champion of the registry once all workers serve it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import mlflow
 
-from components.deploy.promotion import deploy
+from components.deploy.promotion import Candidate, deploy
 from components.storage import StageReport, StageRun
 from components.tracking import track
 
@@ -15,19 +15,16 @@ def run(stage: StageRun) -> StageReport:
     """Promote the run's release.
 
     Raises:
-        UnavailableError: Redis, MLflow or every worker is away.
+        UnavailableError: Redis, MLflow or every worker is away, or another promotion goes on.
         ReleaseError: A worker rejected the release or did not answer; the wanted release is the one before again.
     """
     released = stage.inputs["release"]
-    name, version = released.metrics["model_name"], released.metrics["version"]
-    stage.report_progress("asking the workers for the release")
+    stage.report_progress("waiting until the workers serve the release")
     deployment = deploy(
         stage.settings,
         stage.config.release,
-        model_name=name,
-        version=version,
-        release=released.metrics["release"],
-        bundle=released.outputs["bundle"],
+        released.metrics["model_name"],
+        Candidate(released.metrics["version"], released.metrics["release"], released.outputs["bundle"]),
     )
     (stage.output / "deployment.json").write_text(json.dumps(deployment, indent=2) + "\n")
     with track(stage):

@@ -4,9 +4,7 @@ Four invariants:
 
 1. Every accepted event is *visible* or a dead letter. It is visible if it lies in its user's live history and the
    stored result of every task that is always answered was computed from exactly this history. The latter is no guess: a
-   history counts its changes in a revision, and a result carries the revision that it was computed from. A dead letter
-   changes its user's history without a new result; for such a user the result must still be as new in time as the
-   newest event of the history.
+   history counts its events in a revision, and a result carries the revision that it was computed from.
 2. No read gives a result older, by the order in which results replace one another (event time, revision, release),
    than one read before for the same user and task. Read are both the API's answer, which shows source and event time,
    and the hash in Redis, which shows all three.
@@ -157,10 +155,9 @@ class Checker:
             for event in dead
             if f"e:{event.event_id}" in self._history(event.user_id)
         ]
-        broken = {event.user_id for event in dead}
         owed = [event for event in self._accepted.values() if event.event_id not in letters]
         histories = {user_id: self._history(user_id) for user_id in {event.user_id for event in owed}}
-        stale = {user_id: self._stale(user_id, rows, user_id in broken) for user_id, rows in histories.items()}
+        stale = {user_id: self._stale(user_id, rows) for user_id, rows in histories.items()}
         for event_id in self._refused:
             if any(f"e:{event_id}" in rows for rows in histories.values()) or event_id in letters:
                 report.violations.append(f"{event_id} was refused and processed all the same")
@@ -181,7 +178,7 @@ class Checker:
         rows: dict[str, str] = self._client.hgetall(history_keys(user_id)[1])
         return rows
 
-    def _stale(self, user_id: str, history: dict[str, str], broken: bool) -> str:
+    def _stale(self, user_id: str, history: dict[str, str]) -> str:
         """Why a stored result does not know the user's whole history, or nothing."""
         times = [decode_event(text).ts_us for name, text in history.items() if name.startswith("e:")]
         if not times:
@@ -192,6 +189,6 @@ class Checker:
                 return f"{task} has no result"
             if int(row[0]) < max(times):
                 return f"{task} is of {row[0]}, the newest event of {max(times)}"
-            if self._exact and not broken and row[1] != history["revision"]:
+            if self._exact and row[1] != history["revision"]:
                 return f"{task} is of revision {row[1]}, the history of {history['revision']}"
         return ""

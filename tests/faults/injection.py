@@ -21,17 +21,14 @@ from components.recall.state.stream import EventStream
 from components.recall.worker import stream as worker
 from components.urm.data.request import RecallRequest
 
-# A fault at a point strikes when the call returns: read, but nothing done; remembered, but nothing stored; stored for
-# some users of the batch, but not for the others; stored for all, and acknowledged.
+# A fault at a point strikes when the call returns: read, but nothing done; inferred, but nothing stored; committed.
 POINTS: dict[str, tuple[Any, str]] = {
     "claim": (EventStream, "claim_stale"),
     "read": (EventStream, "read"),
     "read_ahead": (EventStream, "read_ahead"),
-    "remember": (UserStore, "remember"),
     "recent": (UserStore, "recent"),
     "infer": (worker, "answer_users"),
-    "store": (UserStore, "store"),
-    "acknowledge": (EventStream, "acknowledge"),
+    "commit": (UserStore, "commit"),
 }
 
 

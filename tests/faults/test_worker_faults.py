@@ -33,7 +33,7 @@ def test_kill_at_random_points_loses_nothing_and_turns_nothing_back(
     assert tally.report.reads > 0
 
 
-@pytest.mark.parametrize("point", ["recent", "infer", "store"])
+@pytest.mark.parametrize("point", ["recent", "infer", "commit"])
 def test_two_workers_at_one_entry_leave_the_newer_result(
     make_world: Callable[..., World], seed: int, point: str
 ) -> None:

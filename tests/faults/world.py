@@ -21,7 +21,7 @@ import redis
 
 from components.recall.state.events import Event
 from components.recall.state.scripts import GROUP, STREAM, accepted_key
-from components.release.publication import WORKER_PREFIX, publish, unregister
+from components.release.publication import WORKER_PREFIX, name_worker, publish, unregister
 from tests.faults.checker import ALWAYS_ANSWERED, Checker, Report
 from tests.faults.injection import Fault
 from tests.faults.zygote import Zygote
@@ -87,7 +87,7 @@ class World:
     def start_worker(self, fault: Fault | None = None, wait: bool = True) -> Worker:
         """A worker; without `wait`, it may not serve yet."""
         pid = self._start("worker", fault=fault)
-        worker = Worker(pid, f"{os.uname().nodename}-{pid}")
+        worker = Worker(pid, name_worker(pid))
         if wait:
             # Its heartbeat says its release, and nothing while it has none; its fault may strike before the first.
             wait_until(

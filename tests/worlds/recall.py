@@ -6,7 +6,9 @@ import math
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -23,11 +25,10 @@ from components.deploy.workers import WorkerFlip
 from components.recall.api.app import create_app
 from components.recall.serving.engine import Ranking, ServingRelease, load_release
 from components.recall.state.events import Event
-from components.recall.state.lineage import Served
 from components.recall.state.scripts import STREAM
-from components.recall.state.store import UserStore
-from components.recall.state.stream import Entry, EventStream
-from components.recall.worker.loop import ServingLoop
+from components.recall.state.store import Commit, RecentEvents, UserStore
+from components.recall.state.stream import Entry
+from components.recall.worker.loop import ServingLoop, SickWorkerError
 from components.recall.worker.stream import RecallWorker
 from components.redis_client import open_redis
 from components.release.publication import SERVING, Publication, live_workers
@@ -139,7 +140,7 @@ def start_worker(
             return load_release(publication, settings, config.release)
 
         worker = kind(open_redis(settings.redis_url), recall_config, load or load_real, name)
-        thread = threading.Thread(target=worker.run)
+        thread = threading.Thread(target=_run, args=[worker])
         thread.start()
         running.append((worker, thread))
         wait_until(lambda: name in live_workers(client))
@@ -151,6 +152,11 @@ def start_worker(
     for _, thread in running:
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+
+def _run(worker: ServingLoop) -> None:
+    with suppress(SickWorkerError):  # as the process of a sick worker ends
+        worker.run()
 
 
 @pytest.fixture
@@ -214,10 +220,24 @@ def add_entries(client: redis.Redis, events: Iterable[Event]) -> list[Entry]:
     ]
 
 
-def finish(client: redis.Redis, config: RecallConfig, stream: EventStream, entries: list[Entry]) -> list[Entry]:
-    """Remember and acknowledge entries as a worker does; returns those that are finished."""
-    UserStore(client, config).remember(entries)
-    return stream.acknowledge(entries, Served("worker/1", "urm-x", {}))
+def finish(client: redis.Redis, config: RecallConfig, entries: list[Entry]) -> list[Entry]:
+    """Commit entries as a worker does, without results; returns those that are finished."""
+    store = UserStore(client, config)
+    finished: list[Entry] = []
+    for user in dict.fromkeys(entry.event.user_id for entry in entries):
+        group = [entry for entry in entries if entry.event.user_id == user]
+        recent, _ = store.recent([user])[user].join([entry.event for entry in group], config.history_events)
+        (stored,) = store.commit([Commit(group, recent, {})], release="urm-x", order=1, batch=uuid.uuid4().hex)
+        finished += group if stored is not None else []
+    return finished
+
+
+def add_history(client: redis.Redis, config: RecallConfig, events: Iterable[Event]) -> RecentEvents:
+    """Put events of one user into the live history, without a result; the history."""
+    entries = add_entries(client, events)
+    assert finish(client, config, entries) == entries
+    user = entries[0].event.user_id
+    return UserStore(client, config).recent([user])[user]
 
 
 def free_address() -> str:

@@ -1,17 +1,22 @@
-"""Dead letters: list them, replay them once the cause is fixed, or drop them."""
+"""Dead letters: list them, replay them once the cause is fixed, or drop them; always a page at a time."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import redis
 
-from components.exceptions import DataError
+from components.config import RecallConfig
+from components.exceptions import DataError, UnavailableError
 from components.recall.state.events import decode_event
-from components.recall.state.scripts import DEAD_STREAM, MARK_TTL_SECONDS, REPLAY, STREAM, accepted_key
+from components.recall.state.scripts import DEAD_STREAM, MARK_TTL_SECONDS, REPLAY, STREAM, accepted_key, waiting_key
+
+_PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class DeadLetter:
         reason: Why it was given up.
         deliveries: How often it was tried.
         at: When it was given up.
+        version: Of the event's form.
     """
 
     letter_id: str
@@ -31,11 +37,7 @@ class DeadLetter:
     reason: str
     deliveries: int
     at: datetime
-
-    @property
-    def printable(self) -> str:
-        """The event's text with escapes for bytes that are no text."""
-        return self.event.encode(errors="backslashreplace").decode()
+    version: str
 
 
 def list_letters(client: redis.Redis, limit: int = 100) -> list[DeadLetter]:
@@ -43,7 +45,7 @@ def list_letters(client: redis.Redis, limit: int = 100) -> list[DeadLetter]:
     return [_parse(letter_id, fields) for letter_id, fields in _range(client, "-", "+", limit)]
 
 
-def replay(client: redis.Redis, letter_ids: list[str]) -> int:
+def replay(client: redis.Redis, letter_ids: list[str], config: RecallConfig) -> int:
     """Put letters back into the event stream and take them out of the dead letters, each at once.
 
     Returns:
@@ -51,24 +53,36 @@ def replay(client: redis.Redis, letter_ids: list[str]) -> int:
 
     Raises:
         DataError: There is no such letter.
+        UnavailableError: The stream is full.
     """
     script = client.register_script(REPLAY)
     replayed = 0
-    for letter in _select(client, letter_ids):
+    for letter in chain.from_iterable(_select(client, letter_ids)):
         event_id, user_id = _ids(letter)
-        answer = script(
-            keys=[STREAM, DEAD_STREAM, accepted_key(event_id)],
-            args=[letter.letter_id, letter.event, f"{time.time():.6f}", MARK_TTL_SECONDS, user_id],
+        instant, length = f"{time.time():.6f}", config.max_stream_length
+        answer: Any = script(
+            keys=[STREAM, DEAD_STREAM, accepted_key(event_id), waiting_key(user_id)],
+            args=[letter.letter_id, letter.event, instant, MARK_TTL_SECONDS, length, letter.version, user_id],
         )
+        if answer == -1:
+            raise UnavailableError(
+                "event stream",
+                expected=f"room below {length} entries",
+                got=f"a full stream, after {replayed} letters were replayed",
+                remedy="wait for the workers and replay the rest",
+            )
         replayed += int(answer)
     return replayed
 
 
 def find_letter(client: redis.Redis, event_id: str) -> DeadLetter | None:
     """The newest dead letter of an event, or None."""
-    for letter in reversed(list_letters(client, limit=1_000_000)):
-        if _ids(letter)[0] == event_id:
-            return letter
+    end = "+"
+    while page := _pages_back(client, end):
+        for letter in page:
+            if _ids(letter)[0] == event_id:
+                return letter
+        end = f"({page[-1].letter_id}"
     return None
 
 
@@ -81,10 +95,11 @@ def drop(client: redis.Redis, letter_ids: list[str]) -> int:
     Raises:
         DataError: There is no such letter.
     """
-    letters = _select(client, letter_ids)
-    if letters:
-        client.xdel(DEAD_STREAM, *(letter.letter_id for letter in letters))
-    return len(letters)
+    dropped = 0
+    for page in _select(client, letter_ids):
+        deleted: Any = client.xdel(DEAD_STREAM, *(letter.letter_id for letter in page))
+        dropped += int(deleted)
+    return dropped
 
 
 def _ids(letter: DeadLetter) -> tuple[str, str]:
@@ -96,29 +111,41 @@ def _ids(letter: DeadLetter) -> tuple[str, str]:
     return event.event_id, event.user_id
 
 
-def _select(client: redis.Redis, letter_ids: list[str]) -> list[DeadLetter]:
-    if not letter_ids:
-        return list_letters(client, limit=1_000_000)
-    letters = []
-    for letter_id in letter_ids:
-        try:
-            found = _range(client, letter_id, letter_id, 1)
-        except redis.ResponseError:
-            found = []
-        if not found:
-            raise DataError(
-                f"dead letter {letter_id!r}",
-                expected="the id of a dead letter",
-                got="no such letter",
-                remedy="see `urm recall dead-letters list`",
-            )
-        letters.append(_parse(*found[0]))
-    return letters
+def _select(client: redis.Redis, letter_ids: list[str]) -> Iterator[list[DeadLetter]]:
+    """Pages of the letters of these ids, or of all that are there now."""
+    if letter_ids:
+        yield [_find(client, letter_id) for letter_id in letter_ids]
+        return
+    start, newest = "-", _pages_back(client, "+", 1)
+    while newest and (rows := _range(client, start, newest[0].letter_id, _PAGE)):
+        yield [_parse(*row) for row in rows]
+        start = f"({rows[-1][0]}"
+
+
+def _find(client: redis.Redis, letter_id: str) -> DeadLetter:
+    try:
+        found = _range(client, letter_id, letter_id, 1)
+    except redis.ResponseError:
+        found = []
+    if not found:
+        raise DataError(
+            f"dead letter {letter_id!r}",
+            expected="the id of a dead letter",
+            got="no such letter",
+            remedy="see `urm recall dead-letters list`",
+        )
+    return _parse(*found[0])
 
 
 def _range(client: redis.Redis, start: str, end: str, limit: int) -> list[tuple[str, dict[str, str]]]:
     rows: Any = client.xrange(DEAD_STREAM, min=start, max=end, count=limit)
     return list(rows)
+
+
+def _pages_back(client: redis.Redis, end: str, limit: int = _PAGE) -> list[DeadLetter]:
+    """Letters up to an id, newest first."""
+    rows: Any = client.xrevrange(DEAD_STREAM, max=end, count=limit)
+    return [_parse(*row) for row in rows]
 
 
 def _parse(letter_id: str, fields: dict[str, str]) -> DeadLetter:
@@ -128,4 +155,5 @@ def _parse(letter_id: str, fields: dict[str, str]) -> DeadLetter:
         reason=fields["reason"],
         deliveries=int(fields["deliveries"]),
         at=datetime.fromtimestamp(float(fields["at"]), UTC),
+        version=fields.get("version", "1"),
     )

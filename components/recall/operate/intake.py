@@ -48,15 +48,15 @@ def feed(
     for batch in _batches(events):
         deadline = time.monotonic() + full_timeout_seconds
         while batch:
-            # In one transaction, so that no worker makes room in between: what is refused is the end of the batch, and
-            # the events' order stays.
+            # In one transaction, so that no worker makes room in between: what is refused is the end of the batch, or
+            # of a user's events in it, and the order of a user's events stays.
             with client.pipeline(transaction=True) as pipe:
                 for event in batch:
                     script(**accept_arguments(event, config), client=pipe)
                 answers = pipe.execute()
             report.accepted += answers.count(1)
             report.duplicates += answers.count(0)
-            refused = [event for event, answer in zip(batch, answers, strict=True) if answer == -1]
+            refused = [event for event, answer in zip(batch, answers, strict=True) if answer < 0]
             if len(refused) < len(batch):
                 deadline = time.monotonic() + full_timeout_seconds
             batch = refused
@@ -192,8 +192,8 @@ def _wait_for_room(deadline: float, config: RecallConfig) -> None:
     if time.monotonic() > deadline:
         raise UnavailableError(
             "event stream",
-            expected=f"room below {config.max_stream_length} entries",
-            got="a full stream that does not shrink",
+            expected=f"room below {config.max_stream_length} entries, and {config.max_waiting_per_user} per user",
+            got="none, and it does not shrink",
             remedy="start workers with `urm recall worker` and feed again; what was accepted is not fed twice",
         )
     time.sleep(_FULL_WAIT_SECONDS)

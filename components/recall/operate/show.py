@@ -7,6 +7,7 @@ from rich.table import Table
 
 from components.config import RecallConfig
 from components.exceptions import ConfigError, DataError, UnavailableError
+from components.recall.operate.terminal import show
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.adhoc import AdHocRequest, request_and_wait
 from components.recall.state.events import Event
@@ -39,18 +40,18 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
             got="none",
             remedy="post an event of the user first, for text_query one with a query; the API answers the fallback",
         )
-    recent = store.recent([user_id]).get(user_id)
-    events = [_say(event, catalogue) for event in reversed(recent.events)] if recent else []
+    events = [_say(event, catalogue) for event in reversed(store.recent([user_id])[user_id].events)]
     at = result.computed_at.isoformat(timespec="seconds")
     table = Table(
-        title=f"User {user_id}, {task}: release {result.release}, event {result.event_id}, computed {at}",
+        title=show(f"User {user_id}, {task}: release {result.release}, event {result.event_id}, computed {at}"),
         title_justify="left",
     )
     for column in ("", "recalled", "score", "live events, newest first"):
         table.add_column(column)
     for row, (item_id, score) in enumerate(zip(result.item_ids[:k], result.scores[:k], strict=True)):
         event = events[row] if row < len(events) else ""
-        table.add_row(str(row + 1), catalogue.describe(item_id)[0] or str(item_id), f"{score:.3f}", event)
+        name = show(catalogue.describe(item_id)[0] or str(item_id))
+        table.add_row(str(row + 1), name, f"{score:.3f}", show(event))
     return table
 
 
@@ -64,14 +65,13 @@ def ask_model(settings: Settings, config: RecallConfig, request: AdHocRequest) -
     catalogue = _read_catalogue(client, settings)
     result = request_and_wait(client, request, config)
     steered = f", “{request.guidance}”" if request.guidance else ""
-    table = Table(
-        title=f"User {request.user_id}, {request.task}{steered}: release {result.release}", title_justify="left"
-    )
+    title = show(f"User {request.user_id}, {request.task}{steered}: release {result.release}")
+    table = Table(title=title, title_justify="left")
     for column in ("", "recalled", "category", "score"):
         table.add_column(column)
     for row, (item_id, score) in enumerate(zip(result.item_ids, result.scores, strict=True)):
-        title, category = catalogue.describe(item_id)
-        table.add_row(str(row + 1), title or str(item_id), " > ".join(category), f"{score:.3f}")
+        name, category = catalogue.describe(item_id)
+        table.add_row(str(row + 1), show(name or str(item_id)), show(" > ".join(category)), f"{score:.3f}")
     return table
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import redis
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from components.addresses import join, read_json
 from components.exceptions import DataError, UrmError
 from components.recall.operate.deadletters import DeadLetter, find_letter
+from components.recall.operate.terminal import show
 from components.recall.state.events import decode_event
 from components.recall.state.scripts import GROUP, STREAM, accepted_key, history_keys, result_key
 from components.recall.state.store import Result
@@ -112,19 +112,18 @@ def describe_trace(trace: Trace) -> RenderableType:
         f"state     {trace.state}",
         f"history   {trace.history}",
     ]
-    text = "\n".join(escape(line) for line in lines)
     if not trace.results:
-        return text + "\nresults   unknown: no release is serving, or its bundle cannot be read from here"
+        lines.append("results   unknown: no release is serving, or its bundle cannot be read from here")
+        return Group(*map(show, lines))
     table = Table("task", "result", "computed at", "release", "order", "revision")
     for seen in trace.results:
         if seen.result is None:
             table.add_row(seen.task, seen.relation)
         else:
             at = seen.result.computed_at.isoformat(timespec="milliseconds")
-            table.add_row(
-                seen.task, escape(seen.relation), at, seen.result.release, str(seen.order), str(seen.revision)
-            )
-    return Group(text, table)
+            relation = show(seen.relation)
+            table.add_row(seen.task, relation, at, seen.result.release, str(seen.order), str(seen.revision))
+    return Group(*map(show, lines), table)
 
 
 def _state(client: redis.Redis, mark: dict[str, str], letter: DeadLetter | None) -> str:

@@ -12,7 +12,6 @@ alive while the supervisor turns, and ready while an instance serves a release t
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import redis
 import structlog
 
 from components.recall.process.forks import Program, start
-from components.release.publication import WORKER_PREFIX
+from components.release.publication import WORKER_PREFIX, name_worker
 
 log = structlog.get_logger()
 
@@ -49,6 +48,7 @@ class Instance:
         starts: Processes so far.
         release: Release it serves; empty before the first, or while unknown.
         ad_hoc: Whether its worker answers ad-hoc requests.
+        worker: Name under which its worker sends heartbeats.
     """
 
     number: int
@@ -61,11 +61,7 @@ class Instance:
     starts: int = 0
     release: str = ""
     ad_hoc: bool = False
-
-    @property
-    def worker(self) -> str:
-        """Name under which its worker sends heartbeats."""
-        return f"{socket.gethostname()}-{self.process.pid}" if self.process else ""
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,6 +164,7 @@ class Supervisor:
 
     def _start(self, instance: Instance) -> None:
         instance.process = start(self._program(instance.number), instance.cores, f"instance-{instance.number}")
+        instance.worker = name_worker(instance.process.pid)
         instance.started_at, instance.silent_since = time.monotonic(), None
         instance.starts += 1
         log.info(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from components.recall.serving.context import KnownHistory, build_context, latest_query
 from components.recall.serving.engine import ServingRelease
-from components.recall.state.events import from_microseconds
+from components.recall.state.events import Event, from_microseconds
 from components.recall.state.store import RecentEvents, Result
 from components.urm.data.request import RecallRequest
 
@@ -48,6 +48,21 @@ def answer_users(
                 query=request.query,
             )
     return results
+
+
+def probe(release: ServingRelease, control: Mapping[str, RecentEvents], k: int) -> None:
+    """Answer for a made-up user and a known one, from feature store to index; raises what a sick worker raises.
+
+    Args:
+        release: What to compute with.
+        control: Live events of a user with whom a worker has succeeded lately, if there is one.
+        k: Items per result.
+    """
+    event = Event(user_id="urm-probe", item_id=int(release.recaller.candidate_ids[0]))
+    recent = {user: events for user, events in control.items() if events.events} | {
+        event.user_id: RecentEvents([event])
+    }
+    answer_users(release, release.read_histories(list(recent)), recent, k)
 
 
 def _requests(release: ServingRelease, known: KnownHistory, recent: RecentEvents) -> list[RecallRequest]:

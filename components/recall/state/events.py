@@ -27,6 +27,10 @@ ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128, strip
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2255, 1, 1, tzinfo=UTC)
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
 
+# Version of an event's form in the stream. Readers ignore fields that they do not know, so a new field needs no new
+# version; whatever would make an older reader refuse or misread an event (a wider limit, another meaning) does.
+VERSION = 1
+
 EXAMPLE: dict[str, JsonValue] = {
     "event_id": "8f14e45f-ceea-467f-a0e6-1d2f6b3c9a01",
     "user_id": "1",
@@ -81,14 +85,19 @@ class Event(BaseModel):
         return (self.ts - datetime.now(UTC)).total_seconds() > max_future_seconds
 
 
+def encode_event(event: Event) -> str:
+    """The event as the stream and the histories hold it; without its attributes, which nothing reads."""
+    return event.model_dump_json(exclude={"attributes"})
+
+
 def decode_event(text: str) -> Event:
-    """Parse one stream entry.
+    """Parse an event of the stream or of a history; fields of a newer version are ignored.
 
     Raises:
         DataError: It is no event.
     """
     try:
-        return Event.model_validate_json(text)
+        return Event.model_validate_json(text, extra="ignore")
     except ValidationError as error:
         raise DataError("stream entry", **explain(error), remedy="correct it and feed it again") from None
 
@@ -121,12 +130,13 @@ def accept_arguments(event: Event, config: RecallConfig, traceparent: str = "") 
     return {
         "keys": [STREAM, accepted_key(event.event_id), waiting_key(event.user_id)],
         "args": [
-            event.model_dump_json(),
+            encode_event(event),
             f"{time.time():.6f}",
             MARK_TTL_SECONDS,
             config.max_stream_length,
             event.user_id,
             traceparent,
-            event.event_id,
+            VERSION,
+            config.max_waiting_per_user,
         ],
     }

@@ -3,17 +3,27 @@
 urm:events                    stream of accepted events; an entry is deleted when its result is stored, so its
                               length is the backlog
 urm:events:dead               events given up, each with the reason
-urm:event:{event_id}          hash: marks an accepted event, so that a retry is not processed again, and says what
-                              became of it (lineage.py)
-urm:waiting:{user}            hash: entry id → event_id of the user's entries in the stream; a hint, for coalescing
+urm:event:{event_id}          hash: marks an accepted event, so that a retry is not processed again, and holds its
+                              lineage for a day (below)
+urm:waiting:{user}            sorted set: the user's entries in the stream by their milliseconds; for coalescing, and to
+                              bound what waits per user
 urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
-urm:history_events:{user}     hash: event_id → the event; `revision` counts its changes
+urm:history_events:{user}     hash: `e:` and event_id → the event; `revision` counts its events so far, `batch`
+                              names the batch that changed it last
 urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
-urm:adhoc                       list of ad-hoc requests that wait, each behind its deadline
-urm:adhoc:workers               sorted set: ad-hoc workers by the instant from which they count as gone
-urm:adhoc:answer:{id}           list with the one answer to an ad-hoc request
+urm:control                   a user with whom a worker has succeeded lately; answered again where an event fails
+urm:adhoc                     list of ad-hoc requests that wait, each behind its deadline
+urm:adhoc:workers             sorted set: ad-hoc workers by the instant from which they count as gone
+urm:adhoc:answer:{id}         list with the one answer to an ad-hoc request
 
 Users and event ids may be any text, so they stand last in a name, or before a task, which has no colon.
+
+Fields of the lineage:
+
+    entry, user                       the stream entry of the event, whose id holds the time of acceptance, and its user
+    done, batch, release, revision    when it was finished, in which batch (worker and number, as in the worker's log),
+                                      with which release, and the revision of the history whose results include it
+    dead                              when it became a dead letter
 """
 
 from __future__ import annotations
@@ -24,6 +34,7 @@ GROUP = "recall"
 # A client may retry for this long, and an event be traced; an id seen again later counts as new to the stream, and the
 # user's history still knows it.
 MARK_TTL_SECONDS = 86_400
+CONTROL = "urm:control"
 AD_HOC_REQUESTS = "urm:adhoc"
 AD_HOC_WORKERS = "urm:adhoc:workers"
 
@@ -53,98 +64,109 @@ def ad_hoc_answer_key(request_id: str) -> str:
     return f"urm:adhoc:answer:{request_id}"
 
 
-# Accept one event: 1 accepted, 0 seen before, -1 the stream is full.
+# Accept one event: 1 accepted, 0 seen before, -1 the stream is full, -2 too much waits of this user.
 # KEYS: stream, mark, waiting.
-# ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream, user, traceparent or '', event_id.
+# ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream, user, traceparent or '', version of the event's
+# form, most entries per user.
 ACCEPT = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return -1 end
-local fields = {'event', ARGV[1], 'accepted_at', ARGV[2]}
+if redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[8]) then return -2 end
+local fields = {'event', ARGV[1], 'accepted_at', ARGV[2], 'version', ARGV[7]}
 if ARGV[6] ~= '' then
-    fields[5], fields[6] = 'traceparent', ARGV[6]
+    fields[7], fields[8] = 'traceparent', ARGV[6]
 end
 local entry = redis.call('XADD', KEYS[1], '*', unpack(fields))
 redis.call('HSET', KEYS[2], 'entry', entry, 'user', ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
-redis.call('HSET', KEYS[3], entry, ARGV[7])
+redis.call('ZADD', KEYS[3], string.match(entry, '%d+'), entry)
 redis.call('EXPIRE', KEYS[3], ARGV[3])
 return 1
 """
 
-# Take a finished entry out of the stream, and write into its event's mark, unless that has expired. Nothing happens, so
-# that it stays pending, if Redis has lost its newest writes since the event was remembered: then the user's history is
-# of an older revision than the result, or lacks the event although it has room. Nothing happens either if another
-# worker has finished the entry or given it up. Returns 1 if the entry is finished by this.
-# KEYS: stream, history (order, content), mark, what waits of the user.
-# ARGV: group, entry id, event_id, events kept, revision of the result, then fields and values of the mark.
-FINISH = """
-if tonumber(redis.call('HGET', KEYS[3], 'revision') or 0) < tonumber(ARGV[5]) then return 0 end
-if redis.call('HEXISTS', KEYS[3], 'e:' .. ARGV[3]) == 0 and redis.call('ZCARD', KEYS[2]) < tonumber(ARGV[4]) then
-    return 0
+# Finish a user's entries, all at once: their events into the recent history, the results stored, the entries out of
+# the stream, the lineage noted. Nothing happens if something has changed since the results were computed: the history,
+# by another worker or by a Redis that lost its newest writes; or an entry, which was finished or given up elsewhere. So
+# a result knows exactly the history of its revision, and what is given up never comes into a history.
+# A stored result stays if it is newer by (event time, revision, order of the release). The release comes last: what
+# knows more of the user must not give way to a newer release that knows less (ADR 11).
+# Returns -1 if nothing happened, else the number of results stored.
+# KEYS: stream, history (order, content), waiting, then a mark per entry, then a result per task.
+# ARGV: group, batch that changed the history last ('' if none), this batch, events kept, history's TTL, results' TTL,
+# release, its order, instant, newest event's microseconds, number of entries, then per entry its id, event_id, time in
+# microseconds and event JSON, then a body per task.
+COMMIT = """
+local stream, order, content, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local entries, first = tonumber(ARGV[11]), 12
+if (redis.call('HGET', content, 'batch') or '') ~= ARGV[2] then return -1 end
+for at = first, first + 4 * entries - 1, 4 do
+    if #redis.call('XRANGE', stream, ARGV[at], ARGV[at]) == 0 then return -1 end
 end
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('XDEL', KEYS[1], ARGV[2])
-if redis.call('TYPE', KEYS[4]).ok == 'hash' then redis.call('HSET', KEYS[4], unpack(ARGV, 6)) end
-redis.call('HDEL', KEYS[5], ARGV[2])
-return 1
-"""
 
-# Put a dead letter back into the stream, its mark as if it had just been accepted. Returns 0 if it is gone.
-# KEYS: stream, dead letters, mark. ARGV: letter, event JSON, accepted_at (seconds), mark's TTL, user; '': no mark.
-REPLAY = """
-if redis.call('XDEL', KEYS[2], ARGV[1]) == 0 then return 0 end
-local entry = redis.call('XADD', KEYS[1], '*', 'event', ARGV[2], 'accepted_at', ARGV[3])
-if ARGV[5] ~= '' then
-    redis.call('DEL', KEYS[3])
-    redis.call('HSET', KEYS[3], 'entry', entry, 'user', ARGV[5])
-    redis.call('EXPIRE', KEYS[3], ARGV[4])
-end
-return 1
-"""
-
-# Put the event of an entry into its user's recent history; again has no effect. Nothing happens if the entry is gone: a
-# worker that stood still must not bring back what was given up meanwhile, for nobody would take it out again. What was
-# finished meanwhile is in the history, as far as it is kept. The event's mark does not tell: it expires, and a replay
-# starts it anew.
-# Returns 0 if it is there already, 1 if it is new, 2 if it is new and older than the newest there, 3 if its entry is
-# gone.
-# KEYS: stream, order, content. ARGV: entry id, event_id, time in microseconds, event JSON, events kept, TTL.
-REMEMBER = """
-if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 3 end
-local field = 'e:' .. ARGV[2]
-local new = 0
-if redis.call('HEXISTS', KEYS[3], field) == 0 then
-    new = 1
-    local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-    if newest[2] and tonumber(newest[2]) > tonumber(ARGV[3]) then new = 2 end
-    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[2])
-    redis.call('HSET', KEYS[3], field, ARGV[4])
-    redis.call('HINCRBY', KEYS[3], 'revision', 1)
-    local surplus = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[5])
-    if surplus > 0 then
-        for _, old in ipairs(redis.call('ZRANGE', KEYS[2], 0, surplus - 1)) do
-            redis.call('HDEL', KEYS[3], 'e:' .. old)
-        end
-        redis.call('ZREMRANGEBYRANK', KEYS[2], 0, surplus - 1)
+local added = 0
+for at = first, first + 4 * entries - 1, 4 do
+    if redis.call('HSETNX', content, 'e:' .. ARGV[at + 1], ARGV[at + 3]) == 1 then
+        redis.call('ZADD', order, ARGV[at + 2], ARGV[at + 1])
+        added = added + 1
     end
 end
-redis.call('EXPIRE', KEYS[2], ARGV[6])
-redis.call('EXPIRE', KEYS[3], ARGV[6])
-return new
+local revision = redis.call('HINCRBY', content, 'revision', added)
+redis.call('HSET', content, 'batch', ARGV[3])
+local surplus = redis.call('ZCARD', order) - tonumber(ARGV[4])
+if surplus > 0 then
+    for _, old in ipairs(redis.call('ZRANGE', order, 0, surplus - 1)) do redis.call('HDEL', content, 'e:' .. old) end
+    redis.call('ZREMRANGEBYRANK', order, 0, surplus - 1)
+end
+redis.call('EXPIRE', order, ARGV[5])
+redis.call('EXPIRE', content, ARGV[5])
+
+local function is_newer(stored, numbers)
+    for rank = 1, 3 do
+        local old, new = tonumber(stored[rank]), tonumber(numbers[rank])
+        if old == nil or new > old then return true end
+        if new < old then return false end
+    end
+    return true
+end
+local stored = 0
+for task = 1, #KEYS - 4 - entries do
+    local key, numbers = KEYS[4 + entries + task], {ARGV[10], revision, ARGV[8]}
+    if is_newer(redis.call('HMGET', key, 'event_ts_us', 'revision', 'release_order'), numbers) then
+        redis.call('HSET', key, 'event_ts_us', numbers[1], 'revision', numbers[2], 'release_order', numbers[3],
+            'body', ARGV[first + 4 * entries + task - 1])
+        redis.call('EXPIRE', key, ARGV[6])
+        stored = stored + 1
+    end
+end
+
+for entry = 1, entries do
+    local id = ARGV[first + 4 * (entry - 1)]
+    redis.call('XACK', stream, ARGV[1], id)
+    redis.call('XDEL', stream, id)
+    redis.call('ZREM', waiting, id)
+    if redis.call('TYPE', KEYS[4 + entry]).ok == 'hash' then
+        redis.call('HSET', KEYS[4 + entry], 'done', ARGV[9], 'batch', ARGV[3], 'release', ARGV[7], 'revision', revision)
+    end
+end
+return stored
 """
 
-# Store a result unless the stored one is newer by (event time, history revision, release order). Returns 1 if stored.
-# The release comes last: what knows more of the user must not give way to a newer release that knows less (ADR 11).
-# KEYS: result. ARGV: event time in microseconds, revision, release order, body, TTL.
-STORE = """
-local stored = redis.call('HMGET', KEYS[1], 'event_ts_us', 'revision', 'release_order')
-for rank = 1, 3 do
-    local old, new = tonumber(stored[rank]), tonumber(ARGV[rank])
-    if old == nil or new > old then break end
-    if new < old then return 0 end
+# Put a dead letter back into the stream, its mark as if it had just been accepted. Returns 1 if it is, 0 if the
+# letter is gone, -1 if the stream is full.
+# KEYS: stream, dead letters, mark, waiting.
+# ARGV: letter, event JSON, accepted_at (seconds), mark's TTL, longest stream, version of the event's form, user (''
+# if it is no event).
+REPLAY = """
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[5]) then return -1 end
+if redis.call('XDEL', KEYS[2], ARGV[1]) == 0 then return 0 end
+local entry = redis.call('XADD', KEYS[1], '*', 'event', ARGV[2], 'accepted_at', ARGV[3], 'version', ARGV[6])
+if ARGV[7] ~= '' then
+    redis.call('DEL', KEYS[3])
+    redis.call('HSET', KEYS[3], 'entry', entry, 'user', ARGV[7])
+    redis.call('EXPIRE', KEYS[3], ARGV[4])
+    redis.call('ZADD', KEYS[4], string.match(entry, '%d+'), entry)
+    redis.call('EXPIRE', KEYS[4], ARGV[4])
 end
-redis.call('HSET', KEYS[1], 'event_ts_us', ARGV[1], 'revision', ARGV[2], 'release_order', ARGV[3], 'body', ARGV[4])
-redis.call('EXPIRE', KEYS[1], ARGV[5])
 return 1
 """
 
@@ -160,19 +182,17 @@ redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[3]))
 return 1
 """
 
-# Move an entry to the dead letters, and its event out of the history; nothing happens if the entry has been finished or
-# given up by another worker. Returns 1 if moved.
-# KEYS: stream, dead letters; if it is an event, its user's history (order, content), its mark, what waits of the user.
-# ARGV: group, entry id, event_id or '', instant, then fields and values of the letter.
+# Move an entry to the dead letters; nothing happens if the entry has been finished or given up by another worker.
+# Returns 1 if moved.
+# KEYS: stream, dead letters; if it is an event, its mark, waiting.
+# ARGV: group, entry id, instant, then fields and values of the letter.
 GIVE_UP = """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('XADD', KEYS[2], '*', unpack(ARGV, 5))
+redis.call('XADD', KEYS[2], '*', unpack(ARGV, 4))
 redis.call('XDEL', KEYS[1], ARGV[2])
 if KEYS[3] then
-    redis.call('ZREM', KEYS[3], ARGV[3])
-    if redis.call('HDEL', KEYS[4], 'e:' .. ARGV[3]) == 1 then redis.call('HINCRBY', KEYS[4], 'revision', 1) end
-    if redis.call('TYPE', KEYS[5]).ok == 'hash' then redis.call('HSET', KEYS[5], 'dead', ARGV[4]) end
-    redis.call('HDEL', KEYS[6], ARGV[2])
+    if redis.call('TYPE', KEYS[3]).ok == 'hash' then redis.call('HSET', KEYS[3], 'dead', ARGV[3]) end
+    redis.call('ZREM', KEYS[4], ARGV[2])
 end
 return 1
 """

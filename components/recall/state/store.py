@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 import redis
+import structlog
 from pydantic import BaseModel, ConfigDict
 
 from components.config import RecallConfig
-from components.recall.state.events import Event, to_microseconds
-from components.recall.state.scripts import REMEMBER, STORE, STREAM, history_keys, result_key
+from components.exceptions import DataError
+from components.recall.state.events import Event, decode_event, encode_event
+from components.recall.state.scripts import COMMIT, GROUP, STREAM, accepted_key, history_keys, result_key, waiting_key
 from components.recall.state.stream import Entry
 
-Joined = Literal["repeated", "in_order", "late", "gone"]
-_JOINED: tuple[Joined, ...] = ("repeated", "in_order", "late", "gone")  # by the answer of REMEMBER
+log = structlog.get_logger()
+Joined = Literal["repeated", "in_order", "late"]
 
 
 class Result(BaseModel):
@@ -49,92 +52,111 @@ class RecentEvents:
 
     Attributes:
         events: Oldest first.
-        revision: Number of changes of this history, less the events left out; orders results of one newest event.
+        revision: Number of events that have joined this history so far; orders results of one newest event.
+        batch: The batch that changed it last; empty if none has.
     """
 
     events: list[Event]
-    revision: int
+    revision: int = 0
+    batch: str = ""
+
+    def join(self, events: Iterable[Event], limit: int) -> tuple[RecentEvents, list[Joined]]:
+        """This history with more events, the newest `limit` of all, and how each event joined it."""
+        by_id = {event.event_id: event for event in self.events}
+        newest = self.events[-1].ts if self.events else None
+        joined: list[Joined] = []
+        for event in events:
+            if event.event_id in by_id:
+                joined.append("repeated")
+                continue
+            joined.append("late" if newest is not None and event.ts < newest else "in_order")
+            newest = event.ts if newest is None else max(newest, event.ts)
+            by_id[event.event_id] = event
+        merged = sorted(by_id.values(), key=lambda event: (event.ts, event.event_id))[-limit:]
+        return RecentEvents(merged, self.revision, self.batch), joined
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What finishes entries of one user.
+
+    Attributes:
+        entries: The entries.
+        recent: The history that the results were computed from, the entries' events joined.
+        results: By task name.
+    """
+
+    entries: Sequence[Entry]
+    recent: RecentEvents
+    results: dict[str, Result]
 
 
 class UserStore:
-    """Reads and writes of one worker; every write is atomic in Redis and safe to repeat."""
+    """Reads and writes of one worker."""
 
     def __init__(self, client: redis.Redis, config: RecallConfig) -> None:
         self._client = client
         self._config = config
-        self._remember = client.register_script(REMEMBER)
-        self._store = client.register_script(STORE)
+        self._commit = client.register_script(COMMIT)
 
-    def remember(self, entries: Iterable[Entry]) -> list[Joined]:
-        """Add events to their users' recent histories; an event that is there already changes nothing.
-
-        Returns:
-            How the event of each entry joined; "gone" if it did not, because a worker has finished the entry or given
-            it up.
-        """
-        with self._client.pipeline(transaction=False) as pipe:
-            for entry in entries:
-                event = entry.event
-                self._remember(
-                    keys=[STREAM, *history_keys(event.user_id)],
-                    args=[
-                        entry.entry_id,
-                        event.event_id,
-                        event.ts_us,
-                        event.model_dump_json(),
-                        self._config.history_events,
-                        self._config.result_ttl_seconds,
-                    ],
-                    client=pipe,
-                )
-            return [_JOINED[answer] for answer in pipe.execute()]
-
-    def recent(self, user_ids: list[str], without: Collection[str] = frozenset()) -> dict[str, RecentEvents]:
-        """The recent events of each user, but for those of the ids given; users without any are left out."""
+    def recent(self, user_ids: list[str]) -> dict[str, RecentEvents]:
+        """The recent events of each user; empty for users without any."""
         with self._client.pipeline(transaction=False) as pipe:
             for user_id in user_ids:
                 pipe.hgetall(history_keys(user_id)[1])
             answers: list[Any] = pipe.execute()
-        found = {user_id: _decode_recent(fields, without) for user_id, fields in zip(user_ids, answers, strict=True)}
-        return {user_id: recent for user_id, recent in found.items() if recent.events}
+        return {user_id: _decode_recent(fields) for user_id, fields in zip(user_ids, answers, strict=True)}
 
-    def store(self, user_id: str, results: dict[str, Result], *, order: int, revision: int) -> int:
-        """Store a user's results by task, all at once; one that is older than what is stored is dropped.
+    def commit(self, commits: Iterable[Commit], *, release: str, order: int, batch: str) -> list[int | None]:
+        """Finish entries: events into the histories, results stored, entries out of the stream; all at once per user.
 
         Args:
-            user_id: The user.
-            results: By task name.
-            order: Number of the release's publication.
-            revision: Revision of the history that the results were computed from.
+            commits: One per user.
+            release: Name of the release that computed the results.
+            order: Number of its publication.
+            batch: Names this batch; no other has the same name.
 
         Returns:
-            Number stored.
+            For each the number of results stored, without those that are older than what is stored; None if nothing
+            happened, because the history or an entry has changed since it was read.
         """
-        with self._client.pipeline(transaction=True) as pipe:
-            for task, result in results.items():
-                self._store(
-                    keys=[result_key(user_id, task)],
-                    args=[
-                        to_microseconds(result.event_ts),
-                        revision,
-                        order,
-                        result.model_dump_json(),
-                        self._config.result_ttl_seconds,
-                    ],
-                    client=pipe,
-                )
-            return sum(pipe.execute())
+        with self._client.pipeline(transaction=False) as pipe:
+            for commit in commits:
+                self._queue(pipe, commit, [release, order, f"{time.time():.3f}"], batch)
+            return [None if stored < 0 else stored for stored in pipe.execute()]
 
     def result(self, user_id: str, task: str) -> Result | None:
         """The stored result, or None."""
         body: Any = self._client.hget(result_key(user_id, task), "body")
         return None if body is None else Result.model_validate_json(body)
 
+    def _queue(self, pipe: Any, commit: Commit, served: list[Any], batch: str) -> None:
+        user_id, config = commit.entries[0].event.user_id, self._config
+        events = [entry.event for entry in commit.entries]
+        marks = [accepted_key(event.event_id) for event in events]
+        results = [result_key(user_id, task) for task in commit.results]
+        limits = [config.history_events, config.history_ttl_seconds, config.result_ttl_seconds]
+        rows = [
+            part
+            for entry in commit.entries
+            for part in (entry.entry_id, entry.event.event_id, entry.event.ts_us, encode_event(entry.event))
+        ]
+        bodies = [result.model_dump_json() for result in commit.results.values()]
+        newest = [commit.recent.events[-1].ts_us, len(events)]
+        self._commit(
+            keys=[STREAM, *history_keys(user_id), waiting_key(user_id), *marks, *results],
+            args=[GROUP, commit.recent.batch, batch, *limits, *served, *newest, *rows, *bodies],
+            client=pipe,
+        )
 
-def _decode_recent(fields: dict[str, str], without: Collection[str]) -> RecentEvents:
-    left_out = fields.keys() & {f"e:{event_id}" for event_id in without}
-    kept = fields.keys() - left_out - {"revision"}
-    events = [Event.model_validate_json(fields[field]) for field in kept]
+
+def _decode_recent(fields: dict[str, str]) -> RecentEvents:
+    events = []
+    for name, text in fields.items():
+        if name.startswith("e:"):
+            try:
+                events.append(decode_event(text))
+            except DataError:  # of another version of this software; one event must not cost the user's recall
+                log.warning("event of a history cannot be read and is left out")
     events.sort(key=lambda event: (event.ts, event.event_id))
-    # What leaves events out knows less than what does not, so its result must not replace that of the whole history.
-    return RecentEvents(events=events, revision=int(fields.get("revision", 0)) - len(left_out))
+    return RecentEvents(events, int(fields.get("revision", 0)), fields.get("batch", ""))

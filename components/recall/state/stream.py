@@ -1,4 +1,4 @@
-"""The event stream as one worker sees it: read, acknowledge, claim from the dead, give up with a reason.
+"""The event stream as one worker sees it: read, claim from dead workers, hand back, give up with a reason.
 
 Delivery is at least once: an entry stays pending until its result is stored, whoever dies meanwhile.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,14 @@ import structlog
 
 from components.config import RecallConfig
 from components.exceptions import DataError
-from components.recall.state.events import Event, decode_event
-from components.recall.state.lineage import Served, done_fields
+from components.recall.state.events import VERSION, Event, decode_event, encode_event
 from components.recall.state.scripts import (
     DEAD_STREAM,
-    FINISH,
     FORGET_CONSUMER,
     GIVE_UP,
     GROUP,
     STREAM,
     accepted_key,
-    history_keys,
     waiting_key,
 )
 
@@ -40,8 +38,8 @@ class Entry:
     Attributes:
         entry_id: Id in the stream.
         event: The event.
-        accepted_at: Seconds since 1970 at which the stream took it; NaN if it was not said.
-        deliveries: How often it was delivered, this time included.
+        accepted_at: Seconds since 1970 at which the stream took it; NaN if unknown.
+        deliveries: Number of tries, this one included.
         traceparent: Trace that it belongs to, as W3C writes it; empty if there is none.
     """
 
@@ -59,7 +57,8 @@ class EventStream:
         self._client = client
         self._consumer = consumer
         self._config = config
-        self._finish = client.register_script(FINISH)
+        self._idle_ms = int(config.claim_idle_seconds * 1000)
+        self._oldest_ms = 0
         self._give_up = client.register_script(GIVE_UP)
         self._forget_consumer = client.register_script(FORGET_CONSUMER)
 
@@ -77,51 +76,27 @@ class EventStream:
         if entries and len(entries) < count:
             time.sleep(self._config.max_wait_ms / 1000)
             entries += self._read(">", count - len(entries), None)
-        return self._decode(entries, {})
+        return self._decode(entries)
 
     def read_ahead(self, entries: list[Entry]) -> list[Entry]:
-        """What else waits of the same users, however far down the stream and not yet delivered to anybody.
+        """What else waits of the same users, however far down the stream: undelivered, or left by a dead worker.
 
-        At most `history_events` a user, oldest first. They become ours as if they had been read; if they are still
-        unfinished when the group's reading comes to them, they are delivered once more.
+        The entries become ours as if they had been read; if they are still unfinished when the group's reading comes to
+        them, they are delivered once more.
         """
-        users = list(dict.fromkeys(entry.event.user_id for entry in entries))
-        with self._client.pipeline(transaction=False) as pipe:
-            for user_id in users:
-                pipe.hkeys(waiting_key(user_id))
-            waiting: list[list[str]] = pipe.execute()
-        known = {entry.entry_id for entry in entries}
-        ids: list[Any] = []
-        for of_user in waiting:
-            ids += sorted((one for one in of_user if one not in known), key=_place)[: self._config.history_events]
-        if not ids:
-            return []
-        taken: Any = self._client.xclaim(
-            STREAM, GROUP, self._consumer, min_idle_time=_NEVER_MS, message_ids=ids, retrycount=1, force=True
-        )
-        return self._decode([(entry_id, fields) for entry_id, fields in taken if fields], {})
-
-    def unfinished(self, user_id: str) -> set[str]:
-        """Event ids of the user's entries in the stream, as far as it is known: a replayed one is not."""
-        events: Any = self._client.hvals(waiting_key(user_id))
-        return set(events)
+        return self._take_along(entries, tries=1)
 
     def claim_stale(self, count: int) -> list[Entry]:
         """Take over entries that no consumer has finished for `claim_idle_seconds`, our own failed ones too.
 
-        None counts as delivered yet: an entry that kills its worker must not use up the tries of those behind it.
+        With them comes what else waits of their users, so that one inference covers it. None counts as delivered yet:
+        an entry that kills its worker must not use up the tries of those behind it.
         """
-        idle_ms = int(self._config.claim_idle_seconds * 1000)
         ids: Any = self._client.xautoclaim(
-            STREAM, GROUP, self._consumer, min_idle_time=idle_ms, count=count, justid=True
+            STREAM, GROUP, self._consumer, min_idle_time=self._idle_ms, count=count, justid=True
         )
-        if not ids:
-            return []
-        with self._client.pipeline(transaction=False) as pipe:
-            for entry_id in ids:
-                pipe.xrange(STREAM, entry_id, entry_id)
-            answers: list[Any] = pipe.execute()
-        return self._decode([entry for found in answers for entry in found], self._deliveries(ids))
+        stale = self._load(ids)
+        return stale + self._take_along(stale, tries=0)
 
     def begin(self, entries: list[Entry]) -> list[Entry]:
         """Count claimed entries as delivered, just before they are tried; those that were finished meanwhile go."""
@@ -130,40 +105,35 @@ class EventStream:
         still_there = {entry_id for entry_id, _ in begun}
         return [entry for entry in entries if entry.entry_id in still_there]
 
-    def acknowledge(self, entries: list[Entry], served: Served) -> list[Entry]:
-        """Take finished entries out of the stream, and note in their lineage what they were finished with.
-
-        Returns:
-            Those taken out. Of the others, some were finished or given up by another worker; some stay pending and are
-            tried again, since Redis has restarted without its newest writes and the history without the event.
-        """
+    def hand_back(self, entries: list[Entry]) -> None:
+        """Leave unfinished entries to other workers at once, this try not counted."""
         with self._client.pipeline(transaction=False) as pipe:
             for entry in entries:
-                user_id, event_id = entry.event.user_id, entry.event.event_id
-                known: list[str | int] = [event_id, self._config.history_events, served.revisions.get(user_id, 0)]
-                self._finish(
-                    keys=[STREAM, *history_keys(user_id), accepted_key(event_id), waiting_key(user_id)],
-                    args=[GROUP, entry.entry_id, *known, *done_fields(served, user_id)],
-                    client=pipe,
-                )
-            finished: list[int] = pipe.execute()
-        return [entry for entry, done in zip(entries, finished, strict=True) if done]
+                pipe.xclaim(
+                    STREAM, GROUP, self._consumer, min_idle_time=0, message_ids=[entry.entry_id], idle=self._idle_ms,
+                    retrycount=entry.deliveries - 1, justid=True,
+                )  # fmt: skip
+            pipe.execute()
 
-    def give_up(self, entry_id: str, text: str, reason: str, deliveries: int, event: Event | None = None) -> bool:
-        """Move an entry to the dead letters, with the reason, and its event out of the history, all at once.
+    def still_there(self, entries: list[Entry]) -> list[Entry]:
+        """Those that no worker has finished or given up."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for entry in entries:
+                pipe.xrange(STREAM, entry.entry_id, entry.entry_id)
+            return [entry for entry, found in zip(entries, pipe.execute(), strict=True) if found]
 
-        Args:
-            entry_id: Id in the stream.
-            text: The entry's content, to be replayed.
-            reason: Why.
-            deliveries: How often it was tried.
-            event: The content as an event, if it is one.
+    def give_up(self, entry: Entry, reason: str) -> bool:
+        """Move an entry to the dead letters, with the reason.
 
         Returns:
             Whether it was moved; not if another worker has finished it or given it up.
         """
+        return self._bury(entry.entry_id, encode_event(entry.event), reason, entry.deliveries, entry.event)
+
+    def _bury(self, entry_id: str, text: str, reason: str, deliveries: int, event: Event | None = None) -> bool:
         letter = {
             "event": text,
+            "version": str(VERSION),
             "reason": reason,
             "deliveries": str(deliveries),
             "entry_id": entry_id,
@@ -171,14 +141,11 @@ class EventStream:
             "at": f"{time.time():.3f}",
         }
         fields = [part for pair in letter.items() for part in pair]
-        event_id, of_event = "", []
-        if event:
-            event_id = event.event_id
-            of_event = [*history_keys(event.user_id), accepted_key(event_id), waiting_key(event.user_id)]
-        arguments = [GROUP, entry_id, event_id, letter["at"], *fields]
-        moved = self._give_up(keys=[STREAM, DEAD_STREAM, *of_event], args=arguments)
+        of_event = [accepted_key(event.event_id), waiting_key(event.user_id)] if event else []
+        moved = self._give_up(keys=[STREAM, DEAD_STREAM, *of_event], args=[GROUP, entry_id, letter["at"], *fields])
         if moved:  # the reason may quote the event, so it stands in the letter alone
-            log.warning("dead letter", entry_id=entry_id, event_id=event_id or None, deliveries=deliveries)
+            event_id = event.event_id if event else None
+            log.warning("dead letter", entry_id=entry_id, event_id=event_id, deliveries=deliveries)
         return bool(moved)
 
     def forget_dead_consumers(self, live: set[str]) -> None:
@@ -208,9 +175,8 @@ class EventStream:
             pipe.xrange(STREAM, count=1)
             pipe.time()
             entries, (seconds, microseconds) = pipe.execute()
-        if not entries:
-            return 0.0
-        return float(max(0.0, seconds + microseconds / 1e6 - int(entries[0][0].split("-")[0]) / 1000))
+        self._oldest_ms = int(entries[0][0].split("-")[0]) if entries else seconds * 1000
+        return float(max(0.0, seconds + microseconds / 1e6 - self._oldest_ms / 1000)) if entries else 0.0
 
     def _read(self, start: str, count: int, block_ms: int | None) -> list[tuple[str, dict[str, str]]]:
         answer: Any = self._client.xreadgroup(GROUP, self._consumer, {STREAM: start}, count=count, block=block_ms)
@@ -219,25 +185,62 @@ class EventStream:
         streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
         return [(entry_id, fields) for entries in streams for entry_id, fields in entries]
 
-    def _deliveries(self, ids: list[str]) -> dict[str, int]:
-        """How often each will have been delivered with the try to come."""
+    def _waiting(self, entries: list[Entry]) -> list[str]:
+        """Ids of what else waits of the users of these entries; bounded by `max_waiting_per_user` each."""
+        users = list(dict.fromkeys(entry.event.user_id for entry in entries))
         with self._client.pipeline(transaction=False) as pipe:
+            for user_id in users:
+                # Notes of entries older than the stream's oldest are void: those were deleted by hand.
+                pipe.zremrangebyscore(waiting_key(user_id), "-inf", f"({self._oldest_ms}")
+                pipe.zrange(waiting_key(user_id), 0, self._config.max_waiting_per_user - 1)
+            answers: list[list[str]] = pipe.execute()[1::2]
+        known = {entry.entry_id for entry in entries}
+        return [entry_id for of_user in answers for entry_id in of_user if entry_id not in known]
+
+    def _take_along(self, entries: list[Entry], tries: int) -> list[Entry]:
+        """Claim what else waits of the users of these entries; of what was undelivered, so many tries count as made."""
+        ids = self._waiting(entries)
+        if not ids:
+            return []
+        claim: Callable[..., Any] = self._client.xclaim
+        stale = claim(STREAM, GROUP, self._consumer, self._idle_ms, ids, justid=True)
+        unread = claim(STREAM, GROUP, self._consumer, _NEVER_MS, ids, force=True, retrycount=tries)
+        return self._load(stale) + self._decode([entry for entry in unread if entry != (None, None)])
+
+    def _load(self, ids: list[str]) -> list[Entry]:
+        """Read claimed entries, with the number of their tries, the coming one included."""
+        if not ids:
+            return []
+        with self._client.pipeline(transaction=False) as pipe:
+            for entry_id in ids:
+                pipe.xrange(STREAM, entry_id, entry_id)
             for entry_id in ids:
                 pipe.xpending_range(STREAM, GROUP, min=entry_id, max=entry_id, count=1)
             answers: list[Any] = pipe.execute()
-        return {row["message_id"]: int(row["times_delivered"]) + 1 for rows in answers for row in rows}
+        found = [entry for entries in answers[: len(ids)] for entry in entries]
+        pending = [row for rows in answers[len(ids) :] for row in rows]
+        deleted = set(ids) - {entry_id for entry_id, _ in found}
+        if deleted:  # by hand; nothing is left to do
+            self._client.xack(STREAM, GROUP, *deleted)
+        return self._decode(found, {row["message_id"]: int(row["times_delivered"]) + 1 for row in pending})
 
-    def _decode(self, raw: list[tuple[str, dict[str, str]]], deliveries: dict[str, int]) -> list[Entry]:
-        """Parse entries; what never can be parsed becomes a dead letter at once."""
+    def _decode(self, raw: list[tuple[str, dict[str, str]]], deliveries: dict[str, int] | None = None) -> list[Entry]:
+        """Parse entries; what never can be parsed becomes a dead letter at once.
+
+        An entry of a newer version stays pending, for a worker of that version.
+        """
         entries = []
         for entry_id, fields in raw:
-            times = deliveries.get(entry_id, 1)
-            text = fields.get("event", "")
+            times = (deliveries or {}).get(entry_id, 1)
+            text, version = fields.get("event", ""), fields.get("version", "1")
+            if version.isdecimal() and int(version) > VERSION:
+                log.warning("entry of a newer version is left to newer workers", entry_id=entry_id, version=version)
+                continue
             try:
                 accepted_at = _seconds(fields.get("accepted_at", ""))
                 entries.append(Entry(entry_id, decode_event(text), accepted_at, times, fields.get("traceparent", "")))
             except DataError as error:
-                self.give_up(entry_id, text, str(error), times)
+                self._bury(entry_id, text, str(error), times)
         return entries
 
 
@@ -248,9 +251,3 @@ def _seconds(text: str) -> float:
     except ValueError:
         return math.nan
     return seconds if math.isfinite(seconds) else math.nan
-
-
-def _place(entry_id: str) -> tuple[int, int]:
-    """Sorts ids by their place in the stream."""
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number)

@@ -18,7 +18,7 @@ from components.recall.serving.context import KnownHistory, build_context
 from components.recall.serving.engine import Ranking, ServingRelease
 from components.recall.state.adhoc import AdHocOutcome, AdHocQueue, AdHocRefusal, AdHocRequest, AdHocResult
 from components.recall.state.events import Event
-from components.recall.state.store import RecentEvents, UserStore
+from components.recall.state.store import UserStore
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import AdHocMetrics
 from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop
@@ -27,7 +27,6 @@ from components.urm.data.request import RecallRequest, UserContext
 
 log = structlog.get_logger()
 REQUESTS_PER_BATCH = 8  # callers wait, so a batch must be short
-_NO_EVENTS = RecentEvents(events=[], revision=0)
 
 
 class AdHocWorker(ServingLoop):
@@ -85,7 +84,7 @@ class AdHocWorker(ServingLoop):
         if not requests:
             return {}
         users = list(dict.fromkeys(one.user_id for one in requests))
-        recent = {user: _NO_EVENTS for user in users} | self._store.recent(users)
+        recent = self._store.recent(users)
         known = release.read_histories(users)
         contexts = {
             user: build_context(known.get(user, KnownHistory()), recent[user].events, release.rule) for user in users

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,13 +13,17 @@ from components.recall.serving.engine import ServingRelease
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import WorkerMetrics
 from components.recall.worker.switch import ReleaseSwitch
-from components.redis_client import is_full
-from components.release.publication import Publication, send_heartbeat, unregister
+from components.redis_client import is_unavailable
+from components.release.publication import Publication, name_worker, send_heartbeat, unregister
 
 log = structlog.get_logger()
 
 IDLE_BLOCK_MS = 500  # how long an idle worker waits for work before it looks at releases and signals
 _LONGEST_PAUSE_SECONDS = 10.0
+
+
+class SickWorkerError(Exception):
+    """The fault lies with this worker and not with an event: whatever it is given fails."""
 
 
 class ServingLoop(ABC):
@@ -34,8 +36,8 @@ class ServingLoop(ABC):
         name: str | None,
         metrics: WorkerMetrics,
     ) -> None:
-        """Take a Redis client that returns str, the loader of releases, a name (else host and process id), metrics."""
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        """Take a Redis client that returns str, the loader of releases, a name (else that of this process), metrics."""
+        self.name = name or name_worker()
         self.metrics = metrics
         self._client = client
         self._switch = ReleaseSwitch(client, self.name, load, self.metrics)
@@ -46,20 +48,27 @@ class ServingLoop(ABC):
         self._stopping = True
 
     def run(self) -> None:
-        """Serve until stopped; wait while Redis is lost or full."""
+        """Serve until stopped; wait while Redis is unavailable.
+
+        Raises:
+            SickWorkerError: This worker cannot work; it has left, for its supervisor to start another.
+        """
         log.info("worker started", worker=self.name)
         pause = 0.0
-        while not self._stopping:
-            try:
-                self.step()
-                pause = 0.0
-            except redis.RedisError as error:
-                if not (isinstance(error, redis.ConnectionError | redis.TimeoutError) or is_full(error)):
-                    raise
-                pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
-                log.warning("redis does not answer or is full", error=name_error(error), retry_in_seconds=pause)
-                self._sleep(pause)
-        self._leave()
+        try:
+            while not self._stopping:
+                try:
+                    self.step()
+                    pause = 0.0
+                except redis.RedisError as error:
+                    if not is_unavailable(error):
+                        raise
+                    pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
+                    log.warning("redis is unavailable", error=name_error(error), retry_in_seconds=pause)
+                    self._client.connection_pool.disconnect()  # after a fail-over the address leads elsewhere
+                    self._sleep(pause)
+        finally:
+            self._leave()
 
     @abstractmethod
     def step(self) -> None:

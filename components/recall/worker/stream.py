@@ -1,15 +1,21 @@
-"""The recall worker: events in, one inference per user, results out, then the acknowledgement.
+"""The recall worker: events in, one inference per user, then events, results and acknowledgement in one commit.
+
+The results of a user are computed from the history as it would be with the new events, and committed only if nothing
+has changed since (`state/store.py`); else they are computed again. So an event comes into the history only once an
+inference has succeeded with it (ADR 22).
 
 Faults and what they cost: a killed worker's entries are claimed by another one after `claim_idle_seconds`; a failing
-user is tried again alone, then becomes a dead letter; a lost or full Redis is waited for; SIGTERM finishes the batch at
-hand.
+batch is halved until the event at fault is alone, which is tried again and then becomes a dead letter; a worker at
+which everything fails hands its entries back and ends; an unavailable Redis is waited for; SIGTERM finishes the
+current batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import redis
@@ -17,16 +23,17 @@ import structlog
 
 from components.config import RecallConfig
 from components.memory import trim_memory
-from components.recall.serving.answers import answer_users
+from components.recall.serving.answers import answer_users, probe
 from components.recall.serving.context import KnownHistory
 from components.recall.serving.engine import ServingRelease
-from components.recall.state.lineage import Served
-from components.recall.state.store import UserStore
+from components.recall.state.scripts import CONTROL, MARK_TTL_SECONDS
+from components.recall.state.store import Commit, Joined, RecentEvents, UserStore
 from components.recall.state.stream import Entry, EventStream
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import StreamMetrics
 from components.recall.telemetry.tracing import Tracing
-from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop
+from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop, SickWorkerError
+from components.redis_client import is_unavailable
 from components.release.publication import Publication, live_workers, send_heartbeat
 
 log = structlog.get_logger()
@@ -53,7 +60,7 @@ class RecallWorker(ServingLoop):
             client: Returns str.
             config: Sizes and limits.
             load: Loads and checks a release; may raise anything.
-            name: Unique among live workers; host and process id if left out.
+            name: That no other worker ever had; that of this process if left out.
             tracing: Where spans go; nowhere if left out.
         """
         super().__init__(client, load, name, StreamMetrics())
@@ -62,6 +69,8 @@ class RecallWorker(ServingLoop):
         self._store = UserStore(client, config)
         self._tracing = tracing or Tracing()
         self._batches = 0
+        self._in_hand: list[Entry] = []
+        self._control = ""  # the user with whom this worker succeeded last
         self._next_maintenance = 0.0
 
     def step(self) -> None:
@@ -73,128 +82,149 @@ class RecallWorker(ServingLoop):
                 self._sleep(IDLE_BLOCK_MS / 1000)  # events wait in the stream
                 return
             stale = self._stream.claim_stale(self._config.batch_size)
-            if stale:
-                self._retry(release, stale)
+            self._in_hand = stale
+            self._retry(release, stale)
             # While claims keep coming, new events are not waited for.
             # No more than one batch, so that other workers find some; what else waits of its users comes along.
             entries = self._stream.read(self._config.batch_size, 1 if stale else IDLE_BLOCK_MS)
             if entries:
-                self._process(release, entries + self._stream.read_ahead(entries))
+                self._in_hand = entries + self._stream.read_ahead(entries)
+                tried = {entry.event.user_id for entry in self._in_hand if entry.deliveries > 1}
+                self._process(release, [one for one in self._in_hand if one.event.user_id not in tried])
+                self._retry(release, [one for one in self._in_hand if one.event.user_id in tried])
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             log.warning("consumer group is gone, creating it again")  # a Redis that lost its memory
             self._stream.ensure_group()
-
-    def _process(self, release: ServingRelease, entries: list[Entry]) -> None:
-        """Infer and store a batch; if that fails, each user alone, and who fails again stays pending for a retry."""
-        try:
-            self._infer_and_store(release, entries)
-        except redis.RedisError:
+        except SickWorkerError:
+            self._stream.hand_back(self._in_hand)
             raise
-        except Exception as error:  # a user's data broke the model: the others must not suffer
-            if len({entry.event.user_id for entry in entries}) > 1:
-                for single in _batches_of_users(entries, 1):
-                    self._process(release, single)
-                return
-            self._fail(release, entries, error)
 
     def _retry(self, release: ServingRelease, entries: list[Entry]) -> None:
-        """Entries that were delivered before go one user at a time: one of them may have killed a worker."""
-        for single in _batches_of_users(entries, 1):
-            begun = self._stream.begin(single)
-            exhausted = [entry for entry in begun if entry.deliveries > self._config.max_deliveries]
-            self._give_up(exhausted, "delivered too often without a result: a worker died or failed each time")
-            self._process(release, [entry for entry in begun if entry not in exhausted])
+        """Entries that were delivered before go one user at a time: one of them may have killed a worker.
 
-    def _fail(self, release: ServingRelease, entries: list[Entry], error: Exception) -> None:
-        """Leave a user's entries pending for a retry; those that had their last one are told apart."""
-        reason = f"{type(error).__name__}: {error}"
-        exhausted = [entry for entry in entries if entry.deliveries >= self._config.max_deliveries]
-        for entry in entries:
-            if entry not in exhausted:
-                self.metrics.events.labels(outcome="failed").inc()
-                log.warning(
-                    "event failed", event_id=entry.event.event_id, deliveries=entry.deliveries, error=name_error(error)
-                )
-        if exhausted:
-            self._tell_apart(release, exhausted, reason)
-
-    def _tell_apart(self, release: ServingRelease, entries: list[Entry], reason: str) -> None:
-        """Of a user's events that fail together, give up those that fail when added one by one, oldest first.
-
-        The culprit may be an event that has tries left, or is another worker's; so every unfinished event is left out.
+        At its last try an entry goes alone, so that those beside it are not given up with it.
         """
-        unfinished = self._stream.unfinished(entries[0].event.user_id) | {entry.event.event_id for entry in entries}
-        if len(unfinished) == 1:
-            self._give_up(entries, reason)
-            return
-        for entry in sorted(entries, key=lambda one: one.event.ts):
-            unfinished.discard(entry.event.event_id)
-            try:
-                self._infer_and_store(release, [entry], without=unfinished)
-            except redis.RedisError:
-                raise
-            except Exception as error:  # as in _process
-                self._give_up([entry], f"{type(error).__name__}: {error}")
+        last = self._config.max_deliveries
+        groups = [[entry] for entry in entries if entry.deliveries >= last]
+        groups += _by_user([entry for entry in entries if entry.deliveries < last])
+        for group in groups:
+            if self._stopping:
+                return  # the rest is not begun; another worker claims it
+            begun = self._stream.begin(group)
+            for entry in begun:
+                if entry.deliveries > last:
+                    self._give_up(entry, "delivered too often without a result: a worker died or failed each time")
+            self._process(release, [entry for entry in begun if entry.deliveries <= last])
 
-    def _give_up(self, entries: list[Entry], reason: str) -> None:
-        for entry in entries:
-            text = entry.event.model_dump_json()
-            if self._stream.give_up(entry.entry_id, text, reason, entry.deliveries, entry.event):
-                self.metrics.events.labels(outcome="dead").inc()
+    def _process(self, release: ServingRelease, entries: list[Entry]) -> None:
+        """Infer and commit a batch; if that fails, its halves, down to the event at fault.
 
-    def _infer_and_store(
-        self, release: ServingRelease, entries: list[Entry], without: Collection[str] = frozenset()
-    ) -> None:
+        Raises:
+            SickWorkerError: The fault is this worker's.
+        """
         if not entries:
             return
-        send_heartbeat(self._client, self.name, release.name)
-        self._batches += 1
-        batch = f"{self.name}/{self._batches}"
-        with self._tracing.batch([entry.traceparent for entry in entries], batch=batch, release=release.name):
-            entries, num_users = self._answer(release, entries, batch, without)
-        trim_memory()
-        self._count(release, entries, num_users)
-        log.info("batch", batch=batch, events=len(entries), users=num_users, release=release.name)
+        failure = self._try(release, entries)
+        if failure is None:
+            return
+        if len(entries) == 1:
+            self._judge(release, entries[0], failure)
+            return
+        for half in _halve(entries):
+            if not self._stopping:
+                self._process(release, half)
 
-    def _answer(
-        self, release: ServingRelease, entries: list[Entry], batch: str, without: Collection[str]
-    ) -> tuple[list[Entry], int]:
-        """Make and store the results of a batch, then acknowledge it.
+    def _try(self, release: ServingRelease, entries: list[Entry]) -> Exception | None:
+        """Infer and commit a batch; the error, if it may be an event's fault."""
+        try:
+            self._infer_and_commit(release, entries)
+        except Exception as error:  # whatever an event or a broken worker makes the libraries raise
+            if is_unavailable(error):
+                raise
+            return error
+        return None
+
+    def _judge(self, release: ServingRelease, entry: Entry, error: Exception) -> None:
+        """Count a failure against its event if this worker can answer for others; else it is the worker's.
+
+        Raises:
+            SickWorkerError: It fails with a made-up user, too, or with one with whom a worker has just succeeded.
+        """
+        try:
+            self._probe(release)
+        except Exception as same:
+            if is_unavailable(same):
+                raise
+            raise SickWorkerError(f"the probe failed after an event had failed: {name_error(same)}") from error
+        if entry.deliveries >= self._config.max_deliveries:
+            self._give_up(entry, f"{type(error).__name__}: {error}")
+        else:
+            self.metrics.events.labels(outcome="failed").inc()
+            event_id, tries = entry.event.event_id, entry.deliveries
+            log.warning("event failed", event_id=event_id, deliveries=tries, error=name_error(error))
+
+    def _probe(self, release: ServingRelease) -> None:
+        control: Any = self._client.get(CONTROL)
+        probe(release, self._store.recent([control]) if control else {}, self._config.k)
+
+    def _give_up(self, entry: Entry, reason: str) -> None:
+        if self._stream.give_up(entry, reason):
+            self.metrics.events.labels(outcome="dead").inc()
+
+    def _infer_and_commit(self, release: ServingRelease, entries: list[Entry]) -> None:
+        """Answer a batch; users whose history has changed meanwhile are answered again."""
+        while entries:
+            send_heartbeat(self._client, self.name, release.name)
+            self._batches += 1
+            batch = f"{self.name}/{self._batches}"
+            with self._tracing.batch([entry.traceparent for entry in entries], batch=batch, release=release.name):
+                done, changed = self._answer(release, entries, batch)
+            trim_memory()
+            users = {entry.event.user_id for entry in entries}
+            self._count(release, done, len(users))
+            self._control = done[-1].event.user_id if done else self._control
+            log.info("batch", batch=batch, events=len(done), users=len(users), release=release.name)
+            entries = self._stream.still_there(changed) if changed else []
+
+    def _answer(self, release: ServingRelease, entries: list[Entry], batch: str) -> tuple[list[Entry], list[Entry]]:
+        """Make and commit the results of a batch.
 
         Returns:
-            Its entries that are finished by this, and the number of users. Another worker may have finished or given up
-            the others, or Redis may have lost what was remembered of them, so that they stay pending.
+            Its entries that are finished, and those of users of whom something changed meanwhile.
         """
+        groups = {group[0].event.user_id: group for group in _by_user(entries)}
         with self._timed("history"):
-            entries = self._remember(entries)
-            recent = self._store.recent(list(dict.fromkeys(entry.event.user_id for entry in entries)), without)
-            known = release.read_histories(list(recent))
+            known = release.read_histories(list(groups))
+            recent, joined = self._join(groups)
         with self._timed("inference"):
             tokens_before = release.num_tokens
             results = answer_users(release, known, recent, self._config.k)
             self.metrics.tokens.inc(release.num_tokens - tokens_before)
+        commits = [Commit(group, recent[user], results[user]) for user, group in groups.items()]
         with self._timed("store"):
-            for user, by_task in results.items():
-                stored = self._store.store(user, by_task, order=release.order, revision=recent[user].revision)
-                self.metrics.results.labels(outcome="stored").inc(stored)
-                self.metrics.results.labels(outcome="older").inc(len(by_task) - stored)
-            revisions = {user: one.revision for user, one in recent.items()}
-            entries = self._stream.acknowledge(entries, Served(batch, release.name, revisions))
-        # Nothing is known of a user whose live history is empty by now: given up elsewhere, or crowded out.
-        late = [one for one in entries if one.event.ts_us < known.get(one.event.user_id, KnownHistory()).as_of_us]
-        self.metrics.late_events.inc(len(late))
-        return entries, len(recent)
-
-    def _remember(self, entries: list[Entry]) -> list[Entry]:
-        """Take the events into their users' histories; returns the entries that are still there to be answered."""
-        kept = []
-        for entry, how in zip(entries, self._store.remember(entries), strict=True):
-            if how != "gone":
+            answers = self._store.commit(commits, release=release.name, order=release.order, batch=batch)
+        done: list[Entry] = []
+        changed: list[Entry] = []
+        for (user, group), commit, stored in zip(groups.items(), commits, answers, strict=True):
+            if stored is None:
+                changed += group
+                continue
+            done += group
+            self.metrics.results.labels(outcome="stored").inc(stored)
+            self.metrics.results.labels(outcome="older").inc(len(commit.results) - stored)
+            for how in joined[user]:
                 self.metrics.joined.labels(how=how).inc()
-                kept.append(entry)
-        return kept
+            as_of_us = known.get(user, KnownHistory()).as_of_us
+            self.metrics.late_events.inc(sum(entry.event.ts_us < as_of_us for entry in group))
+        return done, changed
+
+    def _join(self, groups: dict[str, list[Entry]]) -> tuple[dict[str, RecentEvents], dict[str, list[Joined]]]:
+        """By user, the recent history with the new events, and how they join it."""
+        stored, limit = self._store.recent(list(groups)), self._config.history_events
+        pairs = {user: stored[user].join([one.event for one in group], limit) for user, group in groups.items()}
+        return {user: recent for user, (recent, _) in pairs.items()}, {user: how for user, (_, how) in pairs.items()}
 
     def _count(self, release: ServingRelease, entries: list[Entry], num_users: int) -> None:
         now = time.time()
@@ -214,6 +244,8 @@ class RecallWorker(ServingLoop):
         self._next_maintenance = time.monotonic() + _MAINTENANCE_SECONDS
         self._stream.ensure_group()
         self._stream.forget_dead_consumers(live_workers(self._client))
+        if self._control:
+            self._client.set(CONTROL, self._control, ex=MARK_TTL_SECONDS)
         entries, pending, dead = self._stream.counts()
         memory: Any = self._client.info("memory")
         self.metrics.redis_memory.set(memory["used_memory"])
@@ -234,11 +266,18 @@ class RecallWorker(ServingLoop):
             yield
 
 
-def _batches_of_users(entries: list[Entry], num_users: int) -> Iterator[list[Entry]]:
-    """Batches of at most so many users, each with all of its entries."""
+def _by_user(entries: list[Entry]) -> list[list[Entry]]:
+    """The entries of each user."""
     by_user: dict[str, list[Entry]] = {}
     for entry in entries:
         by_user.setdefault(entry.event.user_id, []).append(entry)
-    groups = list(by_user.values())
-    for start in range(0, len(groups), num_users):
-        yield [entry for group in groups[start : start + num_users] for entry in group]
+    return list(by_user.values())
+
+
+def _halve(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Two halves, by users if there are several, else by time."""
+    groups = _by_user(entries)
+    if len(groups) == 1:
+        groups = [[entry] for entry in sorted(entries, key=lambda entry: entry.event.ts)]
+    half = len(groups) // 2
+    return list(chain.from_iterable(groups[:half])), list(chain.from_iterable(groups[half:]))

@@ -1,7 +1,7 @@
 """Release switch of one worker: load the wanted release beside the serving one, check it, flip or refuse it.
 
 Loading happens in a thread; the worker goes on with the old release and calls `poll` between batches, so that a flip
-falls between two batches and no result mixes two releases.
+falls between two batches and no result mixes two releases. What is no longer wanted by then is dropped.
 
 What was refused is not tried again, unless the worker has nothing to serve: the fault may have been a moment's. When
 Redis has lost its newest writes, the worker goes back to what is wanted now, and says again what it serves.
@@ -100,11 +100,13 @@ class ReleaseSwitch:
             self._refuse(str(error) if isinstance(error, UrmError) else f"{type(error).__name__}: {error}")
 
     def _accept(self, release: ServingRelease) -> None:
+        if not self._tell(release.publication, Answer(outcome="serving", seconds=self._seconds())):
+            log.info("release is no longer wanted", release=release.name, order=release.order)
+            return
         if self.serving is not None:
             self._metrics.release.labels(release=self.serving.name).set(0)
         self.serving = release
         self._metrics.release.labels(release=release.name).set(1)
-        self._tell(release.publication, Answer(outcome="serving", seconds=self._seconds()))
         log.info("serving release", release=release.name, order=release.order, seconds=self._seconds())
 
     def _refuse(self, reason: str) -> None:
@@ -114,10 +116,13 @@ class ReleaseSwitch:
             self._tell(self._target, Answer(outcome="rejected", reason=reason, seconds=self._seconds()))
             self._again_at = time.monotonic() + self._pause
 
-    def _tell(self, publication: Publication, given: Answer) -> None:
-        self._metrics.switches.labels(outcome=given.outcome).inc()
-        answer(self._client, publication, self._worker, given)
+    def _tell(self, publication: Publication, given: Answer) -> bool:
+        """Answer a publication; whether that counts."""
+        counts = answer(self._client, publication, self._worker, given)
+        if counts:
+            self._metrics.switches.labels(outcome=given.outcome).inc()
         self._considered.add(publication)
+        return counts
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)

@@ -18,7 +18,7 @@ from components.exceptions import ConfigError, DataError
 from components.recall.operate.deadletters import list_letters
 from components.recall.operate.intake import feed
 from components.recall.state.scripts import STREAM
-from components.recall.state.store import UserStore
+from components.recall.state.store import Commit, RecentEvents, UserStore
 from components.recall.state.stream import EventStream
 from components.release.publication import SERVING, Publication
 from components.settings import get_settings
@@ -73,8 +73,9 @@ def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recal
     stream.ensure_group()
     feed(client, (make_event(event_id=f"e{number}") for number in range(2)), recall_config)
     for entry in stream.read(10, 10):
-        stream.give_up(entry.entry_id, entry.event.model_dump_json(), "too odd", 5, entry.event)
-    assert "too odd" in invoke("dead-letters", "list")
+        stream.give_up(entry, "too odd [/bold] \x1b[2J")
+    printed = invoke("dead-letters", "list")
+    assert "too odd" in printed and "[/bold]" in printed and "\x1b" not in printed
     assert invoke("dead-letters", "replay", list_letters(client)[0].letter_id) == "1 replayed\n"
     assert "expected ids or --all" in invoke("dead-letters", "drop")
     assert invoke("dead-letters", "drop", "--all") == "1 dropped\n"
@@ -87,10 +88,10 @@ def test_show_prints_recall_beside_events(
 ) -> None:
     publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
     client.set(SERVING, publication.model_dump_json())
-    store = UserStore(client, recall_config)
     result = make_result(1).model_copy(update={"item_ids": [1001, 1002], "scores": [2.0, 1.0]})
-    store.store("3", {"next_purchase": result}, order=1, revision=1)
-    store.remember(add_entries(client, [make_event(item_id=1050, query="pizza")]))
+    entries = add_entries(client, [make_event(item_id=1050, query="pizza")])
+    commits = [Commit(entries, RecentEvents([entries[0].event]), {"next_purchase": result})]
+    assert UserStore(client, recall_config).commit(commits, release="r", order=1, batch="b") == [1]
     output = invoke("show", "3")
     assert "item 1001" in output and "item 1002" in output
     assert "purchase item 1050 “pizza”" in output

@@ -2,23 +2,30 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import redis
+from fastapi.testclient import TestClient
+from redis.exceptions import LockError
 
-from components.deploy.promotion import deploy, rollback
+from components.deploy.promotion import Candidate, deploy, rollback
 from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
 from components.exceptions import MissingInputError, ReleaseError, UnavailableError
 from components.recall.worker.stream import RecallWorker
 from components.redis_client import open_redis
 from components.release.publication import (
+    LOCK,
     SERVING,
     WANTED,
     WORKER_PREFIX,
@@ -26,14 +33,17 @@ from components.release.publication import (
     Answer,
     Publication,
     answer,
+    hold_promotion_lock,
     live_workers,
+    name_worker,
     publish,
+    read_answers,
     read_publication,
     send_heartbeat,
     serve,
     unregister,
 )
-from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, open_registry, version_of_alias
+from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, crown, open_registry, version_of_alias
 from components.stages.promote import run
 from components.storage import StageResult, run_stage
 from tests.worlds.recall import Release, StartWorker, free_address, wait_until
@@ -52,8 +62,9 @@ def alias(release: Release, name: str) -> str | None:
 def test_a_worker_that_is_late_does_not_turn_the_serving_release_back(client: redis.Redis) -> None:
     old, new = publish(client, "old", "file:///old"), publish(client, "new", "file:///new")
     served = Answer(outcome="serving", seconds=1)
-    answer(client, new, "quick", served)
-    answer(client, old, "slow", served)
+    assert answer(client, new, "quick", served)
+    assert not answer(client, old, "slow", served)
+    assert read_answers(client, old) == {}
     assert read_publication(client, SERVING) == new
     again = publish(client, "old", "file:///old")  # a rollback is a later publication
     answer(client, again, "quick", served)
@@ -122,14 +133,8 @@ def test_rejected_release_leaves_aliases_and_wish_as_they_were(
     champion = alias(releases[0], CHAMPION)
     version = str(releases[1].result.metrics["version"])
     with pytest.raises(ReleaseError, match="release urm-wrong: expected every worker to serve it, got a rejection"):
-        deploy(
-            releases[1].settings,
-            releases[1].config.release,
-            model_name="urm",
-            version=version,
-            release="urm-wrong",
-            bundle=str(releases[1].bundle),
-        )
+        wrong = Candidate(version, "urm-wrong", str(releases[1].bundle))
+        deploy(releases[1].settings, releases[1].config.release, "urm", wrong)
     assert alias(releases[0], CHAMPION) == champion
     wanted = read_publication(client, WANTED)
     assert wanted is not None and wanted.release == releases[0].name
@@ -280,11 +285,107 @@ def test_all_live_workers_must_answer(client: redis.Redis) -> None:
 
 def test_bundle_that_is_gone_is_named(client: redis.Redis, releases: tuple[Release, Release]) -> None:
     with pytest.raises(MissingInputError, match="release urm-x: expected its bundle at /nowhere, got nothing"):
-        deploy(
-            releases[0].settings,
-            releases[0].config.release,
-            model_name="urm",
-            version="1",
-            release="urm-x",
-            bundle="/nowhere",
-        )
+        deploy(releases[0].settings, releases[0].config.release, "urm", Candidate("1", "urm-x", "/nowhere"))
+
+
+def candidate_of(release: Release) -> Candidate:
+    return Candidate(str(release.result.metrics["version"]), release.name, str(release.bundle))
+
+
+def test_parallel_promotions_and_rollbacks_leave_one_release_wanted_serving_and_champion(
+    api: TestClient,
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+) -> None:
+    settings, config = releases[0].settings, releases[0].config.release
+    start_worker("a")
+    start_worker("b")
+    for release in releases:
+        deploy(settings, config, "urm", candidate_of(release))
+    chance = random.Random(7)
+    acts: list[Callable[[], object]] = [
+        lambda: deploy(settings, config, "urm", candidate_of(releases[0])),
+        lambda: deploy(settings, config, "urm", candidate_of(releases[1])),
+        lambda: rollback(settings, config),
+    ]
+    with ThreadPoolExecutor(20) as pool:
+        for done in [pool.submit(chance.choice(acts)) for _ in range(20)]:
+            done.result()
+    wanted, serving = read_publication(client, WANTED), read_publication(client, SERVING)
+    assert wanted is not None and wanted == serving
+    assert alias(releases[0], CHAMPION) == wanted.release
+    wait_until(lambda: api.get("/v1/tasks").json()["release"] == wanted.release)
+
+
+def test_what_a_killed_promotion_left_is_put_right_by_the_next_one(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed when the workers had flipped and the aliases had not changed; the roll-back goes to what served before."""
+    settings, config = releases[0].settings, releases[0].config.release
+    start_worker()
+    for release in releases:
+        deploy(settings, config, "urm", candidate_of(release))
+
+    class Killed(BaseException):
+        """As by SIGKILL, but that the lock is released and not left to expire."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("components.deploy.promotion.crown", kill)
+        with pytest.raises(Killed):
+            deploy(settings, config, "urm", candidate_of(releases[0]))
+    serving = read_publication(client, SERVING)
+    assert serving is not None and serving.release == releases[0].name
+    assert alias(releases[0], CHAMPION) == releases[1].name
+    assert rollback(settings, config)["release"] == releases[1].name
+    assert (alias(releases[0], CHAMPION), alias(releases[0], PREVIOUS)) == (releases[1].name, releases[0].name)
+
+
+def test_one_promotion_at_a_time(client: redis.Redis) -> None:
+    send_heartbeat(client, "worker", "")
+    with hold_promotion_lock(client, 1) as lock:
+        with pytest.raises(UnavailableError, match=r"promotion: expected the one in progress to end within 0\.2 s"):
+            with hold_promotion_lock(client, 0.2):
+                pass
+        with pytest.raises(ReleaseError, match="release b: expected the only promotion, got another in progress"):
+            publish(client, "b", "/b")
+        first = publish(client, "a", "/a", lock)
+        client.delete(LOCK)  # as if it had expired while this promotion stood still
+        with pytest.raises(LockError):
+            WorkerFlip(client, lock).wait(first, 10)
+        with pytest.raises(ReleaseError, match="another in progress"):
+            publish(client, "a", "/a", lock)
+    assert publish(client, "c", "/c").order > first.order
+
+
+def test_aliases_and_numbers_outlive_the_redis_that_gave_them(
+    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
+) -> None:
+    settings, config = releases[0].settings, releases[0].config.release
+    registry = open_registry(settings)
+    start_worker()
+    order = deploy(settings, config, "urm", candidate_of(releases[0]))["order"]
+    registry.set_registered_model_tag("urm", "urm.order", str(order + 10**9))  # the clock of the lost Redis was ahead
+    with pytest.raises(ReleaseError, match="expected the latest promotion, got a later one"):
+        crown(registry, "urm", candidate_of(releases[1]).version, order + 1)
+    assert alias(releases[0], CHAMPION) == releases[0].name
+    assert deploy(settings, config, "urm", candidate_of(releases[1]))["order"] > order + 10**9
+    registry.set_registered_model_tag("urm", "urm.order", "0")  # for the other tests of this registry
+
+
+def test_a_process_has_a_name_that_no_other_ever_had() -> None:
+    """Process 1 of a restarted container must not inherit the answers of the one before."""
+    program = [sys.executable, "-c", "from components.release.publication import name_worker; print(name_worker())"]
+    names = [subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)]
+    with subprocess.Popen(["sleep", "60"]) as process:
+        name = name_worker(process.pid)
+        host, pid, started = name.rsplit("-", 2)
+        assert (host, pid) == (socket.gethostname(), str(process.pid)) and int(started) > 0
+        process.kill()
+    assert len({*names, name}) == 3 and names[0].rsplit("-", 1)[1] != names[1].rsplit("-", 1)[1]

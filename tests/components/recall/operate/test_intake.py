@@ -104,7 +104,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 def test_feeding_again_changes_nothing(client: redis.Redis, recall_config: RecallConfig) -> None:
-    events = [make_event(event_id=f"e{number}") for number in range(1200)]
+    events = [make_event(str(number % 2), event_id=f"e{number}") for number in range(1200)]
     first, second = feed(client, iter(events), recall_config), feed(client, iter(events), recall_config)
     assert (first.accepted, first.duplicates) == (1200, 0)
     assert (second.accepted, second.duplicates) == (0, 1200)
@@ -115,11 +115,20 @@ def test_feeding_again_changes_nothing(client: redis.Redis, recall_config: Recal
 def test_full_stream_refuses_and_never_trims(client: redis.Redis) -> None:
     config = RecallConfig(max_stream_length=3)
     events = [make_event(event_id=f"e{number}") for number in range(5)]
-    with pytest.raises(UnavailableError, match="event stream: expected room below 3 entries"):
+    with pytest.raises(UnavailableError, match="event stream: expected room below 3 entries, and 1000 per user"):
         feed(client, iter(events), config, full_timeout_seconds=0.1)
     assert [decode_event(fields["event"]).event_id for _, fields in client.xrange(STREAM)] == ["e0", "e1", "e2"]
     client.delete(STREAM)  # workers have caught up
     assert feed(client, iter(events), config).accepted == 2
+
+
+def test_too_many_events_of_a_user_wait_for_room_and_keep_their_order(client: redis.Redis) -> None:
+    config = RecallConfig(max_waiting_per_user=3)
+    events = [make_event("bot", event_id=f"e{number}") for number in range(5)]
+    with pytest.raises(UnavailableError, match="and 3 per user, got none, and it does not shrink"):
+        feed(client, iter([*events, make_event("other", event_id="of another")]), config, full_timeout_seconds=0.1)
+    kept = [decode_event(fields["event"]).event_id for _, fields in client.xrange(STREAM)]
+    assert kept == ["e0", "e1", "e2", "of another"]
 
 
 def test_event_needs_an_item_or_words() -> None:

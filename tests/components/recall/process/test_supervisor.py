@@ -25,7 +25,7 @@ from components.recall.process.health import STALE_SECONDS, serve_health
 from components.recall.process.supervisor import REDIS_TIMEOUT_SECONDS, InstanceState, State, Supervisor, share_cores
 from components.recall.state.store import UserStore
 from components.redis_client import open_redis
-from components.release.publication import live_workers, unregister
+from components.release.publication import live_workers, name_worker, unregister
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release, make_event, wait_until
 from tests.worlds.servers import RedisServer, free_port
@@ -209,8 +209,9 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     users = [f"user{number}" for number in range(60)]
     feed(client, iter([make_event(user, event_id=user) for user in users]), recall_config)
     victim = random.Random(seed).choice(sorted(children))
+    name = name_worker(victim)
     os.kill(victim, signal.SIGKILL)
-    unregister(client, f"{os.uname().nodename}-{victim}")  # instead of waiting until its heartbeat expires
+    unregister(client, name)  # instead of waiting until its heartbeat expires
     store = UserStore(client, recall_config)
     wait_until(lambda: all(store.result(user, "next_purchase") is not None for user in users), seconds=60)
     place = list(children).index(victim)

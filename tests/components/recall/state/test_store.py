@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import uuid
 from datetime import timedelta
 
 import redis
@@ -7,12 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.config import RecallConfig
-from components.recall.state.scripts import history_keys, result_key
-from components.recall.state.store import Result, UserStore
-from tests.worlds.recall import add_entries, make_event
+from components.recall.state.events import encode_event
+from components.recall.state.scripts import STREAM, history_keys, result_key
+from components.recall.state.store import Commit, RecentEvents, Result, UserStore
+from components.recall.state.stream import Entry
+from tests.worlds.recall import add_entries, add_history, make_event
 from tests.worlds.tiny import LAST_EVENT
 
-VERSIONS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8)
+VERSIONS = st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 3)), min_size=1, max_size=8)
 
 
 def make_result(minutes: int, release: str = "r") -> Result:
@@ -20,85 +24,147 @@ def make_result(minutes: int, release: str = "r") -> Result:
     return Result(item_ids=[1], scores=[0.5], release=release, event_id=f"e{minutes}", event_ts=at, computed_at=at)
 
 
+def read(client: redis.Redis, config: RecallConfig, user: str = "3") -> RecentEvents:
+    return UserStore(client, config).recent([user])[user]
+
+
+def commit(
+    client: redis.Redis,
+    config: RecallConfig,
+    entries: list[Entry],
+    recent: RecentEvents,
+    results: dict[str, Result],
+    order: int = 1,
+) -> int | None:
+    """Commit results of a history with the entries' events; a batch of its own."""
+    joined, _ = recent.join([entry.event for entry in entries], config.history_events)
+    commits = [Commit(entries, joined, results)]
+    (stored,) = UserStore(client, config).commit(commits, release="r", order=order, batch=uuid.uuid4().hex)
+    return stored
+
+
 def test_result_reads_back_and_expires(client: redis.Redis, recall_config: RecallConfig) -> None:
     store = UserStore(client, recall_config)
-    assert store.result("u", "t") is None
-    assert store.store("u", {"t": make_result(1)}, order=1, revision=1) == 1
-    assert store.result("u", "t") == make_result(1)
-    assert 0 < client.ttl(result_key("u", "t")) <= recall_config.result_ttl_seconds
+    assert store.result("3", "t") is None
+    entries = add_entries(client, [make_event()])
+    assert commit(client, recall_config, entries, RecentEvents([]), {"t": make_result(1)}) == 1
+    assert store.result("3", "t") == make_result(1)
+    assert 0 < client.ttl(result_key("3", "t")) <= recall_config.result_ttl_seconds
+    assert client.xlen(STREAM) == 0
+
+
+def test_live_events_outlive_the_results(client: redis.Redis, recall_config: RecallConfig) -> None:
+    """The features may be older than a result may be; without the events the next result would know less."""
+    add_history(client, recall_config, [make_event()])
+    for key in history_keys("3"):
+        assert recall_config.result_ttl_seconds < client.ttl(key) <= recall_config.history_ttl_seconds
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 @given(versions=VERSIONS)
 def test_older_result_never_replaces_a_newer_one(
-    client: redis.Redis, recall_config: RecallConfig, versions: list[tuple[int, int, int]]
+    client: redis.Redis, recall_config: RecallConfig, versions: list[tuple[int, bool, int]]
 ) -> None:
+    """Each result comes with a new event or with one delivered again, from a release of any order."""
     client.flushall()
-    store = UserStore(client, recall_config)
+    first = make_event(minutes=0)
     newest = (-1, -1, -1)
-    for minutes, order, revision in versions:
-        version = (minutes, revision, order)
-        stored = store.store("u", {"t": make_result(minutes, str(version))}, order=order, revision=revision)
+    for number, (minutes, is_new, order) in enumerate(versions):
+        event = make_event(minutes=minutes, event_id=f"e{number}") if is_new else first
+        recent = read(client, recall_config)
+        joined, _ = recent.join([event], recall_config.history_events)
+        revision = recent.revision + len(joined.events) - len(recent.events)
+        version = (joined.events[-1].ts_us, revision, order)
+        result = {"t": make_result(1, str(version))}
+        stored = commit(client, recall_config, add_entries(client, [event]), recent, result, order)
         assert stored == (version >= newest)
         newest = max(newest, version)
-        kept = store.result("u", "t")
+        kept = UserStore(client, recall_config).result("3", "t")
         assert kept is not None and kept.release == str(newest)
 
 
-def test_newer_release_that_knows_less_of_the_user_does_not_replace_an_older_one_that_knows_more(
+def test_a_history_that_has_changed_since_it_was_read_is_not_written_and_nothing_else_is(
     client: redis.Redis, recall_config: RecallConfig
 ) -> None:
-    """Two workers during a roll-out: the one that flipped first read the history before the other's late event."""
+    """Two workers with events of one user: the second result would not know the first one's event."""
+    one, two = add_entries(client, [make_event(event_id="one"), make_event(event_id="two", minutes=61)])
+    before = read(client, recall_config)
+    assert commit(client, recall_config, [one], before, {"t": make_result(1)}) == 1
+    assert commit(client, recall_config, [two], before, {"t": make_result(2), "u": make_result(2)}) is None
+    assert [entry_id for entry_id, _ in client.xrange(STREAM)] == [two.entry_id]
     store = UserStore(client, recall_config)
-    new, late = make_event(minutes=60, event_id="new"), make_event(minutes=30, event_id="late")
-    store.remember(add_entries(client, [new]))
-    before = store.recent(["3"])["3"].revision
-    store.remember(add_entries(client, [late]))
-    after = store.recent(["3"])["3"].revision
-    assert store.store("3", {"t": make_result(60, "old, knows both")}, order=1, revision=after) == 1
-    assert store.store("3", {"t": make_result(60, "new, knows one")}, order=2, revision=before) == 0
-    assert store.store("3", {"t": make_result(60, "new, knows both")}, order=2, revision=after) == 1
+    assert store.result("3", "t") == make_result(1) and store.result("3", "u") is None
+    assert commit(client, recall_config, [two], read(client, recall_config), {"t": make_result(2)}) == 1
+    after = read(client, recall_config)
+    assert [event.event_id for event in after.events] == ["one", "two"]
+    assert after.revision == 2
+
+
+def test_a_history_that_redis_has_forgotten_and_another_worker_has_begun_anew_is_another_one(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    """Its revision may be the same, its events are not."""
+    add_history(client, recall_config, [make_event(event_id="lost")])
+    seen = read(client, recall_config)
+    client.delete(*history_keys("3"))
+    add_history(client, recall_config, [make_event(event_id="other")])
+    assert read(client, recall_config).revision == seen.revision
+    (entry,) = add_entries(client, [make_event(event_id="new")])
+    assert commit(client, recall_config, [entry], seen, {"t": make_result(1)}) is None
+
+
+def test_an_entry_that_is_gone_keeps_its_event_out_of_the_history(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    """A worker stood still while another one gave the entry up; nobody would take the event out again."""
+    kept, given_up = add_entries(client, [make_event(event_id="kept"), make_event(event_id="given up")])
+    client.xdel(STREAM, given_up.entry_id)
+    assert commit(client, recall_config, [kept, given_up], RecentEvents([]), {"t": make_result(1)}) is None
+    assert read(client, recall_config).events == []
+    assert commit(client, recall_config, [kept], RecentEvents([]), {"t": make_result(1)}) == 1
+
+
+def test_events_join_a_history_in_order_late_or_again() -> None:
+    old, late, new = (make_event(minutes=minute, event_id=f"e{minute}") for minute in (10, 15, 20))
+    recent, how = RecentEvents([old]).join([new, late, old], limit=2)
+    assert how == ["in_order", "late", "repeated"]
+    assert recent.events == [late, new]
 
 
 def test_history_is_ordered_by_time_and_an_event_counts_once(client: redis.Redis, recall_config: RecallConfig) -> None:
-    store = UserStore(client, recall_config)
     late, early = make_event(minutes=5, event_id="late"), make_event(minutes=1, event_id="early")
-    entries = add_entries(client, [late, early, late])
-    assert store.remember(entries) == ["in_order", "late", "repeated"]
-    assert store.remember(entries[1:2]) == ["repeated"]
-    recent = store.recent(["3", "nobody"])
-    assert list(recent) == ["3"]
-    assert recent["3"].events == [early, late]
-    assert recent["3"].revision == 2
+    add_history(client, recall_config, [late, early, late])
+    recent = add_history(client, recall_config, [early])
+    assert recent.events == [early, late]
+    assert recent.revision == 2
+    assert UserStore(client, recall_config).recent(["nobody"]) == {"nobody": RecentEvents([])}
 
 
 def test_history_keeps_the_newest_events_only(client: redis.Redis) -> None:
-    store = UserStore(client, RecallConfig(history_events=3))
     events = [make_event(minutes=minute, event_id=f"e{minute}") for minute in (4, 1, 3, 5, 2)]
-    store.remember(add_entries(client, events))
-    assert [event.event_id for event in store.recent(["3"])["3"].events] == ["e3", "e4", "e5"]
-    assert client.hlen(history_keys("3")[1]) == 4  # three events and the revision
+    recent = add_history(client, RecallConfig(history_events=3), events)
+    assert [event.event_id for event in recent.events] == ["e3", "e4", "e5"]
+    assert client.hlen(history_keys("3")[1]) == 5  # three events, the revision and the batch
 
 
-def test_history_with_an_event_left_out_is_of_a_lower_revision(
+def test_what_cannot_be_read_of_a_history_is_left_out_and_unknown_fields_are_ignored(
     client: redis.Redis, recall_config: RecallConfig
 ) -> None:
-    """Else its result could replace that of the whole history, and the event, acknowledged with it, would be lost."""
-    store = UserStore(client, recall_config)
-    store.remember(add_entries(client, [make_event(event_id="good"), make_event(event_id="other")]))
-    recent = store.recent(["3"], without={"other", "unknown"})["3"]
-    assert [event.event_id for event in recent.events] == ["good"]
-    assert recent.revision == 1
-    assert store.recent(["3"])["3"].revision == 2
+    """Workers of two versions write one history; one event must not cost the user's recall."""
+    event = make_event(event_id="good")
+    add_history(client, recall_config, [event])
+    newer = {**json.loads(encode_event(make_event(event_id="newer", minutes=90))), "colour": "red"}
+    content = history_keys("3")[1]
+    client.hset(content, mapping={"e:newer": json.dumps(newer), "e:odd": json.dumps({"event_id": "odd"})})
+    assert [event.event_id for event in read(client, recall_config).events] == ["good", "newer"]
 
 
 def test_users_of_odd_names_do_not_share_keys(client: redis.Redis, recall_config: RecallConfig) -> None:
     store = UserStore(client, recall_config)
     users = ["u", "u:events", "events:u", "history:u", "u:t", ":", "ü\0"]
     events = [make_event(user, event_id=f"e{number}") for number, user in enumerate(users)]
-    store.remember(add_entries(client, events))
+    for number, entry in enumerate(add_entries(client, events)):
+        assert commit(client, recall_config, [entry], RecentEvents([]), {"t": make_result(number)}) == 1
     recent = store.recent(users)
     assert [recent[user].events for user in users] == [[event] for event in events]
-    for number, user in enumerate(users):
-        assert store.store(user, {"t": make_result(number)}, order=1, revision=1) == 1
     assert [store.result(user, "t") for user in users] == [make_result(number) for number in range(len(users))]

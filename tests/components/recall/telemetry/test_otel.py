@@ -151,7 +151,7 @@ def test_without_an_endpoint_nothing_is_loaded_and_entries_carry_nothing(
     assert Tracing().dependencies() == []
     post(api, "emma", traceparent=f"00-{CALLER}-00f067aa0ba902b7-01")
     ((_, fields),) = client.xrange(STREAM)
-    assert set(fields) == {"event", "accepted_at"}
+    assert set(fields) == {"event", "accepted_at", "version"}
     check = "import sys, components.recall.api.app; sys.exit('components.recall.telemetry.otel' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 

@@ -37,7 +37,7 @@ from tests.worlds.recall import (
     Loader,
     Release,
     StartWorker,
-    add_entries,
+    add_history,
     make_event,
     serve_release,
     wait_until,
@@ -80,7 +80,7 @@ def test_answer_is_the_models_with_the_guidance_behind_the_prompt(
     recall_config: RecallConfig,
 ) -> None:
     event = make_event()
-    UserStore(client, recall_config).remember(add_entries(client, [event]))
+    add_history(client, recall_config, [event])
     release = load_release(ad_hoc[1], releases[0].settings, releases[0].config.release)
     context = build_context(release.read_histories(["3"])["3"], [event], release.rule)
     task = next(task for task in release.tasks if task.name == "new_item")
@@ -187,7 +187,7 @@ def test_a_request_that_breaks_the_model_harms_no_other(
     load_poisoned: Loader,
     recall_config: RecallConfig,
 ) -> None:
-    UserStore(client, recall_config).remember(add_entries(client, [make_event("5", POISON_ITEM)]))
+    add_history(client, recall_config, [make_event("5", POISON_ITEM)])
     AdHocQueue(client, "early", recall_config).register()  # so that requests may wait for the worker to come
     requests = [AdHocRequest(user_id=user, task="new_item", k=3) for user in ("4", "5", "6")]
     odd = AdHocRequest(user_id="7", task="gone", k=3)

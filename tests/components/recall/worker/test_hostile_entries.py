@@ -16,6 +16,7 @@ from components.config import RecallConfig
 from components.exceptions import DataError
 from components.recall.operate.deadletters import list_letters, replay
 from components.recall.operate.intake import feed
+from components.recall.operate.terminal import show
 from components.recall.state.events import Event, decode_event
 from components.recall.state.scripts import DEAD_STREAM, STREAM
 from components.recall.state.store import UserStore
@@ -93,9 +94,9 @@ def test_every_entry_is_read_or_becomes_a_dead_letter(
             assert fields[b"event"] == entries[ids.index(fields[b"entry_id"].decode())].get(b"event", b"")
         assert stream.counts() == (len(read), len(read), len(letters))
         for letter in list_letters(worker):
-            letter.printable.encode()  # a terminal can show it
-        finish(worker, recall_config, stream, read)
-        assert replay(worker, []) == len(letters)
+            show(letter.event).plain.encode()  # a terminal can show it
+        finish(worker, recall_config, read)
+        assert replay(worker, [], recall_config) == len(letters)
         assert stream.read(10, 10) == []  # they come back as what they were
         assert len(list_letters(worker)) == len(letters)
 

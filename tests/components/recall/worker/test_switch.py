@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,15 @@ from components.recall.serving.context import HistoryRule
 from components.recall.serving.engine import ServingRelease
 from components.recall.telemetry.metrics import StreamMetrics
 from components.recall.worker.switch import ReleaseSwitch
-from components.release.publication import SERVING, WANTED, Publication, publish, read_publication
+from components.release.publication import (
+    SERVING,
+    WANTED,
+    Publication,
+    publish,
+    read_answers,
+    read_publication,
+    undo_publication,
+)
 from tests.worlds.recall import wait_until
 from tests.worlds.servers import RedisServer
 
@@ -28,9 +37,12 @@ class Loader:
     def __init__(self) -> None:
         self.broken: set[str] = set()
         self.loaded: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
 
     def __call__(self, publication: Publication) -> ServingRelease:
         self.loaded.append(publication.release)
+        assert self.gate.wait(30)
         if publication.release in self.broken:
             raise UnavailableError("bundle", expected="an answer", got="none", remedy="try later")
         return ServingRelease(publication, (), HistoryRule(length=1, day_origin_us=0), NOTHING, NOTHING)
@@ -160,3 +172,40 @@ def test_a_lost_flip_is_said_again(client: redis.Redis, make_switch: MakeSwitch)
     set_back(client, SERVING, first)
     switch.poll()
     assert read_publication(client, SERVING) == second
+
+
+def test_a_release_that_is_taken_back_while_it_loads_is_dropped(
+    client: redis.Redis, loader: Loader, make_switch: MakeSwitch
+) -> None:
+    switch = make_switch()
+    first = serve_next(client, switch, "a")
+    loader.gate.clear()
+    rejected = publish(client, "b", "/b")
+    wait_until(lambda: switch.poll() or "b" in loader.loaded)
+    undo_publication(client, rejected, first)  # another worker has rejected it
+    served = set()
+    loader.gate.set()
+
+    def follows() -> bool:
+        switch.poll()
+        served.add(switch.serving.name if switch.serving else "")
+        serving = read_publication(client, SERVING)
+        assert serving is not None and serving.release == "a"
+        return serving.order > rejected.order
+
+    wait_until(follows)
+    assert served == {"a"}
+    assert read_answers(client, rejected) == {}
+
+
+def test_a_fresh_worker_drops_a_first_release_that_is_taken_back(
+    client: redis.Redis, loader: Loader, make_switch: MakeSwitch
+) -> None:
+    switch = make_switch()
+    loader.gate.clear()
+    publication = publish(client, "a", "/a")
+    wait_until(lambda: switch.poll() or loader.loaded)
+    undo_publication(client, publication, None)
+    loader.gate.set()
+    wait_until(lambda: switch.poll() or switch._loading is None)
+    assert switch.serving is None and read_publication(client, SERVING) is None
