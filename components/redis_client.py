@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -11,6 +12,10 @@ import redis
 from components.exceptions import ConfigError, UnavailableError
 
 CONNECT_TIMEOUT_SECONDS = 3.0
+# Redis is there and cannot serve just now: a replica after a fail-over, loading, its disk or its replicas are away.
+# The code stands at the start of an answer, or behind a script's name.
+_UNABLE = re.compile(r"(^|[-\s])(READONLY|MISCONF|LOADING|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|TRYAGAIN|UNBLOCKED|BUSY)\b")
+_FULL = "OOM command not allowed"
 # Longer than any blocking read, so that a paused server is noticed and a quiet stream is not taken for one.
 SOCKET_TIMEOUT_SECONDS = 15.0
 
@@ -40,34 +45,43 @@ def open_redis(url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> red
 
 @contextmanager
 def redis_errors(url: str) -> Iterator[None]:
-    """Turn a lost or refused connection, and a full Redis, into one sentence.
+    """Turn a lost or refused connection, and a Redis that is full or cannot serve now, into one sentence.
 
     Raises:
-        UnavailableError: Redis does not answer or is full.
+        UnavailableError: Redis does not answer, is full or cannot serve now.
     """
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise UnavailableError(
-            f"Redis at {hide_password(url)}",
-            expected="an answer",
-            got=str(error).rstrip("."),
-            remedy="start it with `urm up` or set URM_REDIS_URL",
-        ) from error
     except redis.RedisError as error:
-        if not is_full(error):
+        if is_full(error):
+            expected, got = "room for a write", "none below its maxmemory"
+            remedy = "make room or raise the limit as the runbook says under `Redis full`, then try again"
+        elif is_unavailable(error):  # without the words of an error of a command, which quote it and with it the event
+            expected = "an answer"
+            got = "an error of a server that cannot serve now" if _is_unable(error) else str(error).rstrip(".")
+            remedy = "start it with `urm up` or set URM_REDIS_URL"
+        else:
             raise
-        raise UnavailableError(  # without Redis' own words, which quote the command and with it the event
-            f"Redis at {hide_password(url)}",
-            expected="room for a write",
-            got="none below its maxmemory",
-            remedy="make room or raise the limit as the runbook says under `Redis full`, then try again",
-        ) from None
+        raise UnavailableError(f"Redis at {hide_password(url)}", expected=expected, got=got, remedy=remedy) from None
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether Redis does not serve for a while, so that waiting helps: lost, full, read-only, loading, failing over."""
+    if not isinstance(error, redis.RedisError):
+        return False
+    return isinstance(error, redis.ConnectionError | redis.TimeoutError) or is_full(error) or _is_unable(error)
 
 
 def is_full(error: redis.RedisError) -> bool:
     """Whether Redis refuses to write because it has used all the memory that it may use (`maxmemory`)."""
-    return isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(error)
+    return isinstance(error, redis.exceptions.OutOfMemoryError) or _FULL in str(error)
+
+
+def _is_unable(error: redis.RedisError) -> bool:
+    kinds = redis.exceptions
+    known = kinds.ReadOnlyError | kinds.BusyLoadingError | kinds.MasterDownError | kinds.ClusterDownError
+    answer = str(error).rpartition(" of pipeline caused error: ")[2]  # what stands before it quotes the user's words
+    return isinstance(error, known | kinds.TryAgainError) or _UNABLE.search(answer) is not None
 
 
 def hide_password(url: str) -> str:

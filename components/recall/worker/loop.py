@@ -15,7 +15,7 @@ from components.recall.serving.engine import ServingRelease
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import WorkerMetrics
 from components.recall.worker.switch import ReleaseSwitch
-from components.redis_client import is_full
+from components.redis_client import is_unavailable
 from components.release.publication import Publication, send_heartbeat, unregister
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ class ServingLoop(ABC):
                 self.step()
                 pause = 0.0
             except redis.RedisError as error:
-                if not (isinstance(error, redis.ConnectionError | redis.TimeoutError) or is_full(error)):
+                if not is_unavailable(error):
                     raise
                 pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
                 log.warning("redis does not answer or is full", error=name_error(error), retry_in_seconds=pause)
