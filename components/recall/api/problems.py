@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from components.recall.telemetry.logs import name_error
-from components.redis_client import is_full
+from components.redis_client import is_unavailable
 
 log = structlog.get_logger()
 _PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
@@ -99,18 +99,14 @@ def install(app: FastAPI) -> None:
         )
         return _respond(error.status_code, detail)
 
-    @app.exception_handler(redis.ConnectionError)
-    @app.exception_handler(redis.TimeoutError)
-    async def on_redis_down(request: Request, error: Exception) -> JSONResponse:
-        log.error("redis does not answer", error=name_error(error))
-        return _respond(503, "result store: expected an answer of Redis, got none; try again later.", retry=True)
-
-    @app.exception_handler(redis.ResponseError)
-    async def on_redis_full(request: Request, error: redis.ResponseError) -> JSONResponse:
-        if not is_full(error):
+    @app.exception_handler(redis.RedisError)
+    async def on_redis_error(request: Request, error: redis.RedisError) -> JSONResponse:
+        if not is_unavailable(error):
             raise error  # a bug, see below
-        log.error("redis is full")
-        return _respond(503, "result store: expected room in Redis, got none; try again later.", retry=True)
+        log.error("redis is unavailable", error=name_error(error))
+        return _respond(
+            503, "result store: expected Redis to serve, got no answer or a refusal; try again later.", retry=True
+        )
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:  # the server logs it with its traceback

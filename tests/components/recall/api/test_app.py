@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +24,12 @@ from components.exceptions import UnavailableError
 from components.recall.api.app import create_app
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.events import EXAMPLE, decode_event
-from components.recall.state.scripts import STREAM, result_key
+from components.recall.state.scripts import STREAM, result_key, waiting_key
 from components.recall.state.store import Result, UserStore
 from components.release.publication import SERVING, Publication, send_heartbeat
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release, free_address, serve_release, wait_until
+from tests.worlds.servers import RedisServer
 from tests.worlds.tiny import LAST_EVENT
 
 EVENT = {"event_id": "e1", "user_id": "3", "item_id": 1050, "ts": LAST_EVENT.isoformat()}
@@ -370,9 +372,48 @@ def test_redis_that_is_away_is_a_problem(releases: tuple[Release, Release], reca
             api.get("/readyz"),
             api.get("/v1/tasks"),
         ):
-            assert "expected an answer of Redis, got none" in problem(response, 503)
+            assert "expected Redis to serve, got no" in problem(response, 503)
             assert int(response.headers["retry-after"]) > 0
         assert api.get("/healthz").status_code == 200
+
+
+@pytest.fixture(params=["READONLY", "MISCONF", "OOM", "MASTERDOWN"])
+def sick_redis(request: pytest.FixtureRequest, client: redis.Redis, redis_server: RedisServer) -> Iterator[str]:
+    """A Redis that answers and refuses to work, as after a fail-over, on a full disk, or at its limit."""
+    dump = redis_server.folder / "dump.rdb"
+    try:
+        if request.param == "OOM":
+            client.config_set("maxmemory", 1)
+        elif request.param == "MISCONF":
+            dump.unlink(missing_ok=True)
+            dump.mkdir()
+            client.bgsave()
+            wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        else:
+            client.config_set("replica-serve-stale-data", "no" if request.param == "MASTERDOWN" else "yes")
+            client.replicaof(*free_address().split(":"))
+        yield request.param
+    finally:
+        client.replicaof("NO", "ONE")
+        client.config_set("maxmemory", 0)
+        if dump.is_dir():
+            dump.rmdir()
+            client.bgsave()
+            wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")
+
+
+def test_redis_that_refuses_to_work_is_a_problem_to_be_tried_again(api: TestClient, sick_redis: str) -> None:
+    answers = [api.post("/v1/events", json=body) for body in (EVENT, [EVENT, {**EVENT, "event_id": "READONLY"}])]
+    if sick_redis == "MASTERDOWN":
+        answers.append(api.get("/v1/users/3/recall"))
+    for response in answers:
+        assert "expected Redis to serve" in problem(response, 503)
+        assert int(response.headers["retry-after"]) > 0
+
+
+def test_an_error_of_a_command_is_no_sick_redis_whatever_a_user_wrote(api: TestClient, client: redis.Redis) -> None:
+    client.set(waiting_key("3"), "no hash")
+    assert api.post("/v1/events", json={**EVENT, "query": "MISCONF READONLY BUSY"}).status_code == 500
 
 
 def test_docs_render_without_internet_and_show_examples(api: TestClient) -> None:
