@@ -138,12 +138,11 @@ def _add_events(
             metrics.events.labels(outcome=outcome).inc(answers.count(answer))
         if -1 in answers:
             raise ApiError(
-                429,
+                "stream-full",
                 "event stream",
                 expected=f"room below {config.max_stream_length} waiting events",
                 got=f"a full stream ({answers.count(-1)} of {len(batch)} events refused)",
                 remedy="repeat the request after the time in Retry-After",
-                retry_after=True,
             )
         return AcceptedEvents(
             accepted=answers.count(1),
@@ -279,7 +278,7 @@ def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
 def _require_task(catalogue: Catalogue, task: str) -> None:
     if task not in catalogue.tasks:
         raise ApiError(
-            404,
+            "unknown-task",
             "task",
             expected="one of " + ", ".join(catalogue.tasks),
             got=repr(task),
@@ -291,7 +290,7 @@ def _require_query(catalogue: Catalogue, request: AdHocQuestion) -> None:
     needed = request.task in catalogue.query_tasks
     if needed != (request.query is not None):
         raise ApiError(
-            422,
+            "invalid-request",
             f"body field 'query', task {request.task!r}",
             expected="the words that the user searched for" if needed else "nothing, since this task has no query",
             got=repr(request.query) if request.query else "nothing",
@@ -303,7 +302,7 @@ def _refuse_future(events: list[Event], config: RecallConfig) -> None:
     for event in events:
         if event.is_future(config.max_future_seconds):
             raise ApiError(
-                422,
+                "invalid-request",
                 f"event {event.event_id!r}, field 'ts'",
                 expected=f"at most {config.max_future_seconds:g} s in the future",
                 got=event.ts.isoformat(),

@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 from components.config import RecallConfig
 from components.exceptions import UnavailableError
 from components.recall.api.app import create_app
+from components.recall.api.problems import CODES
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.events import EXAMPLE, decode_event
 from components.recall.state.scripts import STREAM, result_key, waiting_key
@@ -35,13 +36,14 @@ from tests.worlds.tiny import LAST_EVENT
 EVENT = {"event_id": "e1", "user_id": "3", "item_id": 1050, "ts": LAST_EVENT.isoformat()}
 
 
-def problem(response: Any, status: int) -> str:
-    """The sentence of a problem document of this status."""
+def problem(response: Any, status: int, code: str = "") -> str:
+    """The sentence of a problem document of this status, and of this kind where one is named."""
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
     assert body["status"] == status
-    assert body["type"] == "about:blank"
+    kind = body["type"].removeprefix("urn:problem-type:urm:")
+    assert CODES[kind] == status and kind == (code or kind)
     return str(body["detail"])
 
 
@@ -305,6 +307,18 @@ def test_bad_events_are_refused_whole(api: TestClient, client: redis.Redis, body
     assert client.xlen(STREAM) == 0
 
 
+def test_everything_that_is_wrong_is_named(api: TestClient) -> None:
+    body = api.post("/v1/events", json=[{**EVENT, "item_id": "x", "colour": "red"}, {"item_id": 1}]).json()
+    assert body["title"] == "Invalid request"
+    assert [(error["place"], error["field"]) for error in body["errors"]] == [
+        ("body", "0.item_id"),
+        ("body", "0.colour"),
+        ("body", "1.user_id"),
+    ]
+    assert body["errors"][2]["detail"] == "expected a value, got nothing"
+    assert body["detail"].startswith("body field '0.item_id': expected a valid integer")
+
+
 def test_body_that_is_no_json_is_refused(api: TestClient) -> None:
     response = api.post("/v1/events", content=b"{", headers={"content-type": "application/json"})
     assert "expected valid JSON" in problem(response, 422)
@@ -321,7 +335,9 @@ def test_full_stream_asks_to_come_back(client: redis.Redis, releases: tuple[Rele
     with TestClient(create_app(releases[0].settings, config)) as api:
         batch = [{**EVENT, "event_id": f"e{number}"} for number in range(3)]
         response = api.post("/v1/events", json=batch)
-        assert "expected room below 2 waiting events, got a full stream (1 of 3" in problem(response, 429)
+        assert "expected room below 2 waiting events, got a full stream (1 of 3" in problem(
+            response, 429, "stream-full"
+        )
         assert int(response.headers["retry-after"]) > 0
         client.delete(STREAM)
         again = api.post("/v1/events", json=batch).json()
