@@ -180,7 +180,8 @@ class World:
 
     def lost(self) -> list[str]:
         """Accepted events whose mark is gone: Redis has lost them, for a mark lasts a day."""
-        return [event_id for event_id in self.checker.accepted_ids if not self.client.exists(accepted_key(event_id))]
+        marks = {event.event_id: accepted_key(event.user_id, event.event_id) for event in self.checker.accepted}
+        return [event_id for event_id, mark in marks.items() if not self.client.exists(mark)]
 
     def _start(self, *arguments: str, fault: Fault | None = None) -> int:
         environment = {"URM_HOME": str(self.release.settings.home), "URM_REDIS_URL": self.server.url}

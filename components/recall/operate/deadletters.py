@@ -57,17 +57,17 @@ def replay(client: redis.Redis, letter_ids: list[str]) -> int:
     for letter in _select(client, letter_ids):
         event_id, user_id = _ids(letter)
         answer = script(
-            keys=[STREAM, DEAD_STREAM, accepted_key(event_id)],
+            keys=[STREAM, DEAD_STREAM, accepted_key(user_id, event_id)],
             args=[letter.letter_id, letter.event, f"{time.time():.6f}", MARK_TTL_SECONDS, user_id],
         )
         replayed += int(answer)
     return replayed
 
 
-def find_letter(client: redis.Redis, event_id: str) -> DeadLetter | None:
-    """The newest dead letter of an event, or None."""
+def find_letter(client: redis.Redis, user_id: str, event_id: str) -> DeadLetter | None:
+    """The newest dead letter of a user's event, or None."""
     for letter in reversed(list_letters(client, limit=1_000_000)):
-        if _ids(letter)[0] == event_id:
+        if _ids(letter) == (event_id, user_id):
             return letter
     return None
 

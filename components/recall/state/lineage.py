@@ -1,8 +1,9 @@
 """Lineage of an event: what its mark in Redis says of it, from acceptance to the served result.
 
-The mark `urm:event:{event_id}` is a hash and lives a day:
+The mark (`accepted_key`) is a hash and lives a day:
 
     entry, user                       the stream entry of the event, whose id holds the time of acceptance, and its user
+    digest                            of what the client sent; none once it was replayed from the dead letters
     done, batch, release, revision    written by the script that acknowledges it: when, in which batch (worker and
                                       number, as in the worker's log), with which release, and the revision of the
                                       user's history whose result knows the event

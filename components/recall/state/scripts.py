@@ -3,8 +3,8 @@
 urm:events                    stream of accepted events; an entry is deleted when its result is stored, so its
                               length is the backlog
 urm:events:dead               events given up, each with the reason
-urm:event:{event_id}          hash: marks an accepted event, so that a retry is not processed again, and says what
-                              became of it (lineage.py)
+urm:event:{n}:{user}:{id}     hash: marks an accepted event, so that a retry is not processed again, and says what
+                              became of it (lineage.py); n is the length of the user's id, so that no two share a key
 urm:waiting:{user}            hash: entry id → event_id of the user's entries in the stream; a hint, for coalescing
 urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
 urm:history_events:{user}     hash: event_id → the event; `revision` counts its changes
@@ -28,9 +28,9 @@ AD_HOC_REQUESTS = "urm:adhoc"
 AD_HOC_WORKERS = "urm:adhoc:workers"
 
 
-def accepted_key(event_id: str) -> str:
-    """Key that marks an event as accepted and holds its lineage."""
-    return f"urm:event:{event_id}"
+def accepted_key(user_id: str, event_id: str) -> str:
+    """Key that marks an event of a user as accepted and holds its lineage."""
+    return f"urm:event:{len(user_id)}:{user_id}:{event_id}"
 
 
 def waiting_key(user_id: str) -> str:
@@ -53,18 +53,23 @@ def ad_hoc_answer_key(request_id: str) -> str:
     return f"urm:adhoc:answer:{request_id}"
 
 
-# Accept one event: 1 accepted, 0 seen before, -1 the stream is full.
+# Accept one event: 1 accepted, 0 seen before, -1 the stream is full, -3 its id was seen with another content.
 # KEYS: stream, mark, waiting.
-# ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream, user, traceparent or '', event_id.
+# ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream, user, traceparent or '', event_id,
+# digest of the content.
 ACCEPT = """
-if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+local digest = ARGV[#ARGV]
+if redis.call('EXISTS', KEYS[2]) == 1 then
+    local seen = redis.call('HGET', KEYS[2], 'digest')
+    return seen and seen ~= digest and -3 or 0
+end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return -1 end
 local fields = {'event', ARGV[1], 'accepted_at', ARGV[2]}
 if ARGV[6] ~= '' then
     fields[5], fields[6] = 'traceparent', ARGV[6]
 end
 local entry = redis.call('XADD', KEYS[1], '*', unpack(fields))
-redis.call('HSET', KEYS[2], 'entry', entry, 'user', ARGV[5])
+redis.call('HSET', KEYS[2], 'entry', entry, 'user', ARGV[5], 'digest', digest)
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('HSET', KEYS[3], entry, ARGV[7])
 redis.call('EXPIRE', KEYS[3], ARGV[3])

@@ -142,7 +142,7 @@ class EventStream:
                 user_id, event_id = entry.event.user_id, entry.event.event_id
                 known: list[str | int] = [event_id, self._config.history_events, served.revisions.get(user_id, 0)]
                 self._finish(
-                    keys=[STREAM, *history_keys(user_id), accepted_key(event_id), waiting_key(user_id)],
+                    keys=[STREAM, *history_keys(user_id), accepted_key(user_id, event_id), waiting_key(user_id)],
                     args=[GROUP, entry.entry_id, *known, *done_fields(served, user_id)],
                     client=pipe,
                 )
@@ -174,7 +174,7 @@ class EventStream:
         event_id, of_event = "", []
         if event:
             event_id = event.event_id
-            of_event = [*history_keys(event.user_id), accepted_key(event_id), waiting_key(event.user_id)]
+            of_event = [*history_keys(event.user_id), accepted_key(event.user_id, event_id), waiting_key(event.user_id)]
         arguments = [GROUP, entry_id, event_id, letter["at"], *fields]
         moved = self._give_up(keys=[STREAM, DEAD_STREAM, *of_event], args=arguments)
         if moved:  # the reason may quote the event, so it stands in the letter alone

@@ -78,7 +78,7 @@ def test_an_entry_given_up_by_another_worker_is_not_finished_though_its_history_
     UserStore(client, config).remember([bad, good])
     assert other.give_up(bad.entry_id, "{}", "broken", 5, bad.event)
     assert stream.acknowledge([bad, good], Served("a/1", "urm-x", {})) == [good]
-    assert client.hget(accepted_key("bad"), "done") is None
+    assert client.hget(accepted_key("3", "bad"), "done") is None
 
 
 def test_entry_of_a_dead_consumer_is_claimed_and_its_deliveries_counted(

@@ -226,7 +226,7 @@ def test_an_event_given_up_while_its_worker_stood_still_stays_out_of_the_history
     worker = RecallWorker(client, recall_config, load_poisoned, "slow")
     release = load_poisoned(Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1))
     worker._process(release, entries)
-    assert "done" not in client.hgetall(accepted_key("poison"))
+    assert "done" not in client.hgetall(accepted_key("5", "poison"))
     feed(client, iter([make_event("5", event_id="good")]), recall_config)
     worker._process(release, slow.read(10, 10))
     store = UserStore(client, recall_config)
