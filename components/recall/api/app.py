@@ -121,7 +121,7 @@ def _add_events(
         status_code=202,
         tags=["recall"],
         dependencies=dependencies,
-        responses=problems.responses(400, 401, 403, 413, 422, 429, 503),
+        responses=problems.responses(400, 401, 403, 409, 413, 422, 429, 503),
     )
     async def post_events(
         events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)],
@@ -136,6 +136,14 @@ def _add_events(
         answers = await gateway.accept(batch)
         for answer, outcome in ((1, "accepted"), (0, "duplicate"), (-1, "refused")):
             metrics.events.labels(outcome=outcome).inc(answers.count(answer))
+        if -3 in answers:
+            raise ApiError(
+                "event-conflict",
+                f"event {batch[answers.index(-3)].event_id!r}",
+                expected="the content that was accepted under this id",
+                got="another",
+                remedy="send a new event under a new id",
+            )
         if -1 in answers:
             raise ApiError(
                 "stream-full",

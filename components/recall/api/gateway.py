@@ -52,7 +52,7 @@ class Gateway:
         self._retry_at = 0.0
 
     async def accept(self, events: list[Event]) -> list[int]:
-        """Put events into the stream; 1 accepted, 0 seen before, -1 the stream is full."""
+        """Put events into the stream; 1 accepted, 0 seen before, -1 the stream is full, -3 other content before."""
         with self._tracing.accept(len(events)) as traceparent:
             async with self._client.pipeline(transaction=False) as pipe:
                 for event in events:

@@ -31,6 +31,7 @@ CODES = {
     "unknown-path": 404,
     "unknown-task": 404,
     "wrong-method": 405,
+    "event-conflict": 409,
     "body-too-large": 413,
     "invalid-request": 422,
     "stream-full": 429,

@@ -283,6 +283,20 @@ def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
     assert kept[1].event_id == again["events"][1]["event_id"]
 
 
+def test_an_id_counts_per_user_and_its_content_stays(api: TestClient, client: redis.Redis) -> None:
+    def post(**changes: Any) -> httpx.Response:
+        return api.post("/v1/events", json={**EVENT, **changes})
+
+    assert post().json()["events"] == [{"event_id": "e1", "status": "accepted"}]
+    assert post(user_id="4").json()["events"] == [{"event_id": "e1", "status": "accepted"}]
+    assert post(ts="2017-12-17T13:00:00+01:00", scenario="live").json()["duplicates"] == 1
+    for changes in ({"item_id": 1051}, {"behavior": "view"}, {"query": "pizza"}, {"ts": "2017-12-17T12:00:01Z"}):
+        assert problem(post(**changes), 409, "event-conflict").startswith("event 'e1': expected the content that")
+    without_time = {"event_id": "e2", "user_id": "3", "item_id": 1}
+    assert [api.post("/v1/events", json=without_time).json()["duplicates"] for _ in range(2)] == [0, 1]
+    assert client.xlen(STREAM) == 3
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
