@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from rich.console import Console
 from typer.testing import CliRunner
 
-from components.cli.app import app as cli
+from components.cli import app as cli
 from components.config import RecallConfig
 from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
