@@ -201,13 +201,18 @@ class World:
             answer = self.http.post("/v1/events", json=[event.model_dump(mode="json") for event in batch])
         except httpx.TimeoutException:
             return False
-        if answer.status_code == 202:
-            self.checker.note_accepted(batch)
+        if answer.status_code in (202, 207):
+            rows = answer.json()["events"]
+            taken = [row["status"] != "refused" for row in rows]
+            self.checker.note_accepted([event for event, took in zip(batch, taken, strict=True) if took])
+            if any(str(row["type"]).endswith("stream-full") for row in rows):
+                return False
+            self.checker.note_refused([event for event, took in zip(batch, taken, strict=True) if not took])
         elif answer.status_code == 422:
             self.checker.note_refused(batch)
         elif answer.status_code not in (429, 503):
             answer.raise_for_status()
-        return answer.status_code in (202, 422)
+        return answer.status_code in (202, 207, 422)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ _PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
 _MEDIA_TYPE = "application/problem+json"
 _TYPE = "urn:problem-type:urm:"
 RETRY_AFTER_SECONDS = 2
-_MAX_FAULTS = 100
+MAX_FAULTS = 100
 # Kinds of problems, with their status. Those of 429 and 503 pass, and have a Retry-After.
 CODES = {
     "not-json": 400,
@@ -76,16 +76,28 @@ class Problem(BaseModel):
     title: str = Field(description="The kind in words.")
     status: int
     detail: str = Field(description="One sentence: subject, what was expected, what came, what to do.")
-    errors: list[Fault] = Field(description=f"Of an invalid request everything that is wrong, at most {_MAX_FAULTS}.")
+    errors: list[Fault] = Field(description=f"Of an invalid request everything that is wrong, at most {MAX_FAULTS}.")
 
 
 class ApiError(Exception):
     """An error that the caller gets as a problem document."""
 
-    def __init__(self, code: str, subject: str, *, expected: str, got: object, remedy: str) -> None:
+    def __init__(
+        self, code: str, subject: str, *, expected: str, got: object, remedy: str, errors: Sequence[Fault] = ()
+    ) -> None:
         super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}.")
         self.code = code
         self.status = CODES[code]
+        self.type = _TYPE + code
+        self.errors = errors
+
+    @classmethod
+    def of_faults(cls, faults: Sequence[Fault]) -> ApiError:
+        """Of an invalid request."""
+        first = faults[0]
+        expected, _, got = first.detail.removeprefix("expected ").rpartition(", got ")
+        subject, remedy = f"{first.place} field {first.field!r}", "see /docs for an example"
+        return cls("invalid-request", subject, expected=expected, got=got, remedy=remedy, errors=faults)
 
 
 def ad_hoc_code(status: int) -> str:
@@ -105,12 +117,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
-        return _respond(error.code, str(error))
+        return _respond(error.code, str(error), error.errors)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        faults = explain(error.errors())
-        return _respond("invalid-request", f"{say(faults[0])}; see /docs for an example.", faults)
+        return await on_api_error(request, ApiError.of_faults(explain(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
@@ -144,14 +155,9 @@ def too_large(max_bytes: int | None) -> JSONResponse:
     return _respond("body-too-large", f"body: expected {limit}, got more; send the events in several requests.")
 
 
-def say(fault: Fault) -> str:
-    """A fault as the beginning of a sentence."""
-    return f"{fault.place} field {fault.field!r}: {fault.detail}"
-
-
 def explain(errors: Sequence[Any]) -> list[Fault]:
     """What pydantic found wrong with a request."""
-    return [_explain(error) for error in errors[:_MAX_FAULTS]]
+    return [_explain(error) for error in errors[:MAX_FAULTS]]
 
 
 def _respond(

@@ -273,9 +273,10 @@ def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
     assert first.json() == {
         "accepted": 1,
         "duplicates": 0,
-        "events": [{"event_id": "e1", "status": "accepted"}],
+        "refused": 0,
+        "events": [{"event_id": "e1", "status": "accepted", "type": None, "detail": None}],
     }
-    again = api.post("/v1/events", json=[EVENT, {"user_id": "4", "query": "pizza"}]).json()
+    again = api.post("/v1/events", json=[EVENT, {"event_id": "e1", "user_id": "4", "query": "pizza"}]).json()
     assert (again["accepted"], again["duplicates"]) == (1, 1)
     assert [event["status"] for event in again["events"]] == ["duplicate", "accepted"]
     kept = [decode_event(fields["event"]) for _, fields in client.xrange(STREAM)]
@@ -287,8 +288,8 @@ def test_an_id_counts_per_user_and_its_content_stays(api: TestClient, client: re
     def post(**changes: Any) -> httpx.Response:
         return api.post("/v1/events", json={**EVENT, **changes})
 
-    assert post().json()["events"] == [{"event_id": "e1", "status": "accepted"}]
-    assert post(user_id="4").json()["events"] == [{"event_id": "e1", "status": "accepted"}]
+    assert post().json()["accepted"] == 1
+    assert post(user_id="4").json()["accepted"] == 1
     assert post(ts="2017-12-17T13:00:00+01:00", scenario="live").json()["duplicates"] == 1
     for changes in ({"item_id": 1051}, {"behavior": "view"}, {"query": "pizza"}, {"ts": "2017-12-17T12:00:01Z"}):
         assert problem(post(**changes), 409, "event-conflict").startswith("event 'e1': expected the content that")
@@ -307,7 +308,8 @@ def test_an_id_counts_per_user_and_its_content_stays(api: TestClient, client: re
         ({**EVENT, "colour": "red"}, "body field 'colour': expected known fields only, got this one"),
         ({**EVENT, "ts": "2017-01-01T00:00:00"}, "body field 'ts': expected timezone info"),
         ({**EVENT, "ts": "2200-01-01T00:00:00Z"}, "event 'e1', field 'ts': expected at most 300 s in the future"),
-        ([EVENT, {**EVENT, "user_id": ""}], r"body field '1\.user_id': expected .*at least 1 character"),
+        ([{**EVENT, "user_id": ""}], r"body field '0\.user_id': expected .*at least 1 character"),
+        ([{"user_id": "3", "item_id": 1}], r"body field '0\.event_id': expected a value, got nothing"),
         ([], "body field 'body': expected .*at least 1 item"),
         ([EVENT] * 1001, "body field 'body': expected .*at most 1000 items"),
         ("text", "body field 'body': expected a valid dictionary"),
@@ -327,6 +329,7 @@ def test_everything_that_is_wrong_is_named(api: TestClient) -> None:
     assert [(error["place"], error["field"]) for error in body["errors"]] == [
         ("body", "0.item_id"),
         ("body", "0.colour"),
+        ("body", "1.event_id"),
         ("body", "1.user_id"),
     ]
     assert body["errors"][2]["detail"] == "expected a value, got nothing"
@@ -344,14 +347,49 @@ def test_body_that_is_no_text_is_refused(api: TestClient, path: str) -> None:
     assert problem(response, 400) == "body: expected JSON in UTF-8, got something else; see /docs for an example."
 
 
+def test_a_bad_event_of_a_list_refuses_itself_alone(api: TestClient, client: redis.Redis) -> None:
+    api.post("/v1/events", json=EVENT).raise_for_status()
+    batch = [
+        {**EVENT, "event_id": "e2"},
+        {**EVENT, "event_id": "e3", "user_id": ""},
+        EVENT,
+        {**EVENT, "item_id": 7},
+        {**EVENT, "event_id": "e4", "ts": "2200-01-01T00:00:00Z"},
+        "no event",
+        {"user_id": "3", "item_id": 1},
+    ]
+    answer = api.post("/v1/events", json=batch)
+    assert answer.status_code == 207 and "retry-after" not in answer.headers
+    body = answer.json()
+    assert (body["accepted"], body["duplicates"], body["refused"]) == (1, 1, 5)
+    rows = [(row["event_id"], row["status"], (row["type"] or "").rpartition(":")[2]) for row in body["events"]]
+    assert rows == [
+        ("e2", "accepted", ""),
+        (None, "refused", "invalid-request"),
+        ("e1", "duplicate", ""),
+        ("e1", "refused", "event-conflict"),
+        ("e4", "refused", "invalid-request"),
+        (None, "refused", "invalid-request"),
+        (None, "refused", "invalid-request"),
+    ]
+    assert body["events"][1]["detail"].startswith("body field '1.user_id': expected ")
+    assert body["events"][6]["detail"].startswith("body field '6.event_id': expected a value")
+    assert client.xlen(STREAM) == 2
+    assert 'urm_api_events_total{outcome="invalid"} 4.0' in api.get("/metrics").text
+
+
 def test_full_stream_asks_to_come_back(client: redis.Redis, releases: tuple[Release, Release]) -> None:
     config = RecallConfig(max_stream_length=2)
     with TestClient(create_app(releases[0].settings, config)) as api:
         batch = [{**EVENT, "event_id": f"e{number}"} for number in range(3)]
         response = api.post("/v1/events", json=batch)
-        assert "expected room below 2 waiting events, got a full stream (1 of 3" in problem(
-            response, 429, "stream-full"
-        )
+        assert response.status_code == 207 and int(response.headers["retry-after"]) > 0
+        assert [row["status"] for row in response.json()["events"]] == ["accepted", "accepted", "refused"]
+        assert response.json()["events"][2]["type"].endswith(":stream-full")
+        response = api.post("/v1/events", json=[batch[2], {**EVENT, "user_id": ""}])
+        detail = problem(response, 429, "stream-full")
+        assert detail.startswith("event 'e2': expected room below 2 waiting events, got a full stream")
+        assert [error["field"] for error in response.json()["errors"]] == ["1.user_id", "0"]
         assert int(response.headers["retry-after"]) > 0
         client.delete(STREAM)
         again = api.post("/v1/events", json=batch).json()
