@@ -80,7 +80,8 @@ def is_full(error: redis.RedisError) -> bool:
 def _is_unable(error: redis.RedisError) -> bool:
     kinds = redis.exceptions
     known = kinds.ReadOnlyError | kinds.BusyLoadingError | kinds.MasterDownError | kinds.ClusterDownError
-    return isinstance(error, known | kinds.TryAgainError) or _UNABLE.search(str(error)) is not None
+    answer = str(error).rpartition(" of pipeline caused error: ")[2]  # what stands before it quotes the user's words
+    return isinstance(error, known | kinds.TryAgainError) or _UNABLE.search(answer) is not None
 
 
 def hide_password(url: str) -> str:

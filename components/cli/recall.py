@@ -119,6 +119,8 @@ def events(
     rows = read_events(file, recall.max_future_seconds, refusals, limit=limit)
     with redis_errors(settings.redis_url):
         report = feed(open_redis(settings.redis_url), rows, recall)
+    for event_id in report.conflicts:
+        refusals.add_conflict(event_id)
     typer.echo(f"{report.accepted} accepted, {report.duplicates} accepted before, {refusals.count} refused")
     refusals.require_none(file)
 
@@ -141,7 +143,7 @@ def show(
 @app.command(rich_help_panel="Operate")
 def trace(
     event_id: Annotated[str, typer.Argument(help="As the client sent it, or as the API's answer has it.")],
-    user: Annotated[str, typer.Option(help="Its user: finds an event that was accepted more than a day ago.")] = "",
+    user: Annotated[str, typer.Option(help="Its user: an event's id is unique per user.")],
 ) -> None:
     """Print what became of an event: accepted, waiting, done or given up, and the results that know it."""
     from components.recall.operate.trace import describe_trace, read_tasks, trace_event

@@ -73,6 +73,11 @@ class Checker:
         return {event.user_id for event in self._accepted.values()}
 
     @property
+    def accepted(self) -> list[Event]:
+        """In the order in which they were accepted."""
+        return list(self._accepted.values())
+
+    @property
     def accepted_ids(self) -> list[str]:
         """In the order in which they were accepted."""
         return list(self._accepted)

@@ -139,4 +139,5 @@ def test_redis_paused_delays_and_loses_nothing(
     report = world.settle()
     assert report.violations == []
     assert report.dead == 0
-    assert world.client.exists(accepted_key(world.checker.accepted_ids[0]))
+    first = world.checker.accepted[0]
+    assert world.client.exists(accepted_key(first.user_id, first.event_id))

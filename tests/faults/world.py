@@ -180,7 +180,8 @@ class World:
 
     def lost(self) -> list[str]:
         """Accepted events whose mark is gone: Redis has lost them, for a mark lasts a day."""
-        return [event_id for event_id in self.checker.accepted_ids if not self.client.exists(accepted_key(event_id))]
+        marks = {event.event_id: accepted_key(event.user_id, event.event_id) for event in self.checker.accepted}
+        return [event_id for event_id, mark in marks.items() if not self.client.exists(mark)]
 
     def _start(self, *arguments: str, fault: Fault | None = None) -> int:
         environment = {"URM_HOME": str(self.release.settings.home), "URM_REDIS_URL": self.server.url}
@@ -200,13 +201,18 @@ class World:
             answer = self.http.post("/v1/events", json=[event.model_dump(mode="json") for event in batch])
         except httpx.TimeoutException:
             return False
-        if answer.status_code == 202:
-            self.checker.note_accepted(batch)
+        if answer.status_code in (202, 207):
+            rows = answer.json()["events"]
+            taken = [row["status"] != "refused" for row in rows]
+            self.checker.note_accepted([event for event, took in zip(batch, taken, strict=True) if took])
+            if any(str(row["type"]).endswith("stream-full") for row in rows):
+                return False
+            self.checker.note_refused([event for event, took in zip(batch, taken, strict=True) if not took])
         elif answer.status_code == 422:
             self.checker.note_refused(batch)
         elif answer.status_code not in (429, 503):
             answer.raise_for_status()
-        return answer.status_code in (202, 422)
+        return answer.status_code in (202, 207, 422)
 
 
 @contextlib.contextmanager

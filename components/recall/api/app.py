@@ -5,7 +5,8 @@ because in retail new users are the normal case and not an error.
 """
 
 # No `from __future__ import annotations`: FastAPI must see the bounds that come from the configuration as values.
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -13,21 +14,22 @@ from typing import Annotated, Any
 from fastapi import Body, Depends, FastAPI, Path, Query, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, ValidationError, WrapValidator
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from components import __version__
 from components.config import RecallConfig
 from components.recall.api import problems, requests
 from components.recall.api.gateway import Gateway
-from components.recall.api.problems import ApiError
+from components.recall.api.problems import ApiError, Fault
 from components.recall.api.requests import Gate
 from components.recall.api.responses import (
-    AcceptedEvent,
-    AcceptedEvents,
     AdHocAnswer,
     AdHocQuestion,
+    EventOutcome,
+    EventOutcomes,
     Health,
+    ListedEvent,
     RecallAnswer,
     RecallAnswers,
     RecalledItem,
@@ -67,6 +69,15 @@ _EVENT_EXAMPLES = {
 }
 
 
+_OUTCOMES = {
+    1: "accepted",
+    0: "duplicate",
+    -1: "refused",
+    -2: "user_refused",
+    -3: "conflict",
+}  # by the answer of the script ACCEPT
+
+
 class TextConvertor(PathConvertor):
     """Any text as a part of a path, with slashes (they are decoded before a route is looked for) and line breaks."""
 
@@ -75,10 +86,19 @@ class TextConvertor(PathConvertor):
 
 register_url_convertor("text", TextConvertor())
 
+
 # Told apart by shape, so that an error speaks of what was sent and not of the other form.
+def _keep_error(value: object, validate: Callable[[object], ListedEvent]) -> ListedEvent | ValidationError:
+    try:
+        return validate(value)
+    except ValidationError as error:  # the others of its list are accepted all the same
+        return error
+
+
+_ListedEvent = Annotated[ListedEvent, WrapValidator(_keep_error)]
 EventOrEvents = Annotated[
     Annotated[Event, Tag("event")]
-    | Annotated[list[Event], Tag("events"), Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)],
+    | Annotated[list[_ListedEvent], Tag("events"), Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)],
     Discriminator(lambda body: "events" if isinstance(body, list) else "event"),
 ]
 
@@ -121,37 +141,42 @@ def _add_events(
         status_code=202,
         tags=["recall"],
         dependencies=dependencies,
-        responses=problems.responses(400, 401, 403, 413, 422, 429, 503),
+        responses={
+            207: {"model": EventOutcomes, "description": "Some events of a list were refused, each says why."},
+            **problems.responses(400, 401, 403, 409, 413, 422, 429, 503),
+        },
     )
     async def post_events(
-        events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)],
-    ) -> AcceptedEvents:
+        events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)], response: Response
+    ) -> EventOutcomes:
         """Accept one event or a list of up to 1,000.
 
-        Sending an event again is harmless: its `event_id` is accepted once. If the stream is full, the answer is 429
-        and the events that were accepted before it filled up count as duplicates when the request is repeated.
+        Sending an event again is harmless: its `event_id` is accepted once per user. An event of a list that is refused
+        leaves the others alone: the answer is then 207, with Retry-After if the stream is full. If none is taken, the
+        answer is a problem.
         """
         batch = events if isinstance(events, list) else [events]
-        _refuse_future(batch, config)
-        answers = await gateway.accept(batch)
-        for answer, outcome in ((1, "accepted"), (0, "duplicate"), (-1, "refused")):
-            metrics.events.labels(outcome=outcome).inc(answers.count(answer))
-        if -1 in answers:
-            raise ApiError(
-                429,
-                "event stream",
-                expected=f"room below {config.max_stream_length} waiting events",
-                got=f"a full stream ({answers.count(-1)} of {len(batch)} events refused)",
-                remedy="repeat the request after the time in Retry-After",
-                retry_after=True,
-            )
-        return AcceptedEvents(
-            accepted=answers.count(1),
-            duplicates=answers.count(0),
-            events=[
-                AcceptedEvent(event_id=event.event_id, status="accepted" if answer else "duplicate")
-                for event, answer in zip(batch, answers, strict=True)
-            ],
+        refusals = {number: error for number, event in enumerate(batch) if (error := _refuse(number, event, config))}
+        good = [number for number in range(len(batch)) if number not in refusals]
+        answers = dict(zip(good, await gateway.accept([batch[number] for number in good]), strict=True))
+        for number, answer in answers.items():
+            if answer < 0:
+                refusals[number] = _refuse_answer(batch[number], answer, config)
+        counts = Counter(answers.values())
+        for answer, outcome in _OUTCOMES.items():
+            metrics.events.labels(outcome=outcome).inc(counts[answer])
+        metrics.events.labels(outcome="invalid").inc(len(batch) - len(good))
+        if len(refusals) == len(batch):
+            raise _merge(refusals)
+        if refusals:
+            response.status_code = 207
+        if counts[-1] or counts[-2]:
+            response.headers["Retry-After"] = str(problems.RETRY_AFTER_SECONDS)
+        return EventOutcomes(
+            accepted=counts[1],
+            duplicates=counts[0],
+            refused=len(refusals),
+            events=[_outcome(event, answers.get(number), refusals.get(number)) for number, event in enumerate(batch)],
         )
 
 
@@ -279,7 +304,7 @@ def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
 def _require_task(catalogue: Catalogue, task: str) -> None:
     if task not in catalogue.tasks:
         raise ApiError(
-            404,
+            "unknown-task",
             "task",
             expected="one of " + ", ".join(catalogue.tasks),
             got=repr(task),
@@ -291,7 +316,7 @@ def _require_query(catalogue: Catalogue, request: AdHocQuestion) -> None:
     needed = request.task in catalogue.query_tasks
     if needed != (request.query is not None):
         raise ApiError(
-            422,
+            "invalid-request",
             f"body field 'query', task {request.task!r}",
             expected="the words that the user searched for" if needed else "nothing, since this task has no query",
             got=repr(request.query) if request.query else "nothing",
@@ -299,16 +324,65 @@ def _require_query(catalogue: Catalogue, request: AdHocQuestion) -> None:
         )
 
 
-def _refuse_future(events: list[Event], config: RecallConfig) -> None:
-    for event in events:
-        if event.is_future(config.max_future_seconds):
-            raise ApiError(
-                422,
-                f"event {event.event_id!r}, field 'ts'",
-                expected=f"at most {config.max_future_seconds:g} s in the future",
-                got=event.ts.isoformat(),
-                remedy="correct the client's clock or leave ts out",
-            )
+def _refuse(number: int, event: Event | ValidationError, config: RecallConfig) -> ApiError | None:
+    """Why an event cannot be accepted, if it cannot."""
+    if isinstance(event, ValidationError):
+        faults = problems.explain([{**error, "loc": ("body", number, *error["loc"])} for error in event.errors()])
+        return ApiError.of_faults(faults)
+    if not event.is_future(config.max_future_seconds):
+        return None
+    return ApiError(
+        "invalid-request",
+        f"event {event.event_id!r}, field 'ts'",
+        expected=f"at most {config.max_future_seconds:g} s in the future",
+        got=event.ts.isoformat(),
+        remedy="correct the client's clock or leave ts out",
+    )
+
+
+def _refuse_answer(event: Event, answer: int, config: RecallConfig) -> ApiError:
+    """What a negative answer of the script ACCEPT says."""
+    if answer == -3:
+        return ApiError(
+            "event-conflict",
+            f"event {event.event_id!r}",
+            expected="the content that was accepted under this id",
+            got="another",
+            remedy="send a new event under a new id",
+        )
+    if answer == -2:
+        return ApiError(
+            "user-backlog-full",
+            f"event {event.event_id!r}",
+            expected=f"fewer than {config.max_waiting_per_user} waiting events of its user",
+            got="as many",
+            remedy="send it again after the time in Retry-After",
+        )
+    return ApiError(
+        "stream-full",
+        f"event {event.event_id!r}",
+        expected=f"room below {config.max_stream_length} waiting events",
+        got="a full stream",
+        remedy="send it again after the time in Retry-After",
+    )
+
+
+def _merge(refusals: dict[int, ApiError]) -> ApiError:
+    """One problem for a request of which nothing was taken: the kind with the highest status, and every refusal."""
+    worst = max(refusals.values(), key=lambda error: error.status)
+    worst.errors = [
+        fault
+        for number, error in refusals.items()
+        for fault in (error.errors or [Fault(place="body", field=str(number), detail=str(error))])
+    ][: problems.MAX_FAULTS]
+    return worst
+
+
+def _outcome(event: Event | ValidationError, answer: int | None, refusal: ApiError | None) -> EventOutcome:
+    event_id = None if isinstance(event, ValidationError) else event.event_id
+    if refusal is not None:
+        return EventOutcome(event_id=event_id, status="refused", type=refusal.type, detail=str(refusal))
+    return EventOutcome(event_id=event_id, status="accepted" if answer else "duplicate")
 
 
 def _answer(user_id: str, task: str, k: int, catalogue: Catalogue, result: Result) -> RecallAnswer:

@@ -14,7 +14,7 @@ from aiodataloader import DataLoader
 
 from components.config import RecallConfig
 from components.exceptions import UrmError
-from components.recall.api.problems import ApiError
+from components.recall.api.problems import ApiError, ad_hoc_code
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.adhoc import AdHocRefusal, AdHocRequest, AdHocResult, enqueue_arguments, read_answer
 from components.recall.state.events import Event, accept_arguments
@@ -52,7 +52,7 @@ class Gateway:
         self._retry_at = 0.0
 
     async def accept(self, events: list[Event]) -> list[int]:
-        """Put events into the stream; 1 accepted, 0 seen before, -1 the stream is full."""
+        """Put events into the stream; the answers of the script ACCEPT."""
         with self._tracing.accept(len(events)) as traceparent:
             async with self._client.pipeline(transaction=False) as pipe:
                 for event in events:
@@ -73,7 +73,7 @@ class Gateway:
             popped = await self._patient.blpop([key], self._config.ad_hoc_deadline_seconds)
         answer = read_answer(outcome, popped, self._config)
         if isinstance(answer, AdHocRefusal):
-            raise ApiError(answer.status, answer.subject, **answer.parts, retry_after=answer.status in (429, 503))
+            raise ApiError(ad_hoc_code(answer.status), answer.subject, **answer.parts)
         return answer
 
     async def results(self, user_ids: list[str], task: str) -> tuple[Catalogue, list[Result | None]]:
@@ -130,12 +130,11 @@ class Gateway:
         """Tables of the release named; until they are read, those of the one before, and only without any a wait."""
         if serving is None:
             raise ApiError(
-                503,
+                "no-release",
                 "recall",
                 expected="a serving release",
                 got="none yet",
                 remedy="run `urm release` and `urm promote`, with a worker running",
-                retry_after=True,
             )
         publication = Publication.model_validate_json(serving)
         if self._catalogue is not None and self._catalogue.release == publication.release:
@@ -146,12 +145,11 @@ class Gateway:
             await asyncio.shield(self._loading)  # others wait for it, too: it outlives a request that is given up
         if self._catalogue is None:
             raise ApiError(
-                503,
+                "release-unreadable",
                 f"release {publication.release}",
                 expected="its bundle to be readable",
                 got="an error that is in the server's log",
                 remedy=f"mend it, which is seen within {_RETRY_SECONDS:.0f} s, or promote another release",
-                retry_after=True,
             )
         return self._catalogue
 

@@ -1,8 +1,9 @@
-"""Errors of the API as problem documents (RFC 9457): one sentence with subject, expected, got, remedy."""
+"""Errors of the API as problem documents (RFC 9457): a type that programs tell apart, one sentence for people."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
@@ -14,12 +15,45 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from components.recall.telemetry.logs import name_error
-from components.redis_client import is_full
+from components.redis_client import is_unavailable
 
 log = structlog.get_logger()
 _PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
 _MEDIA_TYPE = "application/problem+json"
+_TYPE = "urn:problem-type:urm:"
 RETRY_AFTER_SECONDS = 2
+MAX_FAULTS = 100
+# Kinds of problems, with their status. Those of 429 and 503 pass, and have a Retry-After.
+CODES = {
+    "not-json": 400,
+    "no-token": 401,
+    "missing-scope": 403,
+    "unknown-path": 404,
+    "unknown-task": 404,
+    "wrong-method": 405,
+    "event-conflict": 409,
+    "body-too-large": 413,
+    "invalid-request": 422,
+    "stream-full": 429,
+    "user-backlog-full": 429,
+    "rate-limited": 429,
+    "ad-hoc-queue-full": 429,
+    "server-error": 500,
+    "redis-unavailable": 503,
+    "no-release": 503,
+    "release-unreadable": 503,
+    "no-ad-hoc-worker": 503,
+    "ad-hoc-timeout": 504,
+}
+_AD_HOC = {422: "invalid-request", 429: "ad-hoc-queue-full", 503: "no-ad-hoc-worker", 504: "ad-hoc-timeout"}
+
+
+class Fault(BaseModel):
+    """One thing that is wrong with a request."""
+
+    place: str = Field(description="body, query, path or header.")
+    field: str = Field(description="Its path in that place, e.g. `0.user_id` in a list of events.")
+    detail: str = Field(description="What was expected and what came.")
 
 
 class Problem(BaseModel):
@@ -29,51 +63,54 @@ class Problem(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "type": "about:blank",
-                    "title": "Not Found",
+                    "type": _TYPE + "unknown-task",
+                    "title": "Unknown task",
                     "status": 404,
-                    "detail": "task 'gift': expected one of next_purchase, repurchase, got 'gift'; name a known task.",
+                    "detail": "task: expected one of next_purchase, repurchase, got 'gift'; name a known task.",
+                    "errors": [],
                 }
             ]
         }
     )
 
-    type: str = Field(default="about:blank", description="Always about:blank; the status says the kind.")
-    title: str = Field(description="The status in words.")
+    type: str = Field(description=f"The kind: `{_TYPE}` and one of {', '.join(CODES)}.")
+    title: str = Field(description="The kind in words.")
     status: int
     detail: str = Field(description="One sentence: subject, what was expected, what came, what to do.")
+    errors: list[Fault] = Field(description=f"Of an invalid request everything that is wrong, at most {MAX_FAULTS}.")
 
 
 class ApiError(Exception):
     """An error that the caller gets as a problem document."""
 
     def __init__(
-        self, status: int, subject: str, *, expected: str, got: object, remedy: str, retry_after: bool = False
+        self, code: str, subject: str, *, expected: str, got: object, remedy: str, errors: Sequence[Fault] = ()
     ) -> None:
         super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}.")
-        self.status = status
-        self.retry_after = retry_after
+        self.code = code
+        self.status = CODES[code]
+        self.type = _TYPE + code
+        self.errors = errors
+
+    @classmethod
+    def of_faults(cls, faults: Sequence[Fault]) -> ApiError:
+        """Of an invalid request."""
+        first = faults[0]
+        expected, _, got = first.detail.removeprefix("expected ").rpartition(", got ")
+        subject, remedy = f"{first.place} field {first.field!r}", "see /docs for an example"
+        return cls("invalid-request", subject, expected=expected, got=got, remedy=remedy, errors=faults)
 
 
-TITLES = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    413: "Content Too Large",
-    422: "Unprocessable Content",
-    429: "Too Many Requests",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-    504: "Gateway Timeout",
-}
+def ad_hoc_code(status: int) -> str:
+    """The kind of problem that an ad-hoc refusal of this status is."""
+    return _AD_HOC.get(status, "server-error")
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries of the errors that a route gives."""
     schema = {_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": TITLES[status], "content": schema, "model": Problem} for status in statuses}
+    kinds = {status: ", ".join(code for code in CODES if CODES[code] == status) for status in statuses}
+    return {status: {"description": kinds[status], "content": schema, "model": Problem} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
@@ -81,69 +118,75 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
-        return _respond(error.status, str(error), retry=error.retry_after)
+        return _respond(error.code, str(error), error.errors)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _respond(422, _explain(error))
+        return await on_api_error(request, ApiError.of_faults(explain(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 413:
             return too_large(None)
         if error.status_code == 400:  # before anything is validated: bytes that are no text
-            return _respond(400, "body: expected JSON in UTF-8, got something else; see /docs for an example.")
+            return _respond("not-json", "body: expected JSON in UTF-8, got something else; see /docs for an example.")
         detail = (
             f"request {request.method} {request.url.path}: expected a path and method of this API, "
             f"got {error.detail}; see /docs."
         )
-        return _respond(error.status_code, detail)
+        code = "wrong-method" if error.status_code == 405 else "unknown-path"
+        return _respond(code, detail, headers=error.headers)
 
-    @app.exception_handler(redis.ConnectionError)
-    @app.exception_handler(redis.TimeoutError)
-    async def on_redis_down(request: Request, error: Exception) -> JSONResponse:
-        log.error("redis does not answer", error=name_error(error))
-        return _respond(503, "result store: expected an answer of Redis, got none; try again later.", retry=True)
-
-    @app.exception_handler(redis.ResponseError)
-    async def on_redis_full(request: Request, error: redis.ResponseError) -> JSONResponse:
-        if not is_full(error):
+    @app.exception_handler(redis.RedisError)
+    async def on_redis_error(request: Request, error: redis.RedisError) -> JSONResponse:
+        if not is_unavailable(error):
             raise error  # a bug, see below
-        log.error("redis is full")
-        return _respond(503, "result store: expected room in Redis, got none; try again later.", retry=True)
+        log.error("redis is unavailable", error=name_error(error))
+        detail = "result store: expected Redis to serve, got no answer or a refusal; try again later."
+        return _respond("redis-unavailable", detail)
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:  # the server logs it with its traceback
-        return _respond(500, "server: expected no error here, got one that is now in its log; report it.")
+        return _respond("server-error", "server: expected no error here, got one that is now in its log; report it.")
 
 
 def too_large(max_bytes: int | None) -> JSONResponse:
     """The answer to a body above the limit."""
     limit = f"at most {max_bytes} bytes" if max_bytes else "a shorter one"
-    return _respond(413, f"body: expected {limit}, got more; send the events in several requests.")
+    return _respond("body-too-large", f"body: expected {limit}, got more; send the events in several requests.")
 
 
-def _respond(status: int, detail: str, retry: bool = False) -> JSONResponse:
-    problem = Problem(title=TITLES.get(status, "Error"), status=status, detail=detail)
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else {}
+def explain(errors: Sequence[Any]) -> list[Fault]:
+    """What pydantic found wrong with a request."""
+    return [_explain(error) for error in errors[:MAX_FAULTS]]
+
+
+def _respond(
+    code: str, detail: str, faults: Sequence[Fault] = (), headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    status = CODES[code]
+    title = code.replace("-", " ").capitalize()
+    problem = Problem(type=_TYPE + code, title=title, status=status, detail=detail, errors=list(faults))
+    sent = dict(headers or {})
+    if status in (429, 503):
+        sent["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(problem.model_dump(), status_code=status, headers=headers, media_type=_MEDIA_TYPE)
+        sent["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(problem.model_dump(), status_code=status, headers=sent, media_type=_MEDIA_TYPE)
 
 
-def _explain(error: RequestValidationError) -> str:
-    first = error.errors()[0]
-    place, *path = first["loc"]
+def _explain(error: Mapping[str, Any]) -> Fault:
+    place, *path = error["loc"]
     # A body of events: the first part of its path says which form was taken to be meant, one event or a list.
     names = [str(part) for part in (path[1:] if path[:1] in (["event"], ["events"]) else path)]
     field = ".".join(names) or "body"
-    message = _PREFIX.sub("", first["msg"]).rstrip(".")
-    got = "nothing" if first["type"] == "missing" else repr(first.get("input"))
-    if first["type"] == "extra_forbidden":
+    message = _PREFIX.sub("", error["msg"]).rstrip(".")
+    got = "nothing" if error["type"] == "missing" else repr(error.get("input"))
+    if error["type"] == "extra_forbidden":
         message, got = "known fields only", "this one"
-    elif first["type"] == "missing":
+    elif error["type"] == "missing":
         message = "a value"
-    elif first["type"] == "json_invalid":
-        field, message, got = "body", "valid JSON", str(first.get("ctx", {}).get("error", "something else"))
+    elif error["type"] == "json_invalid":
+        field, message, got = "body", "valid JSON", str(error.get("ctx", {}).get("error", "something else"))
     got = got if len(got) <= 80 else got[:79] + "…"
-    return f"{place} field {field!r}: expected {message}, got {got}; see /docs for an example."
+    return Fault(place=str(place), field=field, detail=f"expected {message}, got {got}")

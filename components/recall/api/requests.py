@@ -116,19 +116,18 @@ class Gate:
     def _count(self, caller: str) -> None:
         if self._rate is not None and not self._limiter.hit(self._rate, caller):
             raise ApiError(
-                429,
+                "rate-limited",
                 "requests",
                 expected=f"at most {self._rate.amount} a minute",
                 got="more",
                 remedy="repeat the request after the time in Retry-After",
-                retry_after=True,
             )
 
 
 def _require_scope(token: Token | None, credentials: HTTPAuthorizationCredentials | None, scope: Allowed) -> None:
     if token is None:
         raise ApiError(
-            401,
+            "no-token",
             "header 'Authorization'",
             expected="Bearer and a token of this API",
             got="an unknown token" if credentials else "none",
@@ -136,7 +135,7 @@ def _require_scope(token: Token | None, credentials: HTTPAuthorizationCredential
         )
     if scope not in token.scopes:
         raise ApiError(
-            403,
+            "missing-scope",
             f"token {token.name!r}",
             expected=f"the scope {scope}",
             got=", ".join(token.scopes),

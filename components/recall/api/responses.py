@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.recall.state.events import LongText, ShortText
+from components.recall.state.events import Event, LongText, ShortText
 
 
 class RecalledItem(BaseModel):
@@ -90,21 +90,30 @@ class RecallAnswers(BaseModel):
     answers: list[RecallAnswer]
 
 
-class AcceptedEvent(BaseModel):
+class ListedEvent(Event):
+    """An event in a list; it names itself, so that the list may be sent again."""
+
+    event_id: ShortText = Field(description="Chosen by the client, unique per user.")
+
+
+class EventOutcome(BaseModel):
     """What became of one event."""
 
-    event_id: str
-    status: Literal["accepted", "duplicate"] = Field(
-        description="`duplicate`: an event of this id was accepted before and is not processed again."
+    event_id: str | None = Field(description="Null if none could be read.")
+    status: Literal["accepted", "duplicate", "refused"] = Field(
+        description="`duplicate`: this event was accepted before and is not processed again."
     )
+    type: str | None = Field(default=None, description="Of a refused event, the type of the problem.")
+    detail: str | None = Field(default=None, description="Of a refused event, what was expected, and what came.")
 
 
-class AcceptedEvents(BaseModel):
+class EventOutcomes(BaseModel):
     """What became of the events, in the order given."""
 
     accepted: int
     duplicates: int
-    events: list[AcceptedEvent]
+    refused: int
+    events: list[EventOutcome]
 
 
 class Health(BaseModel):

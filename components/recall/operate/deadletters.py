@@ -61,7 +61,7 @@ def replay(client: redis.Redis, letter_ids: list[str], config: RecallConfig) -> 
         event_id, user_id = _ids(letter)
         instant, length = f"{time.time():.6f}", config.max_stream_length
         answer: Any = script(
-            keys=[STREAM, DEAD_STREAM, accepted_key(event_id), waiting_key(user_id)],
+            keys=[STREAM, DEAD_STREAM, accepted_key(user_id, event_id), waiting_key(user_id)],
             args=[letter.letter_id, letter.event, instant, MARK_TTL_SECONDS, length, letter.version, user_id],
         )
         if answer == -1:
@@ -75,12 +75,12 @@ def replay(client: redis.Redis, letter_ids: list[str], config: RecallConfig) -> 
     return replayed
 
 
-def find_letter(client: redis.Redis, event_id: str) -> DeadLetter | None:
-    """The newest dead letter of an event, or None."""
+def find_letter(client: redis.Redis, user_id: str, event_id: str) -> DeadLetter | None:
+    """The newest dead letter of a user's event, or None."""
     end = "+"
     while page := _pages_back(client, end):
         for letter in page:
-            if _ids(letter)[0] == event_id:
+            if _ids(letter) == (event_id, user_id):
                 return letter
         end = f"({page[-1].letter_id}"
     return None

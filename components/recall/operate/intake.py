@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ class FeedReport:
     Attributes:
         accepted: Events put into the stream.
         duplicates: Events whose id was accepted before.
+        conflicts: Ids that were accepted before with another content; these events are left out.
     """
 
     accepted: int = 0
     duplicates: int = 0
+    conflicts: list[str] = field(default_factory=list)
 
 
 def feed(
@@ -56,7 +58,8 @@ def feed(
                 answers = pipe.execute()
             report.accepted += answers.count(1)
             report.duplicates += answers.count(0)
-            refused = [event for event, answer in zip(batch, answers, strict=True) if answer < 0]
+            report.conflicts += [one.event_id for one, answer in zip(batch, answers, strict=True) if answer == -3]
+            refused = [event for event, answer in zip(batch, answers, strict=True) if answer in (-1, -2)]
             if len(refused) < len(batch):
                 deadline = time.monotonic() + full_timeout_seconds
             batch = refused
@@ -78,6 +81,11 @@ class Refusals:
         self.count += 1
         if self.count <= _SHOWN_REFUSALS:
             self._report(str(error))
+
+    def add_conflict(self, event_id: str) -> None:
+        """Note an event whose id was taken."""
+        expected, remedy = "an id of its own, or the content that was accepted under it", "correct the file"
+        self.add(DataError(f"event {event_id!r}", expected=expected, got="another content", remedy=remedy))
 
     def require_none(self, path: Path) -> None:
         """Raise a DataError if there were any."""

@@ -15,7 +15,6 @@ from components.addresses import join, read_json
 from components.exceptions import DataError, UrmError
 from components.recall.operate.deadletters import DeadLetter, find_letter
 from components.recall.operate.terminal import show
-from components.recall.state.events import decode_event
 from components.recall.state.scripts import GROUP, STREAM, accepted_key, history_keys, result_key
 from components.recall.state.store import Result
 from components.release.publication import SERVING, read_publication
@@ -71,28 +70,27 @@ def read_tasks(client: redis.Redis) -> tuple[str, ...]:
     return tuple(task["name"] for task in content or [])
 
 
-def trace_event(client: redis.Redis, event_id: str, tasks: Sequence[str], user_id: str = "") -> Trace:
+def trace_event(client: redis.Redis, event_id: str, tasks: Sequence[str], user_id: str) -> Trace:
     """Follow an event.
 
     Args:
         client: Returns str.
         event_id: The event.
         tasks: Whose results are looked at.
-        user_id: Its user, if known; needed once its mark has expired.
+        user_id: Its user; ids are unique per user.
 
     Raises:
         DataError: Nothing is known of such an event.
     """
-    mark: Any = client.hgetall(accepted_key(event_id))
-    letter = find_letter(client, event_id) if not mark or "dead" in mark else None
-    user_id = mark.get("user") or (decode_event(letter.event).user_id if letter else user_id)
-    remembered = bool(user_id) and bool(client.hexists(history_keys(user_id)[1], f"e:{event_id}"))
+    mark: Any = client.hgetall(accepted_key(user_id, event_id))
+    letter = find_letter(client, user_id, event_id) if not mark or "dead" in mark else None
+    remembered = bool(client.hexists(history_keys(user_id)[1], f"e:{event_id}"))
     if not mark and letter is None and not remembered:
         raise DataError(
-            f"event {event_id!r}",
-            expected="an event accepted within a day, one in the dead letters, or one in the history of --user",
+            f"event {event_id!r} of user {user_id!r}",
+            expected="an event accepted within a day, one in the dead letters, or one in the user's history",
             got="none of this id",
-            remedy="check the id; for an older event name its user",
+            remedy="check both ids",
         )
     return Trace(
         event_id=event_id,

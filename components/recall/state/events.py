@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import uuid
 from datetime import UTC, datetime
@@ -128,7 +130,7 @@ def from_microseconds(ts_us: int) -> datetime:
 def accept_arguments(event: Event, config: RecallConfig, traceparent: str = "") -> dict[str, list[Any]]:
     """Keys and arguments of the script ACCEPT for one event; its entry carries the trace that it belongs to."""
     return {
-        "keys": [STREAM, accepted_key(event.event_id), waiting_key(event.user_id)],
+        "keys": [STREAM, accepted_key(event.user_id, event.event_id), waiting_key(event.user_id)],
         "args": [
             encode_event(event),
             f"{time.time():.6f}",
@@ -138,5 +140,13 @@ def accept_arguments(event: Event, config: RecallConfig, traceparent: str = "") 
             traceparent,
             VERSION,
             config.max_waiting_per_user,
+            digest_event(event),
         ],
     }
+
+
+def digest_event(event: Event) -> str:
+    """Digest of what the client said, by which a retry is told from another event under the same id."""
+    content = event.model_dump(mode="json", exclude={"event_id", "ts"})
+    content["ts"] = event.ts_us if "ts" in event.model_fields_set else None  # a retry is given another time
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

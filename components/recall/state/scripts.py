@@ -3,9 +3,9 @@
 urm:events                    stream of accepted events; an entry is deleted when its result is stored, so its
                               length is the backlog
 urm:events:dead               events given up, each with the reason
-urm:event:{event_id}          hash: marks an accepted event, so that a retry is not processed again, and holds its
-                              lineage for a day (below)
-urm:waiting:{user}            sorted set: the user's entries in the stream by their milliseconds; for coalescing, and to
+urm:event:{n}:{user}:{id}     hash: marks an accepted event, so that a retry is not processed again, and holds its
+                              lineage for a day (below); n is the length of the user's id, so that no two share a key
+urm:backlog:{user}            sorted set: the user's entries in the stream by their milliseconds; for coalescing, and to
                               bound what waits per user
 urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
 urm:history_events:{user}     hash: `e:` and event_id → the event; `revision` counts its events so far, `batch`
@@ -21,6 +21,7 @@ Users and event ids may be any text, so they stand last in a name, or before a t
 Fields of the lineage:
 
     entry, user                       the stream entry of the event, whose id holds the time of acceptance, and its user
+    digest                            of what the client sent; none once it was replayed from the dead letters
     done, batch, release, revision    when it was finished, in which batch (worker and number, as in the worker's log),
                                       with which release, and the revision of the history whose results include it
     dead                              when it became a dead letter
@@ -39,14 +40,14 @@ AD_HOC_REQUESTS = "urm:adhoc"
 AD_HOC_WORKERS = "urm:adhoc:workers"
 
 
-def accepted_key(event_id: str) -> str:
-    """Key that marks an event as accepted and holds its lineage."""
-    return f"urm:event:{event_id}"
+def accepted_key(user_id: str, event_id: str) -> str:
+    """Key that marks an event of a user as accepted and holds its lineage."""
+    return f"urm:event:{len(user_id)}:{user_id}:{event_id}"
 
 
 def waiting_key(user_id: str) -> str:
     """Key of a user's unfinished entries."""
-    return f"urm:waiting:{user_id}"
+    return f"urm:backlog:{user_id}"
 
 
 def history_keys(user_id: str) -> tuple[str, str]:
@@ -64,12 +65,17 @@ def ad_hoc_answer_key(request_id: str) -> str:
     return f"urm:adhoc:answer:{request_id}"
 
 
-# Accept one event: 1 accepted, 0 seen before, -1 the stream is full, -2 too much waits of this user.
+# Accept one event: 1 accepted, 0 seen before, -1 the stream is full, -2 too much waits of this user, -3 its id was
+# seen with another content.
 # KEYS: stream, mark, waiting.
 # ARGV: event JSON, accepted_at (seconds), mark's TTL, longest stream, user, traceparent or '', version of the event's
-# form, most entries per user.
+# form, most entries per user, digest of the content.
 ACCEPT = """
-if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+local digest = ARGV[9]
+if redis.call('EXISTS', KEYS[2]) == 1 then
+    local seen = redis.call('HGET', KEYS[2], 'digest')
+    return seen and seen ~= digest and -3 or 0
+end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return -1 end
 if redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[8]) then return -2 end
 local fields = {'event', ARGV[1], 'accepted_at', ARGV[2], 'version', ARGV[7]}
@@ -77,7 +83,7 @@ if ARGV[6] ~= '' then
     fields[7], fields[8] = 'traceparent', ARGV[6]
 end
 local entry = redis.call('XADD', KEYS[1], '*', unpack(fields))
-redis.call('HSET', KEYS[2], 'entry', entry, 'user', ARGV[5])
+redis.call('HSET', KEYS[2], 'entry', entry, 'user', ARGV[5], 'digest', digest)
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('ZADD', KEYS[3], string.match(entry, '%d+'), entry)
 redis.call('EXPIRE', KEYS[3], ARGV[3])

@@ -133,7 +133,7 @@ class UserStore:
     def _queue(self, pipe: Any, commit: Commit, served: list[Any], batch: str) -> None:
         user_id, config = commit.entries[0].event.user_id, self._config
         events = [entry.event for entry in commit.entries]
-        marks = [accepted_key(event.event_id) for event in events]
+        marks = [accepted_key(user_id, event.event_id) for event in events]
         results = [result_key(user_id, task) for task in commit.results]
         limits = [config.history_events, config.history_ttl_seconds, config.result_ttl_seconds]
         rows = [

@@ -141,7 +141,7 @@ class EventStream:
             "at": f"{time.time():.3f}",
         }
         fields = [part for pair in letter.items() for part in pair]
-        of_event = [accepted_key(event.event_id), waiting_key(event.user_id)] if event else []
+        of_event = [accepted_key(event.user_id, event.event_id), waiting_key(event.user_id)] if event else []
         moved = self._give_up(keys=[STREAM, DEAD_STREAM, *of_event], args=[GROUP, entry_id, letter["at"], *fields])
         if moved:  # the reason may quote the event, so it stands in the letter alone
             event_id = event.event_id if event else None

@@ -142,7 +142,7 @@ class ApiMetrics:
             buckets=(1, 10, 60, 600, 3600, 86_400, 604_800),
             registry=self.registry,
         )
-        _start_at_zero(self.events, "accepted", "duplicate", "refused")
+        _start_at_zero(self.events, "accepted", "duplicate", "refused", "conflict", "invalid")
 
 
 def _start_at_zero(counter: Counter, *values: str) -> None:

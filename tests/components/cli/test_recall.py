@@ -51,6 +51,10 @@ def test_events_of_a_file_are_fed_once(client: redis.Redis, tmp_path: Path) -> N
     path.write_text("\n".join(make_event(event_id=f"e{n}").model_dump_json() for n in range(3)))
     assert invoke("events", str(path), "--limit", "2") == "2 accepted, 0 accepted before, 0 refused\n"
     assert invoke("events", str(path)) == "1 accepted, 2 accepted before, 0 refused\n"
+    path.write_text(make_event(event_id="e0", item_id=7).model_dump_json())
+    result = CliRunner().invoke(cli.app, ["recall", "events", str(path)])
+    assert result.stdout == "0 accepted, 0 accepted before, 1 refused\n"
+    assert "event 'e0': expected an id of its own, or the content that was accepted under it" in result.stderr
     assert client.xlen(STREAM) == 3
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,31 +22,32 @@ from structlog.testing import capture_logs
 from components.config import RecallConfig
 from components.exceptions import UnavailableError
 from components.recall.api.app import create_app
+from components.recall.api.problems import CODES
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.events import EXAMPLE, decode_event
-from components.recall.state.scripts import STREAM, result_key
-from components.recall.state.store import Result, UserStore
+from components.recall.state.scripts import STREAM, result_key, waiting_key
+from components.recall.state.store import Result
 from components.release.publication import SERVING, Publication, send_heartbeat
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release, free_address, serve_release, wait_until
+from tests.worlds.servers import RedisServer
 from tests.worlds.tiny import LAST_EVENT
 
 EVENT = {"event_id": "e1", "user_id": "3", "item_id": 1050, "ts": LAST_EVENT.isoformat()}
 
 
-def problem(response: Any, status: int) -> str:
-    """The sentence of a problem document of this status."""
+def problem(response: Any, status: int, code: str = "") -> str:
+    """The sentence of a problem document of this status, and of this kind where one is named."""
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
     assert body["status"] == status
-    assert body["type"] == "about:blank"
+    kind = body["type"].removeprefix("urn:problem-type:urm:")
+    assert CODES[kind] == status and kind == (code or kind)
     return str(body["detail"])
 
 
-def store_result(
-    client: redis.Redis, config: RecallConfig, release: Release, *, task: str, item_ids: list[int]
-) -> None:
+def store_result(client: redis.Redis, release: Release, *, task: str, item_ids: list[int]) -> None:
     """What the release has computed for user 3, an hour after the newest event."""
     result = Result(
         item_ids=item_ids,
@@ -55,13 +57,13 @@ def store_result(
         event_ts=LAST_EVENT,
         computed_at=LAST_EVENT + timedelta(hours=1),
     )
-    UserStore(client, config).store("3", {task: result}, order=1, revision=1)
+    client.hset(result_key("3", task), "body", result.model_dump_json())
 
 
 def test_stored_result_is_read_with_titles(
     api: TestClient, client: redis.Redis, recall_config: RecallConfig, releases: tuple[Release, Release]
 ) -> None:
-    store_result(client, recall_config, releases[0], task="next_purchase", item_ids=[1001, 7, 1000])
+    store_result(client, releases[0], task="next_purchase", item_ids=[1001, 7, 1000])
     answer = api.get("/v1/users/3/recall", params={"task": "next_purchase", "k": 2}).json()
     assert answer == {
         "user_id": "3",
@@ -92,7 +94,7 @@ def test_user_without_result_gets_the_popular_items_marked_as_such(api: TestClie
 def test_a_batch_answers_as_the_single_reads_do(
     api: TestClient, client: redis.Redis, recall_config: RecallConfig, releases: tuple[Release, Release]
 ) -> None:
-    store_result(client, recall_config, releases[0], task="new_item", item_ids=[1001])
+    store_result(client, releases[0], task="new_item", item_ids=[1001])
     users = ["4", "3", "4"]
     batch = api.post("/v1/users/recall", params={"task": "new_item", "k": 2}, json={"user_ids": users}).json()
     single = [api.get(f"/v1/users/{user}/recall", params={"task": "new_item", "k": 2}).json() for user in users]
@@ -131,7 +133,7 @@ def test_reads_that_come_at_once_share_a_round_trip_and_no_error(
     client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
 ) -> None:
     serve_release(client, releases[0])
-    store_result(client, recall_config, releases[0], task="new_item", item_ids=[1001])
+    store_result(client, releases[0], task="new_item", item_ids=[1001])
     client.set(result_key("broken", "new_item"), "no hash")
     app = create_app(releases[0].settings, recall_config)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -269,14 +271,29 @@ def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
     assert first.json() == {
         "accepted": 1,
         "duplicates": 0,
-        "events": [{"event_id": "e1", "status": "accepted"}],
+        "refused": 0,
+        "events": [{"event_id": "e1", "status": "accepted", "type": None, "detail": None}],
     }
-    again = api.post("/v1/events", json=[EVENT, {"user_id": "4", "query": "pizza"}]).json()
+    again = api.post("/v1/events", json=[EVENT, {"event_id": "e1", "user_id": "4", "query": "pizza"}]).json()
     assert (again["accepted"], again["duplicates"]) == (1, 1)
     assert [event["status"] for event in again["events"]] == ["duplicate", "accepted"]
     kept = [decode_event(fields["event"]) for _, fields in client.xrange(STREAM)]
     assert [(event.user_id, event.item_id, event.query) for event in kept] == [("3", 1050, None), ("4", None, "pizza")]
     assert kept[1].event_id == again["events"][1]["event_id"]
+
+
+def test_an_id_counts_per_user_and_its_content_stays(api: TestClient, client: redis.Redis) -> None:
+    def post(**changes: Any) -> httpx.Response:
+        return api.post("/v1/events", json={**EVENT, **changes})
+
+    assert post().json()["accepted"] == 1
+    assert post(user_id="4").json()["accepted"] == 1
+    assert post(ts="2017-12-17T13:00:00+01:00", scenario="live").json()["duplicates"] == 1
+    for changes in ({"item_id": 1051}, {"behavior": "view"}, {"query": "pizza"}, {"ts": "2017-12-17T12:00:01Z"}):
+        assert problem(post(**changes), 409, "event-conflict").startswith("event 'e1': expected the content that")
+    without_time = {"event_id": "e2", "user_id": "3", "item_id": 1}
+    assert [api.post("/v1/events", json=without_time).json()["duplicates"] for _ in range(2)] == [0, 1]
+    assert client.xlen(STREAM) == 3
 
 
 @pytest.mark.parametrize(
@@ -289,7 +306,8 @@ def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
         ({**EVENT, "colour": "red"}, "body field 'colour': expected known fields only, got this one"),
         ({**EVENT, "ts": "2017-01-01T00:00:00"}, "body field 'ts': expected timezone info"),
         ({**EVENT, "ts": "2200-01-01T00:00:00Z"}, "event 'e1', field 'ts': expected at most 300 s in the future"),
-        ([EVENT, {**EVENT, "user_id": ""}], r"body field '1\.user_id': expected .*at least 1 character"),
+        ([{**EVENT, "user_id": ""}], r"body field '0\.user_id': expected .*at least 1 character"),
+        ([{"user_id": "3", "item_id": 1}], r"body field '0\.event_id': expected a value, got nothing"),
         ([], "body field 'body': expected .*at least 1 item"),
         ([EVENT] * 1001, "body field 'body': expected .*at most 1000 items"),
         ("text", "body field 'body': expected a valid dictionary"),
@@ -303,6 +321,19 @@ def test_bad_events_are_refused_whole(api: TestClient, client: redis.Redis, body
     assert client.xlen(STREAM) == 0
 
 
+def test_everything_that_is_wrong_is_named(api: TestClient) -> None:
+    body = api.post("/v1/events", json=[{**EVENT, "item_id": "x", "colour": "red"}, {"item_id": 1}]).json()
+    assert body["title"] == "Invalid request"
+    assert [(error["place"], error["field"]) for error in body["errors"]] == [
+        ("body", "0.item_id"),
+        ("body", "0.colour"),
+        ("body", "1.event_id"),
+        ("body", "1.user_id"),
+    ]
+    assert body["errors"][2]["detail"] == "expected a value, got nothing"
+    assert body["detail"].startswith("body field '0.item_id': expected a valid integer")
+
+
 def test_body_that_is_no_json_is_refused(api: TestClient) -> None:
     response = api.post("/v1/events", content=b"{", headers={"content-type": "application/json"})
     assert "expected valid JSON" in problem(response, 422)
@@ -314,12 +345,49 @@ def test_body_that_is_no_text_is_refused(api: TestClient, path: str) -> None:
     assert problem(response, 400) == "body: expected JSON in UTF-8, got something else; see /docs for an example."
 
 
+def test_a_bad_event_of_a_list_refuses_itself_alone(api: TestClient, client: redis.Redis) -> None:
+    api.post("/v1/events", json=EVENT).raise_for_status()
+    batch = [
+        {**EVENT, "event_id": "e2"},
+        {**EVENT, "event_id": "e3", "user_id": ""},
+        EVENT,
+        {**EVENT, "item_id": 7},
+        {**EVENT, "event_id": "e4", "ts": "2200-01-01T00:00:00Z"},
+        "no event",
+        {"user_id": "3", "item_id": 1},
+    ]
+    answer = api.post("/v1/events", json=batch)
+    assert answer.status_code == 207 and "retry-after" not in answer.headers
+    body = answer.json()
+    assert (body["accepted"], body["duplicates"], body["refused"]) == (1, 1, 5)
+    rows = [(row["event_id"], row["status"], (row["type"] or "").rpartition(":")[2]) for row in body["events"]]
+    assert rows == [
+        ("e2", "accepted", ""),
+        (None, "refused", "invalid-request"),
+        ("e1", "duplicate", ""),
+        ("e1", "refused", "event-conflict"),
+        ("e4", "refused", "invalid-request"),
+        (None, "refused", "invalid-request"),
+        (None, "refused", "invalid-request"),
+    ]
+    assert body["events"][1]["detail"].startswith("body field '1.user_id': expected ")
+    assert body["events"][6]["detail"].startswith("body field '6.event_id': expected a value")
+    assert client.xlen(STREAM) == 2
+    assert 'urm_api_events_total{outcome="invalid"} 4.0' in api.get("/metrics").text
+
+
 def test_full_stream_asks_to_come_back(client: redis.Redis, releases: tuple[Release, Release]) -> None:
     config = RecallConfig(max_stream_length=2)
     with TestClient(create_app(releases[0].settings, config)) as api:
         batch = [{**EVENT, "event_id": f"e{number}"} for number in range(3)]
         response = api.post("/v1/events", json=batch)
-        assert "expected room below 2 waiting events, got a full stream (1 of 3" in problem(response, 429)
+        assert response.status_code == 207 and int(response.headers["retry-after"]) > 0
+        assert [row["status"] for row in response.json()["events"]] == ["accepted", "accepted", "refused"]
+        assert response.json()["events"][2]["type"].endswith(":stream-full")
+        response = api.post("/v1/events", json=[batch[2], {**EVENT, "user_id": ""}])
+        detail = problem(response, 429, "stream-full")
+        assert detail.startswith("event 'e2': expected room below 2 waiting events, got a full stream")
+        assert [error["field"] for error in response.json()["errors"]] == ["1.user_id", "0"]
         assert int(response.headers["retry-after"]) > 0
         client.delete(STREAM)
         again = api.post("/v1/events", json=batch).json()
@@ -370,9 +438,48 @@ def test_redis_that_is_away_is_a_problem(releases: tuple[Release, Release], reca
             api.get("/readyz"),
             api.get("/v1/tasks"),
         ):
-            assert "expected an answer of Redis, got none" in problem(response, 503)
+            assert "expected Redis to serve, got no" in problem(response, 503)
             assert int(response.headers["retry-after"]) > 0
         assert api.get("/healthz").status_code == 200
+
+
+@pytest.fixture(params=["READONLY", "MISCONF", "OOM", "MASTERDOWN"])
+def sick_redis(request: pytest.FixtureRequest, client: redis.Redis, redis_server: RedisServer) -> Iterator[str]:
+    """A Redis that answers and refuses to work, as after a fail-over, on a full disk, or at its limit."""
+    dump = redis_server.folder / "dump.rdb"
+    try:
+        if request.param == "OOM":
+            client.config_set("maxmemory", 1)
+        elif request.param == "MISCONF":
+            dump.unlink(missing_ok=True)
+            dump.mkdir()
+            client.bgsave()
+            wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        else:
+            client.config_set("replica-serve-stale-data", "no" if request.param == "MASTERDOWN" else "yes")
+            client.replicaof(*free_address().split(":"))
+        yield request.param
+    finally:
+        client.replicaof("NO", "ONE")
+        client.config_set("maxmemory", 0)
+        if dump.is_dir():
+            dump.rmdir()
+            client.bgsave()
+            wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")
+
+
+def test_redis_that_refuses_to_work_is_a_problem_to_be_tried_again(api: TestClient, sick_redis: str) -> None:
+    answers = [api.post("/v1/events", json=body) for body in (EVENT, [EVENT, {**EVENT, "event_id": "READONLY"}])]
+    if sick_redis == "MASTERDOWN":
+        answers.append(api.get("/v1/users/3/recall"))
+    for response in answers:
+        assert "expected Redis to serve" in problem(response, 503)
+        assert int(response.headers["retry-after"]) > 0
+
+
+def test_an_error_of_a_command_is_no_sick_redis_whatever_a_user_wrote(api: TestClient, client: redis.Redis) -> None:
+    client.set(waiting_key("3"), "no hash")
+    assert api.post("/v1/events", json={**EVENT, "query": "MISCONF READONLY BUSY"}).status_code == 500
 
 
 def test_docs_render_without_internet_and_show_examples(api: TestClient) -> None:

@@ -141,7 +141,7 @@ def test_a_caller_beyond_the_rate_waits_and_others_do_not(
     with TestClient(create_app(settings, RecallConfig(k=10, requests_per_minute=3))) as api:
         answers = [api.get("/v1/tasks", headers=bearer(secrets[0])) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-        assert "requests: expected at most 3 a minute, got more" in problem(answers[3], 429)
+        assert "requests: expected at most 3 a minute, got more" in problem(answers[3], 429, "rate-limited")
         assert int(answers[3].headers["retry-after"]) > 0
         assert api.get("/v1/tasks", headers=bearer(secrets[1])).status_code == 200
         assert api.get("/healthz").status_code == 200

@@ -32,7 +32,7 @@ from tests.worlds.recall import Release, StartWorker, finish, make_event, serve_
 TASKS = ("next_purchase", "new_item", "text_query")
 
 
-def trace(client: redis.Redis, event_id: str, user_id: str = "") -> Trace:
+def trace(client: redis.Redis, event_id: str, user_id: str = "3") -> Trace:
     return trace_event(client, event_id, TASKS, user_id)
 
 
@@ -45,7 +45,7 @@ def test_event_is_followed_through_the_stream(client: redis.Redis, recall_config
     feed(client, iter([make_event(event_id="e1")]), recall_config)
     waiting = trace(client, "e1")
     assert waiting.user_id == "3"
-    entry = client.hget(accepted_key("e1"), "entry")
+    entry = client.hget(accepted_key("3", "e1"), "entry")
     assert waiting.accepted.endswith(f"Z, entry {entry}")
     assert abs(int(str(entry).split("-")[0]) / 1000 - before) < 60
     assert waiting.state == "waiting in the stream; no worker has taken it yet"
@@ -63,7 +63,7 @@ def test_event_is_followed_through_the_stream(client: redis.Redis, recall_config
     assert trace(client, "e1").state.startswith("pending at worker worker-b, deliveries: 2, the last ")
     finish(client, recall_config, entries)
     assert trace(client, "e1").state.startswith("done at 20")
-    client.hdel(accepted_key("e1"), "done")
+    client.hdel(accepted_key("3", "e1"), "done")
     assert trace(client, "e1").state.startswith("gone from the stream without a result")
 
 
@@ -100,11 +100,11 @@ def test_every_answer_of_the_api_can_be_traced(
     wait_for_workers(client)
     for user in range(5):
         answer = api.get(f"/v1/users/{user}/recall").json()
-        found = trace(client, answer["event_id"])
+        found = trace(client, answer["event_id"], str(user))
         assert found.user_id == str(user)
         assert found.results[0].result is not None
         assert found.results[0].result.computed_at.isoformat() == answer["computed_at"].replace("Z", "+00:00")
-        client.delete(accepted_key(answer["event_id"]))  # as after a day
+        client.delete(accepted_key(str(user), answer["event_id"]))  # as after a day
         old = trace(client, answer["event_id"], str(user))
         assert old.accepted == "more than a day ago"
         assert old.state == "its mark has expired; a worker has taken it into the history"
@@ -135,7 +135,7 @@ def test_dead_letter_is_found_with_its_reason_and_again_after_its_replay(
     assert trace(client, "bad").state.endswith("after 3 tries: ValueError: no such row [17]")
     assert trace(client, "bad").history == "not in the user's live history"
 
-    client.delete(accepted_key("bad"))  # letters outlive marks
+    client.delete(accepted_key("3", "bad"))  # letters outlive marks
     assert trace(client, "bad").user_id == "3"
     assert trace(client, "bad").state.endswith("no such row [17]")
 
@@ -144,7 +144,7 @@ def test_dead_letter_is_found_with_its_reason_and_again_after_its_replay(
     wait_for_workers(client)
     assert trace(client, "bad").state.startswith("done at")
     assert trace(client, "bad").results[0].relation.startswith("visible")
-    assert 0 < int(str(client.ttl(accepted_key("bad")))) <= MARK_TTL_SECONDS
+    assert 0 < int(str(client.ttl(accepted_key("3", "bad")))) <= MARK_TTL_SECONDS
 
 
 def test_dropped_letter_leaves_its_mark_and_a_letter_that_is_no_event_can_be_replayed(
@@ -164,21 +164,21 @@ def test_dropped_letter_leaves_its_mark_and_a_letter_that_is_no_event_can_be_rep
 
 
 def test_event_that_nobody_knows_is_one_sentence(client: redis.Redis) -> None:
-    with pytest.raises(DataError, match=r"event 'nope': expected an event accepted within a day, .* got none of this"):
+    with pytest.raises(
+        DataError, match=r"event 'nope' of user '3': expected an event accepted within a day, .* got none"
+    ):
         trace(client, "nope")
-    with pytest.raises(DataError, match="for an older event name its user"):
-        trace(client, "nope", "3")
 
 
 def test_note_makes_no_mark_that_would_never_expire(client: redis.Redis, recall_config: RecallConfig) -> None:
     stream = EventStream(client, "a", recall_config)
     stream.ensure_group()
     feed(client, iter([make_event(event_id="e1"), make_event(event_id="e2")]), recall_config)
-    client.delete(accepted_key("e1"))
-    client.set(accepted_key("e2"), "1")  # as versions before the lineage wrote it
+    client.delete(accepted_key("3", "e1"))
+    client.set(accepted_key("3", "e2"), "1")  # as versions before the lineage wrote it
     finish(client, recall_config, stream.read(10, 10))
-    assert client.exists(accepted_key("e1")) == 0
-    assert client.get(accepted_key("e2")) == "1"
+    assert client.exists(accepted_key("3", "e1")) == 0
+    assert client.get(accepted_key("3", "e2")) == "1"
     assert client.xlen(STREAM) == 0
 
 
@@ -188,7 +188,7 @@ def test_lineage_costs_no_more_than_the_operations_page_says(
     events = [make_event(f"user-{number}", event_id=f"8f14e45f-ceea-467f-{number:017}") for number in range(20)]
     feed(client, iter(events), recall_config)
     wait_for_workers(client)
-    sizes = [int(str(client.memory_usage(accepted_key(event.event_id)))) for event in events]
+    sizes = [int(str(client.memory_usage(accepted_key(event.user_id, event.event_id)))) for event in events]
     assert max(sizes) <= 350
 
 
@@ -203,25 +203,27 @@ def test_command_prints_the_trace(
     monkeypatch.setenv("COLUMNS", "200")
     get_settings.cache_clear()
     feed(client, iter([make_event(event_id="e1")]), recall_config)
-    output = CliRunner().invoke(cli.app, ["recall", "trace", "e1"]).output
+    output = CliRunner().invoke(cli.app, ["recall", "trace", "e1", "--user", "3"]).output
     assert "event     e1 of user 3" in output
     assert "state     waiting in the stream" in output
     assert "results   unknown: no release is serving" in output
     serve_release(client, releases[0])
     assert read_tasks(client) == TASKS
-    output = CliRunner().invoke(cli.app, ["recall", "trace", "e1"]).output
+    output = CliRunner().invoke(cli.app, ["recall", "trace", "e1", "--user", "3"]).output
     assert "text_query" in output and "none stored" in output
 
-    monkeypatch.setattr("sys.argv", ["urm", "recall", "trace", "nope"])
+    monkeypatch.setattr("sys.argv", ["urm", "recall", "trace", "nope", "--user", "3"])
     with pytest.raises(SystemExit) as caught:
         cli.run_app()
     assert caught.value.code == 2
-    assert "event 'nope': expected an event accepted within a day" in " ".join(capsys.readouterr().err.split())
+    assert "event 'nope' of user '3': expected an event accepted within a day" in " ".join(
+        capsys.readouterr().err.split()
+    )
     get_settings.cache_clear()
 
 
 def test_text_of_an_event_is_no_markup(client: redis.Redis, recall_config: RecallConfig) -> None:
     feed(client, iter([make_event("[bold]3", event_id="[red]e")]), recall_config)
     page = io.StringIO()
-    Console(width=120, file=page).print(describe_trace(trace(client, "[red]e")))
+    Console(width=120, file=page).print(describe_trace(trace(client, "[red]e", "[bold]3")))
     assert "event     [red]e of user [bold]3" in page.getvalue()

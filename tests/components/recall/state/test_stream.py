@@ -158,9 +158,9 @@ def test_letters_are_read_page_by_page(
     entries = stream.read(10, 10)
     for entry in entries:
         stream.give_up(entry, "why")
-    found = find_letter(client, "e1")
+    found = find_letter(client, "3", "e1")
     assert found is not None and '"e1"' in found.event
-    assert find_letter(client, "e9") is None
+    assert find_letter(client, "3", "e9") is None
     assert replay(client, [found.letter_id], recall_config) == 1
     assert drop(client, []) == 6
 

@@ -147,7 +147,7 @@ def test_deadline_is_504_and_a_full_queue_429(hasty: TestClient, client: redis.R
     (full,) = (response for response in responses if response.status_code == 429)
     assert len(late) == 2
     assert "expected an answer within 0.3 s, got none; repeat the request later" in problem(late[0], 504)
-    assert "expected fewer than 2 requests that wait, got as many" in problem(full, 429)
+    assert "expected fewer than 2 requests that wait, got as many" in problem(full, 429, "ad-hoc-queue-full")
     assert int(full.headers["retry-after"]) > 0
 
 

@@ -201,7 +201,7 @@ def test_good_events_of_a_user_do_not_suffer_from_a_poison_event_among_them(
     worker = RecallWorker(client, recall_config, load_poisoned, "worker")
     release = load_poisoned(Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1))
     worker._process(release, stream.read(20, 10))
-    assert [entry_id for entry_id, _ in client.xrange(STREAM)] == [client.hget(accepted_key("poison"), "entry")]
+    assert [entry_id for entry_id, _ in client.xrange(STREAM)] == [client.hget(accepted_key("5", "poison"), "entry")]
     history = UserStore(client, recall_config).recent(["5"])["5"]
     assert history.events == good
     read = worker.metrics.registry.get_sample_value
@@ -228,7 +228,7 @@ def test_an_event_given_up_while_its_worker_stood_still_stays_out_of_the_history
     worker = RecallWorker(client, recall_config, load_poisoned, "slow")
     release = load_poisoned(Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1))
     worker._process(release, entries)
-    assert "done" not in client.hgetall(accepted_key("given up"))
+    assert "done" not in client.hgetall(accepted_key("5", "given up"))
     feed(client, iter([make_event("5", event_id="good")]), recall_config)
     worker._process(release, slow.read(10, 10))
     store = UserStore(client, recall_config)
