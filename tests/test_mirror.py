@@ -26,7 +26,7 @@ COVERS = {
     "components/items/test_id_network.py": "cooccurrence",
     "components/local/test_stack.py": "services",
     "components/recall/api/test_app.py": "gateway problems responses components.recall.serving.catalogue",
-    "components/recall/operate/test_trace.py": "deadletters components.recall.state.lineage",
+    "components/recall/operate/test_trace.py": "deadletters terminal",
     "components/cli/test_recall.py": "components.recall.operate.show",
     "components/recall/process/test_supervisor.py": "forks health preload signals components.recall.worker.loop",
     "components/recall/serving/test_engine.py": "answers",

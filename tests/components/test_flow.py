@@ -6,8 +6,9 @@ import ast
 
 import pytest
 
+from components.config import load_config
 from components.flow import FLOWS, STAGES, STUDIES, direct_inputs, stages_before
-from tests.worlds import REPOSITORY
+from tests.worlds import CONFIGS, REPOSITORY
 
 # The arrows into each stage. A new stage adds none to these unless it is put between two of them.
 ARROWS = {
@@ -64,6 +65,11 @@ def test_a_stage_reads_only_what_stands_before_it() -> None:
 def test_a_stage_is_a_module_with_a_function_run(spec) -> None:
     tree = ast.parse((REPOSITORY / f"{spec.entry.replace('.', '/')}.py").read_text())
     assert "run" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("spec", [*STAGES.values(), *STUDIES.values()], ids=lambda spec: spec.name)
+def test_the_sections_of_a_stage_exist(spec) -> None:
+    assert load_config(CONFIGS / "complete_journey.yaml").fingerprint(spec.sections)  # or KeyError
 
 
 def test_credentials_follow_from_what_a_stage_talks_to() -> None:

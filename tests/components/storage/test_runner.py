@@ -21,7 +21,6 @@ from components.exceptions import ConfigError, DataError, MissingInputError, Una
 from components.flow import STAGES
 from components.settings import Settings
 from components.storage import StageReport, StageResult, StageRun, fingerprint, load_result, run_stage
-from components.storage.code import source_files
 from tests.worlds import REPOSITORY
 
 CONFIG = REPOSITORY / "configs" / "complete_journey.yaml"
@@ -442,16 +441,6 @@ def test_a_store_nobody_knows(settings: Settings, config: RunConfig) -> None:
         ConfigError, match=r"address nosuch://x/.*: expected a local path or a store that fsspec can rea"
     ):
         ingest(Work(), "nosuch://x/run", settings, config)
-
-
-def test_every_stage_reads_stages_before_it_and_has_code_and_sections_that_exist() -> None:
-    known: set[str] = set()
-    for name, spec in STAGES.items():
-        assert spec.name == name
-        assert set(spec.inputs) <= known
-        assert load_config(CONFIG).fingerprint(spec.sections)  # or KeyError
-        assert source_files(spec.entry, REPOSITORY)
-        known.add(name)
 
 
 @pytest.mark.parametrize("outputs", [{"events": "e"}, {"events": "e", "items": "i", "rejected": "r", "extra": "x"}])
