@@ -68,7 +68,9 @@ class ServingLoop(ABC):
                     self._client.connection_pool.disconnect()  # after a fail-over the address leads elsewhere
                     self._sleep(pause)
         finally:
-            self._leave()
+            if not pause:  # a Redis that is away would cost the rest of the grace; what this worker holds expires
+                self._leave()
+            log.info("worker stopped", worker=self.name)
 
     @abstractmethod
     def step(self) -> None:
@@ -90,7 +92,6 @@ class ServingLoop(ABC):
             unregister(self._client, self.name)
         except redis.RedisError as error:
             log.warning("worker not unregistered", error=name_error(error))
-        log.info("worker stopped", worker=self.name)
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
