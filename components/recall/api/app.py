@@ -134,14 +134,17 @@ def _add_events(
         batch = events if isinstance(events, list) else [events]
         _refuse_future(batch, config)
         answers = await gateway.accept(batch)
-        for answer, outcome in ((1, "accepted"), (0, "duplicate"), (-1, "refused")):
+        for answer, outcome in ((1, "accepted"), (0, "duplicate"), (-1, "refused"), (-2, "refused")):
             metrics.events.labels(outcome=outcome).inc(answers.count(answer))
-        if -1 in answers:
+        refused = sum(answer < 0 for answer in answers)
+        if refused:
             raise ApiError(
                 429,
                 "event stream",
-                expected=f"room below {config.max_stream_length} waiting events",
-                got=f"a full stream ({answers.count(-1)} of {len(batch)} events refused)",
+                expected=f"room below {config.max_stream_length} events, {config.max_waiting_per_user} per user",
+                got=f"a full stream ({refused} of {len(batch)} events refused)"
+                if -1 in answers
+                else f"a user with as many ({refused} of {len(batch)} events refused)",
                 remedy="repeat the request after the time in Retry-After",
                 retry_after=True,
             )

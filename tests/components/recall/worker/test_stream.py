@@ -347,7 +347,7 @@ def test_a_worker_that_fails_with_a_user_who_succeeded_elsewhere_is_sick(
     stream.ensure_group()
     feed(client, iter([make_event("3")]), recall_config)
     entries = stream.read(10, 10)
-    with pytest.raises(SickWorkerError, match="the probe failed after an event had failed: ValueError"):
+    with pytest.raises(SickWorkerError, match="the probe failed after another failure: ValueError"):
         worker._process(HalfSick(**vars(release)), entries)
     client.delete(CONTROL)
     worker._process(HalfSick(**vars(release)), entries)  # nothing tells it from a poison event
