@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any
 
@@ -153,7 +153,10 @@ class RecallWorker(ServingLoop):
             SickWorkerError: It fails with a made-up user, too, or with one with whom a worker has just succeeded.
         """
         user: Any = self._client.get(CONTROL)
-        require_health(release, self._store.recent([user]) if user else {}, error)
+        control: dict[str, RecentEvents] = {}
+        with suppress(redis.ResponseError):  # a broken key of that user says nothing of this worker
+            control = self._store.recent([user]) if user else {}
+        require_health(release, control, error)
         if entry.deliveries >= self._config.max_deliveries:
             self._give_up(entry, f"{type(error).__name__}: {error}")
         else:
