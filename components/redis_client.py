@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from components.exceptions import ConfigError, UnavailableError
 
@@ -36,6 +38,8 @@ def open_redis(url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> red
             encoding_errors="surrogateescape",
             socket_connect_timeout=min(CONNECT_TIMEOUT_SECONDS, timeout_seconds),
             socket_timeout=timeout_seconds,
+            # A connection that the server has closed meanwhile is made anew, once; who waits longer decides it himself.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
     except ValueError as error:
         raise ConfigError(

@@ -50,19 +50,17 @@ def answer_users(
     return results
 
 
-def probe(release: ServingRelease, control: Mapping[str, RecentEvents], k: int) -> None:
+def probe(release: ServingRelease, control: Mapping[str, RecentEvents]) -> None:
     """Answer for a made-up user and a known one, from feature store to index; raises what a sick worker raises.
 
     Args:
         release: What to compute with.
         control: Live events of a user with whom a worker has succeeded lately, if there is one.
-        k: Items per result.
     """
     event = Event(user_id="urm-probe", item_id=int(release.recaller.candidate_ids[0]))
-    recent = {user: events for user, events in control.items() if events.events} | {
-        event.user_id: RecentEvents([event])
-    }
-    answer_users(release, release.read_histories(list(recent)), recent, k)
+    known = {user: events for user, events in control.items() if events.events}
+    recent = known | {event.user_id: RecentEvents([event])}
+    answer_users(release, release.read_histories(list(recent)), recent, k=1)
 
 
 def _requests(release: ServingRelease, known: KnownHistory, recent: RecentEvents) -> list[RecallRequest]:

@@ -5,9 +5,9 @@ The tables stay in Arrow's memory; an item is found by binary search, and those 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +45,16 @@ class Catalogue:
     fallback: dict[str, tuple[list[int], list[float]]]
     _item_ids: npt.NDArray[np.int64]
     _titles: pa.Table
+    _cached: Callable[[int], tuple[str | None, list[str]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "describe", lru_cache(ITEMS_AT_HAND)(self.describe))
+        # The cache must not refer to this object: in a cycle it would outlive the release, for collections are rare.
+        cached = lru_cache(ITEMS_AT_HAND)(partial(_describe, self._item_ids, self._titles))
+        object.__setattr__(self, "_cached", cached)
 
     def describe(self, item_id: int) -> tuple[str | None, list[str]]:
         """Title and category path of an item, not to be changed; (None, []) if the release does not know it."""
-        row = int(np.searchsorted(self._item_ids, item_id))
-        if row == len(self._item_ids) or self._item_ids[row] != item_id:
-            return None, []
-        return self._titles["title"][row].as_py(), self._titles["category"][row].as_py()
+        return self._cached(item_id)
 
 
 def load_catalogue(
@@ -93,6 +93,13 @@ def load_catalogue(
         _item_ids=item_ids,
         _titles=titles,
     )
+
+
+def _describe(item_ids: npt.NDArray[np.int64], titles: pa.Table, item_id: int) -> tuple[str | None, list[str]]:
+    row = int(np.searchsorted(item_ids, item_id))
+    if row == len(item_ids) or item_ids[row] != item_id:
+        return None, []
+    return titles["title"][row].as_py(), titles["category"][row].as_py()
 
 
 def _read(path: Path) -> pa.Table:

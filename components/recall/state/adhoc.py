@@ -136,6 +136,7 @@ class AdHocQueue:
         self._client = client
         self._worker = worker
         self._config = config
+        self._taken: dict[str, str] = {}
 
     def register(self) -> None:
         """Register this worker; to be repeated within `WORKER_TTL_SECONDS`."""
@@ -156,18 +157,27 @@ class AdHocQueue:
             return [], 0
         rest: Any = self._client.lpop(AD_HOC_REQUESTS, count - 1) if count > 1 else None
         now = self._now()
-        requests, dropped = [], 0
+        requests, dropped, self._taken = [], 0, {}
         for text in [first[1], *(rest or [])]:
             deadline, _, body = text.partition(" ")
             try:
                 if float(deadline) > now:
                     requests.append(AdHocRequest.model_validate_json(body))
+                    self._taken[requests[-1].request_id] = text
                 else:
                     dropped += 1
             except (ValidationError, ValueError) as error:  # of another version of this software
                 log.error("ad-hoc request cannot be read", error=name_error(error))
                 dropped += 1
         return requests, dropped
+
+    def hand_back(self) -> None:
+        """Leave what was taken and not answered to other workers, first in the queue."""
+        if self._taken:
+            with self._client.pipeline(transaction=True) as pipe:
+                pipe.lpush(AD_HOC_REQUESTS, *reversed(self._taken.values()))
+                pipe.expire(AD_HOC_REQUESTS, math.ceil(self._config.ad_hoc_deadline_seconds))
+                pipe.execute()
 
     def answer(self, answers: Mapping[str, AdHocOutcome]) -> None:
         """Leave answers by the ids of their requests; gone after the longest wait."""
@@ -176,6 +186,8 @@ class AdHocQueue:
                 pipe.rpush(ad_hoc_answer_key(request_id), answer.model_dump_json())
                 pipe.expire(ad_hoc_answer_key(request_id), math.ceil(self._config.ad_hoc_deadline_seconds))
             pipe.execute()
+        for request_id in answers:
+            self._taken.pop(request_id, None)
 
     def _now(self) -> float:
         time: Any = self._client.time()

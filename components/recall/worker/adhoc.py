@@ -21,7 +21,8 @@ from components.recall.state.events import Event
 from components.recall.state.store import UserStore
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import AdHocMetrics
-from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop
+from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop, SickWorkerError, require_health
+from components.redis_client import is_unavailable
 from components.release.publication import Publication
 from components.urm.data.request import RecallRequest, UserContext
 
@@ -57,26 +58,38 @@ class AdHocWorker(ServingLoop):
         self.metrics.requests.labels(outcome="dropped").inc(dropped)
         if requests:
             with self.metrics.stage_seconds.labels(part="ad_hoc").time():
-                self._process(release, requests)
+                try:
+                    self._process(release, requests)
+                except SickWorkerError:
+                    self._queue.hand_back()
+                    raise
             trim_memory()
 
     def _process(self, release: ServingRelease, requests: Sequence[AdHocRequest]) -> None:
-        """Answer a batch; if the model fails on it, each request alone."""
+        """Answer a batch; if the model fails on it, each request alone.
+
+        Raises:
+            SickWorkerError: The fault is this worker's.
+        """
         tasks = {task.name: task for task in release.tasks}
         refused = {one.request_id: refusal for one in requests if (refusal := _refuse(tasks, one)) is not None}
         rest = [one for one in requests if one.request_id not in refused]
         self._answer(refused, "refused")
         try:
             self._answer(self._infer(release, tasks, rest), "answered")
-        except redis.RedisError:
-            raise
         except Exception as error:  # one user's data broke the model: the others must not suffer
-            if len(rest) > 1:
-                for one in rest:
-                    self._process(release, [one])
-                return
-            log.error("ad-hoc request failed", error=name_error(error), release=release.name)
-            self._answer({one.request_id: _FAILED for one in rest}, "failed")
+            if is_unavailable(error):
+                raise
+            failure = error
+        else:
+            return
+        if len(rest) > 1:
+            for one in rest:
+                self._process(release, [one])
+            return
+        require_health(release, {}, failure)
+        log.error("ad-hoc request failed", error=name_error(failure), release=release.name)
+        self._answer({one.request_id: _FAILED for one in rest}, "failed")
 
     def _infer(
         self, release: ServingRelease, tasks: Mapping[str, Task], requests: Sequence[AdHocRequest]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import redis
 import structlog
 
+from components.recall.serving.answers import probe
 from components.recall.serving.engine import ServingRelease
+from components.recall.state.store import RecentEvents
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import WorkerMetrics
 from components.recall.worker.switch import ReleaseSwitch
@@ -24,6 +26,23 @@ _LONGEST_PAUSE_SECONDS = 10.0
 
 class SickWorkerError(Exception):
     """The fault lies with this worker and not with an event: whatever it is given fails."""
+
+
+def require_health(release: ServingRelease, control: Mapping[str, RecentEvents], failure: Exception) -> None:
+    """After a failure, make sure that this worker can answer for others.
+
+    Args:
+        release: What it serves.
+        control: Live events of a user with whom a worker has succeeded lately, if there is one.
+        failure: What failed.
+
+    Raises:
+        SickWorkerError: It cannot.
+    """
+    try:
+        probe(release, control)
+    except Exception as error:
+        raise SickWorkerError(f"the probe failed after another failure: {name_error(error)}") from failure
 
 
 class ServingLoop(ABC):
@@ -68,7 +87,9 @@ class ServingLoop(ABC):
                     self._client.connection_pool.disconnect()  # after a fail-over the address leads elsewhere
                     self._sleep(pause)
         finally:
-            self._leave()
+            if not pause:  # a Redis that is away would cost the rest of the grace; what this worker holds expires
+                self._leave()
+            log.info("worker stopped", worker=self.name)
 
     @abstractmethod
     def step(self) -> None:
@@ -90,7 +111,6 @@ class ServingLoop(ABC):
             unregister(self._client, self.name)
         except redis.RedisError as error:
             log.warning("worker not unregistered", error=name_error(error))
-        log.info("worker stopped", worker=self.name)
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

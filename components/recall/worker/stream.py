@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any
 
@@ -23,7 +23,7 @@ import structlog
 
 from components.config import RecallConfig
 from components.memory import trim_memory
-from components.recall.serving.answers import answer_users, probe
+from components.recall.serving.answers import answer_users
 from components.recall.serving.context import KnownHistory
 from components.recall.serving.engine import ServingRelease
 from components.recall.state.scripts import CONTROL, MARK_TTL_SECONDS
@@ -32,7 +32,7 @@ from components.recall.state.stream import Entry, EventStream
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import StreamMetrics
 from components.recall.telemetry.tracing import Tracing
-from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop, SickWorkerError
+from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop, SickWorkerError, require_health
 from components.redis_client import is_unavailable
 from components.release.publication import Publication, live_workers, send_heartbeat
 
@@ -152,22 +152,17 @@ class RecallWorker(ServingLoop):
         Raises:
             SickWorkerError: It fails with a made-up user, too, or with one with whom a worker has just succeeded.
         """
-        try:
-            self._probe(release)
-        except Exception as same:
-            if is_unavailable(same):
-                raise
-            raise SickWorkerError(f"the probe failed after an event had failed: {name_error(same)}") from error
+        user: Any = self._client.get(CONTROL)
+        control: dict[str, RecentEvents] = {}
+        with suppress(redis.ResponseError):  # a broken key of that user says nothing of this worker
+            control = self._store.recent([user]) if user else {}
+        require_health(release, control, error)
         if entry.deliveries >= self._config.max_deliveries:
             self._give_up(entry, f"{type(error).__name__}: {error}")
         else:
             self.metrics.events.labels(outcome="failed").inc()
             event_id, tries = entry.event.event_id, entry.deliveries
             log.warning("event failed", event_id=event_id, deliveries=tries, error=name_error(error))
-
-    def _probe(self, release: ServingRelease) -> None:
-        control: Any = self._client.get(CONTROL)
-        probe(release, self._store.recent([control]) if control else {}, self._config.k)
 
     def _give_up(self, entry: Entry, reason: str) -> None:
         if self._stream.give_up(entry, reason):

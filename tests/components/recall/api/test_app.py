@@ -394,6 +394,17 @@ def test_full_stream_asks_to_come_back(client: redis.Redis, releases: tuple[Rele
         assert (again["accepted"], again["duplicates"]) == (1, 2)
 
 
+def test_a_user_with_too_much_waiting_is_asked_to_come_back_and_others_are_not(
+    client: redis.Redis, releases: tuple[Release, Release]
+) -> None:
+    with TestClient(create_app(releases[0].settings, RecallConfig(max_waiting_per_user=2))) as api:
+        batch = [{**EVENT, "user_id": "bot", "event_id": f"e{number}"} for number in range(3)]
+        response = api.post("/v1/events", json=batch)
+        assert "2 per user, got a user with as many (1 of 3 events refused)" in problem(response, 429)
+        assert api.post("/v1/events", json={**EVENT, "user_id": "other", "event_id": "of another"}).status_code == 202
+        assert client.xlen(STREAM) == 3
+
+
 def test_unknown_task_names_the_known_ones(api: TestClient) -> None:
     detail = problem(api.get("/v1/users/3/recall", params={"task": "gift"}), 404)
     assert detail == (

@@ -21,8 +21,8 @@ from components.deploy.workers import WorkerFlip
 from components.exceptions import UnavailableError
 from components.recall.api.app import create_app
 from components.recall.operate.intake import feed
-from components.recall.serving.context import build_context
-from components.recall.serving.engine import load_release
+from components.recall.serving.context import KnownHistory, build_context
+from components.recall.serving.engine import ServingRelease, load_release
 from components.recall.state.adhoc import AdHocQueue, AdHocRefusal, AdHocRequest, enqueue_arguments, request_and_wait
 from components.recall.state.scripts import AD_HOC_REQUESTS, AD_HOC_WORKERS, ENQUEUE, STREAM
 from components.recall.state.store import UserStore
@@ -200,6 +200,27 @@ def test_a_request_that_breaks_the_model_harms_no_other(
     assert AdHocRefusal.model_validate_json(answers[1]).status == 500
     assert "index out of range" not in answers[1]  # what is inside stays in the log
     assert AdHocRefusal.model_validate_json(answers[3]).status == 422
+
+
+def test_a_sick_worker_hands_its_requests_back_and_leaves(
+    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker, recall_config: RecallConfig
+) -> None:
+    class SickRelease(ServingRelease):
+        def read_histories(self, user_ids: list[str]) -> dict[str, KnownHistory]:
+            raise OSError("feature store: input/output error")
+
+    def load(publication: Publication) -> ServingRelease:
+        return SickRelease(**vars(load_release(publication, releases[0].settings, releases[0].config.release)))
+
+    start_worker("sick", load=load, kind=AdHocWorker)
+    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+    wait_until(lambda: client.zcard(AD_HOC_WORKERS))
+    request = AdHocRequest(user_id="4", task="new_item", k=3)
+    assert push(client, request, RecallConfig(ad_hoc_deadline_seconds=60)) == 1
+    wait_until(lambda: not live_workers(client))
+    assert client.zcard(AD_HOC_WORKERS) == 0 and client.llen(AD_HOC_REQUESTS) == 1
+    start_worker("well", kind=AdHocWorker)
+    assert "item_ids" in client.blpop([f"urm:adhoc:answer:{request.request_id}"], 30)[1]
 
 
 def test_the_stream_is_served_whatever_is_asked_and_releases_switch_for_both(

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ from components.recall.state.store import UserStore
 from components.recall.state.stream import Entry, EventStream
 from components.recall.worker.loop import SickWorkerError
 from components.recall.worker.stream import RecallWorker
+from components.redis_client import open_redis
 from components.release.publication import SERVING, WANTED, Publication, live_workers, read_publication
 from components.urm.data.request import RecallRequest
 from tests.worlds import REPOSITORY
@@ -345,7 +347,7 @@ def test_a_worker_that_fails_with_a_user_who_succeeded_elsewhere_is_sick(
     stream.ensure_group()
     feed(client, iter([make_event("3")]), recall_config)
     entries = stream.read(10, 10)
-    with pytest.raises(SickWorkerError, match="the probe failed after an event had failed: ValueError"):
+    with pytest.raises(SickWorkerError, match="the probe failed after another failure: ValueError"):
         worker._process(HalfSick(**vars(release)), entries)
     client.delete(CONTROL)
     worker._process(HalfSick(**vars(release)), entries)  # nothing tells it from a poison event
@@ -535,3 +537,45 @@ def test_republished_release_is_taken_without_loading(
 ) -> None:
     again = roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=5)
     assert again.order > promoted[1].order
+
+
+@pytest.mark.parametrize("fault", ["read-only", "without replicas"])
+def test_a_redis_that_refuses_writes_for_a_while_is_waited_for(
+    releases: tuple[Release, Release], recall_config: RecallConfig, tmp_path: Path, fault: str
+) -> None:
+    """A fail-over leaves workers with a replica; they go on when their address takes writes again."""
+    server = RedisServer(tmp_path)
+    server.start()
+    seen: list[type[BaseException]] = []
+
+    class Watched(RecallWorker):
+        def _sleep(self, seconds: float) -> None:
+            seen.append(type(sys.exc_info()[1] or ValueError()))
+            super()._sleep(min(seconds, 0.1))
+
+    def load(publication: Publication) -> ServingRelease:
+        return load_release(publication, releases[0].settings, releases[0].config.release)
+
+    worker = Watched(open_redis(server.url), recall_config, load, "worker")
+    thread = threading.Thread(target=worker.run)
+    try:
+        with redis.Redis.from_url(server.url, decode_responses=True) as client:
+            thread.start()
+            wait_until(lambda: live_workers(client))
+            roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+            seen.clear()
+            if fault == "read-only":
+                client.replicaof("127.0.0.1", free_port())
+            else:
+                client.config_set("min-replicas-to-write", 1)
+            wait_until(lambda: seen)
+            assert thread.is_alive() and issubclass(seen[0], redis.RedisError)
+            client.replicaof("no", "one")
+            client.config_set("min-replicas-to-write", 0)
+            feed(client, iter([make_event()]), recall_config)
+            wait_until(lambda: backlog(client) == 0)
+    finally:
+        worker.stop()
+        thread.join(timeout=30)
+        server.stop()
+    assert not thread.is_alive()
