@@ -104,6 +104,12 @@ return 1
 COMMIT = """
 local stream, order, content, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local entries, first = tonumber(ARGV[11]), 12
+-- Every key is read before the first write: one of another kind fails here, and nothing has happened.
+redis.call('ZCARD', order)
+local before = {}
+for task = 1, #KEYS - 4 - entries do
+    before[task] = redis.call('HMGET', KEYS[4 + entries + task], 'event_ts_us', 'revision', 'release_order')
+end
 if (redis.call('HGET', content, 'batch') or '') ~= ARGV[2] then return -1 end
 for at = first, first + 4 * entries - 1, 4 do
     if #redis.call('XRANGE', stream, ARGV[at], ARGV[at]) == 0 then return -1 end
@@ -137,7 +143,7 @@ end
 local stored = 0
 for task = 1, #KEYS - 4 - entries do
     local key, numbers = KEYS[4 + entries + task], {ARGV[10], revision, ARGV[8]}
-    if is_newer(redis.call('HMGET', key, 'event_ts_us', 'revision', 'release_order'), numbers) then
+    if is_newer(before[task], numbers) then
         redis.call('HSET', key, 'event_ts_us', numbers[1], 'revision', numbers[2], 'release_order', numbers[3],
             'body', ARGV[first + 4 * entries + task - 1])
         redis.call('EXPIRE', key, ARGV[6])
@@ -198,7 +204,7 @@ redis.call('XADD', KEYS[2], '*', unpack(ARGV, 4))
 redis.call('XDEL', KEYS[1], ARGV[2])
 if KEYS[3] then
     if redis.call('TYPE', KEYS[3]).ok == 'hash' then redis.call('HSET', KEYS[3], 'dead', ARGV[3]) end
-    redis.call('ZREM', KEYS[4], ARGV[2])
+    redis.pcall('ZREM', KEYS[4], ARGV[2])  -- a key of another kind must not keep its user's entries
 end
 return 1
 """
