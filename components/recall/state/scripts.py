@@ -155,7 +155,7 @@ for entry = 1, entries do
     local id = ARGV[first + 4 * (entry - 1)]
     redis.call('XACK', stream, ARGV[1], id)
     redis.call('XDEL', stream, id)
-    redis.call('ZREM', waiting, id)
+    redis.pcall('ZREM', waiting, id)  -- a note, no more
     if redis.call('TYPE', KEYS[4 + entry]).ok == 'hash' then
         redis.call('HSET', KEYS[4 + entry], 'done', ARGV[9], 'batch', ARGV[3], 'release', ARGV[7], 'revision', revision)
     end
@@ -204,7 +204,7 @@ redis.call('XADD', KEYS[2], '*', unpack(ARGV, 4))
 redis.call('XDEL', KEYS[1], ARGV[2])
 if KEYS[3] then
     if redis.call('TYPE', KEYS[3]).ok == 'hash' then redis.call('HSET', KEYS[3], 'dead', ARGV[3]) end
-    redis.pcall('ZREM', KEYS[4], ARGV[2])  -- a key of another kind must not keep its user's entries
+    redis.pcall('ZREM', KEYS[4], ARGV[2])
 end
 return 1
 """

@@ -193,9 +193,11 @@ class EventStream:
                 # Notes of entries older than the stream's oldest are void: those were deleted by hand.
                 pipe.zremrangebyscore(waiting_key(user_id), "-inf", f"({self._oldest_ms}")
                 pipe.zrange(waiting_key(user_id), 0, self._config.max_waiting_per_user - 1)
-            answers: list[list[str]] = pipe.execute()[1::2]
+            answers = pipe.execute(raise_on_error=False)[1::2]
         known = {entry.entry_id for entry in entries}
-        return [entry_id for of_user in answers for entry_id in of_user if entry_id not in known]
+        # A note is a hint: where it cannot be read, each entry comes in its turn.
+        lists = [of_user for of_user in answers if isinstance(of_user, list)]
+        return [entry_id for of_user in lists for entry_id in of_user if entry_id not in known]
 
     def _take_along(self, entries: list[Entry], tries: int) -> list[Entry]:
         """Claim what else waits of the users of these entries; of what was undelivered, so many tries count as made."""

@@ -20,7 +20,7 @@ from components.config import RecallConfig
 from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
 from components.recall.operate.deadletters import list_letters
-from components.recall.state.scripts import STREAM, result_key
+from components.recall.state.scripts import STREAM, history_keys, result_key
 from components.recall.telemetry.logs import log_as_json, name_error
 from components.release.publication import live_workers
 from tests.worlds import REPOSITORY
@@ -104,7 +104,7 @@ def test_worker_logs_no_user_and_no_query_even_of_what_it_gives_up(
         client.xadd(STREAM, {"event": json.dumps({"user_id": user, "behavior": query})})  # neither item nor query
         client.xadd(STREAM, {"event": json.dumps({**good, "colour": attribute})})
         wait_until(lambda: client.xlen(STREAM) == 0)
-        client.set(f"urm:backlog:{user}", query)  # a key of another kind: the script's error quotes its arguments
+        client.set(history_keys(user)[0], query)  # a key of another kind: the script's error quotes its arguments
         client.xadd(STREAM, {"event": json.dumps({**good, "event_id": "e2"})})
         wait_until(lambda: len(list_letters(client)) == 2)
     assert user in list_letters(client)[0].reason  # whoever may read the letters may read it

@@ -25,7 +25,8 @@ from components.recall.operate.deadletters import list_letters, replay
 from components.recall.operate.intake import feed
 from components.recall.serving.context import KnownHistory, build_context
 from components.recall.serving.engine import Ranking, ServingRelease, load_release
-from components.recall.state.scripts import CONTROL, STREAM, accepted_key
+from components.recall.state.events import encode_event
+from components.recall.state.scripts import CONTROL, STREAM, accepted_key, history_keys, waiting_key
 from components.recall.state.store import UserStore
 from components.recall.state.stream import Entry, EventStream
 from components.recall.worker.loop import SickWorkerError
@@ -376,15 +377,17 @@ def test_a_crash_under_backlog_costs_an_inference_per_user_not_per_event(
     assert read("urm_worker_user_inferences_total") == len(users)
 
 
+@pytest.mark.parametrize("key", [history_keys("4")[0], history_keys("4")[1], waiting_key("4")])
 def test_one_users_broken_key_costs_nobody_else(
-    client: redis.Redis, promoted: tuple[RecallWorker, Publication], recall_config: RecallConfig
+    client: redis.Redis, promoted: tuple[RecallWorker, Publication], recall_config: RecallConfig, key: str
 ) -> None:
-    client.set("urm:history:4", "a key of another kind")
-    events = [make_event(user, event_id=f"of {user}") for user in ("3", "4", "5")]
-    feed(client, iter(events), recall_config)
+    client.set(key, "a key of another kind")
+    for user in ("3", "4", "5"):
+        client.xadd(STREAM, {"event": encode_event(make_event(user, event_id=f"of {user}"))})
     wait_until(lambda: backlog(client) == 0)
-    (letter,) = list_letters(client)
-    assert '"of 4"' in letter.event and "WRONGTYPE" in letter.reason
+    reasons = [letter.reason for letter in list_letters(client)]
+    assert ["WRONGTYPE" in reason for reason in reasons] == ([] if key == waiting_key("4") else [True])
+    assert all(UserStore(client, recall_config).result(user, "next_purchase") for user in ("3", "5"))
     assert live_workers(client) == {"worker-a"}
 
 
