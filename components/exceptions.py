@@ -10,7 +10,7 @@ class UrmError(Exception):
 
 
 class UserError(UrmError, ValueError):
-    """A mistake in the input that no retry can mend: configuration, data, arguments.
+    """A mistake in the input that no retry can fix: configuration, data, arguments.
 
     The CLI exits with code 2 and Airflow does not retry.
     """

@@ -107,7 +107,7 @@ def load_document(path: Path, kind: type[Document]) -> Document:
             f"file {path}, field {field!r}",
             expected="a known key" if first["type"] == "extra_forbidden" else _expectation(first["type"], first["msg"]),
             got="nothing" if first["type"] == "missing" else reprlib.repr(first["input"]),
-            remedy="mend the file",
+            remedy="fix the file",
         ) from None
 
 
@@ -127,7 +127,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"configuration {path}",
             expected="valid YAML",
             got=error,
-            remedy="mend the file at the line named",
+            remedy="fix the file at the line named",
         ) from None
     if not isinstance(content, dict):
         raise ConfigError(

@@ -127,7 +127,7 @@ def test_a_mistake_in_a_task_file_names_that_file(configs: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"name: [1", "expected valid YAML, got .*line 1.*; mend the file at the line named"),
+        (b"name: [1", "expected valid YAML, got .*line 1.*; fix the file at the line named"),
         (b"- a\n- b", "expected a mapping of keys, got list"),
         (b"", "expected a mapping of keys, got NoneType"),
         (b"name: caf\xe9", "expected UTF-8 text"),
