@@ -31,7 +31,7 @@ class FeaturesConfig(Model):
     """Behaviour sequences and training examples."""
 
     split: SplitConfig
-    history_length: int = Field(default=256, gt=0, description="Distinct items kept a user, newest first.")
+    history_length: int = Field(default=256, gt=0, description="Distinct items kept per user, newest first.")
     min_item_events: int = Field(
         default=5, ge=0, description="Training events that put an item in the catalogue; 0: every item of the log."
     )
@@ -72,8 +72,8 @@ class SasRecConfig(Model):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    batch_size: int = Field(default=128, gt=0, description="Users a step.")
-    num_negatives: int = Field(default=1024, ge=0, description="Drawn a step; 0: a softmax over the whole catalogue.")
+    batch_size: int = Field(default=128, gt=0, description="Users per step.")
+    num_negatives: int = Field(default=1024, ge=0, description="Drawn per step; 0: a softmax over the whole catalogue.")
     negative_power: float = Field(default=0.5, ge=0, le=1)
     max_epochs: int = Field(default=40, gt=0)
     max_seconds: float = Field(default=150, gt=0, description="Training time limit.")
@@ -131,11 +131,11 @@ class UrmConfig(Model):
     text_loss_weight: float = Field(default=0.02, ge=0, description="η, weight of the [LM] loss.")
     learning_rate: float = Field(default=2.5e-3, gt=0, description="New modules.")
     backbone_learning_rate: float = Field(default=3e-4, gt=0)
-    contexts_per_batch: int = Field(default=8, gt=0, description="User-cuts a step; each packs its tasks.")
+    contexts_per_batch: int = Field(default=8, gt=0, description="User-cuts per step; each packs its tasks.")
     tasks_per_context: int = Field(
         default=32,
         gt=0,
-        description="Tasks a step trains of a context, rarer ones more often; fewer where histories are short.",
+        description="Tasks that a step trains per context, rarer ones more often; fewer where histories are short.",
     )
     max_steps: int = Field(default=300, gt=0)
     eval_steps: int = Field(default=100, gt=0)

@@ -39,7 +39,7 @@ class TableSource(Model):
 
 
 class SequenceSource(Model):
-    """Public sequence files: one line a user, `user item item ...`, oldest first, and a Parquet file of the items."""
+    """Public sequence files: one line per user, `user item item ...`, oldest first, and a Parquet file of the items."""
 
     kind: Literal["sequences"] = "sequences"
     data_dir: str = Field(description="Folder or URI of both files; relative to the working directory.")

@@ -41,7 +41,7 @@ class SplitConfig(Model):
 
     kind: Literal["temporal", "leave_one_out"] = "temporal"
     max_train_cuts: int | None = Field(
-        default=None, gt=0, description=f"leave_one_out: training targets a user, newest first ({MAX_TRAIN_CUTS})."
+        default=None, gt=0, description=f"leave_one_out: training targets per user, newest first ({MAX_TRAIN_CUTS})."
     )
     recent_cuts: int = Field(
         default=8,

@@ -33,7 +33,7 @@ class TargetFilter(Model):
     known_brand: bool = Field(default=False, description="The user had the item's brand before the cut.")
     min_history_items: int | None = Field(default=None, gt=0, description="Distinct items before the cut.")
     query_category_level: int | None = Field(
-        default=None, ge=-1, description="One wanted category a user-cut, in words, becomes the query (-1 = leaf)."
+        default=None, ge=-1, description="One wanted category per user-cut, in words, becomes the query (-1 = leaf)."
     )
     held_out_query: bool | None = Field(
         default=None,
@@ -41,7 +41,7 @@ class TargetFilter(Model):
         "(false), see features.held_out_query_share.",
     )
     query_title_words: int | None = Field(
-        default=None, gt=0, description="So many words of one wanted title a user-cut become the query."
+        default=None, gt=0, description="So many words of one wanted title per user-cut become the query."
     )
 
     @model_validator(mode="after")
