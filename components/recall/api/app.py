@@ -87,7 +87,6 @@ class TextConvertor(PathConvertor):
 register_url_convertor("text", TextConvertor())
 
 
-# Told apart by shape, so that an error speaks of what was sent and not of the other form.
 def _keep_error(value: object, validate: Callable[[object], ListedEvent]) -> ListedEvent | ValidationError:
     try:
         return validate(value)
@@ -95,6 +94,7 @@ def _keep_error(value: object, validate: Callable[[object], ListedEvent]) -> Lis
         return error
 
 
+# Told apart by shape, so that an error speaks of what was sent and not of the other form.
 _ListedEvent = Annotated[ListedEvent, WrapValidator(_keep_error)]
 EventOrEvents = Annotated[
     Annotated[Event, Tag("event")]
@@ -120,6 +120,7 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # operation ids are names of functions here
         openapi_tags=[{"name": "recall"}, {"name": "service"}],
     )
     problems.install(app)
@@ -183,12 +184,12 @@ def _add_events(
 def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
     readers = [Depends(gate.allow(Scope.READ))]
 
-    task_query = Query(description="A task of the serving release; `GET /v1/tasks` lists them.")
+    task_query = Query(description="A task of the serving release, its first if left out; `GET /v1/tasks` lists them.")
     # The limit is the configuration's, so it is no annotation: those are read without this function's variables.
     k_query = Query(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
 
-    async def read(user_ids: list[str], task: str, k: int) -> list[RecallAnswer]:
-        catalogue, results = await gateway.results(user_ids, task)
+    async def read(user_ids: list[str], task: str | None, k: int) -> list[RecallAnswer]:
+        catalogue, task, results = await gateway.results(user_ids, task)
         _require_task(catalogue, task)
         answers = []
         for user_id, result in zip(user_ids, results, strict=True):
@@ -208,7 +209,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
     )
     async def get_recall(
         user_id: Annotated[ShortText, Path(examples=["1"])],
-        task: Annotated[str, task_query] = "next_purchase",
+        task: Annotated[str | None, task_query] = None,
         k: int = k_query,
     ) -> RecallAnswer:
         """The items recalled for a user, best first.
@@ -229,7 +230,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
             list[ShortText],
             Body(embed=True, min_length=1, max_length=MAX_USERS_PER_REQUEST, examples=[["1", "2"]]),
         ],
-        task: Annotated[str, task_query] = "next_purchase",
+        task: Annotated[str | None, task_query] = None,
         k: int = k_query,
     ) -> RecallAnswers:
         """The items recalled for up to 200 users, in one round trip to the store; each as `GET` would answer."""
@@ -261,17 +262,18 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         their own workers and a short queue. A full queue is 429, no worker 503, no answer by the deadline 504.
         """
         catalogue = await gateway.catalogue()
-        _require_task(catalogue, request.task)
-        _require_query(catalogue, request)
+        task = request.task or catalogue.tasks[0]
+        _require_task(catalogue, task)
+        _require_query(catalogue, task, request.query)
         try:
-            result = await gateway.ask(AdHocRequest(**request.model_dump()))
+            result = await gateway.ask(AdHocRequest(**request.model_dump(exclude={"task"}), task=task))
         except ApiError as error:
             metrics.ad_hoc.labels(status=str(error.status)).inc()
             raise
         metrics.ad_hoc.labels(status="200").inc()
         return AdHocAnswer(
             user_id=request.user_id,
-            task=request.task,
+            task=task,
             source="model",
             release=result.release,
             event_id=result.event_id,
@@ -312,14 +314,14 @@ def _require_task(catalogue: Catalogue, task: str) -> None:
         )
 
 
-def _require_query(catalogue: Catalogue, request: AdHocQuestion) -> None:
-    needed = request.task in catalogue.query_tasks
-    if needed != (request.query is not None):
+def _require_query(catalogue: Catalogue, task: str, query: str | None) -> None:
+    needed = task in catalogue.query_tasks
+    if needed != (query is not None):
         raise ApiError(
             "invalid-request",
-            f"body field 'query', task {request.task!r}",
+            f"body field 'query', task {task!r}",
             expected="the words that the user searched for" if needed else "nothing, since this task has no query",
-            got=repr(request.query) if request.query else "nothing",
+            got=repr(query) if query else "nothing",
             remedy="send them" if needed else "leave it out, or put the words into guidance",
         )
 

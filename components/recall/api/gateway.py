@@ -76,19 +76,22 @@ class Gateway:
             raise ApiError(ad_hoc_code(answer.status), answer.subject, **answer.parts)
         return answer
 
-    async def results(self, user_ids: list[str], task: str) -> tuple[Catalogue, list[Result | None]]:
-        """The serving release and the stored result of each user, in one round trip.
+    async def results(self, user_ids: list[str], task: str | None) -> tuple[Catalogue, str, list[Result | None]]:
+        """The serving release, the task (its first if none is named), and each user's result, in one round trip.
 
         Raises:
             ApiError: No release is serving.
         """
-        answers = await self._reads.load(tuple(result_key(user_id, task) for user_id in user_ids))
+        asked = task or (self._catalogue or await self.catalogue()).tasks[0]
+        answers = await self._reads.load(tuple(result_key(user_id, asked) for user_id in user_ids))
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
         serving, *bodies = answers
         catalogue = await self._follow(serving)
-        return catalogue, [None if body is None else Result.model_validate_json(body) for body in bodies]
+        if task is None and catalogue.tasks[0] != asked:  # that of a release that has just replaced another
+            return await self.results(user_ids, None)
+        return catalogue, asked, [None if body is None else Result.model_validate_json(body) for body in bodies]
 
     async def catalogue(self) -> Catalogue:
         """Tables of the serving release.

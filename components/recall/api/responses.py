@@ -71,7 +71,7 @@ class AdHocQuestion(BaseModel):
     )
 
     user_id: ShortText = Field(description="Any user; one without a history is taken as new.")
-    task: ShortText = Field(default="next_purchase", description="A task of the serving release.")
+    task: ShortText | None = Field(default=None, description="A task of the serving release; its first if left out.")
     query: LongText | None = Field(default=None, description="The user's words; for tasks that need a query.")
     guidance: LongText | None = Field(default=None, description="Words that steer the recall.")
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -425,9 +427,49 @@ def test_k_out_of_range_is_refused(api: TestClient, k: str, sentence: str) -> No
     assert sentence in detail
 
 
+def test_the_default_task_is_the_first_of_the_release(
+    api: TestClient, client: redis.Redis, releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    """A release need not have a task of any fixed name."""
+    bundle = Path(shutil.copytree(releases[1].bundle, tmp_path / "bundle"))
+    tasks = json.loads((bundle / "tasks.json").read_text())
+    (bundle / "tasks.json").write_text(json.dumps([task for task in tasks if task["name"] == "new_item"]))
+    assert api.get("/v1/users/3/recall").json()["task"] == "next_purchase"
+    publication = Publication(release=releases[1].name, bundle=str(bundle), order=2)
+    client.set(SERVING, publication.model_dump_json())
+    wait_until(lambda: api.get("/v1/tasks").json()["tasks"] == ["new_item"])
+    assert api.get("/v1/users/3/recall").json()["task"] == "new_item"
+    assert api.post("/v1/users/recall", json={"user_ids": ["3"]}).json()["answers"][0]["task"] == "new_item"
+    detail = problem(api.post("/v1/recall", json={"user_id": "3"}), 503, "no-ad-hoc-worker")  # not an unknown task
+    assert detail.startswith("ad-hoc recall: expected an ad-hoc worker")
+
+
+def test_answers_are_not_to_be_stored(api: TestClient) -> None:
+    for answer in (api.get("/v1/users/3/recall"), api.post("/v1/events", json=EVENT), api.get("/nowhere")):
+        assert answer.headers["cache-control"] == "no-store"
+
+
+def test_operation_ids_stay_as_clients_were_generated_from_them(api: TestClient) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    assert {
+        f"{method} {path}": operation["operationId"] for path in paths for method, operation in paths[path].items()
+    } == {
+        "post /v1/events": "post_events",
+        "get /v1/users/{user_id}/recall": "get_recall",
+        "post /v1/users/recall": "read_recall",
+        "get /v1/tasks": "get_tasks",
+        "post /v1/recall": "ask_recall",
+        "get /healthz": "get_health",
+        "get /readyz": "get_readiness",
+        "get /metrics": "get_metrics",
+    }
+
+
 def test_unknown_path_and_method_are_problems_too(api: TestClient) -> None:
     assert "request GET /v2: expected a path" in problem(api.get("/v2"), 404)
-    assert "request DELETE /v1/events" in problem(api.delete("/v1/events"), 405)
+    refused = api.delete("/v1/events")
+    assert "request DELETE /v1/events" in problem(refused, 405, "wrong-method")
+    assert refused.headers["allow"] == "POST"
 
 
 def test_without_a_release_reads_are_refused_and_events_kept(
