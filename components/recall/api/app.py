@@ -26,6 +26,7 @@ from components.recall.api.requests import Gate
 from components.recall.api.responses import (
     AdHocAnswer,
     AdHocQuestion,
+    EventLineage,
     EventOutcome,
     EventOutcomes,
     Health,
@@ -218,6 +219,19 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         An id may be any text, percent-encoded: that of `a/b` is `a%2Fb`.
         """
         return (await read([user_id], task, k))[0]
+
+    @app.get(
+        "/v1/events/{event_id:text}",
+        tags=["recall"],
+        dependencies=readers,
+        responses=problems.responses(401, 403, 404, 422, 429, 503),
+    )
+    async def get_event(
+        event_id: Annotated[ShortText, Path(examples=["basket-17-line-2"])],
+        user_id: Annotated[ShortText, Query(description="The event's user: ids of events are unique per user.")],
+    ) -> EventLineage:
+        """What became of an event: waiting, done (when, by which release, in which results) or given up."""
+        return await gateway.lineage(user_id, event_id)
 
     @app.post(
         "/v1/users/recall",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from functools import cached_property
 from typing import Any
@@ -15,10 +16,11 @@ from aiodataloader import DataLoader
 from components.config import RecallConfig
 from components.exceptions import UrmError
 from components.recall.api.problems import ApiError, ad_hoc_code
+from components.recall.api.responses import EventLineage
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.adhoc import AdHocRefusal, AdHocRequest, AdHocResult, enqueue_arguments, read_answer
 from components.recall.state.events import Event, accept_arguments
-from components.recall.state.scripts import ACCEPT, ENQUEUE, ad_hoc_answer_key, result_key
+from components.recall.state.scripts import ACCEPT, ENQUEUE, accepted_key, ad_hoc_answer_key, history_keys, result_key
 from components.recall.state.store import Result
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.tracing import Tracing
@@ -75,6 +77,39 @@ class Gateway:
         if isinstance(answer, AdHocRefusal):
             raise ApiError(ad_hoc_code(answer.status), answer.subject, **answer.parts)
         return answer
+
+    async def lineage(self, user_id: str, event_id: str) -> EventLineage:
+        """What became of an event, and which tasks' results know it.
+
+        Raises:
+            ApiError: Nothing is known of it.
+        """
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.hgetall(accepted_key(user_id, event_id))
+            pipe.hexists(history_keys(user_id)[1], f"e:{event_id}")
+            pipe.get(SERVING)
+            mark, in_history, serving = await pipe.execute()
+        if not mark and not in_history:
+            raise ApiError(
+                "unknown-event",
+                "event",
+                expected="one of this user that was accepted within a day, or is in the live history",
+                got="none",
+                remedy="check both ids",
+            )
+        tasks = (await self._follow(serving)).tasks if serving else ()
+        async with self._client.pipeline(transaction=False) as pipe:
+            for task in tasks:
+                pipe.hget(result_key(user_id, task), "revision")
+            revisions = await pipe.execute()
+        known_from = int(mark.get("revision", 0)) or math.inf
+        return EventLineage.of_mark(
+            mark,
+            event_id=event_id,
+            user_id=user_id,
+            in_history=in_history,
+            tasks=[task for task, known in zip(tasks, revisions, strict=True) if int(known or 0) >= known_from],
+        )
 
     async def results(self, user_ids: list[str], task: str | None) -> tuple[Catalogue, str, list[Result | None]]:
         """The serving release, the task (its first if none is named), and each user's result, in one round trip.

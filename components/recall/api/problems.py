@@ -30,6 +30,7 @@ CODES = {
     "missing-scope": 403,
     "unknown-path": 404,
     "unknown-task": 404,
+    "unknown-event": 404,
     "wrong-method": 405,
     "event-conflict": 409,
     "body-too-large": 413,

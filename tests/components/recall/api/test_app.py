@@ -27,11 +27,11 @@ from components.recall.api.app import create_app
 from components.recall.api.problems import CODES
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.events import EXAMPLE, decode_event
-from components.recall.state.scripts import STREAM, result_key, waiting_key
+from components.recall.state.scripts import STREAM, accepted_key, result_key, waiting_key
 from components.recall.state.store import Result
-from components.release.publication import SERVING, Publication, send_heartbeat
+from components.release.publication import SERVING, WANTED, Publication, send_heartbeat
 from tests.worlds import REPOSITORY
-from tests.worlds.recall import Release, free_address, serve_release, wait_until
+from tests.worlds.recall import Release, StartWorker, free_address, serve_release, wait_until
 from tests.worlds.servers import RedisServer
 from tests.worlds.tiny import LAST_EVENT
 
@@ -298,6 +298,30 @@ def test_an_id_counts_per_user_and_its_content_stays(api: TestClient, client: re
     assert client.xlen(STREAM) == 3
 
 
+def test_an_event_is_followed_to_the_results_that_know_it(
+    api: TestClient, client: redis.Redis, start_worker: StartWorker, recall_config: RecallConfig
+) -> None:
+    def follow(event_id: str, user_id: str = "3") -> dict[str, Any]:
+        return dict(api.get(f"/v1/events/{quote(event_id, safe='')}?user_id={user_id}").raise_for_status().json())
+
+    api.post("/v1/events", json={**EVENT, "event_id": "a/b"}).raise_for_status()
+    waiting = follow("a/b")
+    assert (waiting["state"], waiting["in_history"], waiting["tasks"]) == ("waiting", False, [])
+    assert waiting["accepted_at"] and waiting["finished_at"] is None
+    client.copy(SERVING, WANTED)
+    worker = start_worker()
+    wait_until(lambda: client.xlen(STREAM) == 0)
+    done = follow("a/b")
+    assert (done["state"], done["in_history"], done["tasks"]) == ("done", True, ["next_purchase", "new_item"])
+    assert done["finished_at"] >= done["accepted_at"] == waiting["accepted_at"]
+    assert done["batch"] == "worker-a/1" and done["release"] == worker._switch.serving.name
+    client.delete(accepted_key("3", "a/b"))  # as after a day
+    assert (follow("a/b")["state"], follow("a/b")["accepted_at"]) == ("done", None)
+    client.hset(accepted_key("3", "bad"), mapping={"entry": "1-1", "user": "3", "dead": "2.5"})
+    assert (follow("bad")["state"], follow("bad")["finished_at"]) == ("dead", "1970-01-01T00:00:02.500000Z")
+    assert "expected one of this user" in problem(api.get("/v1/events/a%2Fb?user_id=4"), 404, "unknown-event")
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
@@ -455,6 +479,7 @@ def test_operation_ids_stay_as_clients_were_generated_from_them(api: TestClient)
         f"{method} {path}": operation["operationId"] for path in paths for method, operation in paths[path].items()
     } == {
         "post /v1/events": "post_events",
+        "get /v1/events/{event_id}": "get_event",
         "get /v1/users/{user_id}/recall": "get_recall",
         "post /v1/users/recall": "read_recall",
         "get /v1/tasks": "get_tasks",
