@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, FastAPI, Path, Query, Response
+from fastapi import Body, Depends, FastAPI, Path, Query, Request, Response
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Discriminator, Field, Tag, ValidationError, WrapValidator
 from starlette.convertors import PathConvertor, register_url_convertor
 
@@ -22,7 +21,7 @@ from components.config import RecallConfig
 from components.recall.api import problems, requests
 from components.recall.api.gateway import Gateway
 from components.recall.api.problems import ApiError, Fault
-from components.recall.api.requests import Gate
+from components.recall.api.requests import RateLimit, bearer
 from components.recall.api.responses import (
     AdHocAnswer,
     AdHocQuestion,
@@ -36,7 +35,7 @@ from components.recall.api.responses import (
     RecalledItem,
     TaskList,
 )
-from components.recall.api.tokens import Scope, Tokens
+from components.recall.api.tokens import Tokens
 from components.recall.serving.catalogue import Catalogue
 from components.recall.state.adhoc import AdHocRequest
 from components.recall.state.events import EXAMPLE, Event, ShortText
@@ -125,31 +124,36 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
         openapi_tags=[{"name": "recall"}, {"name": "service"}],
     )
     problems.install(app)
-    requests.install(app, metrics)
-    tokens = Tokens(settings.api_tokens_file) if settings.api_tokens_file else None
-    gate = Gate(tokens, config.requests_per_minute)
-    _add_events(app, gateway, config, metrics, [Depends(gate.allow(Scope.WRITE)), *tracing.dependencies()])
-    _add_recall(app, gateway, config, metrics, gate)
-    _add_ad_hoc(app, gateway, config, metrics, gate)
-    _add_service(app, gateway, metrics)
+    requests.install(app, metrics, Tokens(settings.api_tokens_file) if settings.api_tokens_file else None)
+    limit = RateLimit(gateway.connections, config.requests_per_minute)
+    _add_events(app, gateway, config, metrics, limit, tracing.dependencies())
+    _add_recall(app, gateway, config, metrics, limit)
+    _add_ad_hoc(app, gateway, config, metrics, limit)
+    _add_service(app, gateway)
+    app.state.metrics = metrics  # served on a port of its own
     return app
 
 
 def _add_events(
-    app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, dependencies: list[Any]
+    app: FastAPI,
+    gateway: Gateway,
+    config: RecallConfig,
+    metrics: ApiMetrics,
+    limit: RateLimit,
+    dependencies: list[Any],
 ) -> None:
     @app.post(
         "/v1/events",
         status_code=202,
         tags=["recall"],
-        dependencies=dependencies,
+        dependencies=[Depends(bearer), *dependencies],
         responses={
             207: {"model": EventOutcomes, "description": "Some events of a list were refused, each says why."},
             **problems.responses(400, 401, 403, 409, 413, 422, 429, 503),
         },
     )
     async def post_events(
-        events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)], response: Response
+        events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)], request: Request, response: Response
     ) -> EventOutcomes:
         """Accept one event or a list of up to 1,000.
 
@@ -158,6 +162,7 @@ def _add_events(
         answer is a problem.
         """
         batch = events if isinstance(events, list) else [events]
+        await limit.count(request, len(batch))
         refusals = {number: error for number, event in enumerate(batch) if (error := _refuse(number, event, config))}
         good = [number for number in range(len(batch)) if number not in refusals]
         answers = dict(zip(good, await gateway.accept([batch[number] for number in good]), strict=True))
@@ -182,8 +187,8 @@ def _add_events(
         )
 
 
-def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
-    readers = [Depends(gate.allow(Scope.READ))]
+def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, limit: RateLimit) -> None:
+    readers = [Depends(limit.count_request)]
 
     task_query = Query(description="A task of the serving release, its first if left out; `GET /v1/tasks` lists them.")
     # The limit is the configuration's, so it is no annotation: those are read without this function's variables.
@@ -257,7 +262,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         return TaskList(release=catalogue.release, tasks=list(catalogue.tasks), query_tasks=list(catalogue.query_tasks))
 
 
-def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
+def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, limit: RateLimit) -> None:
     class AdHocBody(AdHocQuestion):
         """What to recall for whom, now."""
 
@@ -266,7 +271,7 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
     @app.post(
         "/v1/recall",
         tags=["recall"],
-        dependencies=[Depends(gate.allow(Scope.READ))],
+        dependencies=[Depends(limit.count_request)],
         responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
     )
     async def ask_recall(request: AdHocBody) -> AdHocAnswer:
@@ -299,7 +304,7 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         )
 
 
-def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
+def _add_service(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/healthz", tags=["service"])
     async def get_health() -> Health:
         """The process answers."""
@@ -310,11 +315,6 @@ def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
         """Redis answers and a release is serving; reads then work, whether or not a worker is alive."""
         catalogue = await gateway.catalogue()
         return Health(status="ok", release=catalogue.release, workers=await gateway.count_workers())
-
-    @app.get("/metrics", tags=["service"], response_class=Response)
-    async def get_metrics() -> Response:
-        """Prometheus metrics."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _require_task(catalogue: Catalogue, task: str) -> None:

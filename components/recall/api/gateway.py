@@ -53,6 +53,11 @@ class Gateway:
         self._failed: Publication | None = None
         self._retry_at = 0.0
 
+    @property
+    def connections(self) -> Any:
+        """The pool of connections for what does not wait."""
+        return self._client.connection_pool
+
     async def accept(self, events: list[Event]) -> list[int]:
         """Put events into the stream; the answers of the script ACCEPT."""
         with self._tracing.accept(len(events)) as traceparent:

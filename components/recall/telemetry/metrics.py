@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from components.exceptions import UnavailableError
+
+log = structlog.get_logger()
 Kind = Literal["stream", "ad_hoc"]
 # From a cache hit to a backlog of minutes; the target is a p95 of five seconds.
 _VISIBLE_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 300)
@@ -143,6 +147,24 @@ class ApiMetrics:
             registry=self.registry,
         )
         _start_at_zero(self.events, "accepted", "duplicate", "refused", "conflict", "invalid")
+
+
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> None:
+    """Serve /metrics in a thread until the process ends.
+
+    Raises:
+        UnavailableError: The port is taken.
+    """
+    try:
+        start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise UnavailableError(
+            f"metrics on {host}:{port}",
+            expected="a free port",
+            got=error.strerror,
+            remedy="choose another --metrics-port",
+        ) from error
+    log.info("metrics", url=f"http://{host}:{port}/metrics")
 
 
 def _start_at_zero(counter: Counter, *values: str) -> None:
