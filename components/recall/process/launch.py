@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
+import redis
 import structlog
 
 from components.config import RunConfig
@@ -16,7 +19,7 @@ from components.recall.process.signals import on_termination
 from components.recall.process.supervisor import REDIS_TIMEOUT_SECONDS, Supervisor
 from components.recall.telemetry.metrics import serve_metrics
 from components.recall.telemetry.setup import open_tracing
-from components.redis_client import open_redis
+from components.redis_client import open_redis, require_no_eviction
 from components.release.publication import Publication
 from components.settings import Settings
 
@@ -58,6 +61,8 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         return load_release(publication, settings, config.release, config.recall.filters)
 
     client = open_redis(settings.redis_url)
+    with contextlib.suppress(redis.RedisError):  # the worker waits for a Redis that is away
+        require_no_eviction(cast("dict[str, object]", client.info("memory")))
     worker: ServingLoop
     if ad_hoc:
         worker = AdHocWorker(client, config.recall, load)
