@@ -111,8 +111,11 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await gateway.close()
+        try:
+            await gateway.check()
+            yield
+        finally:
+            await gateway.close()
 
     app = FastAPIOffline(
         title="URM recall",

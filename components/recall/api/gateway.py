@@ -24,6 +24,7 @@ from components.recall.state.scripts import ACCEPT, ENQUEUE, accepted_key, ad_ho
 from components.recall.state.store import Result
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.tracing import Tracing
+from components.redis_client import require_no_eviction, require_password
 from components.release.publication import SERVING, WORKERS, Publication
 from components.settings import Settings
 
@@ -146,6 +147,17 @@ class Gateway:
         seconds, _ = await self._client.time()
         return int(await self._client.zcount(WORKERS, f"({seconds}", "+inf"))
 
+    async def check(self) -> None:
+        """Look at Redis' settings, if it answers yet.
+
+        Raises:
+            ConfigError: It would evict keys.
+        """
+        try:
+            require_no_eviction(await self._client.info("memory"))
+        except redis.RedisError as error:
+            log.warning("redis was not checked", error=name_error(error))
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
@@ -212,6 +224,7 @@ class Gateway:
 
 def _connect(settings: Settings, timeout_seconds: float, connections: int) -> Any:
     """A client whose callers wait for one of its connections, instead of opening one each when they are many."""
+    require_password(settings.redis_url)
     pool: Any = redis.asyncio.BlockingConnectionPool.from_url(
         settings.redis_url,
         max_connections=connections,
