@@ -159,6 +159,17 @@ def trace(
 
 
 @app.command(rich_help_panel="Operate")
+def forget(user: Annotated[str, typer.Argument(help="User id.")]) -> None:
+    """Delete everything that Redis holds of a user, and print what that was."""
+    from components.recall.operate.forget import forget_user
+
+    client, url = _connect()
+    with redis_errors(url):
+        deleted = forget_user(client, user)
+    typer.echo("deleted: " + ", ".join(f"{count} {what}" for what, count in deleted.items()))
+
+
+@app.command(rich_help_panel="Operate")
 def ask(
     user: Annotated[str, typer.Argument(help="User id.")],
     guidance: Annotated[str | None, typer.Option(help='Words that steer the recall: "gift for a child".')] = None,
