@@ -96,6 +96,12 @@ def materialize(store: FeatureStore, end: datetime) -> None:
         store.materialize(start_date=datetime.fromtimestamp(0, UTC), end_date=end)
 
 
+def materialized_until(store: FeatureStore) -> float:
+    """Up to when the online store knows events, seconds since 1970; 0 if nothing was materialised."""
+    ends = [end for view in store.list_feature_views() for _, end in view.materialization_intervals]
+    return max(ends).timestamp() if ends else 0.0
+
+
 def retrieve_features(store: FeatureStore, entities: pd.DataFrame) -> pa.Table:
     """Point-in-time features of (user_id, event_timestamp) rows, in any order. Call within `offline`."""
     service = store.get_feature_service(SERVICE)

@@ -243,14 +243,13 @@ class RecallWorker(ServingLoop):
             self._client.set(CONTROL, self._control, ex=MARK_TTL_SECONDS)
         entries, pending, dead = self._stream.counts()
         memory: Any = self._client.info("memory")
-        self.metrics.redis_memory.set(memory["used_memory"])
-        self.metrics.redis_memory_limit.set(memory["maxmemory"])
+        persistence: Any = self._client.info("persistence")
         self.metrics.stream_entries.set(entries)
         self.metrics.lag_entries.set(max(0, entries - pending))
         self.metrics.oldest_entry_age.set(self._stream.oldest_age_seconds())
         self.metrics.pending_entries.set(pending)
         self.metrics.dead_letters.set(dead)
-        self.metrics.export_gauges()
+        self.metrics.note_redis(memory, persistence)
 
     def _leave_queue(self) -> None:
         self._stream.leave()
