@@ -70,7 +70,7 @@ class RecallWorker(ServingLoop):
         self._tracing = tracing or Tracing()
         self._batches = 0
         self._in_hand: list[Entry] = []
-        self._control = ""  # the user with whom this worker succeeded last
+        self._control = ""  # the user with whom this worker succeeded last, until Redis has it
         self._next_maintenance = 0.0
 
     def step(self) -> None:
@@ -241,6 +241,7 @@ class RecallWorker(ServingLoop):
         self._stream.forget_dead_consumers(live_workers(self._client))
         if self._control:
             self._client.set(CONTROL, self._control, ex=MARK_TTL_SECONDS)
+            self._control = ""  # said once: a user who is erased meanwhile must not come back
         entries, pending, dead = self._stream.counts()
         memory: Any = self._client.info("memory")
         persistence: Any = self._client.info("persistence")
