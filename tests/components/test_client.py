@@ -123,7 +123,7 @@ def test_errors_have_a_code_and_what_passes_is_tried_again(
 ) -> None:
     serve_release(client, releases[0])
     secret = issue_token(tmp_path / "tokens.json", "shop", [Scope.READ])
-    config = RecallConfig(k=10, requests_per_minute=2)
+    config = RecallConfig(k=10, requests_per_minute=1)
     with served(releases[0], config, tmp_path / "tokens.json") as url:
         with RecallClient(url, secret, tries=1) as api:
             with pytest.raises(RecallApiError, match="task: expected one of") as unknown:

@@ -1,4 +1,3 @@
-# ruff: noqa: F811
 """The way to Redis: which addresses are refused, and which errors pass."""
 
 from __future__ import annotations

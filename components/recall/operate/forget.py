@@ -14,6 +14,7 @@ import redis
 from components.exceptions import DataError
 from components.recall.state.events import decode_event
 from components.recall.state.scripts import (
+    CONTROL,
     DEAD_STREAM,
     GROUP,
     STREAM,
@@ -42,6 +43,8 @@ def forget_user(client: redis.Redis, user_id: str) -> Counter[str]:
                 _acknowledge(client, stream, ids)
                 deleted[what] += int(client.xdel(stream, *ids))  # type: ignore[arg-type]
     client.delete(waiting_key(user_id))
+    if client.get(CONTROL) == user_id:
+        client.delete(CONTROL)
     deleted["histories"] = -(-_unlink(client, list(history_keys(user_id))) // 2)
     results, marks = result_key(user_id, ""), accepted_key(user_id, "")
     for keys in _batches(client.scan_iter("urm:*", count=_PAGE)):

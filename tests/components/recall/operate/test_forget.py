@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from components.cli import app as cli
 from components.config import RecallConfig
 from components.recall.operate.intake import feed
-from components.recall.state.scripts import DEAD_STREAM, STREAM
+from components.recall.state.scripts import CONTROL, DEAD_STREAM, STREAM
 from components.recall.worker.stream import RecallWorker
 from components.release.publication import Publication
 from components.settings import get_settings
@@ -30,6 +30,10 @@ def dump(client: redis.Redis) -> dict[str, Any]:
             found[key] = client.hgetall(key)
         elif kind == "stream":
             found[key] = client.xrange(key)
+        elif kind == "zset":
+            found[key] = client.zrange(key, 0, -1)
+        elif kind == "string":
+            found[key] = client.get(key)
     return found
 
 
@@ -56,6 +60,7 @@ def test_nothing_of_a_user_is_left_and_nothing_of_others_is_gone(
             "at": "1",
         }
         client.xadd(DEAD_STREAM, letter)  # type: ignore[arg-type]
+    client.set(CONTROL, USER)
     before = dump(client)
     monkeypatch.setenv("URM_REDIS_URL", releases[0].settings.redis_url)
     get_settings.cache_clear()
@@ -63,9 +68,9 @@ def test_nothing_of_a_user_is_left_and_nothing_of_others_is_gone(
     get_settings.cache_clear()
     assert output == ("deleted: 1 waiting events, 1 dead letters, 1 histories, 2 marks of events, 3 results\n")
     after = dump(client)
-    assert not [key for key, content in after.items() if f'{USER}"' in json.dumps([key, content]).replace("\\", "")]
+    assert not [key for key, content in after.items() if f'{USER}"' in json.dumps([key, content, 0]).replace("\\", "")]
     mine = [key for key in before if key not in after]
-    assert len(mine) == 1 + 1 + 2 + 3 and all(USER in key for key in mine)
+    assert len(mine) == 1 + 2 + 2 + 3 + 1 and all(USER in key or key == CONTROL for key in mine)
     for key, content in before.items():
         if key not in mine and key not in (STREAM, DEAD_STREAM):
             assert after[key] == content
