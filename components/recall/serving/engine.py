@@ -148,8 +148,9 @@ def load_release(
         ReleaseError: A file is missing, altered or extra, the bundle is another release's, or the check failed.
         UrmError: The bundle or the feature store cannot be reached or does not fit together.
     """
-    bundle = fetch(publication.bundle, settings.cache_path / "bundles")
-    manifest = verify(bundle)
+    settings.require_allowed(publication.bundle)
+    bundle = fetch(publication.bundle, settings.cache_path / "bundles" / publication.manifest[:16])
+    manifest = verify(bundle, publication.manifest)
     manifest.require(publication.release, publication.bundle)
     release = _open(publication, bundle, manifest, settings)
     check(release, read_smoke(bundle), config.smoke_min_overlap)
@@ -195,6 +196,7 @@ def _open(publication: Publication, bundle: Path, manifest: Manifest, settings: 
         raise ReleaseError(
             f"bundle {bundle}", expected="a model that loads", got=error, remedy="build the release again"
         ) from error
+    settings.require_allowed(manifest.feature_store)
     features = open_feature_store(fetch(manifest.feature_store, settings.cache_path / "features"), settings)
     rule = HistoryRule(length=manifest.history_length, day_origin_us=to_microseconds(manifest.day_origin))
     return ServingRelease(

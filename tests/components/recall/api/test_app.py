@@ -23,13 +23,14 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from components.config import RecallConfig
-from components.exceptions import UnavailableError
+from components.exceptions import ConfigError, ReleaseError, UnavailableError
 from components.recall.api.app import create_app
 from components.recall.api.problems import CODES
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.events import EXAMPLE, decode_event
 from components.recall.state.scripts import STREAM, accepted_key, result_key, waiting_key
 from components.recall.state.store import Result
+from components.release.bundle import describe_files, hash_manifest, read_manifest, write_manifest
 from components.release.publication import SERVING, WANTED, Publication, send_heartbeat
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release, StartWorker, free_address, serve_release, wait_until
@@ -233,6 +234,26 @@ def test_reads_do_not_wait_for_the_next_release_nor_stop_when_it_cannot_be_read(
     clock.now += 2
     wait_until(lambda: read() == releases[1].name)
     assert loader.calls == 3
+
+
+def test_tables_other_than_the_published_ones_are_not_served(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig, broken_bundle: Path
+) -> None:
+    digest = hash_manifest(broken_bundle)
+    publication = Publication(release=releases[1].name, bundle=str(broken_bundle), manifest=digest, order=1)
+    assert load_catalogue(publication, releases[0].settings).release == releases[1].name
+    elsewhere = releases[0].settings.model_copy(update={"allowed_uris": "s3://urm"})
+    with pytest.raises(ConfigError, match="expected one below s3://urm"):
+        load_catalogue(publication, elsewhere)
+    with (broken_bundle / "titles.parquet").open("ab") as titles:
+        titles.write(b"x")
+    with pytest.raises(ReleaseError, match=r"file titles.parquet: expected \d+ bytes, got"):
+        load_catalogue(publication, releases[0].settings)
+    write_manifest(
+        broken_bundle, read_manifest(broken_bundle).model_copy(update={"files": describe_files(broken_bundle)})
+    )
+    with pytest.raises(ReleaseError, match="as it was published"):
+        load_catalogue(publication, releases[0].settings)
 
 
 def test_requests_that_find_no_release_readable_wait_for_one_try(
@@ -464,6 +485,8 @@ def test_the_default_task_is_the_first_of_the_release(
     bundle = Path(shutil.copytree(releases[1].bundle, tmp_path / "bundle"))
     tasks = json.loads((bundle / "tasks.json").read_text())
     (bundle / "tasks.json").write_text(json.dumps([task for task in tasks if task["name"] == "new_item"]))
+    manifest = read_manifest(bundle).model_copy(update={"files": describe_files(bundle)})
+    write_manifest(bundle, manifest)
     assert api.get("/v1/users/3/recall").json()["task"] == "next_purchase"
     publication = Publication(release=releases[1].name, bundle=str(bundle), order=2)
     client.set(SERVING, publication.model_dump_json())
