@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from components.exceptions import ConfigError, DataError, MissingInputError
 from components.features.feast import (

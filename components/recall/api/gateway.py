@@ -81,7 +81,8 @@ class Gateway:
             popped = await self._patient.blpop([key], self._config.ad_hoc_deadline_seconds)
         answer = read_answer(outcome, popped, self._config)
         if isinstance(answer, AdHocRefusal):
-            raise ApiError(ad_hoc_code(answer.status), answer.subject, **answer.parts)
+            code = ad_hoc_code(answer.status)
+            raise ApiError(code, answer.subject, expected=answer.expected, got=answer.got, remedy=answer.remedy)
         return answer
 
     async def lineage(self, user_id: str, event_id: str) -> EventLineage:

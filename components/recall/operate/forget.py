@@ -41,7 +41,7 @@ def forget_user(client: redis.Redis, user_id: str) -> Counter[str]:
             ids = [entry_id for entry_id, fields in page if _user(fields) == user_id]
             if ids:
                 _acknowledge(client, stream, ids)
-                deleted[what] += int(client.xdel(stream, *ids))  # type: ignore[arg-type]
+                deleted[what] += int(client.xdel(stream, *ids))
     client.delete(waiting_key(user_id))
     if client.get(CONTROL) == user_id:
         client.delete(CONTROL)
@@ -84,7 +84,7 @@ def _batches(keys: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _unlink(client: redis.Redis, keys: list[str]) -> int:
-    return int(client.unlink(*keys)) if keys else 0  # type: ignore[arg-type]
+    return int(client.unlink(*keys)) if keys else 0
 
 
 def _user(fields: dict[str, str]) -> str | None:
