@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -14,6 +15,7 @@ from redis.retry import Retry
 from components.exceptions import ConfigError, UnavailableError
 
 CONNECT_TIMEOUT_SECONDS = 3.0
+_LOOPBACK = re.compile(r"127(\.\d+){3}$")
 # Redis is there and cannot serve just now: a replica after a fail-over, loading, its disk or its replicas are away.
 # The code stands at the start of an answer, or behind a script's name.
 _UNABLE = re.compile(r"(^|[-\s])(READONLY|MISCONF|LOADING|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|TRYAGAIN|UNBLOCKED|BUSY)\b")
@@ -29,8 +31,9 @@ def open_redis(url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> red
     into a stream can be read, refused and kept.
 
     Raises:
-        ConfigError: The URL is not one of Redis.
+        ConfigError: The URL is not one of Redis, or leads beyond this machine without a password.
     """
+    require_password(url)
     try:
         return redis.Redis.from_url(
             url,
@@ -45,6 +48,42 @@ def open_redis(url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> red
         raise ConfigError(
             "URM_REDIS_URL", expected="redis://host:port/db", got=hide_password(url), remedy="correct it"
         ) from error
+
+
+def require_password(url: str) -> None:
+    """Refuse an address beyond this machine without a password: whoever reaches such a Redis owns what is in it.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    parts = urlsplit(url)
+    local = parts.scheme == "unix" or parts.hostname in (None, "localhost", "::1") or _LOOPBACK.match(parts.hostname)
+    if not (local or parts.password):
+        raise ConfigError(
+            "URM_REDIS_URL",
+            expected="a password for a Redis beyond this machine",
+            got=hide_password(url),
+            remedy="use rediss://USER:PASSWORD@HOST:PORT/0, see docs/operations.md",
+        )
+
+
+def require_no_eviction(memory: Mapping[str, Any]) -> None:
+    """Refuse a Redis that would throw accepted events away when it is full.
+
+    Args:
+        memory: Answer of `INFO memory`.
+
+    Raises:
+        ConfigError: Its maxmemory-policy is another than noeviction.
+    """
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise ConfigError(
+            "Redis' maxmemory-policy",
+            expected="noeviction, since evicted keys are accepted events and histories",
+            got=policy,
+            remedy="set it in Redis' configuration",
+        )
 
 
 @contextmanager

@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     airflow_username: str = "admin"
     airflow_password: SecretStr = Field(default=SecretStr(""), json_schema_extra={_SERVICE: "airflow"})
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", json_schema_extra={_SERVICE: "redis"})
+    allowed_uris: str = Field(
+        default="",
+        description="Prefixes of bundles and feature stores, with commas; empty: anywhere.",
+    )
     api_tokens_file: Path | None = Field(default=None, description="Who may use the recall API; none: anybody.")
     api_url: str = Field(default="", description="Recall API, as people reach it.")
     executor: Literal["local", "kubernetes"] = Field(
@@ -95,6 +99,22 @@ class Settings(BaseSettings):
         """Address of an MLflow run's page, for people; it opens in the view for model training."""
         base = (self.mlflow_public_url or self.tracking_uri).rstrip("/")
         return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+    def require_allowed(self, uri: str) -> None:
+        """Refuse to read a bundle or a feature store from elsewhere than `allowed_uris`.
+
+        Raises:
+            ConfigError: It lies elsewhere.
+        """
+        prefixes = [prefix.strip().rstrip("/") for prefix in self.allowed_uris.split(",") if prefix.strip()]
+        place = uri if "://" in uri else str(Path(uri).resolve())
+        if prefixes and (".." in place.split("/") or not any(f"{place}/".startswith(f"{one}/") for one in prefixes)):
+            raise ConfigError(
+                f"address {uri}",
+                expected="one below " + " or ".join(prefixes),
+                got="another",
+                remedy="keep releases there, or add its prefix to URM_ALLOWED_URIS",
+            )
 
     @property
     def cache_path(self) -> Path:

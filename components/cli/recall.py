@@ -71,12 +71,14 @@ def serve(
     set_: SetOption = None,
     host: HostOption = _LOOPBACK,
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics; 0: none.")] = 0,
     open_: Annotated[bool, typer.Option("--open", help="Let anybody in who reaches the address.")] = False,
 ) -> None:
     """Serve the recall API; its documentation is at /docs. Beyond loopback it asks for tokens."""
     import uvicorn
 
     from components.recall.api.app import create_app
+    from components.recall.telemetry.metrics import serve_metrics
     from components.recall.telemetry.setup import open_tracing
 
     settings = get_settings()
@@ -89,6 +91,8 @@ def serve(
         )
     application = create_app(settings, read_config(config, set_).recall, open_tracing(settings, "urm-recall-api"))
     log_as_json()
+    if metrics_port:
+        serve_metrics(application.state.metrics.registry, host, metrics_port)
     log_config = uvicorn.config.LOGGING_CONFIG if sys.stderr.isatty() else None
     collect_rarely()
     try:
@@ -155,6 +159,17 @@ def trace(
 
 
 @app.command(rich_help_panel="Operate")
+def forget(user: Annotated[str, typer.Argument(help="User id.")]) -> None:
+    """Delete everything that Redis holds of a user, and print what that was."""
+    from components.recall.operate.forget import forget_user
+
+    client, url = _connect()
+    with redis_errors(url):
+        deleted = forget_user(client, user)
+    typer.echo("deleted: " + ", ".join(f"{count} {what}" for what, count in deleted.items()))
+
+
+@app.command(rich_help_panel="Operate")
 def ask(
     user: Annotated[str, typer.Argument(help="User id.")],
     guidance: Annotated[str | None, typer.Option(help='Words that steer the recall: "gift for a child".')] = None,
@@ -186,7 +201,7 @@ def rollback(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> N
 @token_app.command("create")
 def create_token(
     name: Annotated[str, typer.Argument(help="Owner; appears in the log of requests.")],
-    scope: Annotated[list[str], typer.Option(help="read or write; may be given twice.")],
+    scope: Annotated[list[str], typer.Option(help="read, write, ask or admin; may be given repeatedly.")],
 ) -> None:
     """Make a token and print it, this once; the file keeps its digest."""
     from components.recall.api.tokens import Scope, issue_token

@@ -224,5 +224,5 @@ class RecallConfig(Model):
     ad_hoc_queue: int = Field(default=32, gt=0, description="Ad-hoc requests that may wait; more are refused.")
     ad_hoc_deadline_seconds: float = Field(default=5, gt=0, le=60, description="Longest wait for an ad-hoc answer.")
     requests_per_minute: int = Field(
-        default=0, ge=0, description="Of one token, or one address without tokens, by each API process; 0: no limit."
+        default=0, ge=0, description="Requests and events of one token, or one address without tokens; 0: no limit."
     )

@@ -96,8 +96,10 @@ def _promote(
             expected, remedy = f"its bundle at {candidate.bundle}", "run `urm release` again"
             raise MissingInputError(f"release {release}", expected=expected, got="nothing", remedy=remedy)
         continue_orders(client, last_order(registry, model_name))
+        # Releases that were registered before have no digest; their files are checked against their manifest alone.
+        manifest = registry.get_model_version(model_name, version).tags.get("urm.manifest", "")
         try:
-            publication = roll_out(WorkerFlip(client, lock), release, candidate.bundle, timeout)
+            publication = roll_out(WorkerFlip(client, lock), release, candidate.bundle, timeout, manifest)
             lock.reacquire()
         except LockError:
             raise ReleaseError(

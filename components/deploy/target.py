@@ -10,8 +10,8 @@ from components.release.publication import Publication
 class Target(Protocol):
     """The workers of one machine today (`workers.WorkerFlip`)."""
 
-    def publish(self, release: str, bundle: str) -> Publication:
-        """Ask for a release.
+    def publish(self, release: str, bundle: str, manifest: str) -> Publication:
+        """Ask for a release, by its name, the address of its bundle and the digest of its manifest.
 
         Raises:
             UnavailableError: Nothing could serve it.
@@ -28,7 +28,7 @@ class Target(Protocol):
         """Ask for what was there before, unless another publication has come since."""
 
 
-def roll_out(target: Target, release: str, bundle: str, timeout_seconds: float) -> Publication:
+def roll_out(target: Target, release: str, bundle: str, timeout_seconds: float, manifest: str = "") -> Publication:
     """Publish a release and wait until everything serves it; else undo it.
 
     That holds however the wait ends, also by SIGTERM: whether the release can be served is not known then.
@@ -38,7 +38,7 @@ def roll_out(target: Target, release: str, bundle: str, timeout_seconds: float) 
         ReleaseError: It was rejected, or there was no answer in time.
         redis.RedisError: Redis does not answer.
     """
-    publication = target.publish(release, bundle)
+    publication = target.publish(release, bundle, manifest)
     try:
         target.wait(publication, timeout_seconds)
     except BaseException:

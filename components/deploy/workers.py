@@ -38,7 +38,7 @@ class WorkerFlip:
         self._lock = lock
         self._before: Publication | None = None
 
-    def publish(self, release: str, bundle: str) -> Publication:
+    def publish(self, release: str, bundle: str, manifest: str) -> Publication:
         """See Target."""
         if not live_workers(self._client):
             raise UnavailableError(
@@ -49,7 +49,7 @@ class WorkerFlip:
             )
         # What serves comes first: a promotion that was killed leaves wanted what nobody may be able to serve.
         self._before = read_publication(self._client, SERVING) or read_publication(self._client, WANTED)
-        return publish(self._client, release, bundle, self._lock)
+        return publish(self._client, release, bundle, self._lock, manifest)
 
     def wait(self, publication: Publication, timeout_seconds: float) -> None:
         """See Target; Redis and the live workers may come and go meanwhile."""

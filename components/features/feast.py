@@ -19,6 +19,7 @@ _before = {name: os.environ[name] for name in _NAMES if name in os.environ}
 import feast.infra.online_stores.sqlite  # noqa: E402, F401  # else at the first read, after the fork
 from feast import Entity, FeatureService, FeatureStore, FeatureView  # noqa: E402
 from feast.errors import FeastError, FeastModuleImportError  # noqa: E402
+from feast.protos.feast.core.Registry_pb2 import Registry  # noqa: E402
 from feast.repo_config import FeastConfigError  # noqa: E402
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "FeatureService",
     "FeatureStore",
     "FeatureView",
+    "Registry",
     "import_for_reading",
 ]
 

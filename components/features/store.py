@@ -18,8 +18,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from components.exceptions import ConfigError, MissingInputError
+from components.exceptions import ConfigError, DataError, MissingInputError
 from components.features.feast import (
     Entity,
     FeastConfigError,
@@ -28,10 +29,12 @@ from components.features.feast import (
     FeatureService,
     FeatureStore,
     FeatureView,
+    Registry,
 )
 from components.settings import Settings
 
 SERVICE = "user_history"
+_AGAIN = "run `urm features` again"
 BEHAVIOR_SEQUENCE = "behavior_sequence"
 USER_STATISTICS = "user_statistics"
 MICROSECONDS_A_DAY = timedelta(days=1) // timedelta(microseconds=1)
@@ -65,16 +68,33 @@ def open_feature_store(folder: Path, settings: Settings) -> FeatureStore:
 
     Raises:
         MissingInputError: The folder holds no registry.
+        DataError: The registry holds code.
         ConfigError: The environment's feature_store.yaml is missing or wrong, or the packages it needs are.
     """
-    if settings.feature_environment == "embedded" and not (folder / "registry.db").is_file():
-        raise MissingInputError(
-            f"feature store {folder}",
-            expected="a folder with registry.db",
-            got="none",
-            remedy="run `urm features` again",
-        )
+    if settings.feature_environment == "embedded":
+        if not (folder / "registry.db").is_file():
+            raise MissingInputError(
+                f"feature store {folder}",
+                expected="a folder with registry.db",
+                got="none",
+                remedy="run `urm features` again",
+            )
+        _require_no_code(folder / "registry.db")
     return _open(folder, settings)
+
+
+def _require_no_code(path: Path) -> None:
+    """Refuse a registry with functions: Feast keeps them pickled, and runs what a pickle says when it reads one."""
+    registry = Registry()
+    try:
+        registry.ParseFromString(path.read_bytes())
+    except DecodeError:
+        raise DataError(f"feature registry {path}", expected="Feast's", got="other bytes", remedy=_AGAIN) from None
+    found = [view.spec.name for view in (*registry.on_demand_feature_views, *registry.stream_feature_views)]
+    if found:
+        raise DataError(
+            f"feature registry {path}", expected="feature views without code", got=", ".join(found), remedy=_AGAIN
+        )
 
 
 def create_feature_store(folder: Path, settings: Settings) -> FeatureStore:
@@ -94,6 +114,12 @@ def materialize(store: FeatureStore, end: datetime) -> None:
     said = io.StringIO()  # Feast reports progress by print and tqdm
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         store.materialize(start_date=datetime.fromtimestamp(0, UTC), end_date=end)
+
+
+def materialized_until(store: FeatureStore) -> float:
+    """Up to when the online store knows events, seconds since 1970; 0 if nothing was materialised."""
+    ends = [end for view in store.list_feature_views() for _, end in view.materialization_intervals]
+    return max(ends).timestamp() if ends else 0.0
 
 
 def retrieve_features(store: FeatureStore, entities: pd.DataFrame) -> pa.Table:

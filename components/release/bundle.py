@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,12 +183,31 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
     (bundle / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
 
 
-def read_manifest(bundle: Path) -> Manifest:
-    """Read manifest.json without checking the files.
+def hash_manifest(bundle: Path) -> str:
+    """SHA-256 of manifest.json, and through it of every file of the bundle.
 
     Raises:
-        ReleaseError: It is missing or damaged.
+        ReleaseError: It is missing.
     """
+    try:
+        return _sha256(bundle / MANIFEST)
+    except OSError as error:
+        raise _refuse(bundle, MANIFEST, "a readable manifest", error.strerror) from None
+
+
+def read_manifest(bundle: Path, digest: str = "") -> Manifest:
+    """Read manifest.json without checking the files.
+
+    Args:
+        bundle: The bundle.
+        digest: What its SHA-256 must be; empty where nothing is known of it.
+
+    Raises:
+        ReleaseError: It is missing, damaged or another one.
+    """
+    found = hash_manifest(bundle)
+    if digest not in ("", found):
+        raise _refuse(bundle, MANIFEST, f"SHA-256 {digest[:12]}…, as it was published", f"{found[:12]}…")
     try:
         return Manifest.model_validate_json((bundle / MANIFEST).read_bytes())
     except OSError as error:
@@ -199,8 +218,8 @@ def read_manifest(bundle: Path) -> Manifest:
         raise _refuse(bundle, MANIFEST, f"a valid field {field!r}" if field else "JSON", first["msg"]) from None
 
 
-def verify(bundle: Path) -> Manifest:
-    """Check every file against the manifest.
+def verify(bundle: Path, digest: str = "") -> Manifest:
+    """Check every file against the manifest, and that against its digest, where one is known.
 
     Returns:
         The manifest.
@@ -208,20 +227,32 @@ def verify(bundle: Path) -> Manifest:
     Raises:
         ReleaseError: A file is missing, altered, or not in the manifest; the message names the first such file.
     """
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle, digest)
     present = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if not path.is_dir()} - {MANIFEST}
     for name in sorted(manifest.files.keys() - present):
         raise _refuse(bundle, name, "a file of the manifest", "no such file")
     for name in sorted(present - manifest.files.keys()):
         raise _refuse(bundle, name, "only files of the manifest", "an extra file")
-    for name, entry in manifest.files.items():
+    verify_files(bundle, manifest, manifest.files)
+    return manifest
+
+
+def verify_files(bundle: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Check some files against the manifest.
+
+    Raises:
+        ReleaseError: One is missing or altered.
+    """
+    for name in names:
+        entry = manifest.files.get(name)
+        if entry is None or not (bundle / name).is_file():
+            raise _refuse(bundle, name, "a file of the manifest", "no such file")
         size = (bundle / name).stat().st_size
         if size != entry.size:
             raise _refuse(bundle, name, f"{entry.size} bytes", f"{size} bytes")
         digest = _sha256(bundle / name)
         if digest != entry.sha256:
             raise _refuse(bundle, name, f"SHA-256 {entry.sha256[:12]}…", f"{digest[:12]}…")
-    return manifest
 
 
 def write_tasks(bundle: Path, tasks: tuple[Task, ...]) -> None:

@@ -47,14 +47,14 @@ redis.call('SET', KEYS[1], string.format('%.0f', order))
 """
 
 # Make a release the wanted one, unless another promotion is in progress. Returns its number, or 0.
-# KEYS: order, wanted, lock. ARGV: release, bundle, token of the caller's lock or ''.
+# KEYS: order, wanted, lock. ARGV: release, bundle, digest of its manifest, token of the caller's lock or ''.
 _PUBLISH = (
     """
-if (redis.call('GET', KEYS[3]) or '') ~= ARGV[3] then return 0 end
+if (redis.call('GET', KEYS[3]) or '') ~= ARGV[4] then return 0 end
 """
     + _NEXT_ORDER
     + """
-redis.call('SET', KEYS[2], cjson.encode({release = ARGV[1], bundle = ARGV[2], order = order}))
+redis.call('SET', KEYS[2], cjson.encode({release = ARGV[1], bundle = ARGV[2], manifest = ARGV[3], order = order}))
 return order
 """
 )
@@ -66,7 +66,7 @@ if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then redis.call
 
 # Want again what was wanted before a publication, unless something else is wanted by now. It gets a number of its own,
 # because some worker may have flipped and written results under the failed one.
-# KEYS: order, wanted. ARGV: the failed number, release and bundle from before; none if there was nothing.
+# KEYS: order, wanted. ARGV: the failed number, release, bundle and digest from before; none if there was nothing.
 _UNDO = (
     """
 local wanted = redis.call('GET', KEYS[2])
@@ -75,7 +75,7 @@ if not ARGV[2] then return redis.call('DEL', KEYS[2]) end
 """
     + _NEXT_ORDER
     + """
-redis.call('SET', KEYS[2], cjson.encode({release = ARGV[2], bundle = ARGV[3], order = order}))
+redis.call('SET', KEYS[2], cjson.encode({release = ARGV[2], bundle = ARGV[3], manifest = ARGV[4], order = order}))
 return 1
 """
 )
@@ -124,6 +124,7 @@ class Publication(BaseModel):
     Attributes:
         release: Name of the release.
         bundle: URI of its bundle.
+        manifest: SHA-256 of its manifest, which has that of every file; empty if it is not known.
         order: Number of the publication; later ones are greater, also when they bring back an older release.
     """
 
@@ -131,6 +132,7 @@ class Publication(BaseModel):
 
     release: str
     bundle: str
+    manifest: str = ""
     order: int
 
 
@@ -166,19 +168,21 @@ def hold_promotion_lock(client: redis.Redis, timeout_seconds: float) -> Iterator
             lock.release()
 
 
-def publish(client: redis.Redis, release: str, bundle: str, lock: Lock | None = None) -> Publication:
+def publish(
+    client: redis.Redis, release: str, bundle: str, lock: Lock | None = None, manifest: str = ""
+) -> Publication:
     """Make a release the wanted one.
 
     Raises:
         ReleaseError: Another promotion is in progress.
     """
     token = lock.local.token if lock is not None else ""
-    order = int(_value(client.eval(_PUBLISH, 3, ORDER, WANTED, LOCK, release, bundle, token)))
+    order = int(_value(client.eval(_PUBLISH, 3, ORDER, WANTED, LOCK, release, bundle, manifest, token)))
     if not order:
         raise ReleaseError(
             f"release {release}", expected="the only promotion", got="another in progress", remedy="try again later"
         )
-    return Publication(release=release, bundle=bundle, order=order)
+    return Publication(release=release, bundle=bundle, manifest=manifest, order=order)
 
 
 def continue_orders(client: redis.Redis, last: int) -> None:
@@ -188,7 +192,7 @@ def continue_orders(client: redis.Redis, last: int) -> None:
 
 def undo_publication(client: redis.Redis, failed: Publication, before: Publication | None) -> None:
     """Want again what was there before, under a new number, unless something else is wanted by now."""
-    arguments = [str(failed.order), *([before.release, before.bundle] if before else [])]
+    arguments = [str(failed.order), *([before.release, before.bundle, before.manifest] if before else [])]
     client.eval(_UNDO, 2, ORDER, WANTED, *arguments)
 
 

@@ -25,8 +25,8 @@ from components.urm.inference import UrmRecaller
 class BundlePredictor:
     """MLflow's generic interface over a bundle."""
 
-    def __init__(self, bundle: Path, device: str) -> None:
-        verify(bundle)
+    def __init__(self, bundle: Path, device: str, digest: str) -> None:
+        verify(bundle, digest)
         self._tasks = {task.name: task for task in read_tasks(bundle)}
         self._recaller = UrmRecaller.load(bundle / "model", bundle / "item_table", bundle / "index.faiss", device)
 
@@ -43,7 +43,10 @@ def _load_pyfunc(data_path: str) -> BundlePredictor:
     """Entry point that MLflow calls by this name."""
     settings = get_settings()
     pointer = json.loads((Path(data_path) / POINTER).read_text())
-    return BundlePredictor(fetch(pointer["bundle"], settings.cache_path / "bundles"), choose_device(settings))
+    settings.require_allowed(pointer["bundle"])
+    digest = pointer.get("manifest", "")  # none in versions registered before it was noted
+    bundle = fetch(pointer["bundle"], settings.cache_path / "bundles" / digest[:16])
+    return BundlePredictor(bundle, choose_device(settings), digest)
 
 
 def _context(item_ids: Any) -> UserContext:

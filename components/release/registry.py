@@ -20,7 +20,7 @@ from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec
 
 from components import __version__
 from components.exceptions import ReleaseError, UnavailableError
-from components.release.bundle import MANIFEST, Manifest
+from components.release.bundle import MANIFEST, Manifest, hash_manifest
 from components.settings import Settings
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -157,7 +157,8 @@ def _log_version(bundle: Path, uri: str, manifest: Manifest, model_name: str) ->
         data = Path(folder) / "data"
         data.mkdir()
         (data / MANIFEST).write_bytes((bundle / MANIFEST).read_bytes())
-        (data / POINTER).write_text(json.dumps({"bundle": uri, "release": manifest.release}, indent=2) + "\n")
+        pointer = {"bundle": uri, "release": manifest.release, "manifest": hash_manifest(bundle)}
+        (data / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
         info = mlflow.pyfunc.log_model(
             name=model_name,
             loader_module="components.release.registered_model",

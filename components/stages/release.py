@@ -12,7 +12,14 @@ import mlflow
 from components.addresses import join
 from components.device import prepare_device
 from components.release.assemble import BundleSources, assemble
-from components.release.bundle import GateVerdict, Manifest, describe_files, name_release, write_manifest
+from components.release.bundle import (
+    GateVerdict,
+    Manifest,
+    describe_files,
+    hash_manifest,
+    name_release,
+    write_manifest,
+)
 from components.release.registry import register
 from components.storage import StageReport, StageRun
 from components.tracking import run_url, track
@@ -72,7 +79,7 @@ def run(stage: StageRun) -> StageReport:
         )
         write_manifest(bundle, manifest)
         uri = join(stage.folder, "bundle")
-        tags = manifest.tags(uri)
+        tags = {**manifest.tags(uri), "urm.manifest": hash_manifest(bundle)}
         stage.report_progress("registering it in MLflow")
         version = register(bundle, uri, manifest, config.release.model_name, tags)
         mlflow.set_tags({**tags, "urm.version": version})

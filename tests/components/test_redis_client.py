@@ -1,14 +1,29 @@
+"""The way to Redis: which addresses are refused, and which errors pass."""
+
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from fastapi.testclient import TestClient
 
-from components.exceptions import UnavailableError
-from components.redis_client import is_unavailable, open_redis, redis_errors
+from components.config import RecallConfig
+from components.exceptions import ConfigError, UnavailableError
+from components.recall.api.app import create_app
+from components.recall.operate.intake import feed
+from components.recall.process.launch import run_worker
+from components.recall.state.scripts import STREAM
+from components.redis_client import is_unavailable, open_redis, redis_errors, require_password
+from components.settings import Settings
+from tests.worlds import REPOSITORY
+from tests.worlds.recall import client, make_event, redis_server
 from tests.worlds.servers import RedisServer, free_port
+from tests.worlds.tiny import make_config
+
+__all__ = ["client", "redis_server"]  # fixtures
 
 
 @pytest.fixture
@@ -46,6 +61,7 @@ def test_a_redis_that_cannot_serve_now_is_waited_for(error: redis.RedisError) ->
         redis.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
         redis.ResponseError("NOGROUP No such key 'urm:events' or consumer group 'recall'"),
         redis.ResponseError("ERR wrong number of arguments for 'set' command"),
+        redis.ResponseError("Command # 1 (SET k  READONLY ) of pipeline caused error: WRONGTYPE Operation"),
         ValueError("READONLY"),
     ],
 )
@@ -69,3 +85,61 @@ def test_a_connection_that_the_server_has_closed_is_made_anew(server: RedisServe
         client.set("key", "before")
         other.client_kill_filter(_type="normal", skipme=True)
         assert client.get("key") == "before"
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://redis:6379/0", "rediss://10.0.0.7/0", "redis://user@redis/0", "redis://127.evil.example"]
+)
+def test_a_redis_beyond_this_machine_needs_a_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="URM_REDIS_URL: expected a password for a Redis beyond this machine"):
+        open_redis(url)
+    with pytest.raises(ConfigError, match="URM_REDIS_URL"):
+        create_app(Settings(redis_url=url), RecallConfig())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:1/0",
+        "redis://localhost/0",
+        "redis://[::1]/0",
+        "unix:///run/redis.sock",
+        "rediss://u:p@redis/0",
+    ],
+)
+def test_this_machine_and_addresses_with_a_password_are_fine(url: str) -> None:
+    require_password(url)
+
+
+def test_a_redis_that_evicts_is_refused_at_the_start(client: redis.Redis, redis_server: RedisServer) -> None:
+    settings = Settings(redis_url=redis_server.url)
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(ConfigError, match=r"maxmemory-policy: expected noeviction.*, got allkeys-lru"):
+            with TestClient(create_app(settings, RecallConfig())):
+                pass
+        with pytest.raises(ConfigError, match="got allkeys-lru"):
+            run_worker(settings, make_config(), "127.0.0.1", 0, ad_hoc=True)
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_the_documented_rights_are_enough(client: redis.Redis, redis_server: RedisServer) -> None:
+    """The user that operations.md makes may do what the API and the feed do, and no harm beyond urm's keys."""
+    (rule,) = re.findall(r"ACL SETUSER urm (.*)", (REPOSITORY / "docs" / "operations.md").read_text())
+    client.execute_command("ACL", "SETUSER", "urm", *rule.replace("PASSWORD", "secret").split())
+    url = redis_server.url.replace("redis://", "redis://urm:secret@")
+    try:
+        with TestClient(create_app(Settings(redis_url=url), RecallConfig(requests_per_minute=100))) as api:
+            event = {"event_id": "e1", "user_id": "3", "item_id": 1}
+            assert api.post("/v1/events", json=event).status_code == 202
+            assert api.get("/v1/events/e1?user_id=3").json()["state"] == "waiting"
+            assert api.post("/v1/recall", json={"user_id": "3"}).status_code == 503
+        limited = open_redis(url)
+        feed(limited, iter([make_event(event_id="e2")]), RecallConfig())
+        assert client.xlen(STREAM) == 2
+        for forbidden in (["FLUSHALL"], ["CONFIG", "SET", "save", ""], ["GET", "other"], ["KEYS", "*"], ["SHUTDOWN"]):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                limited.execute_command(*forbidden)
+    finally:
+        client.execute_command("ACL", "DELUSER", "urm")

@@ -113,3 +113,25 @@ def test_a_child_inherits_what_is_listed_and_the_credentials_it_needs(monkeypatc
     assert inherited("mlflow", "redis") == always | {"MLFLOW_TRACKING_TOKEN", "URM_REDIS_URL"}
     assert inherited("airflow", "feast") == always | {"AIRFLOW_CONN_X", "FEAST_REGISTRY_URI"}
     assert given.keys() & setting_variables() == {"URM_RUNS_URI", "RANK"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "allowed"),
+    [
+        ("s3://urm/runs/a/bundle", True),
+        ("s3://urm/runs", True),
+        ("/srv/urm/a", True),
+        ("s3://urm/runs-of-others/a", False),
+        ("s3://urm/runs/../others", False),
+        ("/srv/urm/../others", False),
+        ("http://urm/runs", False),
+    ],
+)
+def test_releases_are_read_from_allowed_places_only(uri: str, allowed: bool) -> None:
+    settings = Settings(allowed_uris="s3://urm/runs/, /srv/urm")
+    Settings().require_allowed(uri)
+    if allowed:
+        settings.require_allowed(uri)
+    else:
+        with pytest.raises(ConfigError, match="expected one below s3://urm/runs or /srv/urm, got another"):
+            settings.require_allowed(uri)

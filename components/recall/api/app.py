@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, FastAPI, Path, Query, Response
+from fastapi import Body, Depends, FastAPI, Path, Query, Request, Response
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Discriminator, Field, Tag, ValidationError, WrapValidator
 from starlette.convertors import PathConvertor, register_url_convertor
 
@@ -22,10 +21,11 @@ from components.config import RecallConfig
 from components.recall.api import problems, requests
 from components.recall.api.gateway import Gateway
 from components.recall.api.problems import ApiError, Fault
-from components.recall.api.requests import Gate
+from components.recall.api.requests import RateLimit, bearer
 from components.recall.api.responses import (
     AdHocAnswer,
     AdHocQuestion,
+    EventLineage,
     EventOutcome,
     EventOutcomes,
     Health,
@@ -35,7 +35,7 @@ from components.recall.api.responses import (
     RecalledItem,
     TaskList,
 )
-from components.recall.api.tokens import Scope, Tokens
+from components.recall.api.tokens import Tokens
 from components.recall.serving.catalogue import Catalogue
 from components.recall.state.adhoc import AdHocRequest
 from components.recall.state.events import EXAMPLE, Event, ShortText
@@ -87,7 +87,6 @@ class TextConvertor(PathConvertor):
 register_url_convertor("text", TextConvertor())
 
 
-# Told apart by shape, so that an error speaks of what was sent and not of the other form.
 def _keep_error(value: object, validate: Callable[[object], ListedEvent]) -> ListedEvent | ValidationError:
     try:
         return validate(value)
@@ -95,6 +94,7 @@ def _keep_error(value: object, validate: Callable[[object], ListedEvent]) -> Lis
         return error
 
 
+# Told apart by shape, so that an error speaks of what was sent and not of the other form.
 _ListedEvent = Annotated[ListedEvent, WrapValidator(_keep_error)]
 EventOrEvents = Annotated[
     Annotated[Event, Tag("event")]
@@ -111,8 +111,11 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await gateway.close()
+        try:
+            await gateway.check()
+            yield
+        finally:
+            await gateway.close()
 
     app = FastAPIOffline(
         title="URM recall",
@@ -120,34 +123,40 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # operation ids are names of functions here
         openapi_tags=[{"name": "recall"}, {"name": "service"}],
     )
     problems.install(app)
-    requests.install(app, metrics)
-    tokens = Tokens(settings.api_tokens_file) if settings.api_tokens_file else None
-    gate = Gate(tokens, config.requests_per_minute)
-    _add_events(app, gateway, config, metrics, [Depends(gate.allow(Scope.WRITE)), *tracing.dependencies()])
-    _add_recall(app, gateway, config, metrics, gate)
-    _add_ad_hoc(app, gateway, config, metrics, gate)
-    _add_service(app, gateway, metrics)
+    requests.install(app, metrics, Tokens(settings.api_tokens_file) if settings.api_tokens_file else None)
+    limit = RateLimit(gateway.connections, config.requests_per_minute)
+    _add_events(app, gateway, config, metrics, limit, tracing.dependencies())
+    _add_recall(app, gateway, config, metrics, limit)
+    _add_ad_hoc(app, gateway, config, metrics, limit)
+    _add_service(app, gateway)
+    app.state.metrics = metrics  # served on a port of its own
     return app
 
 
 def _add_events(
-    app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, dependencies: list[Any]
+    app: FastAPI,
+    gateway: Gateway,
+    config: RecallConfig,
+    metrics: ApiMetrics,
+    limit: RateLimit,
+    dependencies: list[Any],
 ) -> None:
     @app.post(
         "/v1/events",
         status_code=202,
         tags=["recall"],
-        dependencies=dependencies,
+        dependencies=[Depends(bearer), *dependencies],
         responses={
             207: {"model": EventOutcomes, "description": "Some events of a list were refused, each says why."},
             **problems.responses(400, 401, 403, 409, 413, 422, 429, 503),
         },
     )
     async def post_events(
-        events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)], response: Response
+        events: Annotated[EventOrEvents, Body(openapi_examples=_EVENT_EXAMPLES)], request: Request, response: Response
     ) -> EventOutcomes:
         """Accept one event or a list of up to 1,000.
 
@@ -156,6 +165,7 @@ def _add_events(
         answer is a problem.
         """
         batch = events if isinstance(events, list) else [events]
+        await limit.count(request, len(batch))
         refusals = {number: error for number, event in enumerate(batch) if (error := _refuse(number, event, config))}
         good = [number for number in range(len(batch)) if number not in refusals]
         answers = dict(zip(good, await gateway.accept([batch[number] for number in good]), strict=True))
@@ -180,15 +190,15 @@ def _add_events(
         )
 
 
-def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
-    readers = [Depends(gate.allow(Scope.READ))]
+def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, limit: RateLimit) -> None:
+    readers = [Depends(limit.count_request)]
 
-    task_query = Query(description="A task of the serving release; `GET /v1/tasks` lists them.")
+    task_query = Query(description="A task of the serving release, its first if left out; `GET /v1/tasks` lists them.")
     # The limit is the configuration's, so it is no annotation: those are read without this function's variables.
     k_query = Query(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
 
-    async def read(user_ids: list[str], task: str, k: int) -> list[RecallAnswer]:
-        catalogue, results = await gateway.results(user_ids, task)
+    async def read(user_ids: list[str], task: str | None, k: int) -> list[RecallAnswer]:
+        catalogue, task, results = await gateway.results(user_ids, task)
         _require_task(catalogue, task)
         answers = []
         for user_id, result in zip(user_ids, results, strict=True):
@@ -208,7 +218,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
     )
     async def get_recall(
         user_id: Annotated[ShortText, Path(examples=["1"])],
-        task: Annotated[str, task_query] = "next_purchase",
+        task: Annotated[str | None, task_query] = None,
         k: int = k_query,
     ) -> RecallAnswer:
         """The items recalled for a user, best first.
@@ -217,6 +227,19 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         An id may be any text, percent-encoded: that of `a/b` is `a%2Fb`.
         """
         return (await read([user_id], task, k))[0]
+
+    @app.get(
+        "/v1/events/{event_id:text}",
+        tags=["recall"],
+        dependencies=readers,
+        responses=problems.responses(401, 403, 404, 422, 429, 503),
+    )
+    async def get_event(
+        event_id: Annotated[ShortText, Path(examples=["basket-17-line-2"])],
+        user_id: Annotated[ShortText, Query(description="The event's user: ids of events are unique per user.")],
+    ) -> EventLineage:
+        """What became of an event: waiting, done (when, by which release, in which results) or given up."""
+        return await gateway.lineage(user_id, event_id)
 
     @app.post(
         "/v1/users/recall",
@@ -229,7 +252,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
             list[ShortText],
             Body(embed=True, min_length=1, max_length=MAX_USERS_PER_REQUEST, examples=[["1", "2"]]),
         ],
-        task: Annotated[str, task_query] = "next_purchase",
+        task: Annotated[str | None, task_query] = None,
         k: int = k_query,
     ) -> RecallAnswers:
         """The items recalled for up to 200 users, in one round trip to the store; each as `GET` would answer."""
@@ -242,7 +265,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         return TaskList(release=catalogue.release, tasks=list(catalogue.tasks), query_tasks=list(catalogue.query_tasks))
 
 
-def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, gate: Gate) -> None:
+def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: ApiMetrics, limit: RateLimit) -> None:
     class AdHocBody(AdHocQuestion):
         """What to recall for whom, now."""
 
@@ -251,7 +274,7 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
     @app.post(
         "/v1/recall",
         tags=["recall"],
-        dependencies=[Depends(gate.allow(Scope.READ))],
+        dependencies=[Depends(limit.count_request)],
         responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
     )
     async def ask_recall(request: AdHocBody) -> AdHocAnswer:
@@ -261,17 +284,18 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         their own workers and a short queue. A full queue is 429, no worker 503, no answer by the deadline 504.
         """
         catalogue = await gateway.catalogue()
-        _require_task(catalogue, request.task)
-        _require_query(catalogue, request)
+        task = request.task or catalogue.tasks[0]
+        _require_task(catalogue, task)
+        _require_query(catalogue, task, request.query)
         try:
-            result = await gateway.ask(AdHocRequest(**request.model_dump()))
+            result = await gateway.ask(AdHocRequest(**request.model_dump(exclude={"task"}), task=task))
         except ApiError as error:
             metrics.ad_hoc.labels(status=str(error.status)).inc()
             raise
         metrics.ad_hoc.labels(status="200").inc()
         return AdHocAnswer(
             user_id=request.user_id,
-            task=request.task,
+            task=task,
             source="model",
             release=result.release,
             event_id=result.event_id,
@@ -283,7 +307,7 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         )
 
 
-def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
+def _add_service(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/healthz", tags=["service"])
     async def get_health() -> Health:
         """The process answers."""
@@ -294,11 +318,6 @@ def _add_service(app: FastAPI, gateway: Gateway, metrics: ApiMetrics) -> None:
         """Redis answers and a release is serving; reads then work, whether or not a worker is alive."""
         catalogue = await gateway.catalogue()
         return Health(status="ok", release=catalogue.release, workers=await gateway.count_workers())
-
-    @app.get("/metrics", tags=["service"], response_class=Response)
-    async def get_metrics() -> Response:
-        """Prometheus metrics."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _require_task(catalogue: Catalogue, task: str) -> None:
@@ -312,14 +331,14 @@ def _require_task(catalogue: Catalogue, task: str) -> None:
         )
 
 
-def _require_query(catalogue: Catalogue, request: AdHocQuestion) -> None:
-    needed = request.task in catalogue.query_tasks
-    if needed != (request.query is not None):
+def _require_query(catalogue: Catalogue, task: str, query: str | None) -> None:
+    needed = task in catalogue.query_tasks
+    if needed != (query is not None):
         raise ApiError(
             "invalid-request",
-            f"body field 'query', task {request.task!r}",
+            f"body field 'query', task {task!r}",
             expected="the words that the user searched for" if needed else "nothing, since this task has no query",
-            got=repr(request.query) if request.query else "nothing",
+            got=repr(query) if query else "nothing",
             remedy="send them" if needed else "leave it out, or put the words into guidance",
         )
 

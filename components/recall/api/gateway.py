@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from functools import cached_property
 from typing import Any
@@ -15,13 +16,15 @@ from aiodataloader import DataLoader
 from components.config import RecallConfig
 from components.exceptions import UrmError
 from components.recall.api.problems import ApiError, ad_hoc_code
+from components.recall.api.responses import EventLineage
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.adhoc import AdHocRefusal, AdHocRequest, AdHocResult, enqueue_arguments, read_answer
 from components.recall.state.events import Event, accept_arguments
-from components.recall.state.scripts import ACCEPT, ENQUEUE, ad_hoc_answer_key, result_key
+from components.recall.state.scripts import ACCEPT, ENQUEUE, accepted_key, ad_hoc_answer_key, history_keys, result_key
 from components.recall.state.store import Result
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.tracing import Tracing
+from components.redis_client import require_no_eviction, require_password
 from components.release.publication import SERVING, WORKERS, Publication
 from components.settings import Settings
 
@@ -51,6 +54,11 @@ class Gateway:
         self._failed: Publication | None = None
         self._retry_at = 0.0
 
+    @property
+    def connections(self) -> Any:
+        """The pool of connections for what does not wait."""
+        return self._client.connection_pool
+
     async def accept(self, events: list[Event]) -> list[int]:
         """Put events into the stream; the answers of the script ACCEPT."""
         with self._tracing.accept(len(events)) as traceparent:
@@ -73,22 +81,59 @@ class Gateway:
             popped = await self._patient.blpop([key], self._config.ad_hoc_deadline_seconds)
         answer = read_answer(outcome, popped, self._config)
         if isinstance(answer, AdHocRefusal):
-            raise ApiError(ad_hoc_code(answer.status), answer.subject, **answer.parts)
+            code = ad_hoc_code(answer.status)
+            raise ApiError(code, answer.subject, expected=answer.expected, got=answer.got, remedy=answer.remedy)
         return answer
 
-    async def results(self, user_ids: list[str], task: str) -> tuple[Catalogue, list[Result | None]]:
-        """The serving release and the stored result of each user, in one round trip.
+    async def lineage(self, user_id: str, event_id: str) -> EventLineage:
+        """What became of an event, and which tasks' results know it.
+
+        Raises:
+            ApiError: Nothing is known of it.
+        """
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.hgetall(accepted_key(user_id, event_id))
+            pipe.hexists(history_keys(user_id)[1], f"e:{event_id}")
+            pipe.get(SERVING)
+            mark, in_history, serving = await pipe.execute()
+        if not mark and not in_history:
+            raise ApiError(
+                "unknown-event",
+                "event",
+                expected="one of this user that was accepted within a day, or is in the live history",
+                got="none",
+                remedy="check both ids",
+            )
+        tasks = (await self._follow(serving)).tasks if serving else ()
+        async with self._client.pipeline(transaction=False) as pipe:
+            for task in tasks:
+                pipe.hget(result_key(user_id, task), "revision")
+            revisions = await pipe.execute()
+        known_from = int(mark.get("revision", 0)) or math.inf
+        return EventLineage.of_mark(
+            mark,
+            event_id=event_id,
+            user_id=user_id,
+            in_history=in_history,
+            tasks=[task for task, known in zip(tasks, revisions, strict=True) if int(known or 0) >= known_from],
+        )
+
+    async def results(self, user_ids: list[str], task: str | None) -> tuple[Catalogue, str, list[Result | None]]:
+        """The serving release, the task (its first if none is named), and each user's result, in one round trip.
 
         Raises:
             ApiError: No release is serving.
         """
-        answers = await self._reads.load(tuple(result_key(user_id, task) for user_id in user_ids))
+        asked = task or (self._catalogue or await self.catalogue()).tasks[0]
+        answers = await self._reads.load(tuple(result_key(user_id, asked) for user_id in user_ids))
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
         serving, *bodies = answers
         catalogue = await self._follow(serving)
-        return catalogue, [None if body is None else Result.model_validate_json(body) for body in bodies]
+        if task is None and catalogue.tasks[0] != asked:  # that of a release that has just replaced another
+            return await self.results(user_ids, None)
+        return catalogue, asked, [None if body is None else Result.model_validate_json(body) for body in bodies]
 
     async def catalogue(self) -> Catalogue:
         """Tables of the serving release.
@@ -102,6 +147,17 @@ class Gateway:
         """Workers with a fresh heartbeat."""
         seconds, _ = await self._client.time()
         return int(await self._client.zcount(WORKERS, f"({seconds}", "+inf"))
+
+    async def check(self) -> None:
+        """Look at Redis' settings, if it answers yet.
+
+        Raises:
+            ConfigError: It would evict keys.
+        """
+        try:
+            require_no_eviction(await self._client.info("memory"))
+        except redis.RedisError as error:
+            log.warning("redis was not checked", error=name_error(error))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -169,6 +225,7 @@ class Gateway:
 
 def _connect(settings: Settings, timeout_seconds: float, connections: int) -> Any:
     """A client whose callers wait for one of its connections, instead of opening one each when they are many."""
+    require_password(settings.redis_url)
     pool: Any = redis.asyncio.BlockingConnectionPool.from_url(
         settings.redis_url,
         max_connections=connections,

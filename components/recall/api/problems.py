@@ -30,6 +30,7 @@ CODES = {
     "missing-scope": 403,
     "unknown-path": 404,
     "unknown-task": 404,
+    "unknown-event": 404,
     "wrong-method": 405,
     "event-conflict": 409,
     "body-too-large": 413,
@@ -118,11 +119,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
-        return _respond(error.code, str(error), error.errors)
+        return answer(error)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return await on_api_error(request, ApiError.of_faults(explain(error.errors())))
+        return answer(ApiError.of_faults(explain(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
@@ -148,6 +149,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:  # the server logs it with its traceback
         return _respond("server-error", "server: expected no error here, got one that is now in its log; report it.")
+
+
+def answer(error: ApiError) -> JSONResponse:
+    """The problem document of an error."""
+    return _respond(error.code, str(error), error.errors)
 
 
 def too_large(max_bytes: int | None) -> JSONResponse:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import FastAPI, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.recall.api.problems import ApiError, too_large
+from components.recall.api.problems import ApiError, answer, too_large
 from components.recall.api.tokens import Scope as Allowed
 from components.recall.api.tokens import Token, Tokens
 from components.recall.telemetry.metrics import ApiMetrics
@@ -27,12 +26,17 @@ log = structlog.get_logger()
 MAX_BODY_BYTES = 4 * 2**20  # a thousand events of usual size are a tenth of it
 REQUEST_ID = "X-Request-Id"
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-_bearer = HTTPBearer(auto_error=False, description="Needed where the API was started with a token file.")
+bearer = HTTPBearer(auto_error=False, description="Needed where the API was started with a token file.")
 
 
-def install(app: FastAPI, metrics: ApiMetrics) -> None:
-    """Give every request an id, a time and a log line; refuse bodies that are too large."""
+# What a request under /v1/ needs, where it is not the scope `read`.
+_SCOPES = {("POST", "/v1/events"): Allowed.WRITE, ("POST", "/v1/recall"): Allowed.ASK}
+
+
+def install(app: FastAPI, metrics: ApiMetrics, tokens: Tokens | None) -> None:
+    """Give every request an id, a time and a log line; refuse strangers, and bodies that are too large."""
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Guard, tokens=tokens)
     app.add_middleware(Watch, metrics=metrics)
 
 
@@ -64,7 +68,9 @@ class Watch:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                headers.setdefault("Cache-Control", "no-store")  # answers are of one user and one moment
             await send(message)
 
         try:
@@ -87,53 +93,71 @@ class Watch:
         )
 
 
-class Gate:
-    """Who may ask, and how often."""
+class Guard:
+    """Refuses requests under /v1/ without a token of the scope that they need, before their body is read."""
 
-    def __init__(self, tokens: Tokens | None, requests_per_minute: int) -> None:
-        """Take the tokens, none where anybody may ask, and a rate for each of them; 0 for no limit."""
+    def __init__(self, app: ASGIApp, tokens: Tokens | None) -> None:
+        """Wrap an application; without tokens anybody may ask."""
+        self._app = app
         self._tokens = tokens
-        self._rate = RateLimitItemPerMinute(requests_per_minute) if requests_per_minute else None
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
-    def allow(self, scope: Allowed) -> Callable[..., Awaitable[None]]:
-        """A dependency that refuses requests without a token of this scope, and those beyond the rate."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401 or 403."""
+        if self._tokens is not None and scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+            token = self._tokens.find(secret.strip()) if kind.lower() == "bearer" else None
+            try:
+                _require_scope(token, kind, _SCOPES.get((scope["method"], scope["path"]), Allowed.READ))
+            except ApiError as error:
+                await answer(error)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["token"] = token.name if token else None
+        await self._app(scope, receive, send)
 
-        async def check(
-            request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-        ) -> None:
-            caller = f"address {request.client.host if request.client else ''}"
-            token = self._tokens.find(credentials.credentials) if self._tokens and credentials else None
-            if token is not None:
-                request.state.token = token.name
-                caller = f"token {token.name}"
-            self._count(caller)  # before anything is refused: who tries tokens is slowed down as well
-            if self._tokens is not None:
-                _require_scope(token, credentials, scope)
 
-        return check
+class RateLimit:
+    """How many requests and events one caller may send to all API processes together, counted in Redis."""
 
-    def _count(self, caller: str) -> None:
-        if self._rate is not None and not self._limiter.hit(self._rate, caller):
+    def __init__(self, connections: Any, per_minute: int) -> None:
+        """Take the pool of connections to Redis and a limit; 0 for none."""
+        self._rate = RateLimitItemPerMinute(per_minute) if per_minute else None
+        storage = RedisStorage(
+            "async+redis://", implementation="redispy", key_prefix="urm:limits", connection_pool=connections
+        )
+        self._limiter = SlidingWindowCounterRateLimiter(storage)
+
+    async def count_request(self, request: Request, _: Annotated[object, Security(bearer)]) -> None:
+        """A dependency of routes that counts a request."""
+        await self.count(request, 1)
+
+    async def count(self, request: Request, cost: int) -> None:
+        """Count a request as so many.
+
+        Raises:
+            ApiError: They are beyond the limit.
+        """
+        token = request.scope.get("state", {}).get("token")
+        caller = f"token {token}" if token else f"address {request.client.host if request.client else ''}"
+        if self._rate is not None and not await self._limiter.hit(self._rate, caller, cost=cost):
             raise ApiError(
                 "rate-limited",
                 "requests",
-                expected=f"at most {self._rate.amount} a minute",
+                expected=f"at most {self._rate.amount} requests and events a minute",
                 got="more",
                 remedy="repeat the request after the time in Retry-After",
             )
 
 
-def _require_scope(token: Token | None, credentials: HTTPAuthorizationCredentials | None, scope: Allowed) -> None:
+def _require_scope(token: Token | None, kind: str, scope: Allowed) -> None:
     if token is None:
         raise ApiError(
             "no-token",
             "header 'Authorization'",
             expected="Bearer and a token of this API",
-            got="an unknown token" if credentials else "none",
+            got="an unknown token" if kind else "none",
             remedy="ask its operator for one (`urm recall token create`)",
         )
-    if scope not in token.scopes:
+    if scope not in token.scopes and Allowed.ADMIN not in token.scopes:
         raise ApiError(
             "missing-scope",
             f"token {token.name!r}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Literal
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -71,7 +72,7 @@ class AdHocQuestion(BaseModel):
     )
 
     user_id: ShortText = Field(description="Any user; one without a history is taken as new.")
-    task: ShortText = Field(default="next_purchase", description="A task of the serving release.")
+    task: ShortText | None = Field(default=None, description="A task of the serving release; its first if left out.")
     query: LongText | None = Field(default=None, description="The user's words; for tasks that need a query.")
     guidance: LongText | None = Field(default=None, description="Words that steer the recall.")
 
@@ -114,6 +115,39 @@ class EventOutcomes(BaseModel):
     duplicates: int
     refused: int
     events: list[EventOutcome]
+
+
+class EventLineage(BaseModel):
+    """What became of an accepted event."""
+
+    event_id: str
+    user_id: str
+    state: Literal["waiting", "done", "dead"] = Field(
+        description="`waiting`: not processed yet. `done`: its user's results were computed with it. `dead`: given up."
+    )
+    accepted_at: datetime | None = Field(description="Null a day after its acceptance, when only the history is left.")
+    finished_at: datetime | None = Field(description="When it was done or given up.")
+    batch: str | None = Field(description="The worker's batch, as its log names it.")
+    release: str | None = Field(description="The release that processed it.")
+    in_history: bool = Field(description="Whether it is in the user's live history.")
+    tasks: list[str] = Field(description="Tasks whose stored result was computed with it, as far as it is known.")
+
+    @classmethod
+    def of_mark(cls, mark: Mapping[str, str], **rest: Any) -> Self:
+        """Read the mark that acceptance and the worker left; empty if it has expired."""
+        finished = mark.get("done") or mark.get("dead")
+        return cls(
+            state="dead" if "dead" in mark else "done" if finished or not mark else "waiting",
+            accepted_at=_instant(int(mark["entry"].split("-")[0]) / 1000) if mark else None,
+            finished_at=_instant(float(finished)) if finished else None,
+            batch=mark.get("batch"),
+            release=mark.get("release"),
+            **rest,
+        )
+
+
+def _instant(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 class Health(BaseModel):

@@ -1,4 +1,4 @@
-"""Bearer tokens of the recall API: who may read recall, who may write events.
+"""Bearer tokens of the recall API: who may read recall, write events, ask the model.
 
     {"tokens": [{"name": "web-shop", "scopes": ["read", "write"], "sha256": "…"}]}
 
@@ -29,8 +29,10 @@ PREFIX = "urm_"  # so that scanners for leaked secrets can know one
 class Scope(StrEnum):
     """What a token allows."""
 
-    READ = "read"
-    WRITE = "write"
+    READ = "read"  # stored recall, tasks, lineage
+    WRITE = "write"  # events
+    ASK = "ask"  # the model, through ad-hoc requests
+    ADMIN = "admin"  # everything
 
 
 class Token(Model):
@@ -67,12 +69,17 @@ class Tokens:
         self._path = path
         self._changed_at = -1
         self._by_digest: dict[str, Token] = {}
+        read_tokens(path)
         self._refresh()
 
     def find(self, secret: str) -> Token | None:
         """The token of this secret, or None if there is no such token."""
         try:
             self._refresh()
+        except FileNotFoundError:  # whoever takes the file away revokes every token
+            if self._by_digest:
+                log.error("token file is gone, no token is valid")
+            self._by_digest, self._changed_at = {}, -1
         except ConfigError as error:  # while somebody edits the file, what was read before counts
             log.error("tokens cannot be read, the earlier ones stay", error=str(error))
         return self._by_digest.get(digest(secret))
@@ -80,6 +87,8 @@ class Tokens:
     def _refresh(self) -> None:
         try:
             changed_at = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise _unreadable(self._path, error.strerror or error) from None
         if changed_at != self._changed_at:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
+import redis
 import structlog
-from prometheus_client import start_http_server
 
 from components.config import RunConfig
-from components.exceptions import UnavailableError
 from components.memory import disable_primitive_cache
 from components.recall.process.forks import Program, prepare, run_urm
 from components.recall.process.health import serve_health
 from components.recall.process.signals import on_termination
 from components.recall.process.supervisor import REDIS_TIMEOUT_SECONDS, Supervisor
+from components.recall.telemetry.metrics import serve_metrics
 from components.recall.telemetry.setup import open_tracing
-from components.redis_client import open_redis
+from components.redis_client import open_redis, require_no_eviction
 from components.release.publication import Publication
 from components.settings import Settings
 
@@ -59,6 +61,8 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         return load_release(publication, settings, config.release, config.recall.filters)
 
     client = open_redis(settings.redis_url)
+    with contextlib.suppress(redis.RedisError):  # the worker waits for a Redis that is away
+        require_no_eviction(cast("dict[str, object]", client.info("memory")))
     worker: ServingLoop
     if ad_hoc:
         worker = AdHocWorker(client, config.recall, load)
@@ -66,16 +70,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         worker = RecallWorker(client, config.recall, load, tracing=open_tracing(settings, "urm-recall-worker"))
     on_termination(worker.stop)
     if metrics_port:
-        try:
-            start_http_server(metrics_port, addr=host, registry=worker.metrics.registry)
-        except OSError as error:
-            raise UnavailableError(
-                f"metrics on {host}:{metrics_port}",
-                expected="a free port",
-                got=error.strerror,
-                remedy="choose another --metrics-port",
-            ) from error
-        log.info("metrics", url=f"http://{host}:{metrics_port}/metrics")
+        serve_metrics(worker.metrics.registry, host, metrics_port)
     try:
         worker.run()
     except Exception:  # Python would print its message, which may quote an event

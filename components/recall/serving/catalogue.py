@@ -20,7 +20,7 @@ from components.addresses import fetch
 from components.config import ItemFilter
 from components.exceptions import ReleaseError
 from components.recall.serving.filters import blocked_items
-from components.release.bundle import MANIFEST, read_manifest, read_tasks
+from components.release.bundle import MANIFEST, read_manifest, read_tasks, verify_files
 from components.release.publication import Publication
 from components.settings import Settings
 
@@ -68,12 +68,14 @@ def load_catalogue(
         filters: What its fallback leaves out beside unavailable items.
 
     Raises:
-        ReleaseError: The bundle is another release's, or a table is damaged.
+        ReleaseError: The bundle is not the one that was published, or a table is damaged.
         UrmError: The bundle cannot be reached.
     """
-    bundle = fetch(publication.bundle, settings.cache_path / "bundles", _FILES)
-    manifest = read_manifest(bundle)
+    settings.require_allowed(publication.bundle)
+    bundle = fetch(publication.bundle, settings.cache_path / "bundles" / publication.manifest[:16], _FILES)
+    manifest = read_manifest(bundle, publication.manifest)
     manifest.require(publication.release, publication.bundle)
+    verify_files(bundle, manifest, _FILES[1:])
     tasks = read_tasks(bundle)
     titles = _read(bundle / "titles.parquet").sort_by("item_id").combine_chunks()
     popularity = _read(bundle / "fallback.parquet")

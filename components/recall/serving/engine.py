@@ -16,7 +16,7 @@ from components.config import ItemFilter, ReleaseConfig, Task
 from components.device import choose_device
 from components.exceptions import ReleaseError, UserError
 from components.features.feast import FeatureStore
-from components.features.store import History, open_feature_store, read_history
+from components.features.store import History, materialized_until, open_feature_store, read_history
 from components.recall.serving.context import HistoryItem, HistoryRule, KnownHistory
 from components.recall.serving.filters import blocked_items
 from components.recall.state.events import to_microseconds
@@ -45,6 +45,8 @@ class ServingRelease:
         recaller: Model, item table and index.
         features: The Feast store with what is known of users.
         blocked: Candidates that a task may not recall, by its name.
+        created_at: When the release was made, seconds since 1970.
+        features_until: Up to when its features know events, seconds since 1970.
     """
 
     publication: Publication
@@ -53,6 +55,8 @@ class ServingRelease:
     recaller: UrmRecaller
     features: FeatureStore
     blocked: Mapping[str, Ids] = field(default_factory=dict)
+    created_at: float = 0.0
+    features_until: float = 0.0
 
     @property
     def name(self) -> str:
@@ -144,8 +148,9 @@ def load_release(
         ReleaseError: A file is missing, altered or extra, the bundle is another release's, or the check failed.
         UrmError: The bundle or the feature store cannot be reached or does not fit together.
     """
-    bundle = fetch(publication.bundle, settings.cache_path / "bundles")
-    manifest = verify(bundle)
+    settings.require_allowed(publication.bundle)
+    bundle = fetch(publication.bundle, settings.cache_path / "bundles" / publication.manifest[:16])
+    manifest = verify(bundle, publication.manifest)
     manifest.require(publication.release, publication.bundle)
     release = _open(publication, bundle, manifest, settings)
     check(release, read_smoke(bundle), config.smoke_min_overlap)
@@ -191,9 +196,18 @@ def _open(publication: Publication, bundle: Path, manifest: Manifest, settings: 
         raise ReleaseError(
             f"bundle {bundle}", expected="a model that loads", got=error, remedy="build the release again"
         ) from error
+    settings.require_allowed(manifest.feature_store)
     features = open_feature_store(fetch(manifest.feature_store, settings.cache_path / "features"), settings)
     rule = HistoryRule(length=manifest.history_length, day_origin_us=to_microseconds(manifest.day_origin))
-    return ServingRelease(publication, read_tasks(bundle), rule, recaller, features)
+    return ServingRelease(
+        publication,
+        read_tasks(bundle),
+        rule,
+        recaller,
+        features,
+        created_at=manifest.created_at.timestamp(),
+        features_until=materialized_until(features),
+    )
 
 
 def _blocked(release: ServingRelease, bundle: Path, filters: Mapping[str, ItemFilter]) -> dict[str, Ids]:

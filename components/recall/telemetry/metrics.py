@@ -7,10 +7,19 @@ never by sum. Ad-hoc workers have no such gauges.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, start_http_server
+from prometheus_client.registry import Collector
 
+from components.exceptions import UnavailableError
+
+log = structlog.get_logger()
+STALE_SECONDS = 60.0
 Kind = Literal["stream", "ad_hoc"]
 # From a cache hit to a backlog of minutes; the target is a p95 of five seconds.
 _VISIBLE_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 300)
@@ -47,6 +56,14 @@ class WorkerMetrics:
             "urm_worker_release_switches", "Releases by outcome.", ["outcome"], registry=self.registry
         )
         _start_at_zero(self.switches, "serving", "rejected")
+        self.release_created = Gauge(
+            "urm_worker_release_created_timestamp_seconds", "When the served release was made.", registry=self.registry
+        )
+        self.features_until = Gauge(
+            "urm_worker_features_until_timestamp_seconds",
+            "Instant up to which the served release's features know events.",
+            registry=self.registry,
+        )
 
 
 class AdHocMetrics(WorkerMetrics):
@@ -90,7 +107,6 @@ class StreamMetrics(WorkerMetrics):
         self.late_events = Counter(
             "urm_worker_late_events", "Events older than the features, taken as contained in them.", registry=registry
         )
-        # Not in the registry until `export_gauges`: a 0 that nobody has measured would look like an empty stream.
         self.stream_entries = Gauge("urm_stream_entries", "Events not yet finished.", registry=None)
         self.lag_entries = Gauge("urm_stream_lag_entries", "Events not yet delivered.", registry=None)
         self.oldest_entry_age = Gauge(
@@ -102,7 +118,8 @@ class StreamMetrics(WorkerMetrics):
         self.redis_memory_limit = Gauge(
             "urm_redis_memory_limit_bytes", "Memory that Redis may use; 0: no limit.", registry=None
         )
-        self._unseen = [
+        self.redis_saves = Gauge("urm_redis_saves", "0: Redis' last write of its file on disk failed.", registry=None)
+        self.seen = SeenGauges(
             self.stream_entries,
             self.lag_entries,
             self.oldest_entry_age,
@@ -110,15 +127,37 @@ class StreamMetrics(WorkerMetrics):
             self.dead_letters,
             self.redis_memory,
             self.redis_memory_limit,
-        ]
+            self.redis_saves,
+        )
+        registry.register(self.seen)
         _start_at_zero(self.events, "done", "failed", "dead")
         _start_at_zero(self.results, "stored", "older")
         _start_at_zero(self.joined, "in_order", "late", "repeated")
 
-    def export_gauges(self) -> None:
-        """Show what is seen of the stream and of Redis, from the first values on."""
-        while self._unseen:
-            self.registry.register(self._unseen.pop())
+    def note_redis(self, memory: Mapping[str, Any], persistence: Mapping[str, Any]) -> None:
+        """Take what `INFO memory` and `INFO persistence` say; the look at stream and Redis is complete with it."""
+        self.redis_memory.set(memory["used_memory"])
+        self.redis_memory_limit.set(memory["maxmemory"])
+        states = ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status")
+        self.redis_saves.set(all(persistence.get(state, "ok") == "ok" for state in states))
+        self.seen.at = time.monotonic()
+
+
+class SeenGauges(Collector):
+    """Gauges of what somebody has to look at: not exported before the first look, nor long after the last.
+
+    A value that nobody measures any more would look like a calm stream, while Redis is away or a worker hangs.
+    """
+
+    def __init__(self, *gauges: Gauge) -> None:
+        self.at = -math.inf  # of the last look
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """The values, while they are fresh."""
+        if time.monotonic() - self.at < STALE_SECONDS:
+            for gauge in self._gauges:
+                yield from gauge.collect()
 
 
 class ApiMetrics:
@@ -143,6 +182,25 @@ class ApiMetrics:
             registry=self.registry,
         )
         _start_at_zero(self.events, "accepted", "duplicate", "refused", "conflict", "invalid")
+        _start_at_zero(self.ad_hoc, "200", "503", "504")
+
+
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> None:
+    """Serve /metrics in a thread until the process ends.
+
+    Raises:
+        UnavailableError: The port is taken.
+    """
+    try:
+        start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise UnavailableError(
+            f"metrics on {host}:{port}",
+            expected="a free port",
+            got=error.strerror,
+            remedy="choose another --metrics-port",
+        ) from error
+    log.info("metrics", url=f"http://{host}:{port}/metrics")
 
 
 def _start_at_zero(counter: Counter, *values: str) -> None:

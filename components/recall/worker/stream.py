@@ -70,7 +70,7 @@ class RecallWorker(ServingLoop):
         self._tracing = tracing or Tracing()
         self._batches = 0
         self._in_hand: list[Entry] = []
-        self._control = ""  # the user with whom this worker succeeded last
+        self._control = ""  # the user with whom this worker succeeded last, until Redis has it
         self._next_maintenance = 0.0
 
     def step(self) -> None:
@@ -241,16 +241,16 @@ class RecallWorker(ServingLoop):
         self._stream.forget_dead_consumers(live_workers(self._client))
         if self._control:
             self._client.set(CONTROL, self._control, ex=MARK_TTL_SECONDS)
+            self._control = ""  # said once: a user who is erased meanwhile must not come back
         entries, pending, dead = self._stream.counts()
         memory: Any = self._client.info("memory")
-        self.metrics.redis_memory.set(memory["used_memory"])
-        self.metrics.redis_memory_limit.set(memory["maxmemory"])
+        persistence: Any = self._client.info("persistence")
         self.metrics.stream_entries.set(entries)
         self.metrics.lag_entries.set(max(0, entries - pending))
         self.metrics.oldest_entry_age.set(self._stream.oldest_age_seconds())
         self.metrics.pending_entries.set(pending)
         self.metrics.dead_letters.set(dead)
-        self.metrics.export_gauges()
+        self.metrics.note_redis(memory, persistence)
 
     def _leave_queue(self) -> None:
         self._stream.leave()

@@ -107,6 +107,8 @@ class ReleaseSwitch:
             self._metrics.release.labels(release=self.serving.name).set(0)
         self.serving = release
         self._metrics.release.labels(release=release.name).set(1)
+        self._metrics.release_created.set(release.created_at)
+        self._metrics.features_until.set(release.features_until)
         log.info("serving release", release=release.name, order=release.order, seconds=self._seconds())
 
     def _refuse(self, reason: str) -> None:

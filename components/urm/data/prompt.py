@@ -18,6 +18,7 @@ from functools import lru_cache
 import jinja2
 import numpy as np
 import numpy.typing as npt
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from components.config import Task, UrmConfig
@@ -79,8 +80,9 @@ class PromptWriter:
         self.lm_id = self._id(LM_TOKEN)
         self.user_ids = tuple(self._id(USER_TOKEN.format(i)) for i in range(config.num_user_vectors))
         self.end_id = int(tokenizer.eos_token_id)
-        # The text is input of a model, never a web page: nothing to escape.
-        self._jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701
+        # The text is input of a model, never a web page: nothing to escape. Templates come with a bundle, from
+        # wherever that was fetched: they reach nothing but their variables.
+        self._jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
         self._profile = self._jinja.from_string(config.profile)
         self._template = lru_cache(maxsize=256)(self._jinja.from_string)
         self._tokens = lru_cache(maxsize=8192)(self._tokenise)  # few distinct texts

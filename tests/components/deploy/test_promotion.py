@@ -24,6 +24,7 @@ from components.deploy.workers import WorkerFlip
 from components.exceptions import MissingInputError, ReleaseError, UnavailableError
 from components.recall.worker.stream import RecallWorker
 from components.redis_client import open_redis
+from components.release.bundle import hash_manifest, read_manifest, write_manifest
 from components.release.publication import (
     LOCK,
     SERVING,
@@ -125,6 +126,24 @@ def test_promote_twice_and_roll_back(
     assert (alias(first, CHAMPION), alias(first, PREVIOUS)) == (first.name, second.name)
     serving = read_publication(client, SERVING)
     assert serving is not None and serving.release == first.name
+    assert serving.manifest == hash_manifest(first.bundle)
+
+
+def test_a_bundle_that_was_exchanged_after_its_release_is_rejected(
+    client: redis.Redis,
+    releases: tuple[Release, Release],
+    promoted: tuple[RecallWorker, Publication],
+    broken_bundle: Path,
+) -> None:
+    """Even with a manifest that fits: it is not the one that was registered."""
+    version = str(releases[1].result.metrics["version"])
+    manifest = read_manifest(broken_bundle)
+    write_manifest(broken_bundle, manifest.model_copy(update={"links": {"run": "elsewhere"}}))
+    with pytest.raises(ReleaseError, match=r"a rejection by worker-a: .*manifest.json: expected SHA-256 .* published"):
+        exchanged = Candidate(version, releases[1].name, str(broken_bundle))
+        deploy(releases[1].settings, releases[1].config.release, "urm", exchanged)
+    wanted = read_publication(client, WANTED)
+    assert wanted is not None and wanted.manifest == promoted[1].manifest and wanted.release == releases[0].name
 
 
 def test_rejected_release_leaves_aliases_and_wish_as_they_were(

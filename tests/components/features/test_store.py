@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from components.exceptions import ConfigError, MissingInputError
+from components.exceptions import ConfigError, DataError, MissingInputError
 from components.features.contexts import retrieve_contexts
+from components.features.feast import Registry
 from components.features.log import read_log
 from components.features.sources import write_sources
 from components.features.store import (
@@ -134,3 +135,17 @@ def test_a_store_whose_packages_are_missing_is_refused(folder: Path, tmp_path: P
     elsewhere = settings.model_copy(update={"feature_repo_dir": tmp_path / "repository"})
     with pytest.raises(ConfigError, match=r"the packages of its stores, got .*no.such.*install"):
         open_feature_store(folder, elsewhere)
+
+
+def test_a_registry_with_code_is_refused_before_it_is_unpickled(folder: Path, settings: Settings) -> None:
+    registry = Registry()
+    registry.ParseFromString((folder / "registry.db").read_bytes())
+    view = registry.on_demand_feature_views.add()
+    view.spec.name, view.spec.project = "guess", "urm"
+    view.spec.feature_transformation.user_defined_function.body = b"cos\nsystem\n(S'touch pickled'\ntR."
+    (folder / "registry.db").write_bytes(registry.SerializeToString())
+    with pytest.raises(DataError, match=r"registry\.db: expected feature views without code, got guess"):
+        open_feature_store(folder, settings)
+    (folder / "registry.db").write_bytes(b"no registry")
+    with pytest.raises(DataError, match=r"registry\.db: expected Feast's, got other bytes"):
+        open_feature_store(folder, settings)

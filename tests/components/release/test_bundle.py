@@ -13,6 +13,7 @@ from components.release.bundle import (
     GateVerdict,
     Manifest,
     describe_files,
+    hash_manifest,
     name_release,
     read_manifest,
     verify,
@@ -84,3 +85,15 @@ def test_name_is_a_function_of_content_and_paths() -> None:
     swapped = {"a": one["b"], "b": one["a"]}
     assert name_release("urm", one) == name_release("urm", dict(reversed(one.items())))
     assert name_release("urm", one) != name_release("urm", swapped)
+
+
+def test_a_manifest_other_than_the_published_one_is_refused(bundle: Path) -> None:
+    """Whoever may write the bundle could change a file together with its line in the manifest."""
+    digest = hash_manifest(bundle)
+    assert verify(bundle, digest) == verify(bundle)
+    (bundle / "model" / "weights").write_bytes(b"evil")
+    write_manifest(bundle, read_manifest(bundle).model_copy(update={"files": describe_files(bundle)}))
+    assert verify(bundle).files["model/weights"].size == 4
+    for read in (verify, read_manifest):
+        with pytest.raises(ReleaseError, match=f"manifest.json: expected SHA-256 {digest[:12]}…, as it was published"):
+            read(bundle, digest)

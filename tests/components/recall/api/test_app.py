@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,19 +19,21 @@ import httpx
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from components.config import RecallConfig
-from components.exceptions import UnavailableError
+from components.exceptions import ConfigError, ReleaseError, UnavailableError
 from components.recall.api.app import create_app
 from components.recall.api.problems import CODES
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.events import EXAMPLE, decode_event
-from components.recall.state.scripts import STREAM, result_key, waiting_key
+from components.recall.state.scripts import STREAM, accepted_key, result_key, waiting_key
 from components.recall.state.store import Result
-from components.release.publication import SERVING, Publication, send_heartbeat
+from components.release.bundle import describe_files, hash_manifest, read_manifest, write_manifest
+from components.release.publication import SERVING, WANTED, Publication, send_heartbeat
 from tests.worlds import REPOSITORY
-from tests.worlds.recall import Release, free_address, serve_release, wait_until
+from tests.worlds.recall import Release, StartWorker, free_address, serve_release, wait_until
 from tests.worlds.servers import RedisServer
 from tests.worlds.tiny import LAST_EVENT
 
@@ -45,6 +49,11 @@ def problem(response: Any, status: int, code: str = "") -> str:
     kind = body["type"].removeprefix("urn:problem-type:urm:")
     assert CODES[kind] == status and kind == (code or kind)
     return str(body["detail"])
+
+
+def read_metrics(api: Any) -> str:
+    """What the API's metrics port answers."""
+    return generate_latest(api.app.state.metrics.registry).decode()
 
 
 def store_result(client: redis.Redis, release: Release, *, task: str, item_ids: list[int]) -> None:
@@ -86,7 +95,7 @@ def test_user_without_result_gets_the_popular_items_marked_as_such(api: TestClie
     assert answer["source"] == "fallback"
     assert [item["item_id"] for item in answer["items"]] == [1000, 1001, 1002]
     assert answer["event_id"] is None and answer["computed_at"] is None
-    metrics = api.get("/metrics").text
+    metrics = read_metrics(api)
     assert 'urm_api_reads_total{source="fallback",task="new_item"}' in metrics
     assert 'urm_api_request_seconds_bucket{le="0.01",route="/v1/users/{user_id}/recall",status="200"}' in metrics
 
@@ -106,7 +115,7 @@ def test_a_batch_answers_as_the_single_reads_do(
 def test_a_user_id_may_be_any_text(api: TestClient, user_id: str) -> None:
     address = f"/v1/users/{quote(user_id, safe='')}/recall"
     assert api.get(address).raise_for_status().json()["user_id"] == user_id
-    assert 'route="/v1/users/{user_id}/recall",status="200"' in api.get("/metrics").text
+    assert 'route="/v1/users/{user_id}/recall",status="200"' in read_metrics(api)
 
 
 def test_a_user_id_is_stripped_as_that_of_an_event_is(api: TestClient) -> None:
@@ -227,6 +236,26 @@ def test_reads_do_not_wait_for_the_next_release_nor_stop_when_it_cannot_be_read(
     assert loader.calls == 3
 
 
+def test_tables_other_than_the_published_ones_are_not_served(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig, broken_bundle: Path
+) -> None:
+    digest = hash_manifest(broken_bundle)
+    publication = Publication(release=releases[1].name, bundle=str(broken_bundle), manifest=digest, order=1)
+    assert load_catalogue(publication, releases[0].settings).release == releases[1].name
+    elsewhere = releases[0].settings.model_copy(update={"allowed_uris": "s3://urm"})
+    with pytest.raises(ConfigError, match="expected one below s3://urm"):
+        load_catalogue(publication, elsewhere)
+    with (broken_bundle / "titles.parquet").open("ab") as titles:
+        titles.write(b"x")
+    with pytest.raises(ReleaseError, match=r"file titles.parquet: expected \d+ bytes, got"):
+        load_catalogue(publication, releases[0].settings)
+    write_manifest(
+        broken_bundle, read_manifest(broken_bundle).model_copy(update={"files": describe_files(broken_bundle)})
+    )
+    with pytest.raises(ReleaseError, match="as it was published"):
+        load_catalogue(publication, releases[0].settings)
+
+
 def test_requests_that_find_no_release_readable_wait_for_one_try(
     client: redis.Redis,
     releases: tuple[Release, Release],
@@ -294,6 +323,30 @@ def test_an_id_counts_per_user_and_its_content_stays(api: TestClient, client: re
     without_time = {"event_id": "e2", "user_id": "3", "item_id": 1}
     assert [api.post("/v1/events", json=without_time).json()["duplicates"] for _ in range(2)] == [0, 1]
     assert client.xlen(STREAM) == 3
+
+
+def test_an_event_is_followed_to_the_results_that_know_it(
+    api: TestClient, client: redis.Redis, start_worker: StartWorker, recall_config: RecallConfig
+) -> None:
+    def follow(event_id: str, user_id: str = "3") -> dict[str, Any]:
+        return dict(api.get(f"/v1/events/{quote(event_id, safe='')}?user_id={user_id}").raise_for_status().json())
+
+    api.post("/v1/events", json={**EVENT, "event_id": "a/b"}).raise_for_status()
+    waiting = follow("a/b")
+    assert (waiting["state"], waiting["in_history"], waiting["tasks"]) == ("waiting", False, [])
+    assert waiting["accepted_at"] and waiting["finished_at"] is None
+    client.copy(SERVING, WANTED)
+    worker = start_worker()
+    wait_until(lambda: client.xlen(STREAM) == 0)
+    done = follow("a/b")
+    assert (done["state"], done["in_history"], done["tasks"]) == ("done", True, ["next_purchase", "new_item"])
+    assert done["finished_at"] >= done["accepted_at"] == waiting["accepted_at"]
+    assert done["batch"] == "worker-a/1" and done["release"] == worker._switch.serving.name
+    client.delete(accepted_key("3", "a/b"))  # as after a day
+    assert (follow("a/b")["state"], follow("a/b")["accepted_at"]) == ("done", None)
+    client.hset(accepted_key("3", "bad"), mapping={"entry": "1-1", "user": "3", "dead": "2.5"})
+    assert (follow("bad")["state"], follow("bad")["finished_at"]) == ("dead", "1970-01-01T00:00:02.500000Z")
+    assert "expected one of this user" in problem(api.get("/v1/events/a%2Fb?user_id=4"), 404, "unknown-event")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +426,7 @@ def test_a_bad_event_of_a_list_refuses_itself_alone(api: TestClient, client: red
     assert body["events"][1]["detail"].startswith("body field '1.user_id': expected ")
     assert body["events"][6]["detail"].startswith("body field '6.event_id': expected a value")
     assert client.xlen(STREAM) == 2
-    assert 'urm_api_events_total{outcome="invalid"} 4.0' in api.get("/metrics").text
+    assert 'urm_api_events_total{outcome="invalid"} 4.0' in read_metrics(api)
 
 
 def test_full_stream_asks_to_come_back(client: redis.Redis, releases: tuple[Release, Release]) -> None:
@@ -425,9 +478,51 @@ def test_k_out_of_range_is_refused(api: TestClient, k: str, sentence: str) -> No
     assert sentence in detail
 
 
+def test_the_default_task_is_the_first_of_the_release(
+    api: TestClient, client: redis.Redis, releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    """A release need not have a task of any fixed name."""
+    bundle = Path(shutil.copytree(releases[1].bundle, tmp_path / "bundle"))
+    tasks = json.loads((bundle / "tasks.json").read_text())
+    (bundle / "tasks.json").write_text(json.dumps([task for task in tasks if task["name"] == "new_item"]))
+    manifest = read_manifest(bundle).model_copy(update={"files": describe_files(bundle)})
+    write_manifest(bundle, manifest)
+    assert api.get("/v1/users/3/recall").json()["task"] == "next_purchase"
+    publication = Publication(release=releases[1].name, bundle=str(bundle), order=2)
+    client.set(SERVING, publication.model_dump_json())
+    wait_until(lambda: api.get("/v1/tasks").json()["tasks"] == ["new_item"])
+    assert api.get("/v1/users/3/recall").json()["task"] == "new_item"
+    assert api.post("/v1/users/recall", json={"user_ids": ["3"]}).json()["answers"][0]["task"] == "new_item"
+    detail = problem(api.post("/v1/recall", json={"user_id": "3"}), 503, "no-ad-hoc-worker")  # not an unknown task
+    assert detail.startswith("ad-hoc recall: expected an ad-hoc worker")
+
+
+def test_answers_are_not_to_be_stored(api: TestClient) -> None:
+    for answer in (api.get("/v1/users/3/recall"), api.post("/v1/events", json=EVENT), api.get("/nowhere")):
+        assert answer.headers["cache-control"] == "no-store"
+
+
+def test_operation_ids_stay_as_clients_were_generated_from_them(api: TestClient) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    assert {
+        f"{method} {path}": operation["operationId"] for path in paths for method, operation in paths[path].items()
+    } == {
+        "post /v1/events": "post_events",
+        "get /v1/events/{event_id}": "get_event",
+        "get /v1/users/{user_id}/recall": "get_recall",
+        "post /v1/users/recall": "read_recall",
+        "get /v1/tasks": "get_tasks",
+        "post /v1/recall": "ask_recall",
+        "get /healthz": "get_health",
+        "get /readyz": "get_readiness",
+    }
+
+
 def test_unknown_path_and_method_are_problems_too(api: TestClient) -> None:
     assert "request GET /v2: expected a path" in problem(api.get("/v2"), 404)
-    assert "request DELETE /v1/events" in problem(api.delete("/v1/events"), 405)
+    refused = api.delete("/v1/events")
+    assert "request DELETE /v1/events" in problem(refused, 405, "wrong-method")
+    assert refused.headers["allow"] == "POST"
 
 
 def test_without_a_release_reads_are_refused_and_events_kept(

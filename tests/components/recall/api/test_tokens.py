@@ -1,18 +1,22 @@
 """Tokens of the API: what the file holds, and whom the API lets in."""
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from structlog.testing import capture_logs
 
 from components.config import RecallConfig
 from components.exceptions import ConfigError
 from components.recall.api.app import create_app
 from components.recall.api.tokens import Scope, Tokens, issue_token, read_tokens, revoke_token
+from components.recall.state.scripts import STREAM
 from tests.components.recall.api.test_app import EVENT, problem
 from tests.worlds.recall import Release, serve_release
 
@@ -60,13 +64,17 @@ def test_issued_and_revoked_tokens_count_without_a_restart(path: Path) -> None:
     assert tokens.find(first) is None and tokens.find(second) is not None
 
 
-def test_a_file_that_is_being_spoiled_takes_nobody_in_or_out(path: Path) -> None:
+def test_a_file_that_is_being_spoiled_takes_nobody_in_or_out_and_one_that_is_gone_everybody_out(path: Path) -> None:
     secret = issue_token(path, "shop", [Scope.READ])
     tokens = Tokens(path)
     path.write_text("{")
     assert tokens.find(secret) is not None
     path.unlink()
-    assert tokens.find(secret) is not None
+    with capture_logs() as logs:
+        assert tokens.find(secret) is None  # whoever takes the file away revokes what is in it
+    assert [line["event"] for line in logs] == ["token file is gone, no token is valid"]
+    assert issue_token(path, "new", [Scope.READ]) and tokens.find(secret) is None
+    path.unlink()
     with pytest.raises(ConfigError, match=r"token file .*: expected the file that `urm recall token create` writes"):
         Tokens(path)
 
@@ -117,7 +125,7 @@ def test_nothing_is_stored_for_who_may_not_write(
 
 def test_probes_and_the_documentation_need_no_token(guarded: tuple[TestClient, dict[str, str]]) -> None:
     api, _ = guarded
-    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
         assert api.get(path).status_code == 200, path
     schema: dict[str, Any] = api.get("/openapi.json").json()
     assert schema["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
@@ -132,34 +140,68 @@ def test_the_token_file_is_found_by_its_setting(path: Path, monkeypatch: pytest.
     assert Settings().api_tokens_file == path
 
 
-def test_a_caller_beyond_the_rate_waits_and_others_do_not(
-    client: redis.Redis, releases: tuple[Release, Release], path: Path
+def test_scopes_open_what_they_name_and_admin_everything(
+    guarded: tuple[TestClient, dict[str, str]], path: Path
 ) -> None:
-    secrets = [issue_token(path, name, [Scope.READ]) for name in ("busy", "calm")]
-    serve_release(client, releases[0])
-    settings = releases[0].settings.model_copy(update={"api_tokens_file": path})
-    with TestClient(create_app(settings, RecallConfig(k=10, requests_per_minute=3))) as api:
-        answers = [api.get("/v1/tasks", headers=bearer(secrets[0])) for _ in range(4)]
-        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-        assert "requests: expected at most 3 a minute, got more" in problem(answers[3], 429, "rate-limited")
-        assert int(answers[3].headers["retry-after"]) > 0
-        assert api.get("/v1/tasks", headers=bearer(secrets[1])).status_code == 200
-        assert api.get("/healthz").status_code == 200
+    api, _ = guarded
+    calls = {
+        "read": ("GET", "/v1/tasks", None),
+        "write": ("POST", "/v1/events", {**EVENT, "event_id": "by scope"}),
+        "ask": ("POST", "/v1/recall", {"user_id": "3"}),
+    }
+    for scope in Scope:
+        secret = issue_token(path, scope, [scope])
+        for name, (method, address, body) in calls.items():
+            status = api.request(method, address, json=body, headers=bearer(secret)).status_code
+            assert (status == 403) == (scope not in (name, "admin")), (scope, name)
 
 
-def test_who_tries_tokens_is_slowed_down_and_holders_of_one_are_not(
+@pytest.mark.parametrize(("secret", "status"), [("", 401), ("urm_guess", 401), ("reader", 403)])
+def test_a_body_is_not_read_before_its_token(
+    guarded: tuple[TestClient, dict[str, str]], secret: str, status: int
+) -> None:
+    """Whoever has no token may not make a process read megabytes, nor learn what is wrong with a body."""
+    api, secrets = guarded
+    taken = []
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(100):
+            taken.append(65536)
+            yield b"x" * 65536
+
+    async def post() -> httpx.Response:
+        async def body() -> AsyncIterator[bytes]:
+            for piece in pieces():
+                yield piece
+
+        transport = httpx.ASGITransport(api.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+            headers = bearer(secrets.get(secret, secret)) if secret else {}
+            return await http.post("/v1/events", content=body(), headers=headers)
+
+    assert asyncio.run(post()).status_code == status
+    assert taken == []
+
+
+def test_a_caller_beyond_the_rate_waits_in_every_process_and_others_do_not(
     client: redis.Redis, releases: tuple[Release, Release], path: Path
 ) -> None:
-    secret = issue_token(path, "testclient", [Scope.READ])  # named as the address of this test
+    secrets = [issue_token(path, name, [Scope.READ, Scope.WRITE]) for name in ("busy", "calm")]
     serve_release(client, releases[0])
     settings = releases[0].settings.model_copy(update={"api_tokens_file": path})
-    with TestClient(create_app(settings, RecallConfig(k=10, requests_per_minute=3))) as api:
-        guesses = [api.get("/v1/tasks", headers=bearer(f"urm_{n}") if n else {}).status_code for n in range(5)]
-        assert guesses == [401, 401, 401, 429, 429]
-        assert api.get("/v1/tasks", headers=bearer(secret)).status_code == 200
-        # A token of another scope counts too.
-        writes = [api.post("/v1/events", json=EVENT, headers=bearer(secret)).status_code for _ in range(3)]
-        assert writes == [403, 403, 429]
+    config = RecallConfig(k=10, requests_per_minute=5)
+    batch = [{**EVENT, "event_id": f"e{n}"} for n in range(3)]
+    with TestClient(create_app(settings, config)) as api, TestClient(create_app(settings, config)) as other:
+        # Two requests and three events, in two processes.
+        assert [one.get("/v1/tasks", headers=bearer(secrets[0])).status_code for one in (api, other)] == [200, 200]
+        assert api.post("/v1/events", json=batch, headers=bearer(secrets[0])).status_code == 202
+        for one in (api, other):
+            refused = one.get("/v1/tasks", headers=bearer(secrets[0]))
+            assert "at most 5 requests and events a minute, got more" in problem(refused, 429, "rate-limited")
+            assert int(refused.headers["retry-after"]) > 0
+            assert one.get("/v1/tasks", headers=bearer(secrets[1])).status_code == 200
+            assert one.get("/healthz").status_code == 200
+        assert client.xlen(STREAM) == 3
 
 
 def test_pages_of_other_origins_get_no_permission(guarded: tuple[TestClient, dict[str, str]]) -> None:

@@ -89,6 +89,33 @@ def test_a_worker_that_has_not_looked_says_nothing_of_stream_and_redis(metrics: 
 
 
 @pytest.mark.usefixtures("quick_housekeeping")
+def test_gauges_end_with_the_last_look(
+    client: redis.Redis, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start_worker()
+    get = worker.metrics.registry.get_sample_value
+    wait_until(lambda: get("urm_redis_saves") == 1)
+    seen = worker.metrics.seen
+    monkeypatch.setattr("components.recall.telemetry.metrics.STALE_SECONDS", -1.0)  # as long after the last look
+    assert seen.at > 0 and get("urm_stream_entries") is None and get("urm_redis_memory_bytes") is None
+
+
+def test_a_write_that_failed_is_seen() -> None:
+    metrics = StreamMetrics()
+    for state in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"):
+        metrics.note_redis({"used_memory": 1, "maxmemory": 0}, {state: "err"})
+        assert metrics.registry.get_sample_value("urm_redis_saves") == 0
+    metrics.note_redis({"used_memory": 1, "maxmemory": 0}, {})
+    assert metrics.registry.get_sample_value("urm_redis_saves") == 1
+
+
+def test_ages_of_release_and_features_are_known(promoted: tuple[RecallWorker, Publication]) -> None:
+    get = promoted[0].metrics.registry.get_sample_value
+    assert time.time() - 86_400 < get("urm_worker_release_created_timestamp_seconds") <= time.time()
+    assert 0 < get("urm_worker_features_until_timestamp_seconds") <= time.time()
+
+
+@pytest.mark.usefixtures("quick_housekeeping")
 def test_worker_waits_while_redis_is_full(
     client: redis.Redis, promoted: tuple[RecallWorker, Publication], recall_config: RecallConfig
 ) -> None:

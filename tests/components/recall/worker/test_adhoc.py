@@ -30,7 +30,7 @@ from components.recall.worker.adhoc import AdHocWorker
 from components.redis_client import open_redis
 from components.release.publication import Publication, live_workers
 from components.urm.data.request import RecallRequest
-from tests.components.recall.api.test_app import problem
+from tests.components.recall.api.test_app import problem, read_metrics
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import (
     POISON_ITEM,
@@ -127,7 +127,7 @@ def test_without_an_ad_hoc_worker_the_answer_says_so_at_once(api: TestClient, cl
     )
     assert int(response.headers["retry-after"]) > 0
     assert client.exists(AD_HOC_REQUESTS) == 0
-    assert 'urm_api_ad_hoc_total{status="503"} 1.0' in api.get("/metrics").text
+    assert 'urm_api_ad_hoc_total{status="503"} 1.0' in read_metrics(api)
 
 
 def test_a_worker_that_is_silent_for_long_counts_as_gone(client: redis.Redis, recall_config: RecallConfig) -> None:

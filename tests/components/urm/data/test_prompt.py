@@ -117,6 +117,15 @@ def test_a_template_with_an_unknown_variable_names_task_and_field(new_model):
         new_model.builder.writer.block(task, "cat food")
 
 
+@pytest.mark.parametrize(
+    "prompt", ["{{ query.__class__.__base__.__subclasses__() }}", "{{ cycler.__init__.__globals__.os.getcwd() }}"]
+)
+def test_a_template_of_a_bundle_reaches_nothing_but_its_variables(new_model, prompt):
+    task = Task(name="search", description="x", prompt=prompt)
+    with pytest.raises(ConfigError, match=r"task 'search', field 'prompt': expected a Jinja2 template"):
+        new_model.builder.writer.block(task, "cat food")
+
+
 def test_a_tokenizer_without_the_special_tokens_is_refused(tokenizer, config):
     with pytest.raises(ConfigError, match=r"expected the special token \[ITEM\]"):
         PromptWriter(tokenizer, config.urm)

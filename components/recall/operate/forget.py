@@ -1,0 +1,94 @@
+"""Erasure: everything that Redis holds of a user.
+
+What lies elsewhere is not touched: the source data, the feature store, and releases trained on them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+
+from components.exceptions import DataError
+from components.recall.state.events import decode_event
+from components.recall.state.scripts import (
+    CONTROL,
+    DEAD_STREAM,
+    GROUP,
+    STREAM,
+    accepted_key,
+    history_keys,
+    result_key,
+    waiting_key,
+)
+
+_PAGE = 1000
+
+
+def forget_user(client: redis.Redis, user_id: str) -> Counter[str]:
+    """Delete what is kept of a user; a pass over all keys, a page at a time.
+
+    Unfinished events go first: a worker that is at one stores nothing for it afterwards.
+
+    Returns:
+        What was deleted: `waiting events`, `dead letters`, `histories`, `results`, `marks of events`.
+    """
+    deleted: Counter[str] = Counter()
+    for stream, what in ((STREAM, "waiting events"), (DEAD_STREAM, "dead letters")):
+        for page in _pages(client, stream):
+            ids = [entry_id for entry_id, fields in page if _user(fields) == user_id]
+            if ids:
+                _acknowledge(client, stream, ids)
+                deleted[what] += int(client.xdel(stream, *ids))
+    client.delete(waiting_key(user_id))
+    if client.get(CONTROL) == user_id:
+        client.delete(CONTROL)
+    deleted["histories"] = -(-_unlink(client, list(history_keys(user_id))) // 2)
+    results, marks = result_key(user_id, ""), accepted_key(user_id, "")
+    for keys in _batches(client.scan_iter("urm:*", count=_PAGE)):
+        deleted["marks of events"] += _unlink(client, [key for key in keys if key.startswith(marks)])
+        # Of a user whose id goes on with a colon, the rest is no task: its name has none.
+        mine = [key for key in keys if key.startswith(results) and ":" not in key.removeprefix(results)]
+        deleted["results"] += _unlink(client, mine)
+    return deleted
+
+
+def _acknowledge(client: redis.Redis, stream: str, ids: list[str]) -> None:
+    try:
+        client.xack(stream, GROUP, *ids)
+    except redis.ResponseError as error:
+        if "NOGROUP" not in str(error):
+            raise
+
+
+def _pages(client: redis.Redis, stream: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
+    start = "-"
+    while True:
+        page: Any = client.xrange(stream, min=start, count=_PAGE)
+        if not page:
+            return
+        yield page
+        start = f"({page[-1][0]}"
+
+
+def _batches(keys: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for key in keys:
+        batch.append(key)
+        if len(batch) == _PAGE:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _unlink(client: redis.Redis, keys: list[str]) -> int:
+    return int(client.unlink(*keys)) if keys else 0
+
+
+def _user(fields: dict[str, str]) -> str | None:
+    try:
+        return decode_event(fields.get("event", "")).user_id
+    except DataError:
+        return None
