@@ -370,9 +370,6 @@ def test_what_exists_is_no_fault(text: str) -> None:
 
 def test_dead_links_are_found() -> None:
     page = REPOSITORY / "docs" / "guarantees.md"
-    headings, good = (
-        "## A: b, `c`\n## A: b, `c`\n",
-        "[x](#a-b-c) [x](#a-b-c-1) [x](runbook.md#replay)",
-    )
+    headings, good = ("## A: b, `c`\n## A: b, `c`\n", "[x](#a-b-c) [x](#a-b-c-1) [x](runbook.md#replay)")
     text = f"{headings}{good} [x](#a-b) [x](none.md) [x](runbook.md#none)"
     assert find_dead_links(text, page) == ["#a-b", "none.md", "runbook.md#none"]

@@ -293,10 +293,7 @@ def candidate_of(release: Release) -> Candidate:
 
 
 def test_parallel_promotions_and_rollbacks_leave_one_release_wanted_serving_and_champion(
-    api: TestClient,
-    client: redis.Redis,
-    releases: tuple[Release, Release],
-    start_worker: StartWorker,
+    api: TestClient, client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
 ) -> None:
     settings, config = releases[0].settings, releases[0].config.release
     start_worker("a")
@@ -319,10 +316,7 @@ def test_parallel_promotions_and_rollbacks_leave_one_release_wanted_serving_and_
 
 
 def test_what_a_killed_promotion_left_is_put_right_by_the_next_one(
-    client: redis.Redis,
-    releases: tuple[Release, Release],
-    start_worker: StartWorker,
-    monkeypatch: pytest.MonkeyPatch,
+    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed when the workers had flipped and the aliases had not changed; the roll-back goes to what served before."""
     settings, config = releases[0].settings, releases[0].config.release

@@ -18,14 +18,7 @@ DAY = timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
 
 # The user bought item 1 (bread) and item 2 (milk) before the cut, and all of the items below after it.
-CATEGORIES = {
-    1: ["FOOD", "BREAD"],
-    2: ["FOOD", "MILK"],
-    3: ["FOOD", "BREAD"],
-    4: ["HOME", "SOAP"],
-    5: ["HOME"],
-    6: [],
-}
+CATEGORIES = {1: ["FOOD", "BREAD"], 2: ["FOOD", "MILK"], 3: ["FOOD", "BREAD"], 4: ["HOME", "SOAP"], 5: ["HOME"], 6: []}
 BRANDS = {1: "Miller", 2: "Dairy", 3: "Miller", 4: "Clean"}  # items 5 and 6 have none
 BEFORE = [Event("a", 1, START - DAY), Event("a", 2, START - DAY)]
 AFTER = [

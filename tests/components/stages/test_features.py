@@ -79,12 +79,7 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("name", "schema"),
-    [
-        ("catalogue", CATALOGUE),
-        ("contexts", CONTEXTS),
-        ("examples", EXAMPLES),
-        ("recent_examples", EXAMPLES),
-    ],
+    [("catalogue", CATALOGUE), ("contexts", CONTEXTS), ("examples", EXAMPLES), ("recent_examples", EXAMPLES)],
 )
 def test_tables_have_their_schemas(slice_run: tuple[Path, StageResult, Any, Any], name: str, schema: Any) -> None:
     table = pq.read_table(slice_run[1].outputs[name])
