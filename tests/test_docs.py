@@ -7,8 +7,6 @@ A path may hold placeholders (`configs/tasks/<name>.yaml`, `…`, NAME) or be a 
 Paths inside a run directory begin with no folder of the repository and are not looked for.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import io

@@ -3,8 +3,6 @@
 Everything is real but small: 60 items, 12 users, three tasks, a one-layer Llama, a Feast store with its online tables.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 

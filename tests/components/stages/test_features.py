@@ -1,7 +1,5 @@
 """The whole stage on a slice of the real log."""
 
-from __future__ import annotations
-
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
