@@ -7,8 +7,6 @@ A path may hold placeholders (`configs/tasks/<name>.yaml`, `…`, NAME) or be a 
 Paths inside a run directory begin with no folder of the repository and are not looked for.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import io
@@ -370,9 +368,6 @@ def test_what_exists_is_no_fault(text: str) -> None:
 
 def test_dead_links_are_found() -> None:
     page = REPOSITORY / "docs" / "guarantees.md"
-    headings, good = (
-        "## A: b, `c`\n## A: b, `c`\n",
-        "[x](#a-b-c) [x](#a-b-c-1) [x](runbook.md#replay)",
-    )
+    headings, good = ("## A: b, `c`\n## A: b, `c`\n", "[x](#a-b-c) [x](#a-b-c-1) [x](runbook.md#replay)")
     text = f"{headings}{good} [x](#a-b) [x](none.md) [x](runbook.md#none)"
     assert find_dead_links(text, page) == ["#a-b", "none.md", "runbook.md#none"]

@@ -1,11 +1,8 @@
 """What a part of the project imports is what its extra installs; the extras stand in pyproject.toml."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -15,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.worlds import REPOSITORY
+from tests.worlds import REPOSITORY, run_python
 
 OURS = ("components", "dags", "feature_repo")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -191,8 +188,6 @@ def test_a_part_can_be_imported_with_its_extra_alone(extra: str, packages: tuple
     }
     wanted = [name for name in sorted(modules()) if any(f"{name}.".startswith(f"{package}.") for package in packages)]
     optional = {"components.recall.telemetry.otel"}  # imported only where its packages are installed
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", IMPORT_ALONE, ",".join(hidden), ",".join({*wanted} - optional)],
-        capture_output=True, text=True, cwd=REPOSITORY, check=False, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    arguments, environment = (",".join(hidden), ",".join({*wanted} - optional)), {"PYTHONPATH": str(REPOSITORY)}
+    process = run_python("-W", "ignore", "-c", IMPORT_ALONE, *arguments, env=os.environ | environment)
     assert process.returncode == 0, process.stderr

@@ -1,7 +1,5 @@
 """The direction of imports is part of the architecture; its contracts stand in pyproject.toml."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tests can be found: a module's test has its name, or the list below names the test that covers it."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache

@@ -4,18 +4,14 @@ Shown by a toy stage in a copy of the tree: its command, its DAG task with arrow
 come from the row alone.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.worlds import REPOSITORY
+from tests.worlds import REPOSITORY, run_python
 
 ROW = """
         StageSpec(
@@ -87,10 +83,7 @@ def _python(tree: Path, *arguments: str) -> str:
         "PYTHONPATH": str(tree), "URM_HOME": str(tree / ".urm"), "AIRFLOW_HOME": str(tree / "airflow"),
         "URM_CONFIGS_DIR": str(tree / "configs"), "COLUMNS": "200",
     }  # fmt: skip
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        capture_output=True, text=True, cwd=tree, env=environment, check=False,
-    )  # fmt: skip
+    process = run_python("-W", "ignore", *arguments, cwd=tree, env=environment)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 

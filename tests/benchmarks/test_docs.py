@@ -1,7 +1,5 @@
 """The tables in the documentation are those that the kept records give."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every stage, study and output of the flow has a row in the tables of the documentation."""
 
-from __future__ import annotations
-
 from benchmarks.flow_tables import TABLES
 from components.flow import STAGES, STUDIES
 

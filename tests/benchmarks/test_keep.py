@@ -1,7 +1,5 @@
 """What is kept of a run compares as the run itself."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +11,8 @@ from benchmarks.results import CONFIGS, SEEDS, SERVING, STAGES, URM, Step, plan,
 from components.config import load_named_config
 from components.flow import STAGES as ALL_STAGES
 from components.studies.ablation.grid import load_grid
-from tests.worlds import REPOSITORY
+from tests.worlds import CONFIGS as CONFIG_FILES
+from tests.worlds import REPOSITORY, run_python
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +49,7 @@ def test_every_setting_fits_its_configuration(steps):
         if "--config" in step.command:
             options = list(zip(step.command, step.command[1:], strict=False))
             settings = [value for option, value in options if option == "--set"]
-            config = load_named_config(
-                step.command[step.command.index("--config") + 1], REPOSITORY / "configs", settings
-            )
+            config = load_named_config(dict(options)["--config"], CONFIG_FILES, settings)
             assert config.urm.max_steps == 5
             if config.name.startswith("amazon_"):
                 assert config.source.data_dir == f"data/{config.name}"
@@ -62,7 +58,7 @@ def test_every_setting_fits_its_configuration(steps):
 def test_the_readme_counts_the_variants():
     text = (REPOSITORY / "benchmarks" / "README.md").read_text()
     count = int(re.search(r"(\d+) variants and the reference", text).group(1))
-    assert count == len(load_grid("urm", REPOSITORY / "configs").variants) - 1
+    assert count == len(load_grid("urm", CONFIG_FILES).variants) - 1
 
 
 def test_a_step_keeps_its_output_and_tells_of_failure(tmp_path):
@@ -76,14 +72,8 @@ def test_a_step_keeps_its_output_and_tells_of_failure(tmp_path):
 
 def test_a_failed_step_lets_the_others_go_on_and_ends_as_a_failure(tmp_path):
     """The real command line; the data of this set are not there."""
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.results", "--only", "amazon_toys-seed0-ingest", "--data", "/no/such/folder"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "URM_HOME": str(tmp_path)},
-    )
+    options = ("--only", "amazon_toys-seed0-ingest", "--data", "/no/such/folder")
+    process = run_python("-m", "benchmarks.results", *options, env={**os.environ, "URM_HOME": str(tmp_path)})
     assert process.returncode == 1, process.stderr
     assert "[1/1] amazon_toys-seed0-ingest (up to 1 min) … FAILED" in process.stdout
     assert "/no/such/folder/amazon_toys" in (tmp_path / "results" / "amazon_toys-seed0-ingest.log").read_text()
@@ -91,13 +81,7 @@ def test_a_failed_step_lets_the_others_go_on_and_ends_as_a_failure(tmp_path):
 
 @pytest.mark.parametrize("module", ["throughput", *SERVING])
 def test_a_benchmark_is_a_command_that_knows_its_options(module, steps):
-    process = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=REPOSITORY,
-    )
+    process = run_python("-m", f"benchmarks.{module}", "--help", check=True)
     step = next(step for step in steps if f"benchmarks.{module}" in step.command)
     for word in step.command[3:]:
         assert not word.startswith("--") or word in process.stdout

@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +16,7 @@ from benchmarks.serving.load import Tally, arrivals, offer, percentiles, skewed
 from benchmarks.serving.phases import Backlog
 from components.stages.release import run as release_stage
 from components.storage import run_stage
-from tests.worlds import REPOSITORY, make_settings
+from tests.worlds import make_settings, run_python
 from tests.worlds.tiny import ITEM_IDS, NUM_USERS, make_run
 
 
@@ -142,16 +138,11 @@ def test_the_benchmark_measures_a_real_runtime(tmp_path: Path) -> None:
     run_stage("release", release_stage, config=config, run_dir=str(run_dir), settings=settings)
     output, logs = tmp_path / "serving.json", tmp_path / "logs"
     started = time.monotonic()
-    process = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.serving", "--run-dir", str(run_dir), "--set", "recall.k=20"),
-            *("--capacity-seconds", "2", "--steady-seconds", "3", "--overload-seconds", "3", "--overload-users", "5"),
-            *("--settle-seconds", "1", "--read-rate", "30", "--apis", "2", "--logs", str(logs)),
-            *("--output", str(output)),
-        ],
-        capture_output=True, text=True, check=False, cwd=REPOSITORY,
-        env={**os.environ, "URM_HOME": str(settings.home), "URM_DEVICE": "cpu"},
-    )  # fmt: skip
+    usual = ("--run-dir", run_dir, "--set", "recall.k=20", "--output")
+    environment = {**os.environ, "URM_HOME": str(settings.home), "URM_DEVICE": "cpu"}
+    options = "--capacity-seconds 2 --steady-seconds 3 --overload-seconds 3 --overload-users 5 --settle-seconds 1"
+    options = (*f"{options} --read-rate 30 --apis 2 --logs".split(), logs)
+    process = run_python("-m", "benchmarks.serving", *usual, output, *options, env=environment)
     assert process.returncode == 0, process.stderr
     print(f"{time.monotonic() - started:.0f} s")
     found = json.loads(output.read_text())
@@ -171,12 +162,8 @@ def test_the_benchmark_measures_a_real_runtime(tmp_path: Path) -> None:
 
     # The release serves a second benchmark, of the API alone: whatever it costs, garbage is collected as it says.
     output = tmp_path / "reads.json"
-    process = subprocess.run(
-        [*(sys.executable, "-m", "benchmarks.reads", "--run-dir", str(run_dir), "--set", "recall.k=20"),
-         *("--reads", "320", "--repeats", "2", "--output", str(output))],
-        capture_output=True, text=True, check=False, cwd=REPOSITORY,
-        env={**os.environ, "URM_HOME": str(settings.home), "URM_DEVICE": "cpu"},
-    )  # fmt: skip
+    options = ("--reads", 320, "--repeats", 2)
+    process = run_python("-m", "benchmarks.reads", *usual, output, *options, env=environment)
     assert process.returncode == 0, process.stderr
     figures = json.loads(output.read_text())
     assert list(figures) == ["usual", "frozen", "rarely"]

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 
 from benchmarks.throughput import WARM_UP_STEPS, ClockedSteps, measure_peak

@@ -1,7 +1,5 @@
 """The device and the threads that the settings ask for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import faiss

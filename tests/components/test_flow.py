@@ -1,7 +1,5 @@
 """What the table of the flow derives: which stages come before, and the arrows of a picture of it."""
 
-from __future__ import annotations
-
 import ast
 
 import pytest
@@ -11,18 +9,9 @@ from components.flow import FLOWS, STAGES, STUDIES, direct_inputs, stages_before
 from tests.worlds import CONFIGS, REPOSITORY
 
 # The arrows into each stage. A new stage adds none to these unless it is put between two of them.
-ARROWS = {
-    "ingest": (),
-    "validate": ("ingest",),
-    "features": ("validate",),
-    "encode": ("validate",),
-    "baseline": ("features", "encode"),
-    "sft": ("features", "encode"),
-    "evaluate": ("baseline", "sft"),
-    "gate": ("evaluate",),
-    "release": ("gate",),
-    "promote": ("release",),
-}
+ARROWS = {"ingest": (), "validate": ("ingest",), "features": ("validate",), "encode": ("validate",)}
+ARROWS |= dict.fromkeys(("baseline", "sft"), ("features", "encode")) | {"evaluate": ("baseline", "sft")}
+ARROWS |= {"gate": ("evaluate",), "release": ("gate",), "promote": ("release",)}
 
 
 @pytest.mark.parametrize("name", ARROWS)

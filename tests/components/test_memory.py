@@ -1,7 +1,5 @@
 """What a process keeps of freed memory and of prepared products."""
 
-from __future__ import annotations
-
 import ctypes
 import subprocess
 import sys

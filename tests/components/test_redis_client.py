@@ -1,10 +1,6 @@
 """The way to Redis: which addresses are refused, and which errors pass."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -20,19 +16,10 @@ from components.redis_client import is_unavailable, open_redis, redis_errors, re
 from components.settings import Settings
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import client, make_event, redis_server
-from tests.worlds.servers import RedisServer, free_port
+from tests.worlds.servers import RedisServer, free_port, own_server
 from tests.worlds.tiny import make_config
 
-__all__ = ["client", "redis_server"]  # fixtures
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of this test's own."""
-    running = RedisServer(tmp_path)
-    running.start()
-    yield running
-    running.stop()
+__all__ = ["client", "own_server", "redis_server"]  # fixtures
 
 
 @pytest.mark.parametrize(
@@ -69,19 +56,17 @@ def test_other_errors_are_not_waited_for(error: Exception) -> None:
     assert not is_unavailable(error)
 
 
-def test_a_replica_is_one_sentence_without_the_command(server: RedisServer) -> None:
-    with open_redis(server.url) as client:
+def test_a_replica_is_one_sentence_without_the_command(own_server: RedisServer) -> None:
+    with open_redis(own_server.url) as client:
         client.replicaof("127.0.0.1", free_port())
-        with pytest.raises(
-            UnavailableError, match="expected an answer, got an error of a server that cannot serve"
-        ) as on:
-            with redis_errors(server.url):
-                client.eval("return redis.call('SET', KEYS[1], ARGV[1])", 1, "key", "arsenic")
+        answer = "expected an answer, got an error of a server that cannot serve"
+        with pytest.raises(UnavailableError, match=answer) as on, redis_errors(own_server.url):
+            client.eval("return redis.call('SET', KEYS[1], ARGV[1])", 1, "key", "arsenic")
     assert "arsenic" not in str(on.value)
 
 
-def test_a_connection_that_the_server_has_closed_is_made_anew(server: RedisServer) -> None:
-    with open_redis(server.url) as client, redis.Redis.from_url(server.url) as other:
+def test_a_connection_that_the_server_has_closed_is_made_anew(own_server: RedisServer) -> None:
+    with open_redis(own_server.url) as client, redis.Redis.from_url(own_server.url) as other:
         client.set("key", "before")
         other.client_kill_filter(_type="normal", skipme=True)
         assert client.get("key") == "before"

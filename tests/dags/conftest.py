@@ -1,7 +1,5 @@
 """Airflow with a home of its own: set before the first import of airflow, which reads it once a process."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

@@ -1,14 +1,10 @@
-from __future__ import annotations
-
 import os
-import subprocess
-import sys
 
 import pytest
 import structlog
 
 from components.flow import Resources
-from tests.worlds import REPOSITORY
+from tests.worlds import REPOSITORY, run_python
 
 EDGES = {
     "plan_reference": {"reference"},
@@ -168,14 +164,7 @@ def test_import_is_light():
         'print(sorted({"torch", "pandas", "transformers", "mlflow", "matplotlib", "kubernetes"} & set(sys.modules)))\n'
         'print(sorted(name for name in sys.modules if name.startswith("components.")))'
     )
-    output = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    output = run_python("-W", "ignore", "-c", script, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
     heavy, ours = output.stdout.splitlines()[-2:]
     assert heavy == "[]"
     assert ours == str(["components.exceptions", "components.flow", "components.settings"])

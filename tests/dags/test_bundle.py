@@ -1,17 +1,13 @@
 """DAG bundles: a clone of the repository, as its root or with `subdir: dags`, read where nothing else leads to it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.worlds import REPOSITORY
+from tests.worlds import REPOSITORY, run_python
 
 # What Airflow's DAG processor does with each file of a bundle, and its task runner with the file of a task.
 READ = """
@@ -37,11 +33,8 @@ def test_a_clone_is_a_bundle(tmp_path: Path, subdir: str) -> None:
         shutil.copytree(REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / ".airflowignore", clone)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-P", "-c", READ, str(clone / subdir)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment | {"AIRFLOW_HOME": str(tmp_path / "airflow")},
-        check=False,
-    )  # fmt: skip
+    environment["AIRFLOW_HOME"] = str(tmp_path / "airflow")
+    process = run_python("-W", "ignore", "-P", "-c", READ, clone / subdir, cwd=tmp_path, env=environment)
     assert process.returncode == 0, process.stderr
     read = json.loads(process.stdout.splitlines()[-1])
     files = sorted(str(path) for path in (clone / "dags").glob("*.py") if path.stem != "__init__")

@@ -4,8 +4,6 @@ Airflow's page *Public Interface* names `airflow.sdk` (its `__all__`), the excep
 `airflow.sdk.exceptions`, and operators and hooks of providers; `airflow.sdk.types` exports types for annotations.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

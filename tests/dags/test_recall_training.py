@@ -1,9 +1,5 @@
-from __future__ import annotations
-
 import copy
 import os
-import subprocess
-import sys
 import textwrap
 import warnings
 from pathlib import Path
@@ -11,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.flow import FLOWS, STAGES, direct_inputs
-from tests.worlds import REPOSITORY
+from tests.worlds import REPOSITORY, run_python
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +67,8 @@ def test_heavy_stages_share_the_pool(dag):
 
 
 def test_default_params_are_valid(dag):
-    assert dag.params.validate() == {
-        "config": "complete_journey",
-        "overrides": [],
-        "promote_anyway": False,
-        "force": False,
-    }
+    flags = {"promote_anyway": False, "force": False}
+    assert dag.params.validate() == {"config": "complete_journey", "overrides": []} | flags
 
 
 def test_suggested_configs_exist(dag):
@@ -124,14 +116,7 @@ def test_import_is_fast_and_light():
         print(time.perf_counter() - start)
         print(sorted({"torch", "pandas", "transformers", "mlflow", "feast", "kubernetes"} & set(sys.modules)))
     """)
-    output = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    output = run_python("-W", "ignore", "-c", script, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
     seconds, loaded = output.stdout.splitlines()[-2:]
     assert float(seconds) < 1
     assert loaded == "[]"

@@ -1,7 +1,5 @@
 """Real services in a home of their own: Airflow, MLflow, Redis, recall worker and API, started by `urm up`."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

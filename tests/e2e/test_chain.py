@@ -4,8 +4,6 @@ Two runs: the first has a stage killed half-way and ends at a gate that fails; t
 that work, goes on all the same, and serves.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

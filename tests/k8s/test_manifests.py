@@ -1,7 +1,5 @@
 """Form of the manifests, and the names in them that must agree."""
 
-from __future__ import annotations
-
 import re
 
 import kubernetes_validate

@@ -1,7 +1,5 @@
 """Dashboard and alert rules: every metric exists, every alert is tried and has a runbook."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """A language model of random weights for tests, small enough to train within a second."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

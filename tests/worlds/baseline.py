@@ -1,7 +1,5 @@
 """A small real world: some households' purchases as the tables of validation and features, by plain loops."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -50,25 +48,14 @@ class World:
 
 @pytest.fixture(scope="session")
 def config() -> RunConfig:
-    split = {
-        "train_start": "2017-07-03T05:00:00Z",
-        "validation_start": "2017-08-14T05:00:00Z",
-        "test_start": "2017-08-21T05:00:00Z",
-        "end": "2017-08-28T05:00:00Z",
-    }
-    overrides: dict[str, Any] = {
-        "tasks": TASKS,
-        "features.split": split,
-        "evaluation.k": 20,
-        "baseline.dimension": 16,
-        "baseline.hidden": 8,
-        "baseline.history_length": 30,
-        "baseline.num_negatives": 64,
-        "baseline.batch_size": 64,
-        "baseline.max_epochs": 6,
-        "baseline.models": ["target_attention_text", "sasrec", "text", "bm25"],
-        "baseline.sasrec": {"dimension": 16, "num_layers": 1, "num_negatives": 64, "batch_size": 8, "max_epochs": 10},
-    }
+    starts = {"train_start": "2017-07-03", "validation_start": "2017-08-14", "test_start": "2017-08-21"}
+    split = {name: f"{day}T05:00:00Z" for name, day in (starts | {"end": "2017-08-28"}).items()}
+    sasrec = {"dimension": 16, "num_layers": 1, "num_negatives": 64, "batch_size": 8, "max_epochs": 10}
+    target_attention = {"dimension": 16, "hidden": 8, "num_negatives": 64, "batch_size": 64, "max_epochs": 6}
+    models = ["target_attention_text", "sasrec", "text", "bm25"]
+    baseline = target_attention | {"history_length": 30, "models": models, "sasrec": sasrec}
+    overrides: dict[str, Any] = {"tasks": TASKS, "features.split": split, "evaluation.k": 20}
+    overrides |= {f"baseline.{name}": value for name, value in baseline.items()}
     return load_config(CONFIGS / "complete_journey.yaml", overrides)
 
 
@@ -129,6 +116,16 @@ def with_table(world: World, tmp_path: Path) -> Callable[[str, Callable[[pa.Tabl
         return World(tmp_path, world.config)
 
     return change
+
+
+def history_of(data: Dataset, row: int) -> slice:
+    """Where the history of an example stands in the columns of the contexts."""
+    return slice(*data.contexts.offsets[data.examples.contexts[row] :][:2])
+
+
+def targets_of(data: Dataset, row: int) -> list[int]:
+    """Places of an example's target items."""
+    return data.examples.targets[slice(*data.examples.target_offsets[row : row + 2])].tolist()
 
 
 def _item(row: dict[str, Any]) -> Row:

@@ -1,7 +1,5 @@
 """Fixtures of the features tests: an engine, settings, and logs read into the engine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 

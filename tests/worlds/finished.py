@@ -3,8 +3,6 @@
 Baselines' predictions are drawn by chance. Studies and the stages after `sft` may run in it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A small real slice of the Complete Journey log, and short ways to run the stage."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import duckdb
 import ibis
 import pytest
 
-from components.config import RunConfig, Source, load_config
+from components.config import RunConfig, Source, TableSource, load_config
 from components.engines.duckdb import open_engine
 from components.ingestion.complete_journey import find_data
 from components.settings import Settings
@@ -52,3 +50,10 @@ def configure() -> Callable[..., RunConfig]:
         return load_config(CONFIGS / "complete_journey.yaml", {"source": source.model_dump(mode="json")} | overrides)
 
     return build
+
+
+def write_csv(folder: Path, events: str, items: str = "item_id,title\n1,Sock\n") -> TableSource:
+    """A source of these two files."""
+    (folder / "events.csv").write_text(events)
+    (folder / "items.csv").write_text(items)
+    return TableSource(events=str(folder / "events.csv"), items=str(folder / "items.csv"))

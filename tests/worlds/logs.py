@@ -1,7 +1,5 @@
 """Small logs written as the canonical tables, and run configurations and directories for them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -33,36 +31,26 @@ def write_events(folder: Path, events: Sequence[Event]) -> Path:
     return write(folder / "part.parquet", EVENTS, rows).parent
 
 
-def write_items(
-    path: Path,
-    categories: dict[int, list[str]],
-    brands: dict[int, str] | None = None,
-    titles: dict[int, str] | None = None,
-) -> Path:
-    brands, titles = brands or {}, titles or {}
+def write_items(path: Path, categories: dict[int, list[str]], brands: dict[int, str] | None = None) -> Path:
     return write(path, ITEMS, (
-        item_row(item_id, category=category, brand=brands.get(item_id), title=titles.get(item_id, f"item {item_id}"))
+        item_row(item_id, category=category, brand=(brands or {}).get(item_id))
         for item_id, category in categories.items()
     ))  # fmt: skip
 
 
+def task(**target: Any) -> dict[str, Any]:
+    """A task `wanted` with this filter."""
+    return {"name": "wanted", "description": "", "prompt": "", "target": target}
+
+
 def make_config(tasks: Sequence[dict[str, Any]] | None = None, **features: Any) -> RunConfig:
     """One training cut at START, then one validation and one test cut a week apart."""
-    split = {
-        "train_start": START,
-        "validation_start": START + WEEK,
-        "test_start": START + 2 * WEEK,
-        "end": START + 3 * WEEK,
-    }
+    bounds = ("train_start", "validation_start", "test_start", "end")
+    split = {name: START + week * WEEK for week, name in enumerate(bounds)}
     default = [{"name": "next_purchase", "description": "What comes next.", "prompt": "Task: recommend."}]
-    return RunConfig.model_validate(
-        {
-            "name": "small",
-            "source": {"kind": "complete_journey"},
-            "features": {"split": split, "min_item_events": 1} | features,
-            "tasks": default if tasks is None else tasks,
-        }
-    )
+    features = {"split": split, "min_item_events": 1} | features
+    values = {"features": features, "tasks": default if tasks is None else tasks}
+    return RunConfig.model_validate({"name": "small", "source": {"kind": "complete_journey"}} | values)
 
 
 def write_run(run_dir: Path, events: Path, items: Path) -> Path:

@@ -1,7 +1,5 @@
 """A real redis-server for the session, emptied before each test, and releases of the tiny world."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import threading
@@ -40,17 +38,8 @@ from tests.worlds import make_settings
 from tests.worlds.servers import RedisServer, free_port
 from tests.worlds.tiny import LAST_EVENT, make_config, make_run
 
-__all__ = [
-    "api",
-    "broken_bundle",
-    "client",
-    "load_poisoned",
-    "promoted",
-    "recall_config",
-    "redis_server",
-    "releases",
-    "start_worker",
-]  # fixtures
+__all__ = ["api", "broken_bundle", "client", "load_poisoned", "promoted"]  # fixtures
+__all__ += ["recall_config", "redis_server", "releases", "start_worker"]
 
 Loader = Callable[[Publication], ServingRelease]
 StartWorker = Callable[..., Any]

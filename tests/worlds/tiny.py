@@ -3,8 +3,6 @@
 Everything is real but small: 60 items, 12 users, three tasks, a one-layer Llama, a Feast store with its online tables.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -158,11 +156,7 @@ def make_model(folder: Path, seed: int) -> None:
     modalities = {name: (array, everything) for name, array in (vectors | {ITEM_POPULARITY: popularity}).items()}
     write_item_table(folder / "item_table", ITEM_IDS, modalities)
     config = UrmConfig(
-        num_layers=1,
-        num_user_vectors=2,
-        modalities=("id", "text"),
-        fusion_dimension=16,
-        history_length=16,
+        num_layers=1, num_user_vectors=2, modalities=("id", "text"), fusion_dimension=16, history_length=16
     )
     tokenizer = make_tokenizer()
     add_special_tokens(tokenizer, config.num_user_vectors)

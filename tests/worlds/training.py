@@ -1,13 +1,11 @@
 """One training of the tiny world, callable from a test or as a process: `python -m tests.worlds.training`."""
 
-from __future__ import annotations
-
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import pyarrow.parquet as pq
 import torch
@@ -21,6 +19,7 @@ from components.urm.training.steps import NegativeSampler, TrainingSteps
 from components.urm.training.train import TrainingSummary, train
 from components.urm.training.validation import Validation
 from tests.worlds import REPOSITORY
+from tests.worlds.servers import free_port
 
 TABLES = ("catalogue", "contexts", "examples")
 
@@ -50,43 +49,23 @@ def run_training(
     new = build_untrained(folder)
     tasks = {task.name: task for task in config.tasks}
     training, measured = (read_examples(contexts, examples, tasks, split) for split in ("train", "validation"))
-    validation = Validation(
-        [example for _, asked in measured for example in asked],
-        catalogue["item_id"].to_numpy(),
-        new.builder,
-        config.urm,
-        config.evaluation.k,
-    )
+    asked = [example for _, of_context in measured for example in of_context]
+    validation = Validation(asked, catalogue["item_id"].to_numpy(), new.builder, config.urm, config.evaluation.k)
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
-    summary = train(
-        new.model,
-        TrainingSteps(training, new.builder, sampler, config),
-        validation,
-        urm,
-        scratch=scratch,
-        device="cpu",
-        seed=config.seed,
-        report=report,
-    )
+    steps = TrainingSteps(training, new.builder, sampler, config)
+    options = {"scratch": scratch, "device": "cpu", "seed": config.seed, "report": report}
+    summary = train(new.model, steps, validation, urm, **options)
     return new.model, summary
 
 
 def launch(module: str, arguments: list[Path], processes: int = 2) -> list[str]:
     """Run a module in processes connected by gloo; returns what each wrote to its standard output."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = meeting | {"WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+    command, pipes = [sys.executable, "-m", module, *map(str, arguments)], dict.fromkeys(("stdout", "stderr"), PIPE)
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=REPOSITORY,
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
+        subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | common | ranks, text=True, **pipes)
+        for ranks in ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
     ]
     try:
         answers = [process.communicate(timeout=240) for process in started]

@@ -1,9 +1,7 @@
 """Canonical tables made by hand, handed to the real stage through the real stage contract."""
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,7 +57,7 @@ class Bench:
 
     root: Path
     settings: Settings
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self, events: Rows, items: Rows, rejected: Rows = [], **overrides: Any) -> StageResult:  # noqa: B006
         run_dir = str(self.root / f"run-{next(self._numbers)}")

@@ -12,6 +12,7 @@ import pytest
 
 from components.baseline.data import Dataset, bucket, find, gather, split_words
 from components.exceptions import DataError
+from tests.worlds.baseline import history_of, targets_of
 
 
 def test_gather_by_hand() -> None:
@@ -38,12 +39,10 @@ def test_histories_and_targets_name_the_same_items_as_the_tables(data: Dataset, 
     contexts = pq.read_table(world.folder / "contexts.parquet").to_pylist()
     examples = pq.read_table(world.folder / "examples.parquet").to_pylist()
     for row in (0, 7, len(examples) - 1):
-        start, end = data.examples.target_offsets[row : row + 2]
-        assert data.items.ids[data.examples.targets[start:end]].tolist() == examples[row]["target_item_ids"]
+        assert data.items.ids[targets_of(data, row)].tolist() == examples[row]["target_item_ids"]
         context = contexts[data.examples.contexts[row]]
-        start, end = data.contexts.offsets[data.examples.contexts[row] :][:2]
         expected = [item for item in context["history_item_ids"] if item in set(data.items.ids)]
-        assert data.items.ids[data.contexts.items[start:end]].tolist() == expected
+        assert data.items.ids[data.contexts.items[history_of(data, row)]].tolist() == expected
 
 
 def test_items_have_what_the_item_table_counts_beside_baskets(data: Dataset) -> None:
@@ -54,25 +53,22 @@ def test_items_have_what_the_item_table_counts_beside_baskets(data: Dataset) -> 
     assert {1, 2, 3} <= set(expected)  # 0 baskets, 1 to 2, 3 to 6: three stands exactly at a power of two
 
 
-def test_a_catalogue_item_without_a_row_is_refused(with_table: Callable) -> None:
-    with pytest.raises(DataError, match="catalogue: expected items of the items table only"):
-        with_table("items", lambda table: table.slice(0, 50)).load()
-
-
-def test_a_missing_split_is_refused(with_table: Callable) -> None:
-    def drop(table: pa.Table) -> pa.Table:
-        return table.filter(pc.field("split") != "validation")
-
-    with pytest.raises(DataError, match="got none of validation"):
-        with_table("examples", drop).load()
-
-
-def test_an_unknown_task_is_refused(with_table: Callable) -> None:
-    def rename(table: pa.Table) -> pa.Table:
-        return table.set_column(3, table.schema.field("task"), pa.array(["other"] * table.num_rows))
-
-    with pytest.raises(DataError, match="known contexts, and tasks of this run"):
-        with_table("examples", rename).load()
+@pytest.mark.parametrize(
+    ("table", "edit", "message"),
+    [
+        ("items", lambda table: table.slice(0, 50), "catalogue: expected items of the items table only"),
+        ("examples", lambda table: table.filter(pc.field("split") != "validation"), "got none of validation"),
+        (
+            "examples",
+            lambda table: table.set_column(3, table.schema.field("task"), pa.array(["other"] * table.num_rows)),
+            "known contexts, and tasks of this run",
+        ),
+    ],
+    ids=["a catalogue item without a row", "a missing split", "an unknown task"],
+)
+def test_tables_that_do_not_fit_are_refused(with_table: Callable, table: str, edit: Callable, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        with_table(table, edit).load()
 
 
 def test_tasks_asked_in_the_same_words_share_a_prompt(data: Dataset) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
@@ -16,6 +15,8 @@ from components.baseline.rules import history_weights
 from components.config import SplitConfig
 from components.items.cooccurrence import Baskets, count_pairs, read_baskets, shrunken_cosine
 from components.schemas.events import EVENTS
+from tests.worlds.baseline import history_of
+from tests.worlds.tables import event_row, write
 
 
 def test_similarity_by_hand() -> None:
@@ -41,18 +42,14 @@ def test_baskets_hold_user_windows_before_validation_only(data: Dataset, world) 
 
 
 def test_score_is_the_weighted_sum_over_the_history(data: Dataset, world) -> None:
-    baskets = read_baskets(
-        world.folder / "events",
-        data.items.ids,
-        world.config.features.split,
-        world.config.features.split.validation_start,
-    )
+    split = world.config.features.split
+    baskets = read_baskets(world.folder / "events", data.items.ids, split, split.validation_start)
     similarity = shrunken_cosine(count_pairs(baskets, 1.0), shrinkage=2.0)
     rows = data.examples.rows("test")[:5]
     scores = ItemKnn(data, similarity, half_life_days=60).score(rows).numpy()
     dense = similarity.toarray()
     for row, found in zip(rows, scores, strict=True):
-        span = slice(*data.contexts.offsets[data.examples.contexts[row] :][:2])
+        span = history_of(data, row)
         weights = history_weights(data.contexts.counts[span], data.contexts.days[span], 60)
         expected = weights @ dense[data.contexts.items[span]]
         assert found[expected > 0] == pytest.approx(expected[expected > 0], rel=1e-4)
@@ -63,12 +60,11 @@ def test_in_leave_one_out_later_items_count_by_their_distance(tmp_path: Path) ->
     split = SplitConfig.model_validate({"kind": "leave_one_out"})
     days = [split.validation_start - timedelta(days=day) for day in (3, 2, 1)] + [split.validation_start]
     rows = [
-        {"event_id": f"{user}{item}", "user_id": user, "item_id": item, "behavior": "purchase", "scenario": "web",
-         "query": None, "ts": day, "attributes": []}
+        event_row(f"{user}{item}", item, day, user_id=user)
         for user, items in (("a", [10, 20, 30, 40]), ("b", [20, 30, 10, 10]))
         for item, day in zip(items, days, strict=True)
     ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "part.parquet")
+    write(tmp_path / "part.parquet", EVENTS, rows)
     baskets = read_baskets(tmp_path, np.array([10, 20, 30, 40]), split, split.validation_start)
     assert baskets.users.tolist() == [0, 0, 0, 1, 1, 1]
     # a: 10, 20, 30 and b: 20, 30, 10; 40 is a validation target

@@ -6,6 +6,7 @@ import torch
 
 from components.baseline.data import Dataset, Ints
 from components.baseline.ranking import Ranking, choose, chunk_by_context, mean_recall, rank
+from tests.worlds.baseline import history_of, targets_of
 
 
 class Noise:
@@ -15,16 +16,10 @@ class Noise:
         self.scores = torch.rand(len(data.examples.ids), len(data.items), generator=torch.Generator().manual_seed(1))
         self.scores[:, ::7] = -torch.inf
         for row in range(len(data.examples.ids)):
-            span = slice(data.examples.target_offsets[row], data.examples.target_offsets[row + 1])
-            self.scores[row, torch.from_numpy(data.examples.targets[span])] += quality
+            self.scores[row, targets_of(data, row)] += quality
 
     def score(self, rows: Ints) -> torch.Tensor:
         return self.scores[torch.from_numpy(rows)].clone()
-
-
-def bought(data: Dataset, row: int) -> set[int]:
-    start, end = data.contexts.offsets[data.examples.contexts[row] :][:2]
-    return set(data.contexts.items[start:end].tolist())
 
 
 def test_equals_brute_force_and_drops_bought_items_where_the_task_says_so(data: Dataset) -> None:
@@ -32,7 +27,8 @@ def test_equals_brute_force_and_drops_bought_items_where_the_task_says_so(data: 
     ranking = rank(noise, data, rows, depth=15)
     assert ranking.rows.tolist() == rows.tolist()
     for row, items in zip(ranking.rows, ranking.items, strict=True):
-        had = bought(data, row) if data.tasks[data.examples.tasks[row]].exclude_bought else set()
+        excluded = data.tasks[data.examples.tasks[row]].exclude_bought
+        had = set(data.contexts.items[history_of(data, row)].tolist()) if excluded else set()
         scores = {item: value for item, value in enumerate(noise.scores[row].tolist()) if item not in had}
         expected = sorted((item for item in scores if scores[item] > -np.inf), key=lambda item: -scores[item])[:15]
         assert items[items >= 0].tolist() == expected
@@ -49,7 +45,7 @@ def test_mean_recall_by_hand(data: Dataset) -> None:
     items = np.full((len(rows), 3), -1)
     expected: dict[str, list[float]] = {task.name: [] for task in data.tasks}
     for position, row in enumerate(rows):
-        targets = data.examples.targets[data.examples.target_offsets[row] : data.examples.target_offsets[row + 1]]
+        targets = targets_of(data, row)
         items[position, 1] = targets[-1]  # one hit within the first three
         expected[data.tasks[data.examples.tasks[row]].name].append(1 / min(len(targets), 3))
     recall = mean_recall(Ranking(rows, items, np.zeros(items.shape, dtype=np.float32)), data, k=3)

@@ -7,13 +7,14 @@ import pytest
 
 from components.baseline.data import Dataset
 from components.baseline.rules import OwnHistory, Popularity, history_weights
+from tests.worlds.baseline import history_of, targets_of
 
 
 def test_popularity_counts_training_targets_of_the_task(data: Dataset) -> None:
     examples, counter = data.examples, Counter()
     for row in range(len(examples.ids)):
         if examples.splits[row] == "train" and examples.tasks[row] == 1:
-            counter.update(examples.targets[examples.target_offsets[row] : examples.target_offsets[row + 1]].tolist())
+            counter.update(targets_of(data, row))
     popularity = Popularity(data)
     assert {item: int(count) for item, count in enumerate(popularity.counts[1]) if count} == dict(counter)
     best, scores = popularity.top(10)[1]
@@ -30,9 +31,8 @@ def test_popularity_breaks_ties_by_all_training_events(data: Dataset) -> None:
 
 def test_own_history_scores_only_what_the_user_had(data: Dataset) -> None:
     row = data.examples.rows("test")[0]
-    start, end = data.contexts.offsets[data.examples.contexts[row] :][:2]
     scores = OwnHistory(data, half_life_days=30).score(np.array([row]))[0].numpy()
-    assert set(np.flatnonzero(np.isfinite(scores))) == set(data.contexts.items[start:end])
+    assert set(np.flatnonzero(np.isfinite(scores))) == set(data.contexts.items[history_of(data, row)])
 
 
 def test_history_weight_by_hand() -> None:

@@ -8,6 +8,7 @@ from components.baseline.data import Dataset
 from components.baseline.ranking import mean_recall, rank
 from components.baseline.sasrec import SasRec, SasRecScorer, Sequences, _pad, train_sasrec, training_sequences
 from components.config import RunConfig, SasRecConfig
+from tests.worlds.baseline import history_of, targets_of
 
 SMALL = SasRecConfig(dimension=16, num_layers=1, dropout=0)
 
@@ -23,7 +24,7 @@ def test_sequences_are_the_newest_training_context_and_then_its_targets(data: Da
     for context in newest.values():
         history = contexts.items[contexts.offsets[context] : contexts.offsets[context + 1]][::-1].tolist()
         rows = [row for row in train if examples.contexts[row] == context]
-        targets = {item for row in rows for item in _targets(data, row)}
+        targets = {item for row in rows for item in targets_of(data, row)}
         expected.add((*history, *sorted(targets)))
     assert got == expected
 
@@ -49,8 +50,7 @@ def test_scores_are_those_of_one_history_at_a_time(data: Dataset) -> None:
     rows = data.examples.rows("test")[:7]
     scores = SasRecScorer(model, data).score(rows)
     for row, got in zip(rows, scores, strict=True):
-        start, end = data.contexts.offsets[data.examples.contexts[row] :][:2]
-        history = torch.from_numpy(data.contexts.items[start:end][:10][::-1].copy())
+        history = torch.from_numpy(data.contexts.items[history_of(data, row)][:10][::-1].copy())
         with torch.no_grad():
             expected = model(history.unsqueeze(0))[0, -1] @ model.items.weight.T
         assert torch.allclose(got, expected, atol=1e-4)
@@ -69,8 +69,3 @@ def test_learns_with_the_full_and_with_a_sampled_softmax(data: Dataset, config: 
     assert after == pytest.approx(summary.best_recall)
     assert after["mean"] > 2 * before
     assert summary.stopped_by in {"epochs", "time"}
-
-
-def _targets(data: Dataset, row: int) -> list[int]:
-    start, end = data.examples.target_offsets[row : row + 2]
-    return data.examples.targets[start:end].tolist()

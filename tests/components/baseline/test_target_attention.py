@@ -13,6 +13,7 @@ from components.baseline.network import TargetAttention, match_features
 from components.baseline.rules import Popularity
 from components.baseline.target_attention import TargetAttentionScorer, build_network, score_training_batch
 from components.config import RunConfig
+from tests.worlds.baseline import targets_of
 
 
 @pytest.fixture
@@ -64,8 +65,7 @@ def test_targets_are_marked_once_each(data: Dataset, batcher: Batcher) -> None:
     for row, weights in zip(rows, batch.targets, strict=True):
         context = batch.examples.contexts[int(np.flatnonzero(rows == row)[0])]
         marked = batch.own.items[context][weights > 0]
-        span = slice(*data.examples.target_offsets[row : row + 2])
-        assert sorted(marked.tolist()) == sorted(data.examples.targets[span].tolist())
+        assert sorted(marked.tolist()) == sorted(targets_of(data, row))
 
 
 def test_task_and_query_change_the_scores(data: Dataset, network: TargetAttention, batcher: Batcher) -> None:
@@ -91,10 +91,8 @@ def test_empty_histories_score_finitely(data: Dataset, network: TargetAttention,
     keep = np.r_[0 : offsets[context], offsets[context + 1] : len(data.contexts.items)]
     offsets[context + 1 :] -= length
     contexts = data.contexts
-    emptied = dataclasses.replace(
-        contexts, items=contexts.items[keep], counts=contexts.counts[keep], days=contexts.days[keep],
-        behaviors=contexts.behaviors[keep], offsets=offsets,
-    )  # fmt: skip
+    columns = {name: getattr(contexts, name)[keep] for name in ("items", "counts", "days", "behaviors")}
+    emptied = dataclasses.replace(contexts, **columns, offsets=offsets)
     world = Dataset(data.items, emptied, data.examples, data.tasks)
     assert torch.isfinite(TargetAttentionScorer(network, Batcher(world, 30)).score(rows)).all()
 

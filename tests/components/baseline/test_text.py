@@ -12,6 +12,7 @@ from components.baseline.rules import Popularity
 from components.baseline.target_attention import TargetAttentionScorer, build_network, score_training_batch
 from components.baseline.text import Bm25, TextFeatures, TextRetriever, read_text_features
 from components.config import RunConfig
+from tests.worlds.baseline import history_of
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +44,7 @@ def test_a_query_is_compared_with_item_texts(data: Dataset, text: TextFeatures) 
 
 def test_without_a_query_the_history_is_asked(data: Dataset, text: TextFeatures) -> None:
     row = rows_with_query(data, wanted=False)[:1]
-    start, end = data.contexts.offsets[data.examples.contexts[row[0]] :][:2]
-    part = slice(start, end)
+    part = history_of(data, row[0])
     weights = np.log1p(data.contexts.counts[part]) * 2 ** (-data.contexts.days[part] / 30)
     wanted = weights @ text.items[data.contexts.items[part]]
     expected = text.items @ (wanted / np.linalg.norm(wanted))

@@ -21,14 +21,8 @@ def run(
     torch.manual_seed(0)
     baseline = config.baseline.model_copy(update=changes)
     network, logged = build_network(data, baseline, Popularity(data).counts), []
-    summary = train(
-        network,
-        Batcher(data, baseline.history_length),
-        baseline,
-        k=20,
-        seed=0,
-        log=lambda step, metrics: logged.append((step, metrics)),
-    )
+    batcher = Batcher(data, baseline.history_length)
+    summary = train(network, batcher, baseline, k=20, seed=0, log=lambda *entry: logged.append(entry))
     return network, summary, logged
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -15,9 +13,7 @@ from components import __version__
 from components.cli.app import app
 from components.flow import STAGES
 from components.settings import get_settings
-from tests.worlds import REPOSITORY
-
-URM = [sys.executable, "-m", "components"]
+from tests.worlds import run_python
 
 
 @pytest.fixture
@@ -31,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configs: Path) -> Path
 
 
 def urm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*URM, *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=False)
+    return run_python("-m", "components", *arguments, timeout=60)
 
 
 def assert_one_sentence(process: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> None:
@@ -49,18 +45,18 @@ def test_a_stage_before_its_input(home: Path) -> None:
     assert_one_sentence(process, 2, "expected the result of stage 'ingest'", f"{home}/runs/first", "run `urm ingest`")
 
 
-def test_an_unknown_key(home: Path) -> None:
-    assert_one_sentence(urm("validate", "--set", "urm.max_stepz=5"), 2, "'urm.max_stepz'", "did you mean 'max_steps'")
-
-
-def test_an_unreadable_file(home: Path) -> None:
-    assert_one_sentence(urm("show", "--config", "/no/such.yaml"), 2, "configuration /no/such.yaml", "check the path")
-    assert_one_sentence(urm("show", "--config", "nope"), 2, "nope.yaml: expected a readable YAML file")
-
-
-def test_text_in_square_brackets_is_printed_as_it_is(home: Path) -> None:
-    assert_one_sentence(urm("validate", "--set", "name='[/x][bold]'"), 2, "got '[/x][bold]'")
-    assert_one_sentence(urm("show", "--config", "[/x].yaml"), 2, "configuration [/x].yaml:")
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("validate --set urm.max_stepz=5", ["'urm.max_stepz'", "did you mean 'max_steps'"]),
+        ("show --config /no/such.yaml", ["configuration /no/such.yaml", "check the path"]),
+        ("show --config nope", ["nope.yaml: expected a readable YAML file"]),
+        ("validate --set name='[/x][bold]'", ["got '[/x][bold]'"]),  # printed as it is
+        ("show --config [/x].yaml", ["configuration [/x].yaml:"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(home: Path, command: str, parts: list[str]) -> None:
+    assert_one_sentence(urm(*command.split()), 2, *parts)
 
 
 def test_a_run_directory_that_cannot_be_made(home: Path, tmp_path: Path) -> None:
@@ -136,8 +132,7 @@ def test_every_option_of_every_command_has_a_help(path: tuple[str, ...]) -> None
 def test_help_loads_no_heavy_library() -> None:
     heavy = "{'torch', 'mlflow', 'transformers', 'pandas', 'feast', 'great_expectations'}"
     check = f"import sys, components.cli.app; print(sorted({heavy} & set(sys.modules)))"
-    process = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=REPOSITORY, check=True)
-    assert process.stdout == "[]\n"
+    assert run_python("-c", check, check=True).stdout == "[]\n"
 
 
 def test_sigterm_closes_the_mlflow_run(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-from __future__ import annotations
-
+import re
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,8 @@ from components.exceptions import ConfigError
 
 def test_the_default_configuration_has_the_nine_tasks(configs: Path) -> None:
     config = load_config(configs / "complete_journey.yaml")
-    assert [task.name for task in config.tasks] == [
-        "next_purchase",
-        "repurchase",
-        "new_item",
-        "discovery",
-        "long_tail",
-        "in_display",
-        "in_mailer",
-        "discounted",
-        "text_query",
-    ]
+    names = "next_purchase repurchase new_item discovery long_tail in_display in_mailer discounted text_query"
+    assert [task.name for task in config.tasks] == names.split()
     assert [task.name for task in config.tasks if task.needs_query] == ["text_query"]
 
 
@@ -37,68 +27,48 @@ def test_every_task_file_is_named_as_its_task(configs: Path) -> None:
         assert yaml.safe_load(path.read_text())["name"] == path.stem
 
 
-BAD_VALUES = [
-    ({"baseline.sasrec.num_heads": 3}, r"field 'baseline\.sasrec': expected num_heads to divide the dim.* 64, not 3"),
-    ({"baseline.models": ["gru4rec"]}, r"field 'baseline\.models\.0': expected .*'sasrec'.*, got 'gru4rec'"),
-    ({"urm.max_stepz": 5}, r"key 'urm\.max_stepz': expected one of .*max_steps.*, got an unknown key; did you mean 'm"),
-    ({"source.max_userz": 5}, r"key 'source\.max_userz': expected one of data_dir, kind, max_users, .* 'max_users'"),
-    ({"source": {"kind": "tables", "eventz": "x"}}, r"field 'source\.events': expected a value, got nothing"),
-    (
-        {"source": {"kind": "tables", "events": "x", "items": "y", "event_column": {}}},
-        r"key 'source\.event_column': expected one of attributes, .*; did you mean 'event_columns'",
-    ),
-    (
-        {"source.kind": "kafka"},
-        r"field 'source\.kind': expected 'complete_journey' or 'sequences' or 'tables', got 'kafka'",
-    ),
-    ({"source": {}}, r"field 'source\.kind': expected 'complete_journey' or 'sequences' or 'tables', got nothing"),
-    ({"source": {"kind": "sequences"}}, r"field 'source\.data_dir': expected a value, got nothing"),
-    (
-        {"source": {"kind": "sequences", "data_dir": "x", "sequence": "y"}},
-        r"key 'source\.sequence': expected one of data_dir, item_columns, items, .*; did you mean 'sequences'",
-    ),
-    (
-        {"features.split": {"kind": "leave_one_out"}},
-        r"field 'features': expected split\.kind leave_one_out with source\.kind sequences only; others have dates",
-    ),
-    ({"features.split.kind": "random"}, r"field 'features\.split\.kind': expected 'temporal' or 'leave_one_out', got"),
-    ({"features.split.max_train_cuts": 5}, r"field 'features\.split': expected max_train_cuts with kind leave_one_out"),
-    (
-        {"features.split.kind": "leave_one_out"},
-        r"field 'features\.split': expected no dates and no window_days with ki",
-    ),
-    (
-        {"features.split": {"kind": "leave_one_out", "max_train_cuts": 0}},
-        r"field 'features\.split\.max_train_cuts': expected greater than 0, got 0",
-    ),
-    (
-        {"features.split": {"kind": "leave_one_out", "max_train_cuts": "many"}},
-        r"field 'features\.split\.max_train_cuts': expected a valid integer.*, got 'many'",
-    ),
-    ({"features.held_out_query_share": 1}, r"field 'features\.held_out_query_share': expected less than 1, got 1"),
-    ({"zzz": 1}, r"key 'zzz': expected one of baseline, .*, got an unknown key; remove it"),
-    ({"evaluation.gate.x": 1}, r"key 'evaluation\.gate\.x': expected one of confidence, max_task_loss"),
-    ({"urm.max_steps": 0}, r"field 'urm\.max_steps': expected greater than 0, got 0; set a valid value"),
-    ({"urm.combine": "sum"}, r"field 'urm\.combine': expected 'max', 'logsumexp' or 'mean', got 'sum'"),
-    ({"urm": 5}, r"field 'urm': expected a valid dictionary"),
-    ({"name": "A b"}, r"field 'name': expected a value that should match pattern .*, got 'A b'"),
-    (
-        {"features.split.end": "2017-12-18T05:00:00"},
-        r"field 'features\.split\.end': expected a value that should have t",
-    ),
-    ({"features.split.end": "2017-01-01T00:00:00Z"}, r"field 'features\.split': expected train_start < validation_sta"),
-    ({"tasks": []}, r"field 'tasks': expected a value that should have at least 1 item"),
-    ({"tasks": "new_item"}, r"field 'tasks': expected a valid tuple, got 'new_item'"),
-    ({"tasks": [5]}, r"field 'tasks\.0': expected a valid dictionary or instance of Task, got 5"),
-    ({"tasks": ["new_item", "new_item"]}, r"field 'tasks': expected each task once, not 'new_item' again"),
-    ({"name.x": 1}, r"override 'name\.x': expected a path through sections, got the plain value 'name' on the way"),
+KINDS, MAX_CUTS = "'complete_journey' or 'sequences' or 'tables'", "features.split.max_train_cuts"
+TABLES, SEQUENCES = {"kind": "tables", "events": "x", "items": "y"}, {"kind": "sequences", "data_dir": "x"}
+LEAVE_ONE_OUT = {"kind": "leave_one_out"}
+BAD_VALUES = [  # what is set, what is named, and what is expected there
+    ({"baseline.sasrec.num_heads": 3}, "field 'baseline.sasrec'", "num_heads to divide the dim.* 64, not 3"),
+    ({"baseline.models": ["gru4rec"]}, "field 'baseline.models.0'", ".*'sasrec'.*, got 'gru4rec'"),
+    ({"urm.max_stepz": 5}, "key 'urm.max_stepz'", "one of .*max_steps.*, got an unknown key; did you mean 'm"),
+    ({"source.max_userz": 5}, "key 'source.max_userz'", "one of data_dir, kind, max_users, .* 'max_users'"),
+    ({"source": {"kind": "tables", "eventz": "x"}}, "field 'source.events'", "a value, got nothing"),
+    ({"source": TABLES | {"event_column": {}}}, "key 'source.event_column'", "one of attributes, .*an 'event_columns'"),
+    ({"source.kind": "kafka"}, "field 'source.kind'", f"{KINDS}, got 'kafka'"),
+    ({"source": {}}, "field 'source.kind'", f"{KINDS}, got nothing"),
+    ({"source": {"kind": "sequences"}}, "field 'source.data_dir'", "a value, got nothing"),
+    ({"source": SEQUENCES | {"sequence": "y"}}, "key 'source.sequence'", "one of data_dir, item_.* mean 'sequences'"),
+    ({"features.split": LEAVE_ONE_OUT}, "field 'features'", r"split\.kind leave_one_out with .*; others have dates"),
+    ({"features.split.kind": "random"}, "field 'features.split.kind'", "'temporal' or 'leave_one_out', got"),
+    ({"features.split.max_train_cuts": 5}, "field 'features.split'", "max_train_cuts with kind leave_one_out"),
+    ({"features.split.kind": "leave_one_out"}, "field 'features.split'", "no dates and no window_days with ki"),
+    ({"features.split": LEAVE_ONE_OUT | {"max_train_cuts": 0}}, f"field '{MAX_CUTS}'", "greater than 0, got 0"),
+    ({"features.split": LEAVE_ONE_OUT | {"max_train_cuts": "many"}}, f"field '{MAX_CUTS}'", "a valid int.* got 'many'"),
+    ({"features.held_out_query_share": 1}, "field 'features.held_out_query_share'", "less than 1, got 1"),
+    ({"zzz": 1}, "key 'zzz'", "one of baseline, .*, got an unknown key; remove it"),
+    ({"evaluation.gate.x": 1}, "key 'evaluation.gate.x'", "one of confidence, max_task_loss"),
+    ({"urm.max_steps": 0}, "field 'urm.max_steps'", "greater than 0, got 0; set a valid value"),
+    ({"urm.combine": "sum"}, "field 'urm.combine'", "'max', 'logsumexp' or 'mean', got 'sum'"),
+    ({"urm": 5}, "field 'urm'", "a valid dictionary"),
+    ({"name": "A b"}, "field 'name'", "a value that should match pattern .*, got 'A b'"),
+    ({"features.split.end": "2017-12-18T05:00:00"}, "field 'features.split.end'", "a value that should have t"),
+    ({"features.split.end": "2017-01-01T00:00:00Z"}, "field 'features.split'", "train_start < validation_sta"),
+    ({"tasks": []}, "field 'tasks'", "a value that should have at least 1 item"),
+    ({"tasks": "new_item"}, "field 'tasks'", "a valid tuple, got 'new_item'"),
+    ({"tasks": [5]}, "field 'tasks.0'", "a valid dictionary or instance of Task, got 5"),
+    ({"tasks": ["new_item", "new_item"]}, "field 'tasks'", "each task once, not 'new_item' again"),
+    ({"name.x": 1}, "override 'name.x'", "a path through sections, got the plain value 'name' on the way"),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), BAD_VALUES, ids=[str(values) for values, _ in BAD_VALUES])
+@pytest.mark.parametrize(("overrides", "name", "expected"), BAD_VALUES, ids=[str(values) for values, *_ in BAD_VALUES])
 def test_a_bad_value_is_named_with_file_field_and_value(
-    configs: Path, overrides: dict[str, object], message: str
+    configs: Path, overrides: dict[str, object], name: str, expected: str
 ) -> None:
+    message = f"{re.escape(name)}: expected {expected}"
     path = configs / "complete_journey.yaml"
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(path, overrides)
@@ -112,9 +82,7 @@ def test_a_mistake_in_a_task_file_names_that_file(configs: Path) -> None:
     content = yaml.safe_load(path.read_text())
     content["target"]["max_popularity_quantile"] = 3
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(
-        ConfigError, match=r"field 'target\.max_popularity_quantile': expected less than.* 1, got 3"
-    ) as e:
+    with pytest.raises(ConfigError, match=r"'target\.max_popularity_quantile': expected less than.* 1, got 3") as e:
         load_config(configs / "complete_journey.yaml")
     assert str(path) in str(e.value)
 
@@ -159,22 +127,16 @@ def test_overrides_of_the_command_line(configs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "message"),
+    ("target", "name", "expected"),
     [
-        ({"query_category_level": -2}, r"field 'target\.query_category_level': expected greater than or equal to -1"),
-        (
-            {"query_category_level": 0, "query_title_words": 2},
-            "field 'target': expected query_category_level or query_title_words, not both",
-        ),
-        (
-            {"query_title_words": 2, "held_out_query": True},
-            "field 'target': expected held_out_query beside query_category_level only",
-        ),
+        ({"query_category_level": -2}, ".query_category_level", "greater than or equal to -1"),
+        ({"query_category_level": 0, "query_title_words": 2}, "", "query_category_level or query_title_w.*, not both"),
+        ({"query_title_words": 2, "held_out_query": True}, "", "held_out_query beside query_category_level only"),
     ],
 )
-def test_filters_that_contradict_each_other(configs: Path, target: dict[str, object], message: str) -> None:
+def test_filters_that_contradict_each_other(configs: Path, target: dict[str, object], name: str, expected: str) -> None:
     path = configs / "tasks" / "text_query.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"target": target}))
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=f"field 'target{name}': expected {expected}") as caught:
         load_config(configs / "complete_journey.yaml")
     assert str(path) in str(caught.value)

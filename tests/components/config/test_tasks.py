@@ -1,7 +1,5 @@
 """The tasks of configs/tasks: they load, differ in what they ask, and their prompts render."""
 
-from __future__ import annotations
-
 import jinja2
 import pytest
 import yaml

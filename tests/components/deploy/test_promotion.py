@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -11,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,8 +46,13 @@ from components.release.publication import (
 from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, crown, open_registry, version_of_alias
 from components.stages.promote import run
 from components.storage import StageResult, run_stage
+from tests.worlds import run_python
 from tests.worlds.recall import Release, StartWorker, free_address, wait_until
-from tests.worlds.servers import RedisServer
+from tests.worlds.servers import RedisServer, own_server
+
+__all__ = ["own_server"]  # fixtures
+
+Releases = tuple[Release, Release]
 
 
 def promote(release: Release) -> StageResult:
@@ -58,6 +62,23 @@ def promote(release: Release) -> StageResult:
 def alias(release: Release, name: str) -> str | None:
     found = version_of_alias(open_registry(release.settings), "urm", name)
     return None if found is None else str(found.tags["urm.release"])
+
+
+def release_of(client: redis.Redis, key: str) -> str | None:
+    """The release that is wanted or serves."""
+    publication = read_publication(client, key)
+    return None if publication is None else publication.release
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Run a function beside what is done within."""
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def test_a_worker_that_is_late_does_not_turn_the_serving_release_back(client: redis.Redis) -> None:
@@ -108,9 +129,7 @@ def test_finding_the_live_workers_does_not_walk_through_all_keys(client: redis.R
     assert not {"cmdstat_scan", "cmdstat_keys"} & client.info("commandstats").keys()
 
 
-def test_promote_twice_and_roll_back(
-    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
-) -> None:
+def test_promote_twice_and_roll_back(client: redis.Redis, releases: Releases, start_worker: StartWorker) -> None:
     first, second = releases
     start_worker()
     result = promote(first)
@@ -147,7 +166,7 @@ def test_a_bundle_that_was_exchanged_after_its_release_is_rejected(
 
 
 def test_rejected_release_leaves_aliases_and_wish_as_they_were(
-    client: redis.Redis, releases: tuple[Release, Release], promoted: tuple[RecallWorker, Publication]
+    client: redis.Redis, releases: Releases, promoted: tuple[RecallWorker, Publication]
 ) -> None:
     champion = alias(releases[0], CHAMPION)
     version = str(releases[1].result.metrics["version"])
@@ -155,11 +174,10 @@ def test_rejected_release_leaves_aliases_and_wish_as_they_were(
         wrong = Candidate(version, "urm-wrong", str(releases[1].bundle))
         deploy(releases[1].settings, releases[1].config.release, "urm", wrong)
     assert alias(releases[0], CHAMPION) == champion
-    wanted = read_publication(client, WANTED)
-    assert wanted is not None and wanted.release == releases[0].name
+    assert release_of(client, WANTED) == releases[0].name
 
 
-def test_nobody_there_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+def test_nobody_there_is_one_sentence(client: redis.Redis, releases: Releases) -> None:
     with pytest.raises(UnavailableError, match="recall workers: expected at least one alive, got no heartbeat"):
         promote(releases[0])
     assert read_publication(client, WANTED) is None
@@ -170,7 +188,7 @@ def test_nobody_there_is_one_sentence(client: redis.Redis, releases: tuple[Relea
     assert "secret" not in str(caught.value)
 
 
-def test_redis_that_is_full_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+def test_redis_that_is_full_is_one_sentence(client: redis.Redis, releases: Releases) -> None:
     send_heartbeat(client, "w", "")
     client.config_set("maxmemory", 1)
     try:
@@ -197,8 +215,7 @@ def test_what_serves_is_wanted_again_where_redis_has_forgotten_what_was_wanted(c
     send_heartbeat(client, "stuck", "")
     with pytest.raises(ReleaseError):
         roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=0.3)
-    wanted = read_publication(client, WANTED)
-    assert wanted is not None and wanted.release == "urm-a"
+    assert release_of(client, WANTED) == "urm-a"
 
 
 def test_sigterm_while_waiting_restores_the_wish(client: redis.Redis) -> None:
@@ -209,27 +226,13 @@ def test_sigterm_while_waiting_restores_the_wish(client: redis.Redis) -> None:
         wait_until(lambda: "urm-b" in str(client.get(WANTED)))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=terminate)
     as_before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        thread.start()
-        with pytest.raises(SystemExit):
+        with meanwhile(terminate), pytest.raises(SystemExit):
             roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=10)
     finally:
-        thread.join()
         signal.signal(signal.SIGTERM, as_before)
-    wanted = read_publication(client, WANTED)
-    assert wanted is not None and wanted.release == "urm-a"
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that may be paused."""
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.resume()
-    server.stop()
+    assert release_of(client, WANTED) == "urm-a"
 
 
 def pause_once_wanted(server: RedisServer, client: redis.Redis, seconds: float, then: Callable[[], None]) -> None:
@@ -249,10 +252,8 @@ def test_a_redis_that_hangs_while_waiting_is_waited_for(own_server: RedisServer)
             assert publication is not None
             answer(client, publication, "worker", Answer(outcome="serving", seconds=1))
 
-        thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 1.0, answer_late))
-        thread.start()
-        publication = roll_out(WorkerFlip(open_redis(own_server.url, 0.2)), "urm-b", "/b", timeout_seconds=30)
-        thread.join()
+        with meanwhile(lambda: pause_once_wanted(own_server, client, 1.0, answer_late)):
+            publication = roll_out(WorkerFlip(open_redis(own_server.url, 0.2)), "urm-b", "/b", timeout_seconds=30)
         assert read_publication(client, WANTED) == publication
 
 
@@ -260,13 +261,10 @@ def test_a_redis_that_hangs_too_long_is_an_error_and_the_wish_is_restored(own_se
     with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
         publish(client, "urm-a", "/a")
         send_heartbeat(client, "worker", "")
-        thread = threading.Thread(target=pause_once_wanted, args=(own_server, client, 2.0, lambda: None))
-        thread.start()
-        with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
-            roll_out(WorkerFlip(open_redis(own_server.url, 0.2)), "urm-b", "/b", timeout_seconds=0.5)
-        thread.join()
-        wanted = read_publication(client, WANTED)
-        assert wanted is not None and wanted.release == "urm-a"
+        with meanwhile(lambda: pause_once_wanted(own_server, client, 2.0, lambda: None)):
+            with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+                roll_out(WorkerFlip(open_redis(own_server.url, 0.2)), "urm-b", "/b", timeout_seconds=0.5)
+        assert release_of(client, WANTED) == "urm-a"
 
 
 def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> None:
@@ -276,13 +274,9 @@ def test_failed_publication_does_not_undo_a_later_one(client: redis.Redis) -> No
         wait_until(lambda: read_publication(client, WANTED))
         publish(client, "urm-c", "/c")
 
-    thread = threading.Thread(target=overtake)
-    thread.start()
-    with pytest.raises(ReleaseError):
+    with meanwhile(overtake), pytest.raises(ReleaseError):
         roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=0.5)
-    thread.join()
-    wanted = read_publication(client, WANTED)
-    assert wanted is not None and wanted.release == "urm-c"
+    assert release_of(client, WANTED) == "urm-c"
 
 
 def test_all_live_workers_must_answer(client: redis.Redis) -> None:
@@ -295,14 +289,11 @@ def test_all_live_workers_must_answer(client: redis.Redis) -> None:
         assert publication is not None
         answer(client, publication, "quick", Answer(outcome="serving", seconds=0.1))
 
-    thread = threading.Thread(target=answer_one)
-    thread.start()
-    with pytest.raises(ReleaseError, match="no answer from slow"):
+    with meanwhile(answer_one), pytest.raises(ReleaseError, match="no answer from slow"):
         roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=0.5)
-    thread.join()
 
 
-def test_bundle_that_is_gone_is_named(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+def test_bundle_that_is_gone_is_named(client: redis.Redis, releases: Releases) -> None:
     with pytest.raises(MissingInputError, match="release urm-x: expected its bundle at /nowhere, got nothing"):
         deploy(releases[0].settings, releases[0].config.release, "urm", Candidate("1", "urm-x", "/nowhere"))
 
@@ -312,10 +303,7 @@ def candidate_of(release: Release) -> Candidate:
 
 
 def test_parallel_promotions_and_rollbacks_leave_one_release_wanted_serving_and_champion(
-    api: TestClient,
-    client: redis.Redis,
-    releases: tuple[Release, Release],
-    start_worker: StartWorker,
+    api: TestClient, client: redis.Redis, releases: Releases, start_worker: StartWorker
 ) -> None:
     settings, config = releases[0].settings, releases[0].config.release
     start_worker("a")
@@ -338,10 +326,7 @@ def test_parallel_promotions_and_rollbacks_leave_one_release_wanted_serving_and_
 
 
 def test_what_a_killed_promotion_left_is_put_right_by_the_next_one(
-    client: redis.Redis,
-    releases: tuple[Release, Release],
-    start_worker: StartWorker,
-    monkeypatch: pytest.MonkeyPatch,
+    client: redis.Redis, releases: Releases, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed when the workers had flipped and the aliases had not changed; the roll-back goes to what served before."""
     settings, config = releases[0].settings, releases[0].config.release
@@ -359,8 +344,7 @@ def test_what_a_killed_promotion_left_is_put_right_by_the_next_one(
         patch.setattr("components.deploy.promotion.crown", kill)
         with pytest.raises(Killed):
             deploy(settings, config, "urm", candidate_of(releases[0]))
-    serving = read_publication(client, SERVING)
-    assert serving is not None and serving.release == releases[0].name
+    assert release_of(client, SERVING) == releases[0].name
     assert alias(releases[0], CHAMPION) == releases[1].name
     assert rollback(settings, config)["release"] == releases[1].name
     assert (alias(releases[0], CHAMPION), alias(releases[0], PREVIOUS)) == (releases[1].name, releases[0].name)
@@ -384,7 +368,7 @@ def test_one_promotion_at_a_time(client: redis.Redis) -> None:
 
 
 def test_aliases_and_numbers_outlive_the_redis_that_gave_them(
-    client: redis.Redis, releases: tuple[Release, Release], start_worker: StartWorker
+    client: redis.Redis, releases: Releases, start_worker: StartWorker
 ) -> None:
     settings, config = releases[0].settings, releases[0].config.release
     registry = open_registry(settings)
@@ -400,8 +384,8 @@ def test_aliases_and_numbers_outlive_the_redis_that_gave_them(
 
 def test_a_process_has_a_name_that_no_other_ever_had() -> None:
     """Process 1 of a restarted container must not inherit the answers of the one before."""
-    program = [sys.executable, "-c", "from components.release.publication import name_worker; print(name_worker())"]
-    names = [subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)]
+    program = "from components.release.publication import name_worker; print(name_worker())"
+    names = [run_python("-c", program, check=True).stdout.strip() for _ in range(2)]
     with subprocess.Popen(["sleep", "60"]) as process:
         name = name_worker(process.pid)
         host, pid, started = name.rsplit("-", 2)

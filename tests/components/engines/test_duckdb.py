@@ -1,7 +1,5 @@
 """The opener of DuckDB: its limits are those of the settings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import ibis

@@ -12,18 +12,10 @@ K = 10
 
 def make_hits(recalls: dict[str, np.ndarray], users: np.ndarray, tasks: np.ndarray) -> pd.DataFrame:
     """Rows whose recall is hits / 1000 for any share of thousandths."""
+    examples = {"example_id": np.arange(len(users)), "user_id": users.astype(str), "task": tasks}
+    examples |= {"k": 1000, "targets": 1000}
     frames = [
-        pd.DataFrame(
-            {
-                "example_id": np.arange(len(users)),
-                "user_id": users.astype(str),
-                "task": tasks,
-                "model": model,
-                "k": 1000,
-                "hits": np.round(values * 1000).astype(int),
-                "targets": 1000,
-            }
-        )
+        pd.DataFrame(examples | {"model": model, "hits": np.round(values * 1000).astype(int)})
         for model, values in recalls.items()
     ]
     return pd.concat(frames)
@@ -75,14 +67,9 @@ def test_matches_scipy_on_one_example_a_user() -> None:
     base, model = random.uniform(0.1, 0.5, 300).round(3), random.uniform(0.1, 0.6, 300).round(3)
     hits = make_hits({"target_attention": base, "urm": model}, np.arange(300), np.full(300, "next"))
     low, high = run(hits, draws=4000).interval(0.95)
-    expected = stats.bootstrap(
-        (base, model),
-        lambda b, m, axis: m.mean(axis) / b.mean(axis) - 1,
-        paired=True,
-        n_resamples=4000,
-        method="percentile",
-        rng=np.random.default_rng(1),
-    ).confidence_interval
+    options = {"paired": True, "n_resamples": 4000, "method": "percentile", "rng": np.random.default_rng(1)}
+    lift = stats.bootstrap((base, model), lambda b, m, axis: m.mean(axis) / b.mean(axis) - 1, **options)
+    expected = lift.confidence_interval
     assert low[0] == pytest.approx(expected.low, abs=0.015)
     assert high[0] == pytest.approx(expected.high, abs=0.015)
 

@@ -25,9 +25,8 @@ def compared(lifts: list[float], noise: float = 0.01) -> Comparison:
 
 
 def config(**policy: float) -> EvaluationConfig:
-    return EvaluationConfig.model_validate(
-        {"gate": {"min_mean_lift": 0.05, "min_tasks_won": 2, "max_task_loss": 0.1} | policy}
-    )
+    gate = {"min_mean_lift": 0.05, "min_tasks_won": 2, "max_task_loss": 0.1} | policy
+    return EvaluationConfig.model_validate({"gate": gate})
 
 
 def test_passes_and_says_what_was_found() -> None:
@@ -67,9 +66,8 @@ def test_a_margin_admits_a_loss() -> None:
 
 def test_a_task_without_a_lift_is_neither_best_nor_worst_and_is_named_apart() -> None:
     some = compared([-0.02, -0.1, -0.2])
-    nothing = replace(
-        some, baseline=some.baseline * [1, 1, 0], baseline_draws=some.baseline_draws * [1, 1, 0], model=some.model
-    )
+    bases = {name: getattr(some, name) * [1, 1, 0] for name in ("baseline", "baseline_draws")}
+    nothing = replace(some, **bases)
     verdict = judge(nothing, config())["verdict"]
     assert "on average over 2 tasks" in verdict
     assert f"does best in {TASKS[0]} (-2.0%) and worst in {TASKS[1]} (-10.0%)" in verdict

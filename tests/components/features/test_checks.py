@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,16 +10,12 @@ from components.exceptions import ConfigError, DataError
 from components.features.catalogue import build_catalogue
 from components.features.checks import count_examples, require_catalogue, require_embedded, require_tasks_in_log
 from components.settings import Settings
-from tests.worlds.logs import START, Event, make_config
+from tests.worlds.logs import START, Event, make_config, task
 
 EVENTS = [
     Event("a", 1, START - timedelta(days=1), attributes={"in_display": "false"}),
     Event("a", 2, START, behavior="click", scenario="web"),
 ]
-
-
-def task(**target: Any) -> dict[str, Any]:
-    return {"name": "wanted", "description": "", "prompt": "", "target": target}
 
 
 def test_production_cannot_be_written_yet() -> None:
@@ -48,10 +42,8 @@ def test_filters_on_what_no_event_has_are_refused(
 
 
 def test_filters_on_what_some_event_has_pass(logged: Callable[..., ir.Table]) -> None:
-    tasks = make_config(
-        [task(behaviors=["click"], scenarios=["store", "web"], attributes={"in_display": "false"})]
-    ).tasks
-    require_tasks_in_log(logged(EVENTS, ["in_display"]), tasks)
+    wanted = task(behaviors=["click"], scenarios=["store", "web"], attributes={"in_display": "false"})
+    require_tasks_in_log(logged(EVENTS, ["in_display"]), make_config([wanted]).tasks)
 
 
 def test_an_empty_catalogue_is_refused(logged: Callable[..., ir.Table]) -> None:
@@ -61,20 +53,14 @@ def test_an_empty_catalogue_is_refused(logged: Callable[..., ir.Table]) -> None:
 
 
 def test_a_task_without_examples_in_a_split_is_refused(logged: Callable[..., ir.Table]) -> None:
-    examples = ibis.memtable(
-        [{"task": "next_purchase", "split": split} for split in ("train", "validation")],
-        schema={"task": "string", "split": "string"},
-    )
+    examples = ibis.memtable({"task": ["next_purchase"] * 2, "split": ["train", "validation"]})
     with pytest.raises(DataError, match=r"'next_purchase', split 'test'.*a log from 2024-01-07 to 2024-01-08"):
         count_examples(examples, logged(EVENTS), make_config())
 
 
 def test_a_task_with_held_out_queries_needs_no_training_examples(logged: Callable[..., ir.Table]) -> None:
     config = make_config([task(query_category_level=0, held_out_query=True)])
-    splits = ["validation", "test"]
-    examples = ibis.memtable(
-        [{"task": "wanted", "split": split} for split in splits], schema={"task": "string", "split": "string"}
-    )
+    examples = ibis.memtable({"task": ["wanted"] * 2, "split": ["validation", "test"]})
     log = logged(EVENTS)
     counts = count_examples(examples, log, config)
     assert counts == {"wanted": {"train": 0, "validation": 1, "test": 1}}

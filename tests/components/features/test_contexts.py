@@ -1,7 +1,5 @@
 """No feature sees an event at or after its cut: against a brute-force reading of the log, over random logs."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections import Counter
@@ -33,18 +31,13 @@ HISTORY_LENGTH = 3
 CATEGORIES = {1: ["FOOD", "BREAD"], 2: ["FOOD", "MILK"], 3: ["FOOD", "BREAD"], 4: [], 5: ["HOME"]}
 WORDS = {1: "bread", 2: "milk", 3: "bread", 4: None, 5: "home"}
 MICROSECOND = timedelta(microseconds=1)
+SETTINGS = Settings(feature_repo_dir=REPOSITORY / "feature_repo", num_threads=1)
 
 ALIGNED = make_config(history_length=HISTORY_LENGTH)
 # The splits start at different times of day.
-SHIFTED = make_config(
-    history_length=HISTORY_LENGTH,
-    split={
-        "train_start": START,
-        "validation_start": START + WEEK + timedelta(hours=5),
-        "test_start": START + 2 * WEEK + timedelta(hours=6),
-        "end": START + 4 * WEEK,
-    },
-)
+BOUNDS = {"train_start": START, "validation_start": START + WEEK + timedelta(hours=5), "end": START + 4 * WEEK}
+BOUNDS["test_start"] = START + 2 * WEEK + timedelta(hours=6)
+SHIFTED = make_config(history_length=HISTORY_LENGTH, split=BOUNDS)
 
 
 def retrieve(events: Sequence[Event], config: RunConfig, settings: Settings) -> list[dict[str, Any]]:
@@ -115,21 +108,13 @@ def moments(config: RunConfig) -> st.SearchStrategy[datetime]:
 
 
 def logs(config: RunConfig, least: int = 1) -> st.SearchStrategy[list[Event]]:
-    event = st.builds(
-        Event,
-        user_id=st.sampled_from(["a", "b", "c"]),
-        item_id=st.sampled_from(sorted(CATEGORIES)),
-        ts=moments(config),
-        behavior=st.sampled_from(["purchase", "click"]),
-    )
+    users, items = st.sampled_from(["a", "b", "c"]), st.sampled_from(sorted(CATEGORIES))
+    behaviors = st.sampled_from(["purchase", "click"])
+    event = st.builds(Event, user_id=users, item_id=items, ts=moments(config), behavior=behaviors)
     return st.lists(event, min_size=least, max_size=25)
 
 
-@pytest.fixture(scope="module")
-def module_settings() -> Settings:
-    return Settings(feature_repo_dir=REPOSITORY / "feature_repo", num_threads=1)
-
-
+by_split = pytest.mark.parametrize("config", [ALIGNED, SHIFTED], ids=["aligned", "shifted"])
 # Each example builds a feature store: a failing one is shown as found, for shrinking it would take minutes.
 RANDOM = hypothesis_settings(
     max_examples=10,
@@ -140,23 +125,19 @@ RANDOM = hypothesis_settings(
 )
 
 
-@pytest.mark.parametrize("config", [ALIGNED, SHIFTED], ids=["aligned", "shifted"])
+@by_split
 @given(data=st.data())
 @RANDOM
-def test_contexts_hold_exactly_what_came_before_the_cut(
-    module_settings: Settings, config: RunConfig, data: st.DataObject
-) -> None:
+def test_contexts_hold_exactly_what_came_before_the_cut(config: RunConfig, data: st.DataObject) -> None:
     events = data.draw(logs(config))
-    for context in retrieve(events, config, module_settings):
+    for context in retrieve(events, config, SETTINGS):
         assert_equal(context, expect(context, events))
 
 
-@pytest.mark.parametrize("config", [ALIGNED, SHIFTED], ids=["aligned", "shifted"])
+@by_split
 @given(data=st.data())
 @RANDOM
-def test_no_event_at_or_after_a_cut_changes_a_feature(
-    module_settings: Settings, config: RunConfig, data: st.DataObject
-) -> None:
+def test_no_event_at_or_after_a_cut_changes_a_feature(config: RunConfig, data: st.DataObject) -> None:
     """Another future: the events from one cut on are dropped and random ones put in their place."""
     events = data.draw(logs(config))
     cut, _ = data.draw(st.sampled_from(config.features.split.cuts()))
@@ -164,14 +145,14 @@ def test_no_event_at_or_after_a_cut_changes_a_feature(
     other = past + [event for event in data.draw(logs(config, least=0)) if event.ts >= cut]
 
     def at_cut(log: Sequence[Event]) -> list[dict[str, Any]]:
-        contexts = retrieve(log, config, module_settings) if log else []
+        contexts = retrieve(log, config, SETTINGS) if log else []
         return [context | {"context_id": None} for context in contexts if context["cut_ts"] == cut]
 
     assert at_cut(events) == at_cut(other)
 
 
-def test_an_event_at_the_instant_of_the_cut_is_not_seen(module_settings: Settings) -> None:
-    contexts = retrieve([Event("a", 1, START - MICROSECOND), Event("a", 2, START)], ALIGNED, module_settings)
+def test_an_event_at_the_instant_of_the_cut_is_not_seen() -> None:
+    contexts = retrieve([Event("a", 1, START - MICROSECOND), Event("a", 2, START)], ALIGNED, SETTINGS)
     assert contexts[0]["cut_ts"] == START
     assert contexts[0]["history_item_ids"] == [1]
     assert contexts[1]["history_item_ids"] == [2, 1]

@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.worlds import run_python
 
 PROBE = """
 import json, os, components.recall.worker.stream
@@ -19,9 +17,8 @@ print(json.dumps([second._value.get(), [os.environ.get(name) for name in names]]
 
 
 def probe(tmp_path: Path, **environment: str) -> list[object]:
-    command = [sys.executable, "-c", PROBE]
     env = {**os.environ, "TMPDIR": str(tmp_path), **environment}
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+    return json.loads(run_python("-c", PROBE, check=True, env=env).stdout)
 
 
 def test_metrics_of_a_process_that_imports_feast_stay_in_its_memory(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,34 +21,18 @@ def sequence(log: ir.Table, history_length: int = 10) -> list[dict[str, Any]]:
 
 
 def test_a_row_holds_the_items_so_far_newest_first(logged: Callable[..., ir.Table]) -> None:
-    log = logged(
-        [
-            Event("a", 1, START + HOUR),
-            Event("a", 2, START + HOUR, behavior="click"),
-            Event("a", 2, START + 2 * HOUR),
-            Event("a", 1, START + DAY, behavior="click"),
-            Event("a", 3, START + DAY),
-            Event("a", 3, START + DAY),
-        ]
-    )
-    assert sequence(log) == [
-        {
-            "user_id": "a",
-            "known_at": START + 2 * HOUR + MICROSECOND,
-            "history_item_ids": [2, 1],
-            "history_counts": [2, 1],
-            "history_last_us": [microseconds(START + 2 * HOUR), microseconds(START + HOUR)],
-            "history_behaviors": ["purchase", "purchase"],
-        },
-        {
-            "user_id": "a",
-            "known_at": START + DAY + MICROSECOND,
-            "history_item_ids": [1, 3, 2],  # 1 and 3 have the same instant and count: by id
-            "history_counts": [2, 2, 2],
-            "history_last_us": [microseconds(START + DAY)] * 2 + [microseconds(START + 2 * HOUR)],
-            "history_behaviors": ["click", "purchase", "purchase"],
-        },
-    ]
+    first = [Event("a", 1, START + HOUR), Event("a", 2, START + HOUR, behavior="click")]
+    last = [Event("a", 1, START + DAY, behavior="click"), Event("a", 3, START + DAY), Event("a", 3, START + DAY)]
+    log = logged([*first, Event("a", 2, START + 2 * HOUR), *last])
+    end, early, late = microseconds(START + DAY), microseconds(START + HOUR), microseconds(START + 2 * HOUR)
+    assert behavior_sequence(select_rows(log, START), log, 10).to_pyarrow().to_pydict() == {
+        "user_id": ["a", "a"],
+        "known_at": [START + 2 * HOUR + MICROSECOND, START + DAY + MICROSECOND],
+        "history_item_ids": [[2, 1], [1, 3, 2]],  # 1 and 3 have the same instant and count: by id
+        "history_counts": [[2, 1], [2, 2, 2]],
+        "history_last_us": [[late, early], [end, end, late]],
+        "history_behaviors": [["purchase", "purchase"], ["click", "purchase", "purchase"]],
+    }
 
 
 def test_items_of_one_instant_stand_by_count(logged: Callable[..., ir.Table]) -> None:
@@ -71,24 +53,13 @@ def test_rows_replaced_before_the_first_cut_are_not_written(logged: Callable[...
 
 
 def test_statistics_count_the_whole_log_so_far(logged: Callable[..., ir.Table]) -> None:
-    log = logged(
-        [
-            Event("a", 1, START - 20 * DAY),
-            Event("a", 2, START + HOUR),
-            Event("a", 2, START + HOUR),
-            Event("a", 3, START + 3 * DAY),
-            Event("b", 1, START),
-        ]
-    )
+    had = [Event("a", item, START + age) for item, age in ((1, -20 * DAY), (2, HOUR), (2, HOUR), (3, 3 * DAY))]
+    log = logged([*had, Event("b", 1, START)])
     labels = {1: "bread", 2: "milk", 3: None}
     events = log.mutate(category=log.item_id.cases(*[(item, label) for item, label in labels.items() if label]))
     rows = user_statistics(select_rows(events, START), events).to_pyarrow().to_pylist()
-    assert [(row["user_id"], row["num_events"], row["num_items"], row["num_active_days"]) for row in rows] == [
-        ("a", 1, 1, 1),
-        ("a", 3, 2, 2),
-        ("a", 4, 3, 3),
-        ("b", 1, 1, 1),
-    ]
+    counts = [(row["user_id"], row["num_events"], row["num_items"], row["num_active_days"]) for row in rows]
+    assert counts == [("a", 1, 1, 1), ("a", 3, 2, 2), ("a", 4, 3, 3), ("b", 1, 1, 1)]
     assert [row["top_categories"] for row in rows] == [["bread"], ["milk", "bread"], ["milk", "bread"], ["bread"]]
     assert rows[2]["last_us"] == microseconds(START + 3 * DAY)
 

@@ -1,7 +1,5 @@
 """Leave-one-out by the stages, from a sequence file to examples, against the protocol told in plain Python."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -90,29 +88,18 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     pq.write_table(pa.Table.from_pylist(list(items.values())), root / "items.parquet")
     lines = "".join(" ".join([user, *map(str, sequence)]) + "\n" for user, sequence in sequences.items())
     (root / "sequences.txt").write_text(lines)
-    config = load_config(
-        CONFIGS / "amazon_beauty.yaml",
-        {
-            "source.data_dir": str(root),
-            "source.sequences": "sequences.txt",
-            "features.split.max_train_cuts": MAX_TRAIN_CUTS,
-            "features.history_length": HISTORY_LENGTH,
-        },
-    )
+    source = {"source.data_dir": str(root), "source.sequences": "sequences.txt"}
+    lengths = {"features.split.max_train_cuts": MAX_TRAIN_CUTS, "features.history_length": HISTORY_LENGTH}
+    config = load_config(CONFIGS / "amazon_beauty.yaml", source | lengths)
     settings = make_settings(root / "home")
     tables = run_stage("ingest", ingestion.run, config=config, run_dir=str(root / "runs/in"), settings=settings).outputs
     run_dir = write_run(root / "runs" / "one", Path(tables["events"]), Path(tables["items"]))
     result = run_stage("features", features.run, config=config, run_dir=str(run_dir), settings=settings)
     rows = {name: pq.read_table(result.outputs[name]) for name in ("contexts", "examples", "catalogue")}
     assert rows["examples"].schema.equals(EXAMPLES)
-    return Outcome(
-        sequences=sequences,
-        items=items,
-        config=config,
-        contexts={row["context_id"]: row for row in rows["contexts"].to_pylist()},
-        examples=rows["examples"].to_pylist(),
-        catalogue={row["item_id"]: row for row in rows["catalogue"].to_pylist()},
-    )
+    contexts = {row["context_id"]: row for row in rows["contexts"].to_pylist()}
+    catalogue = {row["item_id"]: row for row in rows["catalogue"].to_pylist()}
+    return Outcome(sequences, items, config, contexts, rows["examples"].to_pylist(), catalogue)
 
 
 def leaf(item: dict[str, Any]) -> str | None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,12 +28,8 @@ def test_days_turn_at_the_time_of_day_of_the_cuts(engine: ibis.BaseBackend) -> N
 
 
 def test_no_cut_lies_inside_a_period_even_if_splits_start_at_different_hours(engine: ibis.BaseBackend) -> None:
-    split = SplitConfig(
-        train_start=START,
-        validation_start=START + WEEK + 3 * HOUR,
-        test_start=START + 2 * WEEK + 3 * HOUR + MICROSECOND,
-        end=START + 4 * WEEK,
-    )
+    validation, test = START + WEEK + 3 * HOUR, START + 2 * WEEK + 3 * HOUR + MICROSECOND
+    split = SplitConfig(train_start=START, validation_start=validation, test_start=test, end=START + 4 * WEEK)
     for cut, _ in split.cuts():
         before, at = periods([cut - MICROSECOND, cut], split)
         assert before < at

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import ibis
@@ -7,7 +5,7 @@ import pytest
 
 from components.config import RunConfig
 from components.features.queries import is_held_out, with_queries
-from tests.worlds.logs import START, make_config
+from tests.worlds.logs import START, make_config, task
 
 TITLES = [
     "OPI Nail Lacquer, Simmer and Shimmer, 0.5-Fluid Ounce",
@@ -18,8 +16,7 @@ TITLES = [
 
 
 def make_query_config(seed: int = 0, **target: Any) -> RunConfig:
-    config = make_config([{"name": "wanted", "description": "", "prompt": "", "target": target}])
-    return config.model_copy(update={"seed": seed})
+    return make_config([task(**target)]).model_copy(update={"seed": seed})
 
 
 def title_queries(titles: list[str], config: RunConfig, num_users: int = 1) -> list[str | None]:
@@ -29,16 +26,8 @@ def title_queries(titles: list[str], config: RunConfig, num_users: int = 1) -> l
         for user in range(num_users)
         for item, title in enumerate(titles)
     ]
-    events = ibis.memtable(
-        rows,
-        schema={
-            "user_id": "string",
-            "cut_ts": "timestamp('UTC', 6)",
-            "item_id": "int64",
-            "title": "string",
-            "path": "array<string>",
-        },
-    )
+    types = {"user_id": "string", "cut_ts": "timestamp('UTC', 6)", "item_id": "int64"}
+    events = ibis.memtable(rows, schema=types | {"title": "string", "path": "array<string>"})
     found = with_queries(events, config).order_by("user_id", "item_id").to_pyarrow()
     assert found.num_rows == len(rows)
     return list(found["query_title_3"].to_pylist())

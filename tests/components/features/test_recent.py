@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +11,7 @@ from components.features.catalogue import build_catalogue
 from components.features.recent import judged_by_the_past
 from components.features.targets import answers
 from components.features.window import window_events
-from tests.worlds.logs import START, WEEK, Event, make_config, write_items
+from tests.worlds.logs import START, WEEK, Event, make_config, task, write_items
 
 DAY = timedelta(days=1)
 NUM_ITEMS = 5
@@ -27,16 +25,9 @@ def judge(engine: ibis.BaseBackend, logged: Callable[..., ir.Table], tmp_path: P
     """
 
     def run(target: dict[str, Any], recent_cuts: int = 2) -> list[dict[str, Any]]:
-        config = make_config(
-            [{"name": "wanted", "description": "", "prompt": "", "target": target}],
-            split={
-                "train_start": START - WEEK,
-                "validation_start": START + WEEK,
-                "test_start": START + 2 * WEEK,
-                "end": START + 3 * WEEK,
-                "recent_cuts": recent_cuts,
-            },
-        )
+        starts = {"train_start": -1, "validation_start": 1, "test_start": 2, "end": 3}
+        split = {name: START + week * WEEK for name, week in starts.items()} | {"recent_cuts": recent_cuts}
+        config = make_config([task(**target)], split=split)
         had = [Event("z", item, START - 3 * WEEK) for item in range(NUM_ITEMS) for _ in range(item)]
         had += [Event(user, NUM_ITEMS - 1, START - 2 * WEEK) for user in "ab"]  # so that they have a history
         asked = [

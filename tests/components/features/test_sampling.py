@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Any
 
@@ -11,16 +9,8 @@ from components.features.sampling import build_examples, choose_examples, number
 from tests.worlds.logs import START, WEEK, make_config
 
 NUM_USERS = 40
-ANSWERS = {
-    "user_id": "string",
-    "cut_ts": "timestamp('UTC', 6)",
-    "split": "string",
-    "task_index": "int64",
-    "task": "string",
-    "query": "string",
-    "item_id": "int64",
-    "category": "string",
-}
+ANSWERS = {"user_id": "string", "cut_ts": "timestamp('UTC', 6)", "split": "string", "task_index": "int64"}
+ANSWERS |= {"task": "string", "query": "string", "item_id": "int64", "category": "string"}
 
 
 def make_answers() -> ir.Table:

@@ -1,7 +1,5 @@
 """Offline and online features agree, wherever the folder lies."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -117,24 +115,24 @@ def test_a_missing_repository_is_refused(
         open_(folder, elsewhere)
 
 
-def test_a_wrong_feast_configuration_is_refused(folder: Path, tmp_path: Path, settings: Settings) -> None:
-    broken = tmp_path / "repository" / "embedded" / "feature_store.yaml"
-    broken.parent.mkdir(parents=True)
-    broken.write_text("project: 'not a name!'\nregistry: registry.db\n")
-    elsewhere = settings.model_copy(update={"feature_repo_dir": tmp_path / "repository"})
-    with pytest.raises(ConfigError, match=r"expected a valid feature_store\.yaml"):
-        open_feature_store(folder, elsewhere)
-
-
-def test_a_store_whose_packages_are_missing_is_refused(folder: Path, tmp_path: Path, settings: Settings) -> None:
-    other = tmp_path / "repository" / "embedded" / "feature_store.yaml"
-    other.parent.mkdir(parents=True)
-    other.write_text(
-        "project: urm\nprovider: local\nregistry: registry.db\noffline_store:\n  type: no.such.OfflineStore\n"
-    )
-    elsewhere = settings.model_copy(update={"feature_repo_dir": tmp_path / "repository"})
-    with pytest.raises(ConfigError, match=r"the packages of its stores, got .*no.such.*install"):
-        open_feature_store(folder, elsewhere)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("project: 'not a name!'\nregistry: registry.db\n", r"expected a valid feature_store\.yaml"),
+        (
+            "project: urm\nprovider: local\nregistry: registry.db\noffline_store:\n  type: no.such.OfflineStore\n",
+            "the packages of its stores, got .*no.such.*install",
+        ),
+    ],
+)
+def test_a_feast_configuration_that_cannot_be_used_is_refused(
+    folder: Path, tmp_path: Path, settings: Settings, content: str, message: str
+) -> None:
+    path = tmp_path / "repository" / "embedded" / "feature_store.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        open_feature_store(folder, settings.model_copy(update={"feature_repo_dir": tmp_path / "repository"}))
 
 
 def test_a_registry_with_code_is_refused_before_it_is_unpickled(folder: Path, settings: Settings) -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,20 +10,14 @@ import pytest
 from components.features.catalogue import build_catalogue
 from components.features.targets import answers
 from components.features.window import window_events
-from tests.worlds.logs import START, WEEK, Event, make_config, write_items
+from tests.worlds.logs import START, WEEK, Event, make_config, task, write_items
 
+Find = Callable[..., list[dict[str, Any]]]
 DAY = timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
 
 # The user bought item 1 (bread) and item 2 (milk) before the cut, and all of the items below after it.
-CATEGORIES = {
-    1: ["FOOD", "BREAD"],
-    2: ["FOOD", "MILK"],
-    3: ["FOOD", "BREAD"],
-    4: ["HOME", "SOAP"],
-    5: ["HOME"],
-    6: [],
-}
+CATEGORIES = {1: ["FOOD", "BREAD"], 2: ["FOOD", "MILK"], 3: ["FOOD", "BREAD"], 4: ["HOME", "SOAP"], 5: ["HOME"], 6: []}
 BRANDS = {1: "Miller", 2: "Dairy", 3: "Miller", 4: "Clean"}  # items 5 and 6 have none
 BEFORE = [Event("a", 1, START - DAY), Event("a", 2, START - DAY)]
 AFTER = [
@@ -41,13 +33,11 @@ OTHERS = [Event("z", item, START - 2 * DAY) for item in CATEGORIES for _ in rang
 
 
 @pytest.fixture
-def find(
-    engine: ibis.BaseBackend, logged: Callable[..., ir.Table], tmp_path: Path
-) -> Callable[..., list[dict[str, Any]]]:
+def find(engine: ibis.BaseBackend, logged: Callable[..., ir.Table], tmp_path: Path) -> Find:
     """Rows of `answers` for one task with this filter."""
 
     def run(target: dict[str, Any], events: list[Event] = BEFORE + AFTER + OTHERS) -> list[Any]:
-        config = make_config([{"name": "wanted", "description": "", "prompt": "", "target": target}])
+        config = make_config([task(**target)])
         items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES, BRANDS)))
         log = logged(events, sorted(config.tasks[0].target.attributes))
         catalogue = build_catalogue(log, config.features)
@@ -78,17 +68,14 @@ def find(
         ({"behaviors": ["purchase"], "history": "bought"}, [1]),
     ],
 )
-def test_each_filter_keeps_its_items(
-    find: Callable[..., list[dict[str, Any]]], target: dict[str, Any], wanted: list[int]
-) -> None:
+def test_each_filter_keeps_its_items(find: Find, target: dict[str, Any], wanted: list[int]) -> None:
     rows = find(target)
     assert [row["item_id"] for row in rows] == wanted
-    assert {(row["user_id"], row["cut_ts"], row["split"], row["task"], row["query"]) for row in rows} == {
-        ("a", START, "train", "wanted", None)
-    }
+    found = {(row["user_id"], row["cut_ts"], row["split"], row["task"], row["query"]) for row in rows}
+    assert found == {("a", START, "train", "wanted", None)}
 
 
-def test_history_counts_from_the_whole_log_with_every_behaviour(find: Callable[..., list[dict[str, Any]]]) -> None:
+def test_history_counts_from_the_whole_log_with_every_behaviour(find: Find) -> None:
     old = [Event("a", 3, START - 300 * DAY, behavior="click"), Event("a", 4, START - MICROSECOND)]
     assert [row["item_id"] for row in find({"history": "not_bought"}, BEFORE + AFTER + OTHERS + old)] == [5, 6]
 
@@ -103,33 +90,31 @@ def test_history_counts_from_the_whole_log_with_every_behaviour(find: Callable[.
     ],
     ids=["two", "the same two again", "another user's", "a third"],
 )
-def test_the_size_of_a_history_is_its_distinct_items_before_the_cut(
-    find: Callable[..., list[dict[str, Any]]], more: list[Event], number: int
-) -> None:
+def test_the_size_of_a_history_is_its_distinct_items_before_the_cut(find: Find, more: list[Event], number: int) -> None:
     assert len(find({"min_history_items": 3}, BEFORE + AFTER + OTHERS + more)) == number
 
 
-def test_the_cut_belongs_to_the_window_and_its_end_to_the_next(find: Callable[..., list[dict[str, Any]]]) -> None:
+def test_the_cut_belongs_to_the_window_and_its_end_to_the_next(find: Find) -> None:
     events = [Event("a", 1, START - MICROSECOND), Event("a", 2, START), Event("a", 3, START + WEEK)]
     rows = find({}, [*events, Event("z", 3, START - DAY)])
     assert [(row["item_id"], row["split"]) for row in rows] == [(2, "train"), (3, "validation")]
 
 
-def test_a_user_without_an_event_before_the_cut_has_no_targets(find: Callable[..., list[dict[str, Any]]]) -> None:
+def test_a_user_without_an_event_before_the_cut_has_no_targets(find: Find) -> None:
     assert find({}, [Event("a", 1, START), Event("a", 2, START + DAY)]) == []
 
 
-def test_items_outside_the_catalogue_are_no_targets(find: Callable[..., list[dict[str, Any]]]) -> None:
+def test_items_outside_the_catalogue_are_no_targets(find: Find) -> None:
     # Item 2 is first seen after the training window.
     assert find({}, [Event("a", 1, START - DAY), Event("a", 2, START + 2 * WEEK)]) == []
 
 
-def test_an_item_bought_twice_is_one_target(find: Callable[..., list[dict[str, Any]]]) -> None:
+def test_an_item_bought_twice_is_one_target(find: Find) -> None:
     events = [Event("a", 1, START - DAY), Event("a", 1, START), Event("a", 1, START + DAY)]
     assert [row["item_id"] for row in find({}, events)] == [1]
 
 
-def test_a_query_is_one_category_of_the_targets_in_words(find: Callable[..., list[dict[str, Any]]]) -> None:
+def test_a_query_is_one_category_of_the_targets_in_words(find: Find) -> None:
     of_query = {"bread": [1, 3], "milk": [2], "soap": [4]}
     rows = find({"query_category_level": 1})
     (query,) = {row["query"] for row in rows}
@@ -141,7 +126,7 @@ def test_queries_vary_with_the_user_and_not_with_the_run(
 ) -> None:
     users = [f"user{number}" for number in range(60)]
     events = [Event(user, item, START + offset) for user in users for item, offset in ((1, -DAY), (1, DAY), (2, DAY))]
-    config = make_config([{"name": "wanted", "description": "", "prompt": "", "target": {"query_category_level": 1}}])
+    config = make_config([task(query_category_level=1)])
     events += [Event("z", 2, START - DAY)]
     items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
     log = logged(events)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import gzip
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Whom the demo's round trip chooses, whatever tasks and behaviours a run has."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import json
 
@@ -10,22 +8,10 @@ from components.exceptions import MissingInputError
 from components.local.screen import comparison_table, print_release, print_verdict
 from tests.worlds.tables import put
 
-METRICS = {
-    "mean_recall": {"popularity": 0.05, "own_history": 0.2, "item_knn": 0.1, "target_attention": 0.25, "urm": 0.26},
-    "mean_lift": 0.04,
-    "tasks_won": 1,
-    "tasks": {
-        "next_purchase": {
-            "baseline": 0.25,
-            "urm": 0.26,
-            "lift": 0.04,
-            "low": -0.01,
-            "high": 0.093,
-            "examples": 1234,
-            "recall": {"popularity": 0.05, "own_history": 0.2, "target_attention": 0.25, "urm": 0.26},
-        }
-    },
-}
+RECALLS = {"popularity": 0.05, "own_history": 0.2, "target_attention": 0.25, "urm": 0.26}
+TASK = {"baseline": 0.25, "urm": 0.26, "lift": 0.04, "low": -0.01, "high": 0.093, "examples": 1234, "recall": RECALLS}
+METRICS = {"mean_recall": RECALLS | {"item_knn": 0.1}, "mean_lift": 0.04, "tasks_won": 1}
+METRICS["tasks"] = {"next_purchase": TASK}
 
 
 @pytest.fixture

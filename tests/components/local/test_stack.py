@@ -1,7 +1,5 @@
 """Starting, keeping, restarting and stopping services, with a real redis-server in the place of all."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The whole stage on a slice of the real log."""
 
-from __future__ import annotations
-
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -79,12 +77,7 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("name", "schema"),
-    [
-        ("catalogue", CATALOGUE),
-        ("contexts", CONTEXTS),
-        ("examples", EXAMPLES),
-        ("recent_examples", EXAMPLES),
-    ],
+    [("catalogue", CATALOGUE), ("contexts", CONTEXTS), ("examples", EXAMPLES), ("recent_examples", EXAMPLES)],
 )
 def test_tables_have_their_schemas(slice_run: tuple[Path, StageResult, Any, Any], name: str, schema: Any) -> None:
     table = pq.read_table(slice_run[1].outputs[name])

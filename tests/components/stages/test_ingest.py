@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from components.settings import Settings
 from components.stages.ingest import run
 from components.storage import StageResult, run_stage
 from tests.worlds.ingestion import *  # noqa: F403  # fixtures
+from tests.worlds.ingestion import write_csv
 
 Ingest = Callable[[Source], StageResult]
 
@@ -25,12 +24,6 @@ def ingest(configure: Callable[..., RunConfig], settings: Settings, tmp_path: Pa
     return lambda source: run_stage(
         "ingest", run, config=configure(source), run_dir=str(tmp_path / "runs/one"), settings=settings
     )
-
-
-def tables(folder: Path, events: str, items: str = "item_id,title\n1,Sock\n") -> TableSource:
-    (folder / "events.csv").write_text(events)
-    (folder / "items.csv").write_text(items)
-    return TableSource(events=str(folder / "events.csv"), items=str(folder / "items.csv"))
 
 
 def test_complete_journey(ingest: Ingest, slice_dir: Path) -> None:
@@ -48,26 +41,15 @@ def test_complete_journey(ingest: Ingest, slice_dir: Path) -> None:
     assert items.schema.equals(ITEMS)
     assert items["item_id"].to_pylist() == sorted(items["item_id"].to_pylist())
     assert pq.read_table(result.outputs["rejected"]).num_rows == 0
-    assert result.counts == {
-        "events": events.num_rows,
-        "users": len(set(events["user_id"].to_pylist())),
-        "items": items.num_rows,
-        "rejected": 0,
-    }
+    users = len(set(events["user_id"].to_pylist()))
+    assert result.counts == {"events": events.num_rows, "users": users, "items": items.num_rows, "rejected": 0}
     assert events.num_rows > 400
 
 
 def test_rejected_rows_keep_their_reason(ingest: Ingest, tmp_path: Path) -> None:
-    result = ingest(
-        tables(
-            tmp_path,
-            "event_id,user_id,item_id,behavior,scenario,ts\n"
-            "e1,u1,1,view,web,2024-05-06\n"
-            "e2,u1,1,view,web,06.05.2024\n"
-            "e3,,1,view,web,2024-05-06\n",
-            "item_id,title,price\n1,Sock,cheap\n2,Shoe,59.90\n",
-        )
-    )
+    events = "e1,u1,1,view,web,2024-05-06\ne2,u1,1,view,web,06.05.2024\ne3,,1,view,web,2024-05-06\n"
+    items = "item_id,title,price\n1,Sock,cheap\n2,Shoe,59.90\n"
+    result = ingest(write_csv(tmp_path, "event_id,user_id,item_id,behavior,scenario,ts\n" + events, items))
     rejected = pq.read_table(result.outputs["rejected"])
     assert rejected.schema.equals(QUARANTINE)
     rows = {(row["table"], row["row_key"]): row for row in rejected.to_pylist()}
@@ -89,7 +71,7 @@ def test_rejected_rows_keep_their_reason(ingest: Ingest, tmp_path: Path) -> None
 )
 def test_an_empty_log(rows: str, message: str, ingest: Ingest, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        ingest(tables(tmp_path, "user_id,item_id,behavior,scenario,ts\n" + rows))
+        ingest(write_csv(tmp_path, "user_id,item_id,behavior,scenario,ts\n" + rows))
 
 
 def test_unreadable_files(ingest: Ingest, tmp_path: Path) -> None:
@@ -103,4 +85,4 @@ def test_unreadable_files(ingest: Ingest, tmp_path: Path) -> None:
 def test_a_broken_line_far_down(ingest: Ingest, tmp_path: Path) -> None:
     good = "u1,1,view,web,2024-05-06\n" * 30_000
     with pytest.raises(DataError, match="expected readable Parquet or CSV files"):
-        ingest(tables(tmp_path, "user_id,item_id,behavior,scenario,ts\n" + good + "u1,1,view,web,x,y,z,w\n"))
+        ingest(write_csv(tmp_path, "user_id,item_id,behavior,scenario,ts\n" + good + "u1,1,view,web,x,y,z,w\n"))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -25,46 +23,26 @@ Read = Callable[[str], list[dict[str, Any]]]
 def test_each_bad_row_goes_to_the_quarantine_with_its_reason(
     bench: Any, event: Make, item: Make, read_rows: Read, now: datetime
 ) -> None:
-    result = bench.run(
-        [
-            event("good"),
-            event("good", user_id="other"),
-            event("", query="sock"),
-            event("blank user", user_id="  "),
-            event("blank behavior", behavior=""),
-            event("blank scenario", scenario=""),
-            event("unknown", item_id=99),
-            event("of a bad item", item_id=3),
-            event("future", ts=now + timedelta(days=2)),
-            event("two faults", user_id="", item_id=99),
-        ],
-        [
-            item(1),
-            item(1, title="Twin"),
-            item(2, title=" "),
-            item(3, price=-1.0),
-            item(4, price=2e6),
-            item(5, price=None),
-        ],
-        max_quarantined_share=1.0,
-    )
+    faults = {  # of events: what differs from a good one, and the reason
+        "blank user": ({"user_id": "  "}, "blank_user_id"),
+        "blank behavior": ({"behavior": ""}, "blank_behavior"),
+        "blank scenario": ({"scenario": ""}, "blank_scenario"),
+        "unknown": ({"item_id": 99}, "unknown_item"),
+        "of a bad item": ({"item_id": 3}, "unknown_item"),
+        "future": ({"ts": now + timedelta(days=2)}, "future_ts"),
+        "two faults": ({"user_id": "", "item_id": 99}, "blank_user_id"),
+    }
+    events = [event("good"), event("good", user_id="other"), event("", query="sock")]
+    events += [event(name, **values) for name, (values, _) in faults.items()]
+    items = [item(1), item(1, title="Twin"), item(2, title=" "), item(3, price=-1.0), item(4, price=2e6)]
+    result = bench.run(events, [*items, item(5, price=None)], max_quarantined_share=1.0)
     quarantine = pq.read_table(result.outputs["quarantine"])
     assert quarantine.schema.equals(QUARANTINE)
-    assert sorted((row["table"], row["row_key"], row["reason"]) for row in quarantine.to_pylist()) == [
-        ("events", "", "blank_event_id"),
-        ("events", "blank behavior", "blank_behavior"),
-        ("events", "blank scenario", "blank_scenario"),
-        ("events", "blank user", "blank_user_id"),
-        ("events", "future", "future_ts"),
-        ("events", "good", "duplicate_event_id"),
-        ("events", "of a bad item", "unknown_item"),
-        ("events", "two faults", "blank_user_id"),
-        ("events", "unknown", "unknown_item"),
-        ("items", "1", "duplicate_item_id"),
-        ("items", "2", "blank_title"),
-        ("items", "3", "price_out_of_range"),
-        ("items", "4", "price_out_of_range"),
-    ]
+    reasons = {"": "blank_event_id", "good": "duplicate_event_id"} | {name: why for name, (_, why) in faults.items()}
+    of_items = {"1": "duplicate_item_id", "2": "blank_title", "3": "price_out_of_range", "4": "price_out_of_range"}
+    expected = [(table, *row) for table, rows in (("events", reasons), ("items", of_items)) for row in rows.items()]
+    found = [(row["table"], row["row_key"], row["reason"]) for row in quarantine.to_pylist()]
+    assert sorted(found) == sorted(expected)
     by_key = {row["row_key"]: row for row in quarantine.to_pylist()}
     assert by_key["two faults"]["message"] == "user_id is blank; item_id 99 is not among the accepted items"
     assert json.loads(by_key["future"]["row"])["attributes"] == {"device": "phone"}

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -7,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from components.settings import Settings
 from components.storage import StageReport, StageResult, StageRun, fingerprint, load_result, run_stage
 from tests.worlds import REPOSITORY
 
+Run = Callable[..., StageResult]
 CONFIG = REPOSITORY / "configs" / "complete_journey.yaml"
 
 
@@ -62,22 +61,25 @@ def memory() -> Iterator[str]:
     store.rm("/runs", recursive=True)
 
 
-def ingest(work: Any, run_dir: Path | str, settings: Settings, config: RunConfig, **options: Any) -> StageResult:
-    return run_stage("ingest", work, config=config, run_dir=str(run_dir), settings=settings, **options)
+@pytest.fixture
+def run(settings: Settings, config: RunConfig) -> Run:
+    """Run a function as a stage."""
+
+    def run(name: str, work: Any, run_dir: object, config: RunConfig = config, **options: Any) -> StageResult:
+        return run_stage(name, work, config=config, run_dir=str(run_dir), settings=settings, **options)
+
+    return run
 
 
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_a_result_says_what_is_where(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
-    result = ingest(Work(), tmp_path / "run", settings, config)
+def test_a_result_says_what_is_where(tmp_path: Path, run: Run) -> None:
+    result = run("ingest", Work(), tmp_path / "run")
     print_ = result.fingerprint[:16]
-    assert files(tmp_path / "run") == {
-        "ingest/result.json",
-        f"ingest/{print_}/items.txt",
-        f"ingest/{print_}/events/part.txt",
-    }
+    written = {f"ingest/{print_}/{name}" for name in ("items.txt", "events/part.txt")}
+    assert files(tmp_path / "run") == {"ingest/result.json"} | written
     assert result.outputs == {
         "events": f"{tmp_path}/run/ingest/{print_}/events",
         "items": f"{tmp_path}/run/ingest/{print_}/items.txt",
@@ -87,61 +89,57 @@ def test_a_result_says_what_is_where(tmp_path: Path, settings: Settings, config:
     assert result.started_at <= result.finished_at
 
 
-def test_running_again_computes_nothing(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_running_again_computes_nothing(tmp_path: Path, run: Run) -> None:
     work = Work()
-    first = ingest(work, tmp_path / "run", settings, config)
-    assert ingest(work, tmp_path / "run", settings, config) == first
+    first = run("ingest", work, tmp_path / "run")
+    assert run("ingest", work, tmp_path / "run") == first
     assert len(work.runs) == 1
 
 
-def test_another_run_reuses_equal_work(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_another_run_reuses_equal_work(tmp_path: Path, run: Run) -> None:
     work = Work()
-    first = ingest(work, tmp_path / "a", settings, config)
-    second = ingest(work, tmp_path / "b", settings, config)
+    first = run("ingest", work, tmp_path / "a")
+    second = run("ingest", work, tmp_path / "b")
     assert len(work.runs) == 1
     assert second.outputs == first.outputs
     assert second.reused_from == f"{tmp_path}/a/ingest/result.json"
     assert load_result(str(tmp_path / "b"), "ingest") == second
 
 
-def test_going_back_to_an_earlier_configuration_reuses_its_work(
-    tmp_path: Path, settings: Settings, config: RunConfig
-) -> None:
+def test_going_back_to_an_earlier_configuration_reuses_its_work(tmp_path: Path, run: Run) -> None:
     work = Work()
-    first = ingest(work, tmp_path / "run", settings, config)
-    ingest(work, tmp_path / "run", settings, load_config(CONFIG, {"source.max_users": 5}))
-    again = ingest(work, tmp_path / "run", settings, config)
+    first = run("ingest", work, tmp_path / "run")
+    run("ingest", work, tmp_path / "run", load_config(CONFIG, {"source.max_users": 5}))
+    again = run("ingest", work, tmp_path / "run")
     assert len(work.runs) == 2
     assert again.outputs == first.outputs
 
 
-def test_work_whose_files_are_gone_is_done_again(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_work_whose_files_are_gone_is_done_again(tmp_path: Path, run: Run) -> None:
     work = Work()
-    first = ingest(work, tmp_path / "a", settings, config)
+    first = run("ingest", work, tmp_path / "a")
     Path(first.outputs["items"]).unlink()
-    second = ingest(work, tmp_path / "b", settings, config)
+    second = run("ingest", work, tmp_path / "b")
     assert len(work.runs) == 2
     assert second.reused_from is None
 
 
-def test_force_computes_and_leaves_the_files_other_runs_use(
-    tmp_path: Path, settings: Settings, config: RunConfig
-) -> None:
-    ingest(Work("old"), tmp_path / "a", settings, config)
-    other = ingest(Work(), tmp_path / "b", settings, config)
-    forced = ingest(Work("new"), tmp_path / "a", settings, config, force=True)
+def test_force_computes_and_leaves_the_files_other_runs_use(tmp_path: Path, run: Run) -> None:
+    run("ingest", Work("old"), tmp_path / "a")
+    other = run("ingest", Work(), tmp_path / "b")
+    forced = run("ingest", Work("new"), tmp_path / "a", force=True)
     assert Path(forced.outputs["items"]).read_text() == "new"
     assert Path(other.outputs["items"]).read_text() == "old"
 
 
 def test_a_stage_that_acts_on_the_world_is_never_reused(
-    tmp_path: Path, settings: Settings, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {name for name, spec in STAGES.items() if not spec.reusable} == {"release", "promote"}
     monkeypatch.setitem(STAGES, "ingest", replace(STAGES["ingest"], reusable=False))
     old, new = Work("old"), Work("new")
-    first = ingest(old, tmp_path / "run", settings, config)
-    second = ingest(new, tmp_path / "run", settings, config)
+    first = run("ingest", old, tmp_path / "run")
+    second = run("ingest", new, tmp_path / "run")
     assert (len(old.runs), len(new.runs)) == (1, 1)
     # What was released may be at work, so that it stays where it is.
     assert [Path(result.outputs["items"]).read_text() for result in (first, second)] == ["old", "new"]
@@ -150,38 +148,34 @@ def test_a_stage_that_acts_on_the_world_is_never_reused(
     ]
 
 
-def test_inputs_are_read_through_the_contract(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
-    ingest(Work("from ingest"), tmp_path / "run", settings, config)
+def test_inputs_are_read_through_the_contract(tmp_path: Path, run: Run) -> None:
+    run("ingest", Work("from ingest"), tmp_path / "run")
 
     def validate(stage: StageRun) -> StageReport:
         (stage.output / "items.txt").write_text(stage.path("ingest", "items").read_text().upper())
         return StageReport(outputs={"items": "items.txt"})
 
-    result = run_stage("validate", validate, config=config, run_dir=str(tmp_path / "run"), settings=settings)
+    result = run("validate", validate, tmp_path / "run")
     assert Path(result.outputs["items"]).read_text() == "FROM INGEST"
 
     def greedy(stage: StageRun) -> StageReport:
         stage.path("ingest", "prices")
         return StageReport()
 
-    with pytest.raises(
-        MissingInputError, match=r"stage validate: expected output 'prices' of stage 'ingest', got none"
-    ):
-        run_stage("validate", greedy, config=config, run_dir=str(tmp_path / "run"), settings=settings, force=True)
+    with pytest.raises(MissingInputError, match="stage validate: expected output 'prices' of stage 'ingest', got none"):
+        run("validate", greedy, tmp_path / "run", force=True)
 
 
-def test_a_stage_whose_input_is_missing(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_a_stage_whose_input_is_missing(tmp_path: Path, run: Run) -> None:
     work = Work()
-    message = (
-        r"stage validate: expected the result of stage 'ingest' in .*/run, got none; run `urm ingest` with the same"
-    )
+    message = r"validate: expected the result of stage 'ingest' in .*/run, got none; run `urm ingest` with the same"
     with pytest.raises(MissingInputError, match=message):
-        run_stage("validate", work, config=config, run_dir=str(tmp_path / "run"), settings=settings)
+        run("validate", work, tmp_path / "run")
     assert work.runs == []
 
 
-def test_inputs_removed_by_hand_are_named(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
-    first = ingest(Work(), tmp_path / "run", settings, config)
+def test_inputs_removed_by_hand_are_named(tmp_path: Path, run: Run) -> None:
+    first = run("ingest", Work(), tmp_path / "run")
     Path(first.outputs["items"]).unlink()
 
     def validate(stage: StageRun) -> StageReport:
@@ -189,7 +183,7 @@ def test_inputs_removed_by_hand_are_named(tmp_path: Path, settings: Settings, co
         return StageReport()
 
     with pytest.raises(MissingInputError, match=r"input .*items\.txt: expected a file or folder, got nothing"):
-        run_stage("validate", validate, config=config, run_dir=str(tmp_path / "run"), settings=settings)
+        run("validate", validate, tmp_path / "run")
 
 
 def test_another_gate_policy_judges_the_same_models() -> None:
@@ -203,8 +197,8 @@ def test_another_gate_policy_judges_the_same_models() -> None:
     assert {name for name in base if cut_off[name] != base[name]} == set(base)
 
 
-def test_a_failed_stage_leaves_nothing_but_its_scratch(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
-    ingest(Work("old"), tmp_path / "run", settings, config)
+def test_a_failed_stage_leaves_nothing_but_its_scratch(tmp_path: Path, run: Run) -> None:
+    run("ingest", Work("old"), tmp_path / "run")
 
     def fail(stage: StageRun) -> StageReport:
         (stage.output / "half").write_text("")
@@ -213,7 +207,7 @@ def test_a_failed_stage_leaves_nothing_but_its_scratch(tmp_path: Path, settings:
 
     changed = load_config(CONFIG, {"source.max_users": 5})
     with pytest.raises(DataError):
-        ingest(fail, tmp_path / "run", settings, changed)
+        run("ingest", fail, tmp_path / "run", changed)
     assert load_result(str(tmp_path / "run"), "ingest") is None  # the old result does not answer for the new work
     assert not list((tmp_path / "run").rglob("half"))
 
@@ -222,7 +216,7 @@ def test_a_failed_stage_leaves_nothing_but_its_scratch(tmp_path: Path, settings:
         assert list(stage.output.iterdir()) == []
         return StageReport()
 
-    ingest(resume, tmp_path / "run", settings, changed)
+    run("ingest", resume, tmp_path / "run", changed)
     assert not list((tmp_path / "run").rglob("checkpoint"))
 
 
@@ -260,7 +254,7 @@ def working(tmp_path: Path, settings: Settings) -> Iterator[subprocess.Popen[str
 
 
 def test_a_killed_stage_leaves_nothing_that_counts_and_a_second_attempt_succeeds(
-    tmp_path: Path, settings: Settings, config: RunConfig, working: subprocess.Popen[str]
+    tmp_path: Path, run: Run, working: subprocess.Popen[str]
 ) -> None:
     working.send_signal(signal.SIGKILL)
     working.wait()
@@ -273,43 +267,36 @@ def test_a_killed_stage_leaves_nothing_that_counts_and_a_second_attempt_succeeds
         seen.append((stage.scratch / "checkpoint").read_text())
         return Work()(stage)
 
-    result = ingest(work, tmp_path / "run", settings, config)
+    result = run("ingest", work, tmp_path / "run")
     assert seen == ["step 7"]
-    assert files(tmp_path / "run") == {
-        "ingest/result.json",
-        f"ingest/{result.fingerprint[:16]}/items.txt",
-        f"ingest/{result.fingerprint[:16]}/events/part.txt",
-    }
+    written = {f"ingest/{result.fingerprint[:16]}/{name}" for name in ("items.txt", "events/part.txt")}
+    assert files(tmp_path / "run") == {"ingest/result.json"} | written
     assert [path.name for path in (tmp_path / "run" / "ingest").glob(".*")] == [".lock"]
 
 
-def test_two_attempts_at_once_do_not_spoil_each_other(
-    tmp_path: Path, settings: Settings, config: RunConfig, working: subprocess.Popen[str]
-) -> None:
+def test_two_attempts_at_once_do_not_spoil_each_other(tmp_path: Path, run: Run, working: subprocess.Popen[str]) -> None:
     with pytest.raises(UnavailableError, match=r"stage folder .*/run/ingest: expected one attempt at a time"):
-        ingest(Work(), tmp_path / "run", settings, config)
+        run("ingest", Work(), tmp_path / "run")
     assert working.poll() is None
     assert len(list((tmp_path / "run").rglob("items.txt"))) == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"stage": "ingest"}', ""])
-def test_a_damaged_result_of_an_input_is_named(
-    tmp_path: Path, settings: Settings, config: RunConfig, content: str
-) -> None:
-    ingest(Work(), tmp_path / "run", settings, config)
+def test_a_damaged_result_of_an_input_is_named(tmp_path: Path, run: Run, content: str) -> None:
+    run("ingest", Work(), tmp_path / "run")
     (tmp_path / "run" / "ingest" / "result.json").write_text(content)
     with pytest.raises(DataError, match=r"/run/ingest/result\.json: expected .*; delete it and run the stage again"):
-        run_stage("validate", Work(), config=config, run_dir=str(tmp_path / "run"), settings=settings)
+        run("validate", Work(), tmp_path / "run")
 
 
-def test_a_damaged_result_of_its_own_is_replaced(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_a_damaged_result_of_its_own_is_replaced(tmp_path: Path, run: Run) -> None:
     work = Work()
-    first = ingest(work, tmp_path / "run", settings, config)
+    first = run("ingest", work, tmp_path / "run")
     for path in (tmp_path / ".stages").rglob("*.json"):
         path.write_text("{")
     (tmp_path / "run" / "ingest" / "result.json").write_text('{"stage"')
     with capture_logs() as logs:
-        second = ingest(work, tmp_path / "run", settings, config)
+        second = run("ingest", work, tmp_path / "run")
     assert len(work.runs) == 2
     assert second.outputs == first.outputs
     assert load_result(str(tmp_path / "run"), "ingest") == second
@@ -318,45 +305,43 @@ def test_a_damaged_result_of_its_own_is_replaced(tmp_path: Path, settings: Setti
     }
 
 
-def test_a_run_directory_that_cannot_be_made(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path, run: Run) -> None:
     (tmp_path / "file").write_text("")
     message = r"run directory .*/file/run/ingest: expected a folder that can be written, got Not a directory; choose"
     with pytest.raises(DataError, match=message):
-        ingest(Work(), tmp_path / "file" / "run", settings, config)
+        run("ingest", Work(), tmp_path / "file" / "run")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_run_directory_that_is_read_only(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_a_run_directory_that_is_read_only(tmp_path: Path, run: Run) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(DataError, match="expected a folder that can be written, got Permission denied"):
-        ingest(Work(), tmp_path / "locked" / "run", settings, config)
+        run("ingest", Work(), tmp_path / "locked" / "run")
 
 
-def test_an_index_that_cannot_be_written_costs_no_result(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_an_index_that_cannot_be_written_costs_no_result(tmp_path: Path, run: Run) -> None:
     (tmp_path / ".stages").write_text("in the way")
     with capture_logs() as logs:
-        result = ingest(Work(), tmp_path / "run", settings, config)
+        result = run("ingest", Work(), tmp_path / "run")
     assert load_result(str(tmp_path / "run"), "ingest") == result
     assert "result is not in the index of runs" in {entry["event"] for entry in logs}
 
 
-def test_a_stage_that_promises_files_it_did_not_write(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_a_stage_that_promises_files_it_did_not_write(tmp_path: Path, run: Run) -> None:
     with pytest.raises(FileNotFoundError, match="stage ingest reports output 'x' but wrote no y"):
-        ingest(lambda stage: StageReport(outputs={"x": "y"}), tmp_path / "run", settings, config)
+        run("ingest", lambda stage: StageReport(outputs={"x": "y"}), tmp_path / "run")
     assert load_result(str(tmp_path / "run"), "ingest") is None
 
 
-def test_the_previous_result_of_the_configuration_is_handed_over(
-    tmp_path: Path, settings: Settings, config: RunConfig
-) -> None:
+def test_the_previous_result_of_the_configuration_is_handed_over(tmp_path: Path, run: Run) -> None:
     work = Work()
-    first = ingest(work, tmp_path / "a", settings, config)
-    ingest(work, tmp_path / "b", settings, load_config(CONFIG, {"source.max_users": 5}))
-    ingest(work, tmp_path / "c", settings, load_config(CONFIG, {"name": "other"}), force=True)
+    first = run("ingest", work, tmp_path / "a")
+    run("ingest", work, tmp_path / "b", load_config(CONFIG, {"source.max_users": 5}))
+    run("ingest", work, tmp_path / "c", load_config(CONFIG, {"name": "other"}), force=True)
     assert [run.previous for run in work.runs] == [None, first, None]
 
 
-def test_progress_is_told_and_never_fatal(tmp_path: Path, settings: Settings, config: RunConfig) -> None:
+def test_progress_is_told_and_never_fatal(tmp_path: Path, run: Run) -> None:
     def work(stage: StageRun) -> StageReport:
         stage.report_progress("reading", rows=5)
         path = Path(stage.run_dir) / "ingest" / "progress.json"
@@ -370,13 +355,13 @@ def test_progress_is_told_and_never_fatal(tmp_path: Path, settings: Settings, co
         return StageReport()
 
     with capture_logs() as logs:
-        ingest(work, tmp_path / "run", settings, config)
+        run("ingest", work, tmp_path / "run")
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["progress cannot be written"]
 
 
-def test_a_remote_store_holds_a_run(tmp_path: Path, settings: Settings, config: RunConfig, memory: str) -> None:
+def test_a_remote_store_holds_a_run(tmp_path: Path, run: Run, memory: str) -> None:
     work = Work("far away")
-    first = ingest(work, f"{memory}/a", settings, config)
+    first = run("ingest", work, f"{memory}/a")
     assert first.outputs["items"] == f"memory://runs/a/ingest/{first.fingerprint[:16]}/items.txt"
 
     def validate(stage: StageRun) -> StageReport:
@@ -387,69 +372,59 @@ def test_a_remote_store_holds_a_run(tmp_path: Path, settings: Settings, config: 
         (stage.output / "deep" / "er" / "x.txt").write_text("deep")
         return StageReport(outputs={"deep": "deep"})
 
-    second = run_stage("validate", validate, config=config, run_dir=f"{memory}/a", settings=settings)
+    second = run("validate", validate, f"{memory}/a")
     with fsspec.open(second.outputs["deep"] + "/er/x.txt", "r") as stream:
         assert stream.read() == "deep"
     assert load_result(f"{memory}/a", "validate") == second
 
-    third = ingest(work, f"{memory}/b", settings, config)
+    third = run("ingest", work, f"{memory}/b")
     assert len(work.runs) == 1
     assert third.reused_from == "memory://runs/a/ingest/result.json"
 
 
-def test_a_forced_result_of_a_remote_store_is_not_mistaken_for_a_fetched_one(
-    settings: Settings, config: RunConfig, memory: str
-) -> None:
+def test_a_forced_result_of_a_remote_store_is_not_mistaken_for_a_fetched_one(run: Run, memory: str) -> None:
     def read(stage: StageRun) -> StageReport:
         return StageReport(metrics={"content": stage.path("ingest", "items").read_text()})
 
     def content(force: bool) -> str:
-        result = run_stage("validate", read, config=config, run_dir=f"{memory}/a", settings=settings, force=force)
+        result = run("validate", read, f"{memory}/a", force=force)
         return str(result.metrics["content"])
 
-    ingest(Work("old"), f"{memory}/a", settings, config)
+    run("ingest", Work("old"), f"{memory}/a")
     assert content(force=False) == "old"
-    ingest(Work("new"), f"{memory}/a", settings, config, force=True)
+    run("ingest", Work("new"), f"{memory}/a", force=True)
     assert content(force=True) == "new"
 
 
-def test_a_failed_attempt_leaves_a_remote_store_clean(settings: Settings, config: RunConfig, memory: str) -> None:
+def test_a_failed_attempt_leaves_a_remote_store_clean(run: Run, memory: str) -> None:
     def fail(stage: StageRun) -> StageReport:
         (stage.output / "half").write_text("")
         raise DataError("log", expected="rows", got="none", remedy="check the source")
 
     with pytest.raises(DataError):
-        ingest(fail, f"{memory}/a", settings, config)
+        run("ingest", fail, f"{memory}/a")
     assert fsspec.filesystem("memory").find("/runs/a") == []
-    ingest(Work(), f"{memory}/a", settings, config)
+    run("ingest", Work(), f"{memory}/a")
 
 
-def test_file_uris_and_relative_paths_are_local(
-    tmp_path: Path, settings: Settings, config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_uris_and_relative_paths_are_local(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work()
     monkeypatch.chdir(tmp_path)
-    first = ingest(work, f"file://{tmp_path}/run", settings, config)
-    assert ingest(work, "run", settings, config) == first
+    first = run("ingest", work, f"file://{tmp_path}/run")
+    assert run("ingest", work, "run") == first
     assert first.outputs["items"].startswith(f"{tmp_path}/run/ingest/")
-    colon = ingest(Work(), tmp_path / "a:b" / "run", settings, load_config(CONFIG, {"seed": 1}))
+    colon = run("ingest", Work(), tmp_path / "a:b" / "run", load_config(CONFIG, {"seed": 1}))
     assert Path(colon.outputs["items"]).exists()
 
 
-def test_a_store_nobody_knows(settings: Settings, config: RunConfig) -> None:
-    with pytest.raises(
-        ConfigError, match=r"address nosuch://x/.*: expected a local path or a store that fsspec can rea"
-    ):
-        ingest(Work(), "nosuch://x/run", settings, config)
+def test_a_store_nobody_knows(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"address nosuch://x/.*: expected a local path or a store that fsspec can"):
+        run("ingest", Work(), "nosuch://x/run")
 
 
 @pytest.mark.parametrize("outputs", [{"events": "e"}, {"events": "e", "items": "i", "rejected": "r", "extra": "x"}])
-def test_a_report_that_differs_from_the_flow_fails(
-    outputs: dict[str, str], tmp_path: Path, settings: Settings, config: RunConfig
-) -> None:
+def test_a_report_that_differs_from_the_flow_fails(outputs: dict[str, str], tmp_path: Path, run: Run) -> None:
     spec = replace(STAGES["ingest"], outputs={"events": "", "items": "", "rejected": ""}, optional=())
     with pytest.raises(RuntimeError, match=r"stage ingest: expected the outputs events, items, rejected .* got events"):
-        run_stage(
-            spec, lambda stage: StageReport(outputs=outputs), config=config, run_dir=str(tmp_path), settings=settings
-        )
+        run(spec, lambda stage: StageReport(outputs=outputs), tmp_path)
     assert load_result(str(tmp_path), "ingest") is None

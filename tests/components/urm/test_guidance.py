@@ -1,7 +1,5 @@
 """What the words of a guidance do to user vectors and to the recall."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

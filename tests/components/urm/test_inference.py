@@ -73,17 +73,8 @@ def test_order_and_company_of_requests_do_not_matter(recaller, requests, tables)
 def varied(tables, config):
     """Contexts of many history lengths, an empty one among them, each asked all tasks, two of them with queries."""
     contexts = [*read_contexts(tables.contexts).values()][:6]
-    first = contexts[0]
-    shortened = [
-        dataclasses.replace(
-            first,
-            item_ids=first.item_ids[:n],
-            counts=first.counts[:n],
-            days_since=first.days_since[:n],
-            behaviors=first.behaviors[:n],
-        )
-        for n in (0, 1, 2)
-    ]
+    first, history = contexts[0], ("item_ids", "counts", "days_since", "behaviors")
+    shortened = [dataclasses.replace(first, **{name: getattr(first, name)[:n] for name in history}) for n in (0, 1, 2)]
     queries = {"text_query": ("milk", "fresh bread of the day")}
     return [
         RecallRequest(context, task, query)

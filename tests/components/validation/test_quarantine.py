@@ -1,7 +1,5 @@
 """Property: whatever comes in, accepted and quarantined rows are the input, and accepted rows break no rule."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable

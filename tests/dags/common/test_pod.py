@@ -1,7 +1,5 @@
 """The pod of a stage, as it would be sent to Kubernetes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

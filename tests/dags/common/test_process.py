@@ -1,7 +1,5 @@
 """The operator that runs a stage as a process, with the real `urm` command."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -27,15 +25,8 @@ def short(settings, monkeypatch):
 
 def test_language_before_and_after_is_measured_and_tracked(short, finished):
     run_dir, config = finished
-    result = run_stage(
-        STUDIES["language"],
-        run,
-        config=config,
-        run_dir=str(run_dir),
-        settings=short,
-        options=options(short),
-        force=True,
-    )
+    given = {"config": config, "run_dir": str(run_dir), "settings": short, "options": options(short)}
+    result = run_stage(STUDIES["language"], run, **given, force=True)
     metrics = result.metrics
     assert metrics["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert (metrics["before"]["layers"], metrics["after"]["layers"], metrics["full_depth"]["layers"]) == (1, 1, 2)

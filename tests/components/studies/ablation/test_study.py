@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import sys
 
 import pytest
@@ -10,13 +8,8 @@ from components.studies.ablation import study
 from components.studies.ablation.grid import Grid
 from components.studies.ablation.study import STAGES, VariantError, run_variant
 
-GRID = Grid.model_validate(
-    {
-        "description": "Tiny.",
-        "seeds": [0],
-        "groups": {"a": {"title": "A", "variants": {"h_1": {"urm.num_user_vectors": 1}}}},
-    }
-)
+GROUPS = {"a": {"title": "A", "variants": {"h_1": {"urm.num_user_vectors": 1}}}}
+GRID = Grid.model_validate({"description": "Tiny.", "seeds": [0], "groups": GROUPS})
 
 
 @pytest.fixture

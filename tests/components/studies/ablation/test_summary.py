@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -8,40 +6,31 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.config import load_config
 from components.exceptions import MissingInputError
 from components.flow import STUDIES
 from components.settings import Settings
 from components.storage import run_stage
+from components.studies.ablation import figures
 from components.studies.ablation.figures import draw_group
 from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
 from components.studies.ablation.summary import compare, summarise
 from tests.worlds import CONFIGS
 from tests.worlds.tables import put
 
-GRID = Grid.model_validate(
-    {
-        "description": "Tiny.",
-        "seeds": [0, 1],
-        "groups": {
-            "vectors": {
-                "title": "Number of vectors",
-                "variants": {"h_1": {"urm.num_user_vectors": 1}, "h_2": {"urm.num_user_vectors": 2}},
-            },
-            "combine": {"title": "Combination", "variants": {"mean": {"urm.combine": "mean"}}},
-        },
-    }
-)
+VECTORS = {f"h_{number}": {"urm.num_user_vectors": number} for number in (1, 2)}
+GROUPS = {
+    "vectors": {"title": "Number of vectors", "variants": VECTORS},
+    "combine": {"title": "Combination", "variants": {"mean": {"urm.combine": "mean"}}},
+}
+GRID = Grid.model_validate({"description": "Tiny.", "seeds": [0, 1], "groups": GROUPS})
 
 
 def recalls(shift=0.0, noise=0.0, num_users=40):
     random = np.random.default_rng(0)
-    frame = pd.DataFrame(
-        [
-            {"seed": seed, "example_id": number, "user_id": f"u{number % num_users}", "task": task}
-            for seed in (0, 1)
-            for number, task in enumerate(["next", "new"] * num_users)
-        ]
-    )
+    tasks = enumerate(["next", "new"] * num_users)
+    rows = [(seed, number, f"u{number % num_users}", task) for number, task in tasks for seed in (0, 1)]
+    frame = pd.DataFrame(sorted(rows), columns=["seed", "example_id", "user_id", "task"])
     base = random.uniform(0.2, 0.6, len(frame))
     return frame.assign(recall=base + shift + noise * np.random.default_rng(1).normal(size=len(frame)))
 
@@ -54,15 +43,9 @@ def test_a_constant_gain_is_certain():
 
 
 def test_value_is_the_mean_over_tasks_and_seeds_and_spread_that_over_seeds():
-    frame = pd.DataFrame(
-        {
-            "seed": [0, 0, 0, 1, 1],
-            "example_id": [0, 1, 2, 0, 1],
-            "user_id": ["a", "a", "b", "a", "b"],
-            "task": ["next", "next", "new", "next", "new"],
-            "recall": [0.0, 0.5, 1.0, 0.5, 0.5],
-        }
-    )
+    columns = ["seed", "example_id", "user_id", "task", "recall"]
+    rows = [(0, 0, "a", "next", 0.0), (0, 1, "a", "next", 0.5), (0, 2, "b", "new", 1.0), (1, 0, "a", "next", 0.5)]
+    frame = pd.DataFrame([*rows, (1, 1, "b", "new", 0.5)], columns=columns)
     result = compare(frame, frame.assign(recall=0.0), seed=0)
     assert result["recall"] == pytest.approx(((0.25 + 1) / 2 + 0.5) / 2)
     assert result["spread"] == pytest.approx(np.std([0.625, 0.5], ddof=1))
@@ -98,17 +81,8 @@ def study(tmp_path):
 
 
 def summary(study, tmp_path, grid=GRID):
-    from components.config import load_config
-
-    config = load_config(CONFIGS / "complete_journey.yaml")
-    settings = Settings(home=tmp_path / "home")
-    return run_stage(
-        STUDIES["ablation_summary"],
-        lambda stage: summarise(stage, grid),
-        config=config,
-        run_dir=str(study),
-        settings=settings,
-    )
+    options = {"config": load_config(CONFIGS / "complete_journey.yaml"), "settings": Settings(home=tmp_path / "home")}
+    return run_stage(STUDIES["ablation_summary"], lambda stage: summarise(stage, grid), run_dir=str(study), **options)
 
 
 def test_summary_writes_table_report_and_figures_and_tracks_them(study, tmp_path):
@@ -170,15 +144,10 @@ def forget(tmp_path, run):
 
 
 def test_a_curve_has_the_reference_at_its_own_number(tmp_path, monkeypatch):
-    from components.studies.ablation import figures
-
     drawn = {}
-    monkeypatch.setattr(
-        figures.Axes, "errorbar", lambda self, x, y, **_: drawn.update(zip(x, y, strict=True)), raising=True
-    )
-    table = pd.DataFrame(
-        {"recall": [0.3, 0.1, 0.2], "difference": 0.0, "low": -0.1, "high": 0.1}, index=[REFERENCE, "h_1", "h_2"]
-    )
+    monkeypatch.setattr(figures.Axes, "errorbar", lambda self, x, y, **_: drawn.update(zip(x, y, strict=True)))
+    columns = {"recall": [0.3, 0.1, 0.2], "difference": 0.0, "low": -0.1, "high": 0.1}
+    table = pd.DataFrame(columns, index=[REFERENCE, "h_1", "h_2"])
     reference = {"urm": {"num_user_vectors": 8}}
     draw_group(tmp_path / "figure.png", GRID.groups["vectors"], table, reference, k=100)
     assert drawn == {1: 0.1, 2: 0.2, 8: 0.3}

@@ -8,17 +8,9 @@ from components.urm.data.request import UserContext
 
 
 def context(**changes):
-    values = {
-        "item_ids": np.array([1, 2]),
-        "counts": np.array([3, 1]),
-        "days_since": np.array([1.0, 2.0], np.float32),
-        "behaviors": ["purchase", "purchase"],
-        "num_events": 4,
-        "num_items": 2,
-        "num_active_days": 2,
-        "days_since_last": 1.4,
-        "top_categories": ("milk", "bread"),
-    }
+    history = {"item_ids": np.array([1, 2]), "counts": np.array([3, 1]), "behaviors": ["purchase", "purchase"]}
+    totals = {"num_events": 4, "num_items": 2, "num_active_days": 2, "days_since_last": 1.4}
+    values = history | totals | {"days_since": np.array([1.0, 2.0], np.float32), "top_categories": ("milk", "bread")}
     return UserContext(**(values | changes))
 
 
@@ -36,9 +28,8 @@ def test_profile_in_words(new_model):
     writer = new_model.builder.writer
     prefix = writer.prefix(context(), [0, 1])
     text = writer.tokenizer.decode(prefix.token_ids)
-    assert text.startswith(
-        "Customer with 4 events of 2 items on 2 days, the last 1 days ago. Often: milk, bread. History:"
-    )
+    profile = "Customer with 4 events of 2 items on 2 days, the last 1 days ago. Often: milk, bread. History:"
+    assert text.startswith(profile)
     assert prefix.token_ids[-2:] == (writer.item_id, writer.item_id)
     assert prefix.items == ((len(prefix.token_ids) - 2, 0), (len(prefix.token_ids) - 1, 1))
     assert "Often" not in writer.tokenizer.decode(writer.prefix(context(top_categories=()), [0]).token_ids)

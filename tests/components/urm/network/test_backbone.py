@@ -26,15 +26,8 @@ def test_random_weights_for_the_ablation(backbone_dir, tmp_path):
 
 
 def test_another_architecture_with_its_own_language_head(tmp_path, tokenizer):
-    config = Qwen2Config(
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=False,
-    )
+    widths = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen2Config(vocab_size=300, num_hidden_layers=2, tie_word_embeddings=False, **widths)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model, _ = load_backbone(str(tmp_path), num_layers=1, pretrained=True, cache=tmp_path)

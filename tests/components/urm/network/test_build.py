@@ -12,10 +12,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from components.urm.data.examples import read_examples
 from components.urm.network.files import load_model, save_model
 from tests.worlds.backbone import TINY
 from tests.worlds.training import build_untrained, run_training, write_world
+from tests.worlds.urm import build_batch
 
 NARROW = 4  # tokens; a window far shorter than a prompt
 FAMILIES = {
@@ -48,16 +48,8 @@ def make_world(folder, backbone, tables, table_dir, config):
     return folder
 
 
-def first_batch(new, tables, config):
-    tasks = {task.name: task for task in config.tasks}
-    groups = read_examples(tables.contexts, tables.examples, tasks, "train")[:4]
-    write = new.builder.writer.block
-    prompts = [(c, [write(e.request.task, e.request.query, e.categories) for e in asked]) for c, asked in groups]
-    return new.builder.build(prompts)[0]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_is_built_trained_saved_and_read_again(family, tmp_path, tokenizer, tables, table_dir, config):
+def test_a_family_is_built_trained_saved_and_read_again(family, tmp_path, tokenizer, tables, table_dir, config, groups):
     backbone = write_family(tmp_path / "backbone", tokenizer, family)
     world = make_world(tmp_path / "world", backbone, tables, table_dir, config)
     new = build_untrained(world)
@@ -70,7 +62,7 @@ def test_a_family_is_built_trained_saved_and_read_again(family, tmp_path, tokeni
     save_model(tmp_path / "model", model.eval(), new.builder.writer, new.description)
     read, writer, _ = load_model(tmp_path / "model")
     assert type(read.backbone) is type(model.backbone)
-    batch = first_batch(new, tables, config)
+    batch = build_batch(new, groups[:4])
     with torch.inference_mode():
         before, after = model._forward(batch), read.eval()._forward(batch)
     torch.testing.assert_close(after.user_vectors, before.user_vectors)
@@ -79,12 +71,12 @@ def test_a_family_is_built_trained_saved_and_read_again(family, tmp_path, tokeni
 
 
 @pytest.mark.parametrize("family", ["mistral_window", "qwen2_window"])
-def test_a_sliding_window_does_not_hide_the_prefix(family, tmp_path, tokenizer, tables, table_dir, config):
+def test_a_sliding_window_does_not_hide_the_prefix(family, tmp_path, tokenizer, tables, table_dir, config, groups):
     """The mask is ours (packing.py): a block sees its whole prefix, also where the model was trained with a window."""
     answers = []
     for window in (NARROW, 4096):
         backbone = write_family(tmp_path / f"backbone{window}", tokenizer, family, sliding_window=window)
         new = build_untrained(make_world(tmp_path / f"world{window}", backbone, tables, table_dir, config))
         with torch.inference_mode():
-            answers.append(new.model.eval()._forward(first_batch(new, tables, config)).user_vectors)
+            answers.append(new.model.eval()._forward(build_batch(new, groups[:4])).user_vectors)
     torch.testing.assert_close(*answers)

@@ -18,26 +18,29 @@ from components.urm.network.heads import (
 WIDTH, WIDTHS = 8, {"id": 4, "lexical": 6, "brand": 3, "category_words": 2}
 
 
+def ask(
+    head: UserHead, hidden: torch.Tensor, task: torch.Tensor, prompts: tuple[int, int], **given: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """User vectors and copy scores; what is not given is zero, of this number of prompts and places in a history."""
+    values = {
+        "rows": torch.zeros(len(hidden), dtype=torch.long),
+        "tokens": torch.zeros(*prompts, WIDTH),
+        "habit": torch.zeros(prompts),
+        "items": torch.zeros(*prompts, sum(WIDTHS.values())),
+        "known": torch.zeros(prompts, dtype=torch.bool),
+        "queries": torch.zeros(len(hidden), 8),
+    }
+    with torch.no_grad():
+        return head(HeadInputs(hidden=hidden, task=task, **values | given))
+
+
 def user_vectors(head: UserHead, queries: torch.Tensor) -> torch.Tensor:
     """Of two examples with random hidden states and no history."""
     generator = torch.Generator().manual_seed(0)
     hidden, task = torch.randn(2, 3, WIDTH, generator=generator), torch.randn(2, WIDTH, generator=generator)
-    nothing = torch.zeros(1, 1, sum(WIDTHS.values()))
-    with torch.no_grad():
-        vectors, own = head(
-            HeadInputs(
-                hidden=hidden,
-                task=task,
-                rows=torch.zeros(2, dtype=torch.long),
-                tokens=torch.zeros(1, 1, WIDTH),
-                habit=torch.zeros(1, 1),
-                items=nothing,
-                known=torch.zeros(1, 1, dtype=torch.bool),
-                queries=queries,
-            )
-        )
+    vectors, own = ask(head, hidden, task, (1, 1), queries=queries)
     assert not own.any()
-    return torch.as_tensor(vectors)
+    return vectors
 
 
 def test_weights_of_popularity_are_the_slopes_between_the_knots() -> None:
@@ -80,20 +83,8 @@ def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> Non
     head = UserHead(WIDTH, WIDTHS, 1, 4)
 
     def vectors(item: float) -> torch.Tensor:
-        with torch.no_grad():
-            made, _ = head(
-                HeadInputs(
-                    hidden=torch.ones(1, 3, WIDTH),
-                    task=torch.ones(1, WIDTH),
-                    rows=torch.zeros(1, dtype=torch.long),
-                    tokens=torch.zeros(1, 2, WIDTH),
-                    habit=torch.zeros(1, 2),
-                    items=torch.full((1, 2, sum(WIDTHS.values())), item),
-                    known=torch.zeros(1, 2, dtype=torch.bool),
-                    queries=torch.zeros(1, 8),
-                )
-            )
-        return torch.as_tensor(made)
+        items = torch.full((1, 2, sum(WIDTHS.values())), item)
+        return ask(head, torch.ones(1, 3, WIDTH), torch.ones(1, WIDTH), (1, 2), items=items)[0]
 
     torch.testing.assert_close(vectors(1.0), vectors(0.0), rtol=0, atol=0)
 
@@ -111,18 +102,9 @@ def test_copy_scores_are_gain_times_softplus_of_the_match_and_zero_for_unknown_p
         head.query.weight.zero_()  # the match is the habit alone
         head.query.bias.zero_()
         head.key.weight[-1].zero_()
-        _, own = head(
-            HeadInputs(
-                hidden=torch.randn(3, 2, WIDTH, generator=generator),
-                task=torch.randn(3, WIDTH, generator=generator),
-                rows=torch.tensor([0, 1, 1]),
-                tokens=torch.randn(2, 3, WIDTH, generator=generator),
-                habit=habit,
-                items=torch.zeros(2, 3, sum(WIDTHS.values())),
-                known=known,
-                queries=torch.zeros(3, 8),
-            )
-        )
+    hidden, task = torch.randn(3, 2, WIDTH, generator=generator), torch.randn(3, WIDTH, generator=generator)
+    tokens = torch.randn(2, 3, WIDTH, generator=generator)
+    _, own = ask(head, hidden, task, (2, 3), rows=torch.tensor([0, 1, 1]), tokens=tokens, habit=habit, known=known)
     expected = FIRST_COPY_GAIN * torch.nn.functional.softplus(habit) * known
     torch.testing.assert_close(own, expected[[0, 1, 1]])
 
@@ -132,20 +114,10 @@ def test_without_copies_history_and_query_reach_user_vectors_through_hidden_stat
     torch.nn.init.normal_(head.project.weight, generator=generator)
 
     def output(hidden: torch.Tensor, prompt: float) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad():
-            vectors, own = head(
-                HeadInputs(
-                    hidden=hidden,
-                    task=torch.ones(1, WIDTH),
-                    rows=torch.zeros(1, dtype=torch.long),
-                    tokens=torch.full((1, 3, WIDTH), prompt),
-                    habit=torch.full((1, 3), prompt),
-                    items=torch.full((1, 3, sum(WIDTHS.values())), prompt),
-                    known=torch.ones(1, 3, dtype=torch.bool),
-                    queries=torch.full((1, 8), prompt),
-                )
-            )
-        return vectors, own
+        widths = {"tokens": (WIDTH,), "habit": (), "items": (sum(WIDTHS.values()),)}
+        given = {name: torch.full((1, 3, *width), prompt) for name, width in widths.items()}
+        given |= {"known": torch.ones(1, 3, dtype=torch.bool), "queries": torch.full((1, 8), prompt)}
+        return ask(head, hidden, torch.ones(1, WIDTH), (1, 3), **given)
 
     one, other = (torch.randn(1, 2, WIDTH, generator=generator) for _ in range(2))
     vectors, own = output(one, 1.0)

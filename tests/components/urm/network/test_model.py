@@ -7,19 +7,14 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from components.urm.data.examples import read_examples
 from components.urm.network.backbone import token_embeddings
-from components.urm.training.steps import NegativeSampler, TrainingSteps
+from tests.worlds.urm import build_batch
 
 
 @pytest.fixture
-def batch(tables, config, new_model):
+def batch(groups, new_model):
     """Two contexts with three blocks each, every block with a text."""
-    tasks = {task.name: task for task in config.tasks}
-    groups = read_examples(tables.contexts, tables.examples, tasks, "train")[:2]
-    write = new_model.builder.writer.block
-    prompts = [(c, [write(e.request.task, e.request.query, e.categories) for e in asked]) for c, asked in groups]
-    return new_model.builder.build(prompts)[0]
+    return build_batch(new_model, groups[:2])
 
 
 @pytest.fixture
@@ -90,9 +85,8 @@ def test_the_heads_are_independent(new_model, run):
     """Neither loss trains the other's head: user vectors cannot change the text, nor the text's head user vectors."""
     output, _ = run
     head = list(new_model.model.user_head.parameters())
-    assert torch.autograd.grad(output.text_logits.sum(), head, retain_graph=True, allow_unused=True) == (None,) * len(
-        head
-    )
+    gradients = torch.autograd.grad(output.text_logits.sum(), head, retain_graph=True, allow_unused=True)
+    assert gradients == (None,) * len(head)
 
 
 def test_one_forward_pass_gives_all_user_vectors_of_all_blocks(new_model, batch):
@@ -112,12 +106,8 @@ def test_one_forward_pass_gives_all_user_vectors_of_all_blocks(new_model, batch)
     assert counts == {"layer": 1, "head": 1}
 
 
-def test_centred_states_of_tasks_differ_and_others_would_not(new_model, tables, config):
-    tasks = {task.name: task for task in config.tasks}
-    groups = read_examples(tables.contexts, tables.examples, tasks, "train")
-    sampler = NegativeSampler(tables.catalogue, config.urm.num_negatives, config.urm.negative_power)
-    batch = TrainingSteps(groups, new_model.builder, sampler, config)[0]
-    seen = []
+def test_centred_states_of_tasks_differ_and_others_would_not(new_model, steps):
+    batch, seen = steps[0], []
     new_model.model.user_head.task_norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     with torch.no_grad():
         new_model.model(batch)

@@ -51,13 +51,8 @@ def index(kind, vectors):
 
 
 def test_kind_follows_the_size():
-    assert [choose_kind(n) for n in (1, EXACT_UP_TO, EXACT_UP_TO + 1, IVF_SQ8_UP_TO, IVF_SQ8_UP_TO + 1)] == [
-        "exact",
-        "exact",
-        "ivf_sq8",
-        "ivf_sq8",
-        "pq",
-    ]
+    sizes = (1, EXACT_UP_TO, EXACT_UP_TO + 1, IVF_SQ8_UP_TO, IVF_SQ8_UP_TO + 1)
+    assert [choose_kind(n) for n in sizes] == ["exact", "exact", "ivf_sq8", "ivf_sq8", "pq"]
 
 
 def test_cells_are_few_enough_to_be_trained():

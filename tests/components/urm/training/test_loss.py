@@ -8,105 +8,63 @@ from components.urm.retrieval.users import combine_scores
 from components.urm.training.loss import sampled_nce, text_loss
 
 
-def loss_of(users, targets, mask, negatives, log_expected, accidental, combine, copies=None, negative_copies=None):
-    """The loss; copy scores are zero by default."""
-    copies = torch.zeros(mask.shape) if copies is None else copies
-    negative_copies = torch.zeros(accidental.shape) if negative_copies is None else negative_copies
-    return sampled_nce(users, targets, mask, negatives, log_expected, accidental, copies, negative_copies, combine)
+def loss_of(users, targets, negatives, *, combine="max", **given):
+    """The loss; unless given, every target counts, a negative is expected once and no hit, copy scores are zero."""
+    users, targets, negatives = map(torch.as_tensor, (users, targets, negatives))
+    pairs = len(users), len(negatives)
+    values = {
+        "mask": torch.ones(targets.shape[:2], dtype=torch.bool),
+        "log_expected": torch.zeros(len(negatives)),
+        "accidental": torch.zeros(pairs, dtype=torch.bool),
+        "copies": torch.zeros(targets.shape[:2]),
+        "negative_copies": torch.zeros(pairs),
+    } | {name: torch.as_tensor(value) for name, value in given.items()}
+    scores = values["accidental"], values["copies"], values["negative_copies"]
+    return sampled_nce(users, targets, values["mask"], negatives, values["log_expected"], *scores, combine)
 
 
-def nce(users, targets, mask, negatives, log_expected, accidental, combine="max"):
-    return float(
-        loss_of(
-            torch.tensor(users),
-            torch.tensor(targets),
-            torch.tensor(mask),
-            torch.tensor(negatives),
-            torch.tensor(log_expected),
-            torch.tensor(accidental),
-            combine,
-        )
-    )
-
-
-def test_one_target_one_negative_is_the_softmax_of_two():
-    # s(target) = 2, s(negative) = 1, expected count 1: the loss is -log(e² / (e² + e)).
-    loss = nce([[[1.0, 0.0]]], [[[2.0, 5.0]]], [[True]], [[1.0, -3.0]], [0.0], [[False]])
-    assert loss == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + math.exp(1))), abs=1e-6)
-
-
-def test_log_q_correction_divides_a_negative_by_how_often_it_is_expected():
-    # exp(1 - log 4) = e / 4.
-    loss = nce([[[1.0, 0.0]]], [[[2.0, 5.0]]], [[True]], [[1.0, -3.0]], [math.log(4)], [[False]])
-    assert loss == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + math.exp(1) / 4)), abs=1e-6)
+@pytest.mark.parametrize("expected_count", [1, 4])
+def test_one_target_one_negative_is_the_softmax_of_two_the_negative_divided_by_how_often_it_is_expected(expected_count):
+    # s(target) = 2, s(negative) = 1, expected count n: the loss is -log(e² / (e² + e / n)).
+    log_expected = [math.log(expected_count)]
+    loss = float(loss_of([[[1.0, 0.0]]], [[[2.0, 5.0]]], [[1.0, -3.0]], log_expected=log_expected))
+    assert loss == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + math.exp(1) / expected_count)), abs=1e-6)
 
 
 def test_sampled_softmax_with_every_item_drawn_once_is_the_full_softmax():
     torch.manual_seed(0)
     users, items = torch.randn(1, 1, 4), torch.randn(6, 4)
-    loss = loss_of(
-        users,
-        items[None, :1],
-        torch.tensor([[True]]),
-        items,
-        torch.zeros(6),
-        torch.tensor([[True, False, False, False, False, False]]),  # the target itself is accidental
-        "max",
-    )
+    own = [[True, False, False, False, False, False]]  # the target itself is accidental
+    loss = loss_of(users, items[None, :1], items, accidental=own)
     logits = (items @ users[0, 0])[None]
     assert float(loss) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.tensor([0]))), abs=1e-5)
 
 
 def test_copy_scores_are_added_to_the_products():
     # s(target) = 2 + 0.5, s(negatives) = 1 - 0.25 and 3.
-    loss = loss_of(
-        torch.tensor([[[1.0, 0.0]]]),
-        torch.tensor([[[2.0, 5.0]]]),
-        torch.tensor([[True]]),
-        torch.tensor([[1.0, -3.0], [3.0, 0.0]]),
-        torch.zeros(2),
-        torch.tensor([[False, False]]),
-        "max",
-        torch.tensor([[0.5]]),
-        torch.tensor([[-0.25, 0.0]]),
-    )
+    copies = {"copies": [[0.5]], "negative_copies": [[-0.25, 0.0]]}
+    loss = loss_of([[[1.0, 0.0]]], [[[2.0, 5.0]]], [[1.0, -3.0], [3.0, 0.0]], **copies)
     expected = -math.log(math.exp(2.5) / (math.exp(2.5) + math.exp(0.75) + math.exp(3)))
     assert float(loss) == pytest.approx(expected, abs=1e-6)
 
 
 def test_accidental_hits_do_not_count():
-    with_hit = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0], [9.0]], [0.0, 0.0], [[False, True]])
-    without = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0]], [0.0], [[False]])
-    assert with_hit == pytest.approx(without)
+    with_hit = loss_of([[[1.0]]], [[[2.0]]], [[1.0], [9.0]], accidental=[[False, True]])
+    assert float(with_hit) == pytest.approx(float(loss_of([[[1.0]]], [[[2.0]]], [[1.0]])))
 
 
 def test_each_target_pulls_its_best_vector_under_max():
     users = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], requires_grad=True)
-    loss = loss_of(
-        users,
-        torch.tensor([[[3.0, 0.0]]]),  # nearest to the first vector
-        torch.tensor([[True]]),
-        torch.tensor([[0.0, -1.0]]),
-        torch.zeros(1),
-        torch.tensor([[False]]),
-        "max",
-    )
+    loss = loss_of(users, [[[3.0, 0.0]]], [[0.0, -1.0]])  # the target is nearest to the first vector
     loss.backward()
     assert users.grad[0, 0].abs().sum() > 0.01
     assert users.grad[0, 1].abs().sum() == 0  # worse on the target and on the negative: neither moves it
 
 
 def test_padding_of_targets_has_no_weight_and_examples_count_alike():
-    one = nce([[[1.0]]], [[[2.0]]], [[True]], [[0.0]], [0.0], [[False]])
-    other = nce([[[1.0]]], [[[1.0]]], [[True]], [[0.0]], [0.0], [[False]])
-    both = nce(
-        [[[1.0]], [[1.0]]],
-        [[[2.0], [2.0]], [[1.0], [7.0]]],
-        [[True, True], [True, False]],
-        [[0.0]],
-        [0.0],
-        [[False], [False]],
-    )
+    one, other = (float(loss_of([[[1.0]]], [[[score]]], [[0.0]])) for score in (2.0, 1.0))
+    targets, mask = [[[2.0], [2.0]], [[1.0], [7.0]]], [[True, True], [True, False]]
+    both = float(loss_of([[[1.0]], [[1.0]]], targets, [[0.0]], mask=mask))
     assert both == pytest.approx((one + other) / 2)
 
 
@@ -132,15 +90,7 @@ def test_several_targets_pull_one_vector_each():
     # Scores under max: 3 by the first vector, 2 by the second; the negative -1 by the first. By hand:
     # d loss / d s(t) = -σ(s(n) - s(t)) / 2 for either target, d loss / d s(n) = minus the sum of the two.
     users = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], requires_grad=True)
-    loss_of(
-        users,
-        torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]),
-        torch.tensor([[True, True]]),
-        torch.tensor([[-1.0, -2.0]]),
-        torch.zeros(1),
-        torch.tensor([[False]]),
-        "max",
-    ).backward()
+    loss_of(users, [[[3.0, 0.0], [0.0, 2.0]]], [[-1.0, -2.0]]).backward()
     first, second = sigmoid(-1 - 3) / 2, sigmoid(-1 - 2) / 2
     expected = [[-first * 3 - (first + second), -2 * (first + second)], [0.0, -second * 2]]
     torch.testing.assert_close(users.grad[0], torch.tensor(expected))
@@ -154,15 +104,7 @@ def test_under_the_other_combinations_a_target_pulls_every_vector(how):
         "logsumexp": (math.log((math.exp(3) + 1) / 2), math.log((math.e**-1 + math.e**-2) / 2)),
     }
     target, negative = scores[how]
-    loss = loss_of(
-        users,
-        torch.tensor([[[3.0, 0.0]]]),
-        torch.tensor([[True]]),
-        torch.tensor([[-1.0, -2.0]]),
-        torch.zeros(1),
-        torch.tensor([[False]]),
-        how,
-    )
+    loss = loss_of(users, [[[3.0, 0.0]]], [[-1.0, -2.0]], combine=how)
     assert float(loss.detach()) == pytest.approx(math.log1p(math.exp(negative - target)), abs=1e-6)
     loss.backward()
     assert (users.grad[0].abs().sum(dim=-1) > 1e-3).all()
@@ -179,8 +121,8 @@ def test_the_corrected_sum_over_frequent_draws_estimates_the_sum_over_all_items(
 
     def estimate(log_expected):
         # A target of score 0: the loss is log(1 + Σ), which gives the sum back.
-        loss = nce([[[1.0]]], [[[0.0]]], [[True]], scores[drawn][:, None].tolist(), log_expected, [[False] * num_draws])
-        return math.expm1(loss)
+        loss = loss_of([[[1.0]]], [[[0.0]]], scores[drawn][:, None].tolist(), log_expected=log_expected)
+        return math.expm1(float(loss))
 
     assert estimate(np.log(num_draws * share)[drawn].tolist()) == pytest.approx(np.exp(scores).sum(), rel=0.02)
     uncorrected = estimate([math.log(num_draws / num_items)] * num_draws)
@@ -189,30 +131,16 @@ def test_the_corrected_sum_over_frequent_draws_estimates_the_sum_over_all_items(
 
 def test_a_hit_is_accidental_for_its_own_example_only():
     # The same two negatives; the second is a target of the first example.
-    first = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0]], [0.0], [[False]])
-    second = nce([[[1.0]]], [[[2.0]]], [[True]], [[1.0], [2.0]], [0.0, 0.0], [[False, False]])
-    both = nce(
-        [[[1.0]], [[1.0]]],
-        [[[2.0]], [[2.0]]],
-        [[True], [True]],
-        [[1.0], [2.0]],
-        [0.0, 0.0],
-        [[False, True], [False, False]],
-    )
+    first = float(loss_of([[[1.0]]], [[[2.0]]], [[1.0]]))
+    second = float(loss_of([[[1.0]]], [[[2.0]]], [[1.0], [2.0]]))
+    accidental = [[False, True], [False, False]]
+    both = float(loss_of([[[1.0]], [[1.0]]], [[[2.0]], [[2.0]]], [[1.0], [2.0]], accidental=accidental))
     assert both == pytest.approx((first + second) / 2)
 
 
 def test_an_example_whose_every_negative_is_a_target_teaches_nothing():
     users = torch.tensor([[[1.0]], [[1.0]]], requires_grad=True)
-    loss = loss_of(
-        users,
-        torch.tensor([[[2.0]], [[2.0]]]),
-        torch.tensor([[True], [True]]),
-        torch.tensor([[1.0]]),
-        torch.zeros(1),
-        torch.tensor([[True], [False]]),
-        "max",
-    )
+    loss = loss_of(users, [[[2.0]], [[2.0]]], [[1.0]], accidental=[[True], [False]])
     loss.backward()
     assert users.grad[0] == 0
     assert float(users.grad[1]) == pytest.approx(sigmoid(1 - 2) * (1 - 2) / 2)

@@ -4,18 +4,12 @@ import json
 
 import torch
 
-from components.urm.data.examples import read_examples
-from components.urm.training.steps import NegativeSampler, TrainingSteps
 from tests.worlds.training import launch, write_world
 
 
 def test_a_model_sharded_over_two_processes_has_the_gradients_of_a_whole_one(
-    tmp_path, tables, table_dir, config, new_model
+    tmp_path, tables, table_dir, config, steps
 ):
-    tasks = {task.name: task for task in config.tasks}
-    groups = read_examples(tables.contexts, tables.examples, tasks, "train")
-    sampler = NegativeSampler(tables.catalogue, config.urm.num_negatives, config.urm.negative_power)
-    steps = TrainingSteps(groups, new_model.builder, sampler, config)
     spoken = next(batch for batch in map(steps.__getitem__, range(len(steps))) if len(batch["labels"]))
     (tmp_path / "world").mkdir()
     write_world(tmp_path / "world", tables, table_dir, config)

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from components.exceptions import ConfigError
-from components.urm.data.examples import read_examples
 from components.urm.training.loss import recall_loss, text_loss
 from components.urm.training.shares import Shares, take_share
 from components.urm.training.steps import NegativeSampler, TrainingSteps
@@ -11,9 +10,7 @@ TEXT_WEIGHT = 0.3
 
 
 @pytest.fixture
-def steps(tables, config, new_model):
-    tasks = {task.name: task for task in config.tasks}
-    groups = read_examples(tables.contexts, tables.examples, tasks, "train")
+def steps(groups, tables, config, new_model):
     # Contexts ask one task, two or three: no split into halves has equal numbers of examples.
     groups = [(context, examples[: 1 + number % 3]) for number, (context, examples) in enumerate(groups)]
     spoken = config.model_copy(update={"urm": config.urm.model_copy(update={"text_loss_weight": TEXT_WEIGHT})})

@@ -11,17 +11,6 @@ from components.urm.training.schedule import FLOOR, Budget
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 
 
-@pytest.fixture
-def groups(tables, config):
-    return read_examples(tables.contexts, tables.examples, {task.name: task for task in config.tasks}, "train")
-
-
-@pytest.fixture
-def steps(groups, new_model, tables, config):
-    sampler = NegativeSampler(tables.catalogue, config.urm.num_negatives, config.urm.negative_power)
-    return TrainingSteps(groups, new_model.builder, sampler, config)
-
-
 def flat(batch, prefix=""):
     for name, value in batch.items():
         if isinstance(value, dict):

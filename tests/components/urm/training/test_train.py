@@ -128,9 +128,8 @@ def test_curves_show_speed_memory_gradients_and_both_rates(world, tmp_path, conf
     for step in (2, 4, 6, 8):
         assert {"loss", "recall_loss", "text_loss", "grad_norm", "validation_recall"} <= logged[step].keys()
         assert all(math.isfinite(value) for value in logged[step].values())
-        assert logged[step]["loss"] == pytest.approx(
-            logged[step]["recall_loss"] + 0.3 * logged[step]["text_loss"], rel=1e-3
-        )
+        loss = logged[step]["recall_loss"] + 0.3 * logged[step]["text_loss"]
+        assert logged[step]["loss"] == pytest.approx(loss, rel=1e-3)
         assert logged[step]["grad_norm"] > 0
         assert 0.1 < logged[step]["peak_memory_gib"] < 24
         assert logged[step]["examples_per_second"] > 1
