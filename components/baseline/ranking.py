@@ -29,16 +29,10 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best items of each example.
+    """The best items of each example."""
 
-    Attributes:
-        rows: Example rows, shape [E].
-        items: Catalogue indices, best first, shape [E, depth]; -1 after the last one.
-        scores: Their scores, shape [E, depth].
-    """
-
-    rows: Ints
-    items: Ints
+    rows: Ints  # example rows, shape [E]
+    items: Ints  # catalogue indices, best first, shape [E, depth]; -1 after the last one
     scores: Floats
 
 

@@ -23,17 +23,11 @@ from components.items.text import Progress, TextEncoder, encode_texts
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Frozen text vectors, L2-normalised, zero where absent.
+    """Frozen text vectors, L2-normalised, zero where absent."""
 
-    Attributes:
-        items: Of the catalogue, [n, t].
-        present: Whether an item has one, bool [n].
-        queries: Of the distinct queries, [Q, t].
-    """
-
-    items: Floats
-    present: npt.NDArray[np.bool_]
-    queries: Floats
+    items: Floats  # of the catalogue, [n, t]
+    present: npt.NDArray[np.bool_]  # whether an item has one, bool [n]
+    queries: Floats  # of the distinct queries, [Q, t]
 
 
 def read_text_features(

@@ -31,23 +31,15 @@ LogFunction = Callable[[int, dict[str, float]], None]
 
 @dataclass
 class TrainingSummary:
-    """What happened.
+    """What happened."""
 
-    Attributes:
-        steps: Optimiser steps made.
-        examples: Examples seen, repeats counted.
-        seconds: Wall time of the steps; evaluations are not in it.
-        best_step: Step whose weights were kept.
-        best_recall: Validation recall per task, and "mean" over them, at that step.
-        stopped_by: epochs | time.
-    """
-
-    steps: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
+    steps: int = 0  # optimiser steps made
+    examples: int = 0  # examples seen, repeats counted
+    seconds: float = 0.0  # wall time of the steps; evaluations are not in it
+    best_step: int = 0  # step whose weights were kept
+    # validation recall per task, and "mean" over them, at that step
     best_recall: dict[str, float] = field(default_factory=lambda: {"mean": -1.0})
-    stopped_by: str = "epochs"
+    stopped_by: str = "epochs"  # epochs | time
 
 
 def train(

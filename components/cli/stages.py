@@ -10,14 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from components.cli.options import (
-    DEFAULT_CONFIG,
-    ConfigOption,
-    ForceOption,
-    RunDirOption,
-    SetOption,
-    read_config,
-)
+from components.cli.options import DEFAULT_CONFIG, ConfigOption, ForceOption, RunDirOption, SetOption, read_config
 from components.flow import STAGES, StageSpec
 from components.memory import keep_freed_memory
 from components.settings import get_settings

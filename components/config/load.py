@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from components.config.model import Model
 from components.config.run import RunConfig
@@ -124,10 +122,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"configuration {path}",
-            expected="valid YAML",
-            got=error,
-            remedy="fix the file at the line named",
+            f"configuration {path}", expected="valid YAML", got=error, remedy="fix the file at the line named"
         ) from None
     if not isinstance(content, dict):
         raise ConfigError(

@@ -26,25 +26,15 @@ DRAWS_PER_BLOCK = 200  # bounds memory: a block's weights are [draws, users]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against a baseline, per task.
+    """A model against a baseline, per task."""
 
-    Attributes:
-        tasks: Names of the T tasks.
-        examples: Examples of each task, [T].
-        baseline: Mean recall of the baseline, [T].
-        model: Mean recall of the model, [T].
-        baseline_draws: Mean recall of the baseline in each draw, [draws, T]; NaN where a draw has no example.
-        model_draws: The same of the model.
-        names: The model and the baseline.
-    """
-
-    tasks: tuple[str, ...]
-    examples: Ints
-    baseline: Floats
-    model: Floats
-    baseline_draws: Floats
-    model_draws: Floats
-    names: tuple[str, str] = ("urm", "target_attention")
+    tasks: tuple[str, ...]  # names of the T tasks
+    examples: Ints  # examples of each task, [T]
+    baseline: Floats  # mean recall of the baseline, [T]
+    model: Floats  # mean recall of the model, [T]
+    baseline_draws: Floats  # mean recall of the baseline in each draw, [draws, T]; NaN where a draw has no example
+    model_draws: Floats  # the same of the model
+    names: tuple[str, str] = ("urm", "target_attention")  # the model and the baseline
 
     @property
     def mean_difference(self) -> float:

@@ -74,8 +74,7 @@ def period_of(ts: ir.TimestampValue, split: SplitConfig) -> ir.IntegerValue:
     turns = sorted({(start - split.train_start) % DAY for start in starts})
     microseconds_a_day = DAY // timedelta(microseconds=1)
     return reduce(
-        add,
-        (ts.delta(instant(split.train_start + turn), unit="microsecond") // microseconds_a_day for turn in turns),
+        add, (ts.delta(instant(split.train_start + turn), unit="microsecond") // microseconds_a_day for turn in turns)
     )
 
 

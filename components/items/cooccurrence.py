@@ -29,17 +29,11 @@ SEQUENCE_REACH = 50
 
 @dataclass(frozen=True)
 class Baskets:
-    """What users had together, by user and time.
+    """What users had together, by user and time."""
 
-    Attributes:
-        matrix: Binary baskets × catalogue.
-        users: Number of each basket's user, ascending; a user's baskets from the oldest to the newest.
-        reach: How many baskets later an item still counts as following; 0: only what is in one basket goes together.
-    """
-
-    matrix: sp.csr_array
-    users: Ints
-    reach: int
+    matrix: sp.csr_array  # binary baskets × catalogue
+    users: Ints  # number of each basket's user, ascending; a user's baskets from the oldest to the newest
+    reach: int  # how many baskets later an item still counts as following; 0: only what is in one basket goes together
 
     def of_items(self, columns: Ints) -> Baskets:
         """The same baskets with some of the items only."""

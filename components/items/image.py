@@ -37,23 +37,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """Vectors of the images of a call.
+    """Vectors of the images of a call."""
 
-    Attributes:
-        vectors: float16 [n, 1280], L2-normalised, in the order of the URIs given; zero where absent.
-        present: bool [n].
-        num_images: Distinct URIs.
-        num_cached: Of these, how many came from the cache.
-        unreadable: URI → reason, for every image that could not be read.
-        seconds: Time spent reading and encoding.
-    """
-
+    # float16 [n, 1280], L2-normalised, in the order of the URIs given; zero where absent
     vectors: npt.NDArray[np.float16]
-    present: npt.NDArray[np.bool_]
-    num_images: int
-    num_cached: int
-    unreadable: dict[str, str]
-    seconds: float
+    present: npt.NDArray[np.bool_]  # bool [n]
+    num_images: int  # distinct URIs
+    num_cached: int  # of these, how many came from the cache
+    unreadable: dict[str, str]  # URI → reason, for every image that could not be read
+    seconds: float  # time spent reading and encoding
 
 
 class ImageEncoder:

@@ -25,21 +25,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class TextVectors:
-    """Vectors of the distinct texts of a call.
+    """Vectors of the distinct texts of a call."""
 
-    Attributes:
-        vectors: float16 [n, d], L2-normalised, in the order of the texts given; zero for empty texts.
-        present: bool [n], false for empty texts.
-        num_distinct: Distinct texts that are not empty.
-        num_cached: Of these, how many came from the cache.
-        seconds: Time spent in the encoder.
-    """
-
+    # float16 [n, d], L2-normalised, in the order of the texts given; zero for empty texts
     vectors: npt.NDArray[np.float16]
-    present: npt.NDArray[np.bool_]
-    num_distinct: int
-    num_cached: int
-    seconds: float
+    present: npt.NDArray[np.bool_]  # bool [n], false for empty texts
+    num_distinct: int  # distinct texts that are not empty
+    num_cached: int  # of these, how many came from the cache
+    seconds: float  # time spent in the encoder
 
 
 def item_text(title: str, category: Sequence[str]) -> str:

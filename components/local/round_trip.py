@@ -27,24 +27,14 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Visitor:
-    """The user of the round trip.
+    """The user of the round trip."""
 
-    Attributes:
-        user_id: A user of the last test cut.
-        history: Titles of their last items, newest first.
-        last_event: When they were last seen.
-        task: What is recalled for them.
-        behavior: What they do now, as they did last.
-        item_id: A popular item they never had, which they now act on.
-        item_title: Its title.
-    """
-
-    user_id: str
-    history: list[str]
-    last_event: datetime
-    task: str
-    behavior: str
-    item_id: int
+    user_id: str  # a user of the last test cut
+    history: list[str]  # titles of their last items, newest first
+    last_event: datetime  # when they were last seen
+    task: str  # what is recalled for them
+    behavior: str  # what they do now, as they did last
+    item_id: int  # a popular item they never had, which they now act on
     item_title: str
 
 

@@ -7,13 +7,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from components.addresses import (
-    absolute,
-    exists,
-    join,
-    read_json,
-    write_json,
-)
+from components.addresses import absolute, exists, join, read_json, write_json
 from components.exceptions import DataError, MissingInputError
 from components.storage.contract import StageResult
 

@@ -8,14 +8,7 @@ from typing import Any
 
 import structlog
 
-from components.addresses import (
-    absolute,
-    exists,
-    join,
-    parent,
-    remove,
-    write_json,
-)
+from components.addresses import absolute, exists, join, parent, remove, write_json
 from components.config import RunConfig
 from components.exceptions import ConfigError
 from components.flow import STAGES, StageSpec

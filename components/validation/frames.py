@@ -22,18 +22,12 @@ from components.validation.rules import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_IS_KNO
 
 @dataclass(frozen=True)
 class Files:
-    """The Parquet files of one table.
+    """The Parquet files of one table."""
 
-    Attributes:
-        table: "events" or "items".
-        root: The table's folder, or its only file.
-        paths: Files in the order of row numbers.
-        offsets: Row number of each file's first row, and after the last the number of rows; shape [files + 1].
-    """
-
-    table: str
-    root: Path
-    paths: tuple[Path, ...]
+    table: str  # "events" or "items"
+    root: Path  # the table's folder, or its only file
+    paths: tuple[Path, ...]  # files in the order of row numbers
+    # row number of each file's first row, and after the last the number of rows; shape [files + 1]
     offsets: npt.NDArray[np.int64]
 
     @property

@@ -30,15 +30,10 @@ _ROW_RESULTS = {"result_format": "COMPLETE", "return_unexpected_index_query": Fa
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the rules say of one table.
+    """What the rules say of one table."""
 
-    Attributes:
-        refused: Row number → the rules it breaks, in their order.
-        failed: Table rules that fail, with what was found instead.
-    """
-
-    refused: dict[int, list[Rule]] = field(default_factory=dict)
-    failed: list[tuple[Rule, str]] = field(default_factory=list)
+    refused: dict[int, list[Rule]] = field(default_factory=dict)  # row number → the rules it breaks, in their order
+    failed: list[tuple[Rule, str]] = field(default_factory=list)  # table rules that fail, with what was found instead
 
 
 def judge_tables(

@@ -31,16 +31,11 @@ REASON = "reason"  # key of a rule's code in the expectation's meta
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule.
+    """One rule."""
 
-    Attributes:
-        reason: Code in the quarantine and in errors.
-        message: Of a rule about rows: what is wrong, with the row's fields in braces. Of a rule about the whole
-            table: what is expected of it.
-        expectation: The rule itself.
-    """
-
-    reason: str
+    reason: str  # code in the quarantine and in errors
+    # of a rule about rows: what is wrong, with the row's fields in braces. Of a rule about the whole table: what is
+    # expected of it
     message: str
     expectation: Expectation
 

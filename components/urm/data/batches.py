@@ -29,15 +29,10 @@ _NO_WORDS = np.empty(0, dtype=np.uint64)
 
 @dataclass(frozen=True)
 class ItemReader:
-    """Frozen inputs of items.
-
-    Attributes:
-        table: The item table.
-        modalities: Which of its modalities the model reads.
-    """
+    """Frozen inputs of items."""
 
     table: ItemTable
-    modalities: tuple[str, ...]
+    modalities: tuple[str, ...]  # which of its modalities the model reads
 
     @property
     def widths(self) -> dict[str, int]:

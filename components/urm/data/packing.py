@@ -24,15 +24,10 @@ PREFIX, PADDING = 0, -1  # segments; block k of a sequence has segment k + 1
 
 @dataclass(frozen=True)
 class PromptParts:
-    """Content of one sequence.
+    """Content of one sequence."""
 
-    Attributes:
-        prefix: Text and item tokens.
-        blocks: Tasks of the context.
-    """
-
-    prefix: Prefix
-    blocks: Sequence[Block]
+    prefix: Prefix  # text and item tokens
+    blocks: Sequence[Block]  # tasks of the context
 
 
 def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:

@@ -17,17 +17,11 @@ from components.urm.network.model import Urm
 
 @dataclass(frozen=True)
 class NewModel:
-    """What `build_model` returns.
+    """What `build_model` returns."""
 
-    Attributes:
-        model: The model, with new modules untrained.
-        builder: Makes its batches.
-        description: How to build it again.
-    """
-
-    model: Urm
-    builder: BatchBuilder
-    description: ModelDescription
+    model: Urm  # the model, with new modules untrained
+    builder: BatchBuilder  # makes its batches
+    description: ModelDescription  # how to build it again
 
 
 def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: Path) -> NewModel:

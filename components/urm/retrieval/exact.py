@@ -29,17 +29,11 @@ _NOWHERE = -torch.inf
 
 
 class Pairs(NamedTuple):
-    """Pairs of requests and items, with a score to add.
+    """Pairs of requests and items, with a score to add."""
 
-    Attributes:
-        rows: Requests [p].
-        places: Items, by their place in the catalogue [p].
-        scores: float32 [p].
-    """
-
-    rows: torch.Tensor
-    places: torch.Tensor
-    scores: torch.Tensor
+    rows: torch.Tensor  # requests [p]
+    places: torch.Tensor  # items, by their place in the catalogue [p]
+    scores: torch.Tensor  # float32 [p]
 
     def add(self, scores: torch.Tensor, start: int) -> None:
         """Add to scores [n, b] of a block of items that starts at a place."""

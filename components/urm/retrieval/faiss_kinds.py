@@ -43,19 +43,12 @@ Blocks = Iterable[Floats]
 
 @dataclass(frozen=True)
 class Shape:
-    """Constants of an approximate kind; measured by benchmarks/index.py.
+    """Constants of an approximate kind; measured by benchmarks/index.py."""
 
-    Attributes:
-        components: r, leading principal components in the cells.
-        probes: Share of the cells searched.
-        factor: Items rescored, as a multiple of those asked for; more where items are more similar.
-        again: Type of faiss's scalar quantizer for the whole vectors that rescore the best.
-    """
-
-    components: int
-    probes: float
-    factor: int
-    again: int
+    components: int  # r, leading principal components in the cells
+    probes: float  # share of the cells searched
+    factor: int  # items rescored, as a multiple of those asked for; more where items are more similar
+    again: int  # type of faiss's scalar quantizer for the whole vectors that rescore the best
 
 
 SHAPES: dict[Kind, Shape] = {

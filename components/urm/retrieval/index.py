@@ -19,13 +19,9 @@ from components.urm.retrieval.users import Combine, UserVectors
 
 
 class CandidateIndex(Protocol):
-    """Candidates by item id.
+    """Candidates by item id."""
 
-    Attributes:
-        item_ids: All ids, in the order of the index [N].
-    """
-
-    item_ids: Ids
+    item_ids: Ids  # all ids, in the order of the index [N]
 
     @property
     def width(self) -> int:
@@ -62,11 +58,7 @@ def read_candidates(path: Path) -> CandidateIndex:
 
 
 def search(
-    index: CandidateIndex,
-    users: UserVectors,
-    k: int,
-    combine: Combine,
-    exclude: Sequence[Ids] | None = None,
+    index: CandidateIndex, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None = None
 ) -> tuple[list[Ids], list[Floats]]:
     """Best items of each request; exact with an exact index.
 

@@ -25,21 +25,13 @@ from components.urm.training.validation import Validation
 
 @dataclass(frozen=True)
 class Session:
-    """What `prepare` returns.
-
-    Attributes:
-        config: Configuration of the run.
-        new: The model and its batch builder, which reads the item table for serving.
-        steps: Training batches.
-        validation: Measures the recall that selects the best checkpoint.
-        device: "cpu" or "cuda".
-    """
+    """What `prepare` returns."""
 
     config: RunConfig
-    new: NewModel
+    new: NewModel  # the model and its batch builder, which reads the item table for serving
     steps: TrainingSteps
-    validation: Validation
-    device: str
+    validation: Validation  # measures the recall that selects the best checkpoint
+    device: str  # "cpu" or "cuda"
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -31,21 +31,13 @@ KEPT_CHECKPOINTS = 2  # the best and the last
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """Outcome of a training.
-
-    Attributes:
-        steps: Number of steps.
-        seconds: Duration, evaluations included.
-        best_step: Step of the weights kept.
-        best_recall: Their validation recall, mean over tasks.
-        stopped_by: "steps", "time", or "patience".
-    """
+    """Outcome of a training."""
 
     steps: int
-    seconds: float
-    best_step: int
-    best_recall: float
-    stopped_by: str
+    seconds: float  # duration, evaluations included
+    best_step: int  # step of the weights kept
+    best_recall: float  # their validation recall, mean over tasks
+    stopped_by: str  # "steps", "time", or "patience"
 
 
 def train(
