@@ -146,7 +146,7 @@ STAGES: dict[str, StageSpec] = {
                 "`urm.safetensors`, `urm.json`",
                 "item_table": "folder: encode's, beside the model that reads it",
                 "candidates": "folder: `keys.npy` int64 [n] (catalogue order), `vectors.npy` float32 [n, d]: an item's "
-                "score for a user vector is their inner product; own items score more or less (ADR 18)",
+                "score for a user vector is their inner product; items of the user's history add a copy score (ADR 18)",
             },
             sections=("urm", "tasks", "evaluation.k"),
             resources=Resources(hours=12, cpu="8", memory="64Gi", gpus=1),
@@ -280,12 +280,7 @@ def stages_before(names: Collection[str]) -> tuple[str, ...]:
 
 
 def direct_inputs(name: str, within: Collection[str]) -> tuple[str, ...]:
-    """Inputs of a stage that no other of its inputs implies: the arrows that a picture of the flow needs.
-
-    Args:
-        name: Name of a stage.
-        within: Stages of the picture.
-    """
+    """Inputs `within` a picture of the flow that no other input of the stage implies: the arrows that it needs."""
     inputs = [other for other in STAGES[name].inputs if other in within]
     implied = {earlier for other in inputs for earlier in stages_before([other]) if earlier != other}
     return tuple(other for other in inputs if other not in implied)

@@ -52,13 +52,10 @@ class Fitter:
     curve: Callable[[str, int, dict[str, float]], None]
 
     def fit(self, popularity: Popularity, events: Path, item_table: Path, vectors: Path) -> Iterator[FittedModel]:
-        """Fit them in the order of the predictions.
+        """Fit them in the order of the predictions; `popularity` is fitted already, since others start from its counts.
 
-        Args:
-            popularity: Fitted already, since others start from its counts.
-            events: Folder of the validated events.
-            item_table: Folder of the item table, for text vectors.
-            vectors: Folder where text vectors of queries are cached.
+        `events` and `item_table` are the folders of the validated events and of the item table; text vectors of queries
+        are cached in the folder `vectors`.
         """
         wanted = self.config.baseline.models
         yield FittedModel("popularity", popularity)

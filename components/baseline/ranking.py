@@ -19,11 +19,7 @@ class Scorer(Protocol):
     """A model that scores every catalogue item."""
 
     def score(self, rows: Ints) -> torch.Tensor:
-        """Scores of shape [len(rows), catalogue]; -inf where the model has nothing to say.
-
-        Args:
-            rows: Example rows, those of one context side by side.
-        """
+        """Scores [len(rows), catalogue] of example rows, those of one context side by side; -inf: nothing to say."""
         ...
 
 

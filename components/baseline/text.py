@@ -33,14 +33,9 @@ class TextFeatures:
 def read_text_features(
     data: Dataset, item_table: Path, config: ItemsConfig, cache_folder: Path, progress: Progress | None = None
 ) -> TextFeatures:
-    """Item vectors of the encode stage, and query vectors by the same encoder.
+    """Item vectors of the encode stage, and query vectors by the same encoder, cached between runs in `cache_folder`.
 
-    Args:
-        data: The data set.
-        item_table: Folder of the item table.
-        config: Names the encoder.
-        cache_folder: Where text vectors are kept between runs.
-        progress: Called with (queries done, queries in all) now and then.
+    `progress` is called with (queries done, queries in all) now and then.
     """
     items, present = ItemTable.open(item_table).gather("text", data.items.ids)
     if not data.examples.queries:

@@ -48,15 +48,8 @@ def train(
     """Train in place; the network ends with the weights of the best validation recall@k.
 
     The learning rate falls linearly with whichever runs out first, epochs or seconds, so that a run cut short by the
-    clock still ends on a small rate. Equal seeds give equal weights only where the clock does not run ahead.
-
-    Args:
-        network: What to train.
-        batcher: Its data.
-        config: Batch size, learning rate, limits.
-        k: Cut-off of the validation recall.
-        seed: Of batches and negatives.
-        log: Called with (step, metrics) now and then.
+    clock still ends on a small rate. Equal seeds (of batches and negatives) give equal weights only where the clock
+    does not run ahead. `log` is called with (step, metrics) now and then.
     """
     data, trainer = batcher.data, _Trainer(network, batcher, config, seed)
     rows = data.examples.rows("train")

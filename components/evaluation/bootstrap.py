@@ -83,16 +83,7 @@ class Comparison:
 
 
 def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int, seed: int) -> Comparison:
-    """Bootstrap two models over the users of their common examples.
-
-    Args:
-        hits: Rows in the schema HITS.
-        model: The model in question.
-        baseline: What it is held against.
-        k: Cut-off.
-        draws: Number of bootstrap draws.
-        seed: Of the draws.
-    """
+    """Bootstrap two models over the users of their common examples, from rows in the schema HITS, at the cut-off k."""
     rows = hits[(hits["k"] == k) & hits["model"].isin([model, baseline])]
     rows = rows.assign(recall=recall(rows["hits"], rows["targets"], rows["k"]))
     recalls = rows.pivot(index=["example_id", "user_id", "task"], columns="model", values="recall").reset_index()

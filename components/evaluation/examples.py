@@ -85,11 +85,8 @@ class Measured:
 def measure(examples: TestExamples, predictions: pa.Table, model: str, k: int) -> Measured:
     """Hold one model's lists against the targets, in parts, so that memory does not grow with the examples.
 
-    Args:
-        examples: The test examples.
-        predictions: Lists of this model alone, columns example_id and item_ids.
-        model: Its name, for the error.
-        k: Cut-off of exposure and coverage.
+    `predictions` are the lists of this model alone, columns example_id and item_ids; k is the cut-off of exposure and
+    coverage.
 
     Raises:
         DataError: The predictions do not cover exactly these examples.

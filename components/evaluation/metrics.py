@@ -77,14 +77,9 @@ def find_ranks(items: Ints, offsets: Ints, targets: Ints, target_offsets: Ints) 
 
 
 def expose(items: Ints, offsets: Ints, k: int, quantiles: Floats, surprises: Floats) -> Exposure:
-    """Popularity of the top-k items of each list.
+    """Popularity of the top-k items of each list (items and offsets as in `find_ranks`).
 
-    Args:
-        items: Catalogue index of each list entry, flat, best first.
-        offsets: Where each list starts, and the end, [E + 1].
-        k: Cut-off.
-        quantiles: Popularity quantile of each catalogue item.
-        surprises: -log2 p of each catalogue item.
+    `quantiles` and `surprises` (-log2 p) are those of the catalogue items, [n].
     """
     top, owners = first(items, offsets, k)
     num_examples = len(offsets) - 1

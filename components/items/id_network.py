@@ -180,16 +180,10 @@ def train_id_network(
     seed: int,
     report: Callable[[int, int, float], None],
 ) -> None:
-    """Train in place at a learning rate that falls linearly.
+    """Train a network, new or trained before, in place, at most `max_steps` steps of BATCH_SIZE examples.
 
-    Args:
-        network: A new network, or one trained before.
-        examples: Histories and next items.
-        epochs: Passes over the examples.
-        max_steps: Upper limit of the steps, for large logs.
-        final_rate: Share of the learning rate left at the end; 1 keeps it.
-        seed: Seed of order, negatives and dropout.
-        report: Called every LOG_STEPS steps with the step, the number of steps, and the loss.
+    The learning rate falls linearly to the share `final_rate` of it; 1 keeps it. The seed is that of order, negatives
+    and dropout. `report` is called every LOG_STEPS steps with the step, the number of steps, and the loss.
     """
     steps = min(max_steps, epochs * -(-len(examples.targets) // BATCH_SIZE))
     rng = np.random.default_rng(seed)

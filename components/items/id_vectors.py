@@ -64,16 +64,10 @@ def learn_id_vectors(
     seed: int,
     report: Callable[[str, int, int, float], None],
 ) -> IdVectors:
-    """Learn ID vectors.
+    """Learn ID vectors of items, `item_ids` ascending [n], from the folder of the validated events.
 
-    Args:
-        events: Folder of the validated events.
-        item_ids: Items, ascending [n].
-        content: Text and attributes of the items.
-        features: For the split, and the minimum number of events of an item with an ID embedding.
-        config: Width of the vectors, length of the training.
-        seed: Seed of the training.
-        report: Called regularly with the name of the training, the step, the number of steps, and the loss.
+    `features` gives the split and the minimum number of events of an item with an ID embedding. `report` is called
+    regularly with the name of the training, the step, the number of steps, and the loss.
     """
     whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
     kept = _count(whole) >= max(1, features.min_item_events)

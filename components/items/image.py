@@ -51,12 +51,8 @@ class ImageVectors:
 class ImageEncoder:
     """EfficientNet-Lite0 (ImageNet), its last feature map averaged over the picture.
 
-    Args:
-        name: "efficientnet-lite0", the only one packaged.
-        device: Where it computes.
-
     Raises:
-        ConfigError: No such encoder.
+        ConfigError: The name is not "efficientnet-lite0", the only one packaged.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -93,11 +89,8 @@ def encode_images(
 ) -> ImageVectors:
     """Read and encode each distinct image once, or take its vector from the cache.
 
-    Args:
-        uris: One per item, anything fsspec can open; None or empty: the item has no image.
-        encoder: The encoder.
-        cache_folder: Where vectors are kept between runs.
-        progress: Called with (images done, images in all) after each stored part.
+    URIs are one per item, anything fsspec can open; None or empty: the item has no image. `progress` is called with
+    (images done, images in all) after each stored part.
 
     Raises:
         DataError: There are images, and not one of them can be read.

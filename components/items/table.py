@@ -105,11 +105,7 @@ class ItemTable:
         return rows
 
     def gather(self, name: str, item_ids: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], Present]:
-        """Vectors of items.
-
-        Args:
-            name: Modality.
-            item_ids: int64 [m]; repeats are fine.
+        """Vectors of a modality for item ids [m]; repeats are fine.
 
         Returns:
             vectors float32 [m, d], zero where the item or its vector is absent, and present bool [m].

@@ -31,11 +31,7 @@ _RECORDS = TypeAdapter(dict[str, ServiceRecord])
 
 
 class Registry:
-    """The two files in the home folder.
-
-    Args:
-        home: State of the local services.
-    """
+    """The two files in the home folder."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / "services.json"

@@ -76,10 +76,7 @@ def choose_visitor(run_dir: str, config: RunConfig, settings: Settings) -> Visit
 
 
 def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
-    """Send the event and read until the answer is the event's.
-
-    Returns:
-        The API's answer, and the seconds from sending the event to reading it.
+    """Send the event and read until the answer is the event's; returns it and the seconds that took.
 
     Raises:
         UnavailableError: The API does not answer, or no worker has computed the result in time.

@@ -64,12 +64,9 @@ class Stack:
 
 
 def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: str) -> Stack:
-    """Lay out the services: a live or earlier port is kept where it can be.
+    """Lay out the services: a live or earlier port of the `known` ones is kept where it can be.
 
-    Args:
-        settings: Gives the home folder and the folders of configurations and Feast definitions.
-        known: Services of the registry that run now.
-        config: Name of the configuration that recall worker and API serve by.
+    `config` names the configuration that recall worker and API serve by.
     """
     home = settings.home.absolute()
     project = settings.configs_dir.absolute().parent

@@ -52,16 +52,7 @@ class Summary:
 
 
 def compare_runs(run_dirs: Sequence[str], *, settings: Settings, draws: int, confidence: float) -> str:
-    """Read, pool and render runs; the table goes to MLflow's experiment `comparison` as well.
-
-    Args:
-        run_dirs: Folders or URIs of evaluated runs.
-        settings: Where the cache and MLflow are.
-        draws: Draws of the bootstrap.
-        confidence: Level of the intervals.
-
-    Returns:
-        Markdown.
+    """Read, pool and render evaluated runs as Markdown, which goes to MLflow's experiment `comparison` as well.
 
     Raises:
         MissingInputError: A run has no evaluation.
@@ -88,13 +79,7 @@ def read_run(run_dir: str) -> FinishedRun:
 
 
 def summarise_runs(runs: Sequence[FinishedRun], *, cache: Path, draws: int, seed: int = 0) -> list[Summary]:
-    """One summary per configuration, in the order given.
-
-    Args:
-        runs: Evaluated runs.
-        cache: Folder for remote files.
-        draws: Draws of the bootstrap.
-        seed: Seed of the draws.
+    """One summary per configuration of evaluated runs, in the order given, by this many bootstrap draws of this seed.
 
     Raises:
         DataError: Runs of one configuration share a seed, or differ in cut-off or tasks.

@@ -76,13 +76,7 @@ def item_frame(files: Files, connection: ibis.BaseBackend) -> pd.DataFrame:
 
 
 def event_frame(files: Files, accepted_items: pd.Series[int], connection: ibis.BaseBackend) -> pd.DataFrame:
-    """Checked columns of the events, index = row number.
-
-    Args:
-        files: The events.
-        accepted_items: item_id of the items that later stages will see.
-        connection: Engine.
-    """
+    """Checked columns of the events, index = row number; `accepted_items` are the items that later stages will see."""
     rows = _numbered(files, connection)
     known = ibis.memtable(pd.DataFrame({"known_id": accepted_items.unique()}))
     joined = rows.left_join(known, rows.item_id == known.known_id)

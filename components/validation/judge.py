@@ -83,13 +83,7 @@ def open_context(data_docs: Path) -> EphemeralDataContext:
 
 
 def judge(context: EphemeralDataContext, table: str, frame: pd.DataFrame, rules: list[Rule]) -> Judgement:
-    """Check a frame against its rules and add the outcome to the Data Docs.
-
-    Args:
-        context: From `open_context`.
-        table: Name of the suite.
-        frame: Rows to check; its index is the row number.
-        rules: In order of precedence.
+    """Check a frame, its index the row number, by rules in order of precedence; add the outcome to the Data Docs.
 
     Raises:
         UrmError: Great Expectations could not evaluate a rule.

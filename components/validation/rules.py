@@ -41,12 +41,9 @@ class Rule:
 
 
 def event_rules(config: ValidationConfig, now: datetime, previous_rows: int | None = None) -> list[Rule]:
-    """Rules of the events table at an instant.
+    """Rules of the events table at an instant: what is later is of the future.
 
-    Args:
-        config: Limits.
-        now: Time of validation: what is later is of the future.
-        previous_rows: Accepted events of the previous run of the same source, if there was one.
+    `previous_rows` are the accepted events of the previous run of the same source, if there was one.
     """
     latest = now + timedelta(seconds=config.max_future_seconds)
     return [

@@ -61,10 +61,7 @@ def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
 
 
 def attention_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Which token may attend to which: earlier ones of the prefix and of its own block.
-
-    Args:
-        segments: [B, S].
+    """Which token may attend to which: earlier ones of the prefix and of its own block, by segments [B, S].
 
     Returns:
         bool [B, 1, S, S], true where the row attends to the column; every token attends to itself.

@@ -77,9 +77,7 @@ class PromptWriter:
     def prefix(self, context: UserContext, places: Sequence[int] | npt.NDArray[np.int64]) -> Prefix:
         """The part of the prompt that all tasks of a context share.
 
-        Args:
-            context: The user.
-            places: History items that may be in the prompt, newest first; their order numbers the columns.
+        `places` are the history items that may be in the prompt, newest first; their order numbers the columns.
 
         Raises:
             ConfigError: The template names a variable that does not exist.

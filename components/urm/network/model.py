@@ -43,12 +43,8 @@ class Urm(nn.Module):
     ) -> None:
         """Put new modules around a backbone whose vocabulary already has the special tokens.
 
-        Args:
-            backbone: A causal language model.
-            config: Widths and options.
-            widths: Width of each frozen modality by name.
-            num_counts: G, counts of popularity.
-            num_behaviors: Behaviours in the training data.
+        `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
+        `num_behaviors` counts the behaviours in the training data.
         """
         super().__init__()
         self.backbone = backbone

@@ -133,13 +133,10 @@ class FaissIndex:
 
 
 def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int) -> FaissIndex:
-    """An approximate inner-product index.
+    """An approximate inner-product index over ascending item ids [n], of any of KINDS but `exact`.
 
-    Args:
-        kind: One of KINDS but `exact`.
-        item_ids: All ids, ascending [n].
-        blocks: Yields the vectors of all items in blocks, in the order of the ids; called twice.
-        seed: Seed of k-means and rotation; equal input gives an equal index.
+    `blocks` yields the vectors of all items in blocks, in the order of the ids; called twice. The seed is that of
+    k-means and rotation; equal input gives an equal index.
 
     Raises:
         DataError: The ids are not ascending, or do not match the vectors one to one.

@@ -72,15 +72,9 @@ def prepare(
 ) -> Session:
     """Build a model and everything that trains it.
 
-    Args:
-        config: Configuration of the run.
-        table: Item table for validation and serving.
-        past_table: Item table for training: built from events before the training cuts.
-        catalogue: Table of schema CATALOGUE.
-        training: Training examples by context.
-        validation: Validation examples by context; a random sample of the contexts is measured.
-        cache: Folder for converted packaged backbones.
-        device: "cpu" or "cuda".
+    `table` is the item table for validation and serving, `past_table` that for training, built from events before the
+    training cuts. Examples come by context; a random sample of the validation contexts is measured. `cache` is the
+    folder for converted packaged backbones.
     """
     behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
     new = build_model(config.urm, table, behaviors, cache)
