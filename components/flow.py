@@ -13,58 +13,36 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage needs of the machine that runs it.
+    """What a stage needs of the machine that runs it."""
 
-    Attributes:
-        hours: Longest run; then the process or pod is ended and tried again.
-        cpu: Cores requested of Kubernetes.
-        memory: Memory requested of, and limited by, Kubernetes.
-        gpus: GPUs of its pod.
-        pool: Whether it takes a slot of the pool `compute`: heavy stages never share the cores of one machine.
-    """
-
-    hours: float
-    cpu: str = "2"
-    memory: str = "8Gi"
-    gpus: int = 0
+    hours: float  # longest run; then the process or pod is ended and tried again
+    cpu: str = "2"  # cores requested of Kubernetes
+    memory: str = "8Gi"  # memory requested of, and limited by, Kubernetes
+    gpus: int = 0  # GPUs of its pod
+    # whether it takes a slot of the pool `compute`: heavy stages never share the cores of one machine
     pool: bool = True
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A row of the flow.
+    """A row of the flow."""
 
-    Attributes:
-        name: Of the command, the task, the folder under the run directory, and the module in `components/stages`.
-        summary: What it does, in one sentence.
-        inputs: Stages whose results it reads.
-        outputs: Name → what it is; the report of a stage must name these.
-        sections: Sections of the configuration it reads, or single fields of one (`section.field`).
-        resources: What it needs of a machine.
-        notes: What its task page says beside the summary.
-        optional: Outputs that only some configurations make.
-        flags: Options of a call that are no part of the configuration, name → help; false by default.
-        tracking: Its own MLflow run (`run`), notes on the run of the whole flow (`parent`), or `none`.
-        redis: Whether it talks to the recall runtime.
-        parallel: Whether torchrun may start several processes of it.
-        reusable: Whether an equal earlier result may stand in; false for acts on the world.
-        module: Where its code is, if not in `components/stages`.
-    """
-
-    name: str
-    summary: str
-    inputs: tuple[str, ...]
-    outputs: Mapping[str, str]
-    sections: tuple[str, ...]
+    name: str  # of the command, the task, the folder under the run directory, and the module in `components/stages`
+    summary: str  # what it does, in one sentence
+    inputs: tuple[str, ...]  # stages whose results it reads
+    outputs: Mapping[str, str]  # name → what it is; the report of a stage must name these
+    sections: tuple[str, ...]  # sections of the configuration it reads, or single fields of one (`section.field`)
     resources: Resources = field(default_factory=lambda: Resources(hours=1))
-    notes: str = ""
-    optional: tuple[str, ...] = ()
+    notes: str = ""  # what its task page says beside the summary
+    optional: tuple[str, ...] = ()  # outputs that only some configurations make
+    # options of a call that are no part of the configuration, name → help; false by default
     flags: Mapping[str, str] = field(default_factory=dict)
+    # its own MLflow run (`run`), notes on the run of the whole flow (`parent`), or `none`
     tracking: Literal["run", "parent", "none"] = "none"
-    redis: bool = False
-    parallel: bool = False
-    reusable: bool = True
-    module: str = ""
+    redis: bool = False  # whether it talks to the recall runtime
+    parallel: bool = False  # whether torchrun may start several processes of it
+    reusable: bool = True  # whether an equal earlier result may stand in; false for acts on the world
+    module: str = ""  # where its code is, if not in `components/stages`
 
     @property
     def entry(self) -> str:
@@ -168,7 +146,7 @@ STAGES: dict[str, StageSpec] = {
                 "`urm.safetensors`, `urm.json`",
                 "item_table": "folder: encode's, beside the model that reads it",
                 "candidates": "folder: `keys.npy` int64 [n] (catalogue order), `vectors.npy` float32 [n, d]: an item's "
-                "score for a user vector is their inner product; own items score more or less (ADR 18)",
+                "score for a user vector is their inner product; items of the user's history add a copy score (ADR 18)",
             },
             sections=("urm", "tasks", "evaluation.k"),
             resources=Resources(hours=12, cpu="8", memory="64Gi", gpus=1),
@@ -302,12 +280,7 @@ def stages_before(names: Collection[str]) -> tuple[str, ...]:
 
 
 def direct_inputs(name: str, within: Collection[str]) -> tuple[str, ...]:
-    """Inputs of a stage that no other of its inputs implies: the arrows that a picture of the flow needs.
-
-    Args:
-        name: Name of a stage.
-        within: Stages of the picture.
-    """
+    """Inputs `within` a picture of the flow that no other input of the stage implies: the arrows that it needs."""
     inputs = [other for other in STAGES[name].inputs if other in within]
     implied = {earlier for other in inputs for earlier in stages_before([other]) if earlier != other}
     return tuple(other for other in inputs if other not in implied)

@@ -133,11 +133,9 @@ def _variable(place: str) -> str:
 
 
 def setting_variables(credentials: Collection[str] = ()) -> dict[str, str]:
-    """Variables of this process that are settings.
+    """Variables of this process that are settings; without any `credentials`, the result may be shown to people.
 
-    Args:
-        credentials: Services whose credentials are included: see `child_environment`. Without any, the result may
-            be shown to people.
+    `credentials` are the services whose credentials are included: see `child_environment`.
     """
     found = {}
     for name, field in Settings.model_fields.items():
@@ -152,8 +150,7 @@ def setting_variables(credentials: Collection[str] = ()) -> dict[str, str]:
 def child_environment(credentials: Collection[str]) -> dict[str, str]:
     """Variables of this process that a stage or a service of the project inherits.
 
-    Args:
-        credentials: Services whose credentials it needs: `airflow`, `feast`, `mlflow`, `redis`.
+    `credentials` are the services whose credentials it needs: `airflow`, `feast`, `mlflow`, `redis`.
     """
     patterns = [*INHERITED, *(pattern for name in credentials for pattern in INHERITED_BY_SERVICE.get(name, ()))]
     inherited = {

@@ -55,13 +55,7 @@ def track_study(settings: Settings, experiment: str, name: str) -> Iterator[mlfl
 
 
 def log_examples(path: Path, config: str, *splits: str) -> None:
-    """Note on the open run, as MLflow data sets, which examples it uses.
-
-    Args:
-        path: File in the schema EXAMPLES.
-        config: Name of the configuration; a data set is called `<config>.<split>`.
-        splits: Splits used.
-    """
+    """Note on the open run, as MLflow data sets `<config>.<split>`, which examples of a file of schema EXAMPLES it uses."""
     import mlflow
     import mlflow.data.sources as sources
     import pyarrow as pa

@@ -39,11 +39,7 @@ PARAMS = {
 
 
 def plan_commands(params: dict[str, Any], run_id: str) -> dict[str, list[list[str]]]:
-    """Arguments of every `urm` command of the study.
-
-    Args:
-        params: Those of the DAG run.
-        run_id: Names the run directories.
+    """Arguments of every `urm` command of the study; the run's id names the run directories.
 
     Raises:
         ConfigError: There is no such grid, or it has a mistake.

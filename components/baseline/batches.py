@@ -31,12 +31,9 @@ class TrainingBatch(NamedTuple):
 
 
 class Batcher:
-    """Builds tensors for rows of a data set.
+    """Builds tensors for rows of a data set, with the newest `history_length` items of each history.
 
-    Args:
-        data: The data set.
-        history_length: Newest items kept of a history.
-        query_vectors: Frozen text vectors of the distinct queries, [Q, t]; none for a network without text.
+    `query_vectors` are the frozen text vectors of the distinct queries, [Q, t]; none for a network without text.
     """
 
     def __init__(self, data: Dataset, history_length: int, query_vectors: Floats | None = None) -> None:
@@ -68,12 +65,7 @@ class Batcher:
         )
 
     def examples(self, rows: Ints, positions: Ints) -> ExampleBatch:
-        """Tasks and queries of examples.
-
-        Args:
-            rows: Example rows.
-            positions: Position of each one's context in the history batch.
-        """
+        """Tasks and queries of example rows; `positions` are those of their contexts in the history batch."""
         examples = self.data.examples
         words, owner = gather(examples.words, examples.word_offsets, rows)
         return ExampleBatch(

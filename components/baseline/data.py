@@ -34,23 +34,14 @@ _HALF_PRECISION = 0.005  # item tables hold logarithms in 16 bits, and 2ᵏ - 1 
 
 @dataclass(frozen=True)
 class Items:
-    """Catalogue items and their categorical features.
+    """Catalogue items and their categorical features."""
 
-    Attributes:
-        ids: item_id, ascending, shape [n].
-        titles: Title of each, shape [n].
-        train_events: Events in the training window, shape [n].
-        popularity: Popularity quantile, 0 rarest … 1 most frequent, shape [n].
-        features: One code per feature, shape [n, F]; 0 stands for unknown.
-        names: Names of the F features.
-    """
-
-    ids: Ints
-    titles: tuple[str, ...]
-    train_events: Ints
-    popularity: Floats
-    features: Ints
-    names: tuple[str, ...]
+    ids: Ints  # item_id, ascending, shape [n]
+    titles: tuple[str, ...]  # title of each, shape [n]
+    train_events: Ints  # events in the training window, shape [n]
+    popularity: Floats  # popularity quantile, 0 rarest … 1 most frequent, shape [n]
+    features: Ints  # one code per feature, shape [n, F]; 0 stands for unknown
+    names: tuple[str, ...]  # names of the F features
 
     def __len__(self) -> int:
         """Number of catalogue items."""
@@ -59,56 +50,33 @@ class Items:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Users at their cuts.
+    """Users at their cuts."""
 
-    Attributes:
-        users: Number of each context's user, shape [rows]; rows are sorted by cut.
-        items: Catalogue indices of the histories, newest first, flat.
-        counts: Events of each history item, flat.
-        days: Days from each item's last event to the cut, flat.
-        behaviors: Code of each item's last behaviour, flat; 0 stands for one unseen in training.
-        offsets: Row offsets of the four, shape [rows + 1].
-        statistics: log1p of events, items, active days and days since the last event, shape [rows, 4].
-        num_behaviors: Number of behaviour codes, 0 included.
-    """
-
-    users: Ints
-    items: Ints
-    counts: Floats
-    days: Floats
-    behaviors: Ints
-    offsets: Ints
-    statistics: Floats
-    num_behaviors: int
+    users: Ints  # number of each context's user, shape [rows]; rows are sorted by cut
+    items: Ints  # catalogue indices of the histories, newest first, flat
+    counts: Floats  # events of each history item, flat
+    days: Floats  # days from each item's last event to the cut, flat
+    behaviors: Ints  # code of each item's last behaviour, flat; 0 stands for one unseen in training
+    offsets: Ints  # row offsets of the four, shape [rows + 1]
+    statistics: Floats  # log1p of events, items, active days and days since the last event, shape [rows, 4]
+    num_behaviors: int  # number of behaviour codes, 0 included
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Tasks asked of contexts.
+    """Tasks asked of contexts."""
 
-    Attributes:
-        ids: example_id, shape [rows].
-        contexts: Row of each example's context, shape [rows].
-        tasks: Index of the task in the run's configuration, shape [rows].
-        splits: train | validation | test, shape [rows].
-        words: Codes of the query's words, flat, with `word_offsets`; words unseen in training are left out.
-        targets: Catalogue indices of the targets, flat, with `target_offsets`.
-        vocabulary: Words of the training queries, in code order.
-        query: Code of each example's query among `queries`, shape [rows]; -1 where it has none.
-        queries: Distinct queries, in code order.
-    """
-
-    ids: Ints
-    contexts: Ints
-    tasks: Ints
-    splits: npt.NDArray[Any]
-    words: Ints
+    ids: Ints  # example_id, shape [rows]
+    contexts: Ints  # row of each example's context, shape [rows]
+    tasks: Ints  # index of the task in the run's configuration, shape [rows]
+    splits: npt.NDArray[Any]  # train | validation | test, shape [rows]
+    words: Ints  # codes of the query's words, flat, with `word_offsets`; words unseen in training are left out
     word_offsets: Ints
-    targets: Ints
+    targets: Ints  # catalogue indices of the targets, flat, with `target_offsets`
     target_offsets: Ints
-    vocabulary: tuple[str, ...]
-    query: Ints
-    queries: tuple[str, ...]
+    vocabulary: tuple[str, ...]  # words of the training queries, in code order
+    query: Ints  # code of each example's query among `queries`, shape [rows]; -1 where it has none
+    queries: tuple[str, ...]  # distinct queries, in code order
 
     def rows(self, split: str) -> Ints:
         """Rows of one split, those of one context side by side."""

@@ -37,13 +37,7 @@ class NegativeSampler:
 
 
 def accidental_hits(own: Tensor, negatives: Tensor, num_items: int) -> Tensor:
-    """Which negatives are own candidates of a context, bool [B, m].
-
-    Args:
-        own: Own candidates, [B, O], padded with num_items.
-        negatives: Drawn items, [m].
-        num_items: Size of the catalogue.
-    """
+    """Which negatives [m] are own candidates of a context, bool [B, m]; `own` [B, O] is padded with num_items."""
     member = torch.zeros(len(own), num_items + 1, dtype=torch.bool)
     member.scatter_(1, own, True)
     return member[:, negatives]

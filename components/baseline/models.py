@@ -42,30 +42,20 @@ class FittedModel:
 
 @dataclass(frozen=True)
 class Fitter:
-    """Fits the models that a configuration names.
+    """Fits the models that a configuration names."""
 
-    Attributes:
-        data: What they are fitted on.
-        config: The run.
-        output: Folder for the files of the trained ones.
-        report: Called with a message and figures by name.
-        curve: Called with a model's name, the step and its metrics while one is trained.
-    """
-
-    data: Dataset
+    data: Dataset  # what they are fitted on
     config: RunConfig
-    output: Path
-    report: Callable[..., None]
+    output: Path  # folder for the files of the trained ones
+    report: Callable[..., None]  # called with a message and figures by name
+    # called with a model's name, the step and its metrics while one is trained
     curve: Callable[[str, int, dict[str, float]], None]
 
     def fit(self, popularity: Popularity, events: Path, item_table: Path, vectors: Path) -> Iterator[FittedModel]:
-        """Fit them in the order of the predictions.
+        """Fit them in the order of the predictions; `popularity` is fitted already, since others start from its counts.
 
-        Args:
-            popularity: Fitted already, since others start from its counts.
-            events: Folder of the validated events.
-            item_table: Folder of the item table, for text vectors.
-            vectors: Folder where text vectors of queries are cached.
+        `events` and `item_table` are the folders of the validated events and of the item table; text vectors of queries
+        are cached in the folder `vectors`.
         """
         wanted = self.config.baseline.models
         yield FittedModel("popularity", popularity)

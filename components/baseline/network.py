@@ -144,9 +144,7 @@ class TargetAttention(nn.Module):
     def encode_contexts(self, batch: HistoryBatch, catalogue: Candidates) -> Interest:
         """Keys, values and the pooled history of each context; an empty history pools to zero.
 
-        Args:
-            batch: Histories; their items are rows of `catalogue`, and its length stands for no item.
-            catalogue: Items that the histories may name.
+        Items of the histories are rows of `catalogue`, and its length stands for no item.
         """
         num_items = len(catalogue.vectors)
         present = batch.items < num_items
@@ -186,10 +184,7 @@ class TargetAttention(nn.Module):
 def match_features(counts: Tensor, days: Tensor, active_days: Tensor) -> Tensor:
     """Features of a candidate that the user had before, [..., NUM_MATCH].
 
-    Args:
-        counts: How often, [...].
-        days: Days since the last time, [...].
-        active_days: Days on which the user was active, [...].
+    `counts`: how often; `days`: since the last time; `active_days`: on which the user was active; all [...].
     """
     often = torch.log1p(counts)
     decays = [torch.exp2(-days / half_life) for half_life in HALF_LIVES_DAYS]

@@ -19,26 +19,16 @@ class Scorer(Protocol):
     """A model that scores every catalogue item."""
 
     def score(self, rows: Ints) -> torch.Tensor:
-        """Scores of shape [len(rows), catalogue]; -inf where the model has nothing to say.
-
-        Args:
-            rows: Example rows, those of one context side by side.
-        """
+        """Scores [len(rows), catalogue] of example rows, those of one context side by side; -inf: nothing to say."""
         ...
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best items of each example.
+    """The best items of each example."""
 
-    Attributes:
-        rows: Example rows, shape [E].
-        items: Catalogue indices, best first, shape [E, depth]; -1 after the last one.
-        scores: Their scores, shape [E, depth].
-    """
-
-    rows: Ints
-    items: Ints
+    rows: Ints  # example rows, shape [E]
+    items: Ints  # catalogue indices, best first, shape [E, depth]; -1 after the last one
     scores: Floats
 
 

@@ -127,14 +127,8 @@ def train_sasrec(
 ) -> tuple[SasRec, TrainingSummary]:
     """Train a model; it ends with the weights of the best mean validation recall@k.
 
-    As for target attention, the learning rate falls linearly with whichever runs out first, epochs or seconds.
-
-    Args:
-        data: Inputs of the stage.
-        config: History length, and the section `sasrec`.
-        k: Cut-off of the validation recall.
-        seed: Of batches and negatives.
-        log: Called with (step, metrics) now and then.
+    As for target attention, the learning rate falls linearly with whichever runs out first, epochs or seconds. The seed
+    is that of batches and negatives; `log` is called with (step, metrics) now and then.
     """
     settings, sequences = config.sasrec, training_sequences(data)
     model = SasRec(len(data.items), config.history_length, settings)

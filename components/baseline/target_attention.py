@@ -18,11 +18,8 @@ def build_network(
 ) -> TargetAttention:
     """A network for this data, its popularity parts set from the training window.
 
-    Args:
-        data: Inputs of the stage.
-        config: Sizes.
-        task_counts: Training targets of each task and item, [tasks, n].
-        item_text: Frozen text vectors of the items, [n, t], zero where absent; none for a network without text.
+    `task_counts` are the training targets of each task and item, [tasks, n]; `item_text` are the frozen text vectors of
+    the items, [n, t], zero where absent; none for a network without text.
     """
     counts = np.zeros((int(data.prompts.max()) + 1, len(data.items)), dtype=np.float32)
     np.add.at(counts, data.prompts, task_counts)

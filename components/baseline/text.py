@@ -23,30 +23,19 @@ from components.items.text import Progress, TextEncoder, encode_texts
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Frozen text vectors, L2-normalised, zero where absent.
+    """Frozen text vectors, L2-normalised, zero where absent."""
 
-    Attributes:
-        items: Of the catalogue, [n, t].
-        present: Whether an item has one, bool [n].
-        queries: Of the distinct queries, [Q, t].
-    """
-
-    items: Floats
-    present: npt.NDArray[np.bool_]
-    queries: Floats
+    items: Floats  # of the catalogue, [n, t]
+    present: npt.NDArray[np.bool_]  # whether an item has one, bool [n]
+    queries: Floats  # of the distinct queries, [Q, t]
 
 
 def read_text_features(
     data: Dataset, item_table: Path, config: ItemsConfig, cache_folder: Path, progress: Progress | None = None
 ) -> TextFeatures:
-    """Item vectors of the encode stage, and query vectors by the same encoder.
+    """Item vectors of the encode stage, and query vectors by the same encoder, cached between runs in `cache_folder`.
 
-    Args:
-        data: The data set.
-        item_table: Folder of the item table.
-        config: Names the encoder.
-        cache_folder: Where text vectors are kept between runs.
-        progress: Called with (queries done, queries in all) now and then.
+    `progress` is called with (queries done, queries in all) now and then.
     """
     items, present = ItemTable.open(item_table).gather("text", data.items.ids)
     if not data.examples.queries:

@@ -31,23 +31,15 @@ LogFunction = Callable[[int, dict[str, float]], None]
 
 @dataclass
 class TrainingSummary:
-    """What happened.
+    """What happened."""
 
-    Attributes:
-        steps: Optimiser steps made.
-        examples: Examples seen, repeats counted.
-        seconds: Wall time of the steps; evaluations are not in it.
-        best_step: Step whose weights were kept.
-        best_recall: Validation recall per task, and "mean" over them, at that step.
-        stopped_by: epochs | time.
-    """
-
-    steps: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
+    steps: int = 0  # optimiser steps made
+    examples: int = 0  # examples seen, repeats counted
+    seconds: float = 0.0  # wall time of the steps; evaluations are not in it
+    best_step: int = 0  # step whose weights were kept
+    # validation recall per task, and "mean" over them, at that step
     best_recall: dict[str, float] = field(default_factory=lambda: {"mean": -1.0})
-    stopped_by: str = "epochs"
+    stopped_by: str = "epochs"  # epochs | time
 
 
 def train(
@@ -56,15 +48,8 @@ def train(
     """Train in place; the network ends with the weights of the best validation recall@k.
 
     The learning rate falls linearly with whichever runs out first, epochs or seconds, so that a run cut short by the
-    clock still ends on a small rate. Equal seeds give equal weights only where the clock does not run ahead.
-
-    Args:
-        network: What to train.
-        batcher: Its data.
-        config: Batch size, learning rate, limits.
-        k: Cut-off of the validation recall.
-        seed: Of batches and negatives.
-        log: Called with (step, metrics) now and then.
+    clock still ends on a small rate. Equal seeds (of batches and negatives) give equal weights only where the clock
+    does not run ahead. `log` is called with (step, metrics) now and then.
     """
     data, trainer = batcher.data, _Trainer(network, batcher, config, seed)
     rows = data.examples.rows("train")

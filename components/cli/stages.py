@@ -10,14 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from components.cli.options import (
-    DEFAULT_CONFIG,
-    ConfigOption,
-    ForceOption,
-    RunDirOption,
-    SetOption,
-    read_config,
-)
+from components.cli.options import DEFAULT_CONFIG, ConfigOption, ForceOption, RunDirOption, SetOption, read_config
 from components.flow import STAGES, StageSpec
 from components.memory import keep_freed_memory
 from components.settings import get_settings
@@ -41,14 +34,8 @@ def run_spec(
 ) -> StageResult:
     """Run a stage or a study as its command's options say.
 
-    Args:
-        spec: The stage.
-        config: Name or path of the configuration.
-        run_dir: Run directory as a person names it.
-        overrides: KEY=VALUE each.
-        force: Compute even if an equal result exists.
-        options: What is no part of the configuration and decides the result.
-        function: What computes it; `run` of its module if not given.
+    `options` are no part of the configuration and decide the result, too; `function` computes it, by default `run` of
+    the stage's module.
     """
     keep_freed_memory()
     settings = get_settings()

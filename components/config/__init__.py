@@ -23,35 +23,3 @@ from components.config.sections import (
 from components.config.sources import CompleteJourneySource, SequenceSource, Source, TableSource
 from components.config.split import MAX_TRAIN_CUTS, RECENT_WINDOWS, SEQUENCE_LAST_DAY, SPLITS, Split, SplitConfig
 from components.config.tasks import TargetFilter, Task
-
-__all__ = [
-    "EVERY_TASK",
-    "MAX_TRAIN_CUTS",
-    "RECENT_WINDOWS",
-    "SEQUENCE_LAST_DAY",
-    "SPLITS",
-    "BaselineConfig",
-    "CompleteJourneySource",
-    "EvaluationConfig",
-    "FeaturesConfig",
-    "GatePolicy",
-    "ItemFilter",
-    "ItemsConfig",
-    "Model",
-    "RecallConfig",
-    "ReleaseConfig",
-    "RunConfig",
-    "SasRecConfig",
-    "SequenceSource",
-    "Source",
-    "Split",
-    "SplitConfig",
-    "TableSource",
-    "TargetFilter",
-    "Task",
-    "UrmConfig",
-    "ValidationConfig",
-    "load_config",
-    "load_document",
-    "load_named_config",
-]

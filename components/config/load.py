@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from components.config.model import Model
 from components.config.run import RunConfig
@@ -26,12 +24,9 @@ Document = TypeVar("Document", bound=Model)
 
 
 def load_named_config(name: str, configs_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a configuration as the command line names it.
+    """Read a configuration as the command line names it: a YAML file, or the name of one in `configs_dir`.
 
-    Args:
-        name: A YAML file, or the name of one in `configs_dir`.
-        configs_dir: Folder of the configurations.
-        overrides: KEY=VALUE each, the value in YAML.
+    Overrides are KEY=VALUE each, the value in YAML.
 
     Raises:
         ConfigError: As `load_config`, or an override is no KEY=VALUE.
@@ -60,11 +55,9 @@ def _parse_value(override: str, text: str) -> Any:
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """Read a run configuration and the tasks it names.
+    """Read a run configuration and the tasks it names, which lie in the folder `tasks` beside it.
 
-    Args:
-        path: YAML file; tasks are read from the folder `tasks` beside it.
-        overrides: Values by dotted key, e.g. {"urm.max_steps": 50}.
+    Overrides are values by dotted key, e.g. {"urm.max_steps": 50}.
 
     Raises:
         ConfigError: A file is missing or unreadable, or a field is unknown, missing or out of range.
@@ -89,11 +82,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ru
 
 
 def load_document(path: Path, kind: type[Document]) -> Document:
-    """Read a YAML file that stands beside the configurations.
-
-    Args:
-        path: The file.
-        kind: What its content must fit.
+    """Read a YAML file of a kind that stands beside the configurations.
 
     Raises:
         ConfigError: The file is missing or unreadable, or a field is unknown, missing or out of range.
@@ -124,10 +113,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"configuration {path}",
-            expected="valid YAML",
-            got=error,
-            remedy="fix the file at the line named",
+            f"configuration {path}", expected="valid YAML", got=error, remedy="fix the file at the line named"
         ) from None
     if not isinstance(content, dict):
         raise ConfigError(

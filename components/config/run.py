@@ -7,11 +7,7 @@ import json
 from functools import reduce
 from operator import getitem
 
-from pydantic import (
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator
 
 from components.config.model import Model
 from components.config.sections import (

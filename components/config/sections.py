@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from components.config.model import Model
 from components.config.split import SplitConfig
@@ -206,9 +203,7 @@ class RecallConfig(Model):
     max_wait_ms: int = Field(default=50, gt=0, description="Longest wait for events to coalesce.")
     history_events: int = Field(default=200, gt=0, description="Live events kept per user.")
     history_ttl_seconds: int = Field(
-        default=90 * 86_400,
-        gt=0,
-        description="They are kept so long after the newest: longer than features get old.",
+        default=90 * 86_400, gt=0, description="They are kept so long after the newest: longer than features get old."
     )
     max_waiting_per_user: int = Field(default=1000, gt=0, description="Waiting events of a user; more are refused.")
     max_deliveries: int = Field(default=5, gt=0, description="Tries before an event becomes a dead letter.")

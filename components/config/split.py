@@ -6,11 +6,7 @@ import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self
 
-from pydantic import (
-    AwareDatetime,
-    Field,
-    model_validator,
-)
+from pydantic import AwareDatetime, Field, model_validator
 
 from components.config.model import Model
 

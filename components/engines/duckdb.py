@@ -15,9 +15,7 @@ from components.settings import Settings
 def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     """A DuckDB connection that is also Ibis' default, so that Feast's DuckDB offline store uses it too.
 
-    Args:
-        spill: Folder for what does not fit in memory.
-        settings: For `engine_memory` and `num_threads`.
+    What does not fit in `engine_memory` goes to the folder `spill`.
     """
     options = {"threads": settings.num_threads} if settings.num_threads else {}
     engine = ibis.duckdb.connect(memory_limit=settings.engine_memory, temp_directory=str(spill), **options)

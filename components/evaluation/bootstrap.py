@@ -26,25 +26,15 @@ DRAWS_PER_BLOCK = 200  # bounds memory: a block's weights are [draws, users]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against a baseline, per task.
+    """A model against a baseline, per task."""
 
-    Attributes:
-        tasks: Names of the T tasks.
-        examples: Examples of each task, [T].
-        baseline: Mean recall of the baseline, [T].
-        model: Mean recall of the model, [T].
-        baseline_draws: Mean recall of the baseline in each draw, [draws, T]; NaN where a draw has no example.
-        model_draws: The same of the model.
-        names: The model and the baseline.
-    """
-
-    tasks: tuple[str, ...]
-    examples: Ints
-    baseline: Floats
-    model: Floats
-    baseline_draws: Floats
-    model_draws: Floats
-    names: tuple[str, str] = ("urm", "target_attention")
+    tasks: tuple[str, ...]  # names of the T tasks
+    examples: Ints  # examples of each task, [T]
+    baseline: Floats  # mean recall of the baseline, [T]
+    model: Floats  # mean recall of the model, [T]
+    baseline_draws: Floats  # mean recall of the baseline in each draw, [draws, T]; NaN where a draw has no example
+    model_draws: Floats  # the same of the model
+    names: tuple[str, str] = ("urm", "target_attention")  # the model and the baseline
 
     @property
     def mean_difference(self) -> float:
@@ -93,16 +83,7 @@ class Comparison:
 
 
 def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int, seed: int) -> Comparison:
-    """Bootstrap two models over the users of their common examples.
-
-    Args:
-        hits: Rows in the schema HITS.
-        model: The model in question.
-        baseline: What it is held against.
-        k: Cut-off.
-        draws: Number of bootstrap draws.
-        seed: Of the draws.
-    """
+    """Bootstrap two models over the users of their common examples, from rows in the schema HITS, at the cut-off k."""
     rows = hits[(hits["k"] == k) & hits["model"].isin([model, baseline])]
     rows = rows.assign(recall=recall(rows["hits"], rows["targets"], rows["k"]))
     recalls = rows.pivot(index=["example_id", "user_id", "task"], columns="model", values="recall").reset_index()

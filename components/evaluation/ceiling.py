@@ -60,13 +60,7 @@ def read_lists(predictions: ds.Dataset, model: str, depth: int) -> pa.Table:
 
 
 def ensemble_recall(examples: TestExamples, lists: list[pa.Table], k: int) -> dict[str, float]:
-    """Recall@k of the fused lists by task.
-
-    Args:
-        examples: The test examples.
-        lists: Of each model, from `read_lists`; they cover these examples.
-        k: Cut-off.
-    """
+    """Recall@k of the fused lists by task; the lists, from `read_lists`, cover these examples."""
     found = []
     for start in range(0, len(examples.ids), EXAMPLES_PER_PART):
         parts = [ragged(table.slice(start, EXAMPLES_PER_PART).select(["item_ids"]), "item_ids") for table in lists]
@@ -80,12 +74,9 @@ def ensemble_recall(examples: TestExamples, lists: list[pa.Table], k: int) -> di
 
 
 def find_ceiling(table: pd.DataFrame, ensemble: Mapping[str, float], k: int) -> dict[str, Any]:
-    """The best known recall of each task, whose it is, and the share of it that URM reaches.
+    """The best known recall@k of each task, whose it is, and the share of it that URM reaches.
 
-    Args:
-        table: As `summary.tabulate` returns it.
-        ensemble: Recall of the ensemble by task.
-        k: Cut-off.
+    `table` is that of `summary.tabulate`; `ensemble` is the recall of the ensemble by task.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for task, rows in table.groupby("task", sort=False):

@@ -10,17 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.evaluation.metrics import (
-    Exposure,
-    Floats,
-    Ints,
-    Mask,
-    Ranked,
-    expose,
-    find_ranks,
-    first,
-    surprise,
-)
+from components.evaluation.metrics import Exposure, Floats, Ints, Mask, Ranked, expose, find_ranks, first, surprise
 from components.exceptions import DataError
 from components.schemas.examples import ragged
 
@@ -30,30 +20,19 @@ EXAMPLES_PER_PART = 8192  # whose list entries are looked at a time
 
 @dataclass(frozen=True)
 class TestExamples:
-    """Test examples, sorted by example_id, with what the metrics need. Items are given by catalogue index.
-
-    Attributes:
-        ids: example_id, ascending [E].
-        users: User of each [E].
-        tasks: Task name of each [E].
-        history_items: Distinct items each user had [E].
-        targets: Target items, flat, with `target_offsets` [E + 1].
-        catalogue: item_id, ascending [n].
-        popularity: Popularity quantile of each catalogue item [n].
-        train_events: Training events of each catalogue item [n].
-    """
+    """Test examples, sorted by example_id, with what the metrics need. Items are given by catalogue index."""
 
     __test__ = False  # not a test class, whatever pytest thinks of the name
 
-    ids: Ints
-    users: npt.NDArray[Any]
-    tasks: npt.NDArray[Any]
-    history_items: Ints
-    targets: Ints
+    ids: Ints  # example_id, ascending [E]
+    users: npt.NDArray[Any]  # user of each [E]
+    tasks: npt.NDArray[Any]  # task name of each [E]
+    history_items: Ints  # distinct items each user had [E]
+    targets: Ints  # target items, flat, with `target_offsets` [E + 1]
     target_offsets: Ints
-    catalogue: Ints
-    popularity: Floats
-    train_events: Ints
+    catalogue: Ints  # item_id, ascending [n]
+    popularity: Floats  # popularity quantile of each catalogue item [n]
+    train_events: Ints  # training events of each catalogue item [n]
 
     @classmethod
     def build(cls, examples: pa.Table, contexts: pa.Table, catalogue: pa.Table) -> TestExamples:
@@ -96,27 +75,18 @@ class TestExamples:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on the test examples.
+    """A model on the test examples."""
 
-    Attributes:
-        ranked: Ranks of the targets.
-        exposure: Popularity of what the top k show.
-        coverage: Task -> share of the catalogue in at least one top k.
-    """
-
-    ranked: Ranked
-    exposure: Exposure
-    coverage: dict[str, float]
+    ranked: Ranked  # ranks of the targets
+    exposure: Exposure  # popularity of what the top k show
+    coverage: dict[str, float]  # task -> share of the catalogue in at least one top k
 
 
 def measure(examples: TestExamples, predictions: pa.Table, model: str, k: int) -> Measured:
     """Hold one model's lists against the targets, in parts, so that memory does not grow with the examples.
 
-    Args:
-        examples: The test examples.
-        predictions: Lists of this model alone, columns example_id and item_ids.
-        model: Its name, for the error.
-        k: Cut-off of exposure and coverage.
+    `predictions` are the lists of this model alone, columns example_id and item_ids; k is the cut-off of exposure and
+    coverage.
 
     Raises:
         DataError: The predictions do not cover exactly these examples.

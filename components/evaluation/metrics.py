@@ -27,17 +27,11 @@ NOT_FOUND = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where the targets of E examples stand in a model's lists: all that recall and NDCG need of them.
+    """Where the targets of E examples stand in a model's lists: all that recall and NDCG need of them."""
 
-    Attributes:
-        ranks: Rank of each target, flat [S]; NOT_FOUND where the list lacks it.
-        owners: Example of each target, 0 … E - 1, ascending [S].
-        num_examples: E.
-    """
-
-    ranks: Ints
-    owners: Ints
-    num_examples: int
+    ranks: Ints  # rank of each target, flat [S]; NOT_FOUND where the list lacks it
+    owners: Ints  # example of each target, 0 … E - 1, ascending [S]
+    num_examples: int  # E
 
     @property
     def num_targets(self) -> Ints:
@@ -51,17 +45,11 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Exposure:
-    """What E lists show in their top k.
+    """What E lists show in their top k."""
 
-    Attributes:
-        shown: Items of each top k, [E].
-        quantile: Sum of the popularity quantiles of the top-k items, [E].
-        surprise: Sum of their -log2 p, [E].
-    """
-
-    shown: Ints
-    quantile: Floats
-    surprise: Floats
+    shown: Ints  # items of each top k, [E]
+    quantile: Floats  # sum of the popularity quantiles of the top-k items, [E]
+    surprise: Floats  # sum of their -log2 p, [E]
 
 
 def find_ranks(items: Ints, offsets: Ints, targets: Ints, target_offsets: Ints) -> Ranked:
@@ -89,14 +77,9 @@ def find_ranks(items: Ints, offsets: Ints, targets: Ints, target_offsets: Ints) 
 
 
 def expose(items: Ints, offsets: Ints, k: int, quantiles: Floats, surprises: Floats) -> Exposure:
-    """Popularity of the top-k items of each list.
+    """Popularity of the top-k items of each list (items and offsets as in `find_ranks`).
 
-    Args:
-        items: Catalogue index of each list entry, flat, best first.
-        offsets: Where each list starts, and the end, [E + 1].
-        k: Cut-off.
-        quantiles: Popularity quantile of each catalogue item.
-        surprises: -log2 p of each catalogue item.
+    `quantiles` and `surprises` (-log2 p) are those of the catalogue items, [n].
     """
     top, owners = first(items, offsets, k)
     num_examples = len(offsets) - 1

@@ -53,11 +53,8 @@ def evaluate_models(
 ) -> Evaluation:
     """Measure all models and compare URM with the baseline and with the best other one.
 
-    Args:
-        test: The test examples.
-        predictions: Files in the schema PREDICTIONS; together they hold URM and the baseline.
-        config: The run.
-        hits_file: Where the per-example record is written, in the schema HITS.
+    `predictions`, in the schema PREDICTIONS, together hold URM and the baseline; the per-example record goes to
+    `hits_file`, in the schema HITS.
 
     Raises:
         DataError: The baseline has no lists, or a model's lists do not cover the examples.

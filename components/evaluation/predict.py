@@ -24,15 +24,7 @@ def predict_urm(
     depth: int,
     report: Callable[..., None],
 ) -> pa.Table:
-    """Rank the whole catalogue for each example.
-
-    Args:
-        recaller: The model with its candidates.
-        config: For the tasks.
-        examples: Rows in the schema EXAMPLES.
-        contexts: The contexts they refer to.
-        depth: Items wanted per example.
-        report: Called with a message and figures by name.
+    """Rank the whole catalogue for each example, `depth` items each.
 
     Returns:
         A table in the schema PREDICTIONS, in the order of the examples sorted by context.

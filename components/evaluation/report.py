@@ -36,14 +36,7 @@ def write_report(
 
 
 def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame) -> str:
-    """Markdown of the report.
-
-    Args:
-        config: The run.
-        metrics: As `summary.summarise` returns them.
-        table: As `summary.tabulate` returns it.
-        segments: As `summary.tabulate_segments` returns it.
-    """
+    """Markdown of the report, from what `summary.summarise`, `tabulate` and `tabulate_segments` return."""
     k = config.evaluation.k
     absent = [task.name for task in config.tasks if task.name not in metrics["tasks"]]
     others = table.groupby("model", sort=False).mean(numeric_only=True).drop(columns="examples")

@@ -108,11 +108,7 @@ def tabulate_segments(examples: TestExamples, measured: Mapping[str, Measured], 
 def summarise(table: pd.DataFrame, comparison: Comparison, best: Comparison, config: RunConfig) -> dict[str, Any]:
     """The stage's metrics, as docs/architecture.md states them, tasks in the run's order; what is undefined is null.
 
-    Args:
-        table: As `tabulate` returns it.
-        comparison: URM against the baseline.
-        best: URM against the best of the other models.
-        config: The run.
+    `table` is that of `tabulate`; `comparison` is URM against the baseline, `best` URM against the best other model.
     """
     confidence = config.evaluation.gate.confidence
     order = {task.name: place for place, task in enumerate(config.tasks)}

@@ -13,14 +13,9 @@ from components.schemas.examples import CONTEXTS, ragged
 
 
 def retrieve_contexts(store: FeatureStore, chosen: pa.Table) -> pa.Table:
-    """Fetch the features of one batch of contexts. Call within `store.offline`.
+    """Rows of CONTEXTS, sorted by context_id, of one batch of chosen context_id, user_id, cut_ts and split.
 
-    Args:
-        store: With the sources of these users.
-        chosen: context_id, user_id, cut_ts, split.
-
-    Returns:
-        Rows of CONTEXTS, sorted by context_id.
+    Call within `store.offline`, on a store with the sources of these users.
 
     Raises:
         DataError: A user has no features at a cut.

@@ -97,9 +97,7 @@ def user_statistics(rows: ir.Table, events: ir.Table) -> ir.Table:
 def _states(events: ir.Table, key: str) -> ir.Table:
     """State of each (user, key) from an active period on, up to before its next one in `until`."""
     active = events.group_by("user_id", key, "period").agg(
-        events=_.count(),
-        last_ts=_.ts.max(),
-        last_behavior=_.behavior.first(order_by=[_.ts.desc(), _.event_id.desc()]),
+        events=_.count(), last_ts=_.ts.max(), last_behavior=_.behavior.first(order_by=[_.ts.desc(), _.event_id.desc()])
     )
     return active.mutate(
         total=_.events.sum().over(ibis.cumulative_window(group_by=["user_id", key], order_by="period")),

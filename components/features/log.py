@@ -27,17 +27,11 @@ def attribute_column(name: str) -> str:
 
 
 def read_log(engine: ibis.BaseBackend, events: Path, split: SplitConfig, attributes: Sequence[str]) -> ir.Table:
-    """Read the events once into the engine.
-
-    Args:
-        engine: Where to.
-        events: Folder of the EVENTS table.
-        split: Its cuts bound the periods.
-        attributes: Names of the event attributes to keep, as text columns.
+    """Read the events of a folder once into the engine.
 
     Returns:
-        A table with event_id, user_id, item_id, behavior, scenario, ts, the attributes, `period` (see `period_of`)
-        and `shard` (users in the order of their ids, cut into shards of about equal size).
+        A table with event_id, user_id, item_id, behavior, scenario, ts, the wanted attributes as text, `period` (see
+        `period_of`) and `shard` (users in the order of their ids, cut into shards of about equal size).
 
     Raises:
         DataError: There are no events.
@@ -74,8 +68,7 @@ def period_of(ts: ir.TimestampValue, split: SplitConfig) -> ir.IntegerValue:
     turns = sorted({(start - split.train_start) % DAY for start in starts})
     microseconds_a_day = DAY // timedelta(microseconds=1)
     return reduce(
-        add,
-        (ts.delta(instant(split.train_start + turn), unit="microsecond") // microseconds_a_day for turn in turns),
+        add, (ts.delta(instant(split.train_start + turn), unit="microsecond") // microseconds_a_day for turn in turns)
     )
 
 

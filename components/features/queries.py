@@ -23,9 +23,7 @@ def query_column(target: TargetFilter) -> str | None:
 def with_queries(events: ir.Table, config: RunConfig) -> ir.Table:
     """Add the query column of every task that has one.
 
-    Args:
-        events: With user_id, cut_ts, item_id, `path` (category path) and `title`.
-        config: Its tasks, and the seed of chosen words.
+    `events` has user_id, cut_ts, item_id, `path` (category path) and `title`; the seed chooses words of a title.
     """
     for column, target in {query_column(task.target): task.target for task in config.tasks}.items():
         if column is None:

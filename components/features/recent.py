@@ -16,13 +16,7 @@ from components.features.expressions import instant
 
 
 def judged_by_the_past(events: ir.Table, log: ir.Table, catalogue: ir.Table, split: SplitConfig) -> ir.Table:
-    """Window events of the newest training cuts, with the frequencies that their items had before these.
-
-    Args:
-        events: See `window.window_events`.
-        log: All events.
-        catalogue: See `catalogue.build_catalogue`.
-        split: For the newest cuts.
+    """Events of `window.window_events` in the newest training cuts, with the frequencies their items had before these.
 
     Returns:
         The rows of these cuts; `train_events` counts events before the first of them, and `popularity_quantile` is that

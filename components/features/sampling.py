@@ -19,13 +19,8 @@ def choose_examples(answers: ir.Table, features: FeaturesConfig, seed: int) -> i
     overlap as much as that allows (a context's prompt is computed once for all its tasks). The order is over
     user-cuts, not users: as many different users as possible make the bootstrap over users narrow.
 
-    Args:
-        answers: Rows of all tasks, see `targets.answers`.
-        features: Caps.
-        seed: Of the order.
-
     Returns:
-        user_id, cut_ts, split, task_index; distinct.
+        user_id, cut_ts, split, task_index of the answers (see `targets.answers`) that are kept; distinct.
     """
     examples = answers.select("user_id", "cut_ts", "split", "task_index").distinct()
     contexts = examples.select("user_id", "cut_ts", "split").distinct()

@@ -16,17 +16,7 @@ from components.features.store import BEHAVIOR_SEQUENCE, USER_STATISTICS
 
 
 def write_sources(log: ir.Table, items: ir.Table, features: FeaturesConfig, folder: Path) -> int:
-    """Write one file per view, its rows sorted by user and instant.
-
-    Args:
-        log: See `log.read_log`.
-        items: The ITEMS table.
-        features: First cut and history length.
-        folder: Where to.
-
-    Returns:
-        Number of rows of each file.
-    """
+    """Write one file per view to the folder, rows sorted by user and instant; returns the number of rows per file."""
     words = items.select("item_id", category=word_label(items.category))
     writers: dict[str, pq.ParquetWriter] = {}
     num_rows = 0

@@ -59,12 +59,10 @@ class History:
 
 
 def open_feature_store(folder: Path, settings: Settings) -> FeatureStore:
-    """Open the store that the features stage left.
+    """Open the store that the features stage left: its output `feature_store`, or a copy of it.
 
-    Args:
-        folder: Output `feature_store` of the features stage, or a copy of it. Production does not read it: there the
-            registry and the stores are the services that feature_store.yaml names.
-        settings: Where the Feast repository is, and which environment counts.
+    Production does not read the folder: there the registry and the stores are the services that feature_store.yaml
+    names.
 
     Raises:
         MissingInputError: The folder holds no registry.
@@ -139,15 +137,9 @@ def offline(folder: Path) -> Iterator[None]:
 
 
 def read_history(store: FeatureStore, user_ids: Sequence[str], now: datetime) -> list[History]:
-    """The newest known history of each user, from the online store.
+    """The newest known history of each user, in the order given, from the online store; empty for an unknown user.
 
-    Args:
-        store: An open store.
-        user_ids: Users; unknown ones get an empty history.
-        now: Instant that ages are counted to (aware).
-
-    Returns:
-        One history per user, in the order given.
+    Ages are counted to `now`, an instant with a time zone.
     """
     if not user_ids:
         return []

@@ -23,15 +23,9 @@ def matches(events: ir.Table, target: TargetFilter, config: RunConfig) -> ir.Boo
 
 
 def answers(events: ir.Table, task: Task, task_index: int, config: RunConfig) -> ir.Table:
-    """The distinct items that answer a task, one row per user, cut and item.
+    """The distinct items that answer a task, one row per user, cut and item, from `window.window_events`.
 
     Of several queries that the user's wanted items give at a cut, one is chosen by the seed.
-
-    Args:
-        events: See `window.window_events`.
-        task: The task.
-        task_index: Its place in the run.
-        config: Its seed, and the share of held-out queries.
 
     Returns:
         user_id, cut_ts, split, task_index, task, query (null without), item_id, category.

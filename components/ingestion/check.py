@@ -25,15 +25,10 @@ _WIDTH = 120
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Outcome of a check.
+    """Outcome of a check."""
 
-    Attributes:
-        text: The report, for people.
-        passed: Whether every row of both tables can be ingested.
-    """
-
-    text: str
-    passed: bool
+    text: str  # the report, for people
+    passed: bool  # whether every row of both tables can be ingested
 
 
 def check_source(source: Source, settings: Settings) -> CheckReport:

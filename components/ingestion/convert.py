@@ -77,12 +77,9 @@ def item_key(value: ir.Value) -> ir.IntegerValue:
 
 
 def instant(field: str, value: ir.Value, form: str) -> ir.TimestampValue:
-    """A UTC instant; one without a zone is taken as UTC.
+    """A UTC instant from a timestamp, date, ISO text or number; one without a zone is taken as UTC.
 
-    Args:
-        field: Canonical name, for the error.
-        value: A timestamp, date, ISO text, or number.
-        form: "timestamp", or "unix_seconds" or "unix_millis" for numbers.
+    `form` is "timestamp", or "unix_seconds" or "unix_millis" for numbers.
 
     Raises:
         DataError: The column's type does not go with the form.

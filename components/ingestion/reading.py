@@ -22,21 +22,13 @@ SCHEMAS: dict[str, pa.Schema] = {"events": EVENTS, "items": ITEMS}
 
 @dataclass(frozen=True)
 class Column:
-    """One canonical column of a raw table.
-
-    Attributes:
-        name: Canonical name.
-        source: Where it comes from, for people: a column, a constant, or what it is made of.
-        raw: Value as the source has it.
-        typed: The same in the canonical type; null where it cannot be read.
-        required: Whether a row without it is refused.
-    """
+    """One canonical column of a raw table."""
 
     name: str
-    source: str
-    raw: ir.Value
-    typed: ir.Value
-    required: bool = False
+    source: str  # where it comes from, for people: a column, a constant, or what it is made of
+    raw: ir.Value  # value as the source has it
+    typed: ir.Value  # the same in the canonical type; null where it cannot be read
+    required: bool = False  # whether a row without it is refused
 
     @property
     def absent(self) -> ir.BooleanValue:
@@ -51,19 +43,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Reading:
-    """A raw table with the columns read from it.
+    """A raw table with the columns read from it."""
 
-    Attributes:
-        name: "events" or "items".
-        origin: File, folder or glob it comes from, for messages.
-        raw: The rows as they are.
-        columns: One for each field of the canonical schema.
-    """
-
-    name: str
-    origin: str
-    raw: ir.Table
-    columns: tuple[Column, ...]
+    name: str  # "events" or "items"
+    origin: str  # file, folder or glob it comes from, for messages
+    raw: ir.Table  # the rows as they are
+    columns: tuple[Column, ...]  # one for each field of the canonical schema
 
     @property
     def schema(self) -> pa.Schema:

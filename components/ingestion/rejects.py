@@ -17,11 +17,7 @@ _KEYS = {"events": "event_id", "items": "item_id"}
 
 
 def write_rejected(readings: Iterable[Reading], path: Path) -> dict[str, int]:
-    """Write the rejected rows of all tables to one file.
-
-    Returns:
-        Table name → number of rejected rows.
-    """
+    """Write the rejected rows of all tables to one file; returns their number by table."""
     counts: dict[str, int] = {}
     with pq.ParquetWriter(path, QUARANTINE, compression="zstd") as writer:
         for reading in readings:

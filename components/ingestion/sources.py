@@ -15,12 +15,7 @@ from components.ingestion.reading import Reading
 
 
 def read_table(source: Source, name: str, connection: ibis.BaseBackend) -> Reading:
-    """Open one table of the source; of the user's own files only the headers are read yet.
-
-    Args:
-        source: What to open.
-        name: "events" or "items".
-        connection: Engine.
+    """Open the table "events" or "items" of the source; of the user's own files only the headers are read yet.
 
     Raises:
         DataError: A file or column is missing or unreadable.

@@ -35,11 +35,7 @@ def write_events(events: Reading, folder: Path) -> None:
 
 
 def write_items(items: Reading, path: Path) -> int:
-    """Write readable items to one file, sorted by item_id.
-
-    Returns:
-        The number of rows written.
-    """
+    """Write readable items to one file, sorted by item_id; returns the number of rows."""
     total = 0
     with pq.ParquetWriter(path, items.schema, compression="zstd") as writer:
         for batch in _batches(items.readable().order_by("item_id"), items.schema):

@@ -55,11 +55,7 @@ class VectorCache:
         self._open_or_rebuild()
 
     def get(self, digests: Sequence[bytes]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
-        """Stored vectors.
-
-        Returns:
-            vectors float16 [m, d], zero where nothing (or nothing sound) is stored, and found bool [m].
-        """
+        """Stored vectors float16 [m, d], zero where nothing (or nothing sound) is stored, and found bool [m]."""
         vectors = np.zeros((len(digests), self.dimension), dtype=np.float16)
         found = np.zeros(len(digests), dtype=bool)
         positions: dict[bytes, list[int]] = {}

@@ -67,13 +67,8 @@ def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -
     """Vectors of a free text in word spaces, one per set of texts that a space is built from.
 
     Words have equal weights, as in a query, but stop words and words that occur in no text are left out as noise. Each
-    space has the words that occur in its own texts; n counts the words that occur in any of them, so that a single word
-    known to the categories does not stand for the whole phrase.
-
-    Args:
-        text: Free text.
-        known: Words of the texts of each space, see `list_words`.
-        widths: Width of each space.
+    space has the words that occur in its own texts (`known`, see `list_words`); n counts the words that occur in any of
+    them, so that a single word known to the categories does not stand for the whole phrase.
 
     Returns:
         One vector [width] per space, Σ_w code_w / √n; zero without a known word.

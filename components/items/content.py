@@ -18,12 +18,7 @@ Modalities = dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]]
 
 
 def read_items(engine: ibis.BaseBackend, events: Path, items: Path) -> tuple[pa.Table, int]:
-    """Items that occur in events.
-
-    Args:
-        engine: DuckDB.
-        events: Folder of accepted events.
-        items: File of accepted items.
+    """Items that occur in events, from the folder of accepted events and the file of accepted items.
 
     Returns:
         Columns item_id, title, category, brand, image_uri, sorted by item_id; and how many items no event names.

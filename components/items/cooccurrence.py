@@ -29,17 +29,11 @@ SEQUENCE_REACH = 50
 
 @dataclass(frozen=True)
 class Baskets:
-    """What users had together, by user and time.
+    """What users had together, by user and time."""
 
-    Attributes:
-        matrix: Binary baskets × catalogue.
-        users: Number of each basket's user, ascending; a user's baskets from the oldest to the newest.
-        reach: How many baskets later an item still counts as following; 0: only what is in one basket goes together.
-    """
-
-    matrix: sp.csr_array
-    users: Ints
-    reach: int
+    matrix: sp.csr_array  # binary baskets × catalogue
+    users: Ints  # number of each basket's user, ascending; a user's baskets from the oldest to the newest
+    reach: int  # how many baskets later an item still counts as following; 0: only what is in one basket goes together
 
     def of_items(self, columns: Ints) -> Baskets:
         """The same baskets with some of the items only."""
@@ -47,13 +41,9 @@ class Baskets:
 
 
 def read_baskets(events: Path, item_ids: Ints, split: SplitConfig, until: datetime) -> Baskets:
-    """What a user had in one window of the time before an instant; leave-one-out has one event per window.
+    """What a user had in one window of the time before `until`; leave-one-out has one event per window.
 
-    Args:
-        events: Folder of the validated events.
-        item_ids: Items wanted, ascending; others are left out.
-        split: Windows are aligned to its first training cut.
-        until: Events from then on are not read.
+    Items that are not among the ascending `item_ids` are left out; windows are aligned to the first training cut.
     """
     table = ds.dataset(events, partitioning="hive").to_table(
         columns=["user_id", "item_id", "ts"], filter=pc.field("ts") < pc.scalar(until)
@@ -78,9 +68,7 @@ def read_baskets(events: Path, item_ids: Ints, split: SplitConfig, until: dateti
 def count_pairs(baskets: Baskets, backward: float) -> sp.csr_array:
     """n_ij, how often j came with i or after it, shape [catalogue, catalogue]; the diagonal is n_ii = n_i.
 
-    Args:
-        baskets: What users had.
-        backward: What it counts that j came *before* i, where baskets reach forward; 1 makes n symmetric.
+    Where baskets reach forward, j *before* i counts `backward`; 1 makes n symmetric.
     """
     matrix = baskets.matrix
     if baskets.reach == 0:

@@ -70,7 +70,7 @@ def write_tables(
     output: Path,
     report: Report,
 ) -> int:
-    """Add what the events tell of the items; write `item_table`, for inference, and `item_table_past`, for training.
+    """Write `item_table`, for inference, and `item_table_past`, for training, with what the events tell of the items.
 
     Returns:
         How many items have an ID vector.

@@ -41,34 +41,21 @@ LOG_STEPS = 50
 
 @dataclass(frozen=True)
 class ItemContent:
-    """Content of n items.
+    """Content of n items."""
 
-    Attributes:
-        text: Frozen text vectors [n, t], zero where absent.
-        attributes: Number of each item's value of each attribute [n, a], 0 for none.
-    """
-
-    text: Floats
-    attributes: Ints
+    text: Floats  # frozen text vectors [n, t], zero where absent
+    attributes: Ints  # number of each item's value of each attribute [n, a], 0 for none
 
 
 @dataclass(frozen=True)
 class FollowExamples:
-    """Examples: each item of a basket that is not its user's first, given the user's earlier items.
+    """Examples: each item of a basket that is not its user's first, given the user's earlier items."""
 
-    Attributes:
-        history: Items of the user's baskets before, newest first [m, L]; n stands for none.
-        ages: How many baskets ago each was, from 1 on [m, L].
-        owners: Basket of each example, a place among the m [e].
-        targets: The item that came next [e].
-        members: Binary, baskets × items [m, n].
-    """
-
-    history: Ints
-    ages: Ints
-    owners: Ints
-    targets: Ints
-    members: sp.csr_array
+    history: Ints  # items of the user's baskets before, newest first [m, L]; n stands for none
+    ages: Ints  # how many baskets ago each was, from 1 on [m, L]
+    owners: Ints  # basket of each example, a place among the m [e]
+    targets: Ints  # the item that came next [e]
+    members: sp.csr_array  # binary, baskets × items [m, n]
 
 
 class IdNetwork(nn.Module):
@@ -193,16 +180,10 @@ def train_id_network(
     seed: int,
     report: Callable[[int, int, float], None],
 ) -> None:
-    """Train in place at a learning rate that falls linearly.
+    """Train a network, new or trained before, in place, at most `max_steps` steps of BATCH_SIZE examples.
 
-    Args:
-        network: A new network, or one trained before.
-        examples: Histories and next items.
-        epochs: Passes over the examples.
-        max_steps: Upper limit of the steps, for large logs.
-        final_rate: Share of the learning rate left at the end; 1 keeps it.
-        seed: Seed of order, negatives and dropout.
-        report: Called every LOG_STEPS steps with the step, the number of steps, and the loss.
+    The learning rate falls linearly to the share `final_rate` of it; 1 keeps it. The seed is that of order, negatives
+    and dropout. `report` is called every LOG_STEPS steps with the step, the number of steps, and the loss.
     """
     steps = min(max_steps, epochs * -(-len(examples.targets) // BATCH_SIZE))
     rng = np.random.default_rng(seed)

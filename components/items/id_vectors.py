@@ -40,30 +40,19 @@ ROWS_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """Vectors of n items in both roles.
+    """Vectors of n items in both roles."""
 
-    Attributes:
-        candidate: float32 [n, d].
-        history: float32 [n, d].
-        present: Items with behaviour or content [n]; the vectors of the others are zero.
-    """
-
-    candidate: Floats
-    history: Floats
-    present: npt.NDArray[np.bool_]
+    candidate: Floats  # float32 [n, d]
+    history: Floats  # float32 [n, d]
+    present: npt.NDArray[np.bool_]  # items with behaviour or content [n]; the vectors of the others are zero
 
 
 @dataclass(frozen=True)
 class IdVectors:
-    """ID vectors of n items for both points in time.
+    """ID vectors of n items for both points in time."""
 
-    Attributes:
-        past: From events before the newest training cuts, for training.
-        now: From the whole training window, for inference.
-    """
-
-    past: ItemVectors
-    now: ItemVectors
+    past: ItemVectors  # from events before the newest training cuts, for training
+    now: ItemVectors  # from the whole training window, for inference
 
 
 def learn_id_vectors(
@@ -75,16 +64,10 @@ def learn_id_vectors(
     seed: int,
     report: Callable[[str, int, int, float], None],
 ) -> IdVectors:
-    """Learn ID vectors.
+    """Learn ID vectors of items, `item_ids` ascending [n], from the folder of the validated events.
 
-    Args:
-        events: Folder of the validated events.
-        item_ids: Items, ascending [n].
-        content: Text and attributes of the items.
-        features: For the split, and the minimum number of events of an item with an ID embedding.
-        config: Width of the vectors, length of the training.
-        seed: Seed of the training.
-        report: Called regularly with the name of the training, the step, the number of steps, and the loss.
+    `features` gives the split and the minimum number of events of an item with an ID embedding. `report` is called
+    regularly with the name of the training, the step, the number of steps, and the loss.
     """
     whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
     kept = _count(whole) >= max(1, features.min_item_events)
@@ -106,8 +89,7 @@ def learn_id_vectors(
     shared.set_counts(_count(of_past), features.min_item_events)
     train(shared, examples, epochs=shared_epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
     return IdVectors(
-        past=finish("past", of_past, examples, seed_past),
-        now=finish("now", whole, follow_examples(whole), seed_now),
+        past=finish("past", of_past, examples, seed_past), now=finish("now", whole, follow_examples(whole), seed_now)
     )
 
 

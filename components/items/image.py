@@ -37,34 +37,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """Vectors of the images of a call.
+    """Vectors of the images of a call."""
 
-    Attributes:
-        vectors: float16 [n, 1280], L2-normalised, in the order of the URIs given; zero where absent.
-        present: bool [n].
-        num_images: Distinct URIs.
-        num_cached: Of these, how many came from the cache.
-        unreadable: URI → reason, for every image that could not be read.
-        seconds: Time spent reading and encoding.
-    """
-
+    # float16 [n, 1280], L2-normalised, in the order of the URIs given; zero where absent
     vectors: npt.NDArray[np.float16]
-    present: npt.NDArray[np.bool_]
-    num_images: int
-    num_cached: int
-    unreadable: dict[str, str]
-    seconds: float
+    present: npt.NDArray[np.bool_]  # bool [n]
+    num_images: int  # distinct URIs
+    num_cached: int  # of these, how many came from the cache
+    unreadable: dict[str, str]  # URI → reason, for every image that could not be read
+    seconds: float  # time spent reading and encoding
 
 
 class ImageEncoder:
     """EfficientNet-Lite0 (ImageNet), its last feature map averaged over the picture.
 
-    Args:
-        name: "efficientnet-lite0", the only one packaged.
-        device: Where it computes.
-
     Raises:
-        ConfigError: No such encoder.
+        ConfigError: The name is not "efficientnet-lite0", the only one packaged.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -101,11 +89,8 @@ def encode_images(
 ) -> ImageVectors:
     """Read and encode each distinct image once, or take its vector from the cache.
 
-    Args:
-        uris: One per item, anything fsspec can open; None or empty: the item has no image.
-        encoder: The encoder.
-        cache_folder: Where vectors are kept between runs.
-        progress: Called with (images done, images in all) after each stored part.
+    URIs are one per item, anything fsspec can open; None or empty: the item has no image. `progress` is called with
+    (images done, images in all) after each stored part.
 
     Raises:
         DataError: There are images, and not one of them can be read.

@@ -43,11 +43,7 @@ class Popularity(NamedTuple):
 def count_popularity(engine: ibis.BaseBackend, events: Path, items: pa.Table, split: SplitConfig) -> Popularity:
     """Count baskets before the newest training cuts, and before the end of the training window.
 
-    Args:
-        engine: DuckDB.
-        events: Folder of the validated events.
-        items: Items wanted, by ascending `item_id`, and `category`, the path of each [n].
-        split: For the windows and the two instants.
+    `items` are those wanted, by ascending `item_id`, with `category`, the path of each [n].
     """
     table = engine.read_parquet(f"{events}/**/*.parquet", hive_partitioning=True)
     attributes = _yes_no_attributes(table.filter(table.ts < split.validation_start))

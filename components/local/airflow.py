@@ -20,11 +20,7 @@ _SECRET_BYTES = {"password": 9, "jwt_secret": 48, "secret_key": 32}
 
 
 def read_credentials(home: Path) -> dict[str, str]:
-    """Password of the admin and the secrets the processes share; made on first use, kept in the home folder.
-
-    Returns:
-        Keys `password`, `jwt_secret`, `secret_key`.
-    """
+    """Admin's `password` and shared `jwt_secret` and `secret_key`; made on first use, kept in the home folder."""
     path = home / "credentials.json"
     if not path.exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -39,14 +35,7 @@ def read_credentials(home: Path) -> dict[str, str]:
 
 
 def airflow_environment(home: Path, dags: Path, url: str, credentials: dict[str, str]) -> dict[str, str]:
-    """Configuration of all Airflow processes as environment variables.
-
-    Args:
-        home: Folder of Airflow's state.
-        dags: Folder of the DAG files.
-        url: Address of the API server, without a trailing slash.
-        credentials: From `read_credentials`.
-    """
+    """Configuration of all Airflow processes as environment variables; the `url` has no trailing slash."""
     values = {
         "core__dags_folder": dags,
         "core__load_examples": False,
@@ -72,13 +61,7 @@ def airflow_environment(home: Path, dags: Path, url: str, credentials: dict[str,
 
 
 class AirflowClient:
-    """Calls of the REST API (v2) that the local commands need.
-
-    Args:
-        url: Address of the API server.
-        username: User of the simple auth manager.
-        password: Their password.
-    """
+    """Calls of the REST API (v2) that the local commands need, as a user of the simple auth manager."""
 
     def __init__(self, url: str, username: str, password: str) -> None:
         self._url = url

@@ -25,13 +25,7 @@ class DemoError(UrmError):
 
 
 def run_demo(settings: Settings, console: Console, conf: dict[str, Any], config: RunConfig) -> None:
-    """Run the demo.
-
-    Args:
-        settings: Where the state lies.
-        console: Where it is shown.
-        conf: Params of the DAG run.
-        config: The configuration that they name.
+    """Run the demo; `conf` are the params of the DAG run, `config` is the configuration that they name.
 
     Raises:
         UrmError: Services, the run, or the round trip failed.

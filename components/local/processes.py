@@ -31,13 +31,7 @@ class ProcessRecord(BaseModel):
 
 
 def spawn(command: Sequence[str], *, environment: dict[str, str], log: Path, folder: Path) -> ProcessRecord:
-    """Start a process in a session of its own, its output appended to the log.
-
-    Args:
-        command: Program and arguments.
-        environment: All its variables.
-        log: File for standard output and error.
-        folder: Its working directory.
+    """Start a process in a session of its own, with this environment alone, its output appended to the log.
 
     Raises:
         UnavailableError: The program cannot be started.
@@ -125,12 +119,7 @@ def tree_memory_bytes(process: psutil.Process) -> int:
 
 
 def choose_port(*wanted: int, taken: set[int]) -> int:
-    """The first wanted port that is free on the loopback interface, else any free one.
-
-    Args:
-        wanted: Ports in order of preference.
-        taken: Ports promised to other services; the chosen one is added.
-    """
+    """The first wanted port that is free on the loopback interface, else any free one; it is added to `taken`."""
     for port in (*wanted, 0):
         if port in taken:
             continue

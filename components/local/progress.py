@@ -29,14 +29,7 @@ _NUMBERS_SHOWN = 4
 
 
 class RunWatch:
-    """One DAG run, as it goes.
-
-    Args:
-        client: Airflow's API.
-        dag_id: The DAG.
-        run_id: The run.
-        run_dir: URI of its run directory.
-    """
+    """One DAG run, as it goes."""
 
     def __init__(self, client: AirflowClient, dag_id: str, run_id: str, run_dir: str) -> None:
         self._client, self._dag_id, self._run_id, self._run_dir = client, dag_id, run_id, run_dir

@@ -16,34 +16,22 @@ from components.local.processes import ProcessRecord
 
 
 class ServiceRecord(BaseModel):
-    """A service as it was started.
-
-    Attributes:
-        process: Its process.
-        port: Loopback port; 0 for a service without one.
-        url: Its address; empty for one without.
-        log: File with its output.
-        fingerprint: Of its command and environment; a service that would now be started otherwise is restarted.
-    """
+    """A service as it was started."""
 
     model_config = ConfigDict(frozen=True)
 
     process: ProcessRecord
-    port: int
-    url: str
-    log: Path
-    fingerprint: str
+    port: int  # loopback port; 0 for a service without one
+    url: str  # its address; empty for one without
+    log: Path  # file with its output
+    fingerprint: str  # of its command and environment; a service that would now be started otherwise is restarted
 
 
 _RECORDS = TypeAdapter(dict[str, ServiceRecord])
 
 
 class Registry:
-    """The two files in the home folder.
-
-    Args:
-        home: State of the local services.
-    """
+    """The two files in the home folder."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / "services.json"

@@ -27,24 +27,14 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Visitor:
-    """The user of the round trip.
+    """The user of the round trip."""
 
-    Attributes:
-        user_id: A user of the last test cut.
-        history: Titles of their last items, newest first.
-        last_event: When they were last seen.
-        task: What is recalled for them.
-        behavior: What they do now, as they did last.
-        item_id: A popular item they never had, which they now act on.
-        item_title: Its title.
-    """
-
-    user_id: str
-    history: list[str]
-    last_event: datetime
-    task: str
-    behavior: str
-    item_id: int
+    user_id: str  # a user of the last test cut
+    history: list[str]  # titles of their last items, newest first
+    last_event: datetime  # when they were last seen
+    task: str  # what is recalled for them
+    behavior: str  # what they do now, as they did last
+    item_id: int  # a popular item they never had, which they now act on
     item_title: str
 
 
@@ -86,10 +76,7 @@ def choose_visitor(run_dir: str, config: RunConfig, settings: Settings) -> Visit
 
 
 def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
-    """Send the event and read until the answer is the event's.
-
-    Returns:
-        The API's answer, and the seconds from sending the event to reading it.
+    """Send the event and read until the answer is the event's; returns it and the seconds that took.
 
     Raises:
         UnavailableError: The API does not answer, or no worker has computed the result in time.

@@ -21,12 +21,7 @@ MODELS = {
 
 
 def comparison_table(metrics: dict[str, Any], k: int) -> Table:
-    """Task × model of Recall@k, with URM's lift over target attention and its 95 % interval.
-
-    Args:
-        metrics: Of `evaluate/result.json`.
-        k: Headline cut-off, for the title.
-    """
+    """Task × model of Recall@k, with URM's lift over target attention and its 95 % interval, of evaluate's metrics."""
     table = Table(
         title=f"Recall@{k} on the full catalogue, test weeks",
         caption="n: examples; lift: URM against target attention, with its 95 % interval",

@@ -26,29 +26,18 @@ _USUAL_PORTS = {"redis": 6379, "mlflow": 5000, "airflow-api": 8080, "recall-api"
 
 @dataclass(frozen=True)
 class Service:
-    """One process to keep running.
+    """One process to keep running."""
 
-    Attributes:
-        name: Key in the registry, and of its log file.
-        command: Program and arguments.
-        environment: Variables beyond those that it inherits.
-        is_ready: Whether it serves.
-        port: Loopback port; 0 for none.
-        url: Its address; empty for none.
-        code: Hash of the source it runs, where that is ours: changed code is a reason to restart it.
-        credentials: Services whose credentials it inherits (`components.settings.child_environment`).
-        timeout_seconds: Longest wait for it to be ready.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    environment: dict[str, str]
-    is_ready: Callable[[], bool]
-    port: int = 0
-    url: str = ""
-    code: str = ""
+    name: str  # key in the registry, and of its log file
+    command: tuple[str, ...]  # program and arguments
+    environment: dict[str, str]  # variables beyond those that it inherits
+    is_ready: Callable[[], bool]  # whether it serves
+    port: int = 0  # loopback port; 0 for none
+    url: str = ""  # its address; empty for none
+    code: str = ""  # hash of the source it runs, where that is ours: changed code is a reason to restart it
+    # services whose credentials it inherits (`components.settings.child_environment`)
     credentials: tuple[str, ...] = ()
-    timeout_seconds: float = 180
+    timeout_seconds: float = 180  # longest wait for it to be ready
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,19 +51,12 @@ class Service:
 
 @dataclass(frozen=True)
 class Stack:
-    """All services, and what leads others to them.
+    """All services, and what leads others to them."""
 
-    Attributes:
-        services: In the order of their start.
-        environment: URM_* variables of every process of this project; none of them is a password.
-        airflow: Client of Airflow's API.
-        migrate: Command that prepares Airflow's database.
-    """
-
-    services: tuple[Service, ...]
-    environment: dict[str, str]
-    airflow: AirflowClient
-    migrate: tuple[str, ...]
+    services: tuple[Service, ...]  # in the order of their start
+    environment: dict[str, str]  # URM_* variables of every process of this project; none of them is a password
+    airflow: AirflowClient  # client of Airflow's API
+    migrate: tuple[str, ...]  # command that prepares Airflow's database
 
     def url(self, name: str) -> str:
         """Address of a service."""
@@ -82,12 +64,9 @@ class Stack:
 
 
 def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: str) -> Stack:
-    """Lay out the services: a live or earlier port is kept where it can be.
+    """Lay out the services: a live or earlier port of the `known` ones is kept where it can be.
 
-    Args:
-        settings: Gives the home folder and the folders of configurations and Feast definitions.
-        known: Services of the registry that run now.
-        config: Name of the configuration that recall worker and API serve by.
+    `config` names the configuration that recall worker and API serve by.
     """
     home = settings.home.absolute()
     project = settings.configs_dir.absolute().parent

@@ -26,10 +26,7 @@ Say = Callable[[str], None]
 def up(settings: Settings, say: Say, config: str) -> Stack:
     """Start what does not run yet, wait for all of it, and prepare Airflow; what runs well is left alone.
 
-    Args:
-        settings: Where the state lies.
-        say: Told what happens, in a few words.
-        config: Name of the configuration that recall worker and API serve by.
+    `say` is told what happens, in a few words; `config` names the configuration that recall worker and API serve by.
 
     Raises:
         UnavailableError: A service ends or does not get ready in time; the sentence names its log.

@@ -108,10 +108,7 @@ def choose_smoke_requests(
     by_id = {row["context_id"]: _plain(row) for row in rows}
     return [
         SmokeRequest(
-            context=by_id[row["context_id"]],
-            task=row["task"],
-            query=row["query"],
-            item_ids=items[row["example_id"]],
+            context=by_id[row["context_id"]], task=row["task"], query=row["query"], item_ids=items[row["example_id"]]
         )
         for row in asked.to_pylist()
     ]

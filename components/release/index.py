@@ -30,17 +30,10 @@ def write_index(
     target: Path,
     report: Callable[..., None],
 ) -> IndexNote:
-    """Write the index of the candidates.
+    """Write the index of the candidates, whose keys and vectors are in the folder, to the file `target`.
 
-    Under `release.index: auto` a kind that finds too little of the exact top-k gives way to the more exact one.
-
-    Args:
-        folder: Keys and vectors of the candidates.
-        smoke: Requests that an approximate index is measured on.
-        load: Loads the model that answers them; not called for an exact index.
-        config: The run.
-        target: File to write.
-        report: Called with a message.
+    Under `release.index: auto` a kind that finds too little of the exact top-k gives way to the more exact one. An
+    approximate index is measured on the smoke requests; only for such an index, `load` loads the model that answers them.
 
     Raises:
         ReleaseError: Keys and vectors do not fit, a vector is not finite, or a kind that the configuration names finds

@@ -57,11 +57,7 @@ EXAMPLES = pa.schema(
 
 
 def ragged(table: pa.Table, column: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Flat values and row offsets of a list column.
-
-    Returns:
-        values of shape [sum of lengths] and offsets of shape [rows + 1]: row r is values[offsets[r]:offsets[r+1]].
-    """
+    """Values, flat, and row offsets [rows + 1] of a list column: row r is values[offsets[r]:offsets[r + 1]]."""
     array = table.column(column).combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)

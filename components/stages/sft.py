@@ -26,25 +26,15 @@ _SHOWN = ("loss", "recall_loss", "text_loss", "examples_per_second", "validation
 
 @dataclass(frozen=True)
 class SftInputs:
-    """What the stage reads.
+    """What the stage reads."""
 
-    Attributes:
-        item_table: Folder of the item table for validation and serving.
-        past_table: Item table built from events before the training cuts.
-        catalogue: Table of schema CATALOGUE.
-        recent_examples: File of the training examples, for MLflow.
-        examples: File of the other examples, for MLflow.
-        training: Examples of the newest training cuts by context; rare items are judged by the past.
-        validation: Validation examples by context.
-    """
-
-    item_table: Path
-    past_table: ItemTable
-    catalogue: pa.Table
-    recent_examples: Path
-    examples: Path
-    training: Groups
-    validation: Groups
+    item_table: Path  # folder of the item table for validation and serving
+    past_table: ItemTable  # item table built from events before the training cuts
+    catalogue: pa.Table  # table of schema CATALOGUE
+    recent_examples: Path  # file of the training examples, for MLflow
+    examples: Path  # file of the other examples, for MLflow
+    training: Groups  # examples of the newest training cuts by context; rare items are judged by the past
+    validation: Groups  # validation examples by context
 
     @classmethod
     def read(cls, stage: StageRun) -> SftInputs:

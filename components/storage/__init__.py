@@ -13,15 +13,3 @@ from components.storage.code import fingerprint
 from components.storage.contract import StageFunction, StageReport, StageResult, StageRun
 from components.storage.results import load_result, require_json, require_result
 from components.storage.runner import run_stage
-
-__all__ = [
-    "StageFunction",
-    "StageReport",
-    "StageResult",
-    "StageRun",
-    "fingerprint",
-    "load_result",
-    "require_json",
-    "require_result",
-    "run_stage",
-]

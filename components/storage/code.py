@@ -38,9 +38,7 @@ def fingerprint(spec: StageSpec, config: RunConfig, inputs: dict[str, StageResul
 def source_files(module: str, root: Path) -> tuple[Path, ...]:
     """Source of a module and of all that it imports from `components`, inside functions too, but for the carriers.
 
-    Args:
-        module: Dotted name.
-        root: Folder that holds `components`.
+    `root` is the folder that holds `components`.
 
     Raises:
         FileNotFoundError: There is no such module.

@@ -13,11 +13,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict
 
 from components import __version__
-from components.addresses import (
-    fetch,
-    join,
-    write_json,
-)
+from components.addresses import fetch, join, write_json
 from components.config import RunConfig
 from components.exceptions import MissingInputError
 from components.flow import StageSpec
@@ -55,31 +51,18 @@ class StageReport:
 
 @dataclass
 class StageRun:
-    """What a stage function is given.
-
-    Attributes:
-        spec: The stage.
-        config: What the run is.
-        settings: Where it runs.
-        run_dir: URI of the run directory.
-        folder: URI that the output folder will have.
-        output: Empty local folder to write to.
-        scratch: Local folder that survives a killed attempt (checkpoints); gone after success.
-        inputs: Results of the stages it reads.
-        previous: Last accepted result of this stage for this configuration's name, of any run.
-        options: Flags of this call that are no part of the configuration.
-    """
+    """What a stage function is given."""
 
     spec: StageSpec
-    config: RunConfig
-    settings: Settings
-    run_dir: str
-    folder: str
-    output: Path
-    scratch: Path
-    inputs: dict[str, StageResult]
-    previous: StageResult | None
-    options: dict[str, Any] = field(default_factory=dict)
+    config: RunConfig  # what the run is
+    settings: Settings  # where it runs
+    run_dir: str  # URI of the run directory
+    folder: str  # URI that the output folder will have
+    output: Path  # empty local folder to write to
+    scratch: Path  # local folder that survives a killed attempt (checkpoints); gone after success
+    inputs: dict[str, StageResult]  # results of the stages it reads
+    previous: StageResult | None  # last accepted result of this stage for this configuration's name, of any run
+    options: dict[str, Any] = field(default_factory=dict)  # flags of this call that are no part of the configuration
 
     def path(self, stage: str, name: str) -> Path:
         """Local path of an earlier stage's output, fetched first if it is remote.

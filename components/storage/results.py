@@ -7,13 +7,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from components.addresses import (
-    absolute,
-    exists,
-    join,
-    read_json,
-    write_json,
-)
+from components.addresses import absolute, exists, join, read_json, write_json
 from components.exceptions import DataError, MissingInputError
 from components.storage.contract import StageResult
 
@@ -46,21 +40,17 @@ def load_result(run_dir: str, stage: str) -> StageResult | None:
 
 
 def require_result(run_dir: str, stage: str, reader: str = "") -> StageResult:
-    """The result of a stage of a run.
-
-    Args:
-        run_dir: Folder or URI of the run.
-        stage: Name of the stage.
-        reader: Stage that needs it, for the message.
+    """The result of a stage of a run; the message names the stage that reads it, if given.
 
     Raises:
         MissingInputError: The stage has not succeeded in this run.
     """
     result = load_result(run_dir, stage)
     if result is None:
+        subject, place = (f"stage {reader}", f" in {run_dir}") if reader else (f"run {run_dir}", "")
         raise MissingInputError(
-            f"stage {reader}" if reader else f"run {run_dir}",
-            expected=f"the result of stage {stage!r} in {run_dir}",
+            subject,
+            expected=f"the result of stage {stage!r}{place}",
             got="none",
             remedy=f"run `urm {stage}` with the same --config and --run-dir first",
         )

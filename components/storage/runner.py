@@ -8,14 +8,7 @@ from typing import Any
 
 import structlog
 
-from components.addresses import (
-    absolute,
-    exists,
-    join,
-    parent,
-    remove,
-    write_json,
-)
+from components.addresses import absolute, exists, join, parent, remove, write_json
 from components.config import RunConfig
 from components.exceptions import ConfigError
 from components.flow import STAGES, StageSpec
@@ -40,16 +33,10 @@ def run_stage(
 ) -> StageResult:
     """Run a stage once: reuse an equal result, or compute it and make it visible at once at the end.
 
-    Of several processes that torchrun started, the first one does this, and the others only help it to compute.
-
-    Args:
-        stage: Name of a stage of the flow, or the specification of a study beside it.
-        function: What computes it.
-        config: What the run is.
-        run_dir: Folder or URI of the run.
-        settings: Where it runs.
-        options: Flags that are no part of the configuration; they enter the fingerprint.
-        force: Compute even if an equal result exists; that result's files stay, since other runs may use them.
+    Of several processes that torchrun started, the first one does this, and the others only help it to compute. The
+    stage is one of the flow by name, or the specification of a study beside it. `options` are flags that are no part of
+    the configuration; they enter the fingerprint. `force` computes even if an equal result exists; that result's files
+    stay, since other runs may use them.
 
     Raises:
         MissingInputError: An earlier stage has not succeeded in this run directory.

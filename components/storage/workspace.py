@@ -9,10 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from components.addresses import (
-    is_local,
-    open_store,
-)
+from components.addresses import is_local, open_store
 from components.exceptions import DataError, UnavailableError
 from components.settings import Settings
 

@@ -28,57 +28,31 @@ _HIT_COLUMNS = ["example_id", "user_id", "task", "model", "k", "hits", "targets"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """An evaluated run.
+    """An evaluated run."""
 
-    Attributes:
-        run_dir: Its folder or URI.
-        config: Name of its configuration.
-        metrics: Of its evaluation.
-        hits: URI of its per-example record.
-    """
-
-    run_dir: str
+    run_dir: str  # its folder or URI
     config: str
-    metrics: dict[str, Any]
-    hits: str
+    metrics: dict[str, Any]  # of its evaluation
+    hits: str  # URI of its per-example record
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The runs of one configuration.
-
-    Attributes:
-        config: Name of the configuration.
-        seeds: Seeds of the runs.
-        k: Cut-off.
-        models: Of all runs, in the order of the tables.
-        left_out: Models that not every run has.
-        recalls: One row per seed, task and model: columns seed, task, model, recall; the task "mean" is their mean.
-        baseline: URM against target attention, pooled.
-        best: URM against the best other model in the mean, pooled.
-    """
+    """The runs of one configuration."""
 
     config: str
     seeds: tuple[int, ...]
     k: int
-    models: tuple[str, ...]
-    left_out: tuple[str, ...]
+    models: tuple[str, ...]  # of all runs, in the order of the tables
+    left_out: tuple[str, ...]  # models that not every run has
+    # one row per seed, task and model: columns seed, task, model, recall; the task "mean" is their mean
     recalls: pd.DataFrame
-    baseline: Comparison
-    best: Comparison
+    baseline: Comparison  # URM against target attention, pooled
+    best: Comparison  # URM against the best other model in the mean, pooled
 
 
 def compare_runs(run_dirs: Sequence[str], *, settings: Settings, draws: int, confidence: float) -> str:
-    """Read, pool and render runs; the table goes to MLflow's experiment `comparison` as well.
-
-    Args:
-        run_dirs: Folders or URIs of evaluated runs.
-        settings: Where the cache and MLflow are.
-        draws: Draws of the bootstrap.
-        confidence: Level of the intervals.
-
-    Returns:
-        Markdown.
+    """Read, pool and render evaluated runs as Markdown, which goes to MLflow's experiment `comparison` as well.
 
     Raises:
         MissingInputError: A run has no evaluation.
@@ -105,13 +79,7 @@ def read_run(run_dir: str) -> FinishedRun:
 
 
 def summarise_runs(runs: Sequence[FinishedRun], *, cache: Path, draws: int, seed: int = 0) -> list[Summary]:
-    """One summary per configuration, in the order given.
-
-    Args:
-        runs: Evaluated runs.
-        cache: Folder for remote files.
-        draws: Draws of the bootstrap.
-        seed: Seed of the draws.
+    """One summary per configuration of evaluated runs, in the order given, by this many bootstrap draws of this seed.
 
     Raises:
         DataError: Runs of one configuration share a seed, or differ in cut-off or tasks.

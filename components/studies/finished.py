@@ -25,12 +25,7 @@ SHOWN_USERS = 5  # user ids suggested when a user is unknown
 
 
 def load_recaller(path: Callable[[str], Path], settings: Settings) -> UrmRecaller:
-    """The model that an sft stage left.
-
-    Args:
-        path: From the name of an output of sft to its local path.
-        settings: Which device it runs on.
-    """
+    """The model that an sft stage left; `path` gives the local path of an output of sft by its name."""
     hide_progress_bars()
     return UrmRecaller.load(path("model"), path("item_table"), path("candidates"), device=choose_device(settings))
 

@@ -57,13 +57,9 @@ class UrmRecaller:
         candidates: str | Path | None = None,
         device: str = "cpu",
     ) -> UrmRecaller:
-        """Read a model, map its item table, and read its candidates.
+        """Read a model, map its item table, and read its candidates: outputs of stage sft.
 
-        Args:
-            model_dir: Output `model` of stage sft.
-            item_table_dir: Its output `item_table`.
-            candidates: Its output `candidates`, or an index file; None if only vectors are needed.
-            device: A torch device.
+        `candidates` may also be an index file; None if only vectors are needed.
 
         Raises:
             MissingInputError: A file is missing.

@@ -22,18 +22,12 @@ from components.validation.rules import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_IS_KNO
 
 @dataclass(frozen=True)
 class Files:
-    """The Parquet files of one table.
+    """The Parquet files of one table."""
 
-    Attributes:
-        table: "events" or "items".
-        root: The table's folder, or its only file.
-        paths: Files in the order of row numbers.
-        offsets: Row number of each file's first row, and after the last the number of rows; shape [files + 1].
-    """
-
-    table: str
-    root: Path
-    paths: tuple[Path, ...]
+    table: str  # "events" or "items"
+    root: Path  # the table's folder, or its only file
+    paths: tuple[Path, ...]  # files in the order of row numbers
+    # row number of each file's first row, and after the last the number of rows; shape [files + 1]
     offsets: npt.NDArray[np.int64]
 
     @property
@@ -82,13 +76,7 @@ def item_frame(files: Files, connection: ibis.BaseBackend) -> pd.DataFrame:
 
 
 def event_frame(files: Files, accepted_items: pd.Series[int], connection: ibis.BaseBackend) -> pd.DataFrame:
-    """Checked columns of the events, index = row number.
-
-    Args:
-        files: The events.
-        accepted_items: item_id of the items that later stages will see.
-        connection: Engine.
-    """
+    """Checked columns of the events, index = row number; `accepted_items` are the items that later stages will see."""
     rows = _numbered(files, connection)
     known = ibis.memtable(pd.DataFrame({"known_id": accepted_items.unique()}))
     joined = rows.left_join(known, rows.item_id == known.known_id)

@@ -25,15 +25,10 @@ def find_newest(events: Path) -> str:
 
 
 def require_fresh(newest_event: str, limits: ValidationConfig, now: datetime) -> None:
-    """Refuse a log that is too old.
-
-    Args:
-        newest_event: Time of the newest accepted event, ISO 8601.
-        limits: Their `max_age_days`.
-        now: With a time zone.
+    """Refuse a log that is too old at the instant `now`, by the time of its newest accepted event, ISO 8601.
 
     Raises:
-        QualityError: The newest accepted event is older than that.
+        QualityError: The newest accepted event is older than `max_age_days`.
     """
     if limits.max_age_days is None:
         return

@@ -30,15 +30,10 @@ _ROW_RESULTS = {"result_format": "COMPLETE", "return_unexpected_index_query": Fa
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the rules say of one table.
+    """What the rules say of one table."""
 
-    Attributes:
-        refused: Row number → the rules it breaks, in their order.
-        failed: Table rules that fail, with what was found instead.
-    """
-
-    refused: dict[int, list[Rule]] = field(default_factory=dict)
-    failed: list[tuple[Rule, str]] = field(default_factory=list)
+    refused: dict[int, list[Rule]] = field(default_factory=dict)  # row number → the rules it breaks, in their order
+    failed: list[tuple[Rule, str]] = field(default_factory=list)  # table rules that fail, with what was found instead
 
 
 def judge_tables(
@@ -88,13 +83,7 @@ def open_context(data_docs: Path) -> EphemeralDataContext:
 
 
 def judge(context: EphemeralDataContext, table: str, frame: pd.DataFrame, rules: list[Rule]) -> Judgement:
-    """Check a frame against its rules and add the outcome to the Data Docs.
-
-    Args:
-        context: From `open_context`.
-        table: Name of the suite.
-        frame: Rows to check; its index is the row number.
-        rules: In order of precedence.
+    """Check a frame, its index the row number, by rules in order of precedence; add the outcome to the Data Docs.
 
     Raises:
         UrmError: Great Expectations could not evaluate a rule.

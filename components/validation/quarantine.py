@@ -26,15 +26,9 @@ Refused = dict[int, list[Rule]]
 
 
 def write_accepted(files: Files, refused: Refused, target: Path) -> int:
-    """Write the rows that no rule refuses, under the file names they have.
+    """Write the rows that no rule refuses, under the file names they have; returns their number.
 
-    Args:
-        files: The table.
-        refused: Row number → rules it breaks.
-        target: Folder or file, as the table's root is.
-
-    Returns:
-        The number of rows written.
+    The target is a folder or a file, as the table's root is.
     """
     written = 0
     for path, first, last in _spans(files):

@@ -31,27 +31,19 @@ REASON = "reason"  # key of a rule's code in the expectation's meta
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule.
+    """One rule."""
 
-    Attributes:
-        reason: Code in the quarantine and in errors.
-        message: Of a rule about rows: what is wrong, with the row's fields in braces. Of a rule about the whole
-            table: what is expected of it.
-        expectation: The rule itself.
-    """
-
-    reason: str
+    reason: str  # code in the quarantine and in errors
+    # of a rule about rows: what is wrong, with the row's fields in braces. Of a rule about the whole table: what is
+    # expected of it
     message: str
     expectation: Expectation
 
 
 def event_rules(config: ValidationConfig, now: datetime, previous_rows: int | None = None) -> list[Rule]:
-    """Rules of the events table at an instant.
+    """Rules of the events table at an instant: what is later is of the future.
 
-    Args:
-        config: Limits.
-        now: Time of validation: what is later is of the future.
-        previous_rows: Accepted events of the previous run of the same source, if there was one.
+    `previous_rows` are the accepted events of the previous run of the same source, if there was one.
     """
     latest = now + timedelta(seconds=config.max_future_seconds)
     return [

@@ -29,10 +29,7 @@ OVERRIDES = Param(
     description="Values that differ from the configuration, one KEY=VALUE per line, e.g. urm.max_steps=50.",
 )
 FORCE = Param(
-    False,
-    type="boolean",
-    title="Force",
-    description="Compute every stage again, even where an equal result exists.",
+    False, type="boolean", title="Force", description="Compute every stage again, even where an equal result exists."
 )
 
 

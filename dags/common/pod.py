@@ -49,9 +49,6 @@ class StagePodOperator(UrmPodOperator, StageMixin):
 
     A deferrable pod operator may end as success without its XCom (a pod collected early), so nothing is read from a
     side-car.
-
-    Args:
-        stage: Name of the stage.
     """
 
     operator_extra_links = (MlflowLink(),)

@@ -73,11 +73,7 @@ class UrmProcessOperator(BaseOperator):
 
 
 class StageProcessOperator(UrmProcessOperator, StageMixin):
-    """`urm <stage> …`, which leaves a result.json.
-
-    Args:
-        stage: Name of the stage.
-    """
+    """`urm <stage> …`, which leaves a result.json."""
 
     operator_extra_links = (MlflowLink(),)
     inherits_from_skipmixin = True  # what the gate skipped stays skipped when it is cleared without the gate

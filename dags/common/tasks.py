@@ -31,12 +31,7 @@ RETRY_POLICY: dict[str, Any] = {
 
 
 def stage_task(stage: str, settings: Settings | None = None) -> BaseOperator:
-    """The task of a stage; its id is the stage's name.
-
-    Args:
-        stage: Name of a stage of the flow.
-        settings: Where it runs; by default read from the environment.
-    """
+    """The task of a stage; its id is the stage's name. Settings are by default read from the environment."""
     settings, spec = settings or get_settings(), STAGES[stage]
     common: dict[str, Any] = {"stage": stage, **_common(stage, f"{spec.summary} {spec.notes}".strip(), spec.resources)}
     if settings.executor == "kubernetes":
@@ -83,12 +78,8 @@ def command_tasks(
 ) -> XComArg:
     """One task per command, each in a slot of the pool `compute`; returns what `chain` takes.
 
-    Args:
-        task_id: Name of the mapped task.
-        commands: A list of argument lists of `urm`, known when the DAG runs.
-        doc: Shown on the task's page.
-        resources: What one command needs of a machine.
-        settings: Where they run; by default read from the environment.
+    The commands, argument lists of `urm`, are known when the DAG runs. `doc` is shown on the task's page; resources are
+    those of one command. Settings are by default read from the environment.
     """
     settings = settings or get_settings()
     common = _common(task_id, doc, resources)

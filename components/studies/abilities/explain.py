@@ -26,16 +26,9 @@ Names = Mapping[int, tuple[str, str]]
 def explain_user(
     run: FinishedRun, config: RunConfig, user_id: str, task: Task, *, query: str | None, guidance: str | None, k: int
 ) -> RenderableType:
-    """Everything the model returns for a user, as tables.
+    """Everything the model returns for a user, as tables, k items of the recall among them.
 
-    Args:
-        run: A run with stages validate, features and sft.
-        config: Its configuration.
-        user_id: A user of its log.
-        task: The task asked.
-        query: What the user searches for, where the task needs it.
-        guidance: Free text after the task's prompt.
-        k: Items of the recall shown.
+    The run needs the stages validate, features and sft. Guidance is free text after the task's prompt.
 
     Raises:
         DataError: The user is unknown, or the task needs a query.

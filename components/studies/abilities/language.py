@@ -96,10 +96,7 @@ def _untrained(config: RunConfig, cache: Path) -> dict[str, LanguageModel]:
     before, tokenizer = load_backbone(urm.backbone, num_layers=urm.num_layers, pretrained=urm.pretrained, cache=cache)
     depth = AutoConfig.from_pretrained(before.config._name_or_path).num_hidden_layers
     full, _ = load_backbone(urm.backbone, num_layers=depth, pretrained=True, cache=cache)
-    return {
-        "before": LanguageModel(before, tokenizer),
-        "full_depth": LanguageModel(full, tokenizer),
-    }
+    return {"before": LanguageModel(before, tokenizer), "full_depth": LanguageModel(full, tokenizer)}
 
 
 def _measure_language(model: LanguageModel, passages: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:

@@ -84,16 +84,9 @@ def compare(
     categories: dict[int, str],
     seed: int,
 ) -> dict[str, Any]:
-    """The lists of the same users with and without a phrase.
+    """The lists of the same users with and without a phrase behind the prompt of a task: item ids per user.
 
-    Args:
-        phrase: The guidance.
-        task: Name of the task whose prompt it followed.
-        users: The users.
-        plain: Item ids recalled for each without the guidance.
-        guided: With it.
-        categories: Category path of each item of the catalogue.
-        seed: Seed of the bootstrap.
+    `categories` has the category path of each item of the catalogue; the seed is that of the bootstrap.
 
     Returns:
         Shares of the lists in the phrase's categories and their difference with its interval, the share of the
@@ -204,10 +197,7 @@ def _measure_fit(
 def compare_fit(plain: Sequence[Ids], guided: Sequence[Ids], targets: Sequence[Ids]) -> dict[str, float | None]:
     """Recall of users' next items in their lists without and with a guidance, and in the guided list of another user.
 
-    Args:
-        plain: Item ids recalled for each user without the guidance.
-        guided: With it.
-        targets: Next items of each user that are in the phrase's categories, at least one.
+    `targets` are the next items of each user that are in the phrase's categories, at least one.
 
     Returns:
         The means over users by name, None where there are too few users.

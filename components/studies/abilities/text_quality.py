@@ -41,15 +41,9 @@ def measure_loss(recaller: UrmRecaller, examples: Sequence[Example]) -> float:
 
 
 def measure_f1(recaller: UrmRecaller, examples: Sequence[Example], progress: Progress) -> tuple[float, float]:
-    """Mean F1 of the categories in the text: of the model and of a rule.
+    """Mean F1 of the examples' target categories in the generated text, and in the user's most frequent categories.
 
-    Args:
-        recaller: The model.
-        examples: Each with target categories.
-        progress: Called with the number of examples done.
-
-    Returns:
-        F1 of the generated text, and of the user's most frequent categories.
+    `progress` is called with the number of examples done.
     """
     said, rule = [], []
     for number, example in enumerate(examples):

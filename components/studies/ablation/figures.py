@@ -16,12 +16,8 @@ from components.studies.ablation.grid import REFERENCE, Group
 def draw_group(path: Path, group: Group, table: pd.DataFrame, reference: dict[str, Any], k: int) -> None:
     """Write a PNG of one group, the reference included.
 
-    Args:
-        path: The file.
-        group: The group.
-        table: One row per variant, by name: recall, spread, difference, low, high.
-        reference: Configuration of the reference, nested; gives its place on a curve.
-        k: Cut-off of the recall.
+    The table has one row per variant, by name: recall, spread, difference, low, high. `reference` is the configuration
+    of the reference, nested; it gives its place on a curve.
     """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

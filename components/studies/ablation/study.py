@@ -29,18 +29,9 @@ class VariantError(UrmError):
 def run_variant(
     grid: Grid, variant: str, seed: int, *, config: str, study_dir: str, overrides: Sequence[str] = ()
 ) -> str:
-    """Train and measure one variant with one seed.
+    """Train and measure one variant, or the reference, with one seed; returns its run directory.
 
-    Args:
-        grid: The study.
-        variant: Name of a variant, or of the reference.
-        seed: Seed of every stage.
-        config: Name or path of the configuration.
-        study_dir: Run directory of the study.
-        overrides: KEY=VALUE for all variants; they come before those of the grid.
-
-    Returns:
-        Run directory of the variant.
+    Overrides are KEY=VALUE for all variants; they come before those of the grid.
 
     Raises:
         UserError: A stage found an error in the input.

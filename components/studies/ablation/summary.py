@@ -70,16 +70,11 @@ def summarise(stage: StageRun, grid: Grid) -> StageReport:
 
 
 def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """A variant against the reference.
-
-    Args:
-        variant: Columns seed, example_id, user_id, task, recall.
-        reference: The same of the reference.
-        seed: Seed of the bootstrap.
+    """A variant against the reference: columns seed, example_id, user_id, task, recall of both.
 
     Returns:
         Value of the variant and its spread over seeds (None with one seed), difference to the reference (absolute)
-        and its interval.
+        and its interval, a bootstrap with this seed.
     """
     keys = ["seed", "example_id", "user_id", "task"]
     paired = variant.merge(reference, on=keys, suffixes=("", "_reference"), validate="one_to_one")

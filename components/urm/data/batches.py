@@ -29,15 +29,10 @@ _NO_WORDS = np.empty(0, dtype=np.uint64)
 
 @dataclass(frozen=True)
 class ItemReader:
-    """Frozen inputs of items.
-
-    Attributes:
-        table: The item table.
-        modalities: Which of its modalities the model reads.
-    """
+    """Frozen inputs of items."""
 
     table: ItemTable
-    modalities: tuple[str, ...]
+    modalities: tuple[str, ...]  # which of its modalities the model reads
 
     @property
     def widths(self) -> dict[str, int]:
@@ -66,14 +61,7 @@ class ItemReader:
             )
 
     def read_words(self, blocks: Sequence[Block]) -> torch.Tensor:
-        """Words of query and guidance in the parts of item space that consist of words.
-
-        Args:
-            blocks: E blocks.
-
-        Returns:
-            Their words, the parts concatenated [E, Q].
-        """
+        """Words of query and guidance of E blocks in the parts of item space made of words, concatenated [E, Q]."""
         parts = [name for name in WORDS if name in self.widths]
         widths = [self.widths[name] for name in parts]
         vectors = np.zeros((len(blocks), sum(widths)), dtype=np.float32)

@@ -14,17 +14,11 @@ from components.urm.data.request import Ids, RecallRequest, UserContext, read_co
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A request with its targets.
-
-    Attributes:
-        request: The request.
-        targets: Item ids, at least one.
-        categories: Categories of the targets in words.
-    """
+    """A request with its targets."""
 
     request: RecallRequest
-    targets: Ids
-    categories: tuple[str, ...]
+    targets: Ids  # item ids, at least one
+    categories: tuple[str, ...]  # categories of the targets in words
 
 
 Groups = list[tuple[UserContext, list[Example]]]

@@ -24,15 +24,10 @@ PREFIX, PADDING = 0, -1  # segments; block k of a sequence has segment k + 1
 
 @dataclass(frozen=True)
 class PromptParts:
-    """Content of one sequence.
+    """Content of one sequence."""
 
-    Attributes:
-        prefix: Text and item tokens.
-        blocks: Tasks of the context.
-    """
-
-    prefix: Prefix
-    blocks: Sequence[Block]
+    prefix: Prefix  # text and item tokens
+    blocks: Sequence[Block]  # tasks of the context
 
 
 def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
@@ -66,10 +61,7 @@ def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
 
 
 def attention_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Which token may attend to which: earlier ones of the prefix and of its own block.
-
-    Args:
-        segments: [B, S].
+    """Which token may attend to which: earlier ones of the prefix and of its own block, by segments [B, S].
 
     Returns:
         bool [B, 1, S, S], true where the row attends to the column; every token attends to itself.

@@ -37,32 +37,21 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, num_user_vectors: int
 
 @dataclass(frozen=True)
 class Prefix:
-    """Token ids that all tasks of a context share.
+    """Token ids that all tasks of a context share."""
 
-    Attributes:
-        token_ids: Text with item tokens in it.
-        items: Where the item tokens stand, and which history item each is: (place in token_ids, column).
-    """
-
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # text with item tokens in it
+    # where the item tokens stand, and which history item each is: (place in token_ids, column)
     items: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Token ids of one task of a context.
+    """Token ids of one task of a context."""
 
-    Attributes:
-        prompt: Task text.
-        text: Target text and end token; empty without a text target.
-        query: What the user searches for in words; empty without a query.
-        guidance: What the recall should prefer in words; empty without guidance. The prompt contains it, too.
-    """
-
-    prompt: tuple[int, ...]
-    text: tuple[int, ...] = ()
-    query: str = ""
-    guidance: str = ""
+    prompt: tuple[int, ...]  # task text
+    text: tuple[int, ...] = ()  # target text and end token; empty without a text target
+    query: str = ""  # what the user searches for in words; empty without a query
+    guidance: str = ""  # what the recall should prefer in words; empty without guidance. The prompt contains it, too
 
     def continued(self, generated: Sequence[int]) -> Block:
         """This block with the text generated so far; the last label is a placeholder for the next token."""
@@ -90,9 +79,7 @@ class PromptWriter:
     def prefix(self, context: UserContext, places: Sequence[int] | npt.NDArray[np.int64]) -> Prefix:
         """The part of the prompt that all tasks of a context share.
 
-        Args:
-            context: The user.
-            places: History items that may be in the prompt, newest first; their order numbers the columns.
+        `places` are the history items that may be in the prompt, newest first; their order numbers the columns.
 
         Raises:
             ConfigError: The template names a variable that does not exist.

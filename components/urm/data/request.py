@@ -23,27 +23,17 @@ class UserContext:
 
     The four history fields are parallel, one entry per distinct item, newest first. Requests that share one
     *object* share one pass over it.
-
-    Attributes:
-        item_ids: Item ids of the history [n].
-        counts: Events of each item [n].
-        days_since: Days from each item's last event to that time [n].
-        behaviors: Behaviour of each item's last event [n].
-        num_events: Number of all events, also of items no longer in the history.
-        num_items: Number of all distinct items.
-        num_active_days: Number of days with an event.
-        days_since_last: Days from the last event to that time.
-        top_categories: The most frequent categories in words, most frequent first.
     """
 
-    item_ids: Ids
-    counts: npt.NDArray[np.integer]
-    days_since: Floats
-    behaviors: Sequence[str]
-    num_events: int
-    num_items: int
-    num_active_days: int
-    days_since_last: float
+    item_ids: Ids  # item ids of the history [n]
+    counts: npt.NDArray[np.integer]  # events of each item [n]
+    days_since: Floats  # days from each item's last event to that time [n]
+    behaviors: Sequence[str]  # behaviour of each item's last event [n]
+    num_events: int  # number of all events, also of items no longer in the history
+    num_items: int  # number of all distinct items
+    num_active_days: int  # number of days with an event
+    days_since_last: float  # days from the last event to that time
+    # the most frequent categories in words, most frequent first
     top_categories: Sequence[str] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
@@ -61,20 +51,14 @@ class UserContext:
 class RecallRequest:
     """One task for one user context.
 
-    Attributes:
-        context: The user.
-        task: A task of the run.
-        query: What the user searches for in words, for tasks that need it.
-        guidance: What the recall should prefer in words, e.g. "For a barbecue."; for any task.
-
     Raises:
         DataError: The task needs a query and there is none, or the guidance is empty.
     """
 
     context: UserContext
-    task: Task
-    query: str | None = None
-    guidance: str | None = None
+    task: Task  # a task of the run
+    query: str | None = None  # what the user searches for in words, for tasks that need it
+    guidance: str | None = None  # what the recall should prefer in words, e.g. "For a barbecue."; for any task
 
     def __post_init__(self) -> None:
         if self.task.needs_query and not self.query:

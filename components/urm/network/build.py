@@ -17,27 +17,18 @@ from components.urm.network.model import Urm
 
 @dataclass(frozen=True)
 class NewModel:
-    """What `build_model` returns.
+    """What `build_model` returns."""
 
-    Attributes:
-        model: The model, with new modules untrained.
-        builder: Makes its batches.
-        description: How to build it again.
-    """
-
-    model: Urm
-    builder: BatchBuilder
-    description: ModelDescription
+    model: Urm  # the model, with new modules untrained
+    builder: BatchBuilder  # makes its batches
+    description: ModelDescription  # how to build it again
 
 
 def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: Path) -> NewModel:
     """Load the backbone, add the special tokens, fusion and heads.
 
-    Args:
-        config: Section `urm`.
-        table: Item table; modalities that it lacks are skipped.
-        behaviors: Behaviours in the training data.
-        cache: Folder for converted packaged backbones.
+    Modalities that the table lacks are skipped. `behaviors` are those of the training data; `cache` is the folder for
+    converted packaged backbones.
     """
     backbone, tokenizer = load_backbone(
         config.backbone, num_layers=config.num_layers, pretrained=config.pretrained, cache=cache

@@ -27,19 +27,12 @@ _BACKBONE_PREFIX = "backbone."
 
 
 class ModelDescription(Model):
-    """Content of urm.json.
+    """Content of urm.json."""
 
-    Attributes:
-        config: Configuration of the training.
-        widths: Width of each modality.
-        num_counts: Number of popularity counts.
-        behaviors: Behaviours in the training data, in the order of their numbers.
-    """
-
-    config: UrmConfig
-    widths: dict[str, int]
-    num_counts: int
-    behaviors: tuple[str, ...]
+    config: UrmConfig  # configuration of the training
+    widths: dict[str, int]  # width of each modality
+    num_counts: int  # number of popularity counts
+    behaviors: tuple[str, ...]  # behaviours in the training data, in the order of their numbers
 
 
 def save_model(folder: Path, model: Urm, writer: PromptWriter, description: ModelDescription) -> None:

@@ -171,13 +171,7 @@ def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
 
 
 def spread_copy_scores(copy_scores: torch.Tensor, places: torch.Tensor, num_items: int) -> torch.Tensor:
-    """Copy scores by item [E, U], zero for items outside the history.
-
-    Args:
-        copy_scores: By history place [E, L].
-        places: Item at each history place [E, L].
-        num_items: U.
-    """
+    """Copy scores by item [E, U], zero outside the history, from those by history place and the items there [E, L]."""
     return copy_scores.new_zeros(len(copy_scores), num_items).scatter_add(1, places, copy_scores)
 
 

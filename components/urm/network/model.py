@@ -24,19 +24,12 @@ from components.urm.network.heads import POPULARITY_KNOTS, HeadInputs, UserHead,
 
 @dataclass(frozen=True)
 class UrmOutput:
-    """Output of one pass.
+    """Output of one pass."""
 
-    Attributes:
-        user_vectors: [E, H, P + G·K], float32.
-        copy_scores: Copy score of each history item [E, L].
-        item_vectors: Vectors of the batch's items as candidates [U, P + G·K], float32.
-        text_logits: At the positions that predict text [M, V].
-    """
-
-    user_vectors: torch.Tensor
-    copy_scores: torch.Tensor
-    item_vectors: torch.Tensor
-    text_logits: torch.Tensor
+    user_vectors: torch.Tensor  # [E, H, P + G·K], float32
+    copy_scores: torch.Tensor  # copy score of each history item [E, L]
+    item_vectors: torch.Tensor  # vectors of the batch's items as candidates [U, P + G·K], float32
+    text_logits: torch.Tensor  # at the positions that predict text [M, V]
 
 
 class Urm(nn.Module):
@@ -46,31 +39,18 @@ class Urm(nn.Module):
     _keys_to_ignore_on_save = ("backbone.lm_head.weight",)
 
     def __init__(
-        self,
-        backbone: PreTrainedModel,
-        config: UrmConfig,
-        widths: dict[str, int],
-        num_counts: int,
-        num_behaviors: int,
+        self, backbone: PreTrainedModel, config: UrmConfig, widths: dict[str, int], num_counts: int, num_behaviors: int
     ) -> None:
         """Put new modules around a backbone whose vocabulary already has the special tokens.
 
-        Args:
-            backbone: A causal language model.
-            config: Widths and options.
-            widths: Width of each frozen modality by name.
-            num_counts: G, counts of popularity.
-            num_behaviors: Behaviours in the training data.
+        `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
+        `num_behaviors` counts the behaviours in the training data.
         """
         super().__init__()
         self.backbone = backbone
         embeddings = token_embeddings(backbone).weight.detach()
         hidden_width = embeddings.shape[1]
-        self.fusion = ItemFusion(
-            widths,
-            fusion_width=config.fusion_dimension,
-            token_width=hidden_width,
-        )
+        self.fusion = ItemFusion(widths, fusion_width=config.fusion_dimension, token_width=hidden_width)
         scale = float(embeddings.float().square().mean().sqrt())
         self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)

@@ -29,17 +29,11 @@ _NOWHERE = -torch.inf
 
 
 class Pairs(NamedTuple):
-    """Pairs of requests and items, with a score to add.
+    """Pairs of requests and items, with a score to add."""
 
-    Attributes:
-        rows: Requests [p].
-        places: Items, by their place in the catalogue [p].
-        scores: float32 [p].
-    """
-
-    rows: torch.Tensor
-    places: torch.Tensor
-    scores: torch.Tensor
+    rows: torch.Tensor  # requests [p]
+    places: torch.Tensor  # items, by their place in the catalogue [p]
+    scores: torch.Tensor  # float32 [p]
 
     def add(self, scores: torch.Tensor, start: int) -> None:
         """Add to scores [n, b] of a block of items that starts at a place."""
@@ -64,13 +58,7 @@ def find_places(item_ids: Ids, wanted: Ids) -> tuple[npt.NDArray[np.int64], npt.
 
 
 def find_pairs(item_ids: Ids, items: Sequence[Ids], scores: Sequence[Floats] | None = None) -> Pairs:
-    """Pairs of each request and its items in the catalogue; without scores they are excluded.
-
-    Args:
-        item_ids: The catalogue [N].
-        items: Distinct, one array per request.
-        scores: Scores to add.
-    """
+    """Pairs of each request and its distinct items in the catalogue [N]; without scores they are excluded."""
     flat = np.concatenate([np.empty(0, dtype=np.int64), *items])
     rows = np.repeat(np.arange(len(items)), [len(mine) for mine in items])
     places, there = find_places(item_ids, flat)
@@ -123,15 +111,10 @@ def search_blocks(
     combine: Combine,
     exclude: Sequence[Ids] | None = None,
 ) -> tuple[list[Ids], list[Floats]]:
-    """Best items of each request in float32; holds one block of the catalogue at a time.
+    """Best items of each of n requests in float32; holds one block [b, d] of the catalogue [N] at a time.
 
-    Args:
-        item_ids: Distinct [N].
-        blocks: Their vectors [b, d], in that order.
-        users: n requests.
-        k: Items wanted.
-        combine: How H inner products become one score.
-        exclude: Item ids that may not appear, one array per request.
+    The catalogue's ids are distinct, its blocks in their order; `exclude` has item ids that may not appear, one array
+    per request.
 
     Returns:
         Item ids and scores of each request, best first; of equal scores the lower item id comes first.

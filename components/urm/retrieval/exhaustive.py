@@ -23,15 +23,9 @@ def top_of_all(
     combine: Combine,
     exclude: Sequence[Ids] | None = None,
 ) -> list[Ids]:
-    """Best items of each request, exact under any combination; holds one block of the catalogue at a time.
+    """Best items of each of E requests, exact under any combination; holds one block [B, d] of the catalogue at a time.
 
-    Args:
-        item_ids: All ids [n].
-        blocks: Their vectors [B, d], in that order.
-        users: E requests.
-        k: Items wanted; fewer where the catalogue is smaller.
-        combine: How H inner products become one score.
-        exclude: Item ids that may not appear, one array per request.
+    Fewer than k where the catalogue is smaller. `exclude` has item ids that may not appear, one array per request.
     """
     copies = (torch.from_numpy(np.array(block, dtype=np.float32)) for block in blocks)  # a block may be read-only
     return search_blocks(item_ids, copies, users, k, combine, exclude)[0]

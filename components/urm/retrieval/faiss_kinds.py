@@ -43,19 +43,12 @@ Blocks = Iterable[Floats]
 
 @dataclass(frozen=True)
 class Shape:
-    """Constants of an approximate kind; measured by benchmarks/index.py.
+    """Constants of an approximate kind; measured by benchmarks/index.py."""
 
-    Attributes:
-        components: r, leading principal components in the cells.
-        probes: Share of the cells searched.
-        factor: Items rescored, as a multiple of those asked for; more where items are more similar.
-        again: Type of faiss's scalar quantizer for the whole vectors that rescore the best.
-    """
-
-    components: int
-    probes: float
-    factor: int
-    again: int
+    components: int  # r, leading principal components in the cells
+    probes: float  # share of the cells searched
+    factor: int  # items rescored, as a multiple of those asked for; more where items are more similar
+    again: int  # type of faiss's scalar quantizer for the whole vectors that rescore the best
 
 
 SHAPES: dict[Kind, Shape] = {
@@ -140,13 +133,10 @@ class FaissIndex:
 
 
 def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int) -> FaissIndex:
-    """An approximate inner-product index.
+    """An approximate inner-product index over ascending item ids [n], of any of KINDS but `exact`.
 
-    Args:
-        kind: One of KINDS but `exact`.
-        item_ids: All ids, ascending [n].
-        blocks: Yields the vectors of all items in blocks, in the order of the ids; called twice.
-        seed: Seed of k-means and rotation; equal input gives an equal index.
+    `blocks` yields the vectors of all items in blocks, in the order of the ids; called twice. The seed is that of
+    k-means and rotation; equal input gives an equal index.
 
     Raises:
         DataError: The ids are not ascending, or do not match the vectors one to one.

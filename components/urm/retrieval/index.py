@@ -19,13 +19,9 @@ from components.urm.retrieval.users import Combine, UserVectors
 
 
 class CandidateIndex(Protocol):
-    """Candidates by item id.
+    """Candidates by item id."""
 
-    Attributes:
-        item_ids: All ids, in the order of the index [N].
-    """
-
-    item_ids: Ids
+    item_ids: Ids  # all ids, in the order of the index [N]
 
     @property
     def width(self) -> int:
@@ -62,20 +58,11 @@ def read_candidates(path: Path) -> CandidateIndex:
 
 
 def search(
-    index: CandidateIndex,
-    users: UserVectors,
-    k: int,
-    combine: Combine,
-    exclude: Sequence[Ids] | None = None,
+    index: CandidateIndex, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None = None
 ) -> tuple[list[Ids], list[Floats]]:
-    """Best items of each request; exact with an exact index.
+    """Best items of each of n requests; exact with an exact index, and fewer than k where the catalogue is smaller.
 
-    Args:
-        index: Candidates.
-        users: n requests.
-        k: Items wanted; fewer come back where the catalogue is smaller.
-        combine: How H inner products become one score.
-        exclude: Item ids that may not appear, one array per request.
+    `exclude` has item ids that may not appear, one array per request.
 
     Returns:
         Item ids and scores of each request, best first; of equal scores the lower item id comes first.

@@ -21,16 +21,11 @@ class UserVectors:
     n requests · H user vectors · d width · v vector of an item
 
         score(r, item) = combine over h of vectors[r, h] · v(item)  +  copy_scores[r][i] if the item is copy_items[r][i]
-
-    Attributes:
-        vectors: float32 [n, H, d].
-        copy_items: Distinct history items of each request that the copy path reaches.
-        copy_scores: float32, one per item of `copy_items`.
     """
 
-    vectors: Floats
-    copy_items: Sequence[Ids]
-    copy_scores: Sequence[Floats]
+    vectors: Floats  # float32 [n, H, d]
+    copy_items: Sequence[Ids]  # distinct history items of each request that the copy path reaches
+    copy_scores: Sequence[Floats]  # float32, one per item of `copy_items`
 
     def __len__(self) -> int:
         """Number of requests."""

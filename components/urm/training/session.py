@@ -25,21 +25,13 @@ from components.urm.training.validation import Validation
 
 @dataclass(frozen=True)
 class Session:
-    """What `prepare` returns.
-
-    Attributes:
-        config: Configuration of the run.
-        new: The model and its batch builder, which reads the item table for serving.
-        steps: Training batches.
-        validation: Measures the recall that selects the best checkpoint.
-        device: "cpu" or "cuda".
-    """
+    """What `prepare` returns."""
 
     config: RunConfig
-    new: NewModel
+    new: NewModel  # the model and its batch builder, which reads the item table for serving
     steps: TrainingSteps
-    validation: Validation
-    device: str
+    validation: Validation  # measures the recall that selects the best checkpoint
+    device: str  # "cpu" or "cuda"
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -80,15 +72,9 @@ def prepare(
 ) -> Session:
     """Build a model and everything that trains it.
 
-    Args:
-        config: Configuration of the run.
-        table: Item table for validation and serving.
-        past_table: Item table for training: built from events before the training cuts.
-        catalogue: Table of schema CATALOGUE.
-        training: Training examples by context.
-        validation: Validation examples by context; a random sample of the contexts is measured.
-        cache: Folder for converted packaged backbones.
-        device: "cpu" or "cuda".
+    `table` is the item table for validation and serving, `past_table` that for training, built from events before the
+    training cuts. Examples come by context; a random sample of the validation contexts is measured. `cache` is the
+    folder for converted packaged backbones.
     """
     behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
     new = build_model(config.urm, table, behaviors, cache)

@@ -31,21 +31,13 @@ KEPT_CHECKPOINTS = 2  # the best and the last
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """Outcome of a training.
-
-    Attributes:
-        steps: Number of steps.
-        seconds: Duration, evaluations included.
-        best_step: Step of the weights kept.
-        best_recall: Their validation recall, mean over tasks.
-        stopped_by: "steps", "time", or "patience".
-    """
+    """Outcome of a training."""
 
     steps: int
-    seconds: float
-    best_step: int
-    best_recall: float
-    stopped_by: str
+    seconds: float  # duration, evaluations included
+    best_step: int  # step of the weights kept
+    best_recall: float  # their validation recall, mean over tasks
+    stopped_by: str  # "steps", "time", or "patience"
 
 
 def train(
@@ -59,20 +51,12 @@ def train(
     seed: int,
     report: Report,
 ) -> TrainingSummary:
-    """Train in place; the model ends with the weights of the best evaluation.
+    """Train in place; the model ends with the weights of the evaluation with the best validation recall.
 
     A killed training that is started again with the same arguments ends with the weights of an uninterrupted one, bit
-    for bit, as long as its rates do not depend on the clock (see `Budget`) and the hardware is the same.
-
-    Args:
-        model: The model.
-        steps: Item s is the batch of step s.
-        validation: Measures the recall that selects the best checkpoint.
-        config: Section `urm`.
-        scratch: Folder of the checkpoints; a complete one found there is resumed.
-        device: "cpu" or "cuda".
-        seed: Seed of dropout; batches have their own.
-        report: Called with a step and its metrics when there are new ones.
+    for bit, as long as its rates do not depend on the clock (see `Budget`) and the hardware is the same: a complete
+    checkpoint in the folder `scratch` is resumed. Item s of `steps` is the batch of step s. The seed is that of
+    dropout; batches have their own. `report` is called with a step and its metrics when there are new ones.
     """
     budget = Budget(config.max_steps, config.max_seconds)
     trainer = UrmTrainer(

@@ -81,5 +81,5 @@ def test_release(console, leave):
 
 
 def test_a_run_without_a_gate_is_one_sentence(console, tmp_path):
-    with pytest.raises(MissingInputError, match=r"expected the result of stage 'gate' in .*, got none"):
+    with pytest.raises(MissingInputError, match=r"run .*: expected the result of stage 'gate', got none"):
         print_verdict(console, str(tmp_path), promoted_anyway=False)

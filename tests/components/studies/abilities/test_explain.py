@@ -75,7 +75,7 @@ def test_a_query_task_without_words(run, finished):
 
 
 def test_a_run_without_sft(finished, settings, tmp_path):
-    with pytest.raises(MissingInputError, match=r"expected the result of stage 'sft' in .*, got none; run `urm sft`"):
+    with pytest.raises(MissingInputError, match=r"run .*: expected the result of stage 'sft', got none; run `urm sft`"):
         FinishedRun(str(tmp_path / "empty"), settings).recaller()
 
 
