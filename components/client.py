@@ -298,7 +298,7 @@ def _chunks(events: Iterable[Event]) -> Iterator[list[tuple[str, str]]]:
 
 
 def _is_full(row: EventOutcome) -> bool:
-    return (row.type or "").endswith(":stream-full")
+    return (row.type or "").rpartition(":")[2] in ("stream-full", "user-backlog-full")
 
 
 def _pause(answer: httpx.Response | httpx.TransportError | None, attempt: int) -> float:

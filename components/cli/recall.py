@@ -132,7 +132,7 @@ def events(
 @app.command(rich_help_panel="Operate")
 def show(
     user: Annotated[str, typer.Argument(help="User id.")],
-    task: Annotated[str, typer.Option(help="Task of the serving release.")] = "next_purchase",
+    task: Annotated[str, typer.Option(help="Task of the serving release; its first if left out.")] = "",
     k: Annotated[int, typer.Option(min=1, help="Number of items.")] = 20,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
@@ -173,7 +173,7 @@ def forget(user: Annotated[str, typer.Argument(help="User id.")]) -> None:
 def ask(
     user: Annotated[str, typer.Argument(help="User id.")],
     guidance: Annotated[str | None, typer.Option(help='Words that steer the recall: "gift for a child".')] = None,
-    task: Annotated[str, typer.Option(help="Task of the serving release.")] = "next_purchase",
+    task: Annotated[str, typer.Option(help="Task of the serving release; its first if left out.")] = "",
     query: Annotated[str | None, typer.Option(help="The user's words, for tasks that need a query.")] = None,
     k: Annotated[int, typer.Option(min=1, max=1000, help="Number of items.")] = 20,
     config: ConfigOption = DEFAULT_CONFIG,

@@ -16,7 +16,7 @@ from components.client import MAX_BYTES, AsyncRecallClient, Event, RecallApiErro
 from components.config import RecallConfig
 from components.recall.api.app import create_app
 from components.recall.api.tokens import Scope, issue_token
-from components.recall.state.scripts import STREAM
+from components.recall.state.scripts import STREAM, waiting_key
 from tests.worlds.recall import (
     Release,
     client,
@@ -95,8 +95,9 @@ def test_answers_are_typed_and_sync_and_async_are_alike(url: str) -> None:
     assert len(many) == 201
 
 
+@pytest.mark.parametrize("bound", ["max_stream_length", "max_waiting_per_user"])
 def test_a_full_stream_is_waited_for_and_what_was_refused_is_sent_again(
-    client: redis.Redis, releases: tuple[Release, Release]
+    client: redis.Redis, releases: tuple[Release, Release], bound: str
 ) -> None:
     events = [make_event(event_id=f"e{n}") for n in range(5)]
     emptied = threading.Event()
@@ -104,16 +105,16 @@ def test_a_full_stream_is_waited_for_and_what_was_refused_is_sent_again(
     def empty() -> None:
         while not emptied.wait(0.05):
             if client.xlen(STREAM) == 2:
-                client.xtrim(STREAM, 0)
+                client.delete(STREAM, waiting_key("3"))
 
-    with served(releases[0], RecallConfig(max_stream_length=2)) as url, RecallClient(url) as api:
+    with served(releases[0], RecallConfig(**{bound: 2})) as url, RecallClient(url) as api:
         reader = threading.Thread(target=empty)
         reader.start()
         sent = api.send(events)
         emptied.set()
         reader.join()
         assert (sent.accepted, sent.refused) == (5, 0)
-    with served(releases[0], RecallConfig(max_stream_length=1)) as url, RecallClient(url, tries=1) as api:
+    with served(releases[0], RecallConfig(**{bound: 1})) as url, RecallClient(url, tries=1) as api:
         client.flushall()
         assert [row.status for row in api.send(events[:2]).events] == ["accepted", "refused"]
 

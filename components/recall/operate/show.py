@@ -17,8 +17,10 @@ from components.release.publication import SERVING, read_publication
 from components.settings import Settings
 
 
-def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: str, k: int) -> Table:
+def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: str | None, k: int) -> Table:
     """A table with the user's live events, newest first, beside the recalled items, best first.
+
+    The task is the release's first if none is named.
 
     Raises:
         UnavailableError: No release is serving.
@@ -27,6 +29,7 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
     """
     client = open_redis(settings.redis_url)
     catalogue = _read_catalogue(client, settings)
+    task = task or catalogue.tasks[0]
     if task not in catalogue.tasks:
         raise ConfigError(
             "task", expected="one of " + ", ".join(catalogue.tasks), got=repr(task), remedy="name a known task"
@@ -56,13 +59,14 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
 
 
 def ask_model(settings: Settings, config: RecallConfig, request: AdHocRequest) -> Table:
-    """A table of what the model recalls now, best first.
+    """A table of what the model recalls now, best first; a request without a task is one for the release's first.
 
     Raises:
         UnavailableError: No release is serving, or there is no answer.
     """
     client = open_redis(settings.redis_url)
     catalogue = _read_catalogue(client, settings)
+    request = request.model_copy(update={"task": request.task or catalogue.tasks[0]})
     result = request_and_wait(client, request, config)
     steered = f", “{request.guidance}”" if request.guidance else ""
     title = show(f"User {request.user_id}, {request.task}{steered}: release {result.release}")

@@ -181,7 +181,7 @@ class ApiMetrics:
             buckets=(1, 10, 60, 600, 3600, 86_400, 604_800),
             registry=self.registry,
         )
-        _start_at_zero(self.events, "accepted", "duplicate", "refused", "conflict", "invalid")
+        _start_at_zero(self.events, "accepted", "duplicate", "refused", "user_refused", "conflict", "invalid")
         _start_at_zero(self.ad_hoc, "200", "503", "504")
 
 
