@@ -7,12 +7,16 @@ import redis
 from fastapi.testclient import TestClient
 
 from components.config import RecallConfig
-from components.exceptions import ConfigError, UnavailableError
+from components.exceptions import ConfigError, ReleaseError, UnavailableError
 from components.recall.api.app import create_app
+from components.recall.operate.forget import forget_user
 from components.recall.operate.intake import feed
 from components.recall.process.launch import run_worker
+from components.recall.serving.engine import ServingRelease
 from components.recall.state.scripts import STREAM
+from components.recall.worker.stream import RecallWorker
 from components.redis_client import is_unavailable, open_redis, redis_errors, require_password
+from components.release.publication import Publication, live_workers, publish
 from components.settings import Settings
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import client, make_event, redis_server
@@ -109,6 +113,10 @@ def test_a_redis_that_evicts_is_refused_at_the_start(client: redis.Redis, redis_
         client.config_set("maxmemory-policy", "noeviction")
 
 
+def refuse(publication: Publication) -> ServingRelease:
+    raise ReleaseError(publication.release, expected="a bundle", got="none", remedy="make one")
+
+
 def test_the_documented_rights_are_enough(client: redis.Redis, redis_server: RedisServer) -> None:
     """The user that operations.md makes may do what the API and the feed do, and no harm beyond urm's keys."""
     (rule,) = re.findall(r"ACL SETUSER urm (.*)", (REPOSITORY / "docs" / "operations.md").read_text())
@@ -123,6 +131,12 @@ def test_the_documented_rights_are_enough(client: redis.Redis, redis_server: Red
         limited = open_redis(url)
         feed(limited, iter([make_event(event_id="e2")]), RecallConfig())
         assert client.xlen(STREAM) == 2
+        publish(limited, "urm-x", "/nowhere")
+        worker = RecallWorker(limited, RecallConfig(), refuse, "worker-a")
+        worker.step()  # heartbeat, group, gauges
+        assert worker.metrics.registry.get_sample_value("urm_stream_entries") == 2
+        assert live_workers(limited) == {"worker-a"}
+        assert forget_user(limited, "3")["waiting events"] == 2
         for forbidden in (["FLUSHALL"], ["CONFIG", "SET", "save", ""], ["GET", "other"], ["KEYS", "*"], ["SHUTDOWN"]):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 limited.execute_command(*forbidden)
