@@ -7,6 +7,7 @@ folder may be renamed, moved or copied as a whole.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 from collections.abc import Iterator, Sequence
@@ -70,22 +71,34 @@ def open_feature_store(folder: Path, settings: Settings) -> FeatureStore:
         ConfigError: The environment's feature_store.yaml is missing or wrong, or the packages it needs are.
     """
     if settings.feature_environment == "embedded":
-        if not (folder / "registry.db").is_file():
-            raise MissingInputError(
-                f"feature store {folder}",
-                expected="a folder with registry.db",
-                got="none",
-                remedy="run `urm features` again",
-            )
-        _require_no_code(folder / "registry.db")
+        _read_registry(folder / "registry.db")
     return _open(folder, settings)
 
 
-def _require_no_code(path: Path) -> None:
-    """Refuse a registry with functions: Feast keeps them pickled, and runs what a pickle says when it reads one."""
+def hash_registry(folder: Path) -> str:
+    """SHA-256 of what a store's registry defines; materialising features does not change it.
+
+    Raises:
+        MissingInputError: The folder holds no registry.
+        DataError: The registry is none, or holds code.
+    """
+    registry = _read_registry(folder / "registry.db")
+    registry.ClearField("last_updated")
+    registry.ClearField("version_id")
+    for one in (*registry.entities, *registry.feature_views, *registry.feature_services, *registry.projects):
+        one.ClearField("meta")
+    return hashlib.sha256(registry.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _read_registry(path: Path) -> Any:
+    """A registry, which must hold no functions: Feast keeps them pickled, and reading a pickle may run anything."""
     registry = Registry()
     try:
         registry.ParseFromString(path.read_bytes())
+    except OSError:
+        raise MissingInputError(
+            f"feature store {path.parent}", expected="a folder with registry.db", got="none", remedy=_AGAIN
+        ) from None
     except DecodeError:
         raise DataError(f"feature registry {path}", expected="Feast's", got="other bytes", remedy=_AGAIN) from None
     found = [view.spec.name for view in (*registry.on_demand_feature_views, *registry.stream_feature_views)]
@@ -93,6 +106,7 @@ def _require_no_code(path: Path) -> None:
         raise DataError(
             f"feature registry {path}", expected="feature views without code", got=", ".join(found), remedy=_AGAIN
         )
+    return registry
 
 
 def create_feature_store(folder: Path, settings: Settings) -> FeatureStore:

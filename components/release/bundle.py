@@ -111,6 +111,7 @@ class Manifest(_Model):
         history_length: Items of a user's history that the features hold.
         day_origin: An instant at which a day begins for the features' count of active days.
         index: Kind of the index; one without a note is exact.
+        feature_registry: SHA-256 of the definitions in the Feast folder; empty where there is no registry in it.
     """
 
     release: str
@@ -123,6 +124,7 @@ class Manifest(_Model):
     history_length: int
     day_origin: AwareDatetime
     index: IndexNote = IndexNote()
+    feature_registry: str = ""
 
     def require(self, release: str, uri: str) -> None:
         """Refuse a bundle that holds another release than the one asked for at that URI.

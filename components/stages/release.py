@@ -9,8 +9,9 @@ from typing import Any
 
 import mlflow
 
-from components.addresses import join
+from components.addresses import fetch, join
 from components.device import prepare_device
+from components.features.store import hash_registry
 from components.release.assemble import BundleSources, assemble
 from components.release.bundle import (
     GateVerdict,
@@ -21,6 +22,7 @@ from components.release.bundle import (
     write_manifest,
 )
 from components.release.registry import register
+from components.settings import Settings
 from components.storage import StageReport, StageRun
 from components.tracking import run_url, track
 
@@ -76,6 +78,7 @@ def run(stage: StageRun) -> StageReport:
             history_length=config.features.history_length,
             day_origin=config.features.split.train_start,
             index=index,
+            feature_registry=_hash_registry(inputs.feature_store, stage.settings),
         )
         write_manifest(bundle, manifest)
         uri = join(stage.folder, "bundle")
@@ -108,3 +111,9 @@ def _links(stage: StageRun, run_id: str, experiment_id: str) -> dict[str, str]:
         links["airflow_run_id"] = settings.airflow_run_id
         links["airflow_run"] = f"{settings.airflow_url}/dags/{settings.airflow_dag_id}/runs/{settings.airflow_run_id}"
     return links
+
+
+def _hash_registry(feature_store: str, settings: Settings) -> str:
+    if settings.feature_environment != "embedded":  # in production the registry is a service
+        return ""
+    return hash_registry(fetch(feature_store, settings.cache_path / "features", ("registry.db",)))

@@ -16,7 +16,7 @@ from components.config import ItemFilter, ReleaseConfig, Task
 from components.device import choose_device
 from components.exceptions import ReleaseError, UserError
 from components.features.feast import FeatureStore
-from components.features.store import History, materialized_until, open_feature_store, read_history
+from components.features.store import History, hash_registry, materialized_until, open_feature_store, read_history
 from components.recall.serving.context import HistoryItem, HistoryRule, KnownHistory
 from components.recall.serving.filters import blocked_items
 from components.recall.state.events import to_microseconds
@@ -197,7 +197,15 @@ def _open(publication: Publication, bundle: Path, manifest: Manifest, settings: 
             f"bundle {bundle}", expected="a model that loads", got=error, remedy="build the release again"
         ) from error
     settings.require_allowed(manifest.feature_store)
-    features = open_feature_store(fetch(manifest.feature_store, settings.cache_path / "features"), settings)
+    folder = fetch(manifest.feature_store, settings.cache_path / "features")
+    if manifest.feature_registry and hash_registry(folder) != manifest.feature_registry:
+        raise ReleaseError(
+            f"feature store {folder}",
+            expected="the definitions that the release was made with",
+            got="others in its registry.db",
+            remedy="build the release again",
+        )
+    features = open_feature_store(folder, settings)
     rule = HistoryRule(length=manifest.history_length, day_origin_us=to_microseconds(manifest.day_origin))
     return ServingRelease(
         publication,

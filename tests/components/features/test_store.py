@@ -18,6 +18,7 @@ from components.features.sources import write_sources
 from components.features.store import (
     History,
     create_feature_store,
+    hash_registry,
     materialize,
     offline,
     open_feature_store,
@@ -147,3 +148,15 @@ def test_a_registry_with_code_is_refused_before_it_is_unpickled(folder: Path, se
     (folder / "registry.db").write_bytes(b"no registry")
     with pytest.raises(DataError, match=r"registry\.db: expected Feast's, got other bytes"):
         open_feature_store(folder, settings)
+
+
+def test_the_digest_of_a_registry_is_that_of_its_definitions(folder: Path, settings: Settings) -> None:
+    before = hash_registry(folder)
+    with offline(folder):
+        materialize(open_feature_store(folder, settings), end=LATE + DAY)
+    assert hash_registry(folder) == before
+    registry = Registry()
+    registry.ParseFromString((folder / "registry.db").read_bytes())
+    registry.feature_views[0].spec.batch_source.file_options.uri = "/elsewhere.parquet"
+    (folder / "registry.db").write_bytes(registry.SerializeToString())
+    assert hash_registry(folder) != before

@@ -79,6 +79,14 @@ def test_altered_file_is_refused(releases: tuple[Release, Release], broken_bundl
         load(releases[1], broken_bundle)
 
 
+def test_features_defined_otherwise_are_refused(releases: tuple[Release, Release], broken_bundle: Path) -> None:
+    manifest = read_manifest(broken_bundle)
+    assert len(manifest.feature_registry) == 64
+    write_manifest(broken_bundle, manifest.model_copy(update={"feature_registry": "0" * 64}))
+    with pytest.raises(ReleaseError, match="feature store .* expected the definitions that the release was made with"):
+        load(releases[1], broken_bundle)
+
+
 def test_bundle_of_another_release_is_refused(releases: tuple[Release, Release]) -> None:
     with pytest.raises(ReleaseError, match=f"expected release urm-other, got {releases[0].name}"):
         load(releases[0], name="urm-other")
