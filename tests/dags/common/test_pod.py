@@ -29,16 +29,9 @@ def render_pod(home, render, monkeypatch):
 def test_command_line(render_pod):
     container = render_pod("ingest", overrides=["source.max_users=150"], force=True)["spec"]["containers"][0]
     assert container["command"] == ["urm"]
-    assert container["args"] == [
-        "ingest",
-        "--config",
-        "complete_journey",
-        "--run-dir",
-        "s3://bucket/runs/manual__2026-11-25T10-00-00-00-00",
-        "--set",
-        "source.max_users=150",
-        "--force",
-    ]
+    run_dir = "s3://bucket/runs/manual__2026-11-25T10-00-00-00-00"
+    options = ["--config", "complete_journey", "--run-dir", run_dir, "--set", "source.max_users=150", "--force"]
+    assert container["args"] == ["ingest", *options]
     assert container["image"] == "registry.example/urm:1.2.3"
 
 
@@ -70,11 +63,10 @@ def test_environment_leads_back_to_airflow_and_to_the_cluster_settings(render_po
 
 
 def test_sft_alone_asks_for_a_gpu(render_pod):
-    with_gpu = {
-        stage
-        for stage in STAGES
-        if "nvidia.com/gpu" in render_pod(stage)["spec"]["containers"][0]["resources"]["limits"]
-    }
+    def limits(stage):
+        return render_pod(stage)["spec"]["containers"][0]["resources"]["limits"]
+
+    with_gpu = {stage for stage in STAGES if "nvidia.com/gpu" in limits(stage)}
     assert with_gpu == {"sft"}
 
 
