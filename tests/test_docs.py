@@ -10,6 +10,7 @@ Paths inside a run directory begin with no folder of the repository and are not 
 import ast
 import importlib
 import io
+import itertools
 import re
 import tokenize
 import tomllib
@@ -25,13 +26,10 @@ from pydantic import BaseModel
 from components.config import RunConfig
 from components.flow import STAGES
 from components.settings import Settings
+from tests.worlds import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
-PAGES = sorted(
-    path
-    for pattern in ("*.md", "docs/**/*.md", "k8s/**/*.md", "feature_repo/**/*.md", "benchmarks/*.md")
-    for path in REPOSITORY.glob(pattern)
-)
+PATTERNS = ("*.md", "docs/**/*.md", "k8s/**/*.md", "feature_repo/**/*.md", "benchmarks/*.md")
+PAGES = sorted(path for pattern in PATTERNS for path in REPOSITORY.glob(pattern))
 OF_THEIR_DAY = ("docs/adr", "docs/results/notebook")
 CODE = ("components", "dags", "benchmarks", "feature_repo", "tests")
 COMMENTED = ("k8s/**/*.y*ml", "k8s/**/Dockerfile", "configs/**/*.yaml", "Makefile", "pyproject.toml", ".airflowignore")
@@ -41,6 +39,7 @@ _PLACEHOLDER = re.compile(r"<[^<>]+>|\{[^{}]+\}|…|\b[A-Z][A-Z_]+\b(?!\.)")
 _SPAN = re.compile(r"`([^`]+)`")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(CODE[:3])})(?:\.\w+)+(?![\w/])")
 _OPTION = re.compile(r"(?<![^\s\"'\[(=,/])(--?[a-zA-Z][\w-]*)")
 
 
@@ -51,19 +50,13 @@ def find_faults(text: str, folder: Path = REPOSITORY) -> list[str]:
         text: Markdown, a docstring or a comment.
         folder: Of the page; paths may be relative to it.
     """
-    faults = [f"no path {path}" for path in _find_paths(text, folder)]
     variables = sorted(set(re.findall(r"\bURM_[A-Z][A-Z_]*", text)))
-    faults += [f"no setting {name}" for name in variables if not _is_setting(name)]
-    faults += [f"no module or name {name}" for name in _DOTTED.findall(text) if not _is_importable(name)]
-    for command in _find_commands(text):
-        faults += _judge_command(command)
-    return faults
-
-
-_DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(CODE[:3])})(?:\.\w+)+(?![\w/])")
-
-
-# --- paths -----------------------------------------------------------------------------------------------------------
+    return [
+        *(f"no path {path}" for path in _find_paths(text, folder)),
+        *(f"no setting {name}" for name in variables if not _is_setting(name)),
+        *(f"no module or name {name}" for name in _DOTTED.findall(text) if not _is_importable(name)),
+        *(fault for command in _find_commands(text) for fault in _judge_command(command)),
+    ]
 
 
 def _find_paths(text: str, folder: Path) -> Iterator[str]:
@@ -89,17 +82,13 @@ def _file_names() -> frozenset[str]:
     return frozenset(path.name for folder in CODE for path in (REPOSITORY / folder).rglob("*.py"))
 
 
-# --- settings, keys, modules -----------------------------------------------------------------------------------------
-
-
 @cache
 def _settings() -> frozenset[str]:
     """Environment variables: of the settings, and those that only the fault tests read; and constants of that name."""
+    own = (("tests/faults", r"\"(URM_FAULT_[A-Z_]+)\""), ("components", r"(?m)^(URM_[A-Z_]+) ="))
+    paths = [(path, pattern) for folder, pattern in own for path in (REPOSITORY / folder).rglob("*.py")]
     names = {f"URM_{name.upper()}" for name in Settings.model_fields}
-    for folder, pattern in (("tests/faults", r"\"(URM_FAULT_[A-Z_]+)\""), ("components", r"(?m)^(URM_[A-Z_]+) =")):
-        for path in (REPOSITORY / folder).rglob("*.py"):
-            names.update(re.findall(pattern, path.read_text()))
-    return frozenset(names)
+    return frozenset(names.union(*(re.findall(pattern, path.read_text()) for path, pattern in paths)))
 
 
 def _is_setting(name: str) -> bool:
@@ -138,9 +127,6 @@ def _top_level(source: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-# --- commands --------------------------------------------------------------------------------------------------------
-
-
 def _find_commands(text: str) -> Iterator[str]:
     """Code of a text, one command each: inline code, and lines of code blocks."""
     blocks = [line for fence in _FENCE.findall(text) for line in fence.replace("\\\n", " ").splitlines()[1:-1]]
@@ -155,9 +141,8 @@ def _find_commands(text: str) -> Iterator[str]:
 
 def _judge_command(command: str) -> Iterator[str]:
     """Faults of one piece of code."""
-    section = command.split(".")[0]
     key = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?:$|[=: ])", command)
-    if key and section in RunConfig.model_fields and not _is_key(key[1].split(".")):
+    if key and command.split(".")[0] in RunConfig.model_fields and not _is_key(key[1].split(".")):
         if not key[1].endswith((".json", ".safetensors", ".yaml")):
             yield f"no key {key[1]} of a configuration"
     if target := re.match(r"make ([a-z][\w-]*)", command):
@@ -242,20 +227,16 @@ def _all_options() -> frozenset[str]:
     return frozenset(options).union(*(_options_of_module(path) for path in (REPOSITORY / "benchmarks").rglob("*.py")))
 
 
-# --- links -----------------------------------------------------------------------------------------------------------
-
-
 def find_dead_links(text: str, page: Path) -> list[str]:
     """Relative links of a page that lead to no file or no heading."""
-    dead = []
-    for target in _LINK.findall(_FENCE.sub("", text)):
-        if re.match(r"[a-z]+:", target):
-            continue
+
+    def resolves(target: str) -> bool:
         path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        if not file.exists() or (anchor and anchor not in _anchors(text if not path else file.read_text())):
-            dead.append(target)
-    return dead
+        file = page.parent / path if path else page
+        return file.exists() and (not anchor or anchor in _anchors(file.read_text() if path else text))
+
+    targets = (target for target in _LINK.findall(_FENCE.sub("", text)) if not re.match(r"[a-z]+:", target))
+    return [target for target in targets if not resolves(target)]
 
 
 def _anchors(text: str) -> set[str]:
@@ -263,24 +244,17 @@ def _anchors(text: str) -> set[str]:
     anchors: set[str] = set()
     for heading in re.findall(r"^#+ +(.*)$", _FENCE.sub("", text), re.MULTILINE):
         plain = _LINK.sub(lambda link: link[0][1 : link[0].index("]")], heading)
-        base = anchor = re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
-        number = 0
-        while anchor in anchors:
-            number += 1
-            anchor = f"{base}-{number}"
-        anchors.add(anchor)
+        base = re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
+        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(1)))
+        anchors.add(next(name for name in names if name not in anchors))
     return anchors
-
-
-# --- what is read ----------------------------------------------------------------------------------------------------
 
 
 def _read_prose(source: Path) -> Iterator[str]:
     """Docstrings and blocks of comments of a module."""
     text = source.read_text()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node) or ""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    yield from (ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, kinds))
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     yield "\n".join(token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT)
 

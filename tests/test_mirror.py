@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worlds import REPOSITORY
+from tests.worlds import REPOSITORY, imported_names
 
 ROOTS = ("components", "dags", "tests")
 DOTTED = re.compile(r"\b[a-z]+(?:\.\w+)+")
@@ -66,12 +66,8 @@ def _name(path: Path) -> str:
     return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
 
 
-MODULES = {
-    _name(path)
-    for root in ROOTS[:2]
-    for path in (REPOSITORY / root).rglob("*.py")
-    if path.name != "__init__.py"
-}  # fmt: skip
+PATHS = [path for root in ROOTS[:2] for path in (REPOSITORY / root).rglob("*.py")]
+MODULES = {_name(path) for path in PATHS if path.name != "__init__.py"}
 
 
 def own_test(module: str) -> Path:
@@ -85,14 +81,10 @@ def named(path: Path) -> frozenset[str]:
     """Modules that a file imports, also inside functions, or names in a string: scripts, targets of monkeypatch."""
     nodes = list(ast.walk(ast.parse(path.read_bytes())))
     docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            found |= {"components.__main__"} if node.value == "components" else set(DOTTED.findall(node.value))
+    constants = [node for node in nodes if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    texts = [node.value for node in constants if isinstance(node.value, str)]
+    found = imported_names(path).union(*(DOTTED.findall(text) for text in texts))
+    found |= {"components.__main__"} if "components" in texts else set()
     return frozenset(name for name in found if name.split(".")[0] in ROOTS)
 
 

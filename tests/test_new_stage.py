@@ -103,13 +103,8 @@ def test_the_command(tree: Path) -> None:
 
 def test_the_dag_task_and_the_rows_of_the_docs(tree: Path) -> None:
     found = json.loads(_python(tree, "-c", DERIVED).splitlines()[-1])
-    assert found == {
-        "errors": {},
-        "upstream": ["ingest"],
-        "downstream": [],
-        "seconds": 900,
-        "page": "How many events each user has.",
-        "param": "Write the busiest users first.",
-        "row": ["| `digest` | ingest | How many events each user has. | `digest` |"],
-        "output": ["| digest | `digest` | file, JSON: user → number of events |"],
-    }
+    place = {"errors": {}, "upstream": ["ingest"], "downstream": [], "seconds": 900}
+    texts = {"page": "How many events each user has.", "param": "Write the busiest users first."}
+    row = "| `digest` | ingest | How many events each user has. | `digest` |"
+    output = "| digest | `digest` | file, JSON: user → number of events |"
+    assert found == place | texts | {"row": [row], "output": [output]}

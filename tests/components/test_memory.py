@@ -1,13 +1,12 @@
 """What a process keeps of freed memory and of prepared products."""
 
 import ctypes
-import subprocess
-import sys
 
 import psutil
 import pytest
 
 from components.memory import trim_memory
+from tests.worlds import run_python
 
 MIB = 2**20
 NEEDS_GLIBC = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
@@ -46,17 +45,14 @@ def resident() -> float:
 
 
 def held(code: str, how: str) -> float:
-    return float(subprocess.run([sys.executable, "-c", code, how], check=True, stdout=subprocess.PIPE).stdout)
+    return float(run_python("-c", code, how, check=True).stdout)
 
 
 @NEEDS_GLIBC
 def test_freed_memory_goes_back_to_the_system() -> None:
     libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
-        ctypes.c_void_p,
-        [ctypes.c_size_t],
-        [ctypes.c_void_p],
-    )
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
     blocks = [libc.malloc(64 * 1024) for _ in range(1024)]
     for block in blocks:
         ctypes.memset(block, 1, 64 * 1024)
@@ -72,9 +68,7 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 def test_products_of_many_shapes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         monkeypatch.delenv(variable, raising=False)
-    if (
-        held(MULTIPLY, "all") < 50
-    ):  # seen, not asked: other CPUs than those that name bfloat16 may go through oneDNN as well
+    if held(MULTIPLY, "all") < 50:  # seen, not asked: CPUs that do not name bfloat16 may go through oneDNN as well
         pytest.skip("this CPU multiplies bfloat16 without oneDNN")
     assert held(MULTIPLY, "none") < 20
 

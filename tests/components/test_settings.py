@@ -75,9 +75,8 @@ def test_the_environment_goes_before_what_the_services_left(monkeypatch: pytest.
 
 def test_a_run_id_of_airflow_makes_a_safe_folder() -> None:
     settings = Settings(runs_uri="s3://bucket/runs/")
-    assert settings.run_dir("manual__2026-11-25T13:00:00+00:00/x") == (
-        "s3://bucket/runs/manual__2026-11-25T13-00-00-00-00-x"
-    )
+    expected = "s3://bucket/runs/manual__2026-11-25T13-00-00-00-00-x"
+    assert settings.run_dir("manual__2026-11-25T13:00:00+00:00/x") == expected
 
 
 def test_a_password_is_not_printed() -> None:

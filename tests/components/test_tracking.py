@@ -18,6 +18,7 @@ from components.settings import Settings
 from components.storage import StageRun
 from components.tracking import parent_run_id, run_url, track
 from tests.worlds import CONFIGS
+from tests.worlds.servers import free_port
 
 CONFIG = CONFIGS / "complete_journey.yaml"
 
@@ -36,17 +37,10 @@ def stage(tmp_path: Path, home: Path) -> StageRun:
 
 
 def make_stage(tmp_path: Path, settings: Settings, name: str = "baseline") -> StageRun:
-    return StageRun(
-        spec=STAGES[name],
-        config=load_config(CONFIG),
-        settings=settings,
-        run_dir=str(tmp_path / "run-7"),
-        folder=str(tmp_path / "run-7" / name / "print"),
-        output=tmp_path / "output",
-        scratch=tmp_path / "scratch",
-        inputs={},
-        previous=None,
-    )
+    folders = {"run_dir": str(tmp_path / "run-7"), "folder": str(tmp_path / "run-7" / name / "print")}
+    folders |= {"output": tmp_path / "output", "scratch": tmp_path / "scratch"}
+    config = load_config(CONFIG)
+    return StageRun(spec=STAGES[name], config=config, settings=settings, **folders, inputs={}, previous=None)
 
 
 def test_a_stage_is_a_nested_run_of_the_pipelines_run(tmp_path: Path, home: Path, stage: StageRun) -> None:
@@ -112,9 +106,8 @@ def test_another_server_gets_a_parent_of_its_own(tmp_path: Path, home: Path, sta
 
 
 def test_tags_lead_back_to_airflow(tmp_path: Path, home: Path) -> None:
-    settings = Settings(
-        home=home, airflow_url="http://airflow:8080", airflow_dag_id="recall_training", airflow_run_id="manual__1"
-    )
+    run = {"airflow_dag_id": "recall_training", "airflow_run_id": "manual__1"}
+    settings = Settings(home=home, airflow_url="http://airflow:8080", **run)
     run_id = parent_run_id(make_stage(tmp_path, settings))
     tags = MlflowClient().get_run(run_id).data.tags
     assert tags["airflow.url"] == "http://airflow:8080/dags/recall_training/runs/manual__1"
@@ -124,12 +117,6 @@ def test_tags_lead_back_to_airflow(tmp_path: Path, home: Path) -> None:
 def test_the_page_of_a_run_is_under_the_public_address(tmp_path: Path, home: Path) -> None:
     stage = make_stage(tmp_path, Settings(home=home, mlflow_uri="http://in:1", mlflow_public_url="http://out:2/"))
     assert run_url(stage, "r", "3") == "http://out:2/#/experiments/3/runs/r?workflowType=machine_learning"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def test_a_server_that_is_down_is_said_at_once(tmp_path: Path, home: Path) -> None:

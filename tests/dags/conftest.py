@@ -51,13 +51,8 @@ def make_context():
     def make(task_id: str, map_index: int = -1, **params: Any) -> dict[str, Any]:
         run_id = "manual__2026-11-25T10:00:00+00:00"
         given = {"config": "complete_journey", "overrides": [], "promote_anyway": False, "force": False} | params
-        return {
-            "params": given,
-            "run_id": run_id,
-            "dag": SimpleNamespace(dag_id="recall_training", params={}),
-            "dag_run": SimpleNamespace(conf={}),
-            "ti": RecordingTask(task_id, run_id, map_index),
-        }
+        run = {"params": given, "run_id": run_id, "ti": RecordingTask(task_id, run_id, map_index)}
+        return run | {"dag": SimpleNamespace(dag_id="recall_training", params={}), "dag_run": SimpleNamespace(conf={})}
 
     return make
 

@@ -6,14 +6,8 @@ import structlog
 from components.flow import Resources
 from tests.worlds import REPOSITORY, run_python
 
-EDGES = {
-    "plan_reference": {"reference"},
-    "plan_variant": {"variant"},
-    "plan_summary": {"summary"},
-    "reference": {"variant"},
-    "variant": {"summary"},
-    "summary": set(),
-}
+EDGES = {f"plan_{name}": {name} for name in ("reference", "variant", "summary")}
+EDGES |= {"reference": {"variant"}, "variant": {"summary"}, "summary": set()}
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +56,8 @@ def test_plan_covers_every_variant_and_seed_once(home):
         return [(command[3], int(command[5])) for command in plan[name]]
 
     assert planned("reference") == [("main", seed) for seed in grid.seeds]
-    assert sorted(planned("reference") + planned("variant")) == sorted(
-        (variant, seed) for variant in grid.variants for seed in grid.seeds
-    )
+    everything = [(variant, seed) for variant in grid.variants for seed in grid.seeds]
+    assert sorted(planned("reference") + planned("variant")) == sorted(everything)
     assert len(plan["summary"]) == 1
     for command in (*plan["reference"], *plan["variant"], *plan["summary"]):
         assert command[-2:] == ["--set", "urm.max_steps=5"]
@@ -120,10 +113,8 @@ def test_the_rendered_tab_shows_each_mapped_command(executor, home, render):
     from dags.common.tasks import command_tasks
 
     with DAG("mapped", schedule=None):
-        commands = [["show"], ["show", "--set", "seed=1"]]
-        mapped = command_tasks(
-            "variant", commands, doc="A test.", resources=Resources(hours=1), settings=Settings(executor=executor)
-        ).operator
+        commands, given = [["show"], ["show", "--set", "seed=1"]], {"doc": "A test.", "resources": Resources(hours=1)}
+        mapped = command_tasks("variant", commands, **given, settings=Settings(executor=executor)).operator
     _, context = render(mapped, map_index=1)
     shown = context["task"]
     assert shown.arguments == ["show", "--set", "seed=1"]
@@ -145,13 +136,8 @@ def test_on_kubernetes_the_commands_become_pods(monkeypatch):
         def commands():
             return [["show"]]
 
-        mapped = command_tasks(
-            "variant",
-            commands(),
-            doc="A test.",
-            resources=Resources(hours=1 / 12, gpus=1),
-            settings=Settings(executor="kubernetes"),
-        ).operator
+        given = {"doc": "A test.", "resources": Resources(hours=1 / 12, gpus=1)}
+        mapped = command_tasks("variant", commands(), **given, settings=Settings(executor="kubernetes")).operator
     assert mapped.operator_class is UrmPodOperator
     assert mapped.partial_kwargs["deferrable"] is True
     assert mapped.partial_kwargs["cmds"] == ["urm"]

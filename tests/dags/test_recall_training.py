@@ -28,10 +28,8 @@ def test_every_dag_file_imports_without_errors_or_warnings(bag):
 
 
 def test_dag_id_is_the_file_name(bag):
-    assert {dag_id: Path(dag.fileloc).stem for dag_id, dag in bag.dags.items()} == {
-        "recall_training": "recall_training",
-        "ablation_study": "ablation_study",
-    }
+    names = {dag_id: Path(dag.fileloc).stem for dag_id, dag in bag.dags.items()}
+    assert names == {name: name for name in ("recall_training", "ablation_study")}
 
 
 def test_edges(dag):
@@ -85,18 +83,11 @@ def test_params_are_described(dag, name):
     assert len(param.description) > 20
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("config", "../secrets"),
-        ("config", "--help"),
-        ("overrides", ["urm.max_steps"]),
-        ("overrides", ["--force"]),
-        ("overrides", "urm.max_steps=5"),
-        ("promote_anyway", "perhaps"),
-        ("force", 3),
-    ],
-)
+WRONG = {"config": ["../secrets", "--help"], "overrides": [["urm.max_steps"], ["--force"], "urm.max_steps=5"]}
+WRONG |= {"promote_anyway": ["perhaps"], "force": [3]}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_wrong_params_are_refused(dag, name, value):
     from airflow.sdk.exceptions import ParamValidationError
 

@@ -25,22 +25,15 @@ class Urm:
     def __init__(self, home: Path) -> None:
         self.home = home
         # Caches are keyed by content, so one folder may serve every run of these tests.
-        kept = ("URM_CACHE_DIR",)
-        self._environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("URM_") or name in kept
-        }
+        own = {name for name in os.environ if name.startswith("URM_")} - {"URM_CACHE_DIR"}
+        self._environment = {name: value for name, value in os.environ.items() if name not in own}
         self._environment |= {"URM_HOME": str(home), "OMP_NUM_THREADS": "2"}
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run to the end, from the root of the repository."""
-        return subprocess.run(
-            [str(Path(sys.executable).with_name("urm")), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=REPOSITORY,
-            env=self._environment,
-            check=False,
-        )
+        command = [Path(sys.executable).with_name("urm"), *arguments]
+        options = {"cwd": REPOSITORY, "env": self._environment, "check": False}
+        return subprocess.run(command, capture_output=True, text=True, **options)
 
     @property
     def settings(self) -> Settings:

@@ -14,6 +14,7 @@ from tests.worlds import REPOSITORY
 K8S = REPOSITORY / "k8s"
 MANIFESTS = sorted(path for path in K8S.rglob("*.yaml") if path.name != "kustomization.yaml")
 KUSTOMIZATION = yaml.safe_load((K8S / "base" / "kustomization.yaml").read_text())
+DOCKERFILE = (K8S / "images" / "Dockerfile").read_text()
 POD = yaml.safe_load((K8S / "jobs" / "stage-pod.yaml").read_text())
 
 
@@ -51,7 +52,7 @@ def test_stages_can_run_with_these_settings(monkeypatch):
 
 
 def test_the_image_has_the_extra_of_its_store():
-    assert "'.[train,serve,s3]'" in (K8S / "images" / "Dockerfile").read_text()
+    assert "'.[train,serve,s3]'" in DOCKERFILE
 
 
 def test_no_secret_is_kept_in_the_repository():
@@ -60,13 +61,13 @@ def test_no_secret_is_kept_in_the_repository():
 
 
 def test_image_and_pod_agree_on_the_user():
-    user = re.search(r"^USER (\d+)$", (K8S / "images" / "Dockerfile").read_text(), re.MULTILINE)
+    user = re.search(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)
     assert int(user.group(1)) == POD["spec"]["securityContext"]["runAsUser"]
 
 
 def test_image_copies_what_exists():
     repository = K8S.parent
-    for line in (K8S / "images" / "Dockerfile").read_text().splitlines():
+    for line in DOCKERFILE.splitlines():
         if line.startswith("COPY"):
             for source in line.split()[1:-1]:
                 assert (repository / source).exists(), source

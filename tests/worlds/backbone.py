@@ -8,14 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END_ID = 1
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "eos_token_id": END_ID,
-    "initializer_range": 0.2,
-}
+TINY = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY |= {"eos_token_id": END_ID, "initializer_range": 0.2}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -31,9 +25,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_llama(vocabulary: int, num_layers: int, **changed: Any) -> LlamaConfig:
     """Architecture of a Llama of width 32; its input and output embeddings are one unless changed."""
-    return LlamaConfig(
-        **TINY | {"vocab_size": vocabulary, "num_hidden_layers": num_layers, "tie_word_embeddings": True} | changed
-    )
+    sizes = {"vocab_size": vocabulary, "num_hidden_layers": num_layers}
+    return LlamaConfig(**TINY | sizes | {"tie_word_embeddings": True} | changed)
 
 
 def write_backbone(folder: Path, num_layers: int) -> Path:

@@ -3,7 +3,6 @@
 import math
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -34,7 +33,7 @@ from components.settings import Settings
 from components.stages.release import run as release_stage
 from components.storage import StageResult, run_stage
 from components.urm.data.request import RecallRequest
-from tests.worlds import make_settings
+from tests.worlds import make_settings, wait_until
 from tests.worlds.servers import RedisServer, free_port
 from tests.worlds.tiny import LAST_EVENT, make_config, make_run
 
@@ -185,15 +184,6 @@ def api(client: redis.Redis, releases: tuple[Release, Release], recall_config: R
     serve_release(client, releases[0])
     with TestClient(create_app(releases[0].settings, recall_config), raise_server_exceptions=False) as http:
         yield http
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Return once the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the condition did not hold within {seconds} s")
-        time.sleep(0.02)
 
 
 def make_event(user_id: str = "3", item_id: int | None = 1050, minutes: float = 60.0, **fields: Any) -> Event:

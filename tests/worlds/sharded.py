@@ -52,14 +52,9 @@ def main(world: Path, batch_file: Path) -> None:
     vectors = [UrmRecaller(model.eval(), new.builder, "max").encode_items(items) for model in (whole, sharded)]
     gathered = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     weights = whole.state_dict() if process == 0 else {}  # the first process alone gets the gathered ones
-    figures = {
-        "compared": compared,
-        "gradients": worst,
-        "items": float(abs(vectors[0] - vectors[1]).max()),
-        "gathered": gathered.keys() == weights.keys()
-        and all(torch.equal(gathered[name], weight) for name, weight in weights.items()),
-    }
-    print(json.dumps(figures))
+    figures = {"compared": compared, "gradients": worst, "items": float(abs(vectors[0] - vectors[1]).max())}
+    alike = all(torch.equal(gathered[name], weight) for name, weight in weights.items() if name in gathered)
+    print(json.dumps(figures | {"gathered": gathered.keys() == weights.keys() and alike}))
     torch.distributed.destroy_process_group()
 
 

@@ -36,6 +36,12 @@ def put(run_dir: Path, stage: str, outputs: Mapping[str, Path] | None = None, **
     return result
 
 
+def flat(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of items as one array with offsets."""
+    offsets = np.cumsum([0] + [len(row) for row in rows])
+    return np.array([item for row in rows for item in row], dtype=np.int64), offsets
+
+
 def event_row(event_id: object, item_id: int, ts: datetime, **values: Any) -> Row:
     """A purchase of user "u" in a store."""
     event = {"event_id": str(event_id), "user_id": "u", "item_id": item_id, "behavior": "purchase", "ts": ts}

@@ -39,12 +39,8 @@ ITEM_IDS = np.arange(1000, 1000 + NUM_ITEMS, dtype=np.int64)
 
 def make_config() -> RunConfig:
     """A run of three tasks, one of them with a query."""
-    split = {
-        "train_start": "2017-07-03T05:00:00Z",
-        "validation_start": "2017-11-13T05:00:00Z",
-        "test_start": "2017-11-27T05:00:00Z",
-        "end": "2017-12-18T05:00:00Z",
-    }
+    starts = {"train_start": "2017-07-03", "validation_start": "2017-11-13", "test_start": "2017-11-27"}
+    split = {name: f"{day}T05:00:00Z" for name, day in (starts | {"end": "2017-12-18"}).items()}
     tasks = [
         {"name": "next_purchase", "description": "d", "prompt": "recommend what this customer buys"},
         {"name": "new_item", "description": "d", "prompt": "recommend new items", "target": {"history": "not_bought"},
@@ -52,16 +48,12 @@ def make_config() -> RunConfig:
         {"name": "text_query", "description": "d", "prompt": "customer searches {{ query }}",
          "target": {"query_category_level": 1}},
     ]  # fmt: skip
-    return RunConfig.model_validate(
-        {
-            "name": "tiny",
-            "source": {"kind": "complete_journey"},
-            "features": {"split": split, "history_length": 20},
-            "tasks": tasks,
-            "release": {"smoke_users": 3, "promote_timeout_seconds": 60},
-            "recall": {"k": 10, "max_wait_ms": 5, "claim_idle_seconds": 0.5, "max_deliveries": 3, "batch_size": 4},
-        }
-    )
+    values = {
+        "features": {"split": split, "history_length": 20},
+        "release": {"smoke_users": 3, "promote_timeout_seconds": 60},
+        "recall": {"k": 10, "max_wait_ms": 5, "claim_idle_seconds": 0.5, "max_deliveries": 3, "batch_size": 4},
+    }
+    return RunConfig.model_validate({"name": "tiny", "source": {"kind": "complete_journey"}, "tasks": tasks} | values)
 
 
 def make_run(run_dir: Path, settings: Settings, *, seed: int = 0, gate_passed: bool = True) -> RunConfig:
@@ -118,15 +110,10 @@ def make_feature_store(folder: Path, settings: Settings) -> None:
         "history_last_us": pa.array([last_us] * NUM_USERS, pa.list_(pa.int64())),
         "history_behaviors": [["purchase"] * NUM_KNOWN] * NUM_USERS,
     }
-    statistics = {
-        "user_id": users,
-        "known_at": known_at,
-        "num_events": pa.array([NUM_KNOWN] * NUM_USERS, pa.int64()),
-        "num_items": pa.array([NUM_KNOWN] * NUM_USERS, pa.int64()),
-        "num_active_days": pa.array([1] * NUM_USERS, pa.int64()),
-        "last_us": pa.array([last_us[0]] * NUM_USERS, pa.int64()),
-        "top_categories": [["shelf 1", "shelf 2"]] * NUM_USERS,
-    }
+    counts = {"num_events": NUM_KNOWN, "num_items": NUM_KNOWN, "num_active_days": 1, "last_us": last_us[0]}
+    columns = {name: pa.array([count] * NUM_USERS, pa.int64()) for name, count in counts.items()}
+    statistics = {"user_id": users, "known_at": known_at} | columns
+    statistics |= {"top_categories": [["shelf 1", "shelf 2"]] * NUM_USERS}
     pq.write_table(pa.table(sequence), folder / "behavior_sequence.parquet")
     pq.write_table(pa.table(statistics), folder / "user_statistics.parquet")
     with offline(folder):

@@ -18,10 +18,9 @@ from components.recall.operate.intake import feed
 from components.recall.state.scripts import STREAM
 from components.recall.state.store import Commit, RecentEvents, UserStore
 from components.recall.state.stream import EventStream
-from components.release.publication import SERVING, Publication
 from components.settings import get_settings
 from tests.components.recall.state.test_store import make_result
-from tests.worlds.recall import Release, add_entries, free_address, make_event
+from tests.worlds.recall import Release, add_entries, free_address, make_event, serve_release
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +87,7 @@ def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recal
 def test_show_prints_recall_beside_events(
     client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
 ) -> None:
-    publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
-    client.set(SERVING, publication.model_dump_json())
+    serve_release(client, releases[0])
     result = make_result(1).model_copy(update={"item_ids": [1001, 1002], "scores": [2.0, 1.0]})
     entries = add_entries(client, [make_event(item_id=1050, query="pizza")])
     commits = [Commit(entries, RecentEvents([entries[0].event]), {"next_purchase": result})]
@@ -102,8 +100,7 @@ def test_show_prints_recall_beside_events(
 def test_nothing_to_show_is_one_sentence(client: redis.Redis, releases: tuple[Release, Release]) -> None:
     with pytest.raises(Exception, match="recall: expected a serving release, got none yet"):
         invoke("show", "3")
-    publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
-    client.set(SERVING, publication.model_dump_json())
+    serve_release(client, releases[0])
     with pytest.raises(Exception, match="user '3': expected a stored result for task 'next_purchase', got none"):
         invoke("show", "3")
     with pytest.raises(Exception, match="task: expected one of next_purchase, new_item, text_query, got 'gift'"):
@@ -152,9 +149,8 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path, monkeypatch: pytest.
     secret = invoke("token", "create", "shop", "--scope", "read", "--scope", "write").strip()
     assert secret.startswith("urm_")
     assert invoke("token", "list").startswith("shop\tread,write\t20")
-    assert "option --scope: expected read or write or ask or admin, got owner" in invoke_failing(
-        "token", "create", "b", "--scope", "owner"
-    )
+    sentence = invoke_failing("token", "create", "b", "--scope", "root")
+    assert "option --scope: expected read or write or ask or admin, got root" in sentence
     invoke("token", "revoke", "shop")
     assert invoke("token", "list") == ""
 

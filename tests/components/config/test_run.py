@@ -15,9 +15,8 @@ def test_a_configuration_cannot_be_changed(configs: Path) -> None:
 def test_an_unknown_task_names_the_known(configs: Path) -> None:
     config = load_config(configs / "complete_journey.yaml", {"tasks": ["new_item", "discovery"]})
     assert config.task("discovery").name == "discovery"
-    with pytest.raises(
-        ConfigError, match="task: expected one of new_item, discovery, got 'x'; name a task of this run"
-    ):
+    message = "task: expected one of new_item, discovery, got 'x'; name a task of this run"
+    with pytest.raises(ConfigError, match=message):
         config.task("x")
 
 

@@ -11,9 +11,8 @@ from components.config import SEQUENCE_LAST_DAY, SplitConfig
 def test_leave_one_out_leaves_out_the_last_two_of_a_sequence(length: int, max_train_cuts: int) -> None:
     split = SplitConfig.model_validate({"kind": "leave_one_out", "max_train_cuts": max_train_cuts})
     days = [SEQUENCE_LAST_DAY - timedelta(days=length - 1 - place) for place in range(length)]
-    found = {
-        place: name for place, day in enumerate(days) for cut, name in split.cuts() if cut <= day < cut + split.window
-    }
+    cuts = split.cuts()
+    found = {place: name for place, day in enumerate(days) for cut, name in cuts if cut <= day < cut + split.window}
     expected = {length - 1: "test", length - 2: "validation"}
     expected |= {place: "train" for place in range(max(0, length - 2 - max_train_cuts), length - 2)}
     assert found == {place: name for place, name in expected.items() if place >= 0}
@@ -29,9 +28,8 @@ def test_windows_never_cross_a_split(start: int, lengths: tuple[int, int, int], 
     bounds = [first]
     for length in lengths:
         bounds.append(bounds[-1] + timedelta(days=length))
-    split = SplitConfig(
-        train_start=bounds[0], validation_start=bounds[1], test_start=bounds[2], end=bounds[3], window_days=window
-    )
+    names = ("train_start", "validation_start", "test_start", "end")
+    split = SplitConfig(**dict(zip(names, bounds, strict=True)), window_days=window)
     cuts = split.cuts()
     limits = dict(zip(("train", "validation", "test"), pairwise(bounds), strict=True))
     for cut, name in cuts:

@@ -149,10 +149,7 @@ def test_promote_twice_and_roll_back(client: redis.Redis, releases: Releases, st
 
 
 def test_a_bundle_that_was_exchanged_after_its_release_is_rejected(
-    client: redis.Redis,
-    releases: tuple[Release, Release],
-    promoted: tuple[RecallWorker, Publication],
-    broken_bundle: Path,
+    client: redis.Redis, releases: Releases, promoted: tuple[RecallWorker, Publication], broken_bundle: Path
 ) -> None:
     """Even with a manifest that fits: it is not the one that was registered."""
     version = str(releases[1].result.metrics["version"])

@@ -8,11 +8,7 @@ import pandas as pd
 import pytest
 
 from components.evaluation.ceiling import RANK_OFFSET, find_ceiling, fuse
-
-
-def flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.cumsum([0] + [len(row) for row in rows])
-    return np.array([item for row in rows for item in row], dtype=np.int64), offsets
+from tests.worlds.tables import flat
 
 
 def fused(*lists: list[list[int]], k: int) -> list[list[int]]:

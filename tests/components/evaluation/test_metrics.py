@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from components.evaluation.metrics import NOT_FOUND, Ranked, count_hits, expose, find_ranks, ndcg, recall, surprise
-
-
-def flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.cumsum([0] + [len(row) for row in rows])
-    return np.array([item for row in rows for item in row], dtype=np.int64), offsets
+from tests.worlds.tables import flat
 
 
 def build(lists: list[list[int]], targets: list[list[int]]) -> Ranked:

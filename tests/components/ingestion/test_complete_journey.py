@@ -54,9 +54,8 @@ def test_promotions_are_those_of_product_store_and_week(
     keys = ["product_id", "store_id", "week"]
     shown = set(promotions[promotions.display_location != "0"][keys].itertuples(index=False, name=None))
     mailed = set(promotions[promotions.mailer_location != "0"][keys].itertuples(index=False, name=None))
-    by_event = {
-        f"{row.basket_id}-{row.product_id}-0": (row.product_id, row.store_id, row.week) for row in sales.itertuples()
-    }
+    rows = list(sales.itertuples())
+    by_event = {f"{row.basket_id}-{row.product_id}-0": tuple(getattr(row, key) for key in keys) for row in rows}
     key = events.event_id.map(by_event)
     assert 0 < (events.in_display == "true").sum() < len(events)
     assert ((events.in_display == "true") == key.isin(shown)).all()
@@ -77,9 +76,8 @@ def test_first_households(slice_dir: Path, connection: ibis.BaseBackend, sales: 
 
 
 def test_items(slice_dir: Path, connection: ibis.BaseBackend, sales: pd.DataFrame) -> None:
-    items = (
-        read_items(CompleteJourneySource(data_dir=slice_dir), connection).readable().to_pandas().set_index("item_id")
-    )
+    source = CompleteJourneySource(data_dir=slice_dir)
+    items = read_items(source, connection).readable().to_pandas().set_index("item_id")
     products = pd.read_parquet(slice_dir / "products.parquet").set_index("product_id")
     assert sorted(items.index) == sorted(products.index)
 
@@ -118,8 +116,4 @@ def test_a_missing_column_is_named(slice_dir: Path, tmp_path: Path, connection: 
 
 
 def test_the_package_has_the_files() -> None:
-    assert {path.name for path in find_data().glob("*.parquet")} >= {
-        "transactions.parquet",
-        "promotions.parquet",
-        "products.parquet",
-    }
+    assert {path.stem for path in find_data().glob("*.parquet")} >= {"transactions", "promotions", "products"}

@@ -26,14 +26,9 @@ def train(
     counts = np.asarray(baskets.matrix.sum(axis=0), dtype=np.float32)
     network = IdNetwork(content, counts >= max(1, min_count), dimension, seed)
     network.set_counts(counts, min_count)
-    train_id_network(
-        network, follow_examples(baskets), epochs=1000, max_steps=steps, final_rate=0.02, seed=seed, report=ignore
-    )
+    limits = {"epochs": 1000, "max_steps": steps, "final_rate": 0.02}
+    train_id_network(network, follow_examples(baskets), **limits, seed=seed, report=lambda *_: None)
     return read_vectors(network)
-
-
-def ignore(step: int, steps: int, loss: float) -> None:
-    pass
 
 
 def no_content(num_items: int = NUM_ITEMS) -> ItemContent:
@@ -63,10 +58,9 @@ def test_the_loss_is_the_sampled_softmax_of_its_formula() -> None:
     network.set_counts(counts, 0)
     history, ages = torch.tensor([[3, 5, NUM_ITEMS]]), torch.tensor([[1, 2, 0]])
     negatives, log_expected = torch.tensor([7, 9, 9]), torch.tensor([0.3, -0.2, -0.2])
+    target, hits = torch.tensor([9]), torch.tensor([[False, True, True]])
     with torch.no_grad():
-        loss = network.loss(
-            history, ages, torch.tensor([9]), negatives, log_expected, torch.tensor([[False, True, True]])
-        )
+        loss = network.loss(history, ages, target, negatives, log_expected, hits)
         h, x = (network.vectors(role, torch.arange(NUM_ITEMS)) for role in (0, 1))
     weights = torch.tensor([1.0, 0.5]) / 1.5
     user = weights[0] * h[3] + weights[1] * h[5]

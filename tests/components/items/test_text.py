@@ -71,9 +71,8 @@ def test_each_distinct_text_is_encoded_once_and_then_cached(
 
     monkeypatch.setattr(TextEncoder, "encode", count)
     reports: list[tuple[int, int]] = []
-    first = encode_texts(
-        ["cola", "rye bread", "", "cola"], text_encoder, tmp_path, lambda *progress: reports.append(progress)
-    )
+    texts = ["cola", "rye bread", "", "cola"]
+    first = encode_texts(texts, text_encoder, tmp_path, lambda *progress: reports.append(progress))
     assert asked == ["rye bread", "cola"]  # longest first
     assert reports == [(2, 2)]
     assert (first.num_distinct, first.num_cached) == (2, 0)

@@ -2,13 +2,13 @@ import os
 import signal
 import socket
 import sys
-import time
 
 import psutil
 import pytest
 
 from components.exceptions import UnavailableError
 from components.local.processes import ProcessRecord, choose_port, find, memory_bytes, run_to_end, spawn, stop, tail
+from tests.worlds import wait_until
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 # Starts a child in a session of its own, as an Airflow worker does with a stage, and ignores SIGTERM.
@@ -57,10 +57,7 @@ def test_find_sees_a_live_process_and_not_a_dead_one(start):
     record = start(SLEEP)
     assert find(record).pid == record.pid
     os.kill(record.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while find(record) is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert find(record) is None
+    wait_until(lambda: find(record) is None)
 
 
 def test_another_process_with_the_same_id_is_not_ours():
@@ -74,9 +71,7 @@ def test_another_process_with_the_same_id_is_not_ours():
 def test_stop_ends_a_tree_that_ignores_sigterm(start, tmp_path):
     record = start(STUBBORN)
     log = tmp_path / "out.log"
-    deadline = time.monotonic() + 10
-    while not log.read_text().strip() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: log.read_text().strip())
     child = int(log.read_text())
     stop([record], grace_seconds=0.3)
     assert find(record) is None
@@ -85,18 +80,14 @@ def test_stop_ends_a_tree_that_ignores_sigterm(start, tmp_path):
 
 def test_stop_of_a_process_that_is_gone_does_nothing(start):
     record = start((sys.executable, "-c", "pass"))
-    deadline = time.monotonic() + 10
-    while find(record) is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: find(record) is None)
     stop([record], grace_seconds=0.1)
 
 
 def test_memory_counts_the_process(start):
     record = start(SLEEP)
-    deadline = time.monotonic() + 10
-    while (size := memory_bytes(record)) < 1 << 20 and time.monotonic() < deadline:
-        time.sleep(0.05)  # right after the fork it shares everything
-    assert 1 << 20 < size < 1 << 30
+    wait_until(lambda: memory_bytes(record) > 1 << 20)  # right after the fork it shares everything
+    assert memory_bytes(record) < 1 << 30
 
 
 def test_a_port_in_use_is_passed_over():

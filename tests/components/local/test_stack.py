@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -18,6 +17,7 @@ from components.local.registry import Registry
 from components.local.services import Service, describe_stack
 from components.local.stack import down, up
 from components.settings import Settings
+from tests.worlds import wait_until
 
 CONFIG = "complete_journey"
 REPOSITORY_FOLDERS = {"configs_dir": "configs", "feature_repo_dir": "feature_repo"}
@@ -99,9 +99,7 @@ def test_a_killed_service_is_started_again(settings, only):
     up(settings, lambda _: None, CONFIG)
     killed = Registry(settings.home).read()["redis"]
     os.kill(killed.process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while find(killed.process) is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: find(killed.process) is None)
     up(settings, lambda _: None, CONFIG)
     assert _ping(settings)
     assert Registry(settings.home).read()["redis"].process != killed.process
@@ -132,22 +130,16 @@ def test_two_homes_get_ports_of_their_own(settings, only, tmp_path):
 
 
 def test_a_service_that_ends_is_named_with_its_log(settings, only):
-    broken = Service(
-        "broken", (sys.executable, "-c", "print('no such disk'); raise SystemExit(4)"), {}, is_ready=lambda: False
-    )
+    script = "print('no such disk'); raise SystemExit(4)"
+    broken = Service("broken", (sys.executable, "-c", script), {}, is_ready=lambda: False)
     only(extra=(broken,))
     with pytest.raises(UnavailableError, match=r"service broken: expected a process that stays(.|\n)*no such disk"):
         up(settings, lambda _: None, CONFIG)
 
 
 def test_a_service_that_is_never_ready_is_named_with_its_log(settings, only):
-    slow = Service(
-        "slow",
-        (sys.executable, "-c", "import time; print('thinking', flush=True); time.sleep(60)"),
-        {},
-        is_ready=lambda: False,
-        timeout_seconds=1.5,
-    )
+    script = "import time; print('thinking', flush=True); time.sleep(60)"
+    slow = Service("slow", (sys.executable, "-c", script), {}, is_ready=lambda: False, timeout_seconds=1.5)
     only(extra=(slow,))
     with pytest.raises(UnavailableError, match=r"service slow: .*no sign of it within 2 s(.|\n)*slow.log"):
         up(settings, lambda _: None, CONFIG)

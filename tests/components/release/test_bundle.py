@@ -27,17 +27,9 @@ def bundle(tmp_path: Path) -> Path:
     (tmp_path / "tasks.json").write_bytes(b"[]")
     files = describe_files(tmp_path)
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    manifest = Manifest(
-        release=name_release("urm", files),
-        created_at=now,
-        config="tiny",
-        files=files,
-        feature_store="/somewhere",
-        gate=GateVerdict(passed=True, verdict="good"),
-        links={},
-        history_length=3,
-        day_origin=now,
-    )
+    gate, name = GateVerdict(passed=True, verdict="good"), name_release("urm", files)
+    values = {"config": "tiny", "feature_store": "/somewhere", "links": {}, "history_length": 3, "day_origin": now}
+    manifest = Manifest(release=name, created_at=now, files=files, gate=gate, **values)
     write_manifest(tmp_path, manifest)
     return tmp_path
 

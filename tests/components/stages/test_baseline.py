@@ -24,11 +24,8 @@ MODELS = ["popularity", "own_history", "item_knn", "target_attention", *EXTRA]
 
 
 def run_baseline(world, run_dir: Path) -> StageResult:
-    inputs = {
-        "validate": ["items.parquet", "events"],
-        "features": ["contexts.parquet", "examples.parquet", "catalogue.parquet"],
-        "encode": ["item_table"],
-    }
+    tables = ["contexts.parquet", "examples.parquet", "catalogue.parquet"]
+    inputs = {"validate": ["items.parquet", "events"], "features": tables, "encode": ["item_table"]}
     for stage, names in inputs.items():
         put(run_dir, stage, {Path(name).stem: world.folder / name for name in names})
     settings = make_settings(run_dir / "home")
@@ -90,9 +87,8 @@ def test_mlflow_holds_curves_trials_and_data_sets(result: StageResult, world) ->
     found = runs[0]
     assert found.data.params["learning_rate"] == str(world.config.baseline.learning_rate)
     assert {"item_knn.shrinkage", "own_history.half_life_days"} <= found.data.params.keys()
-    assert {entry.dataset.name.rsplit(".", 1)[1] for entry in found.inputs.dataset_inputs} == {
-        "train", "validation", "test"
-    }  # fmt: skip
+    splits = {entry.dataset.name.rsplit(".", 1)[1] for entry in found.inputs.dataset_inputs}
+    assert splits == {"train", "validation", "test"}
     curve = mlflow.MlflowClient().get_metric_history(found.info.run_id, "validation_recall.mean")
     assert len(curve) > 1
     assert found.data.metrics["examples_per_second"] > 0

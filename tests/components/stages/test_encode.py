@@ -48,9 +48,8 @@ def encode(run_dir: Path, settings: Settings, config: RunConfig) -> StageResult:
 def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settings: Settings) -> None:
     config = load_config(CONFIG)
     items = [item(30, "cola", available=False), item(-5, "rye bread"), item(7, "cola"), item(8, "never bought")]
-    accept(
-        tmp_path / "run", settings, config, [event(1, 7, 1), event(2, 30, 2), event(3, -5, 2), event(4, 7, 3)], items
-    )
+    events = [event(1, 7, 1), event(2, 30, 2), event(3, -5, 2), event(4, 7, 3)]
+    accept(tmp_path / "run", settings, config, events, items)
 
     result = encode(tmp_path / "run", settings, config)
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -24,7 +23,7 @@ from components.storage import run_stage
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
 from components.urm.training import session
-from tests.worlds import REPOSITORY
+from tests.worlds import REPOSITORY, run_python, wait_until
 from tests.worlds.tables import put
 from tests.worlds.urm import *  # noqa: F403  # fixtures
 
@@ -81,10 +80,8 @@ def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_di
     assert runs.iloc[0]["params.num_user_vectors"] == "3"
     history = mlflow.MlflowClient().get_metric_history(runs.iloc[0].run_id, "validation_recall")
     assert [point.step for point in history] == [3, 6]
-    assert {item.dataset.name for item in mlflow.get_run(runs.iloc[0].run_id).inputs.dataset_inputs} == {
-        "complete_journey.train",
-        "complete_journey.validation",
-    }
+    inputs = mlflow.get_run(runs.iloc[0].run_id).inputs.dataset_inputs
+    assert {item.dataset.name for item in inputs} == {"complete_journey.train", "complete_journey.validation"}
 
 
 def test_training_reads_the_vectors_of_the_past_and_validation_those_of_now(
@@ -131,18 +128,16 @@ def write_config(config: RunConfig, folder: Path, **urm: int) -> Path:
 def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_dir, settings, tmp_path):
     path = write_config(config, tmp_path, max_steps=30, eval_steps=10)
     environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "components", "sft", "-c", str(path), "-r", str(run_dir)]
-    first = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
-    deadline = time.monotonic() + 120
-    while not list((run_dir / "sft").glob(".scratch-*/checkpoint-*/budget.json")):
-        assert first.poll() is None, "the stage ended before its first checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    arguments = ["-m", "components", "sft", "-c", path, "-r", run_dir]
+    first = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment)
+    checkpoints = "sft/.scratch-*/checkpoint-*/budget.json"
+    wait_until(lambda: list(run_dir.glob(checkpoints)) or first.poll() is not None, seconds=120)
+    assert first.poll() is None, "the stage ended before its first checkpoint"
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not (run_dir / "sft" / "result.json").exists()
 
-    second = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    second = run_python(*arguments, env=environment)
     assert second.returncode == 0, second.stderr
     assert "resuming" in second.stderr
     result = json.loads((run_dir / "sft" / "result.json").read_text())
@@ -154,9 +149,9 @@ def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_di
 def test_two_processes_of_torchrun_leave_one_result(config: RunConfig, run_dir, settings, tmp_path):
     path = write_config(config, tmp_path)
     environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "components", "sft", "-c", str(path), "-r", str(run_dir)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    stage = ("-m", "components", "sft", "-c", path, "-r", run_dir)
+    done = run_python(*torchrun, *stage, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     together = json.loads((run_dir / "sft" / "result.json").read_text())
     assert not list((run_dir / "sft").glob(".scratch-*"))

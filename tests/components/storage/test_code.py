@@ -16,18 +16,13 @@ CONFIG = CONFIGS / "complete_journey.yaml"
 def tree(tmp_path: Path) -> Path:
     """A package with an entry, what it imports, what only carries it, and what it does not import."""
     files = {
-        "__init__": "",
-        "stages/__init__": "",
         "stages/encode": "from components.items import table\nfrom components.storage import StageRun\n",
         "storage/__init__": "from components.storage.contract import StageRun\n",
         "storage/contract": "class StageRun: ...\n",
-        "items/__init__": "",
         "items/table": "def read():\n    import components.schemas.events\n",
-        "schemas/__init__": "",
         "schemas/events": "EVENTS = 1\n",
-        "urm/__init__": "",
         "urm/model": "y = 1\n",
-    }
+    } | {f"{package}__init__": "" for package in ("", "stages/", "items/", "schemas/", "urm/")}
     for name, text in files.items():
         path = tmp_path / "components" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

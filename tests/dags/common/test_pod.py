@@ -29,16 +29,9 @@ def render_pod(home, render, monkeypatch):
 def test_command_line(render_pod):
     container = render_pod("ingest", overrides=["source.max_users=150"], force=True)["spec"]["containers"][0]
     assert container["command"] == ["urm"]
-    assert container["args"] == [
-        "ingest",
-        "--config",
-        "complete_journey",
-        "--run-dir",
-        "s3://bucket/runs/manual__2026-11-25T10-00-00-00-00",
-        "--set",
-        "source.max_users=150",
-        "--force",
-    ]
+    run_dir = "s3://bucket/runs/manual__2026-11-25T10-00-00-00-00"
+    options = ["--config", "complete_journey", "--run-dir", run_dir, "--set", "source.max_users=150", "--force"]
+    assert container["args"] == ["ingest", *options]
     assert container["image"] == "registry.example/urm:1.2.3"
 
 
@@ -52,12 +45,9 @@ def test_the_rendered_tab_shows_arguments_and_environment(home, render):
 
 
 def test_only_release_is_told_to_go_on_anyway(render_pod):
-    told = [stage for stage in ("gate", "release", "promote") if "--promote-anyway" in _arguments(render_pod, stage)]
+    pods = {stage: render_pod(stage, promote_anyway=True)["spec"] for stage in ("gate", "release", "promote")}
+    told = [stage for stage, spec in pods.items() if "--promote-anyway" in spec["containers"][0]["args"]]
     assert told == ["release"]
-
-
-def _arguments(render_pod, stage):
-    return render_pod(stage, promote_anyway=True)["spec"]["containers"][0]["args"]
 
 
 def test_environment_leads_back_to_airflow_and_to_the_cluster_settings(render_pod):
@@ -69,21 +59,12 @@ def test_environment_leads_back_to_airflow_and_to_the_cluster_settings(render_po
     assert [list(source) for source in container["envFrom"]] == [["configMapRef"], ["secretRef"]]
 
 
-def test_sft_alone_asks_for_a_gpu(render_pod):
-    with_gpu = {
-        stage
-        for stage in STAGES
-        if "nvidia.com/gpu" in render_pod(stage)["spec"]["containers"][0]["resources"]["limits"]
-    }
-    assert with_gpu == {"sft"}
-
-
-def test_a_pod_with_a_gpu_uses_it_or_fails(render_pod):
-    def device(stage):
-        variables = render_pod(stage)["spec"]["containers"][0]["env"]
-        return [variable["value"] for variable in variables if variable["name"] == "URM_DEVICE"]
-
-    assert (device("sft"), device("encode")) == (["cuda"], [])
+def test_sft_alone_asks_for_a_gpu_and_uses_it_or_fails(render_pod):
+    containers = {stage: render_pod(stage)["spec"]["containers"][0] for stage in STAGES}
+    with_gpu = {stage for stage in STAGES if "nvidia.com/gpu" in containers[stage]["resources"]["limits"]}
+    devices = {variable["value"] for variable in containers["sft"]["env"] if variable["name"] == "URM_DEVICE"}
+    others = [variable["name"] for stage in STAGES if stage != "sft" for variable in containers[stage]["env"]]
+    assert (with_gpu, devices) == ({"sft"}, {"cuda"}) and "URM_DEVICE" not in others
 
 
 def test_a_pod_ends_with_its_task_and_is_never_restarted(render_pod):
@@ -124,7 +105,6 @@ def _pod_with_exit_code(code):
 
 
 def _command_pod(task_id):
-
     from dags.common.pod import UrmPodOperator
     from dags.common.tasks import pod_arguments
 

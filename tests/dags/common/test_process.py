@@ -5,12 +5,12 @@ import os
 import signal
 import sys
 import threading
-import time
 
 import psutil
 import pytest
 
 from components.settings import get_settings
+from tests.worlds import wait_until
 
 
 @pytest.fixture
@@ -28,16 +28,11 @@ def test_success_leaves_an_address_and_numbers_but_no_data(make_task, run):
     assert summary["reused_from"] is None
 
 
-def test_a_mistake_in_the_input_is_not_tried_again(make_task, run):
+def test_a_mistake_in_the_input_and_a_missing_earlier_stage_are_not_tried_again(make_task, run):
     from airflow.sdk.exceptions import AirflowFailException
 
     with pytest.raises(AirflowFailException, match=r"urm ingest ended with exit code 2: .*no_such_config"):
         run(make_task("ingest"), config="no_such_config")
-
-
-def test_a_missing_earlier_stage_is_not_tried_again(make_task, run):
-    from airflow.sdk.exceptions import AirflowFailException
-
     with pytest.raises(AirflowFailException, match=r"run `urm ingest` with the same"):
         run(make_task("validate"))
 
@@ -45,14 +40,13 @@ def test_a_missing_earlier_stage_is_not_tried_again(make_task, run):
 def _when_running(task, act):
     """Call `act` with the stage's process as soon as there is one."""
 
+    def is_running():
+        process = task._hook.sub_process if task._hook else None
+        return process is not None and psutil.Process(process.pid).name() != "setpriv"
+
     def wait():
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            process = task._hook.sub_process if task._hook else None
-            if process is not None and psutil.Process(process.pid).name() != "setpriv":
-                return act(process)
-            time.sleep(0.01)
-        raise AssertionError("the stage did not start")
+        wait_until(is_running)
+        act(task._hook.sub_process)
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -102,9 +96,8 @@ def printed(monkeypatch, tmp_path):
     program = tmp_path / "bin" / "urm"
     program.parent.mkdir()
     output = tmp_path / "environment.json"
-    program.write_text(
-        f"#!{sys.executable}\nimport json, os\njson.dump(dict(os.environ), open({str(output)!r}, 'w'))\n"
-    )
+    script = f"import json, os\njson.dump(dict(os.environ), open({str(output)!r}, 'w'))\n"
+    program.write_text(f"#!{sys.executable}\n{script}")
     program.chmod(0o755)
     monkeypatch.setattr("dags.common.process.URM", program)
     for name, value in (SECRETS | MLFLOW | REDIS | PLAIN).items():

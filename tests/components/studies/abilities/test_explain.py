@@ -16,9 +16,8 @@ def run(finished, settings, tmp_path):
     run_dir, _ = finished
     if not (run_dir / "feature_store").exists():
         make_feature_store(run_dir / "feature_store", settings)
-    files = {
-        name: run_dir.parent.parent / "files" / f"{name}.parquet" for name in ("catalogue", "contexts", "examples")
-    }
+    folder = run_dir.parent.parent / "files"
+    files = {name: folder / f"{name}.parquet" for name in ("catalogue", "contexts", "examples")}
     put(run_dir, "features", files | {"feature_store": run_dir / "feature_store"})
     return FinishedRun(str(run_dir), settings)
 

@@ -8,9 +8,8 @@ from tests.worlds import REPOSITORY
 
 
 def phrase(**fields):
-    return Phrase(
-        **{"phrase": "For a pet.", "categories": ("pet care", "^grocery > dog"), "seen_in_training": False} | fields
-    )
+    values = {"phrase": "For a pet.", "categories": ("pet care", "^grocery > dog"), "seen_in_training": False}
+    return Phrase(**values | fields)
 
 
 @pytest.mark.parametrize(
@@ -28,11 +27,8 @@ def test_a_bad_expression_is_named():
 
 def test_a_phrase_may_have_tasks_of_its_own():
     book = PhraseBook(tasks=("a", "b"), phrases=(phrase(), phrase(phrase="x", tasks=("c",))))
-    assert [(entry.phrase, task) for entry, task in book.pairs()] == [
-        ("For a pet.", "a"),
-        ("For a pet.", "b"),
-        ("x", "c"),
-    ]
+    pairs = [(entry.phrase, task) for entry, task in book.pairs()]
+    assert pairs == [("For a pet.", "a"), ("For a pet.", "b"), ("x", "c")]
     with pytest.raises(ValidationError, match="expected each phrase once"):
         PhraseBook(tasks=("a",), phrases=(phrase(), phrase()))
 

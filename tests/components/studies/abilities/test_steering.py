@@ -88,17 +88,11 @@ def phrases(settings):
 
 def test_every_phrase_is_measured_for_its_tasks(phrases, settings, finished):
     run_dir, config = finished
-    result = run_stage(
-        STUDIES["steering"], run, config=config, run_dir=str(run_dir), settings=settings,
-        options=options(settings, config),
-        force=True,
-    )  # fmt: skip
+    given = {"config": config, "settings": settings, "options": options(settings, config)}
+    result = run_stage(STUDIES["steering"], run, run_dir=str(run_dir), **given, force=True)
     rows = result.metrics["phrases"]
-    assert [(row["phrase"], row["task"]) for row in rows] == [
-        ("For a pet.", "next_purchase"),
-        ("For a pet.", "new_item"),
-        ("Only milk.", "new_item"),
-    ]
+    asked = [("For a pet.", "next_purchase"), ("For a pet.", "new_item"), ("Only milk.", "new_item")]
+    assert [(row["phrase"], row["task"]) for row in rows] == asked
     assert all(row["catalogue"] == 0.25 for row in rows)
     assert all(row["history_with"] == 0 for row in rows if row["task"] == "new_item")  # it leaves out the history
     assert any(row["kept"] < 1 for row in rows)  # the words reach the model

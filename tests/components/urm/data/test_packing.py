@@ -65,13 +65,9 @@ def test_history_and_task_do_change_user_vectors(new_model, groups):
     context, examples = groups[0]
     block = writer.block(examples[0].request.task, None)
     other_block = writer.block(examples[1].request.task, None)
-    more = dataclasses.replace(
-        context,
-        item_ids=np.r_[[1059], context.item_ids],
-        counts=np.r_[[1], context.counts],
-        days_since=np.r_[np.float32(0.1), context.days_since],
-        behaviors=["purchase", *context.behaviors],
-    )
+    newest = {"item_ids": [1059], "counts": [1], "days_since": np.array([0.1], np.float32)}
+    longer = {name: np.r_[first, getattr(context, name)] for name, first in newest.items()}
+    more = dataclasses.replace(context, **longer, behaviors=["purchase", *context.behaviors])
 
     def vectors(context, block):
         return new_model.model._forward(builder.build([(context, [block])])[0]).user_vectors

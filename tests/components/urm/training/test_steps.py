@@ -91,12 +91,3 @@ def test_rate_warms_up_and_falls_to_the_floor():
     assert max(rates) == rates[4]
     assert rates[100] == pytest.approx(FLOOR, abs=1e-3)
     assert all(later <= sooner + 1e-9 for sooner, later in itertools.pairwise(rates[4:]))
-
-
-def test_seconds_go_on_after_a_resume(tmp_path):
-    (tmp_path / "budget.json").write_text('{"seconds": 50.0}')
-    budget = Budget(max_steps=100, max_seconds=60)
-    assert budget.progress(0) < 0.1
-    budget.resume(tmp_path / "budget.json")
-    assert budget.progress(0) == pytest.approx(50 / 60, abs=0.05)
-    assert not budget.is_spent
