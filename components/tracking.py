@@ -55,7 +55,7 @@ def track_study(settings: Settings, experiment: str, name: str) -> Iterator[mlfl
 
 
 def log_examples(path: Path, config: str, *splits: str) -> None:
-    """Note on the open run, as MLflow data sets `<config>.<split>`, which examples of a file of schema EXAMPLES it uses."""
+    """Note on the open run which examples of a file it uses, as MLflow data sets named `<config>.<split>`."""
     import mlflow
     import mlflow.data.sources as sources
     import pyarrow as pa

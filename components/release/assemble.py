@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from components.addresses import link_file
 from components.config import RunConfig
-from components.exceptions import ReleaseError
 from components.release.bundle import TITLES, IndexNote, SmokeRequest, write_smoke, write_tasks
-from components.release.index import write_index
+from components.release.index import refuse, write_index
 from components.urm.inference import UrmRecaller
 
 
@@ -72,15 +70,6 @@ def link_tree(source: Path, target: Path) -> None:
             link_file(path, target / path.relative_to(source))
 
 
-def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system cannot."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another device, or a file system without hard links
-        shutil.copyfile(source, target)
-
-
 def write_titles(items: Path, target: Path) -> int:
     """What serving shows and filters by of every accepted item, sorted by item_id."""
     table = ds.dataset(items).to_table(columns=TITLES.names).sort_by("item_id").cast(TITLES)
@@ -99,7 +88,7 @@ def choose_smoke_requests(
     asked = examples.filter(pc.is_in(examples["example_id"], predictions["example_id"]))
     users = pc.unique(asked["context_id"]).sort()
     if not len(users):
-        raise _refuse("predictions of evaluate", "predictions for the test examples", "none")
+        raise refuse("predictions of evaluate", "predictions for the test examples", "none")
     picked = users.take(np.linspace(0, len(users) - 1, min(num_users, len(users))).astype(np.int64))
     asked = asked.filter(pc.is_in(asked["context_id"], picked)).sort_by("example_id")
     seen = predictions.filter(pc.is_in(predictions["example_id"], asked["example_id"]))
@@ -116,7 +105,3 @@ def choose_smoke_requests(
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value.isoformat() if name == "cut_ts" else value for name, value in row.items()}
-
-
-def _refuse(subject: str, expected: str, got: object) -> ReleaseError:
-    return ReleaseError(subject, expected=expected, got=got, remedy="run the stages before `release` again")

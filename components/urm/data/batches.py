@@ -115,11 +115,7 @@ class BatchBuilder:
     def build(
         self, groups: Sequence[tuple[UserContext, Sequence[Block]]], more_items: Ids | None = None
     ) -> tuple[Batch, npt.NDArray[np.int64]]:
-        """One sequence per group.
-
-        Args:
-            groups: Contexts, each with its blocks.
-            more_items: Items to add to those of the histories.
+        """One sequence per context with its blocks; `more_items` are added to those of the histories.
 
         Returns:
             The batch, and the place of each of `more_items` among its items.
