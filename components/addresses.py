@@ -3,8 +3,6 @@
 Nothing but `open_store` knows which; JSON files are replaced whole, and remote inputs are copied to a cache once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

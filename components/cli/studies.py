@@ -1,7 +1,5 @@
 """Studies of finished runs: `urm compare`, `urm explain`, `urm language`, `urm steering`, `urm ablation …`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

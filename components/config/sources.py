@@ -1,7 +1,5 @@
 """Where a run's logs come from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

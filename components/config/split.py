@@ -1,7 +1,5 @@
 """Training, validation and test: cuts in time, or places in a sequence."""
 
-from __future__ import annotations
-
 import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self

@@ -10,8 +10,6 @@ and both models see the same draw. Intervals are percentiles of lift*. A p-value
 side of the null, (1 + count) / (1 + draws), doubled where the test is two-sided.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

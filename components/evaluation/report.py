@@ -1,7 +1,5 @@
 """The evaluation for people: a Markdown table and a figure."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Build the bundle's files out of what earlier stages left; large files are hard-linked where possible."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

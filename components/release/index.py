@@ -1,7 +1,5 @@
 """The bundle's index: of a kind that fits the catalogue's size, and measured against the exact one (ADR 16)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 

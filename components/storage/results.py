@@ -1,7 +1,5 @@
 """Results of stages: reading, requiring, reusing, recording."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import structlog

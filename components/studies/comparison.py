@@ -4,8 +4,6 @@ Runs of one configuration that differ in their seed are repetitions. For the int
 draws users, each with the examples of every seed, so that neither seeds nor examples count as independent users.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 `URM_EXECUTOR` chooses (`local` or `kubernetes`); the graph of a DAG is the same in both.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 from functools import partial
 from pathlib import Path

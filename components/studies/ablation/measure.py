@@ -3,8 +3,6 @@
 The test split is never read: an ablation selects variants, and selection must not see the test.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -5,8 +5,6 @@ bootstrap interval over users: a drawn user brings the examples of all tasks and
 the standard deviation of the value over seeds; with one seed there is none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

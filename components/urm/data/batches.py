@@ -4,8 +4,6 @@ Frozen vectors of the distinct items of a batch are gathered from the memory-map
 of the table, so its memory does not grow with the catalogue, and no gradient can reach them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

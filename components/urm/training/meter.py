@@ -1,7 +1,5 @@
 """Training metrics between two reports: losses, speed and memory."""
 
-from __future__ import annotations
-
 import resource
 import sys
 import time
