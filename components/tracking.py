@@ -155,11 +155,6 @@ def _open_experiment(settings: Settings, name: str) -> None:
     mlflow.set_experiment(name)
 
 
-def run_url(stage: StageRun, run_id: str, experiment_id: str) -> str:
-    """Address of a run's page, for people."""
-    return stage.settings.run_page(experiment_id, run_id)
-
-
 def _tags(stage: StageRun) -> dict[str, str]:
     settings = stage.settings
     tags = {"urm.config": stage.config.name, "urm.run_dir": stage.run_dir}

@@ -24,7 +24,6 @@ ablation_app = typer.Typer(
 )
 _PANEL = "Look"
 
-
 GridOption = Annotated[str, typer.Option("--grid", "-g", help="Name of a grid in configs/ablations, or a file.")]
 StudyDirOption = Annotated[
     str, typer.Option("--run-dir", "-r", help="Run directory of the study; those of its variants lie beside it.")

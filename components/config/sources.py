@@ -63,5 +63,4 @@ SOURCE_KINDS = [
     repr(source.model_fields["kind"].default) for source in (CompleteJourneySource, SequenceSource, TableSource)
 ]
 
-
 Source = Annotated[CompleteJourneySource | SequenceSource | TableSource, Field(discriminator="kind")]

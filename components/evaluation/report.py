@@ -26,13 +26,6 @@ SEGMENTS = (
 )
 
 
-def write_report(
-    path: Path, config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame
-) -> None:
-    """Write the report: recall per task and model with lift and interval, then the other metrics and the segments."""
-    path.write_text(render_report(config, metrics, table, segments))
-
-
 def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame) -> str:
     """Markdown of the report, from what `summary.summarise`, `tabulate` and `tabulate_segments` return."""
     k = config.evaluation.k

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,14 +91,10 @@ def choose_smoke_requests(
     seen = predictions.filter(pc.is_in(predictions["example_id"], asked["example_id"]))
     items = dict(zip(seen["example_id"].to_pylist(), seen["item_ids"].to_pylist(), strict=True))
     rows = ds.dataset(contexts).to_table(filter=ds.field("context_id").isin(picked)).to_pylist()
-    by_id = {row["context_id"]: _plain(row) for row in rows}
+    by_id = {row["context_id"]: {**row, "cut_ts": row["cut_ts"].isoformat()} for row in rows}
     return [
         SmokeRequest(
             context=by_id[row["context_id"]], task=row["task"], query=row["query"], item_ids=items[row["example_id"]]
         )
         for row in asked.to_pylist()
     ]
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if name == "cut_ts" else value for name, value in row.items()}

@@ -18,7 +18,6 @@ POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
 POD_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "stage-pod.yaml"
 
-
 # Transient faults (a service away, a process or pod killed) are tried again; a mistake in the input is not.
 RETRY_POLICY: dict[str, Any] = {
     "retries": 2,
