@@ -3,11 +3,10 @@
 Nothing but `open_store` knows which; JSON files are replaced whole, and remote inputs are copied to a cache once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -136,6 +135,15 @@ def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
             if not target.exists():  # else another process fetched the same meanwhile
                 raise
     return target
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a local file a second name, or copy it where the file system cannot."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another device, or a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:

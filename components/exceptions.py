@@ -1,7 +1,5 @@
 """Errors the system raises on purpose, each message one sentence: subject, expected, got, remedy."""
 
-from __future__ import annotations
-
 
 class UrmError(Exception):
     """Base of every error raised on purpose; the CLI prints it without a traceback."""

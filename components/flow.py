@@ -4,8 +4,6 @@ Commands, help, DAG tasks and their arrows, time-outs, pods, lists of stages and
 derive from it. The entry of a stage is `components.stages.<name>:run`. Plain dataclasses: DAG files import this.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """Memory of a process: what is kept, what is given back, how often Python collects garbage."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

@@ -1,7 +1,5 @@
 """One way to reach Redis, and one sentence when it does not answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ What a run *is* stands in `components.config`. No other module reads the environ
 part of it a process of this project hands on to another.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Collection

@@ -55,7 +55,7 @@ def track_study(settings: Settings, experiment: str, name: str) -> Iterator[mlfl
 
 
 def log_examples(path: Path, config: str, *splits: str) -> None:
-    """Note on the open run, as MLflow data sets `<config>.<split>`, which examples of a file of schema EXAMPLES it uses."""
+    """Note on the open run which examples of a file it uses, as MLflow data sets named `<config>.<split>`."""
     import mlflow
     import mlflow.data.sources as sources
     import pyarrow as pa
@@ -153,11 +153,6 @@ def _open_experiment(settings: Settings, name: str) -> None:
         if mlflow.get_experiment_by_name(name) is None:
             mlflow.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment(name)
-
-
-def run_url(stage: StageRun, run_id: str, experiment_id: str) -> str:
-    """Address of a run's page, for people."""
-    return stage.settings.run_page(experiment_id, run_id)
 
 
 def _tags(stage: StageRun) -> dict[str, str]:

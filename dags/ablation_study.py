@@ -9,8 +9,6 @@ The test weeks are never read. What an equal earlier run has finished is reused,
 another run of the same grid, goes on where the last one stopped.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from datetime import timedelta

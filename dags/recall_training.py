@@ -5,8 +5,6 @@ this DAG run. Work that has not changed since an earlier run is reused. The link
 among a task's details, opens the curves and tables of this run.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Padded tensors of contexts and examples, and training batches with sampled candidates."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

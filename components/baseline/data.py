@@ -4,8 +4,6 @@ An item's *index* is its row in the catalogue (sorted by item_id); history items
 Ragged columns are flat values with offsets: row r is values[offsets[r]:offsets[r + 1]].
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

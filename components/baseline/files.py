@@ -1,7 +1,5 @@
 """The files of the stage: test predictions, popularity, the trained models and their item vectors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Item-to-item nearest neighbours over the similarity of `components.items.cooccurrence`."""
 
-from __future__ import annotations
-
 import numpy as np
 import scipy.sparse as sp
 import torch

@@ -9,8 +9,6 @@ candidates are the user's history and the targets: the items most similar to the
 rarely holds. The loss is the mean of -(s_t - log Z) over the example's targets t.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

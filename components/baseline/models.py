@@ -1,7 +1,5 @@
 """The models of the stage, fitted one after another: rules chosen on validation, networks trained by gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial

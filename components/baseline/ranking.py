@@ -1,7 +1,5 @@
 """What all models share: scoring examples over the full catalogue, filtering, top-k, recall."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

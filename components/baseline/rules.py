@@ -1,7 +1,5 @@
 """Two rules without training: what is popular in a task, and what the user had before."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -9,8 +9,6 @@ The model knows neither task nor query: it gives every task of a context the sam
 Letters: n catalogue, B users, L steps, P steps with a target, d width, m negatives.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The target-attention network on this stage's data: scores of training batches, and of the full catalogue."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

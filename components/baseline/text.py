@@ -3,8 +3,6 @@
 Both answer the query of a task that has one; else they look for what reads like the user's history.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Training of the target-attention network; the weights of the best validation recall over the full catalogue count."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 Exit codes: 0 success, 1 an error of this software, 2 a mistake in the input, 3 a service that does not answer.
 """
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

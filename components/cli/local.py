@@ -1,7 +1,5 @@
 """`urm up`, `urm down`, `urm status`: the services of one machine; `urm demo`: the whole chain on them."""
 
-from __future__ import annotations
-
 import time
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Options that several commands share, and what they read."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`urm recall …`: the worker, the API, and what an operator needs beside them."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One command per stage, derived from the table of the flow."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Studies of finished runs: `urm compare`, `urm explain`, `urm language`, `urm steering`, `urm ablation …`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +23,6 @@ ablation_app = typer.Typer(
     no_args_is_help=True, help="Ablation studies: variants of a configuration, compared on validation."
 )
 _PANEL = "Look"
-
 
 GridOption = Annotated[str, typer.Option("--grid", "-g", help="Name of a grid in configs/ablations, or a file.")]
 StudyDirOption = Annotated[

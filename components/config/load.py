@@ -3,8 +3,6 @@
 Every error names the file, the field and the value.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 import reprlib

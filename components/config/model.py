@@ -1,7 +1,5 @@
 """Base of all configuration models."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict
 
 

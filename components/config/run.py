@@ -1,7 +1,5 @@
 """A run: everything that defines one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from functools import reduce

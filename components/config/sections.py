@@ -1,7 +1,5 @@
 """Sections of a run configuration, one class per stage or subject."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """Where a run's logs come from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,6 +62,5 @@ class SequenceSource(Model):
 SOURCE_KINDS = [
     repr(source.model_fields["kind"].default) for source in (CompleteJourneySource, SequenceSource, TableSource)
 ]
-
 
 Source = Annotated[CompleteJourneySource | SequenceSource | TableSource, Field(discriminator="kind")]

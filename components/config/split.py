@@ -1,7 +1,5 @@
 """Training, validation and test: cuts in time, or places in a sequence."""
 
-from __future__ import annotations
-
 import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self
@@ -12,17 +10,13 @@ from components.config.model import Model
 
 SPLITS = ("train", "validation", "test")
 
-
 Split = Literal["train", "validation", "test"]
-
 
 # Sequences have an order and no times: the newest event of every user falls on this day, the one before it on the day
 # before, and so on. A split at the last two days is then leave-one-out.
 SEQUENCE_LAST_DAY = datetime(2020, 1, 1, tzinfo=UTC)
 
-
 MAX_TRAIN_CUTS = 50
-
 
 RECENT_WINDOWS = 2  # what comes into fashion and goes out of it shows in these
 

@@ -1,7 +1,5 @@
 """Recall tasks: files in configs/tasks."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator

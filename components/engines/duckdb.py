@@ -1,7 +1,5 @@
 """The one opener of DuckDB: in this process, bounded in memory and threads, spilling to disk."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

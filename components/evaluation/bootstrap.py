@@ -10,8 +10,6 @@ and both models see the same draw. Intervals are percentiles of lift*. A p-value
 side of the null, (1 + count) / (1 + draws), doubled where the test is two-sided.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,9 +88,9 @@ def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int
     users, user_ids = pd.factorize(recalls["user_id"])
     tasks, names = pd.factorize(recalls["task"])
     shape = (len(user_ids), len(names))
-    counts = _table(shape, users, tasks, np.ones(len(recalls)))
-    baseline_sums = _table(shape, users, tasks, recalls[baseline].to_numpy())
-    model_sums = _table(shape, users, tasks, recalls[model].to_numpy())
+    counts = sum_by_user(shape, users, tasks, np.ones(len(recalls)))
+    baseline_sums = sum_by_user(shape, users, tasks, recalls[baseline].to_numpy())
+    model_sums = sum_by_user(shape, users, tasks, recalls[model].to_numpy())
     totals = counts.sum(axis=0)
     baseline_draws, model_draws = _draw(counts, baseline_sums, model_sums, draws, seed)
     return Comparison(
@@ -130,7 +128,8 @@ def _draw(counts: Floats, baseline_sums: Floats, model_sums: Floats, draws: int,
     return np.concatenate([block[0] for block in blocks]), np.concatenate([block[1] for block in blocks])
 
 
-def _table(shape: tuple[int, int], users: Ints, tasks: Ints, values: Floats) -> Floats:
+def sum_by_user(shape: tuple[int, int], users: Ints, tasks: Ints, values: Floats) -> Floats:
+    """Sums of values by user and task, [users, tasks], from the numbers of both."""
     table = np.zeros(shape)
     np.add.at(table, (users, tasks), values)
     return table

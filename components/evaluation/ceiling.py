@@ -5,8 +5,6 @@ an item scores Σ 1 / (RANK_OFFSET + rank) over the lists that hold it. It is no
 would mean to run both models; where it is far ahead of either, each knows what the other does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every model on the test examples: measured, recorded, compared."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

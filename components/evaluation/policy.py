@@ -1,7 +1,5 @@
 """The policy of the gate: whether the model may be released, and why, in words."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

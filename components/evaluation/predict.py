@@ -1,7 +1,5 @@
 """URM on the test examples, through the same code that serves it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

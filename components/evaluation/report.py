@@ -1,7 +1,5 @@
 """The evaluation for people: a Markdown table and a figure."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +24,6 @@ SEGMENTS = (
     "distinct items in the test histories. Targets are new without a training event; the head is the fifth of the "
     "catalogue with the most."
 )
-
-
-def write_report(
-    path: Path, config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame
-) -> None:
-    """Write the report: recall per task and model with lift and interval, then the other metrics and the segments."""
-    path.write_text(render_report(config, metrics, table, segments))
 
 
 def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame) -> str:

@@ -1,7 +1,5 @@
 """From measured models to the per-example record and the tables of metrics."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Which items can be recalled: those seen often enough in the training window."""
 
-from __future__ import annotations
-
 import ibis
 import ibis.expr.types as ir
 from ibis import _

@@ -1,7 +1,5 @@
 """Category paths (top → leaf) as columns, and in words that people and language models read."""
 
-from __future__ import annotations
-
 import ibis.expr.types as ir
 
 LEAF = -1

@@ -1,7 +1,5 @@
 """Mistakes of the configuration or the log that show up in the features stage, each refused with one sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import ibis.expr.types as ir

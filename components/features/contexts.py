@@ -1,7 +1,5 @@
 """The CONTEXTS table: what Feast's point-in-time retrieval says of each chosen user at each cut."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -1,7 +1,5 @@
 """From the log to the examples: targets in the window after each cut, chosen, judged by the past, numbered."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import ibis

@@ -1,7 +1,5 @@
 """Ibis expressions that several modules share: instants, microseconds, a seeded order."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 import ibis

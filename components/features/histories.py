@@ -5,8 +5,6 @@ it, and stands until the user's next row. The state of an item (or a category) i
 period up to then, so each state is joined to the rows from its own period to before its next one.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 
 import ibis

@@ -1,7 +1,5 @@
 """The event log as the stage uses it: the columns it needs, each event's period, each user's shard."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import reduce

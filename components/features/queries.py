@@ -1,7 +1,5 @@
 """Query texts made of what the user wants next: its category in words, or a few words of its title."""
 
-from __future__ import annotations
-
 import ibis
 import ibis.expr.types as ir
 from ibis import _

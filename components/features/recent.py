@@ -5,8 +5,6 @@ that are asked for. Of the items with two events in that window, those that a ne
 before it; a model that tells rare items by what came before, as URM does in serving, would learn from the wrong ones.
 """
 
-from __future__ import annotations
-
 import ibis
 import ibis.expr.types as ir
 from ibis import _

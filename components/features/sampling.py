@@ -1,7 +1,5 @@
 """Which of all possible examples are kept, by a seeded order of the contexts that all tasks share."""
 
-from __future__ import annotations
-
 import ibis
 import ibis.expr.types as ir
 from ibis import _

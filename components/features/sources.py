@@ -1,7 +1,5 @@
 """Parquet sources of the Feast views, written one shard of users at a time."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from pathlib import Path
 

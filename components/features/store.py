@@ -4,8 +4,6 @@ Everything lies in one folder with relative paths inside (`feature_repo/<environ
 folder may be renamed, moved or copied as a whole.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

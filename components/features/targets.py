@@ -1,7 +1,5 @@
 """Targets: which events of the window after a cut answer a task, and with which query."""
 
-from __future__ import annotations
-
 import ibis
 import ibis.expr.types as ir
 from ibis import _

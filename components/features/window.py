@@ -3,8 +3,6 @@
 Whether something is new or known to the user is asked of his whole log before the cut, strictly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import ibis

@@ -1,7 +1,5 @@
 """`urm ingest --check`: what a source holds and what is wrong with it, without writing anything."""
 
-from __future__ import annotations
-
 import io
 import tempfile
 from dataclasses import dataclass

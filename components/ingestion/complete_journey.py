@@ -10,8 +10,6 @@ Decisions, each a property of this log:
   null for a product never sold.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

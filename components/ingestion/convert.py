@@ -5,8 +5,6 @@ text (a SKU, an ASIN) becomes a number from 2^62 upwards made of its MD5, the sa
 stays in `external_id`.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import ibis

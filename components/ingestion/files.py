@@ -1,7 +1,5 @@
 """The source's files, local or on an object store, and whether they changed since an earlier run."""
 
-from __future__ import annotations
-
 import hashlib
 
 import fsspec

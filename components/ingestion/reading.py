@@ -4,8 +4,6 @@ Both sources, the packaged log and the user's own tables, become two `Reading`s;
 be read and the rows that cannot, checking it and writing it are the same code for both.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 from dataclasses import dataclass

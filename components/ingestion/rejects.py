@@ -1,7 +1,5 @@
 """Rows that cannot be held in the canonical tables, as quarantine rows with their reason."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -9,8 +9,6 @@ Decisions, each a property of this form:
 - The brand "Unknown" is how these catalogues write that there is none.
 """
 
-from __future__ import annotations
-
 import ibis
 import ibis.expr.types as ir
 from ibis import _

@@ -1,7 +1,5 @@
 """The configured source as readings, and engine errors about its files as one sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -3,8 +3,6 @@
 CSV values are read as text, so that a value of the wrong type is found and shown, not guessed around.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

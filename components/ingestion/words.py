@@ -1,7 +1,5 @@
 """The retailer's shorthand in readable words: "SFT DRNK 2 LITER BTL" → "soft drink 2 liter bottle"."""
 
-from __future__ import annotations
-
 import re
 
 # Shorthand of the till's product hierarchy that stands for at least some thousand purchases each.

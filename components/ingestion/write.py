@@ -1,7 +1,5 @@
 """Writing the canonical tables with exactly their Arrow schemas, one day of events per folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

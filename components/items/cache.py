@@ -4,8 +4,6 @@ SQLite gives what the cache must promise: a store is a transaction, so that a ki
 before; processes may share it; damage is found. A checksum per row finds flipped bits that SQLite itself does not.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sqlite3
 import zlib

@@ -9,8 +9,6 @@ random projection of one-hot vectors (Achlioptas 2003).
     attribute vector         the code of the attribute's value, e.g. of a brand
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -1,7 +1,5 @@
 """What there is to encode of the items: their rows, texts, words, brands and categories."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import ibis

@@ -1,7 +1,5 @@
 """Everything that is known of the items as vectors: encoded, computed and learned, written as the two item tables."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Negatives: items drawn by their interaction counts."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -1,7 +1,5 @@
 """SplitMix64 (Steele, Lea, Flood 2014), the one hash of numbers."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -12,8 +12,6 @@ Kabbur et al. 2013) in which newer items matter more, trained by a sampled softm
 without events is placed by its text, category and brand.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -15,8 +15,6 @@ is chance. So both share the first half of their training, on the past and at th
 the rate begins to fall. One model can then read both.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 An item without an image, or with one that cannot be read, has no vector; the model learns what "absent" means.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import time

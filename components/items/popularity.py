@@ -15,8 +15,6 @@ purchases that the newest training cuts ask for, and a model that learns from th
 "rarely sold" means in training follows (features/recent.py).
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple

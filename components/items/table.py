@@ -13,9 +13,7 @@ links the unchanged files.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from components.addresses import link_file
 from components.exceptions import DataError, MissingInputError
 from components.items.codes import Words
 from components.items.hashing import mix_bits
@@ -189,7 +188,7 @@ def add_modalities(
     modalities = {name: _spread(table, name, rows, vectors) for name, vectors in added.items()}
     target = _new_folder(target)
     for path in sorted(Path(source).glob("*.npy")):
-        _link_or_copy(path, target / path.name)
+        link_file(path, target / path.name)
     for name, modality in modalities.items():
         _save_modality(target, name, modality)
     return ItemTable.open(target)
@@ -283,13 +282,6 @@ def _new_folder(folder: str | Path) -> Path:
         raise DataError(f"folder {folder}", expected="no item table yet", got="one", remedy="write to another folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another device, or a file system without hard links
-        shutil.copyfile(source, target)
 
 
 def _map(folder: Path, name: str, dtype: type[_Scalar], ndim: int) -> npt.NDArray[_Scalar]:

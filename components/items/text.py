@@ -1,7 +1,5 @@
 """Text vectors of items: a frozen sentence encoder over the distinct texts, cached by content."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Callable, Sequence

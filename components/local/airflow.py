@@ -1,7 +1,5 @@
 """Airflow on this machine: its environment, and a client of its REST API."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The whole chain on one machine: services up, a DAG run through Airflow's API, the results, a live round trip."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """Background processes that outlive the command that starts them, and ports for them."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

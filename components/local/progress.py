@@ -1,7 +1,5 @@
 """Follows a DAG run: the state of each stage, its seconds, and its last message."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime
 from typing import Any

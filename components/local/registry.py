@@ -1,7 +1,5 @@
 """What runs on this machine: `services.json` for the local commands, `services.env` for every other one."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """One live round trip: an event goes in at the API, and the user's new recall comes out."""
 
-from __future__ import annotations
-
 import time
 import uuid
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the demo shows at its end: the comparison, the verdict, the release."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rich.console import Console

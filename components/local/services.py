@@ -1,7 +1,5 @@
 """The services of one machine: how each is started, and how to tell that it is ready."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys

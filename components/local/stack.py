@@ -1,7 +1,5 @@
 """Brings the services up, waits until they are ready, and takes them down."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from importlib.metadata import version

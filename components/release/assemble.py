@@ -1,14 +1,9 @@
 """Build the bundle's files out of what earlier stages left; large files are hard-linked where possible."""
 
-from __future__ import annotations
-
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from components.addresses import link_file
 from components.config import RunConfig
-from components.exceptions import ReleaseError
 from components.release.bundle import TITLES, IndexNote, SmokeRequest, write_smoke, write_tasks
-from components.release.index import write_index
+from components.release.index import refuse, write_index
 from components.urm.inference import UrmRecaller
 
 
@@ -72,15 +67,6 @@ def link_tree(source: Path, target: Path) -> None:
             link_file(path, target / path.relative_to(source))
 
 
-def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system cannot."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another device, or a file system without hard links
-        shutil.copyfile(source, target)
-
-
 def write_titles(items: Path, target: Path) -> int:
     """What serving shows and filters by of every accepted item, sorted by item_id."""
     table = ds.dataset(items).to_table(columns=TITLES.names).sort_by("item_id").cast(TITLES)
@@ -99,24 +85,16 @@ def choose_smoke_requests(
     asked = examples.filter(pc.is_in(examples["example_id"], predictions["example_id"]))
     users = pc.unique(asked["context_id"]).sort()
     if not len(users):
-        raise _refuse("predictions of evaluate", "predictions for the test examples", "none")
+        raise refuse("predictions of evaluate", "predictions for the test examples", "none")
     picked = users.take(np.linspace(0, len(users) - 1, min(num_users, len(users))).astype(np.int64))
     asked = asked.filter(pc.is_in(asked["context_id"], picked)).sort_by("example_id")
     seen = predictions.filter(pc.is_in(predictions["example_id"], asked["example_id"]))
     items = dict(zip(seen["example_id"].to_pylist(), seen["item_ids"].to_pylist(), strict=True))
     rows = ds.dataset(contexts).to_table(filter=ds.field("context_id").isin(picked)).to_pylist()
-    by_id = {row["context_id"]: _plain(row) for row in rows}
+    by_id = {row["context_id"]: {**row, "cut_ts": row["cut_ts"].isoformat()} for row in rows}
     return [
         SmokeRequest(
             context=by_id[row["context_id"]], task=row["task"], query=row["query"], item_ids=items[row["example_id"]]
         )
         for row in asked.to_pylist()
     ]
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if name == "cut_ts" else value for name, value in row.items()}
-
-
-def _refuse(subject: str, expected: str, got: object) -> ReleaseError:
-    return ReleaseError(subject, expected=expected, got=got, remedy="run the stages before `release` again")

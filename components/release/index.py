@@ -1,7 +1,5 @@
 """The bundle's index: of a kind that fits the catalogue's size, and measured against the exact one (ADR 16)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,7 +31,7 @@ def write_index(
     """Write the index of the candidates, whose keys and vectors are in the folder, to the file `target`.
 
     Under `release.index: auto` a kind that finds too little of the exact top-k gives way to the more exact one. An
-    approximate index is measured on the smoke requests; only for such an index, `load` loads the model that answers them.
+    approximate index is measured on the smoke requests; only then `load` loads the model that answers them.
 
     Raises:
         ReleaseError: Keys and vectors do not fit, a vector is not finite, or a kind that the configuration names finds
@@ -67,10 +65,10 @@ class Candidates:
         self.vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         if self.vectors.ndim != 2 or len(self.keys) != len(self.vectors) or not len(self.keys):
             got = f"{len(self.keys)} keys and vectors of shape {self.vectors.shape}"
-            raise _refuse("candidates", "one vector per key", got)
+            raise refuse("candidates", "one vector per key", got)
         unsound = sum(int((~np.isfinite(block)).any(axis=1).sum()) for block in self.blocks())
         if unsound:
-            raise _refuse("candidates", "finite vectors", f"{unsound} that are not")
+            raise refuse("candidates", "finite vectors", f"{unsound} that are not")
 
     def blocks(self) -> Iterator[Floats]:
         """The vectors, some at a time."""
@@ -114,5 +112,6 @@ def _too_little(note: IndexNote, floor: float) -> ReleaseError:
     )
 
 
-def _refuse(subject: str, expected: str, got: object) -> ReleaseError:
+def refuse(subject: str, expected: str, got: object) -> ReleaseError:
+    """The error of inputs that do not fit."""
     return ReleaseError(subject, expected=expected, got=got, remedy="run the stages before `release` again")

@@ -4,8 +4,6 @@ One row is one request: `history_item_ids`, newest first, and `task`; the parame
 predictions with counts, ages and queries, use the recall API or `components.urm.inference`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

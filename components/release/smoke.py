@@ -1,7 +1,5 @@
 """Smoke requests as the model is asked them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 

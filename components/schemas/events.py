@@ -1,7 +1,5 @@
 """Arrow schemas of the canonical tables, events and items, that every source is turned into, and of the quarantine."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")

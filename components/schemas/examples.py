@@ -5,8 +5,6 @@ asked of a context, with the catalogue items that answer it. Examples refer to c
 stored once for all tasks.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

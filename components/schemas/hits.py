@@ -1,7 +1,5 @@
 """The per-example record of an evaluation, from which every recall can be recomputed."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 # Recall@k of a row is hits / min(targets, k).

@@ -1,7 +1,5 @@
 """Tables that the baseline stage hands on: ranked lists per example, and popularity per task."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 PREDICTION_DEPTH = 500  # items kept per example, if the cut-off is not larger: room for recall at more than one k

@@ -4,8 +4,6 @@ Encoded are the items that occur in accepted events, available or not: the catal
 history are made of such items, and an item without events can be neither. Rows are sorted by item id.
 """
 
-from __future__ import annotations
-
 import torch
 
 from components.device import prepare_device

@@ -15,7 +15,7 @@ from components.device import prepare_device
 from components.evaluation.examples import TestExamples
 from components.evaluation.models import Evaluation, evaluate_models, prediction_depth
 from components.evaluation.predict import predict_urm
-from components.evaluation.report import draw_figure, write_report
+from components.evaluation.report import draw_figure, render_report
 from components.evaluation.summary import flatten
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
@@ -74,7 +74,7 @@ def run(stage: StageRun) -> StageReport:
         stage.report_progress("comparing the models")
         evaluation = evaluate_models(test, (inputs.predictions, output["predictions"]), config, output["hits"])
         evaluation.segments.to_parquet(output["segments"], index=False)
-        write_report(output["report"], config, evaluation.metrics, evaluation.table, evaluation.segments)
+        output["report"].write_text(render_report(config, evaluation.metrics, evaluation.table, evaluation.segments))
         draw_figure(output["figure"], evaluation.metrics, config.evaluation.k)
         log_examples(inputs.examples_file, config.name, "test")
         _log(config, evaluation, output)

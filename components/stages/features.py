@@ -7,8 +7,6 @@
 5. Materialise the online store from the same sources.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 from pathlib import Path
 

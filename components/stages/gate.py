@@ -1,7 +1,5 @@
 """Stage `gate`: whether the model may be released, by the policy in the configuration, in words."""
 
-from __future__ import annotations
-
 import json
 
 import mlflow

@@ -5,8 +5,6 @@
 3. Set aside rows that do not fit the canonical types; `validate` puts them into its quarantine.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import ibis

@@ -1,7 +1,5 @@
 """Stage `promote`: roll the run's release out, and make it the champion of the registry once all workers serve it."""
 
-from __future__ import annotations
-
 import json
 
 import mlflow

@@ -24,7 +24,7 @@ from components.release.bundle import (
 from components.release.registry import register
 from components.settings import Settings
 from components.storage import StageReport, StageRun
-from components.tracking import run_url, track
+from components.tracking import track
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def run(stage: StageRun) -> StageReport:
 
 def _links(stage: StageRun, run_id: str, experiment_id: str) -> dict[str, str]:
     settings = stage.settings
-    links = {"run_dir": stage.run_dir, "mlflow_run_id": run_id, "mlflow_run": run_url(stage, run_id, experiment_id)}
+    links = {"run_dir": stage.run_dir, "mlflow_run_id": run_id, "mlflow_run": settings.run_page(experiment_id, run_id)}
     if settings.airflow_run_id:
         links["airflow_dag_id"] = settings.airflow_dag_id
         links["airflow_run_id"] = settings.airflow_run_id

@@ -1,7 +1,5 @@
 """The fingerprint of a stage's work: equal fingerprints mean equal results."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What a stage function is given and what it returns."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Results of stages: reading, requiring, reusing, recording."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import structlog
@@ -35,7 +33,9 @@ def load_result(run_dir: str, stage: str) -> StageResult | None:
     result = _load(join(folder, "result.json"))
     if result is None:
         return None
-    outputs = {name: uri if _is_whole(uri) else join(folder, uri) for name, uri in result.outputs.items()}
+    outputs = {
+        name: uri if uri.startswith("/") or "://" in uri else join(folder, uri) for name, uri in result.outputs.items()
+    }
     return result.model_copy(update={"outputs": outputs})
 
 
@@ -74,13 +74,9 @@ def find_reusable(run_dir: str, stage: str, work_fingerprint: str, index: str) -
     """A result of equal work, of this run or another one, whose outputs are still there."""
     for uri in (join(run_dir, stage, "result.json"), join(index, stage, f"{work_fingerprint}.json")):
         done = read_earlier(uri)
-        if done is not None and done.fingerprint == work_fingerprint and _outputs_exist(done):
+        if done is not None and done.fingerprint == work_fingerprint and all(map(exists, done.outputs.values())):
             return done
     return None
-
-
-def _outputs_exist(result: StageResult) -> bool:
-    return all(exists(uri) for uri in result.outputs.values())
 
 
 def read_earlier(uri: str) -> StageResult | None:
@@ -90,10 +86,6 @@ def read_earlier(uri: str) -> StageResult | None:
     except DataError as error:
         log.warning("earlier result is damaged, not used", error=str(error))
         return None
-
-
-def _is_whole(uri: str) -> bool:
-    return uri.startswith("/") or "://" in uri
 
 
 def _load(uri: str) -> StageResult | None:

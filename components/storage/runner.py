@@ -1,7 +1,5 @@
 """Runs a stage: reuse of equal work, or computation that becomes visible at once at the end."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime
 from typing import Any

@@ -4,8 +4,6 @@ Runs of one configuration that differ in their seed are repetitions. For the int
 draws users, each with the examples of every seed, so that neither seeds nor examples count as independent users.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,10 @@ from components.evaluation.bootstrap import Comparison, compare
 from components.evaluation.report import describe_best_other, markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE, find_best_other, order_models
 from components.exceptions import DataError
+from components.schemas.hits import HITS
 from components.settings import Settings
 from components.storage import require_result
 from components.tracking import track_study
-
-_HIT_COLUMNS = ["example_id", "user_id", "task", "model", "k", "hits", "targets"]
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ def _pool(runs: list[FinishedRun], k: int, models: set[str], cache: Path) -> pd.
     parts: list[pd.DataFrame] = []
     offset = 0
     for run in runs:
-        part = pd.read_parquet(fetch(run.hits, cache), columns=_HIT_COLUMNS, filters=wanted)
+        part = pd.read_parquet(fetch(run.hits, cache), columns=HITS.names, filters=wanted)
         parts.append(part.assign(example_id=part["example_id"] + offset))
         offset += int(part["example_id"].max()) + 1
     return pd.concat(parts, ignore_index=True)

@@ -1,7 +1,5 @@
 """A finished run for studies: its model, its users and the names of its items."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path

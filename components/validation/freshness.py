@@ -4,8 +4,6 @@ So it is no expectation of a suite: it is asked of the accepted rows when they a
 verdict is reused, since the files of a feed that has stopped do not change.
 """
 
-from __future__ import annotations
-
 from datetime import datetime, timedelta
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Running the rules with Great Expectations: which rows are refused, which table rules fail, and the Data Docs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime

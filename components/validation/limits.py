@@ -1,7 +1,5 @@
 """What fails the stage: a rule about a whole table, too large a share of refused rows, no accepted row."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

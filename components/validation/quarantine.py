@@ -4,8 +4,6 @@ A row that breaks several rules is quarantined once: under the reason of the fir
 accepted and quarantined rows together are the input, no more and no less.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

@@ -8,8 +8,6 @@ item known, is this the first row of its key) stands as a helper column in the f
 The order of the rules matters: a row is quarantined once, under the first rule it breaks.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any

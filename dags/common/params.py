@@ -4,8 +4,6 @@ The functions are values of template fields: Airflow calls them when a task star
 tab *Rendered Templates*.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from airflow.sdk import Context, Param

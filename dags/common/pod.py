@@ -1,7 +1,5 @@
 """Runs a stage, or another `urm` command, as a pod of a Kubernetes cluster."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Runs a stage, or another `urm` command, as a process of this machine."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

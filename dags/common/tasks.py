@@ -3,8 +3,6 @@
 `URM_EXECUTOR` chooses (`local` or `kubernetes`); the graph of a DAG is the same in both.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,6 @@ from dags.common.params import link_variables
 POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
 POD_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "stage-pod.yaml"
-
 
 # Transient faults (a service away, a process or pod killed) are tried again; a mistake in the input is not.
 RETRY_POLICY: dict[str, Any] = {

@@ -16,7 +16,7 @@ from components.exceptions import DataError, UnavailableError
 from components.flow import STAGES
 from components.settings import Settings
 from components.storage import StageRun
-from components.tracking import parent_run_id, run_url, track
+from components.tracking import parent_run_id, track
 from tests.worlds import CONFIGS
 from tests.worlds.servers import free_port
 
@@ -116,7 +116,7 @@ def test_tags_lead_back_to_airflow(tmp_path: Path, home: Path) -> None:
 
 def test_the_page_of_a_run_is_under_the_public_address(tmp_path: Path, home: Path) -> None:
     stage = make_stage(tmp_path, Settings(home=home, mlflow_uri="http://in:1", mlflow_public_url="http://out:2/"))
-    assert run_url(stage, "r", "3") == "http://out:2/#/experiments/3/runs/r?workflowType=machine_learning"
+    assert stage.settings.run_page("3", "r") == "http://out:2/#/experiments/3/runs/r?workflowType=machine_learning"
 
 
 def test_a_server_that_is_down_is_said_at_once(tmp_path: Path, home: Path) -> None:

@@ -1,7 +1,5 @@
 """`urm explain`: one user in words: the history, the [LM] text, and the items nearest to each user vector."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from rich.columns import Columns

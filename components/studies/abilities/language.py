@@ -4,8 +4,6 @@ The backbone before SFT is the one that training starts from: same name, same de
 measured too, because cutting the depth costs more language than SFT does.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

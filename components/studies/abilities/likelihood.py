@@ -1,7 +1,5 @@
 """Likelihood of plain text under a causal language model: perplexity, and multiple-choice questions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Guidance phrases of a data set, and the items that each should recall (configs/guidance/*.yaml)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Self

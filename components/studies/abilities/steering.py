@@ -7,8 +7,6 @@ another such user; the difference to the last measures personalisation. Users co
 weeks stay untouched.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Quality of the text after [LM]: token-level loss, and F1 of the categories in it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import jinja2

@@ -1,7 +1,5 @@
 """One figure per group: a curve where the group varies one number, bars otherwise."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

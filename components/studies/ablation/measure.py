@@ -3,8 +3,6 @@
 The test split is never read: an ablation selects variants, and selection must not see the test.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from components.device import choose_device, set_threads
+from components.device import set_threads
 from components.storage import StageReport, StageRun
+from components.studies.finished import load_recaller
 from components.tracking import track
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
@@ -26,8 +25,7 @@ def run(stage: StageRun) -> StageReport:
     """Recall every validation example; `recalls` has the columns example_id, user_id, task, recall."""
     set_threads(stage.settings)
     with track(stage):
-        model, table, candidates = (stage.path("sft", name) for name in ("model", "item_table", "candidates"))
-        recaller = UrmRecaller.load(model, table, candidates, device=choose_device(stage.settings))
+        recaller = load_recaller(lambda output: stage.path("sft", output), stage.settings)
         recalls = pd.DataFrame(_recalls(stage, recaller))
         by_task = {str(task): float(value) for task, value in recalls.groupby("task")["recall"].mean().items()}
         metrics = {"mean_recall": float(np.mean(list(by_task.values()))), "recall": by_task}

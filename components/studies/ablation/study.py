@@ -4,8 +4,6 @@ Fingerprints reuse the stages that a variant shares with the reference, and ever
 finished.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Sequence

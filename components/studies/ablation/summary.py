@@ -5,18 +5,17 @@ bootstrap interval over users: a drawn user brings the examples of all tasks and
 the standard deviation of the value over seeds; with one seed there is none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import mlflow
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import structlog
 
 from components.addresses import fetch
+from components.evaluation.bootstrap import sum_by_user
+from components.evaluation.metrics import Floats
 from components.exceptions import MissingInputError
 from components.storage import StageReport, StageRun, load_result
 from components.studies.ablation.figures import draw_group
@@ -25,7 +24,6 @@ from components.tracking import track
 
 DRAWS = 2000
 CONFIDENCE = 0.95
-Floats = npt.NDArray[np.float64]
 log = structlog.get_logger()
 
 
@@ -82,8 +80,8 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
     users, user_ids = pd.factorize(paired["user_id"])
     tasks, names = pd.factorize(paired["task"])
     shape = (len(user_ids), len(names))
-    counts = _table(shape, users, tasks, np.ones(len(paired)))
-    gains = _table(shape, users, tasks, (paired["recall"] - paired["recall_reference"]).to_numpy())
+    counts = sum_by_user(shape, users, tasks, np.ones(len(paired)))
+    gains = sum_by_user(shape, users, tasks, (paired["recall"] - paired["recall_reference"]).to_numpy())
     low, high = _interval(counts, gains, seed)
     return {
         "recall": float(by_seed.mean()),
@@ -145,14 +143,6 @@ def _read(stage: StageRun, variant: str, seeds: Sequence[int]) -> pd.DataFrame:
 def _sft_seconds(stage: StageRun, variant: str, seeds: Sequence[int]) -> float:
     results = [load_result(variant_dir(stage.run_dir, variant, seed), "sft") for seed in seeds]
     return float(np.mean([result.seconds for result in results if result is not None]))
-
-
-def _table(
-    shape: tuple[int, int], users: npt.NDArray[np.int64], tasks: npt.NDArray[np.int64], values: Floats
-) -> Floats:
-    table = np.zeros(shape)
-    np.add.at(table, (users, tasks), values)
-    return table
 
 
 def _interval(counts: Floats, gains: Floats, seed: int) -> tuple[float, float]:

@@ -7,8 +7,6 @@
 Numbers are int64 and vectors float32 unless noted. "Flat position" means an index into B·S.
 """
 
-from __future__ import annotations
-
 from typing import TypedDict
 
 from torch import Tensor

@@ -4,8 +4,6 @@ Frozen vectors of the distinct items of a batch are gathered from the memory-map
 of the table, so its memory does not grow with the catalogue, and no gradient can reach them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -115,11 +113,7 @@ class BatchBuilder:
     def build(
         self, groups: Sequence[tuple[UserContext, Sequence[Block]]], more_items: Ids | None = None
     ) -> tuple[Batch, npt.NDArray[np.int64]]:
-        """One sequence per group.
-
-        Args:
-            groups: Contexts, each with its blocks.
-            more_items: Items to add to those of the histories.
+        """One sequence per context with its blocks; `more_items` are added to those of the histories.
 
         Returns:
             The batch, and the place of each of `more_items` among its items.

@@ -1,7 +1,5 @@
 """Training and validation examples of the features stage, by context."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -7,8 +7,6 @@ A token attends to earlier tokens of the prefix and of its own block. Positions 
 block, so that a block sees exactly what it would see alone: packed and separate passes give equal vectors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

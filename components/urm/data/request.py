@@ -1,7 +1,5 @@
 """A request: a user context at one point in time, a task, and for some tasks a query."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The causal language model under URM: a packaged SmolLM2 or any local transformers directory, with reduced depth."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

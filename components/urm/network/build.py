@@ -1,7 +1,5 @@
 """A new URM around a backbone, with its batch builder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ urm.safetensors    the new modules
 urm.json           how to build them: configuration, widths of the modalities, behaviours
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pydantic

@@ -14,8 +14,6 @@ The paper states the first two lines; in the third, the frozen vectors side by s
 starts as their similarity instead of noise, and the user head can weight each modality separately.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -17,8 +17,6 @@ consist of words. f is popularity, each count as K ramps of its logarithm, so th
 piecewise linear function. `urm.copy_path: false` leaves W h and popularity.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping

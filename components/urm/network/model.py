@@ -4,8 +4,6 @@ Tensor letters: B contexts · S tokens · E examples · H user vectors · L hist
 D hidden width · P width of item space · G counts of popularity, K knots of each.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -9,8 +9,6 @@ item can be missing only if SPARE others overtake it by rounding (benchmarks/inf
 and exclusions are sparse: a row, a place, and a score to add.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 

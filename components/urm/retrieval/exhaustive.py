@@ -3,8 +3,6 @@
 E requests · H user vectors · d their width · B items of a block
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -12,8 +12,6 @@ length of the vectors, which encodes popularity here. And the projection keeps t
 subtract μ · v from the score of item v.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

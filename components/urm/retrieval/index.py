@@ -3,8 +3,6 @@
 n requests · H user vectors each · N items · d width of a vector
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Callbacks of a training: its end, its checkpoints, its metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -12,8 +12,6 @@ Drawn items that are targets of the example are left out of its sum. Every targe
 the H vectors, so that under `max` each trains its best vector: sequence in, set out.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 

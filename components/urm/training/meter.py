@@ -1,7 +1,5 @@
 """Training metrics between two reports: losses, speed and memory."""
 
-from __future__ import annotations
-
 import resource
 import sys
 import time
@@ -41,12 +39,7 @@ class Meter:
             self._since += time.monotonic() - began
 
     def report(self, total: Sum, num_processes: int) -> dict[str, float]:
-        """Mean losses and examples per second over all processes; then reset.
-
-        Args:
-            total: Sums a float64 tensor over the processes.
-            num_processes: Number of processes; losses are averaged, examples summed.
-        """
+        """Mean losses and examples per second over all processes; then reset. `total` sums over the processes."""
         sums = total(torch.tensor([*self._sums, self._examples], dtype=torch.float64)).tolist()
         count = max(self._steps, 1) * num_processes
         figures = {name: value / count for name, value in zip(self._losses, sums[:-1], strict=True)}

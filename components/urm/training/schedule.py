@@ -1,7 +1,5 @@
 """Learning rate over a training that ends after a number of steps or a time, whichever comes first."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

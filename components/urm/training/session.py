@@ -1,7 +1,5 @@
 """A training session: a new model with the steps and the validation that train it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

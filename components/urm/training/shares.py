@@ -10,8 +10,6 @@ which process r has e_r of the E examples and m_r of the M text tokens, the grad
 averages to that of the whole batch's loss, however unequal the shares are.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.utils.data import Dataset
 

@@ -3,8 +3,6 @@
 Because a step's batch depends on nothing else, a resumed training sees exactly the batches of an uninterrupted one.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache

@@ -5,8 +5,6 @@ contexts (see shares.py), the clock and the validation of the first one decide f
 The weights equal those of one process, up to the order of sums.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

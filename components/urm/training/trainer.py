@@ -1,7 +1,5 @@
 """The Hugging Face Trainer with URM's loss, two learning rates and its own evaluation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

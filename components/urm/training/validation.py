@@ -1,7 +1,5 @@
 """Recall of a model in training, on validation examples and the full catalogue."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -124,7 +124,7 @@ def test_add_modalities_copies_where_the_file_system_has_no_links(
     def refuse(*_: object) -> None:
         raise OSError("Invalid cross-device link")
 
-    monkeypatch.setattr(table_module.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     write(tmp_path / "source", [1], text=(np.ones((1, 2)), np.ones(1, dtype=bool)))
     table = add_modalities(tmp_path / "source", tmp_path / "target", np.array([1]), {"id": np.ones((1, 1))})
     assert table.rows([1]).tolist() == [0]
