@@ -83,7 +83,7 @@ def test_features_defined_otherwise_are_refused(releases: tuple[Release, Release
     manifest = read_manifest(broken_bundle)
     assert len(manifest.feature_registry) == 64
     write_manifest(broken_bundle, manifest.model_copy(update={"feature_registry": "0" * 64}))
-    with pytest.raises(ReleaseError, match="feature store .* expected the definitions that the release was made with"):
+    with pytest.raises(ReleaseError, match=r"feature store .* expected the definitions that the release was made with"):
         load(releases[1], broken_bundle)
 
 
