@@ -46,11 +46,13 @@ class Candidate:
         version: Its version of the registered model.
         release: Its name.
         bundle: URI of its bundle.
+        manifest: SHA-256 of its manifest, as its stage noted it; empty if that was before digests were noted.
     """
 
     version: str
     release: str
     bundle: str
+    manifest: str = ""
 
 
 def rollback(settings: Settings, config: ReleaseConfig) -> dict[str, Any]:
@@ -96,8 +98,10 @@ def _promote(
             expected, remedy = f"its bundle at {candidate.bundle}", "run `urm release` again"
             raise MissingInputError(f"release {release}", expected=expected, got="nothing", remedy=remedy)
         continue_orders(client, last_order(registry, model_name))
-        # Releases that were registered before have no digest; their files are checked against their manifest alone.
-        manifest = registry.get_model_version(model_name, version).tags.get("urm.manifest", "")
+        # The registry's word counts, unless equal content was registered again since, from another run.
+        tags = registry.get_model_version(model_name, version).tags
+        registered = tags.get("urm.bundle") == candidate.bundle and tags.get("urm.manifest")
+        manifest = registered or candidate.manifest
         try:
             publication = roll_out(WorkerFlip(client, lock), release, candidate.bundle, timeout, manifest)
             lock.reacquire()

@@ -10,7 +10,7 @@ from components.release.publication import Publication
 class Target(Protocol):
     """The workers of one machine today (`workers.WorkerFlip`)."""
 
-    def publish(self, release: str, bundle: str, manifest: str) -> Publication:
+    def publish(self, release: str, bundle: str, manifest: str = "") -> Publication:
         """Ask for a release, by its name, the address of its bundle and the digest of its manifest.
 
         Raises:

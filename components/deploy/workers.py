@@ -38,7 +38,7 @@ class WorkerFlip:
         self._lock = lock
         self._before: Publication | None = None
 
-    def publish(self, release: str, bundle: str, manifest: str) -> Publication:
+    def publish(self, release: str, bundle: str, manifest: str = "") -> Publication:
         """See Target."""
         if not live_workers(self._client):
             raise UnavailableError(

@@ -22,7 +22,12 @@ def run(stage: StageRun) -> StageReport:
         stage.settings,
         stage.config.release,
         released.metrics["model_name"],
-        Candidate(released.metrics["version"], released.metrics["release"], released.outputs["bundle"]),
+        Candidate(
+            released.metrics["version"],
+            released.metrics["release"],
+            released.outputs["bundle"],
+            released.metrics.get("manifest", ""),
+        ),
     )
     (stage.output / "deployment.json").write_text(json.dumps(deployment, indent=2) + "\n")
     with track(stage):

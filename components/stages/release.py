@@ -82,7 +82,8 @@ def run(stage: StageRun) -> StageReport:
         )
         write_manifest(bundle, manifest)
         uri = join(stage.folder, "bundle")
-        tags = {**manifest.tags(uri), "urm.manifest": hash_manifest(bundle)}
+        digest = hash_manifest(bundle)
+        tags = {**manifest.tags(uri), "urm.manifest": digest}
         stage.report_progress("registering it in MLflow")
         version = register(bundle, uri, manifest, config.release.model_name, tags)
         mlflow.set_tags({**tags, "urm.version": version})
@@ -93,6 +94,7 @@ def run(stage: StageRun) -> StageReport:
         counts={"files": len(files), "bytes": sum(entry.size for entry in files.values()), **counts},
         metrics={
             "release": manifest.release,
+            "manifest": digest,
             "model_name": config.release.model_name,
             "version": version,
             "gate_passed": gate.passed,

@@ -153,10 +153,10 @@ def test_a_bundle_that_was_exchanged_after_its_release_is_rejected(
 ) -> None:
     """Even with a manifest that fits: it is not the one that was registered."""
     version = str(releases[1].result.metrics["version"])
-    manifest = read_manifest(broken_bundle)
+    manifest, digest = read_manifest(broken_bundle), str(releases[1].result.metrics["manifest"])
     write_manifest(broken_bundle, manifest.model_copy(update={"links": {"run": "elsewhere"}}))
     with pytest.raises(ReleaseError, match=r"a rejection by worker-a: .*manifest.json: expected SHA-256 .* published"):
-        exchanged = Candidate(version, releases[1].name, str(broken_bundle))
+        exchanged = Candidate(version, releases[1].name, str(broken_bundle), digest)
         deploy(releases[1].settings, releases[1].config.release, "urm", exchanged)
     wanted = read_publication(client, WANTED)
     assert wanted is not None and wanted.manifest == promoted[1].manifest and wanted.release == releases[0].name

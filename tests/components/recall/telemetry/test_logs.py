@@ -58,10 +58,11 @@ def test_api_logs_no_user_and_no_query_even_of_errors(
     client: redis.Redis, releases: tuple[Release, Release], redis_server: RedisServer, tmp_path: Path
 ) -> None:
     user, query, attribute = SECRETS
-    log, port = tmp_path / "api.log", free_port()
+    log, port, metrics_port = tmp_path / "api.log", free_port(), free_port()
     serve_release(client, releases[0])
     event = {"user_id": user, "query": query, "attributes": {"note": attribute}}
-    with running(log, releases[0].settings.home, redis_server.url, "serve", "--port", str(port)) as process:
+    ports = ("--port", str(port), "--metrics-port", str(metrics_port))
+    with running(log, releases[0].settings.home, redis_server.url, "serve", *ports) as process:
         wait_until(lambda: log.exists() and "Uvicorn running" in log.read_text(), seconds=60)
         root = f"http://127.0.0.1:{port}/v1"
         assert httpx.post(f"{root}/events", json=event).status_code == 202
@@ -75,7 +76,8 @@ def test_api_logs_no_user_and_no_query_even_of_errors(
             assert httpx.post(f"{root}/events", json=event).status_code == 503
         finally:
             client.config_set("maxmemory", 0)
-        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 404
         for status in (200, 500):
             assert f'route="/v1/users/{{user_id}}/recall",status="{status}"}} 1.0' in metrics
     assert process.returncode == 0  # told to stop, it stops
