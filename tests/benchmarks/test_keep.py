@@ -81,9 +81,7 @@ def variant_run(tmp_path: Path) -> Path:
     return run
 
 
-def test_a_kept_variant_of_a_study_has_its_recalls_and_the_time_of_its_training(
-    variant_run: Path, tmp_path: Path
-) -> None:
+def test_a_kept_variant_of_a_study_has_its_recalls_and_its_training_time(variant_run: Path, tmp_path: Path) -> None:
     keep(str(variant_run), tmp_path / "kept", tmp_path / "cache")
     moved = (tmp_path / "kept").rename(tmp_path / "moved")
     measurement, training = (load_result(str(moved), stage) for stage in ("measure", "sft"))

@@ -128,9 +128,7 @@ def test_a_server_that_is_down_is_said_at_once(tmp_path: Path, home: Path) -> No
     assert not (tmp_path / "run-7" / "tracking.json").exists()
 
 
-def test_a_server_that_never_answers_is_not_waited_for(
-    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_server_is_not_waited_for(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "_PROBE_SECONDS", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

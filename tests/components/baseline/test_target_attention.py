@@ -49,9 +49,7 @@ def test_training_and_catalogue_scores_agree(data: Dataset, network: TargetAtten
         assert not torch.allclose(shared[row][bought], catalogue[row][bought], atol=1e-2)
 
 
-def test_scores_depend_neither_on_the_batch_nor_on_padding(
-    data: Dataset, network: TargetAttention, batcher: Batcher
-) -> None:
+def test_scores_depend_neither_on_batch_nor_padding(data: Dataset, network: TargetAttention, batcher: Batcher) -> None:
     scorer, rows = TargetAttentionScorer(network, batcher), data.examples.rows("test")[:9]
     together = scorer.score(rows)
     for position in (0, 4, 8):

@@ -158,9 +158,7 @@ def test_an_event_at_the_instant_of_the_cut_is_not_seen() -> None:
     assert contexts[1]["history_item_ids"] == [2, 1]
 
 
-def test_a_user_without_features_at_a_cut_is_refused(
-    engine: ibis.BaseBackend, tmp_path: Path, settings: Settings
-) -> None:
+def test_a_user_without_features_is_refused(engine: ibis.BaseBackend, tmp_path: Path, settings: Settings) -> None:
     items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
     log = read_log(engine, write_events(tmp_path / "events", [Event("a", 1, START)]), ALIGNED.features.split, [])
     write_sources(log, items, ALIGNED.features, tmp_path)

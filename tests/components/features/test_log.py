@@ -35,9 +35,7 @@ def test_no_cut_lies_inside_a_period_even_if_splits_start_at_different_hours(eng
         assert before < at
 
 
-def test_shards_split_users_by_number_of_events(
-    logged: Callable[..., ir.Table], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_split_users_by_their_events(logged: Callable[..., ir.Table], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_module, "EVENTS_PER_SHARD", 3)
     log = logged([Event(user, item, START) for user in ("a", "b", "c") for item in (1, 2)])
     shards = dict(log.select("user_id", "shard").distinct().execute().itertuples(index=False))

@@ -47,9 +47,7 @@ def test_rows_of_quantity_zero_are_no_purchases(slice_dir: Path, events: pd.Data
     assert "0" not in set(events.quantity)
 
 
-def test_promotions_are_those_of_product_store_and_week(
-    slice_dir: Path, events: pd.DataFrame, sales: pd.DataFrame
-) -> None:
+def test_promotions_are_of_product_store_and_week(slice_dir: Path, events: pd.DataFrame, sales: pd.DataFrame) -> None:
     promotions = pd.read_parquet(slice_dir / "promotions.parquet")
     keys = ["product_id", "store_id", "week"]
     shown = set(promotions[promotions.display_location != "0"][keys].itertuples(index=False, name=None))

@@ -48,9 +48,7 @@ def rejected_of(source: SequenceSource, connection: ibis.BaseBackend) -> list[tu
 
 
 @pytest.mark.parametrize("name", ["sequences.txt.gz", "sequences.txt"])
-def test_a_line_is_a_user_with_a_purchase_a_day_up_to_the_last(
-    name: str, connection: ibis.BaseBackend, tmp_path: Path
-) -> None:
+def test_a_line_is_a_user_with_a_purchase_per_day(name: str, connection: ibis.BaseBackend, tmp_path: Path) -> None:
     lines = "7 1 2 3\n8 3\n"
     source = write_source(tmp_path, lines, sequences=name)
     (tmp_path / "sequences.txt").write_text(lines)
@@ -70,9 +68,7 @@ def test_the_first_lines_only(connection: ibis.BaseBackend, tmp_path: Path) -> N
     assert {event[1] for event in events_of(source, connection)} == {"9", "7"}
 
 
-def test_a_line_without_items_and_a_second_line_of_a_user_are_refused(
-    connection: ibis.BaseBackend, tmp_path: Path
-) -> None:
+def test_a_line_without_items_and_a_users_second_line_are_refused(connection: ibis.BaseBackend, tmp_path: Path) -> None:
     source = write_source(tmp_path, "7 1 2\n8\n7 3 1\n")
     assert [event[0] for event in events_of(source, connection)] == ["7-1", "7-2"]
     assert rejected_of(source, connection) == [(2, "missing_item_id")] + [(3, "unreadable_user_id")] * 2
@@ -117,9 +113,7 @@ def test_an_item_without_a_title_is_refused(connection: ibis.BaseBackend, tmp_pa
         ({"items": "goods.parquet"}, r"source\.items .*goods\.parquet: expected at least one file, .*source\.data_dir"),
     ],
 )
-def test_items_that_are_not_there(
-    fields: dict[str, Any], message: str, connection: ibis.BaseBackend, tmp_path: Path
-) -> None:
+def test_missing_items(fields: dict[str, Any], message: str, connection: ibis.BaseBackend, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read_items(write_source(tmp_path, "7 1\n", **fields), connection)
 

@@ -77,9 +77,7 @@ def test_columns_are_mapped(suffix: str, tmp_path: Path, connection: ibis.BaseBa
     }  # fmt: skip
 
 
-def test_a_null_is_refused_where_needed_and_filled_where_there_is_a_default(
-    tmp_path: Path, connection: ibis.BaseBackend
-) -> None:
+def test_a_null_is_refused_where_needed_and_filled_by_a_default(tmp_path: Path, connection: ibis.BaseBackend) -> None:
     log = LOG.append_column("event_id", pa.array(["a", None, "c"]))
     log = log.append_column("scenario", pa.array(["app", "app", None]))
     goods = GOODS.set_column(4, "available", pa.array([None, "false"]))

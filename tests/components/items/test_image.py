@@ -75,9 +75,7 @@ def test_missing_and_unreadable_images_are_absent_and_counted(encoder: ImageEnco
     assert images.num_images == 6
 
 
-def test_an_image_is_encoded_once_for_its_content(
-    encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_images_are_encoded_once(encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uris = [save(tmp_path / "a.png", "red"), save(tmp_path / "b.png", "blue")]
     first = encode_images(uris, encoder, tmp_path / "cache")
     assert first.num_cached == 0

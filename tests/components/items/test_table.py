@@ -118,9 +118,7 @@ def test_words_of_a_modality_stay_with_the_table(tmp_path: Path) -> None:
         ItemTable.open(tmp_path / "target")
 
 
-def test_add_modalities_copies_where_the_file_system_has_no_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_add_modalities_copies_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("Invalid cross-device link")
 

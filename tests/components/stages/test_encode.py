@@ -69,9 +69,7 @@ def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settin
     assert progress["message"] == "learning ID vectors"
 
 
-def test_the_table_for_training_knows_what_came_before_the_newest_training_cuts(
-    tmp_path: Path, settings: Settings
-) -> None:
+def test_the_table_for_training_knows_what_came_before_its_newest_cuts(tmp_path: Path, settings: Settings) -> None:
     config = load_config(CONFIG)
     split = config.features.split
     week = timedelta(days=7)

@@ -51,9 +51,7 @@ def test_same_work_again_gives_the_same_release_and_version(releases: tuple[Rele
     verify(release.bundle)
 
 
-def test_registered_version_leads_back_and_predicts(
-    releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_leads_back_and_predicts(releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch) -> None:
     release = releases[1]
     registry = open_registry(release.settings)
     version = registry.get_model_version_by_alias("urm", CANDIDATE)
@@ -79,8 +77,8 @@ def test_registered_version_leads_back_and_predicts(
 
 
 def test_failed_gate_stops_the_release_unless_told_otherwise(tmp_path: Path) -> None:
-    run = {"airflow_dag_id": "recall_training", "airflow_run_id": "manual__1", "airflow_url": "http://a"}
-    settings = make_settings(tmp_path).model_copy(update=run)
+    airflow = {"airflow_dag_id": "recall_training", "airflow_run_id": "manual__1", "airflow_url": "http://a"}
+    settings = make_settings(tmp_path).model_copy(update=airflow)
     run_dir = tmp_path / "runs" / "failed"
     config = make_run(run_dir, settings, gate_passed=False)
     with pytest.raises(GateError, match=r"expected a passed gate, got a failed one: lift below zero; .*promote-anyway"):

@@ -84,9 +84,7 @@ def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_di
     assert {item.dataset.name for item in inputs} == {"complete_journey.train", "complete_journey.validation"}
 
 
-def test_training_reads_the_vectors_of_the_past_and_validation_those_of_now(
-    config: RunConfig, run_dir, settings, monkeypatch
-):
+def test_training_reads_vectors_of_the_past_and_validation_of_now(config: RunConfig, run_dir, settings, monkeypatch):
     """Of the two tables only the past one lacks the vector of one more item."""
     with_vector = {}
 

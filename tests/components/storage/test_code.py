@@ -52,9 +52,7 @@ def test_no_stage_depends_on_what_stands_above_it(spec: object) -> None:
     assert not parts & {"cli", "local"}
 
 
-def test_the_fingerprint_sees_code_configuration_inputs_and_options(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fingerprint_sees_code_configuration_inputs_and_options(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "ROOT", tree)
     result = put(tree, "validate", fingerprint="1")
 

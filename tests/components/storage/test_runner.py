@@ -132,9 +132,7 @@ def test_force_computes_and_leaves_the_files_other_runs_use(tmp_path: Path, run:
     assert Path(other.outputs["items"]).read_text() == "old"
 
 
-def test_a_stage_that_acts_on_the_world_is_never_reused(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_acting_on_the_world_is_never_reused(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name for name, spec in STAGES.items() if not spec.reusable} == {"release", "promote"}
     monkeypatch.setitem(STAGES, "ingest", replace(STAGES["ingest"], reusable=False))
     old, new = Work("old"), Work("new")

@@ -7,9 +7,7 @@ import torch
 from tests.worlds.training import launch, write_world
 
 
-def test_a_model_sharded_over_two_processes_has_the_gradients_of_a_whole_one(
-    tmp_path, tables, table_dir, config, steps
-):
+def test_a_model_sharded_over_processes_has_the_gradients_of_a_whole_one(tmp_path, tables, table_dir, config, steps):
     spoken = next(batch for batch in map(steps.__getitem__, range(len(steps))) if len(batch["labels"]))
     (tmp_path / "world").mkdir()
     write_world(tmp_path / "world", tables, table_dir, config)
