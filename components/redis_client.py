@@ -66,10 +66,7 @@ def require_password(url: str) -> None:
 
 
 def require_no_eviction(memory: Mapping[str, Any]) -> None:
-    """Refuse a Redis that would throw accepted events away when it is full.
-
-    Args:
-        memory: Answer of `INFO memory`.
+    """Refuse a Redis that would throw accepted events away when it is full, by its answer to `INFO memory`.
 
     Raises:
         ConfigError: Its maxmemory-policy is another than noeviction.

@@ -9,11 +9,7 @@ from components.evaluation.bootstrap import Comparison
 
 
 def judge(comparison: Comparison, config: EvaluationConfig) -> dict[str, Any]:
-    """Hold a comparison against the policy.
-
-    Returns:
-        passed (bool), verdict (one paragraph for people), reasons (one sentence for each rule that is not met).
-    """
+    """Hold a comparison against the policy: passed, the verdict for people, a reason for each rule that is not met."""
     policy = config.gate
     reasons = [
         reason

@@ -30,13 +30,9 @@ def digest(content: bytes) -> bytes:
 
 
 class VectorCache:
-    """Content digest → float16 vector, for one encoder.
+    """Content digest → float16 vector [dimension], for one encoder.
 
-    Args:
-        folder: Created if missing.
-        encoder: Name for people, e.g. "text".
-        identity: Hex digest of everything that decides the encoder's vectors.
-        dimension: Length of a vector.
+    `encoder` is a name for people, e.g. "text"; `identity` is a hex digest of all that decides the encoder's vectors.
 
     Raises:
         ConfigError: The file cannot be written.

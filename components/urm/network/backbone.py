@@ -28,11 +28,8 @@ def load_backbone(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in float32 with its first `num_layers` layers and its final norm.
 
-    Args:
-        name: A key of PACKAGED, or a directory written by `save_pretrained`.
-        num_layers: Depth kept; at most that of the model.
-        pretrained: False gives the same architecture with random weights (ablation).
-        cache: Folder for packaged models converted to safetensors.
+    Its name is a key of PACKAGED (converted to safetensors in the cache, once) or a directory written by
+    `save_pretrained`. Without `pretrained` it has random weights (ablation).
 
     Raises:
         ConfigError: There is no such model, or it has fewer layers.

@@ -76,12 +76,8 @@ class UserHead(nn.Module):
     ) -> None:
         """Start as a model of popularity and, with the copy path, of the user's habits and of similar items.
 
-        Args:
-            hidden_width: D.
-            widths: Width of each part of item space by modality; P is their sum.
-            num_counts: G.
-            pointer_width: Width of the queries and keys of the match.
-            copy_path: False leaves W h and popularity: history and query then act through the backbone only.
+        `widths` are those of the parts of item space by modality; `pointer_width` is that of the queries and keys of
+        the match. Without `copy_path`, history and query act through the backbone only.
         """
         super().__init__()
         self.copy_path = copy_path
