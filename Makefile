@@ -36,8 +36,8 @@ down: $(READY) ## Stop them
 	urm down
 
 .PHONY: test
-test: $(READY) ## Run every test (starts its own services)
-	pytest
+test: $(READY) ## Run every test, or those of ARGS (starts its own services)
+	pytest $(ARGS)
 
 .PHONY: results
 results: $(READY) ## Re-create the records of docs/results/: hours, may be stopped and started again (ARGS="--list")

