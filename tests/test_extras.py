@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PARTS = {
     "orchestrate": ("dags",),
     "train": ("components.stages", "components.studies", "components.cli.stages", "components.cli.studies"),
-    "serve": ("components.recall", "components.cli.recall"),
+    "serve": ("components.recall", "components.cli.recall", "components.client"),
     "local": ("components.local", "components.cli", "components.__main__"),
 }
 PARTS["train"] += ("components.release",)

@@ -4,8 +4,6 @@ One promotion runs at a time. What serves and what the registry calls champion m
 the next one begins with putting that right, so that `previous` is always what served before.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a release is rolled out to: publish it, wait until it serves, undo it."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from components.release.publication import Publication

@@ -3,8 +3,6 @@
 The keys are listed in `components/release/publication.py`.
 """
 
-from __future__ import annotations
-
 import time
 
 import redis

@@ -12,8 +12,6 @@ Instants are those of Redis, and the number of a publication is that of its mill
 forgotten earlier ones while workers still serve them.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator

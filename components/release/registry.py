@@ -5,8 +5,6 @@ the release stage put it, so that nothing is stored twice. `mlflow.pyfunc.load_m
 the bundle, verifies it and predicts (components/release/registered_model.py).
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import warnings

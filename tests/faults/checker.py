@@ -15,8 +15,6 @@ Four invariants:
 An event whose sender never got an answer counts as unknown: it may have been accepted or not.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Fault tests share the server and the releases of the recall tests, and one zygote."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Callable, Iterator

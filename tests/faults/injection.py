@@ -3,8 +3,6 @@
 They are put around the real methods of a forked worker before it starts; what happens then is a real signal.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

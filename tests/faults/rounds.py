@@ -1,7 +1,5 @@
 """Kill -9 of workers, round after round: at points by name, and at random instants."""
 
-from __future__ import annotations
-
 import random
 import time
 from dataclasses import dataclass, field

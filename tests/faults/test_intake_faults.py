@@ -1,7 +1,5 @@
 """Events that come twice, late, in any order, too many, or broken; and clocks that jump."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """A Redis that dies and comes back, one that forgets its newest writes, one that does not answer for a while."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -73,7 +71,7 @@ def test_redis_killed_with_fsync_everysec_loses_at_most_its_newest_events(
     world = make_world(server)
     world.start_worker()
     world.start_worker()
-    log = server.folder / "appendonly.aof"
+    log = server.append_only_file
     with world.reading(USERS, seed), world.sending(USERS, seed):
         wait_for_events(world, 30)
         kept, synced = set(world.checker.accepted_ids), log.stat().st_size
@@ -109,7 +107,7 @@ def test_an_event_that_redis_still_has_is_not_lost_with_what_a_worker_remembered
     world.kill(first)
     world.send([make_event("2", minutes=2, event_id="victim")])
     time.sleep(1.5)  # the event is on disk
-    log = server.folder / "appendonly.aof"
+    log = server.append_only_file
     size = log.stat().st_size
     slow = world.start_worker(Fault(point="infer", signal=signal.SIGSTOP))
     wait_until(lambda: slow.status == psutil.STATUS_STOPPED)

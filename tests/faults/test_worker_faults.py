@@ -1,7 +1,5 @@
 """Workers that die at any instant, that stand still and come back, that are told to go, that change the release."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

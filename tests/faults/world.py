@@ -1,7 +1,5 @@
 """A runtime under test: a real Redis, a real API, real workers, a sender, and a reader that never stops asking."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

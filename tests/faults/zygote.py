@@ -4,8 +4,6 @@ What it forks are real processes: `urm recall …` with its own arguments, envir
 other. It has no Python threads when it forks. Orders and answers are lines of JSON on its standard input and output.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -47,6 +47,11 @@ class RedisServer:
                 client.close()
         raise TimeoutError(f"redis-server on port {self.port} did not answer within 10 s")
 
+    @property
+    def append_only_file(self) -> Path:
+        """Where writes go; from Redis 7 on a file in a folder."""
+        return next(self.folder.glob("appendonlydir/*.incr.aof"), self.folder / "appendonly.aof")
+
     def pause(self) -> None:
         """Let it answer nobody, with its connections open."""
         if self.process is not None:

@@ -1,7 +1,5 @@
 """The API's side of Redis: accept events, read results, follow the serving release. Never waits for the model."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import math

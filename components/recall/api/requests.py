@@ -1,7 +1,5 @@
 """What happens around every request of the API: an id, a size limit, a log line, a time, and who may ask."""
 
-from __future__ import annotations
-
 import re
 import time
 import uuid

@@ -1,7 +1,5 @@
 """Bodies that the API answers with, and the question of an ad-hoc recall."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, Self

@@ -6,8 +6,6 @@ The file holds SHA-256 digests; a token is shown once, when it is made. A token 
 needs no salt and no slow hash. The file is read again when it changes, as a Kubernetes Secret does.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import secrets

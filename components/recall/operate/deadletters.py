@@ -1,7 +1,5 @@
 """Dead letters: list them, replay them once the cause is fixed, or drop them; always a page at a time."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

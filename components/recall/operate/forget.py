@@ -3,8 +3,6 @@
 What lies elsewhere is not touched: the source data, the feature store, and releases trained on them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Bulk feed: events of a Parquet, CSV or JSONL file into the stream, by the same script as the API's."""
 
-from __future__ import annotations
-
 import csv
 import time
 from collections.abc import Callable, Iterator

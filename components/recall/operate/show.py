@@ -1,7 +1,5 @@
 """One user's recall as a table: the stored one for `urm recall show`, a fresh one for `urm recall ask`."""
 
-from __future__ import annotations
-
 import redis
 from rich.table import Table
 

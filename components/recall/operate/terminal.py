@@ -1,7 +1,5 @@
 """Text of users on a terminal: data, never markup and never control sequences."""
 
-from __future__ import annotations
-
 from rich.text import Text
 
 

@@ -1,7 +1,5 @@
 """Lineage of one event, for `urm recall trace`: from its acceptance to the results that include it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -7,8 +7,6 @@ what comes after the fork (a release) is shared by memory-mapping its files.
 A process ends as by SIGTERM when the one that started it is gone, however that ended.
 """
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 import os

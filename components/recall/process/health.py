@@ -1,7 +1,5 @@
 """HTTP endpoints of a supervisor: /healthz, /readyz and /metrics."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator

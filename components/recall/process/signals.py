@@ -1,7 +1,5 @@
 """How long-running processes of the runtime are told to end."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable
 

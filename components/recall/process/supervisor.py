@@ -9,8 +9,6 @@ missing for `stuck_seconds`, while Redis answers, is killed first: its process m
 alive while the supervisor turns, and ready while an instance serves a release to the event stream.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """From users with recent events to results by task, in one pass of the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import UTC, datetime
 

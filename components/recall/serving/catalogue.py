@@ -3,8 +3,6 @@
 The tables stay in Arrow's memory; an item is found by binary search, and those asked for of late are kept at hand.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial

@@ -9,8 +9,6 @@ counts behind `top_categories`, and items beyond the history's length; such an i
 it knows no more live events than are kept (`recall.history_events`), and one time of day at which days turn.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -5,8 +5,6 @@ of the day the bundle was built and says nothing of the weeks that are tested, a
 limit, a campaign) is no property of the model; a target that is forbidden would lower every model alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import numpy as np

@@ -4,8 +4,6 @@ A request whose deadline has passed is dropped unprocessed, since its caller has
 Redis, so clocks of machines may differ. This module is light; the API process loads it.
 """
 
-from __future__ import annotations
-
 import math
 import uuid
 from collections.abc import Mapping

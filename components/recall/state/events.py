@@ -1,7 +1,5 @@
 """The live event: as the API accepts it, as the stream carries it, and as a user's recent history keeps it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

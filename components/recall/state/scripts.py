@@ -27,8 +27,6 @@ Fields of the lineage:
     dead                              when it became a dead letter
 """
 
-from __future__ import annotations
-
 STREAM = "urm:events"
 DEAD_STREAM = "urm:events:dead"
 GROUP = "recall"

@@ -4,8 +4,6 @@ No line names a user or quotes an event. Messages of exceptions may do so (those
 of an exception a line has the type and the places in the code, never the message.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import traceback

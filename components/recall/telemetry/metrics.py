@@ -5,8 +5,6 @@ shared stream, of the dead letters and of Redis are what all workers of the stre
 never by sum. Ad-hoc workers have no such gauges.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Mapping

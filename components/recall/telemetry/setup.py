@@ -1,7 +1,5 @@
 """Opens the traces that the environment asks for."""
 
-from __future__ import annotations
-
 from components.exceptions import ConfigError
 from components.recall.telemetry.tracing import Tracing
 from components.settings import Settings

@@ -1,7 +1,5 @@
 """OpenTelemetry traces of the runtime: nothing, unless OTEL_EXPORTER_OTLP_ENDPOINT says where they go."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

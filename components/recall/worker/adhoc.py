@@ -4,8 +4,6 @@ It is a process beside the stream's workers and takes nothing from the stream, s
 stream's workers keep their own. It follows releases as they do, and a promotion waits for it, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """Main loop of every worker: follow the wanted release, process work until stopped, wait while Redis is unavailable."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

@@ -10,8 +10,6 @@ which everything fails hands its entries back and ends; an unavailable Redis is 
 current batch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -7,8 +7,6 @@ What was refused is not tried again, unless the worker has nothing to serve: the
 Redis has lost its newest writes, the worker goes back to what is wanted now, and says again what it serves.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What the OpenAPI document says, the API does: schemathesis asks a real server, with requests right and wrong."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from pathlib import Path

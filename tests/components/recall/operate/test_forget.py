@@ -1,7 +1,5 @@
 """Erasure of a user: nothing of theirs is left in Redis, and nothing of anybody else's is gone."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

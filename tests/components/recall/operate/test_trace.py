@@ -1,7 +1,5 @@
 """What `urm recall trace` says of an event at every place it can be."""
 
-from __future__ import annotations
-
 import io
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What an instance keeps between two batches, and what it shares with others."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

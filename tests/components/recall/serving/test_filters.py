@@ -1,7 +1,5 @@
 """What serving leaves out: by brute force over small catalogues, and over a whole release with a real model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the processes log as an operator starts them: JSON lines, and nobody's data in them."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

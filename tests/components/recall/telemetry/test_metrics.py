@@ -1,7 +1,5 @@
 """What a worker's page of metrics says, against what it was given."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Traces: one from the API's acceptance of an event to its visible result, and nothing where nobody asks for them."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Ad-hoc recall: the API, the queue in a real Redis, and ad-hoc workers with a real model."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

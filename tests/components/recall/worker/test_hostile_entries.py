@@ -3,8 +3,6 @@
 Anybody who reaches Redis may write into the stream, and old software may have: bytes of any kind, fields of any name.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
