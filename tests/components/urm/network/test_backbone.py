@@ -1,8 +1,10 @@
 import importlib.util
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from components.exceptions import ConfigError
 from components.urm.network.backbone import extend_vocabulary, language_head, load_backbone, token_embeddings
@@ -16,6 +18,31 @@ def test_depth_is_cut_from_the_top(backbone_dir, tmp_path):
     for name, weight in whole.model.layers[0].state_dict().items():
         torch.testing.assert_close(kept[name], weight)
     torch.testing.assert_close(cut.model.norm.weight, whole.model.norm.weight)
+
+
+def test_threads_load_one_after_the_other(backbone_dir, tmp_path, monkeypatch):
+    """While transformers loads, it takes the tying of weights off its classes: a second thread would keep it off."""
+    tie, at_work, most = PreTrainedModel.tie_weights, [], []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def watched(*arguments, **options):
+        at_work.append(1)
+        most.append(len(at_work))
+        time.sleep(0.05)
+        model = load(*arguments, **options)
+        at_work.pop()
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    with ThreadPoolExecutor(4) as pool:
+        loads = [
+            pool.submit(load_backbone, str(backbone_dir), num_layers=1, pretrained=True, cache=tmp_path)
+            for _ in range(4)
+        ]
+        models = [each.result()[0] for each in loads]
+    assert max(most) == 1
+    assert PreTrainedModel.tie_weights is tie
+    assert all(language_head(model).weight is token_embeddings(model).weight for model in models)
 
 
 def test_random_weights_for_the_ablation(backbone_dir, tmp_path):
