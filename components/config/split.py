@@ -25,7 +25,7 @@ class SplitConfig(Model):
     """A cut every `window_days`; targets are what follows within that window.
 
     `kind: leave_one_out` needs no dates, only sequences: each user's last event is a test target, the one before it a
-    validation target, and each of the `max_train_cuts` before those, but for the very first, a training target. It is
+    validation target, and each of the `max_train_cuts` before those, except the first, a training target. It is
     the same split with a window of one day, because of the days that sequences get.
     """
 

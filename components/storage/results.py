@@ -80,7 +80,7 @@ def find_reusable(run_dir: str, stage: str, work_fingerprint: str, index: str) -
 
 
 def read_earlier(uri: str) -> StageResult | None:
-    """An earlier result of the very stage that is about to run; a damaged one is as good as none."""
+    """An earlier result of the stage that is about to run; a damaged one is ignored, with a warning."""
     try:
         return _load(uri)
     except DataError as error:
