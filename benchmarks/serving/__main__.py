@@ -86,7 +86,7 @@ def _run(phase: str, bench: Bench, arguments: argparse.Namespace, found: dict[st
     capacity = arguments.capacity or (measured["beside_reads"] or measured["alone"])["users_per_second"]
     if phase == "steady":
         rate = STEADY_SHARE * capacity
-        return bench.load(phase, rate, arguments.steady_seconds, arguments.skew, None)
+        return bench.load(phase, rate, arguments.steady_seconds, arguments.skew, None, arguments.hot_rate)
     return bench.load(phase, OVERLOAD_FACTOR * capacity, arguments.overload_seconds, 0.0, arguments.overload_users)
 
 
@@ -101,6 +101,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overload-seconds", type=float, default=300.0)
     parser.add_argument("--overload-users", type=int, default=500)
     parser.add_argument("--skew", type=float, default=1.0, help="Zipf's exponent of the users of the steady load")
+    parser.add_argument("--hot-rate", type=float, default=0.0, help="Events a second of one more user, while steady")
     parser.add_argument("--read-rate", type=float, default=1000.0, help="Reads a second; 0 for none")
     parser.add_argument("--apis", type=int, default=1, help="API processes, which the clients ask in turn")
     parser.add_argument("--workers", type=int, default=1)

@@ -119,13 +119,17 @@ async def read(options: argparse.Namespace, population: dict[str, Any]) -> dict[
 
 
 async def write(options: argparse.Namespace, population: dict[str, Any]) -> dict[str, Any]:
-    """Post events one by one, and follow some of them until a read shows a result that knows them."""
+    """Post events one by one, and follow some of them until a read shows a result that knows them.
+
+    Those of the hot user, the population's least frequent one, come on top and are not followed.
+    """
     random = np.random.default_rng(options.seed)
     due = arrivals(options.rate, options.seconds, random)
     users = random.choice(population["users"], len(due), p=skewed(len(population["users"]), options.skew))
     items = random.choice(len(population["items"]), len(due), p=skewed(len(population["items"]), 1.0))
     followed = set(np.linspace(0, len(due) - 1, int(options.seconds * options.followed_rate)).astype(int).tolist())
-    tally = Tally()
+    hot_due = arrivals(options.hot_rate, options.seconds, random)
+    tally, hot = Tally(), Tally()
     visible: list[float] = []
     unseen: list[float] = []
     async with Pool(options.host, options.port, CONNECTIONS) as pool:
@@ -142,20 +146,28 @@ async def write(options: argparse.Namespace, population: dict[str, Any]) -> dict
                 await asyncio.sleep(max(POLL_SECONDS, POLL_SHARE * age))
             unseen.append(age)
 
-        async def act(number: int) -> str:
-            event_id, ts, user = str(uuid.uuid4()), datetime.now(UTC), str(users[number])
-            item = {"item_id": population["items"][items[number]], "query": population["queries"][items[number]]}
-            event = {"event_id": event_id, "user_id": user, **item, "ts": ts.isoformat()}
+        async def send(user: str, item: int, follows: bool) -> str:
+            event_id, ts = str(uuid.uuid4()), datetime.now(UTC)
+            about = {"item_id": population["items"][item], "query": population["queries"][item]}
+            event = {"event_id": event_id, "user_id": user, **about, "ts": ts.isoformat()}
             status, _ = await pool.ask(post("/v1/events", json.dumps(event).encode()))
-            if status == 202 and number in followed:
+            if status == 202 and follows:
                 following.append(asyncio.create_task(follow(user, event_id, ts)))
             return str(status)
 
-        await offer(due, act, tally, options.start_at)
+        def act(number: int) -> Awaitable[str]:
+            return send(str(users[number]), int(items[number]), number in followed)
+
+        def act_hot(number: int) -> Awaitable[str]:
+            return send(str(population["users"][-1]), number % len(population["items"]), False)
+
+        async with asyncio.TaskGroup() as loads:
+            loads.create_task(offer(due, act, tally, options.start_at))
+            loads.create_task(offer(hot_due, act_hot, hot, options.start_at))
         ended = await asyncio.gather(*following, return_exceptions=True)
     lost = sum(isinstance(one, BaseException) for one in ended)
     return {**tally.summary(), "visible_seconds": percentiles(visible), "followed": len(visible), "unseen": unseen,
-            "lost_while_following": lost}  # fmt: skip
+            "lost_while_following": lost, "hot_user": hot.summary() if options.hot_rate else None}  # fmt: skip
 
 
 def _knows(answer: dict[str, Any], event_id: str, ts: datetime) -> bool:
@@ -176,6 +188,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--start-at", type=float, default=0.0, help="Seconds since 1970, so that clients start at once")
     parser.add_argument("--skew", type=float, default=1.0, help="Of the users; 0: all alike")
+    parser.add_argument("--hot-rate", type=float, default=0.0, help="Events a second of one more user, beside the rate")
     parser.add_argument("--followed-rate", type=float, default=2.0, help="Events a second followed to their result")
     parser.add_argument("--follow-seconds", type=float, default=120.0, help="Longest")
     parser.add_argument("--seed", type=int, default=0)

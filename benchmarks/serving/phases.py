@@ -108,8 +108,19 @@ class Bench:
         rate = (after - before) / (last - first)
         return {"users_per_second": rate, "seconds": last - first, "users": after - before, "reads": reads, **cpu}
 
-    def load(self, name: str, rate: float, seconds: float, skew: float, num_users: int | None) -> dict[str, Any]:
-        """Events at a rate for a time, with reads, and the time until the backlog is gone afterwards."""
+    def load(
+        self, name: str, rate: float, seconds: float, skew: float, num_users: int | None, hot_rate: float = 0.0
+    ) -> dict[str, Any]:
+        """Events at a rate for a time, with reads, and the time until the backlog is gone afterwards.
+
+        Args:
+            name: Of the phase.
+            rate: Events per second.
+            seconds: How long.
+            skew: Zipf's exponent of the users.
+            num_users: The most frequent so many; all if None.
+            hot_rate: Events per second of one more user.
+        """
         backlog = Backlog()
         users = self._population.users[:num_users]
         population = self._population.write(self._runtime.folder / f"{name}-population.json", num_users)
@@ -119,7 +130,7 @@ class Bench:
         start_at = time.time() + CLIENT_START_SECONDS
         together = ("--start-at", str(start_at))
         reader = self._start_reader(name, seconds, *together) if self._read_rate else None
-        follow = ("--follow-seconds", str(DRAIN_SECONDS), "--skew", str(skew))
+        follow = ("--follow-seconds", str(DRAIN_SECONDS), "--skew", str(skew), "--hot-rate", str(hot_rate))
         writer = self._start_client(f"{name}-write", "write", rate, seconds, population, *follow, *together)
         time.sleep(max(0.0, start_at - time.time()))
         sampler.start()
@@ -131,7 +142,12 @@ class Bench:
         events, reads = self._finish(writer), self._finish(reader) if reader else None
         delta = self._runtime.read_metrics()
         delta.subtract(before)
-        asked = {"events_per_second": rate, "seconds": seconds, "users": len(users)}
+        asked = {
+            "events_per_second": rate,
+            "hot_user_events_per_second": hot_rate,
+            "seconds": seconds,
+            "users": len(users),
+        }
         measured = {"events": events, "reads": reads, "backlog": backlog.summary(), "recovery_seconds": recovery}
         return {**asked, **measured, "worker": _worker(delta), **cpu}
 
