@@ -107,15 +107,15 @@ def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
         MissingInputError: Nothing is there.
         UnavailableError: The store does not answer.
     """
+    target = cache / hashlib.sha256("\n".join([uri, *only]).encode()).hexdigest()[:16]
+    if not is_local(uri) and target.exists():  # then the store need not answer
+        return target
     if not exists(uri):
         raise MissingInputError(
             f"input {uri}", expected="a file or folder", got="nothing", remedy="run the stage that writes it again"
         )
     if is_local(uri):
         return Path(uri.removeprefix("file://"))
-    target = cache / hashlib.sha256("\n".join([uri, *only]).encode()).hexdigest()[:16]
-    if target.exists():
-        return target
     filesystem, path = open_store(uri)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:

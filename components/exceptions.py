@@ -52,6 +52,14 @@ class UnavailableError(UrmError):
         super().__init__(_sentence(subject, expected, got, remedy))
 
 
+class RelayedError(UrmError):
+    """What another process ended with: its sentence and its exit code."""
+
+    def __init__(self, sentence: str, exit_code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
 def _sentence(subject: str, expected: str, got: object, remedy: str) -> str:
     found = " ".join(str(got).split()).rstrip(".") or "nothing"  # other libraries' messages span lines
     return f"{subject}: expected {expected}, got {found}; {remedy}."

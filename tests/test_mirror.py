@@ -31,6 +31,7 @@ COVERS = {
     "components/recall/state/test_stream.py": "scripts",
     "components/recall/telemetry/test_otel.py": "setup tracing",
     "components/recall/worker/test_adhoc.py": "components.recall.state.adhoc",
+    "components/recall/worker/test_switch.py": "source",
     "components/recall/worker/test_hostile_entries.py": "components.recall.state.events",
     "components/stages/test_baseline.py": "components.baseline.files components.baseline.models",
     "components/stages/test_encode.py": "components.items.content components.items.encoding",

@@ -86,4 +86,4 @@ def run_app() -> None:
         if "--debug" in sys.argv:
             raise
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False)
-        sys.exit(error.exit_code)
+        raise SystemExit(error.exit_code) from error

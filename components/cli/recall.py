@@ -46,7 +46,7 @@ def worker(
 
 @app.command(rich_help_panel="Run")
 def workers(
-    instances: Annotated[int, typer.Option("--instances", "-n", min=1, help="Worker processes.")] = 2,
+    instances: Annotated[int, typer.Option("--instances", "-n", min=0, help="Worker processes.")] = 2,
     ad_hoc: Annotated[int, typer.Option(min=0, help="Further processes that answer POST /v1/recall.")] = 0,
     config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
@@ -57,10 +57,27 @@ def workers(
     """Run several workers in this container, each with URM_NUM_THREADS threads, until SIGTERM."""
     from components.recall.process.launch import run_instances
 
+    if not instances + ad_hoc:
+        raise typer.BadParameter("expected a process to run, got --instances 0 without --ad-hoc")
     read_config(config, set_)  # a mistake is reported once, here, and not by every instance
     log_as_json()
     arguments = ["--config", config, *(part for value in set_ or [] for part in ("--set", value))]
     run_instances(get_settings(), arguments, instances, ad_hoc, host, port, stuck_seconds)
+
+
+@app.command(rich_help_panel="Run")
+def fetch() -> None:
+    """Fetch and verify the release that the environment names (URM_RELEASE…), for the workers of a pod."""
+    from components.recall.serving.fetching import fill_cache
+    from components.release.publication import read_environment
+
+    settings = get_settings()
+    publication = read_environment(settings)
+    if publication is None:
+        typer.echo("no release to fetch: URM_RELEASE is empty until the first promotion; workers wait")
+        return
+    fetched = fill_cache(publication, settings)
+    typer.echo(f"release {publication.release} is verified: bundle {fetched.bundle}, features {fetched.features}")
 
 
 @app.command(rich_help_panel="Run")

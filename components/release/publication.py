@@ -13,6 +13,7 @@ forgotten earlier ones while workers still serve them.
 """
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,8 @@ from pydantic import BaseModel, ConfigDict
 from redis.exceptions import LockError
 from redis.lock import Lock
 
-from components.exceptions import ReleaseError, UnavailableError
+from components.exceptions import ConfigError, ReleaseError, UnavailableError
+from components.settings import Settings
 
 LOCK = "urm:release:lock"
 ORDER = "urm:release:order"
@@ -95,6 +97,22 @@ local serving = redis.call('GET', KEYS[1])
 if serving and cjson.decode(serving).order > tonumber(ARGV[2]) then return end
 redis.call('SET', KEYS[1], ARGV[1])
 if tonumber(redis.call('GET', KEYS[2]) or 0) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2]) end
+"""
+
+# The same for a worker whose release never changes: a later publication keeps its place only as long as a live worker
+# serves its release.
+# KEYS: serving, order, workers. ARGV: publication JSON, its order, prefix of heartbeats.
+_SERVE_UNLESS_SERVED = """
+local own = tonumber(ARGV[2])
+local serving = cjson.decode(redis.call('GET', KEYS[1]) or '{"order": 0}')
+if serving.order == own then return end
+if serving.order > own then
+    for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. redis.call('TIME')[1], '+inf')) do
+        if redis.call('GET', ARGV[3] .. worker) == serving.release then return end
+    end
+end
+redis.call('SET', KEYS[1], ARGV[1])
+if tonumber(redis.call('GET', KEYS[2]) or 0) < own then redis.call('SET', KEYS[2], ARGV[2]) end
 """
 
 # Record what a worker did with a publication; if it can serve it, make that the serving one. Nothing happens if it may
@@ -222,6 +240,41 @@ def read_answers(client: redis.Redis, publication: Publication) -> dict[str, Ans
 def serve(client: redis.Redis, publication: Publication) -> None:
     """Make a publication the serving one again where Redis has forgotten it, unless a later one is."""
     client.eval(_SERVE, 2, SERVING, ORDER, publication.model_dump_json(), str(publication.order))
+
+
+def serve_unless_served(client: redis.Redis, publication: Publication) -> None:
+    """Make a publication the serving one, unless a later one is whose release a live worker serves."""
+    arguments = [publication.model_dump_json(), str(publication.order), WORKER_PREFIX]
+    client.eval(_SERVE_UNLESS_SERVED, 3, SERVING, ORDER, WORKERS, *arguments)
+
+
+def read_environment(settings: Settings) -> Publication | None:
+    """The publication that a pod's template names; None before the first promotion.
+
+    Raises:
+        ConfigError: It is incomplete.
+    """
+    if not settings.release:
+        return None
+    for name, pattern, expected in (
+        ("release_bundle", ".+", "the URI of its bundle"),
+        ("release_manifest", "[0-9a-f]{64}", "the SHA-256 of its manifest"),
+        ("release_order", "[1-9][0-9]*", "the number of its publication"),
+    ):
+        value = str(getattr(settings, name))
+        if not re.fullmatch(pattern, value):
+            raise ConfigError(
+                f"release {settings.release}, URM_{name.upper()}",
+                expected=expected,
+                got=repr(value),
+                remedy="promote it again: a promotion sets all annotations of the pod template",
+            )
+    return Publication(
+        release=settings.release,
+        bundle=settings.release_bundle,
+        manifest=settings.release_manifest,
+        order=int(settings.release_order),
+    )
 
 
 def name_worker(pid: int | None = None) -> str:

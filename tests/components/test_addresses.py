@@ -29,6 +29,9 @@ def test_a_remote_folder_is_fetched_once_and_a_local_one_is_left_where_it_is(tmp
     write_json(f"{uri}/inner/a.json", {"a": 2})
     assert fetch(uri, tmp_path / "cache") == fetched
     assert read_json(str(fetched / "inner" / "a.json")) == {"a": 1}
+    MemoryFileSystem().rm(uri, recursive=True)
+    assert not exists(uri)
+    assert fetch(uri, tmp_path / "cache") == fetched  # without its store
     assert fetch(str(fetched), tmp_path / "cache") == fetched
 
 

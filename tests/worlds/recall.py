@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,13 @@ from components.recall.state.events import Event
 from components.recall.state.scripts import STREAM
 from components.recall.state.store import Commit, RecentEvents, UserStore
 from components.recall.state.stream import Entry
+from components.recall.worker.adhoc import AdHocWorker
+from components.recall.worker.fixed import FixedRelease
 from components.recall.worker.loop import ServingLoop, SickWorkerError
 from components.recall.worker.stream import RecallWorker
+from components.recall.worker.switch import ReleaseSwitch
 from components.redis_client import open_redis
+from components.release.bundle import hash_manifest, read_manifest, write_manifest
 from components.release.publication import SERVING, Publication, live_workers
 from components.settings import Settings
 from components.stages.release import run as release_stage
@@ -61,6 +65,35 @@ class Release:
     @property
     def bundle(self) -> Path:
         return Path(self.result.outputs["bundle"])
+
+
+@dataclass(frozen=True)
+class Store:
+    """A remote store, which is a folder, with bundle and feature store of a release in it, as it was published."""
+
+    folder: Path
+    publication: Publication
+
+    def environment(self) -> dict[str, str]:
+        """As a pod has it."""
+        return {
+            "URM_DEPLOY_TO": "kubernetes",
+            "URM_RELEASE": self.publication.release,
+            "URM_RELEASE_BUNDLE": self.publication.bundle,
+            "URM_RELEASE_MANIFEST": self.publication.manifest,
+            "URM_RELEASE_ORDER": str(self.publication.order),
+            "URM_CACHE_DIR": str(self.folder.parent / "cache"),
+        }
+
+
+def store_release(release: Release, folder: Path) -> Store:
+    """Copy a release into a new store."""
+    bundle = Path(shutil.copytree(release.bundle, folder / "bundle"))
+    manifest = read_manifest(bundle)
+    shutil.copytree(manifest.feature_store, folder / "features")
+    write_manifest(bundle, manifest.model_copy(update={"feature_store": f"local://{folder}/features"}))
+    address, digest = f"local://{folder}/bundle", hash_manifest(bundle)
+    return Store(folder, Publication(release=release.name, bundle=address, manifest=digest, order=7))
 
 
 @pytest.fixture(scope="session")
@@ -122,12 +155,18 @@ def start_worker(
     running: list[tuple[ServingLoop, threading.Thread]] = []
 
     def start(
-        name: str = "worker-a", load: Loader | None = None, kind: type[ServingLoop] = RecallWorker
+        name: str = "worker-a",
+        load: Loader | None = None,
+        kind: type[RecallWorker | AdHocWorker] = RecallWorker,
+        publication: Publication | None = None,
     ) -> ServingLoop:
+        """One that follows promotions, or serves a publication for good."""
+
         def load_real(publication: Publication) -> ServingRelease:
             return load_release(publication, settings, config.release)
 
-        worker = kind(open_redis(settings.redis_url), recall_config, load or load_real, name)
+        source = partial(FixedRelease, publication) if publication else ReleaseSwitch
+        worker = kind(open_redis(settings.redis_url), recall_config, load or load_real, name, source=source)
         thread = threading.Thread(target=_run, args=[worker])
         thread.start()
         running.append((worker, thread))

@@ -319,6 +319,12 @@ def _add_service(app: FastAPI, gateway: Gateway) -> None:
         catalogue = await gateway.catalogue()
         return Health(status="ok", release=catalogue.release, workers=await gateway.count_workers())
 
+    @app.get("/readyz/intake", tags=["service"], responses=problems.responses(503))
+    async def get_intake_readiness() -> Health:
+        """Redis takes writes, and so events; whether or not a release is serving."""
+        await gateway.check_intake()
+        return Health(status="ok")
+
 
 def _require_task(catalogue: Catalogue, task: str) -> None:
     if task not in catalogue.tasks:

@@ -18,7 +18,15 @@ from components.recall.api.responses import EventLineage
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.adhoc import AdHocRefusal, AdHocRequest, AdHocResult, enqueue_arguments, read_answer
 from components.recall.state.events import Event, accept_arguments
-from components.recall.state.scripts import ACCEPT, ENQUEUE, accepted_key, ad_hoc_answer_key, history_keys, result_key
+from components.recall.state.scripts import (
+    ACCEPT,
+    ENQUEUE,
+    INTAKE,
+    accepted_key,
+    ad_hoc_answer_key,
+    history_keys,
+    result_key,
+)
 from components.recall.state.store import Result
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.tracing import Tracing
@@ -145,6 +153,14 @@ class Gateway:
         """Workers with a fresh heartbeat."""
         seconds, _ = await self._client.time()
         return int(await self._client.zcount(WORKERS, f"({seconds}", "+inf"))
+
+    async def check_intake(self) -> None:
+        """Write to Redis, as accepting an event does.
+
+        Raises:
+            redis.RedisError: It takes no writes.
+        """
+        await self._client.set(INTAKE, 1, ex=60)
 
     async def check(self) -> None:
         """Look at Redis' settings, if it answers yet.

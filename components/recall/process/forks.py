@@ -15,8 +15,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
+
+from components.exceptions import UrmError
 
 Program = tuple[Callable[..., object], tuple[object, ...]]
 
@@ -31,17 +33,28 @@ def prepare() -> None:
     first.join()
 
 
-def start(program: Program, cores: frozenset[int], name: str) -> BaseProcess:
-    """Run a function in a forked process.
+def start(program: Program, cores: frozenset[int], name: str) -> tuple[BaseProcess, Connection]:
+    """Run a function in a forked process; also gives the end of a pipe for `read_sentence`.
 
     Args:
         program: The function, which a module must have at its top level, and its arguments.
         cores: On which it and all of its threads may run.
         name: Of the process.
     """
-    process = _forks.Process(target=_run, args=(program, cores), name=name)
-    process.start()
-    return process
+    receiver, sender = _forks.Pipe(duplex=False)
+    with sender:  # the process has one of its own
+        process = _forks.Process(target=_run, args=(program, cores, sender), name=name)
+        process.start()
+    return process, receiver
+
+
+def read_sentence(receiver: Connection) -> str:
+    """The sentence of the error on purpose that ended a process; empty if none did."""
+    with receiver:
+        try:
+            return str(receiver.recv())
+        except EOFError:
+            return ""
 
 
 def run_urm(arguments: Sequence[str]) -> None:
@@ -50,11 +63,16 @@ def run_urm(arguments: Sequence[str]) -> None:
     runpy.run_module("components", run_name="__main__", alter_sys=True)
 
 
-def _run(program: Program, cores: frozenset[int]) -> None:
+def _run(program: Program, cores: frozenset[int], sender: Connection) -> None:
     os.sched_setaffinity(0, cores)  # before it has made a thread, so that all of them inherit it
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     function, arguments = program
-    function(*arguments)
+    try:
+        function(*arguments)
+    except SystemExit as end:  # `urm` has printed it
+        if isinstance(end.__cause__, UrmError):
+            sender.send(str(end.__cause__))
+        raise
 
 
 def _end_with_parent() -> None:

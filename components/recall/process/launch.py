@@ -6,12 +6,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import redis
 import structlog
 
 from components.config import RunConfig
+from components.exceptions import UrmError
 from components.memory import disable_primitive_cache
 from components.recall.process.forks import Program, prepare, run_urm
 from components.recall.process.health import serve_health
@@ -20,7 +22,7 @@ from components.recall.process.supervisor import REDIS_TIMEOUT_SECONDS, Supervis
 from components.recall.telemetry.metrics import serve_metrics
 from components.recall.telemetry.setup import open_tracing
 from components.redis_client import open_redis, require_no_eviction
-from components.release.publication import Publication
+from components.release.publication import Publication, read_environment
 from components.settings import Settings
 
 log = structlog.get_logger()
@@ -40,6 +42,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
 
     Raises:
         UnavailableError: The metrics port is taken.
+        UrmError: On Kubernetes, where the pod names the release: it cannot be loaded.
     """
     if not ad_hoc:
         os.nice(_NICENESS)  # before there are threads: each has a niceness of its own, and inherits it
@@ -50,8 +53,10 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     from components.device import set_threads
     from components.recall.serving.engine import ServingRelease, load_release
     from components.recall.worker.adhoc import AdHocWorker
-    from components.recall.worker.loop import ServingLoop
+    from components.recall.worker.fixed import FixedRelease
+    from components.recall.worker.loop import MakeSource, ServingLoop
     from components.recall.worker.stream import RecallWorker
+    from components.recall.worker.switch import ReleaseSwitch
 
     if not sys.stderr.isatty():
         disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar is no JSON line
@@ -60,22 +65,30 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     def load(publication: Publication) -> ServingRelease:
         return load_release(publication, settings, config.release, config.recall.filters)
 
+    source: MakeSource = ReleaseSwitch
+    if settings.deploy_to == "kubernetes":
+        source = partial(FixedRelease, read_environment(settings))
     client = open_redis(settings.redis_url)
     with contextlib.suppress(redis.RedisError):  # the worker waits for a Redis that is away
         require_no_eviction(cast("dict[str, object]", client.info("memory")))
     worker: ServingLoop
     if ad_hoc:
-        worker = AdHocWorker(client, config.recall, load)
+        worker = AdHocWorker(client, config.recall, load, source=source)
     else:
-        worker = RecallWorker(client, config.recall, load, tracing=open_tracing(settings, "urm-recall-worker"))
+        tracing = open_tracing(settings, "urm-recall-worker")
+        worker = RecallWorker(client, config.recall, load, tracing=tracing, source=source)
     on_termination(worker.stop)
     if metrics_port:
         serve_metrics(worker.metrics.registry, host, metrics_port)
     try:
         worker.run()
+    except UrmError:
+        raise
     except Exception:  # Python would print its message, which may quote an event
         log.critical("worker failed", exc_info=True)
         sys.exit(1)
+    if worker.loading:
+        os._exit(0)  # else the process would wait for the thread that loads, which nothing can interrupt
 
 
 def run_instances(
@@ -92,7 +105,7 @@ def run_instances(
     Args:
         settings: Where.
         arguments: Of `urm recall worker`, but for the metrics port.
-        instances: Worker processes of the event stream.
+        instances: Worker processes of the event stream, which may be none.
         ad_hoc: Worker processes of ad-hoc requests, beside those.
         host: Address of /healthz, /readyz and /metrics.
         port: Their port; instance i has its own metrics on port + 1 + i.
@@ -100,6 +113,7 @@ def run_instances(
 
     Raises:
         UnavailableError: The port is taken.
+        RelayedError: On Kubernetes: what ended an instance, if that was a mistake in the input.
     """
 
     def program(number: int) -> Program:
@@ -114,7 +128,8 @@ def run_instances(
     disable_primitive_cache()  # as above
     prepare()
     client = open_redis(settings.redis_url, REDIS_TIMEOUT_SECONDS)
-    supervisor = Supervisor(program, instances, threads, client, stuck_seconds, ad_hoc)
+    in_pod = settings.deploy_to == "kubernetes"
+    supervisor = Supervisor(program, instances, threads, client, stuck_seconds, ad_hoc, ends_with_instance=in_pod)
     on_termination(supervisor.stop)
     serve_health(lambda: supervisor.state, host, port)
     log.info("instances", count=instances, ad_hoc=ad_hoc, threads=threads, url=f"http://{host}:{port}/readyz")

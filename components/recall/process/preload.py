@@ -9,6 +9,7 @@ import transformers.models.auto.tokenization_auto
 import transformers.models.llama.modeling_llama  # noqa: F401  # as above
 
 import components.recall.process.launch
+import components.recall.worker.fixed
 import components.recall.worker.stream  # noqa: F401  # as above
 from components.features.feast import import_for_reading
 

@@ -6,19 +6,25 @@ the libraries (docs/sizing.md has the figures).
 
 An instance that ends is started again after a pause that doubles with every early end. One whose heartbeat has been
 missing for `stuck_seconds`, while Redis answers, is killed first: its process may live and do nothing. The container is
-alive while the supervisor turns, and ready while an instance serves a release to the event stream.
+alive while the supervisor turns, and ready while an instance serves a release to the event stream, or to ad-hoc
+requests where no instance is there for the stream.
+
+In a pod, whose release never changes, a mistake in the input ends an instance for good, and with it the supervisor: its
+sentence is the last line of the log, which Kubernetes keeps as the pod's termination message.
 """
 
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import redis
 import structlog
 
-from components.recall.process.forks import Program, start
+from components.exceptions import RelayedError, UserError
+from components.recall.process.forks import Program, read_sentence, start
 from components.release.publication import WORKER_PREFIX, name_worker
 
 log = structlog.get_logger()
@@ -39,6 +45,7 @@ class Instance:
         number: From 0 on.
         cores: Cores it may run on.
         process: Current process, or none while it pauses.
+        sentence: Where that says why it ends.
         started_at: When that process was started, by the monotonic clock.
         silent_since: Since when its heartbeat is missing; none if it is there or unknown.
         start_at: When the next process is due.
@@ -52,6 +59,7 @@ class Instance:
     number: int
     cores: frozenset[int]
     process: BaseProcess | None = None
+    sentence: Connection | None = None
     started_at: float = 0.0
     silent_since: float | None = None
     start_at: float = 0.0
@@ -95,8 +103,9 @@ class State:
 
     @property
     def ready(self) -> bool:
-        """Whether an instance serves a release to the event stream."""
-        return any(instance.release and not instance.ad_hoc for instance in self.instances)
+        """Whether an instance serves a release to the event stream; to ad-hoc requests where there is no other."""
+        of_stream = [instance for instance in self.instances if not instance.ad_hoc]
+        return any(instance.release for instance in of_stream or self.instances)
 
 
 class Supervisor:
@@ -110,6 +119,7 @@ class Supervisor:
         client: redis.Redis,
         stuck_seconds: float,
         ad_hoc: int = 0,
+        ends_with_instance: bool = False,
     ) -> None:
         """Take what to run.
 
@@ -120,11 +130,13 @@ class Supervisor:
             client: To read heartbeats with; returns str.
             stuck_seconds: How long a heartbeat may be missing.
             ad_hoc: Instances for ad-hoc requests beside those; theirs are the last numbers.
+            ends_with_instance: Whether a mistake in the input that ends an instance ends the supervisor.
         """
         self.state = State()
         self._program = program
         self._client = client
         self._stuck_seconds = stuck_seconds
+        self._ends_with_instance = ends_with_instance
         self._stopping = False
         self._instances = [
             Instance(number, cores, ad_hoc=number >= instances)
@@ -136,7 +148,11 @@ class Supervisor:
         self._stopping = True
 
     def run(self) -> None:
-        """Keep the instances running; returns after `stop`, when all have ended."""
+        """Keep the instances running; returns after `stop`, when all have ended.
+
+        Raises:
+            RelayedError: What ended an instance, after all others have ended, too.
+        """
         try:
             while not self._stopping:
                 self._turn()
@@ -152,6 +168,7 @@ class Supervisor:
                 if now >= instance.start_at:
                     self._start(instance)
             elif instance.process.exitcode is not None:
+                self._raise_if_final(instance, instance.process.exitcode)
                 self._pause(instance, f"ended with exit code {instance.process.exitcode}")
             elif self._is_stuck(instance, heartbeats, now):
                 log.error("instance is stuck", instance=instance.number, pid=instance.process.pid)
@@ -161,7 +178,8 @@ class Supervisor:
         self.state = State(now, tuple(_describe(instance) for instance in self._instances))
 
     def _start(self, instance: Instance) -> None:
-        instance.process = start(self._program(instance.number), instance.cores, f"instance-{instance.number}")
+        program, name = self._program(instance.number), f"instance-{instance.number}"
+        instance.process, instance.sentence = start(program, instance.cores, name)
         instance.worker = name_worker(instance.process.pid)
         instance.started_at, instance.silent_since = time.monotonic(), None
         instance.starts += 1
@@ -169,6 +187,14 @@ class Supervisor:
             "instance started", instance=instance.number, pid=instance.process.pid, cores=sorted(instance.cores),
             starts=instance.starts,
         )  # fmt: skip
+
+    def _raise_if_final(self, instance: Instance, exit_code: int) -> None:
+        """End with an instance that would end in the same way again."""
+        if self._ends_with_instance and exit_code == UserError.exit_code and instance.sentence is not None:
+            sentence = (
+                read_sentence(instance.sentence) or f"instance {instance.number} ended with exit code {exit_code}"
+            )
+            raise RelayedError(sentence, exit_code)
 
     def _pause(self, instance: Instance, what: str) -> None:
         early = time.monotonic() - instance.started_at < HEALTHY_SECONDS

@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import structlog
 
-from components.addresses import fetch
 from components.config import ItemFilter, ReleaseConfig, Task
 from components.device import choose_device
 from components.exceptions import ReleaseError, UserError
 from components.features.feast import FeatureStore
-from components.features.store import History, hash_registry, materialized_until, open_feature_store, read_history
+from components.features.store import History, materialized_until, open_feature_store, read_history
 from components.recall.serving.context import HistoryItem, HistoryRule, KnownHistory
+from components.recall.serving.fetching import FetchedRelease, fetch_release
 from components.recall.serving.filters import blocked_items
 from components.recall.state.events import to_microseconds
-from components.release.bundle import Manifest, SmokeRequest, read_smoke, read_tasks, verify
+from components.release.bundle import SmokeRequest, read_smoke, read_tasks
 from components.release.publication import Publication
 from components.release.smoke import to_requests
 from components.settings import Settings
@@ -148,13 +148,10 @@ def load_release(
         ReleaseError: A file is missing, altered or extra, the bundle is another release's, or the check failed.
         UrmError: The bundle or the feature store cannot be reached or does not fit together.
     """
-    settings.require_allowed(publication.bundle)
-    bundle = fetch(publication.bundle, settings.cache_path / "bundles" / publication.manifest[:16])
-    manifest = verify(bundle, publication.manifest)
-    manifest.require(publication.release, publication.bundle)
-    release = _open(publication, bundle, manifest, settings)
-    check(release, read_smoke(bundle), config.smoke_min_overlap)
-    return replace(release, blocked=_blocked(release, bundle, filters or {}))
+    fetched = fetch_release(publication, settings)
+    release = _open(publication, fetched, settings)
+    check(release, read_smoke(fetched.bundle), config.smoke_min_overlap)
+    return replace(release, blocked=_blocked(release, fetched.bundle, filters or {}))
 
 
 def check(release: ServingRelease, smoke: list[SmokeRequest], min_overlap: float) -> float:
@@ -185,7 +182,8 @@ def check(release: ServingRelease, smoke: list[SmokeRequest], min_overlap: float
     return overlap
 
 
-def _open(publication: Publication, bundle: Path, manifest: Manifest, settings: Settings) -> ServingRelease:
+def _open(publication: Publication, fetched: FetchedRelease, settings: Settings) -> ServingRelease:
+    bundle, manifest = fetched.bundle, fetched.manifest
     try:
         recaller = UrmRecaller.load(
             bundle / "model", bundle / "item_table", bundle / "index.faiss", device=choose_device(settings)
@@ -196,16 +194,7 @@ def _open(publication: Publication, bundle: Path, manifest: Manifest, settings: 
         raise ReleaseError(
             f"bundle {bundle}", expected="a model that loads", got=error, remedy="build the release again"
         ) from error
-    settings.require_allowed(manifest.feature_store)
-    folder = fetch(manifest.feature_store, settings.cache_path / "features")
-    if manifest.feature_registry and hash_registry(folder) != manifest.feature_registry:
-        raise ReleaseError(
-            f"feature store {folder}",
-            expected="the definitions that the release was made with",
-            got="others in its registry.db",
-            remedy="build the release again",
-        )
-    features = open_feature_store(folder, settings)
+    features = open_feature_store(fetched.features, settings)
     rule = HistoryRule(length=manifest.history_length, day_origin_us=to_microseconds(manifest.day_origin))
     return ServingRelease(
         publication,

@@ -1,1 +1,1 @@
-"""Workers: the loop, the switch of releases, the stream's and the ad-hoc worker."""
+"""Workers: the loop, the source of its release, the stream's and the ad-hoc worker."""

@@ -4,7 +4,7 @@ It is a process beside the stream's workers and takes nothing from the stream, s
 stream's workers keep their own. It follows releases as they do, and a promotion waits for it, too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import redis
@@ -19,9 +19,10 @@ from components.recall.state.events import Event
 from components.recall.state.store import UserStore
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import AdHocMetrics
-from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop, SickWorkerError, require_health
+from components.recall.worker.loop import IDLE_BLOCK_MS, MakeSource, ServingLoop, SickWorkerError, require_health
+from components.recall.worker.source import Load
+from components.recall.worker.switch import ReleaseSwitch
 from components.redis_client import is_unavailable
-from components.release.publication import Publication
 from components.urm.data.request import RecallRequest, UserContext
 
 log = structlog.get_logger()
@@ -37,11 +38,12 @@ class AdHocWorker(ServingLoop):
         self,
         client: redis.Redis,
         config: RecallConfig,
-        load: Callable[[Publication], ServingRelease],
+        load: Load,
         name: str | None = None,
+        source: MakeSource = ReleaseSwitch,
     ) -> None:
         """Take what a `RecallWorker` takes."""
-        super().__init__(client, load, name, AdHocMetrics())
+        super().__init__(client, load, name, AdHocMetrics(), source)
         self._queue = AdHocQueue(client, self.name, config)
         self._store = UserStore(client, config)
 

@@ -1,4 +1,4 @@
-"""Main loop of every worker: follow the wanted release, process work until stopped, wait while Redis is unavailable."""
+"""Main loop of every worker: serve a release, process work until stopped, wait while Redis is unavailable."""
 
 import time
 from abc import ABC, abstractmethod
@@ -12,11 +12,13 @@ from components.recall.serving.engine import ServingRelease
 from components.recall.state.store import RecentEvents
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import WorkerMetrics
-from components.recall.worker.switch import ReleaseSwitch
+from components.recall.worker.source import Load, ReleaseSource
 from components.redis_client import is_unavailable
-from components.release.publication import Publication, name_worker, send_heartbeat, unregister
+from components.release.publication import name_worker, send_heartbeat, unregister
 
 log = structlog.get_logger()
+# Makes the source of a worker's release of a Redis client, the worker's name, the loader and the worker's metrics.
+MakeSource = Callable[[redis.Redis, str, Load, WorkerMetrics], ReleaseSource]
 
 IDLE_BLOCK_MS = 500  # how long an idle worker waits for work before it looks at releases and signals
 _LONGEST_PAUSE_SECONDS = 10.0
@@ -44,21 +46,35 @@ def require_health(release: ServingRelease, control: Mapping[str, RecentEvents],
 
 
 class ServingLoop(ABC):
-    """A process that serves the wanted release; `run` returns after `stop`."""
+    """A process that serves a release; `run` returns after `stop`."""
 
     def __init__(
         self,
         client: redis.Redis,
-        load: Callable[[Publication], ServingRelease],
+        load: Load,
         name: str | None,
         metrics: WorkerMetrics,
+        source: MakeSource,
     ) -> None:
-        """Take a Redis client that returns str, the loader of releases, a name (else that of this process), metrics."""
+        """Take what both kinds have.
+
+        Args:
+            client: Returns str.
+            load: Loads and checks a release; may raise anything.
+            name: That no other worker ever had; that of this process if left out.
+            metrics: Those of its kind.
+            source: Says which release it serves.
+        """
         self.name = name or name_worker()
         self.metrics = metrics
         self._client = client
-        self._switch = ReleaseSwitch(client, self.name, load, self.metrics)
+        self._source = source(client, self.name, load, self.metrics)
         self._stopping = False
+
+    @property
+    def loading(self) -> bool:
+        """Whether a release is being loaded, which nothing can interrupt."""
+        return self._source.loading
 
     def stop(self) -> None:
         """Finish the current batch, then return from `run`."""
@@ -69,6 +85,7 @@ class ServingLoop(ABC):
 
         Raises:
             SickWorkerError: This worker cannot work; it has left, for its supervisor to start another.
+            UrmError: There will never be a release to serve.
         """
         log.info("worker started", worker=self.name)
         pause = 0.0
@@ -98,10 +115,10 @@ class ServingLoop(ABC):
         """Unregister this worker from its source of work."""
 
     def _follow_release(self) -> ServingRelease | None:
-        """Send a heartbeat and flip to a newly loaded release; None while there is none."""
-        send_heartbeat(self._client, self.name, self._switch.serving.name if self._switch.serving else "")
-        self._switch.poll()
-        return self._switch.serving
+        """Send a heartbeat and take a newly loaded release; None while there is none."""
+        send_heartbeat(self._client, self.name, self._source.serving.name if self._source.serving else "")
+        self._source.poll()
+        return self._source.serving
 
     def _leave(self) -> None:
         try:

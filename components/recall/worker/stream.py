@@ -11,7 +11,7 @@ current batch.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any
@@ -30,9 +30,11 @@ from components.recall.state.stream import Entry, EventStream
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import StreamMetrics
 from components.recall.telemetry.tracing import Tracing
-from components.recall.worker.loop import IDLE_BLOCK_MS, ServingLoop, SickWorkerError, require_health
+from components.recall.worker.loop import IDLE_BLOCK_MS, MakeSource, ServingLoop, SickWorkerError, require_health
+from components.recall.worker.source import Load
+from components.recall.worker.switch import ReleaseSwitch
 from components.redis_client import is_unavailable
-from components.release.publication import Publication, live_workers, send_heartbeat
+from components.release.publication import live_workers, send_heartbeat
 
 log = structlog.get_logger()
 
@@ -48,20 +50,13 @@ class RecallWorker(ServingLoop):
         self,
         client: redis.Redis,
         config: RecallConfig,
-        load: Callable[[Publication], ServingRelease],
+        load: Load,
         name: str | None = None,
         tracing: Tracing | None = None,
+        source: MakeSource = ReleaseSwitch,
     ) -> None:
-        """Take a Redis client and the loader of releases.
-
-        Args:
-            client: Returns str.
-            config: Sizes and limits.
-            load: Loads and checks a release; may raise anything.
-            name: That no other worker ever had; that of this process if left out.
-            tracing: Where spans go; nowhere if left out.
-        """
-        super().__init__(client, load, name, StreamMetrics())
+        """Take what a `ServingLoop` takes, sizes and limits, and where spans go (nowhere if left out)."""
+        super().__init__(client, load, name, StreamMetrics(), source)
         self._config = config
         self._stream = EventStream(client, self.name, config)
         self._store = UserStore(client, config)

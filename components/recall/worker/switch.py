@@ -1,15 +1,13 @@
 """Release switch of one worker: load the wanted release beside the serving one, check it, flip or refuse it.
 
-Loading happens in a thread; the worker goes on with the old release and calls `poll` between batches, so that a flip
-falls between two batches and no result mixes two releases. What is no longer wanted by then is dropped.
+A flip falls between two batches. What is no longer wanted by then is dropped.
 
 What was refused is not tried again, unless the worker has nothing to serve: the fault may have been a moment's. When
 Redis has lost its newest writes, the worker goes back to what is wanted now, and says again what it serves.
 """
 
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import redis
 import structlog
@@ -18,40 +16,26 @@ from components.exceptions import UrmError
 from components.memory import trim_memory
 from components.recall.serving.engine import ServingRelease
 from components.recall.telemetry.metrics import WorkerMetrics
+from components.recall.worker.source import Load, ReleaseSource
 from components.release.publication import SERVING, WANTED, Answer, Publication, answer, read_publication, serve
 
 log = structlog.get_logger()
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 60.0
 
 
-class ReleaseSwitch:
-    """Follows the wanted release.
+class ReleaseSwitch(ReleaseSource):
+    """Follows the wanted release."""
 
-    Attributes:
-        serving: What results are computed with; None until a first release has passed its check.
-    """
-
-    def __init__(
-        self,
-        client: redis.Redis,
-        worker: str,
-        load: Callable[[Publication], ServingRelease],
-        metrics: WorkerMetrics,
-    ) -> None:
-        self.serving: ServingRelease | None = None
-        self._client = client
-        self._worker = worker
-        self._load = load
-        self._metrics = metrics
-        self._loading: Future[ServingRelease] | None = None
+    def __init__(self, client: redis.Redis, worker: str, load: Load, metrics: WorkerMetrics) -> None:
+        """Take what a `ReleaseSource` takes."""
+        super().__init__(client, worker, load, metrics)
         self._target: Publication | None = None
         self._wanted: Publication | None = None
         self._considered: set[Publication] = set()  # since that is wanted
-        self._started = 0.0
         self._pause, self._again_at = _FIRST_PAUSE_SECONDS, 0.0
 
     def poll(self) -> None:
-        """Start loading what is newly wanted, or flip to what has been loaded; never waits."""
+        """Start loading what is newly wanted, or flip to what has been loaded; never waits, never gives up."""
         if self._loading is not None:
             if self._loading.done():
                 self._finish(self._loading)
@@ -67,8 +51,7 @@ class ReleaseSwitch:
         if self.serving is not None and self.serving.same_bundle(target):
             self._accept(self.serving.republished(target))
         else:
-            log.info("loading release", release=target.release, order=target.order)
-            self._loading = self._start_loading(target)
+            self._start_loading(target)
 
     def _choose(self, wanted: Publication | None, serving: Publication | None) -> Publication | None:
         """The wanted release if it is new; a fresh worker that refused it takes what the others serve."""
@@ -83,12 +66,6 @@ class ReleaseSwitch:
                 return publication
         return None
 
-    def _start_loading(self, target: Publication) -> Future[ServingRelease]:
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="release")
-        loading = pool.submit(self._load, target)
-        pool.shutdown(wait=False)  # its thread ends with this work: torch keeps 30 MiB of buffers for each that lives
-        return loading
-
     def _finish(self, loading: Future[ServingRelease]) -> None:
         trim_memory()
         error = loading.exception()
@@ -101,13 +78,7 @@ class ReleaseSwitch:
         if not self._tell(release.publication, Answer(outcome="serving", seconds=self._seconds())):
             log.info("release is no longer wanted", release=release.name, order=release.order)
             return
-        if self.serving is not None:
-            self._metrics.release.labels(release=self.serving.name).set(0)
-        self.serving = release
-        self._metrics.release.labels(release=release.name).set(1)
-        self._metrics.release_created.set(release.created_at)
-        self._metrics.features_until.set(release.features_until)
-        log.info("serving release", release=release.name, order=release.order, seconds=self._seconds())
+        self._take(release)
 
     def _refuse(self, reason: str) -> None:
         if self._target is not None:
@@ -123,6 +94,3 @@ class ReleaseSwitch:
             self._metrics.switches.labels(outcome=given.outcome).inc()
         self._considered.add(publication)
         return counts
-
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._started, 3)

@@ -513,6 +513,7 @@ def test_operation_ids_stay_as_clients_were_generated_from_them(api: TestClient)
         "post /v1/recall": "ask_recall",
         "get /healthz": "get_health",
         "get /readyz": "get_readiness",
+        "get /readyz/intake": "get_intake_readiness",
     }
 
 
@@ -530,7 +531,7 @@ def test_without_a_release_reads_are_refused_and_events_kept(
         detail = problem(api.get("/v1/users/3/recall"), 503)
         assert detail.startswith("recall: expected a serving release, got none yet; run `urm release`")
         assert "serving release" in problem(api.get("/readyz"), 503)
-        assert api.get("/healthz").json()["status"] == "ok"
+        assert api.get("/readyz/intake").json()["status"] == api.get("/healthz").json()["status"] == "ok"
         assert api.post("/v1/events", json=EVENT).status_code == 202
         client.set(SERVING, Publication(release="urm-x", bundle="/nowhere", order=1).model_dump_json())
         assert "release urm-x: expected its bundle to be readable" in problem(api.get("/v1/tasks"), 503)
@@ -543,6 +544,7 @@ def test_redis_that_is_away_is_a_problem(releases: tuple[Release, Release], reca
             api.get("/v1/users/3/recall"),
             api.post("/v1/events", json=EVENT),
             api.get("/readyz"),
+            api.get("/readyz/intake"),
             api.get("/v1/tasks"),
         ):
             assert "expected Redis to serve, got no" in problem(response, 503)
@@ -577,6 +579,7 @@ def sick_redis(request: pytest.FixtureRequest, client: redis.Redis, redis_server
 
 def test_redis_that_refuses_to_work_is_a_problem_to_be_tried_again(api: TestClient, sick_redis: str) -> None:
     answers = [api.post("/v1/events", json=body) for body in (EVENT, [EVENT, {**EVENT, "event_id": "READONLY"}])]
+    answers.append(api.get("/readyz/intake"))
     if sick_redis == "MASTERDOWN":
         answers.append(api.get("/v1/users/3/recall"))
     for response in answers:

@@ -125,7 +125,7 @@ def test_nothing_is_stored_for_who_may_not_write(
 
 def test_probes_and_the_documentation_need_no_token(guarded: tuple[TestClient, dict[str, str]]) -> None:
     api, _ = guarded
-    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+    for path in ("/healthz", "/readyz", "/readyz/intake", "/docs", "/openapi.json"):
         assert api.get(path).status_code == 200, path
     schema: dict[str, Any] = api.get("/openapi.json").json()
     assert schema["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"

@@ -2,12 +2,15 @@
 
 import os
 import random
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,15 +22,23 @@ import redis
 from components.config import RecallConfig
 from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
+from components.exceptions import RelayedError, ReleaseError
 from components.recall.operate.intake import feed
 from components.recall.process.forks import Program
 from components.recall.process.health import STALE_SECONDS, serve_health
 from components.recall.process.supervisor import REDIS_TIMEOUT_SECONDS, InstanceState, State, Supervisor, share_cores
 from components.recall.state.store import UserStore
 from components.redis_client import open_redis
-from components.release.publication import live_workers, name_worker, unregister
-from tests.worlds import REPOSITORY
-from tests.worlds.recall import Release, make_event, wait_until
+from components.release.publication import (
+    SERVING,
+    Publication,
+    live_workers,
+    name_worker,
+    read_publication,
+    unregister,
+)
+from tests.worlds import REPOSITORY, run_python
+from tests.worlds.recall import Release, Store, make_event, store_release, wait_until
 from tests.worlds.servers import RedisServer, free_port
 
 
@@ -114,7 +125,7 @@ def test_a_redis_that_hangs_keeps_the_supervisor_neither_from_turning_nor_from_e
 def test_an_instance_ends_when_its_supervisor_was_killed() -> None:
     script = (
         "import os, time; from components.recall.process.forks import start; "
-        "print(start((time.sleep, (600,)), frozenset(os.sched_getaffinity(0)), 'instance').pid, flush=True); "
+        "print(start((time.sleep, (600,)), frozenset(os.sched_getaffinity(0)), 'instance')[0].pid, flush=True); "
         "time.sleep(600)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -155,45 +166,129 @@ def test_ad_hoc_instances_have_the_last_numbers_and_do_not_make_the_container_re
         wait_until(lambda: len(supervisor.state.instances) == 3 and all(pids(supervisor)))
     assert asked == [0, 1, 2]
     assert [instance.ad_hoc for instance in supervisor.state.instances] == [False, False, True]
-    assert not State(instances=(InstanceState(0, 1, "", 0), InstanceState(1, 2, "urm-1", 0, ad_hoc=True))).ready
+    ad_hoc = InstanceState(1, 2, "urm-1", 0, ad_hoc=True)
+    assert not State(instances=(InstanceState(0, 1, "", 0), ad_hoc)).ready
+    assert State(instances=(ad_hoc,)).ready  # there is no other
+
+
+def end_with(sentence: str) -> None:
+    """End as `urm` does after a mistake in the input."""
+    raise SystemExit(2) from ReleaseError(sentence, expected="one that loads", got="none", remedy="go back")
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        ((end_with, ("release a",)), "^release a: expected one that loads, got none; go back.$"),
+        ((sys.exit, (2,)), "^instance 1 ended with exit code 2$"),
+    ],
+)
+def test_in_a_pod_a_mistake_in_the_input_ends_all_with_its_sentence(
+    redis_server: RedisServer, program: Program, sentence: str
+) -> None:
+    sleeper: Program = (time.sleep, (600,))
+    programs = [sleeper, program]
+    supervisor = Supervisor(lambda n: programs[n], 2, 1, open_redis(redis_server.url), 60, ends_with_instance=True)
+    with pytest.raises(RelayedError, match=sentence) as caught:
+        supervisor.run()
+    assert caught.value.exit_code == 2
+    assert [one.process and one.process.exitcode for one in supervisor._instances] == [-signal.SIGTERM, 2]
+
+
+StartContainer = Callable[..., tuple[subprocess.Popen[str], str]]
 
 
 @pytest.fixture
-def container(
-    redis_server: RedisServer, releases: tuple[Release, Release]
-) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`urm recall workers` with two instances, as an operator starts it, and its address."""
-    port = free_port()
-    options = [
-        part
-        for value in ("max_wait_ms=5", "batch_size=4", "k=10", "claim_idle_seconds=0.5")
-        for part in ("--set", f"recall.{value}")
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "components", "recall", "workers", "--instances", "2", "--port", str(port), *options],
-        cwd=REPOSITORY,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "URM_HOME": str(releases[0].settings.home),
-            "URM_REDIS_URL": redis_server.url,
-            "URM_DEVICE": "cpu",
-            "URM_NUM_THREADS": "1",
-        },
-    )
-    yield process, f"http://127.0.0.1:{port}"
-    process.kill()
-    process.wait()
+def start_container(redis_server: RedisServer, releases: tuple[Release, Release]) -> Iterator[StartContainer]:
+    """Start `urm recall` as an operator does; gives the process and the address of its health."""
+    processes = []
+    values = ("max_wait_ms=5", "batch_size=4", "k=10", "claim_idle_seconds=0.5")
+    options = [part for value in values for part in ("--set", f"recall.{value}")]
+
+    def start(
+        *arguments: str, environment: dict[str, str] | None = None, **pipes: int
+    ) -> tuple[subprocess.Popen[str], str]:
+        port = free_port()
+        place = ["--port", str(port)] if arguments[0] == "workers" else []
+        process = subprocess.Popen(
+            [sys.executable, "-m", "components", "recall", *arguments, *place, *options],
+            cwd=REPOSITORY,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "URM_HOME": str(releases[0].settings.home),
+                "URM_REDIS_URL": redis_server.url,
+                "URM_DEVICE": "cpu",
+                "URM_NUM_THREADS": "1",
+                **(environment or {}),
+            },
+            text=True,
+            **pipes,
+        )
+        processes.append(process)
+        return process, f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_pod_serves_what_its_init_container_fetched(
+    start_container: StartContainer, client: redis.Redis, releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    store = store_release(releases[0], tmp_path / "store")
+    fetch = run_python("-m", "components", "recall", "fetch", env=store.environment() | {"URM_HOME": str(tmp_path)})
+    assert fetch.returncode == 0 and f"release {releases[0].name} is verified" in fetch.stdout, fetch.stderr
+    shutil.rmtree(store.folder)
+    ad_hoc = ("workers", "--instances", "0", "--ad-hoc", "1")
+    process, url = start_container(*ad_hoc, environment=store.environment())
+    wait_until(lambda: read_publication(client, SERVING) == store.publication, seconds=120)
+    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert live_workers(client) == set()
+
+
+def test_a_pod_whose_release_cannot_be_loaded_ends_and_says_why(
+    start_container: StartContainer, client: redis.Redis, releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    store = store_release(releases[0], tmp_path / "store")
+    (store.folder / "bundle" / "index.faiss").write_bytes(b"")
+    environment = store.environment()
+    fetch = run_python("-m", "components", "recall", "fetch", env=environment | {"URM_HOME": str(tmp_path)})
+    process, _ = start_container("workers", "--instances", "1", environment=environment, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=120)
+    assert (fetch.returncode, process.returncode) == (2, 2)
+    for last in (fetch.stderr.splitlines()[-1], errors.splitlines()[-1]):
+        assert re.match(r"error bundle .*, file index\.faiss: expected \d+ bytes, got 0 bytes; build", last), errors
+    assert read_publication(client, SERVING) is None and live_workers(client) == set()
+
+
+def test_a_pod_ends_at_once_while_its_release_is_loaded(
+    start_container: StartContainer, client: redis.Redis, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a store that takes connections and never answers
+        bundle = f"http://127.0.0.1:{silent.getsockname()[1]}/bundle"
+        publication = Publication(release="urm-x", bundle=bundle, manifest="0" * 64, order=1)
+        process, _ = start_container("worker", environment=Store(tmp_path / "store", publication).environment())
+        silent.settimeout(120)
+        connection, _ = silent.accept()
+        with connection:
+            assert live_workers(client)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+    assert live_workers(client) == set()
 
 
 def test_two_instances_serve_and_survive_the_death_of_one(
-    container: tuple[subprocess.Popen[bytes], str],
+    start_container: StartContainer,
     client: redis.Redis,
     releases: tuple[Release, Release],
     recall_config: RecallConfig,
 ) -> None:
     seed = random.randrange(10**6)
     print("seed", seed)  # shown if the test fails
-    process, url = container
+    process, url = start_container("workers", "--instances", "2")
     wait_until(lambda: len(live_workers(client)) == 2, seconds=120)
     assert httpx.get(f"{url}/readyz").status_code == 503  # no release yet
     roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)

@@ -1,0 +1,53 @@
+"""A release fetched ahead of its workers, from a store that is away afterwards."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from components.exceptions import ReleaseError
+from components.recall.serving.engine import load_release
+from components.recall.serving.fetching import fill_cache
+from components.settings import Settings
+from tests.worlds.recall import Release, Store, store_release
+
+
+@pytest.fixture
+def store(releases: tuple[Release, Release], tmp_path: Path) -> Store:
+    return store_release(releases[0], tmp_path / "store")
+
+
+@pytest.fixture
+def pod(releases: tuple[Release, Release], tmp_path: Path) -> Settings:
+    """Settings with a cache of their own, in which a killed process has left parts."""
+    for part in ("bundles/0123456789abcdef/.tmp-a/content", "features/.tmp-b"):
+        (tmp_path / "cache" / part).mkdir(parents=True)
+        (tmp_path / "cache" / part / "index.faiss").write_bytes(b"half")
+    return releases[0].settings.model_copy(update={"cache_dir": str(tmp_path / "cache")})
+
+
+def test_what_was_fetched_is_loaded_without_the_store(
+    releases: tuple[Release, Release], store: Store, pod: Settings
+) -> None:
+    fetched = fill_cache(store.publication, pod)
+    assert {path.parent.name for path in (fetched.bundle, fetched.features)} == {
+        store.publication.manifest[:16],
+        "features",
+    }
+    shutil.rmtree(store.folder)
+    assert fill_cache(store.publication, pod) == fetched
+    assert load_release(store.publication, pod, releases[0].config.release).name == releases[0].name
+    assert not list(pod.cache_path.rglob(".tmp-*"))
+
+
+def test_a_wrong_copy_is_refused_and_fetched_anew(store: Store, pod: Settings) -> None:
+    index = store.folder / "bundle" / "index.faiss"
+    content = index.read_bytes()
+    index.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ReleaseError, match=r"file index\.faiss: expected SHA-256"):
+        fill_cache(store.publication, pod)
+    index.write_bytes(content)
+    other = store.publication.model_copy(update={"manifest": "0" * 64})
+    with pytest.raises(ReleaseError, match=r"file manifest\.json: expected SHA-256 000000000000…, as it was published"):
+        fill_cache(other, pod)
+    assert fill_cache(store.publication, pod).manifest.release == store.publication.release
