@@ -69,6 +69,18 @@ def test_a_bad_line_is_named_and_loses_no_other(client: redis.Redis, tmp_path: P
     assert client.xlen(STREAM) == 999
 
 
+def test_an_init_container_has_nothing_to_fetch_before_the_first_promotion(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert invoke("fetch").startswith("no release to fetch: URM_RELEASE is empty until the first promotion")
+    monkeypatch.setenv("URM_RELEASE", "urm-x")
+    get_settings.cache_clear()
+    with pytest.raises(ConfigError, match="release urm-x, URM_RELEASE_BUNDLE: expected the URI of its bundle, got ''"):
+        invoke("fetch")
+
+
+def test_workers_need_something_to_run() -> None:
+    assert "got --instances 0 without --ad-hoc" in invoke("workers", "--instances", "0")
+
+
 def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recall_config: RecallConfig) -> None:
     stream = EventStream(client, "a", recall_config)
     stream.ensure_group()

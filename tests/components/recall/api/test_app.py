@@ -339,7 +339,7 @@ def test_an_event_is_followed_to_the_results_that_know_it(
     done = follow("a/b")
     assert (done["state"], done["in_history"], done["tasks"]) == ("done", True, ["next_purchase", "new_item"])
     assert done["finished_at"] >= done["accepted_at"] == waiting["accepted_at"]
-    assert done["batch"] == "worker-a/1" and done["release"] == worker._switch.serving.name
+    assert done["batch"] == "worker-a/1" and done["release"] == worker._source.serving.name
     client.delete(accepted_key("3", "a/b"))  # as after a day
     assert (follow("a/b")["state"], follow("a/b")["accepted_at"]) == ("done", None)
     client.hset(accepted_key("3", "bad"), mapping={"entry": "1-1", "user": "3", "dead": "2.5"})
