@@ -43,6 +43,13 @@ class ReleaseError(UserError):
     """A release bundle is incomplete, altered, or refused by the smoke check."""
 
 
+class RelayedError(UserError):
+    """The mistake that ended another process, in the sentence of that process."""
+
+    def __init__(self, sentence: str) -> None:
+        UrmError.__init__(self, sentence)
+
+
 class UnavailableError(UrmError):
     """A service that should answer does not; trying again later may help."""
 
@@ -50,14 +57,6 @@ class UnavailableError(UrmError):
 
     def __init__(self, subject: str, *, expected: str, got: object, remedy: str) -> None:
         super().__init__(_sentence(subject, expected, got, remedy))
-
-
-class RelayedError(UrmError):
-    """What another process ended with: its sentence and its exit code."""
-
-    def __init__(self, sentence: str, exit_code: int) -> None:
-        super().__init__(sentence)
-        self.exit_code = exit_code
 
 
 def _sentence(subject: str, expected: str, got: object, remedy: str) -> str:

@@ -191,10 +191,8 @@ class Supervisor:
     def _raise_if_final(self, instance: Instance, exit_code: int) -> None:
         """End with an instance that would end in the same way again."""
         if self._ends_with_instance and exit_code == UserError.exit_code and instance.sentence is not None:
-            sentence = (
-                read_sentence(instance.sentence) or f"instance {instance.number} ended with exit code {exit_code}"
-            )
-            raise RelayedError(sentence, exit_code)
+            unknown = f"instance {instance.number} ended with exit code {exit_code}"
+            raise RelayedError(read_sentence(instance.sentence) or unknown)
 
     def _pause(self, instance: Instance, what: str) -> None:
         early = time.monotonic() - instance.started_at < HEALTHY_SECONDS
