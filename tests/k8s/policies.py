@@ -3,9 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
-import click
 import typer
 from pydantic import ValidationError
 
@@ -23,6 +21,7 @@ from tests.k8s.rendering import (
     ports_of,
 )
 
+_UsageError = typer.BadParameter.__base__ or Exception  # of unknown options, too; typer has no public name for it
 Policy = Callable[[list[Object]], Iterator[str]]
 # What the manifests name and others make: the one list of it.
 EXTERNAL = {
@@ -40,8 +39,10 @@ EXTERNAL_PODS: list[tuple[dict[str, str], set[int]]] = [
 ]
 EXTERNAL_PORTS = {443, 6443, 6379}  # by address: the object store, the Kubernetes API, a Redis elsewhere
 RELEASE_VARIABLES = {
-    f"URM_RELEASE{'_' * (part != 'name')}{part.upper() if part != 'name' else ''}": f"metadata.annotations['urm.release/{part}']"
-    for part in ("name", "bundle", "manifest", "order")
+    "URM_RELEASE": "metadata.annotations['urm.release/name']",
+    "URM_RELEASE_BUNDLE": "metadata.annotations['urm.release/bundle']",
+    "URM_RELEASE_MANIFEST": "metadata.annotations['urm.release/manifest']",
+    "URM_RELEASE_ORDER": "metadata.annotations['urm.release/order']",
 }
 WORKERS = ("recall-worker", "recall-adhoc")
 PROMOTER_RULES = [
@@ -66,17 +67,13 @@ def objects_are_labelled(objects: list[Object]) -> Iterator[str]:
     """Recommended labels; one namespace, which enforces the restricted profile."""
     for one in objects:
         metadata = one["metadata"]
-        if metadata.get("labels", {}).get("app.kubernetes.io/name", "urm" * _is_generated(one)) != "urm":
+        if metadata.get("labels", {}).get("app.kubernetes.io/name") != "urm":
             yield f"{one['kind']}/{metadata['name']} has no label app.kubernetes.io/name=urm"
         if metadata["name" if one["kind"] == "Namespace" else "namespace"] != "urm":
             yield f"{one['kind']}/{metadata['name']} is not in the namespace urm"
     for one in of_kind(objects, "Namespace"):
         if one["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
             yield "the namespace does not enforce the restricted profile"
-
-
-def _is_generated(one: Object) -> bool:
-    return one["kind"] == "ConfigMap"
 
 
 def pods_are_hardened(objects: list[Object]) -> Iterator[str]:
@@ -130,7 +127,9 @@ def containers_are_probed(objects: list[Object]) -> Iterator[str]:
                 if probe not in one:
                     yield f"{name}: {one['name']} has no {probe}"
         ready = spec["containers"][0].get("readinessProbe", {}).get("httpGet", {}).get("path")
-        expected = {"Deployment/recall-api": "/readyz/intake"} | {f"Deployment/{worker}": "/readyz" for worker in WORKERS}
+        expected = {"Deployment/recall-api": "/readyz/intake"} | {
+            f"Deployment/{worker}": "/readyz" for worker in WORKERS
+        }
         if ready != expected.get(name):
             yield f"{name} is ready by {ready}, expected {expected.get(name)}"
 
@@ -156,7 +155,9 @@ def rollouts_lose_nothing(objects: list[Object]) -> Iterator[str]:
         if not any(is_selected(labels, spread["labelSelector"]) for spread in pod.get("topologySpreadConstraints", [])):
             yield f"{name} is not spread over nodes"
         sleep = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        longest = next(part.le for part in RecallConfig.model_fields["ad_hoc_deadline_seconds"].metadata if hasattr(part, "le"))
+        longest = next(
+            part.le for part in RecallConfig.model_fields["ad_hoc_deadline_seconds"].metadata if hasattr(part, "le")
+        )
         needed = 2 * GRACE_SECONDS if name in WORKERS else sleep + longest
         if (name == "recall-api") is not (sleep > 0):
             yield f"{name} waits {sleep} s for endpoints to drain"
@@ -199,12 +200,13 @@ def _selectors(one: Object) -> Iterator[tuple[str, Object]]:
 
 def references_exist(objects: list[Object]) -> Iterator[str]:
     """What an object names is there, or is declared external."""
-    for source, kind, target in _references(objects):
+    for source, kind, target in find_references(objects):
         if target not in names_of(objects, kind) | EXTERNAL.get(kind, set()):
             yield f"{source} names {kind} {target}, which nobody makes"
 
 
-def _references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
+def find_references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
+    """Who names what of which kind."""
     for name, _, spec in pod_specs(objects):
         if "serviceAccountName" in spec:
             yield name, "ServiceAccount", spec["serviceAccountName"]
@@ -238,6 +240,7 @@ def _references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
             yield from ((name, "Secret", each["name"]) for each in spec["secretTargetRef"])
         elif one["kind"] == "ExternalSecret":
             yield name, spec["secretStoreRef"]["kind"], spec["secretStoreRef"]["name"]
+            yield name, "Secret", spec["target"]["name"]
         elif one["kind"] == "HTTPRoute":
             yield from ((name, "Gateway", parent["name"]) for parent in spec["parentRefs"])
             yield from ((name, "Service", each["name"]) for rule in spec["rules"] for each in rule["backendRefs"])
@@ -273,10 +276,10 @@ def ports_are_served(objects: list[Object]) -> Iterator[str]:
                 yield f"HTTPRoute/{one['metadata']['name']} leads to port {backend['port']}"
     for one in of_kind(objects, "PodMonitor"):
         served = set().union(*(ports for labels, ports in pods if is_selected(labels, one["spec"]["selector"])))
-        scraped = {endpoint["port"] for endpoint in one["spec"]["podMetricsEndpoints"]}
-        yield from (f"PodMonitor/{one['metadata']['name']} scrapes port {port}" for port in sorted(scraped - served))
-        missed = {port for port in served - scraped if port != "http"}
-        yield from (f"PodMonitor/{one['metadata']['name']} misses port {port}" for port in sorted(missed))
+        wanted = [each["relabelings"][0]["regex"] for each in one["spec"]["podMetricsEndpoints"]]
+        scraped = {port for port in served if any(re.fullmatch(regex, port) for regex in wanted)}
+        if scraped != served - {"http"}:
+            yield f"PodMonitor/{one['metadata']['name']} scrapes {sorted(scraped)} of {sorted(served)}"
     for one in of_kind(objects, "NetworkPolicy"):
         yield from _judge_policy_ports(one, [(labels, set(ports.values())) for labels, ports in pods] + EXTERNAL_PODS)
 
@@ -296,7 +299,7 @@ def _judge_policy_ports(policy: Object, pods: list[tuple[dict[str, str], set[int
                     *(served(peer["podSelector"]) if "podSelector" in peer else EXTERNAL_PORTS for peer in rule[peers])
                 )
             for port in rule["ports"]:
-                if port["port"] not in known:
+                if known.isdisjoint(range(port["port"], port.get("endPort", port["port"]) + 1)):
                     yield f"NetworkPolicy/{policy['metadata']['name']} opens port {port['port']}, where nobody listens"
 
 
@@ -333,7 +336,7 @@ def releases_come_from_promotion(objects: list[Object]) -> Iterator[str]:
 def only_the_promoter_has_rights(objects: list[Object]) -> Iterator[str]:
     """One role with exactly the rights of promotion, for one account."""
     roles = of_kind(objects, "Role", "ClusterRole")
-    if [role["rules"] for role in roles] != [PROMOTER_RULES]:
+    if [(role["kind"], role["rules"]) for role in roles] != [("Role", PROMOTER_RULES)]:
         yield "the roles are others than that of promotion"
     bindings = [
         (one["kind"], one["roleRef"]["name"], [subject["name"] for subject in one["subjects"]])
@@ -352,17 +355,13 @@ def commands_exist(objects: list[Object]) -> Iterator[str]:
         for one in containers_of(spec):
             if one.get("command") != ["urm"]:
                 continue
+            command, words = typer.main.get_command(app), list(one["args"])
             try:
-                _parse(typer.main.get_command(app), list(one["args"]))
-            except click.ClickException as error:
-                yield f"{name}: urm {shlex.join(one['args'])}: {error.format_message()}"
-
-
-def _parse(command: Any, arguments: list[str], parent: Any = None) -> None:
-    context = command.make_context(command.name or "urm", arguments, parent=parent)
-    if hasattr(command, "commands"):
-        name, child, rest = command.resolve_command(context, [*context.protected_args, *context.args])
-        _parse(child, rest, context)
+                while hasattr(command, "commands"):
+                    command = command.commands[words.pop(0)]
+                command.make_context(command.name, words)
+            except (_UsageError, LookupError) as error:
+                yield f"{name}: urm {shlex.join(one['args'])}: {error}"
 
 
 def settings_are_read(objects: list[Object]) -> Iterator[str]:

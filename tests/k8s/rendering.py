@@ -30,19 +30,18 @@ def read_components(base: str) -> set[str]:
     return {Path(path).name for path in kustomization.get("components", [])}
 
 
-# Every base and overlay as it is, and with each component that it does not have yet.
-RENDERS = [
-    (base, added)
-    for base in BASES
-    for added in ("", *(name for name in COMPONENTS if name not in read_components(base)))
-]
+# The base and every overlay as they are, and every overlay with each component that it does not have yet.
+RENDERS = [(base, "") for base in BASES]
+RENDERS += [(base, name) for base in OVERLAYS for name in COMPONENTS if name not in read_components(base)]
 
 
 @cache
 def render_text(base: str, *added: str) -> str:
     """YAML of a base or overlay with components added."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = [os.path.relpath(path, folder) for path in (BASES[base], *(K8S / "components" / name for name in added))]
+        paths = [
+            os.path.relpath(path, folder) for path in (BASES[base], *(K8S / "components" / name for name in added))
+        ]
         kustomization = {"resources": paths[:1], "components": paths[1:]}
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
