@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 
 import typer
 from pydantic import ValidationError
@@ -45,6 +46,10 @@ RELEASE_VARIABLES = {
     "URM_RELEASE_ORDER": "metadata.annotations['urm.release/order']",
 }
 WORKERS = ("recall-worker", "recall-adhoc")
+READY_PATHS = {"Deployment/recall-api": "/readyz/intake"} | {f"Deployment/{name}": "/readyz" for name in WORKERS}
+LONGEST_ANSWER_SECONDS = next(
+    limit.le for limit in RecallConfig.model_fields["ad_hoc_deadline_seconds"].metadata if hasattr(limit, "le")
+)
 PROMOTER_RULES = [
     {
         "apiGroups": ["apps"],
@@ -77,7 +82,7 @@ def objects_are_labelled(objects: list[Object]) -> Iterator[str]:
 
 
 def pods_are_hardened(objects: list[Object]) -> Iterator[str]:
-    """The restricted profile and more: no root, no capabilities, no writable image, no host, no token."""
+    """No root, no system call beyond the usual, nothing of the host, no token."""
     for name, _, spec in pod_specs(objects):
         context = spec.get("securityContext", {})
         if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
@@ -89,11 +94,21 @@ def pods_are_hardened(objects: list[Object]) -> Iterator[str]:
         if spec.get("enableServiceLinks") is not False:
             yield f"{name} gets variables of every service"
         yield from (f"{name} uses {key}" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key))
+
+
+def volumes_are_bounded(objects: list[Object]) -> Iterator[str]:
+    """No path of the node; an empty directory has a limit."""
+    for name, _, spec in pod_specs(objects):
         for volume in spec.get("volumes", []):
             if "hostPath" in volume:
                 yield f"{name} mounts a path of the node"
             if "emptyDir" in volume and "sizeLimit" not in (volume["emptyDir"] or {}):
                 yield f"{name}: volume {volume['name']} has no limit"
+
+
+def containers_are_hardened(objects: list[Object]) -> Iterator[str]:
+    """No privileges to gain, no writable image, no capabilities."""
+    for name, _, spec in pod_specs(objects):
         for one in containers_of(spec):
             own = one.get("securityContext", {})
             if own.get("allowPrivilegeEscalation") is not False or own.get("privileged"):
@@ -127,11 +142,8 @@ def containers_are_probed(objects: list[Object]) -> Iterator[str]:
                 if probe not in one:
                     yield f"{name}: {one['name']} has no {probe}"
         ready = spec["containers"][0].get("readinessProbe", {}).get("httpGet", {}).get("path")
-        expected = {"Deployment/recall-api": "/readyz/intake"} | {
-            f"Deployment/{worker}": "/readyz" for worker in WORKERS
-        }
-        if ready != expected.get(name):
-            yield f"{name} is ready by {ready}, expected {expected.get(name)}"
+        if ready != READY_PATHS.get(name):
+            yield f"{name} is ready by {ready}, expected {READY_PATHS.get(name)}"
 
 
 def rollouts_lose_nothing(objects: list[Object]) -> Iterator[str]:
@@ -155,10 +167,7 @@ def rollouts_lose_nothing(objects: list[Object]) -> Iterator[str]:
         if not any(is_selected(labels, spread["labelSelector"]) for spread in pod.get("topologySpreadConstraints", [])):
             yield f"{name} is not spread over nodes"
         sleep = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        longest = next(
-            part.le for part in RecallConfig.model_fields["ad_hoc_deadline_seconds"].metadata if hasattr(part, "le")
-        )
-        needed = 2 * GRACE_SECONDS if name in WORKERS else sleep + longest
+        needed = 2 * GRACE_SECONDS if name in WORKERS else sleep + LONGEST_ANSWER_SECONDS
         if (name == "recall-api") is not (sleep > 0):
             yield f"{name} waits {sleep} s for endpoints to drain"
         if pod.get("terminationGracePeriodSeconds", 30) <= needed:
@@ -208,52 +217,52 @@ def references_exist(objects: list[Object]) -> Iterator[str]:
 def find_references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
     """Who names what of which kind."""
     for name, _, spec in pod_specs(objects):
-        if "serviceAccountName" in spec:
-            yield name, "ServiceAccount", spec["serviceAccountName"]
+        yield from ((name, kind, target) for kind, target in _named_by_pod(spec))
         for one in containers_of(spec):
-            for source in one.get("envFrom", []):
-                yield from (
-                    (name, kind, source[key]["name"])
-                    for key, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret"))
-                    if key in source
-                )
             mounted = {mount["name"] for mount in one.get("volumeMounts", [])}
-            yield from ((f"{name}: {one['name']}", f"volume of {name}", volume) for volume in mounted - _volumes(spec))
-        for volume in spec.get("volumes", []):
-            for key, field, kind in (
-                ("configMap", "name", "ConfigMap"),
-                ("secret", "secretName", "Secret"),
-                ("persistentVolumeClaim", "claimName", "PersistentVolumeClaim"),
-            ):
-                if key in volume:
-                    yield name, kind, volume[key][field]
+            yield from ((name, f"volume of {name}", volume) for volume in mounted - _volumes(spec))
     for one in objects:
-        name, spec = f"{one['kind']}/{one['metadata']['name']}", one.get("spec", {})
-        if one["kind"] == "RoleBinding":
-            yield name, one["roleRef"]["kind"], one["roleRef"]["name"]
-            yield from ((name, subject["kind"], subject["name"]) for subject in one["subjects"])
-        elif one["kind"] == "StatefulSet":
-            yield name, "Service", spec["serviceName"]
-        elif one["kind"] == "ScaledObject":
-            yield from ((name, "TriggerAuthentication", each["authenticationRef"]["name"]) for each in spec["triggers"])
-        elif one["kind"] == "TriggerAuthentication":
-            yield from ((name, "Secret", each["name"]) for each in spec["secretTargetRef"])
-        elif one["kind"] == "ExternalSecret":
-            yield name, spec["secretStoreRef"]["kind"], spec["secretStoreRef"]["name"]
-            yield name, "Secret", spec["target"]["name"]
-        elif one["kind"] == "HTTPRoute":
-            yield from ((name, "Gateway", parent["name"]) for parent in spec["parentRefs"])
-            yield from ((name, "Service", each["name"]) for rule in spec["rules"] for each in rule["backendRefs"])
+        name = f"{one['kind']}/{one['metadata']['name']}"
+        yield from ((name, kind, target) for kind, target in _named_by_object(one, one.get("spec", {})))
+
+
+def _named_by_pod(spec: Object) -> Iterator[tuple[str, str]]:
+    if "serviceAccountName" in spec:
+        yield "ServiceAccount", spec["serviceAccountName"]
+    sources = [source for one in containers_of(spec) for source in one.get("envFrom", [])]
+    for holder, key, field, kind in (
+        (sources, "configMapRef", "name", "ConfigMap"),
+        (sources, "secretRef", "name", "Secret"),
+        (spec.get("volumes", []), "configMap", "name", "ConfigMap"),
+        (spec.get("volumes", []), "secret", "secretName", "Secret"),
+        (spec.get("volumes", []), "persistentVolumeClaim", "claimName", "PersistentVolumeClaim"),
+    ):
+        yield from ((kind, each[key][field]) for each in holder if key in each)
+
+
+def _named_by_object(one: Object, spec: Object) -> Iterator[tuple[str, str]]:
+    if one["kind"] == "RoleBinding":
+        yield from ((each["kind"], each["name"]) for each in (one["roleRef"], *one["subjects"]))
+    elif one["kind"] == "StatefulSet":
+        yield "Service", spec["serviceName"]
+    elif one["kind"] == "ScaledObject":
+        yield from (("TriggerAuthentication", each["authenticationRef"]["name"]) for each in spec["triggers"])
+    elif one["kind"] == "TriggerAuthentication":
+        yield from (("Secret", each["name"]) for each in spec["secretTargetRef"])
+    elif one["kind"] == "ExternalSecret":
+        yield spec["secretStoreRef"]["kind"], spec["secretStoreRef"]["name"]
+        yield "Secret", spec["target"]["name"]
+    elif one["kind"] == "HTTPRoute":
+        yield from (("Gateway", parent["name"]) for parent in spec["parentRefs"])
+        yield from (("Service", each["name"]) for rule in spec["rules"] for each in rule["backendRefs"])
 
 
 def _volumes(spec: Object) -> set[str]:
-    claims = {"data"} if "volumes" in spec and any("redis" in one["name"] for one in spec["containers"]) else set()
-    return {volume["name"] for volume in spec.get("volumes", [])} | claims
+    return {volume["name"] for volume in spec.get("volumes", [])}
 
 
-def ports_are_served(objects: list[Object]) -> Iterator[str]:
-    """Every port of a service, probe, route, monitor or policy is one of a pod; the commands listen there."""
-    pods = [(metadata["labels"], ports_of(spec)) for _, metadata, spec in pod_specs(objects)]
+def commands_listen_where_declared(objects: list[Object]) -> Iterator[str]:
+    """Probes ask a port of their container; a command of ours opens exactly those that are declared."""
     for name, _, spec in pod_specs(objects):
         for one in spec["containers"]:
             own = {port["name"] for port in one.get("ports", [])}
@@ -264,22 +273,30 @@ def ports_are_served(objects: list[Object]) -> Iterator[str]:
                     yield f"{name}: {probe} asks port {port}"
             if one.get("command") == ["urm"] and _listens(one["args"]) != set(ports_of(spec).values()):
                 yield f"{name}: {one['name']} listens on {sorted(_listens(one['args']))}, declared are other ports"
+
+
+def ports_are_served(objects: list[Object]) -> Iterator[str]:
+    """Every port of a service, route or policy is one of a pod; Prometheus reads all but those of requests."""
+    pods = [(metadata["labels"], ports_of(spec)) for _, metadata, spec in pod_specs(objects)]
+
+    def served(selector: Object) -> dict[str, int]:
+        return {name: port for labels, ports in pods if is_selected(labels, selector) for name, port in ports.items()}
+
     services = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "Service")}
     for name, service in services.items():
-        for port in service["ports"]:
-            for labels, ports in pods:
-                if is_selected(labels, {"matchLabels": service["selector"]}) and port["targetPort"] not in ports:
-                    yield f"Service/{name} leads to port {port['targetPort']}"
+        targets = [port["targetPort"] for port in service["ports"]]
+        missing = [port for port in targets if port not in served({"matchLabels": service["selector"]})]
+        yield from (f"Service/{name} leads to port {port}" for port in missing)
     for one in of_kind(objects, "HTTPRoute"):
         for backend in (each for rule in one["spec"]["rules"] for each in rule["backendRefs"]):
             if backend["port"] not in [port["port"] for port in services.get(backend["name"], {}).get("ports", [])]:
                 yield f"HTTPRoute/{one['metadata']['name']} leads to port {backend['port']}"
     for one in of_kind(objects, "PodMonitor"):
-        served = set().union(*(ports for labels, ports in pods if is_selected(labels, one["spec"]["selector"])))
+        there = set(served(one["spec"]["selector"]))
         wanted = [each["relabelings"][0]["regex"] for each in one["spec"]["podMetricsEndpoints"]]
-        scraped = {port for port in served if any(re.fullmatch(regex, port) for regex in wanted)}
-        if scraped != served - {"http"}:
-            yield f"PodMonitor/{one['metadata']['name']} scrapes {sorted(scraped)} of {sorted(served)}"
+        scraped = {port for port in there if any(re.fullmatch(regex, port) for regex in wanted)}
+        if scraped != there - {"http"}:
+            yield f"PodMonitor/{one['metadata']['name']} scrapes {sorted(scraped)} of {sorted(there)}"
     for one in of_kind(objects, "NetworkPolicy"):
         yield from _judge_policy_ports(one, [(labels, set(ports.values())) for labels, ports in pods] + EXTERNAL_PODS)
 
@@ -305,7 +322,7 @@ def _judge_policy_ports(policy: Object, pods: list[tuple[dict[str, str], set[int
 
 def _listens(arguments: list[str]) -> set[int]:
     """Ports that a command of ours opens."""
-    given = dict(zip(arguments, arguments[1:], strict=False))
+    given = dict(pairwise(arguments))
     ports = {int(given[option]) for option in ("--port", "--metrics-port") if option in given}
     instances = int(given.get("--instances", 0)) + int(given.get("--ad-hoc", 0))
     return ports | {int(given["--port"]) + 1 + number for number in range(instances)}
@@ -389,11 +406,14 @@ def _judge_settings(place: str, values: dict[str, str]) -> Iterator[str]:
 POLICIES: tuple[Policy, ...] = (
     objects_are_labelled,
     pods_are_hardened,
+    volumes_are_bounded,
+    containers_are_hardened,
     containers_are_limited_and_named,
     containers_are_probed,
     rollouts_lose_nothing,
     selectors_choose_pods,
     references_exist,
+    commands_listen_where_declared,
     ports_are_served,
     releases_come_from_promotion,
     only_the_promoter_has_rights,

@@ -72,7 +72,9 @@ def pod_specs(objects: Iterable[Object]) -> Iterator[tuple[str, Object, Object]]
         if one["kind"] == "Pod":
             yield name, one["metadata"], one["spec"]
         elif "template" in one.get("spec", {}):
-            yield name, one["spec"]["template"]["metadata"], one["spec"]["template"]["spec"]
+            template = one["spec"]["template"]
+            claims = [{"name": each["metadata"]["name"]} for each in one["spec"].get("volumeClaimTemplates", [])]
+            yield name, template["metadata"], {**template["spec"], "volumes": [*template["spec"]["volumes"], *claims]}
 
 
 def containers_of(spec: Object) -> list[Object]:
