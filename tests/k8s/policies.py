@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import typer
 from pydantic import ValidationError
@@ -382,13 +383,17 @@ def commands_exist(objects: list[Object]) -> Iterator[str]:
 
 
 def settings_are_read(objects: list[Object]) -> Iterator[str]:
-    """Every `URM_` variable is a setting, with a value that fits."""
+    """Every `URM_` variable is a setting, with a value that fits; its files lie on a volume."""
     for one in of_kind(objects, "ConfigMap"):
         if one["metadata"]["name"] == "urm-settings":
             yield from _judge_settings("ConfigMap/urm-settings", one["data"])
     for name, _, spec in pod_specs(objects):
         for one in containers_of(spec):
             values = {variable["name"]: variable.get("value", "") for variable in one.get("env", [])}
+            mounts = {mount["mountPath"] for mount in one.get("volumeMounts", [])}
+            for variable in ("HOME", "URM_CACHE_DIR", "URM_API_TOKENS_FILE"):
+                if variable in values and mounts.isdisjoint([values[variable], str(Path(values[variable]).parent)]):
+                    yield f"{name}: {one['name']}: {variable}={values[variable]} lies on no volume"
             own = {variable: value for variable, value in values.items() if variable != "HOME"}
             yield from _judge_settings(f"{name}: {one['name']}", own)
 

@@ -129,6 +129,7 @@ PLANTED: dict[policies.Policy, list[tuple[str, str, Any, str]]] = {
         (WORKER, f"{FIRST}.args.3", "many", "many"),
     ],
     policies.settings_are_read: [
+        (API, f"{FIRST}.volumeMounts.0.mountPath", "/etc/urm", "URM_API_TOKENS_FILE=/etc/urm/tokens/tokens.json lies"),
         ("ConfigMap/urm-settings", "data.URM_RUNS_URL", "x", "URM_RUNS_URL is no setting"),
         ("ConfigMap/urm-settings", "data.URM_DEPLOY_TO", "cluster", "deploy_to"),
         (WORKER, f"{FIRST}.env.0.name", "URM_RELEASES", "URM_RELEASES is no setting"),
