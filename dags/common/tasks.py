@@ -16,6 +16,7 @@ from dags.common.params import link_variables
 
 POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
+PROMOTERS = ("promote", "rollback")  # their pods may change the Deployments of the recall service
 POD_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "stage-pod.yaml"
 
 # Transient faults (a service away, a process or pod killed) are tried again; a mistake in the input is not.
@@ -107,6 +108,14 @@ def pod_arguments(task_id: str, resources: Resources, settings: Settings) -> dic
     """What every pod of ours has, as arguments of KubernetesPodOperator; the client is imported only where used."""
     from kubernetes.client import models as k8s
 
+    promoter: dict[str, Any] = {}
+    if task_id in PROMOTERS:
+        token = k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name="urm-promotion-token"))
+        promoter = {
+            "service_account_name": "urm-promoter",
+            "automount_service_account_token": True,
+            "env_from": [token],
+        }
     limits = {"memory": resources.memory} | ({"nvidia.com/gpu": str(resources.gpus)} if resources.gpus else {})
     return {
         "name": f"urm-{task_id}",
@@ -118,9 +127,10 @@ def pod_arguments(task_id: str, resources: Resources, settings: Settings) -> dic
         "container_resources": k8s.V1ResourceRequirements(
             requests={"cpu": resources.cpu, "memory": resources.memory}, limits=limits
         ),
-        "labels": {"app.kubernetes.io/component": task_id},
+        "labels": {"app.kubernetes.io/component": "promote" if promoter else task_id},
         "active_deadline_seconds": round(resources.hours * 3600),  # a pod whose task is gone ends by itself
         "on_finish_action": "delete_succeeded_pod",
         "termination_message_policy": "FallbackToLogsOnError",
         "startup_timeout_seconds": 600,
+        **promoter,
     }

@@ -1,73 +1,204 @@
-"""Form of the manifests, and the names in them that must agree."""
+"""Form of the manifests: kustomize builds them, schemas of Kubernetes and of the operators accept them."""
 
-import re
+import json
+from functools import cache
+from typing import Any, Literal
 
 import kubernetes_validate
 import pytest
 import yaml
+from cloudcoil.models.keda import v1alpha1 as keda
+from cloudcoil.models.prometheus_operator import v1 as prometheus
+from pydantic import BaseModel, ConfigDict, Field
 
 from components.addresses import open_store
 from components.features.checks import require_embedded
 from components.settings import Settings
-from tests.worlds import REPOSITORY
+from tests.k8s import policies
+from tests.k8s.rendering import COMPONENTS, K8S, RENDERS, Object, needs_kubectl, of_kind, render
 
-K8S = REPOSITORY / "k8s"
-MANIFESTS = sorted(path for path in K8S.rglob("*.yaml") if path.name != "kustomization.yaml")
-KUSTOMIZATION = yaml.safe_load((K8S / "base" / "kustomization.yaml").read_text())
-DOCKERFILE = (K8S / "images" / "Dockerfile").read_text()
+KUBERNETES = ("1.32", "1.35", "1.37")  # the oldest that is supported, the newest, and one between
 POD = yaml.safe_load((K8S / "jobs" / "stage-pod.yaml").read_text())
+DURATION = r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_manifest_is_valid(path):
-    for document in yaml.safe_load_all(path.read_text()):
-        kubernetes_validate.validate(document, "1.33", strict=True)
-        assert document["metadata"]["labels"]["app.kubernetes.io/name"] == "urm"
+class _Documented(BaseModel):
+    model_config = ConfigDict(extra="forbid")
 
 
-def test_kustomization_names_every_file_of_the_base():
-    named = {*KUSTOMIZATION["resources"], *KUSTOMIZATION["configMapGenerator"][0]["envs"]}
-    assert named == {path.name for path in (K8S / "base").iterdir()} - {"kustomization.yaml"}
+class _Metadata(_Documented):
+    name: str
+    namespace: str
+    labels: dict[str, str]
 
 
-def test_the_pod_finds_its_settings_and_account():
-    container = POD["spec"]["containers"][0]
-    assert container["envFrom"][0]["configMapRef"]["name"] == KUSTOMIZATION["configMapGenerator"][0]["name"]
-    account = yaml.safe_load((K8S / "base" / "service-account.yaml").read_text())
-    assert POD["spec"]["serviceAccountName"] == account["metadata"]["name"]
+class _Parent(_Documented):
+    name: str
+    namespace: str
 
 
-def test_settings_are_ones_that_the_code_reads():
-    names = [line.split("=")[0] for line in (K8S / "base" / "settings.env").read_text().split()]
-    unknown = [name for name in names if name.removeprefix("URM_").lower() not in Settings.model_fields]
-    assert unknown == []
+class _Path(_Documented):
+    type: Literal["Exact", "PathPrefix", "RegularExpression"]
+    value: str = Field(pattern="^/")
 
 
-def test_stages_can_run_with_these_settings(monkeypatch):
-    for line in (K8S / "base" / "settings.env").read_text().split():
-        monkeypatch.setenv(*line.split("=", 1))
-    settings = Settings()
-    require_embedded(settings)
-    open_store(settings.runs_uri)  # the image has the driver: it installs what this environment has
+class _Match(_Documented):
+    path: _Path
 
 
-def test_the_image_has_the_extra_of_its_store():
-    assert "'.[train,serve,s3]'" in DOCKERFILE
+class _Backend(_Documented):
+    name: str
+    port: int = Field(ge=1, le=65535)
 
 
-def test_no_secret_is_kept_in_the_repository():
-    for path in MANIFESTS:
-        assert all(document["kind"] != "Secret" for document in yaml.safe_load_all(path.read_text()))
+class _Timeouts(_Documented):
+    request: str = Field(pattern=DURATION)
 
 
-def test_image_and_pod_agree_on_the_user():
-    user = re.search(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)
-    assert int(user.group(1)) == POD["spec"]["securityContext"]["runAsUser"]
+class _Rule(_Documented):
+    matches: list[_Match] = Field(max_length=64)
+    timeouts: _Timeouts
+    backendRefs: list[_Backend] = Field(min_length=1, max_length=16)
 
 
-def test_image_copies_what_exists():
-    repository = K8S.parent
-    for line in DOCKERFILE.splitlines():
-        if line.startswith("COPY"):
-            for source in line.split()[1:-1]:
-                assert (repository / source).exists(), source
+class _RouteSpec(_Documented):
+    parentRefs: list[_Parent] = Field(min_length=1, max_length=32)
+    hostnames: list[str] = Field(max_length=16)
+    rules: list[_Rule] = Field(min_length=1, max_length=16)
+
+
+class HttpRoute(_Documented):
+    """Fields of Gateway API's HTTPRoute that we use."""
+
+    apiVersion: Literal["gateway.networking.k8s.io/v1"]
+    kind: Literal["HTTPRoute"]
+    metadata: _Metadata
+    spec: _RouteSpec
+
+
+class _Store(_Documented):
+    kind: Literal["SecretStore", "ClusterSecretStore"]
+    name: str
+
+
+class _Target(_Documented):
+    name: str
+    creationPolicy: Literal["Owner", "Orphan", "Merge", "None"]
+
+
+class _Extract(_Documented):
+    key: str
+
+
+class _Source(_Documented):
+    extract: _Extract
+
+
+class _SecretSpec(_Documented):
+    refreshInterval: str = Field(pattern=r"^(\d+(h|m|s))+$")
+    secretStoreRef: _Store
+    target: _Target
+    dataFrom: list[_Source] = Field(min_length=1)
+
+
+class ExternalSecret(_Documented):
+    """Fields of External Secrets' ExternalSecret that we use."""
+
+    apiVersion: Literal["external-secrets.io/v1"]
+    kind: Literal["ExternalSecret"]
+    metadata: _Metadata
+    spec: _SecretSpec
+
+
+# Models of the operators' objects: published ones, and ours where none are.
+CUSTOM: dict[str, type[BaseModel]] = {
+    "ScaledObject": keda.ScaledObject,
+    "TriggerAuthentication": keda.TriggerAuthentication,
+    "PodMonitor": prometheus.PodMonitor,
+    "PrometheusRule": prometheus.PrometheusRule,
+    "HTTPRoute": HttpRoute,
+    "ExternalSecret": ExternalSecret,
+}
+
+
+@cache
+def every_object() -> tuple[Object, ...]:
+    """All different objects of all bases, overlays and components."""
+    objects = [one for base, added in RENDERS for one in render(base, *filter(None, [added]))]
+    return tuple({json.dumps(one, sort_keys=True): one for one in objects}.values())
+
+
+def is_documented(one: Object) -> bool:
+    """Whether the model of an operator's object accepts it and knows all its fields."""
+    model = CUSTOM[one["kind"]]
+    try:
+        return model.model_validate(one).model_dump(by_alias=True, exclude_unset=True, mode="json") == one
+    except ValueError:
+        return False
+
+
+@needs_kubectl
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_objects_are_valid_kubernetes(version: str) -> None:
+    for one in every_object():
+        if one["kind"] not in CUSTOM:
+            kubernetes_validate.validate(one, version, strict=True)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("kind", CUSTOM)
+def test_objects_of_operators_are_valid(kind: str) -> None:
+    objects = of_kind(every_object(), kind)
+    assert objects
+    for one in objects:
+        assert is_documented(one)
+        assert not is_documented({**one, "spec": {**one["spec"], "nonsense": 1}})
+        first = next(iter(one["spec"]))
+        assert not is_documented({**one, "spec": {**one["spec"], first: 0.5}})
+
+
+@needs_kubectl
+@pytest.mark.parametrize("base", ["base", "local", "production"])
+def test_stages_can_run_with_these_settings(base: str) -> None:
+    [settings] = [
+        one["data"] for one in of_kind(render(base), "ConfigMap") if one["metadata"]["name"] == "urm-settings"
+    ]
+    read = Settings(**{name.removeprefix("URM_").lower(): value for name, value in settings.items()})
+    require_embedded(read)
+    open_store(read.runs_uri)  # the image has the driver: it installs what this environment has
+    assert read.deploy_to == "kubernetes"
+
+
+@pytest.mark.parametrize("path", sorted(K8S.glob("*/*/kustomization.yaml")), ids=lambda path: path.parent.name)
+def test_kustomization_names_every_file_beside_it(path: Any) -> None:
+    content = yaml.safe_load(path.read_text())
+    generated = content.get("configMapGenerator", [])
+    named = {name for one in generated for name in (*one.get("envs", []), *one.get("files", []))}
+    named |= {name for name in content.get("resources", []) if not name.startswith("..")}
+    assert named == {file.name for file in path.parent.iterdir()} - {"kustomization.yaml", "README.md"}
+
+
+def test_every_component_is_described_in_three_lines_and_on_the_map() -> None:
+    text = (K8S / "README.md").read_text()
+    for name in COMPONENTS:
+        assert len((K8S / "components" / name / "README.md").read_text().splitlines()) == 3
+        assert f"`components/{name}/`" in text
+
+
+def test_no_secret_is_kept_in_the_repository() -> None:
+    for path in K8S.rglob("*.yaml"):
+        assert all(one.get("kind") != "Secret" for one in yaml.safe_load_all(path.read_text()) if isinstance(one, dict))
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_pod_of_a_stage_is_valid(version: str) -> None:
+    kubernetes_validate.validate(POD, version, strict=True)
+
+
+@needs_kubectl
+def test_the_pod_of_a_stage_keeps_the_policies() -> None:
+    """Its operator adds resources, and how much room a stage needs on its volumes differs."""
+    objects = [*render("base"), {**POD, "metadata": {**POD["metadata"], "namespace": "urm"}}]
+    faults = [fault for fault in policies.find_faults(objects) if "Pod/urm-stage" in fault]
+    late = ("limits of", "requests of", "has no limit", "Probe", "ready by")
+    assert [fault for fault in faults if not any(part in fault for part in late)] == []
