@@ -29,7 +29,12 @@ INHERITED = (
     "OTEL_*",
 )
 # The same for processes that need the credentials of a service.
-INHERITED_BY_SERVICE = {"mlflow": ("MLFLOW_*",), "airflow": ("AIRFLOW*", "KUBECONFIG"), "feast": ("FEAST_*",)}
+INHERITED_BY_SERVICE = {
+    "mlflow": ("MLFLOW_*",),
+    "airflow": ("AIRFLOW*", "KUBECONFIG"),
+    "feast": ("FEAST_*",),
+    "recall": ("KUBECONFIG", "KUBERNETES_SERVICE_*"),  # for a promotion; within a cluster the latter is the address
+}
 _SERVICE = "credentials_of"  # marks a field whose value may hold credentials, with the service that they open
 
 
@@ -61,12 +66,24 @@ class Settings(BaseSettings):
         description="Prefixes of bundles and feature stores, with commas; empty: anywhere.",
     )
     api_tokens_file: Path | None = Field(default=None, description="Who may use the recall API; none: anybody.")
-    api_url: str = Field(default="", description="Recall API, as people reach it.")
+    api_url: str = Field(default="", description="Recall API, as people and the smoke check of a promotion reach it.")
+    api_token: SecretStr = Field(
+        default=SecretStr(""),
+        description="Token for the smoke check of a promotion, if the recall API asks for one.",
+        json_schema_extra={_SERVICE: "recall"},
+    )
+    deploy_to: Literal["local", "kubernetes"] = Field(
+        default="local", description="What a promotion changes: the workers of this machine or two Deployments."
+    )
+    release: str = Field(default="", description="Release of a pod's workers, from its template; empty: none yet.")
+    release_bundle: str = Field(default="", description="URI of that release's bundle.")
+    release_manifest: str = Field(default="", description="SHA-256 of that bundle's manifest.json.")
+    release_order: str = Field(default="", description="Order of that release's publication, a decimal number.")
     executor: Literal["local", "kubernetes"] = Field(
         default="local", description="How Airflow runs a stage: a local process or a pod."
     )
     image: str = Field(default="urm:latest", description="Container image of the stages.")
-    namespace: str = Field(default="urm", description="Kubernetes namespace of the pods.")
+    namespace: str = Field(default="urm", description="Kubernetes namespace of the pods and Deployments.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int = Field(default=0, ge=0, description="Threads of torch, faiss and DuckDB; 0: every core.")
     engine_memory: str = Field(
@@ -148,7 +165,7 @@ def setting_variables(credentials: Collection[str] = ()) -> dict[str, str]:
 def child_environment(credentials: Collection[str]) -> dict[str, str]:
     """Variables of this process that a stage or a service of the project inherits.
 
-    `credentials` are the services whose credentials it needs: `airflow`, `feast`, `mlflow`, `redis`.
+    `credentials` are the services whose credentials it needs: `airflow`, `feast`, `mlflow`, `recall`, `redis`.
     """
     patterns = [*INHERITED, *(pattern for name in credentials for pattern in INHERITED_BY_SERVICE.get(name, ()))]
     inherited = {
