@@ -111,7 +111,7 @@ class Cluster:
                 query_params=list((query or {}).items()),
                 header_params={"Accept": "application/json", "Content-Type": content_type},
                 body=body,
-                response_type="object",
+                response_types_map={200: "object", 201: "object"},
                 auth_settings=["BearerToken"],
                 _return_http_data_only=True,
                 _request_timeout=_TIMEOUT_SECONDS,
@@ -144,6 +144,8 @@ def _one_sentence(subject: str, namespace: str) -> Iterator[None]:
         raise _no_answer(got) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise _no_answer(error) from None
+    except AttributeError as error:  # the client looks for the body of an answer that TLS has kept from it
+        raise _no_answer(error.__context__ or error) from None
 
 
 def _no_answer(got: object) -> UnavailableError:

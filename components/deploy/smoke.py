@@ -143,7 +143,7 @@ class SmokeCheck:
             answer = api.recall(user, task.name, self._k)
             event, began = sent[-1]
             if answer.source != "model" or answer.event_id != event.event_id:
-                raise _NotYetError(f"an answer from {answer.source} without that event")
+                raise _NotYetError(f"an answer without that event, of release {answer.release}")
             if answer.release != release.name:  # a pod of the former release took it: another one, for the new pods
                 send()
                 raise _NotYetError(f"a result of release {answer.release}")
