@@ -38,7 +38,6 @@ class StageSpec:
     # its own MLflow run (`run`), notes on the run of the whole flow (`parent`), or `none`
     tracking: Literal["run", "parent", "none"] = "none"
     recall: bool = False  # whether it changes what the recall runtime serves
-    account: str = ""  # service account of its pod, whose token it gets; by default one without rights and token
     parallel: bool = False  # whether torchrun may start several processes of it
     reusable: bool = True  # whether an equal earlier result may stand in; false for acts on the world
     module: str = ""  # where its code is, if not in `components/stages`
@@ -213,7 +212,6 @@ STAGES: dict[str, StageSpec] = {
             resources=Resources(hours=0.5, pool=False),
             tracking="parent",
             recall=True,
-            account="urm-promoter",
             reusable=False,
         ),
     )

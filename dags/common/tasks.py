@@ -3,6 +3,7 @@
 `URM_EXECUTOR` chooses (`local` or `kubernetes`); the graph of a DAG is the same in both.
 """
 
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from dags.common.params import link_variables
 
 POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
+PROMOTERS = ("promote", "rollback")  # their pods may change the Deployments of the recall service
 POD_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "stage-pod.yaml"
 
 # Transient faults (a service away, a process or pod killed) are tried again; a mistake in the input is not.
@@ -90,6 +92,30 @@ def command_tasks(
     return UrmProcessOperator.partial(**common, credentials=["mlflow"]).expand(arguments=commands).output
 
 
+def command_task(
+    task_id: str,
+    arguments: Callable[..., list[str]],
+    *,
+    doc: str,
+    resources: Resources,
+    credentials: Collection[str],
+    settings: Settings | None = None,
+) -> BaseOperator:
+    """The task of one `urm` command that no retry repeats, since a command may go from where it stands.
+
+    `arguments` gives them from the context of a DAG run; `credentials` are the services whose it needs as a process.
+    """
+    settings = settings or get_settings()
+    common = _common(task_id, doc, resources) | {"retries": 0}
+    if settings.executor == "kubernetes":
+        from dags.common.pod import UrmPodOperator
+
+        return UrmPodOperator(**common, **pod_arguments(task_id, resources, settings), arguments=arguments)
+    from dags.common.process import UrmProcessOperator
+
+    return UrmProcessOperator(**common, credentials=credentials, arguments=arguments)
+
+
 def _common(task_id: str, doc: str, resources: Resources) -> dict[str, Any]:
     """Arguments that every operator of ours has."""
     pool = {"pool": POOL} if resources.pool else {}
@@ -107,6 +133,14 @@ def pod_arguments(task_id: str, resources: Resources, settings: Settings) -> dic
     """What every pod of ours has, as arguments of KubernetesPodOperator; the client is imported only where used."""
     from kubernetes.client import models as k8s
 
+    promoter: dict[str, Any] = {}
+    if task_id in PROMOTERS:
+        token = k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name="urm-promotion-token"))
+        promoter = {
+            "service_account_name": "urm-promoter",
+            "automount_service_account_token": True,
+            "env_from": [token],
+        }
     limits = {"memory": resources.memory} | ({"nvidia.com/gpu": str(resources.gpus)} if resources.gpus else {})
     return {
         "name": f"urm-{task_id}",
@@ -118,9 +152,10 @@ def pod_arguments(task_id: str, resources: Resources, settings: Settings) -> dic
         "container_resources": k8s.V1ResourceRequirements(
             requests={"cpu": resources.cpu, "memory": resources.memory}, limits=limits
         ),
-        "labels": {"app.kubernetes.io/component": task_id},
+        "labels": {"app.kubernetes.io/component": "promote" if promoter else task_id},
         "active_deadline_seconds": round(resources.hours * 3600),  # a pod whose task is gone ends by itself
         "on_finish_action": "delete_succeeded_pod",
         "termination_message_policy": "FallbackToLogsOnError",
         "startup_timeout_seconds": 600,
+        **promoter,
     }

@@ -82,6 +82,16 @@ def test_the_template_hardens_the_pod(render_pod):
     assert pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
 
 
+def test_only_who_promotes_has_a_token_of_the_kubernetes_api(render_pod):
+    pods = {stage: render_pod(stage)["spec"] for stage in STAGES}
+    accounts = {stage: (pod["serviceAccountName"], pod["automountServiceAccountToken"]) for stage, pod in pods.items()}
+    assert accounts == dict.fromkeys(STAGES, ("urm-stage", False)) | {"promote": ("urm-promoter", True)}
+    secrets = [
+        source["secretRef"]["name"] for source in pods["promote"]["containers"][0]["envFrom"] if "secretRef" in source
+    ]
+    assert secrets == ["urm-credentials", "urm-promotion-token"]
+
+
 def test_the_pod_is_valid_kubernetes(render_pod):
     import kubernetes_validate
 
