@@ -37,7 +37,7 @@ class StageSpec:
     flags: Mapping[str, str] = field(default_factory=dict)
     # its own MLflow run (`run`), notes on the run of the whole flow (`parent`), or `none`
     tracking: Literal["run", "parent", "none"] = "none"
-    redis: bool = False  # whether it talks to the recall runtime
+    recall: bool = False  # whether it changes what the recall runtime serves
     parallel: bool = False  # whether torchrun may start several processes of it
     reusable: bool = True  # whether an equal earlier result may stand in; false for acts on the world
     module: str = ""  # where its code is, if not in `components/stages`
@@ -50,7 +50,8 @@ class StageSpec:
     @property
     def credentials(self) -> frozenset[str]:
         """Services whose credentials its process needs (`components.settings.child_environment`)."""
-        return frozenset({"mlflow"} if self.tracking != "none" else ()) | ({"redis"} if self.redis else set())
+        tracking = {"mlflow"} if self.tracking != "none" else set()
+        return frozenset(tracking | ({"redis", "recall"} if self.recall else set()))
 
 
 STAGES: dict[str, StageSpec] = {
@@ -197,14 +198,20 @@ STAGES: dict[str, StageSpec] = {
         ),
         StageSpec(
             name="promote",
-            summary="The recall workers load the release beside the serving one, check it and flip, or reject it.",
-            notes="The aliases `champion` and `previous` move only after the flip.",
+            summary="The recall workers take the release and check it; what fails is undone.",
+            notes="Workers of one machine load it beside the serving one and flip, or reject it. On a cluster pods are "
+            "replaced, and what serves is asked through the API (ADR 23). The aliases `champion` and `previous` move "
+            "only after that.",
             inputs=("release",),
-            outputs={"deployment": "file, JSON: release, version, previous, order, outcome, seconds"},
-            sections=("release",),
-            resources=Resources(hours=0.5, cpu="500m", memory="2Gi", pool=False),
+            outputs={
+                "deployment": "file, JSON: release, version, previous, order, outcome, seconds, and on a cluster what "
+                "the smoke check measured"
+            },
+            sections=("release", "recall"),
+            # Loads the release itself, for the smoke check on a cluster.
+            resources=Resources(hours=0.5, pool=False),
             tracking="parent",
-            redis=True,
+            recall=True,
             reusable=False,
         ),
     )

@@ -20,14 +20,20 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 # MLflow loads a module of `components.release` by name.
 PARTS = {
     "orchestrate": ("dags",),
-    "train": ("components.stages", "components.studies", "components.cli.stages", "components.cli.studies"),
+    "train": (
+        "components.stages",
+        "components.studies",
+        "components.cli.stages",
+        "components.cli.studies",
+        "components.cli.releases",
+    ),
     "serve": ("components.recall", "components.cli.recall", "components.client"),
     "local": ("components.local", "components.cli", "components.__main__"),
 }
-PARTS["train"] += ("components.release",)
+PARTS["train"] += ("components.release", "components.cli.stages", "components.cli.studies", "components.cli.releases")
 # Reached by an import inside a function, for one command or where the package is there.
 BESIDES = {
-    "serve": {"mlflow", "opentelemetry"},  # `urm recall rollback` moves aliases; traces, if wanted (extra `otel`)
+    "serve": {"opentelemetry"},  # traces, if wanted (extra `otel`)
     "local": {"opentelemetry"},
 }
 # Installed for another reason than an import of ours.

@@ -16,6 +16,8 @@ COVERS = {
     "components/baseline/test_training.py": "batches network",
     "components/cli/test_app.py": "components.__main__ local options stages studies",
     "components/config/test_load.py": "model sections sources",
+    "components/cli/test_releases.py": "components.deploy.releases",
+    "components/deploy/test_lease.py": "cluster",
     "components/deploy/test_promotion.py": "target workers components.stages.promote components.release.registry "
     "components.release.publication",
     "components/features/test_contexts.py": "expressions sources",

@@ -18,6 +18,8 @@ from components import __version__
 from components.cli.local import app as local_app
 from components.cli.options import DEFAULT_CONFIG, ConfigOption, SetOption, read_config
 from components.cli.recall import app as recall_app
+from components.cli.releases import app as releases_app
+from components.cli.releases import rollback
 from components.cli.stages import app as stages_app
 from components.cli.studies import ablation_app
 from components.cli.studies import app as studies_app
@@ -67,6 +69,8 @@ def show(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
 
 
 app.add_typer(recall_app, name="recall", rich_help_panel="Serve")
+app.add_typer(releases_app, name="releases", rich_help_panel="Serve")
+app.command(rich_help_panel="Serve")(rollback)
 app.add_typer(ablation_app, name="ablation", rich_help_panel="Look")
 for other in (studies_app, local_app):
     app.registered_commands += other.registered_commands

@@ -204,15 +204,6 @@ def ask(
         Console().print(ask_model(settings, read_config(config, set_).recall, asked))
 
 
-@app.command(rich_help_panel="Operate")
-def rollback(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
-    """Promote the release with the alias `previous`; the champion becomes `previous`."""
-    from components.deploy.promotion import rollback as roll_back
-
-    deployment = roll_back(get_settings(), read_config(config, set_).release)
-    typer.echo(f"serving {deployment['release']} (version {deployment['version']}) in {deployment['seconds']} s")
-
-
 @token_app.command("create")
 def create_token(
     name: Annotated[str, typer.Argument(help="Owner; appears in the log of requests.")],

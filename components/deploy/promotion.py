@@ -1,29 +1,38 @@
 """Promotion: roll a release out, and make it the champion of the registry once it serves.
 
-One promotion runs at a time. What serves and what the registry calls champion may part where one was killed in between;
-the next one begins with putting that right, so that `previous` is always what served before.
+One promotion runs at a time. What serves and what the registry calls champion may part where one was killed in between,
+or where somebody rolled back by hand; the next one, or `urm releases sync`, begins with putting that right, so that
+`previous` is always what served before.
 """
 
+import getpass
+import json
+import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-import redis
 import structlog
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from redis.exceptions import LockError
 
-from components.addresses import exists
-from components.config import ReleaseConfig
-from components.deploy.target import roll_out
+from components.addresses import exists, fetch
+from components.config import RecallConfig, ReleaseConfig
+from components.deploy.target import Target, overtaken, roll_out
 from components.deploy.workers import WorkerFlip
-from components.exceptions import MissingInputError, ReleaseError
+from components.exceptions import GateError, MissingInputError, ReleaseError
 from components.redis_client import open_redis, redis_errors
-from components.release.publication import SERVING, continue_orders, hold_promotion_lock, read_answers, read_publication
+from components.release.bundle import MANIFEST, read_manifest
+from components.release.publication import Publication, continue_orders
 from components.release.registry import (
+    CANDIDATE,
     CHAMPION,
     PREVIOUS,
+    PROMOTION_TAG,
     crown,
     find_version,
     last_order,
@@ -34,6 +43,8 @@ from components.release.registry import (
 from components.settings import Settings
 
 log = structlog.get_logger()
+_NOTE_LENGTH = 500  # characters of a text in an annotation
+_COMMIT_TAG = "mlflow.source.git.commit"
 
 
 @dataclass(frozen=True)
@@ -45,73 +56,141 @@ class Candidate:
         release: Its name.
         bundle: URI of its bundle.
         manifest: SHA-256 of its manifest, as its stage noted it; empty if that was before digests were noted.
+        fresh: Whether it must be the registry's candidate, or the champion already; not so for a way back.
     """
 
     version: str
     release: str
     bundle: str
     manifest: str = ""
+    fresh: bool = True
 
 
-def rollback(settings: Settings, config: ReleaseConfig) -> dict[str, Any]:
-    """Promote the version that served before; the champion becomes `previous`.
+def rollback(
+    settings: Settings,
+    config: ReleaseConfig,
+    recall: RecallConfig | None = None,
+    *,
+    to: str = "",
+    why: str = "rollback",
+) -> dict[str, Any]:
+    """Promote an earlier release, by default the one that served before; the champion becomes `previous`.
 
     Raises:
-        ReleaseError: There is no previous release, or a worker rejected it.
+        ReleaseError: There is no such release, or it was rejected.
         UnavailableError: Redis, MLflow or every worker is away, or another promotion goes on.
     """
 
     def choose(registry: MlflowClient) -> Candidate:
-        version = require_alias(registry, config.model_name, PREVIOUS)
-        return Candidate(str(version.version), version.tags["urm.release"], version.tags["urm.bundle"])
+        name = config.model_name
+        if to:
+            number = find_version(registry, name, to)
+            if number is None:
+                raise ReleaseError(
+                    f"release {to!r}", expected="one of the registry", got="none", remedy="see `urm releases`"
+                )
+            version = registry.get_model_version(name, number)
+        else:
+            version = require_alias(registry, name, PREVIOUS)
+        return Candidate(str(version.version), version.tags["urm.release"], version.tags["urm.bundle"], fresh=False)
 
-    return _promote(settings, config, config.model_name, choose)
+    return _promote(settings, config, recall, config.model_name, choose, why)
 
 
-def deploy(settings: Settings, config: ReleaseConfig, model_name: str, candidate: Candidate) -> dict[str, Any]:
+def deploy(
+    settings: Settings,
+    config: ReleaseConfig,
+    model_name: str,
+    candidate: Candidate,
+    recall: RecallConfig | None = None,
+) -> dict[str, Any]:
     """Roll a registered release out and make it the champion.
+
+    Args:
+        settings: Where; `deploy_to` says what is changed.
+        config: Section `release` of the run.
+        model_name: Name of the registered model.
+        candidate: What.
+        recall: Section `recall` that the workers have, too; for the smoke check on a cluster.
 
     Returns:
         Content of the file `deployment`.
 
     Raises:
         MissingInputError: Its bundle is gone.
-        ReleaseError: A worker rejected it or did not answer.
+        ReleaseError: It was rejected, or there was no answer.
         UnavailableError: Redis, MLflow or every worker is away, or another promotion goes on.
     """
-    return _promote(settings, config, model_name, lambda _: candidate)
+    return _promote(settings, config, recall, model_name, lambda _: candidate, "promotion")
+
+
+def synchronize(settings: Settings, config: ReleaseConfig, recall: RecallConfig | None = None) -> str | None:
+    """Make the release that serves the champion, if it is not; the release, or None if nothing serves.
+
+    Raises:
+        ReleaseError: What serves is not registered, or is the remains of a promotion that cannot be undone.
+        UnavailableError: A service is away, or a promotion goes on.
+    """
+    registry, target = open_registry(settings), open_target(settings, config, recall)
+    with redis_errors(settings.redis_url), target.hold(config.promote_timeout_seconds):
+        found = _repair(settings, registry, target, config.model_name)
+    return None if found is None else found.release
+
+
+def open_target(settings: Settings, config: ReleaseConfig, recall: RecallConfig | None = None) -> Target:
+    """What `deploy_to` says: the workers of one machine, or the Deployments of a cluster."""
+    client = open_redis(settings.redis_url)
+    if settings.deploy_to == "local":
+        return WorkerFlip(client)
+    # Neither the client nor the model is needed elsewhere.
+    from components.deploy.cluster import Cluster
+    from components.deploy.kubernetes import DeploymentRollout
+    from components.deploy.smoke import SmokeCheck
+
+    check = SmokeCheck(settings, config, recall or RecallConfig(), client)
+    return DeploymentRollout(Cluster.open(settings.namespace), client, check)
 
 
 def _promote(
-    settings: Settings, config: ReleaseConfig, model_name: str, choose: Callable[[MlflowClient], Candidate]
+    settings: Settings,
+    config: ReleaseConfig,
+    recall: RecallConfig | None,
+    model_name: str,
+    choose: Callable[[MlflowClient], Candidate],
+    why: str,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    registry, client = open_registry(settings), open_redis(settings.redis_url)
+    registry, target = open_registry(settings), open_target(settings, config, recall)
     timeout = config.promote_timeout_seconds
-    with redis_errors(settings.redis_url), hold_promotion_lock(client, timeout) as lock:
-        _repair(registry, client, model_name)
+    with redis_errors(settings.redis_url), target.hold(timeout):
+        found = _repair(settings, registry, target, model_name)
         candidate = choose(registry)
         release, version = candidate.release, candidate.version
         if not exists(candidate.bundle):
             expected, remedy = f"its bundle at {candidate.bundle}", "run `urm release` again"
             raise MissingInputError(f"release {release}", expected=expected, got="nothing", remedy=remedy)
-        continue_orders(client, last_order(registry, model_name))
+        continue_orders(open_redis(settings.redis_url), last_order(registry, model_name))
         # The registry's word counts, unless equal content was registered again since, from another run.
         tags = registry.get_model_version(model_name, version).tags
         registered = tags.get("urm.bundle") == candidate.bundle and tags.get("urm.manifest")
         manifest = registered or candidate.manifest
+        if settings.deploy_to == "kubernetes":  # the workers of one machine refuse it before anything changes
+            _require_promotable(settings, registry, model_name, candidate, manifest)
+        act = {"by": _name_caller(settings), "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        notes = _describe(registry, model_name, version, act)
         try:
-            publication = roll_out(WorkerFlip(client, lock), release, candidate.bundle, timeout, manifest)
-            lock.reacquire()
+            publication = roll_out(target, release, candidate.bundle, timeout, manifest, notes)
+            target.require_lock()
         except LockError:
-            raise ReleaseError(
-                f"release {release}",
-                expected="the only promotion",
-                got="another one, which took over when this one stood still",
-                remedy="see what serves, and promote again if that is not what you want",
-            ) from None
-        previous = crown(registry, model_name, version, publication.order)
-    seconds = round(time.monotonic() - started, 3)
+            raise overtaken(f"release {release}") from None
+        # What served already was put right above, with a number that may be an earlier one, of a rollback by hand.
+        order = publication.order if publication != found else max(publication.order, last_order(registry, model_name))
+        previous = crown(registry, model_name, version, order)
+        seconds = round(time.monotonic() - started, 3)
+        if publication != found:
+            note = {**act, "seconds": seconds, **target.figures}
+            key = f"{PROMOTION_TAG}{publication.order}"
+            registry.set_model_version_tag(model_name, version, key, json.dumps(note))
     log.info("promoted", release=release, version=version, previous=previous, seconds=seconds)
     return {
         "release": release,
@@ -120,17 +199,95 @@ def _promote(
         "outcome": "serving",
         "order": publication.order,
         "seconds": seconds,
+        **target.figures,
     }
 
 
-def _repair(registry: MlflowClient, client: redis.Redis, model_name: str) -> None:
-    """Make the release that serves the champion, where a promotion was killed between the two."""
-    serving = read_publication(client, SERVING)
-    version = None if serving is None else find_version(registry, model_name, serving.release)
+def _repair(settings: Settings, registry: MlflowClient, target: Target, model_name: str) -> Publication | None:
+    """Make the release that serves the champion, where a promotion was killed between the two or somebody went back.
+
+    Returns:
+        What serves; None if nothing does, or nothing that can be told.
+
+    Raises:
+        ReleaseError: On a cluster: what serves is not registered, so that no way back from another release would be.
+    """
     champion = version_of_alias(registry, model_name, CHAMPION)
-    if serving is None or version is None or (champion is not None and str(champion.version) == version):
-        return
-    if any(given.outcome == "rejected" for given in read_answers(client, serving).values()):
-        return  # that promotion failed, and was killed before it could undo itself
-    log.warning("a promotion was killed before it made the release champion", release=serving.release, version=version)
-    crown(registry, model_name, version, serving.order)
+    found = target.settle("" if champion is None else str(champion.tags.get("urm.release", "")))
+    version = None if found is None else find_version(registry, model_name, found.release)
+    if found is None or version is None:
+        if found is not None and settings.deploy_to == "kubernetes":
+            expected, remedy = f"a version of {model_name!r} in the registry", "set URM_MLFLOW_URI to its registry"
+            raise ReleaseError(f"serving release {found.release}", expected=expected, got="none", remedy=remedy)
+        return found
+    if champion is None or str(champion.version) != version:
+        log.warning("what serves was not the champion, and is made so", release=found.release, version=version)
+        try:
+            target.require_lock()
+        except LockError:
+            raise overtaken(f"release {found.release}") from None
+        crown(registry, model_name, version, max(found.order, last_order(registry, model_name)))
+    return found
+
+
+def _require_promotable(
+    settings: Settings, registry: MlflowClient, model_name: str, candidate: Candidate, manifest: str
+) -> None:
+    """Refuse what no pod should be started for.
+
+    Raises:
+        ReleaseError: The manifest is not the one that was registered, or the release is no candidate any more.
+        GateError: The gate refused it.
+    """
+    settings.require_allowed(candidate.bundle)
+    cache = settings.cache_path / "bundles" / f"{manifest[:16]}-manifest"
+    content = read_manifest(fetch(candidate.bundle, cache, (MANIFEST,)), manifest)
+    content.require(candidate.release, candidate.bundle)
+    subject = f"release {candidate.release}"
+    if not (content.gate.passed or content.gate.promoted_anyway):
+        remedy = "build it again with `urm release --promote-anyway`"
+        raise GateError(subject, expected="a passed gate", got=content.gate.verdict, remedy=remedy)
+    named = {alias: version_of_alias(registry, model_name, alias) for alias in (CANDIDATE, CHAMPION)}
+    if candidate.fresh and candidate.version not in {str(one.version) for one in named.values() if one is not None}:
+        now = named[CANDIDATE]
+        raise ReleaseError(
+            subject,
+            expected=f"the alias {CANDIDATE!r}, or {CHAMPION!r} already",
+            got="none" if now is None else f"a newer candidate, {now.tags.get('urm.release')}",
+            remedy=f"promote the candidate, or go back on purpose: `urm rollback --to {candidate.release} --why …`",
+        )
+
+
+def _describe(registry: MlflowClient, model_name: str, version: str, act: Mapping[str, str]) -> dict[str, str]:
+    """Notes of a promotion for people who look at the target: who, why, run, commit, what the gate said."""
+    found = registry.get_model_version(model_name, version)
+    tags = found.tags
+    release, gate = tags.get("urm.release", ""), tags.get("urm.gate", "")
+    return {
+        **act,
+        "cause": f"{act['why']}: {release} (gate {gate or 'unknown'}), by {act['by']}",
+        "run": tags.get("urm.mlflow_run_id", ""),
+        "airflow-run": tags.get("urm.airflow_run_id", ""),
+        "commit": _find_commit(registry, found.run_id),
+        "gate": gate,
+        "figures": tags.get("urm.gate_verdict", "")[:_NOTE_LENGTH],
+    }
+
+
+def _find_commit(registry: MlflowClient, run_id: str | None) -> str:
+    """Commit of the code that made a version, as far as MLflow knows it."""
+    try:
+        return str(registry.get_run(run_id).data.tags.get(_COMMIT_TAG, "")) if run_id else ""
+    except MlflowException:  # its run was deleted
+        return ""
+
+
+def _name_caller(settings: Settings) -> str:
+    """Who promotes: a DAG run, or a user of a machine."""
+    if settings.airflow_run_id:
+        return f"{settings.airflow_dag_id}/{settings.airflow_run_id}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

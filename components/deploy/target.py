@@ -1,15 +1,53 @@
-"""What a release is rolled out to: publish it, wait until it serves, undo it."""
+"""What a release is rolled out to: publish it, wait until it serves, undo it (ADR 23)."""
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
+from components.exceptions import ReleaseError
 from components.release.publication import Publication
 
 
 class Target(Protocol):
-    """The workers of one machine today (`workers.WorkerFlip`)."""
+    """The workers of one machine (`workers.WorkerFlip`), or the Deployments of a cluster (`kubernetes`).
 
-    def publish(self, release: str, bundle: str, manifest: str = "") -> Publication:
+    Attributes:
+        figures: What the last wait measured, by name; empty where nothing is measured.
+    """
+
+    figures: Mapping[str, float]
+
+    def hold(self, timeout_seconds: float) -> AbstractContextManager[None]:
+        """Let one promotion run at a time.
+
+        Raises:
+            UnavailableError: Another promotion does not end in time.
+        """
+
+    def require_lock(self) -> None:
+        """Refuse to go on if another promotion has taken over, because this one stood still.
+
+        Raises:
+            ReleaseError: It has.
+        """
+
+    def settle(self, champion: str) -> Publication | None:
+        """Finish or undo what an interrupted promotion left; what serves then.
+
+        Args:
+            champion: The release that the registry calls so, which needs no check; empty if there is none.
+
+        Raises:
+            ReleaseError: It can neither be finished nor undone.
+        """
+
+    def publish(
+        self, release: str, bundle: str, manifest: str = "", notes: Mapping[str, str] | None = None
+    ) -> Publication:
         """Ask for a release, by its name, the address of its bundle and the digest of its manifest.
+
+        `notes` say who asks and why, where the target has a place for them. What serves already may be returned as it
+        is.
 
         Raises:
             UnavailableError: Nothing could serve it.
@@ -26,7 +64,14 @@ class Target(Protocol):
         """Ask for what was there before, unless another publication has come since."""
 
 
-def roll_out(target: Target, release: str, bundle: str, timeout_seconds: float, manifest: str = "") -> Publication:
+def roll_out(
+    target: Target,
+    release: str,
+    bundle: str,
+    timeout_seconds: float,
+    manifest: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> Publication:
     """Publish a release and wait until everything serves it; else undo it.
 
     That holds however the wait ends, also by SIGTERM: whether the release can be served is not known then.
@@ -36,10 +81,20 @@ def roll_out(target: Target, release: str, bundle: str, timeout_seconds: float, 
         ReleaseError: It was rejected, or there was no answer in time.
         redis.RedisError: Redis does not answer.
     """
-    publication = target.publish(release, bundle, manifest)
+    publication = target.publish(release, bundle, manifest, notes)
     try:
         target.wait(publication, timeout_seconds)
     except BaseException:
         target.undo(publication)
         raise
     return publication
+
+
+def overtaken(subject: str) -> ReleaseError:
+    """The error of a promotion that may not go on."""
+    return ReleaseError(
+        subject,
+        expected="the only promotion",
+        got="another one, which took over when this one stood still",
+        remedy="see what serves (`urm releases`), and promote again if that is not what you want",
+    )

@@ -4,6 +4,8 @@ The keys are listed in `components/release/publication.py`.
 """
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import redis
 import structlog
@@ -14,6 +16,7 @@ from components.release.publication import (
     SERVING,
     WANTED,
     Publication,
+    hold_promotion_lock,
     live_workers,
     publish,
     read_answers,
@@ -35,8 +38,30 @@ class WorkerFlip:
         self._client = client
         self._lock = lock
         self._before: Publication | None = None
+        self.figures: Mapping[str, float] = {}
 
-    def publish(self, release: str, bundle: str, manifest: str = "") -> Publication:
+    @contextmanager
+    def hold(self, timeout_seconds: float) -> Iterator[None]:
+        """See Target; a lock in Redis."""
+        with hold_promotion_lock(self._client, timeout_seconds) as self._lock:
+            yield
+
+    def require_lock(self) -> None:
+        """See Target; a lost lock is a LockError of redis-py."""
+        if self._lock is not None:
+            self._lock.reacquire()
+
+    def settle(self, champion: str) -> Publication | None:
+        """See Target; what a worker rejected failed, and was killed before it could be undone: nothing to go by."""
+        serving = read_publication(self._client, SERVING)
+        if serving is None or serving.release == champion:
+            return serving
+        rejected = any(given.outcome == "rejected" for given in read_answers(self._client, serving).values())
+        return None if rejected else serving
+
+    def publish(
+        self, release: str, bundle: str, manifest: str = "", notes: Mapping[str, str] | None = None
+    ) -> Publication:
         """See Target."""
         if not live_workers(self._client):
             raise UnavailableError(
@@ -55,8 +80,7 @@ class WorkerFlip:
         while True:
             late = time.monotonic() > deadline
             try:
-                if self._lock is not None:
-                    self._lock.reacquire()
+                self.require_lock()
                 silent = _find_silent(self._client, publication)
             except (redis.ConnectionError, redis.TimeoutError):
                 if late:

@@ -59,6 +59,9 @@ return order
 """
 )
 
+# KEYS: order. Returns the number of a publication that stands elsewhere than in Redis.
+_ALLOT = _NEXT_ORDER + "return string.format('%.0f', order)"
+
 # KEYS: order. ARGV: the least that it must be.
 _CONTINUE = """
 if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
@@ -204,6 +207,11 @@ def publish(
 def continue_orders(client: redis.Redis, last: int) -> None:
     """Let the next publication have a number above the last one, also if Redis has forgotten it."""
     client.eval(_CONTINUE, 1, ORDER, str(last))
+
+
+def allot_order(client: redis.Redis) -> int:
+    """The number of a publication that stands elsewhere than in Redis; greater than all before it."""
+    return int(_value(client.eval(_ALLOT, 1, ORDER)))
 
 
 def undo_publication(client: redis.Redis, failed: Publication, before: Publication | None) -> None:

@@ -23,6 +23,7 @@ from components.settings import Settings
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 POINTER = "bundle.json"
+PROMOTION_TAG = "urm.promotion."  # and the order: JSON of who promoted the version, when and why, and what was measured
 _ORDER_TAG = "urm.order"
 
 SIGNATURE = ModelSignature(

@@ -1,4 +1,4 @@
-"""Stage `promote`: roll the run's release out, and make it the champion of the registry once all workers serve it."""
+"""Stage `promote`: roll the run's release out, and make it the champion of the registry once it serves."""
 
 import json
 
@@ -13,11 +13,11 @@ def run(stage: StageRun) -> StageReport:
     """Promote the run's release.
 
     Raises:
-        UnavailableError: Redis, MLflow or every worker is away, or another promotion goes on.
-        ReleaseError: A worker rejected the release or did not answer; the wanted release is the one before again.
+        UnavailableError: A service or every worker is away, or another promotion goes on.
+        ReleaseError: It was rejected, or there was no answer in time; what served before serves on.
     """
     released = stage.inputs["release"]
-    stage.report_progress("waiting until the workers serve the release")
+    stage.report_progress("rolling the release out")
     deployment = deploy(
         stage.settings,
         stage.config.release,
@@ -28,6 +28,7 @@ def run(stage: StageRun) -> StageReport:
             released.outputs["bundle"],
             released.metrics.get("manifest", ""),
         ),
+        stage.config.recall,
     )
     (stage.output / "deployment.json").write_text(json.dumps(deployment, indent=2) + "\n")
     with track(stage):

@@ -3,6 +3,7 @@
 `URM_EXECUTOR` chooses (`local` or `kubernetes`); the graph of a DAG is the same in both.
 """
 
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,30 @@ def command_tasks(
     from dags.common.process import UrmProcessOperator
 
     return UrmProcessOperator.partial(**common, credentials=["mlflow"]).expand(arguments=commands).output
+
+
+def command_task(
+    task_id: str,
+    arguments: Callable[..., list[str]],
+    *,
+    doc: str,
+    resources: Resources,
+    credentials: Collection[str],
+    settings: Settings | None = None,
+) -> BaseOperator:
+    """The task of one `urm` command that no retry repeats, since a command may go from where it stands.
+
+    `arguments` gives them from the context of a DAG run; `credentials` are the services whose it needs as a process.
+    """
+    settings = settings or get_settings()
+    common = _common(task_id, doc, resources) | {"retries": 0}
+    if settings.executor == "kubernetes":
+        from dags.common.pod import UrmPodOperator
+
+        return UrmPodOperator(**common, **pod_arguments(task_id, resources, settings), arguments=arguments)
+    from dags.common.process import UrmProcessOperator
+
+    return UrmProcessOperator(**common, credentials=credentials, arguments=arguments)
 
 
 def _common(task_id: str, doc: str, resources: Resources) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class ServingRelease:
                 f"release {self.name}",
                 expected="finite user vectors",
                 got=f"{int((~finite).sum())} of {len(requests)} requests without",
-                remedy="train again, or roll back with `urm recall rollback`",
+                remedy="train again, or roll back with `urm rollback`",
             )
         rankings: list[Ranking] = [([], [])] * len(requests)
         # A search goes as deep as the longest exclusion, so tasks that leave out much are searched by themselves.

@@ -1,0 +1,89 @@
+"""`urm releases` and `urm rollback` on one machine: a real registry, Redis and worker."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+import structlog
+from typer.testing import CliRunner
+
+from components.cli import app as cli
+from components.cli import releases as commands
+from components.deploy.promotion import Candidate, deploy
+from components.release.registry import CHAMPION, open_registry, version_of_alias
+from components.settings import get_settings
+from tests.worlds.recall import Release, StartWorker
+
+Releases = tuple[Release, Release]
+
+
+@pytest.fixture(autouse=True)
+def environment(
+    monkeypatch: pytest.MonkeyPatch, releases: Releases, start_worker: StartWorker, client: redis.Redis
+) -> Iterator[None]:
+    monkeypatch.setenv("URM_HOME", str(releases[0].settings.home))
+    monkeypatch.setenv("URM_REDIS_URL", releases[0].settings.redis_url)
+    monkeypatch.setattr(commands, "read_config", lambda *_: releases[0].config)
+    monkeypatch.setattr("components.cli.options.PIPE_WIDTH", 400)
+    get_settings.cache_clear()
+    start_worker()
+    yield
+    get_settings.cache_clear()
+    structlog.reset_defaults()
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, arguments)
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout
+
+
+def promote(release: Release) -> None:
+    version = str(release.result.metrics["version"])
+    candidate = Candidate(version, release.name, str(release.bundle), str(release.result.metrics["manifest"]))
+    deploy(release.settings, release.config.release, "urm", candidate)
+
+
+def rows(output: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+
+
+def test_who_promoted_what_and_why_and_the_way_back(releases: Releases) -> None:
+    for release in releases:
+        promote(release)
+    newest, before, *_ = rows(invoke("releases"))
+    assert newest[1:3] == [releases[1].name, "serving, champion"] and newest[4] == "promotion"
+    assert before[1:3] == [releases[0].name, "previous"]
+    assert newest[0] >= before[0] and "@" in newest[3] and newest[5].startswith("seconds ")
+    assert newest[6] == "passed: Measured."
+    assert f"serving {releases[0].name} (version " in invoke("rollback", "--why", "fewer clicks")
+    newest, before, *_ = rows(invoke("releases"))
+    assert (newest[1:3], newest[4]) == ([releases[0].name, "serving, champion"], "fewer clicks")
+    assert before[1:3] == [releases[1].name, "previous"]
+    assert f"serving {releases[1].name} " in invoke("rollback", "--to", releases[1].name, "--why", "a mistake")
+
+
+def test_the_champion_is_made_what_serves(releases: Releases) -> None:
+    for release in releases:
+        promote(release)
+    registry = open_registry(releases[0].settings)
+    registry.set_registered_model_alias("urm", CHAMPION, str(releases[0].result.metrics["version"]))
+    assert invoke("releases", "sync") == f"{releases[1].name} serves and is the champion\n"
+    champion = version_of_alias(registry, "urm", CHAMPION)
+    assert champion is not None and champion.tags["urm.release"] == releases[1].name
+
+
+def test_where_nothing_serves_or_nothing_is_known_it_says_so(
+    releases: Releases, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.flushall()
+    assert invoke("releases", "sync") == "nothing serves, nothing changed\n"
+    monkeypatch.setenv("URM_REDIS_URL", "redis://127.0.0.1:1/0")
+    get_settings.cache_clear()
+    result = CliRunner().invoke(cli.app, ["releases"])
+    assert result.exit_code == 0 and "what serves is unknown: Redis at redis://127.0.0.1:1/0" in result.stderr
+    unknown = releases[0].config.release.model_copy(update={"model_name": "none"})
+    config = releases[0].config.model_copy(update={"release": unknown})
+    monkeypatch.setattr(commands, "read_config", lambda *_: config)
+    assert "no release is registered yet" in invoke("releases")
