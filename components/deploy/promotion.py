@@ -240,10 +240,13 @@ def _require_promotable(
         GateError: The gate refused it.
     """
     settings.require_allowed(candidate.bundle)
+    subject = f"release {candidate.release}"
+    if not manifest:
+        remedy = "build it again with `urm release`"
+        raise ReleaseError(subject, expected="a registered digest of its manifest", got="none", remedy=remedy)
     cache = settings.cache_path / "bundles" / f"{manifest[:16]}-manifest"
     content = read_manifest(fetch(candidate.bundle, cache, (MANIFEST,)), manifest)
     content.require(candidate.release, candidate.bundle)
-    subject = f"release {candidate.release}"
     if not (content.gate.passed or content.gate.promoted_anyway):
         remedy = "build it again with `urm release --promote-anyway`"
         raise GateError(subject, expected="a passed gate", got=content.gate.verdict, remedy=remedy)

@@ -83,9 +83,7 @@ def test_another_release_another_policy_and_a_missing_right_are_refused_with_the
 ) -> None:
     second = Publication(release=releases[1].name, bundle=str(releases[1].bundle), order=promoted[1].order + 1)
     for ad_hoc in (True, False):
-        with pytest.raises(
-            ReleaseError, match=rf"{second.release} within 2 s, .* of release {promoted[1].release}"
-        ):
+        with pytest.raises(ReleaseError, match=rf"{second.release} within 2 s, .* of release {promoted[1].release}"):
             check(settings, releases[1], client, recall_config)(second, ad_hoc)
     other = recall_config.model_copy(update={"filters": {"all": ItemFilter(deny_categories=("shelf 1", "shelf 2"))}})
     with pytest.raises(ReleaseError, match=r"at least 0\.95 of its own top 10 .*; see that .* one configuration"):
