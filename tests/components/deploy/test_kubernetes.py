@@ -207,6 +207,7 @@ def test_what_fails_the_check_is_undone(world: World, names: tuple[str, str]) ->
     assert world.now == (names[0],) * 3
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the request that it breaks off
 def test_sigterm_undoes(world: World, names: tuple[str, str]) -> None:
     world.promote(0)
     world.state.pods[names[1]] = unready
