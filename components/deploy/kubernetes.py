@@ -34,7 +34,9 @@ WORKER, AD_HOC = DEPLOYMENTS = ("recall-worker", "recall-adhoc")
 CAUSE = "kubernetes.io/change-cause"
 _PREFIX = "urm.release/"
 _PREVIOUS = _PREFIX + "previous"
-_POLL_SECONDS = 1.0
+# Of a publication: its field → the annotation.
+_FIELDS = {"release": "name", "bundle": "bundle", "manifest": "manifest", "order": "order"}
+_POLL_SECONDS = 1.0  # a read of both Deployments, and of the pods of one that is not complete
 _CONFLICT_TRIES = 30  # the controller writes the status of a Deployment often during a rollout
 _CONFLICT_PAUSE_SECONDS = 0.2
 _UNDO_SECONDS = 20.0  # for an API that is away just then; a pod that got SIGTERM has little more
@@ -233,9 +235,6 @@ def write_template(publication: Publication | None) -> dict[str, str]:
     if publication is None:
         return {}
     return {_PREFIX + key: str(getattr(publication, field)) for field, key in _FIELDS.items()}
-
-
-_FIELDS = {"release": "name", "bundle": "bundle", "manifest": "manifest", "order": "order"}
 
 
 def _name_notes(notes: Mapping[str, str], before: Publication | None) -> dict[str, str]:
