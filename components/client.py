@@ -5,7 +5,7 @@
         client.recall("1").items
 
 Calls are repeated while the API is full, away or limits the caller, after the time that it names in Retry-After. Events
-have their ids before they are sent first, so that sending them again is harmless. User ids travel in bodies alone.
+have their ids before they are sent first, so that sending them again is harmless. Ids travel in bodies alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
 
 import httpx
 
@@ -129,9 +128,7 @@ class _Calls:
         return TaskList.model_validate_json(answer.content)
 
     def _follow(self, event_id: str, user_id: str) -> _Steps[EventLineage]:
-        answer = yield from self._ask(
-            f"/v1/events/{quote(event_id, safe='')}", method="GET", params={"user_id": user_id}
-        )
+        answer = yield from self._ask("/v1/events/lineage", json={"event_id": event_id, "user_id": user_id})
         return EventLineage.model_validate_json(answer.content)
 
     def _ask(

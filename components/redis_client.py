@@ -17,6 +17,7 @@ _LOOPBACK = re.compile(r"127(\.\d+){3}$")
 # Redis is there and cannot serve just now: a replica after a fail-over, loading, its disk or its replicas are away.
 # The code stands at the start of an answer, or behind a script's name.
 _UNABLE = re.compile(r"(^|[-\s])(READONLY|MISCONF|LOADING|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|TRYAGAIN|UNBLOCKED|BUSY)\b")
+_DEMOTED = re.compile(r"(^|[-\s])(READONLY|MASTERDOWN|UNBLOCKED)\b")
 _FULL = "OOM command not allowed"
 # Longer than any blocking read, so that a paused server is noticed and a quiet stream is not taken for one.
 SOCKET_TIMEOUT_SECONDS = 15.0
@@ -115,11 +116,22 @@ def is_full(error: redis.RedisError) -> bool:
     return isinstance(error, redis.exceptions.OutOfMemoryError) or _FULL in str(error)
 
 
+def is_demoted(error: redis.RedisError) -> bool:
+    """Whether the server is a replica by now, so that its address may lead to another one."""
+    return _DEMOTED.search(_last_words(error)) is not None or isinstance(
+        error, redis.exceptions.ReadOnlyError | redis.exceptions.MasterDownError
+    )
+
+
 def _is_unable(error: redis.RedisError) -> bool:
     kinds = redis.exceptions
     known = kinds.ReadOnlyError | kinds.BusyLoadingError | kinds.MasterDownError | kinds.ClusterDownError
-    answer = str(error).rpartition(" of pipeline caused error: ")[2]  # what stands before it quotes the user's words
-    return isinstance(error, known | kinds.TryAgainError) or _UNABLE.search(answer) is not None
+    return isinstance(error, known | kinds.TryAgainError) or _UNABLE.search(_last_words(error)) is not None
+
+
+def _last_words(error: redis.RedisError) -> str:
+    """What the server said, without what stands before it and quotes the user's words."""
+    return str(error).rpartition(" of pipeline caused error: ")[2]
 
 
 def hide_password(url: str) -> str:

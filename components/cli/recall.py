@@ -207,7 +207,7 @@ def ask(
 @token_app.command("create")
 def create_token(
     name: Annotated[str, typer.Argument(help="Owner; appears in the log of requests.")],
-    scope: Annotated[list[str], typer.Option(help="read, write, ask or admin; may be given repeatedly.")],
+    scope: Annotated[list[str], typer.Option(help="read, write or ask; may be given repeatedly.")],
 ) -> None:
     """Make a token and print it, this once; the file keeps its digest."""
     from components.recall.api.tokens import Scope, issue_token

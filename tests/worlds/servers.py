@@ -24,17 +24,23 @@ def free_port() -> int:
 class RedisServer:
     """A redis-server process with its state in a folder of its own; may be stopped and started again."""
 
-    def __init__(self, folder: Path, appendfsync: str = "always") -> None:
+    def __init__(self, folder: Path, appendfsync: str = "always", program: str = PROGRAM) -> None:
         self.folder = folder
         self.appendfsync = appendfsync
+        self.program = program
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str, wait: bool = True) -> None:
+        """Start it with more options; without `wait`, it may still load or not listen yet."""
         address = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        command = [PROGRAM, *address, "--appendonly", "yes", "--appendfsync", self.appendfsync]
+        command = [self.program, *address, "--appendonly", "yes", "--appendfsync", self.appendfsync, *options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        if wait:
+            self.wait_until_it_answers()
+
+    def wait_until_it_answers(self) -> None:
         client = redis.Redis.from_url(self.url)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Body, Depends, FastAPI, Path, Query, Request, Response
 from fastapi_offline import FastAPIOffline
@@ -37,7 +37,7 @@ from components.recall.api.responses import (
 )
 from components.recall.api.tokens import Tokens
 from components.recall.serving.catalogue import Catalogue
-from components.recall.state.adhoc import AdHocRequest
+from components.recall.state.adhoc import AdHocRequest, AdHocResult
 from components.recall.state.events import EXAMPLE, Event, Number, ShortText
 from components.recall.state.store import Result
 from components.recall.telemetry.metrics import ApiMetrics
@@ -46,6 +46,7 @@ from components.settings import Settings
 
 MAX_EVENTS_PER_REQUEST = 1000
 MAX_USERS_PER_REQUEST = 200
+_Answer = TypeVar("_Answer", bound=RecallAnswer)
 _DESCRIPTION = """
 Post what users do; read what the model recalls for them.
 
@@ -69,13 +70,8 @@ _EVENT_EXAMPLES = {
 }
 
 
-_OUTCOMES = {
-    1: "accepted",
-    0: "duplicate",
-    -1: "refused",
-    -2: "user_refused",
-    -3: "conflict",
-}  # by the answer of the script ACCEPT
+# By the answer of the script ACCEPT.
+_OUTCOMES = {1: "accepted", 0: "duplicate", -1: "refused", -2: "user_refused", -3: "conflict"}
 
 
 class TextConvertor(PathConvertor):
@@ -126,7 +122,7 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
         generate_unique_id_function=lambda route: route.name,  # operation ids are names of functions here
         openapi_tags=[{"name": "recall"}, {"name": "service"}],
     )
-    problems.install(app)
+    problems.install(app, gateway.reconnect)
     requests.install(app, metrics, Tokens(settings.api_tokens_file) if settings.api_tokens_file else None)
     limit = RateLimit(gateway.connections, config.requests_per_minute)
     _add_events(app, gateway, config, metrics, limit, tracing.dependencies())
@@ -207,7 +203,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
                 answers.append(_fallback(user_id, task, k, catalogue))
             else:
                 metrics.result_age.observe((datetime.now(UTC) - result.computed_at).total_seconds())
-                answers.append(_answer(user_id, task, k, catalogue, result))
+                answers.append(_answer(RecallAnswer, user_id, task, k, catalogue, result, query=result.query))
         return answers
 
     @app.get(
@@ -218,7 +214,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
     )
     async def get_recall(
         user_id: Annotated[ShortText, Path(examples=["1"])],
-        task: Annotated[str | None, task_query] = None,
+        task: Annotated[ShortText | None, task_query] = None,
         k: int = k_query,
     ) -> RecallAnswer:
         """The items recalled for a user, best first.
@@ -242,6 +238,19 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
         return await gateway.lineage(user_id, event_id)
 
     @app.post(
+        "/v1/events/lineage",
+        tags=["recall"],
+        dependencies=readers,
+        responses=problems.responses(400, 401, 403, 404, 413, 422, 429, 503),
+    )
+    async def read_event(
+        event_id: Annotated[ShortText, Body(examples=["basket-17-line-2"])],
+        user_id: Annotated[ShortText, Body(examples=["1"])],
+    ) -> EventLineage:
+        """What became of an event, as `GET` answers it, with no id in the address."""
+        return await gateway.lineage(user_id, event_id)
+
+    @app.post(
         "/v1/users/recall",
         tags=["recall"],
         dependencies=readers,
@@ -252,7 +261,7 @@ def _add_recall(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
             list[ShortText],
             Body(embed=True, min_length=1, max_length=MAX_USERS_PER_REQUEST, examples=[["1", "2"]]),
         ],
-        task: Annotated[str | None, task_query] = None,
+        task: Annotated[ShortText | None, task_query] = None,
         k: int = k_query,
     ) -> RecallAnswers:
         """The items recalled for up to 200 users, in one round trip to the store; each as `GET` would answer."""
@@ -293,18 +302,8 @@ def _add_ad_hoc(app: FastAPI, gateway: Gateway, config: RecallConfig, metrics: A
             metrics.ad_hoc.labels(status=str(error.status)).inc()
             raise
         metrics.ad_hoc.labels(status="200").inc()
-        return AdHocAnswer(
-            user_id=request.user_id,
-            task=task,
-            source="model",
-            release=result.release,
-            event_id=result.event_id,
-            event_ts=result.event_ts,
-            computed_at=result.computed_at,
-            query=request.query,
-            guidance=request.guidance,
-            items=_items(catalogue, result.item_ids, result.scores),
-        )
+        words = {"query": request.query, "guidance": request.guidance}
+        return _answer(AdHocAnswer, request.user_id, task, request.k, catalogue, result, **words)
 
 
 def _add_service(app: FastAPI, gateway: Gateway) -> None:
@@ -367,29 +366,19 @@ def _refuse(number: int, event: Event | ValidationError, config: RecallConfig) -
 
 def _refuse_answer(event: Event, answer: int, config: RecallConfig) -> ApiError:
     """What a negative answer of the script ACCEPT says."""
-    if answer == -3:
-        return ApiError(
+    later = "send it again after the time in Retry-After"
+    limit, user_limit = config.max_stream_length, config.max_waiting_per_user
+    code, expected, got, remedy = {
+        -1: ("stream-full", f"room below {limit} waiting events", "a full stream", later),
+        -2: ("user-backlog-full", f"fewer than {user_limit} waiting events of its user", "as many", later),
+        -3: (
             "event-conflict",
-            f"event {event.event_id!r}",
-            expected="the content that was accepted under this id",
-            got="another",
-            remedy="send a new event under a new id",
-        )
-    if answer == -2:
-        return ApiError(
-            "user-backlog-full",
-            f"event {event.event_id!r}",
-            expected=f"fewer than {config.max_waiting_per_user} waiting events of its user",
-            got="as many",
-            remedy="send it again after the time in Retry-After",
-        )
-    return ApiError(
-        "stream-full",
-        f"event {event.event_id!r}",
-        expected=f"room below {config.max_stream_length} waiting events",
-        got="a full stream",
-        remedy="send it again after the time in Retry-After",
-    )
+            "the content that was accepted under this id",
+            "another",
+            "send a new event under a new id",
+        ),
+    }[answer]
+    return ApiError(code, f"event {event.event_id!r}", expected=expected, got=got, remedy=remedy)
 
 
 def _merge(refusals: dict[int, ApiError]) -> ApiError:
@@ -410,17 +399,25 @@ def _outcome(event: Event | ValidationError, answer: int | None, refusal: ApiErr
     return EventOutcome(event_id=event_id, status="accepted" if answer else "duplicate")
 
 
-def _answer(user_id: str, task: str, k: int, catalogue: Catalogue, result: Result) -> RecallAnswer:
-    return RecallAnswer(
-        user_id=user_id,
+def _answer(
+    kind: type[_Answer],
+    user_id: str,
+    task: str,
+    k: int,
+    catalogue: Catalogue,
+    result: Result | AdHocResult,
+    **more: Any,
+) -> _Answer:
+    return kind(
+        user_id=user,
         task=task,
         source="model",
         release=result.release,
         event_id=result.event_id,
         event_ts=result.event_ts,
         computed_at=result.computed_at,
-        query=result.query,
         items=_items(catalogue, result.item_ids[:k], result.scores[:k]),
+        **more,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import redis.asyncio
 import structlog
 from aiodataloader import DataLoader
+from pydantic import ValidationError
 
 from components.config import RecallConfig
 from components.exceptions import UrmError
@@ -139,7 +140,7 @@ class Gateway:
         catalogue = await self._follow(serving)
         if task is None and catalogue.tasks[0] != asked:  # that of a release that has just replaced another
             return await self.results(user_ids, None)
-        return catalogue, asked, [None if body is None else Result.model_validate_json(body) for body in bodies]
+        return catalogue, asked, [_read_result(body) for body in bodies]
 
     async def catalogue(self) -> Catalogue:
         """Tables of the serving release.
@@ -172,6 +173,11 @@ class Gateway:
             require_no_eviction(await self._client.info("memory"))
         except redis.RedisError as error:
             log.warning("redis was not checked", error=name_error(error))
+
+    async def reconnect(self) -> None:
+        """Close the connections that nobody uses; the next requests open them where the address leads by then."""
+        for client in (self._client, self._patient):
+            await client.connection_pool.disconnect(inuse_connections=False)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -235,6 +241,14 @@ class Gateway:
             )
         finally:
             self._loading = None
+
+
+def _read_result(body: str | None) -> Result | None:
+    try:
+        return None if body is None else Result.model_validate_json(body)
+    except ValidationError as error:  # of another version of this software; one user must not cost a batch its answers
+        log.warning("result cannot be read, the fallback is answered", error=name_error(error))
+        return None
 
 
 def _connect(settings: Settings, timeout_seconds: float, connections: int) -> Any:

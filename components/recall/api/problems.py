@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from components.recall.telemetry.logs import name_error
-from components.redis_client import is_unavailable
+from components.redis_client import is_demoted, is_unavailable
 
 log = structlog.get_logger()
 _PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
@@ -114,8 +114,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": kinds[status], "content": schema, "model": Problem} for status in statuses}
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the application a problem document."""
+def install(app: FastAPI, reconnect: Callable[[], Awaitable[None]]) -> None:
+    """Make every error of the application a problem document; after a fail-over, Redis is connected to anew."""
 
     @app.exception_handler(ApiError)
     async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
@@ -143,6 +143,8 @@ def install(app: FastAPI) -> None:
         if not is_unavailable(error):
             raise error  # a bug, see below
         log.error("redis is unavailable", error=name_error(error))
+        if is_demoted(error):
+            await reconnect()
         detail = "result store: expected Redis to serve, got no answer or a refusal; try again later."
         return _respond("redis-unavailable", detail)
 
@@ -185,7 +187,8 @@ def _explain(error: Mapping[str, Any]) -> Fault:
     place, *path = error["loc"]
     # A body of events: the first part of its path says which form was taken to be meant, one event or a list.
     names = [str(part) for part in (path[1:] if path[:1] in (["event"], ["events"]) else path)]
-    field = ".".join(names) or "body"
+    # A name that the client made up may be of any length, and no text: JSON can escape half of a character.
+    field = _shorten(".".join(names).encode(errors="backslashreplace").decode()) or "body"
     message = _PREFIX.sub("", error["msg"]).rstrip(".")
     got = "nothing" if error["type"] == "missing" else repr(error.get("input"))
     if error["type"] == "extra_forbidden":
@@ -194,5 +197,8 @@ def _explain(error: Mapping[str, Any]) -> Fault:
         message = "a value"
     elif error["type"] == "json_invalid":
         field, message, got = "body", "valid JSON", str(error.get("ctx", {}).get("error", "something else"))
-    got = got if len(got) <= 80 else got[:79] + "…"
-    return Fault(place=str(place), field=field, detail=f"expected {message}, got {got}")
+    return Fault(place=str(place), field=field, detail=f"expected {message}, got {_shorten(got)}")
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:79] + "…"

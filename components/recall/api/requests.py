@@ -5,6 +5,7 @@ import time
 import uuid
 from typing import Annotated, Any
 
+import redis
 import structlog
 from fastapi import FastAPI, Request, Security
 from fastapi.security import HTTPBearer
@@ -19,6 +20,7 @@ from components.recall.api.problems import ApiError, answer, too_large
 from components.recall.api.tokens import Scope as Allowed
 from components.recall.api.tokens import Token, Tokens
 from components.recall.telemetry.metrics import ApiMetrics
+from components.redis_client import is_unavailable
 
 log = structlog.get_logger()
 MAX_BODY_BYTES = 4 * 2**20  # a thousand events of usual size are a tenth of it
@@ -33,34 +35,26 @@ _SCOPES = {("POST", "/v1/events"): Allowed.WRITE, ("POST", "/v1/recall"): Allowe
 
 def install(app: FastAPI, metrics: ApiMetrics, tokens: Tokens | None) -> None:
     """Give every request an id, a time and a log line; refuse strangers, and bodies that are too large."""
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(Guard, tokens=tokens)
-    app.add_middleware(Watch, metrics=metrics)
+    app.add_middleware(surround, metrics=metrics, tokens=tokens)
 
 
-class Watch:
-    """Gives every request an id, a time and a log line.
+def surround(app: ASGIApp, metrics: ApiMetrics, tokens: Tokens | None) -> ASGIApp:
+    """Take down what becomes of every request; without tokens anybody may ask.
 
     Plain ASGI: Starlette's `middleware("http")` runs each request in a task of its own, which costs a read as much as
     the rest of it.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
-        """Wrap an application."""
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and take down what became of it."""
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
             return
         started = time.perf_counter()
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        status = 500  # of an error that nobody has made an answer of
+        status = 500  # default for an unhandled error
 
         async def name(message: Message) -> None:
             nonlocal status
@@ -72,45 +66,50 @@ class Watch:
             await send(message)
 
         try:
-            await self._app(scope, receive, name)
+            await (_refuse(scope, tokens) or app)(scope, _limit(receive), name)
         finally:
-            self._note(scope, status, time.perf_counter() - started)
+            _note(scope, status, time.perf_counter() - started, metrics)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route's template, not the path: that names a user.
-        route = getattr(scope.get("route"), "path_format", "unmatched")
-        self._metrics.requests.labels(route=route, status=str(status)).observe(seconds)
-        write = log.warning if status >= 500 else log.debug
-        write(
-            "request",
-            method=scope["method"],
-            route=route,
-            status=status,
-            seconds=round(seconds, 5),
-            token=scope.get("state", {}).get("token"),
-        )
+    return handle
 
 
-class Guard:
-    """Refuses requests under /v1/ without a token of the scope that they need, before their body is read."""
+def _note(scope: Scope, status: int, seconds: float, metrics: ApiMetrics) -> None:
+    # The route's template, not the path: that names a user.
+    route = getattr(scope.get("route"), "path_format", "unmatched")
+    metrics.requests.labels(route=route, status=str(status)).observe(seconds)
+    write = log.warning if status >= 500 else log.debug
+    token = scope.get("state", {}).get("token")
+    write("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 5), token=token)
 
-    def __init__(self, app: ASGIApp, tokens: Tokens | None) -> None:
-        """Wrap an application; without tokens anybody may ask."""
-        self._app = app
-        self._tokens = tokens
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 401 or 403."""
-        if self._tokens is not None and scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
-            token = self._tokens.find(secret.strip()) if kind.lower() == "bearer" else None
-            try:
-                _require_scope(token, kind, _SCOPES.get((scope["method"], scope["path"]), Allowed.READ))
-            except ApiError as error:
-                await answer(error)(scope, receive, send)
-                return
-            scope.setdefault("state", {})["token"] = token.name if token else None
-        await self._app(scope, receive, send)
+def _refuse(scope: Scope, tokens: Tokens | None) -> ASGIApp | None:
+    """The answer to a request that is refused before its body is read: without a token of its scope, or too large."""
+    headers = Headers(scope=scope)
+    if tokens is not None and scope["path"].startswith("/v1/"):
+        kind, _, secret = headers.get("authorization", "").partition(" ")
+        token = tokens.find(secret.strip()) if kind.lower() == "bearer" else None
+        try:
+            _require_scope(token, kind, _SCOPES.get((scope["method"], scope["path"]), Allowed.READ))
+        except ApiError as error:
+            return answer(error)
+        scope.setdefault("state", {})["token"] = token.name if token else None
+    announced = headers.get("content-length", "")
+    return too_large(MAX_BODY_BYTES) if announced.isdecimal() and int(announced) > MAX_BODY_BYTES else None
+
+
+def _limit(receive: Receive) -> Receive:
+    """Count a body that does not announce its length, or not truly."""
+    taken = 0
+
+    async def count() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > MAX_BODY_BYTES:
+            raise HTTPException(413)
+        return message
+
+    return count
 
 
 class RateLimit:
@@ -134,9 +133,17 @@ class RateLimit:
         Raises:
             ApiError: They are beyond the limit.
         """
+        if self._rate is None:
+            return
         token = request.scope.get("state", {}).get("token")
         caller = f"token {token}" if token else f"address {request.client.host if request.client else ''}"
-        if self._rate is not None and not await self._limiter.hit(self._rate, caller, cost=cost):
+        try:
+            within = await self._limiter.hit(self._rate, caller, cost=cost)
+        except redis.ResponseError as error:
+            if not is_unavailable(error):
+                raise
+            within = True  # a Redis that takes no writes can still be read
+        if not within:
             raise ApiError(
                 "rate-limited",
                 "requests",
@@ -155,7 +162,7 @@ def _require_scope(token: Token | None, kind: str, scope: Allowed) -> None:
             got="an unknown token" if kind else "none",
             remedy="ask its operator for one (`urm recall token create`)",
         )
-    if scope not in token.scopes and Allowed.ADMIN not in token.scopes:
+    if scope not in token.scopes:
         raise ApiError(
             "missing-scope",
             f"token {token.name!r}",
@@ -163,33 +170,3 @@ def _require_scope(token: Token | None, kind: str, scope: Allowed) -> None:
             got=", ".join(token.scopes),
             remedy="use another token",
         )
-
-
-class BodyLimit:
-    """Refuses requests with a body above a limit, whether or not they announce its length."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        """Wrap an application."""
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, its body counted."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            await too_large(self._max_bytes)(scope, receive, send)
-            return
-        taken = 0
-
-        async def count() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self._max_bytes:
-                raise HTTPException(413)
-            return message
-
-        await self._app(scope, count, send)

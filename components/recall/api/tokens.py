@@ -30,7 +30,6 @@ class Scope(StrEnum):
     READ = "read"  # stored recall, tasks, lineage
     WRITE = "write"  # events
     ASK = "ask"  # the model, through ad-hoc requests
-    ADMIN = "admin"  # everything
 
 
 class Token(Model):
@@ -65,33 +64,29 @@ class Tokens:
             ConfigError: It cannot be read.
         """
         self._path = path
-        self._changed_at = -1
+        self._version: tuple[int, ...] = ()
         self._by_digest: dict[str, Token] = {}
         read_tokens(path)
-        self._refresh()
 
     def find(self, secret: str) -> Token | None:
         """The token of this secret, or None if there is no such token."""
         try:
-            self._refresh()
+            found = self._path.stat()
+            version = (
+                found.st_mtime_ns,
+                found.st_ino,
+                found.st_size,
+            )  # two changes may fall into one tick of the clock
+            if version != self._version:
+                self._version = version
+                self._by_digest = {token.sha256: token for token in read_tokens(self._path).tokens}
         except FileNotFoundError:  # whoever takes the file away revokes every token
             if self._by_digest:
                 log.error("token file is gone, no token is valid")
-            self._by_digest, self._changed_at = {}, -1
-        except ConfigError as error:  # while somebody edits the file, what was read before counts
+            self._by_digest, self._version = {}, ()
+        except (OSError, ConfigError) as error:  # while somebody edits the file, what was read before counts
             log.error("tokens cannot be read, the earlier ones stay", error=str(error))
         return self._by_digest.get(digest(secret))
-
-    def _refresh(self) -> None:
-        try:
-            changed_at = self._path.stat().st_mtime_ns
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _unreadable(self._path, error.strerror or error) from None
-        if changed_at != self._changed_at:
-            self._changed_at = changed_at
-            self._by_digest = {token.sha256: token for token in read_tokens(self._path).tokens}
 
 
 def read_tokens(path: Path) -> TokenList:

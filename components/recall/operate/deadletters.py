@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -40,7 +41,23 @@ class DeadLetter:
 
 def list_letters(client: redis.Redis, limit: int = 100) -> list[DeadLetter]:
     """Dead letters, oldest first."""
-    return [_parse(letter_id, fields) for letter_id, fields in _range(client, "-", "+", limit)]
+    rows: Any = client.xrange(DEAD_STREAM, count=limit)
+    return [_parse(*row) for row in rows]
+
+
+def read_pages(
+    client: redis.Redis, stream: str, end: str = "+", *, newest_first: bool = False
+) -> Iterator[list[tuple[str, dict[str, str]]]]:
+    """Entries of a stream up to that of an id, a page at a time, oldest first unless it is asked otherwise."""
+    start = "-"
+    while True:
+        page: Any = (
+            client.xrevrange(stream, end, start, _PAGE) if newest_first else client.xrange(stream, start, end, _PAGE)
+        )
+        if not page:
+            return
+        yield page
+        start, end = (start, f"({page[-1][0]}") if newest_first else (f"({page[-1][0]}", end)
 
 
 def replay(client: redis.Redis, letter_ids: list[str], config: RecallConfig) -> int:
@@ -75,12 +92,10 @@ def replay(client: redis.Redis, letter_ids: list[str], config: RecallConfig) -> 
 
 def find_letter(client: redis.Redis, user_id: str, event_id: str) -> DeadLetter | None:
     """The newest dead letter of a user's event, or None."""
-    end = "+"
-    while page := _pages_back(client, end):
-        for letter in page:
-            if _ids(letter) == (event_id, user_id):
-                return letter
-        end = f"({page[-1].letter_id}"
+    for row in chain.from_iterable(read_pages(client, DEAD_STREAM, newest_first=True)):
+        letter = _parse(*row)
+        if _ids(letter) == (event_id, user_id):
+            return letter
     return None
 
 
@@ -114,17 +129,15 @@ def _select(client: redis.Redis, letter_ids: list[str]) -> Iterator[list[DeadLet
     if letter_ids:
         yield [_find(client, letter_id) for letter_id in letter_ids]
         return
-    start, newest = "-", _pages_back(client, "+", 1)
-    while newest and (rows := _range(client, start, newest[0].letter_id, _PAGE)):
-        yield [_parse(*row) for row in rows]
-        start = f"({rows[-1][0]}"
+    newest: Any = client.xrevrange(DEAD_STREAM, count=1)
+    for page in read_pages(client, DEAD_STREAM, newest[0][0]) if newest else ():
+        yield [_parse(*row) for row in page]
 
 
 def _find(client: redis.Redis, letter_id: str) -> DeadLetter:
-    try:
-        found = _range(client, letter_id, letter_id, 1)
-    except redis.ResponseError:
-        found = []
+    found: Any = []
+    with suppress(redis.ResponseError):  # of what is no id
+        found = client.xrange(DEAD_STREAM, letter_id, letter_id)
     if not found:
         raise DataError(
             f"dead letter {letter_id!r}",
@@ -133,17 +146,6 @@ def _find(client: redis.Redis, letter_id: str) -> DeadLetter:
             remedy="see `urm recall dead-letters list`",
         )
     return _parse(*found[0])
-
-
-def _range(client: redis.Redis, start: str, end: str, limit: int) -> list[tuple[str, dict[str, str]]]:
-    rows: Any = client.xrange(DEAD_STREAM, min=start, max=end, count=limit)
-    return list(rows)
-
-
-def _pages_back(client: redis.Redis, end: str, limit: int = _PAGE) -> list[DeadLetter]:
-    """Letters up to an id, newest first."""
-    rows: Any = client.xrevrange(DEAD_STREAM, max=end, count=limit)
-    return [_parse(*row) for row in rows]
 
 
 def _parse(letter_id: str, fields: dict[str, str]) -> DeadLetter:

@@ -4,12 +4,12 @@ What lies elsewhere is not touched: the source data, the feature store, and rele
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from itertools import islice
 
 import redis
 
 from components.exceptions import DataError
+from components.recall.operate.deadletters import read_pages
 from components.recall.state.events import decode_event
 from components.recall.state.scripts import (
     CONTROL,
@@ -31,11 +31,12 @@ def forget_user(client: redis.Redis, user_id: str) -> Counter[str]:
     Unfinished events go first: a worker that is at one stores nothing for it afterwards.
 
     Returns:
-        What was deleted: `waiting events`, `dead letters`, `histories`, `results`, `marks of events`.
+        What was deleted, by kind.
     """
-    deleted: Counter[str] = Counter()
-    for stream, what in ((STREAM, "waiting events"), (DEAD_STREAM, "dead letters")):
-        for page in _pages(client, stream):
+    kinds = ("waiting events", "dead letters", "histories", "results", "marks of events")
+    deleted = Counter(dict.fromkeys(kinds, 0))
+    for stream, what in zip((STREAM, DEAD_STREAM), kinds, strict=False):
+        for page in read_pages(client, stream):
             ids = [entry_id for entry_id, fields in page if _user(fields) == user_id]
             if ids:
                 _acknowledge(client, stream, ids)
@@ -45,7 +46,8 @@ def forget_user(client: redis.Redis, user_id: str) -> Counter[str]:
         client.delete(CONTROL)
     deleted["histories"] = -(-_unlink(client, list(history_keys(user_id))) // 2)
     results, marks = result_key(user_id, ""), accepted_key(user_id, "")
-    for keys in _batches(client.scan_iter("urm:*", count=_PAGE)):
+    keys_left = client.scan_iter("urm:*", count=_PAGE)
+    while keys := list(islice(keys_left, _PAGE)):
         deleted["marks of events"] += _unlink(client, [key for key in keys if key.startswith(marks)])
         # Of a user whose id goes on with a colon, the rest is no task: its name has none.
         mine = [key for key in keys if key.startswith(results) and ":" not in key.removeprefix(results)]
@@ -59,26 +61,6 @@ def _acknowledge(client: redis.Redis, stream: str, ids: list[str]) -> None:
     except redis.ResponseError as error:
         if "NOGROUP" not in str(error):
             raise
-
-
-def _pages(client: redis.Redis, stream: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
-    start = "-"
-    while True:
-        page: Any = client.xrange(stream, min=start, count=_PAGE)
-        if not page:
-            return
-        yield page
-        start = f"({page[-1][0]}"
-
-
-def _batches(keys: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for key in keys:
-        batch.append(key)
-        if len(batch) == _PAGE:
-            yield batch
-            batch = []
-    yield batch
 
 
 def _unlink(client: redis.Redis, keys: list[str]) -> int:

@@ -4,6 +4,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def feed(
     """
     script = client.register_script(ACCEPT)
     report = FeedReport()
-    for batch in _batches(events):
+    while batch := list(islice(events, _PIPELINE_EVENTS)):
         deadline = time.monotonic() + full_timeout_seconds
         while batch:
             # In one transaction, so that no worker makes room in between: what is refused is the end of the batch, or
@@ -181,17 +182,6 @@ def _json_rows(path: Path) -> Iterator[tuple[str, bytes]]:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield f"line {number}", line
-
-
-def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:
-    batch: list[Event] = []
-    for event in events:
-        batch.append(event)
-        if len(batch) == _PIPELINE_EVENTS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _wait_for_room(deadline: float, config: RecallConfig) -> None:

@@ -209,6 +209,11 @@ end
 return 1
 """
 
+# Take over entries that have been idle for long, from a place in the list of pending ones on: a call looks at ten times
+# COUNT of them at most, and says where to go on, which redis-py leaves out.
+# KEYS: stream. ARGV: group, consumer, least idle time in milliseconds, place, how many at most.
+CLAIM_STALE = "return redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'JUSTID')"
+
 # Remove an idle consumer, unless something is pending for it, which Redis would forget with it. Returns 1 if removed.
 # KEYS: stream. ARGV: group, consumer, least idle time in milliseconds.
 FORGET_CONSUMER = """

@@ -18,6 +18,7 @@ from components.config import RecallConfig
 from components.exceptions import DataError
 from components.recall.state.events import VERSION, Event, decode_event, encode_event
 from components.recall.state.scripts import (
+    CLAIM_STALE,
     DEAD_STREAM,
     FORGET_CONSUMER,
     GIVE_UP,
@@ -59,6 +60,8 @@ class EventStream:
         self._config = config
         self._idle_ms = int(config.claim_idle_seconds * 1000)
         self._oldest_ms = 0
+        self._claim_from = "0-0"
+        self._claim = client.register_script(CLAIM_STALE)
         self._give_up = client.register_script(GIVE_UP)
         self._forget_consumer = client.register_script(FORGET_CONSUMER)
 
@@ -90,11 +93,11 @@ class EventStream:
         """Take over entries that no consumer has finished for `claim_idle_seconds`, our own failed ones too.
 
         With them comes what else waits of their users, so that one inference covers it. None counts as delivered yet:
-        an entry that kills its worker must not use up the tries of those behind it.
+        an entry that kills its worker must not use up the tries of those behind it. One call looks at a part of what is
+        pending, the next call goes on from there, so that no number of young entries hides an old one.
         """
-        ids: Any = self._client.xautoclaim(
-            STREAM, GROUP, self._consumer, min_idle_time=self._idle_ms, count=count, justid=True
-        )
+        answer: Any = self._claim(keys=[STREAM], args=[GROUP, self._consumer, self._idle_ms, self._claim_from, count])
+        self._claim_from, ids = answer[:2]
         stale = self._load(ids)
         return stale + self._take_along(stale, tries=0)
 

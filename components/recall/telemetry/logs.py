@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 import structlog
-from structlog.typing import ExcInfo, Processor
+from structlog.typing import EventDict, ExcInfo, Processor
 
 
 def log_as_json() -> None:
@@ -19,6 +19,8 @@ def log_as_json() -> None:
     Levels of our own lines stay as the command line set them; libraries speak from `warning` on, uvicorn from `info`.
     """
     if sys.stderr.isatty():
+        *before, renderer = structlog.get_config()["processors"]
+        structlog.configure(processors=[*before, _escape, renderer])
         return
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -40,6 +42,14 @@ def log_as_json() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("uvicorn").setLevel(logging.INFO)
     logging.captureWarnings(True)
+
+
+def _escape(_: object, __: str, line: EventDict) -> EventDict:
+    """Ids are what somebody typed: on a terminal they must not be control sequences."""
+    return {
+        name: ascii(value) if isinstance(value, str) and not value.isprintable() else value
+        for name, value in line.items()
+    }
 
 
 def name_error(error: BaseException) -> str:

@@ -162,7 +162,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path, monkeypatch: pytest.
     assert secret.startswith("urm_")
     assert invoke("token", "list").startswith("shop\tread,write\t20")
     sentence = invoke_failing("token", "create", "b", "--scope", "root")
-    assert "option --scope: expected read or write or ask or admin, got root" in sentence
+    assert "option --scope: expected read or write or ask, got root" in sentence
     invoke("token", "revoke", "shop")
     assert invoke("token", "list") == ""
 

@@ -35,6 +35,7 @@ from tests.worlds.recall import Release, StartWorker, free_address, serve_releas
 from tests.worlds.servers import RedisServer
 from tests.worlds.tiny import LAST_EVENT
 
+JSON = {"content-type": "application/json"}
 EVENT = {"event_id": "e1", "user_id": "3", "item_id": 1050, "ts": LAST_EVENT.isoformat()}
 
 
@@ -134,6 +135,16 @@ def test_a_user_id_is_stripped_as_that_of_an_event_is(api: TestClient) -> None:
 def test_a_bad_batch_is_refused(api: TestClient, body: object, sentence: str) -> None:
     detail = problem(api.post("/v1/users/recall", json=body), 422)
     assert re.match(sentence, detail), detail
+
+
+def test_a_result_that_cannot_be_read_costs_nobody_else(
+    api: TestClient, client: redis.Redis, releases: tuple[Release, Release]
+) -> None:
+    """As one of another version of the software."""
+    store_result(client, releases[0], task="new_item", item_ids=[1001])
+    client.hset(result_key("4", "new_item"), "body", '{"items": "of another form"}')
+    answers = api.post("/v1/users/recall?task=new_item", json={"user_ids": ["3", "4"]}).raise_for_status().json()
+    assert [answer["source"] for answer in answers["answers"]] == ["model", "fallback"]
 
 
 def test_reads_that_come_at_once_share_a_round_trip_and_no_error(
@@ -327,7 +338,9 @@ def test_an_event_is_followed_to_the_results_that_know_it(
     api: TestClient, client: redis.Redis, start_worker: StartWorker, recall_config: RecallConfig
 ) -> None:
     def follow(event_id: str, user_id: str = "3") -> dict[str, Any]:
-        return dict(api.get(f"/v1/events/{quote(event_id, safe='')}?user_id={user_id}").raise_for_status().json())
+        found = api.get(f"/v1/events/{quote(event_id, safe='')}?user_id={user_id}").raise_for_status().json()
+        assert api.post("/v1/events/lineage", json={"event_id": event_id, "user_id": user_id}).json() == found
+        return dict(found)
 
     api.post("/v1/events", json={**EVENT, "event_id": "a/b"}).raise_for_status()
     waiting = follow("a/b")
@@ -386,14 +399,24 @@ def test_everything_that_is_wrong_is_named(api: TestClient) -> None:
 
 
 def test_body_that_is_no_json_is_refused(api: TestClient) -> None:
-    response = api.post("/v1/events", content=b"{", headers={"content-type": "application/json"})
+    response = api.post("/v1/events", content=b"{", headers=JSON)
     assert "expected valid JSON" in problem(response, 422)
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/recall", "/v1/users/recall"])
 def test_body_that_is_no_text_is_refused(api: TestClient, path: str) -> None:
-    response = api.post(path, content=b'{"user_id": "\xff"}', headers={"content-type": "application/json"})
+    response = api.post(path, content=b'{"user_id": "\xff"}', headers=JSON)
     assert problem(response, 400) == "body: expected JSON in UTF-8, got something else; see /docs for an example."
+
+
+def test_names_of_fields_that_are_no_text_or_too_long_are_refused(api: TestClient) -> None:
+    fine = json.dumps(EVENT)
+    for name in (r"\ud800", "x" * 100_000):
+        field = f'"{name}": 1'
+        answer = api.post("/v1/events", content=f'{{"user_id": "3", "item_id": 1, {field}}}', headers=JSON)
+        assert "known fields only" in problem(answer, 422) and len(answer.content) < 1000
+        answer = api.post("/v1/events", content=f'[{fine}, {{"event_id": "e2", {field}}}]', headers=JSON)
+        assert (answer.status_code, len(answer.json()["events"])) == (207, 2)
 
 
 def test_a_bad_event_of_a_list_refuses_itself_alone(api: TestClient, client: redis.Redis) -> None:
@@ -507,6 +530,7 @@ def test_operation_ids_stay_as_clients_were_generated_from_them(api: TestClient)
     } == {
         "post /v1/events": "post_events",
         "get /v1/events/{event_id}": "get_event",
+        "post /v1/events/lineage": "read_event",
         "get /v1/users/{user_id}/recall": "get_recall",
         "post /v1/users/recall": "read_recall",
         "get /v1/tasks": "get_tasks",

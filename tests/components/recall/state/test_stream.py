@@ -210,6 +210,19 @@ def test_newer_events_are_read_as_far_as_they_are_known_and_those_of_a_newer_for
     assert [fields["event"] for _, fields in claimed[1]][1] == '{"id": "of another form"}'
 
 
+def test_no_number_of_young_entries_hides_what_a_dead_worker_left(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    busy, dead, alive = (open_stream(client, name, recall_config) for name in ("busy", "dead", "alive"))
+    feed(client, (make_event(str(user), event_id=f"e{user}") for user in range(200)), recall_config)
+    young = busy.read(199, 10)
+    assert len(dead.read(1, 10)) == 1
+    time.sleep(recall_config.claim_idle_seconds)
+    busy.begin(young)  # it is at them just now
+    claimed = [entry.event.event_id for _ in range(20) for entry in alive.claim_stale(2)]
+    assert claimed == ["e199"]
+
+
 def test_what_a_sick_worker_hands_back_is_anothers_at_once_with_the_tries_it_had(
     client: redis.Redis, recall_config: RecallConfig
 ) -> None:

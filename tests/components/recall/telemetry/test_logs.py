@@ -130,11 +130,17 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_keeps_its_colours(monkeypatch: pytest.MonkeyPatch, clean_logging: None) -> None:
-    before = structlog.get_config()["processors"]
-    monkeypatch.setattr("sys.stderr", Terminal())
+def test_a_terminal_keeps_its_colours_and_is_not_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, clean_logging: None
+) -> None:
+    page = Terminal()
+    monkeypatch.setattr("sys.stderr", page)
+    structlog.configure(
+        processors=[structlog.dev.ConsoleRenderer(colors=False)], logger_factory=structlog.PrintLoggerFactory(page)
+    )
     log_as_json()
-    assert structlog.get_config()["processors"] is before
+    structlog.get_logger().warning("dead letter", event_id="\x1b[2J\x07", entry_id="é")
+    assert page.getvalue().split() == ["dead", "letter", "entry_id=é", r"event_id='\x1b[2J\x07'"]
 
 
 def test_lines_of_libraries_are_json_too(monkeypatch: pytest.MonkeyPatch, clean_logging: None) -> None:
