@@ -119,6 +119,7 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # it would lead to whatever host the request names
         generate_unique_id_function=lambda route: route.name,  # operation ids are names of functions here
         openapi_tags=[{"name": "recall"}, {"name": "service"}],
     )
@@ -409,7 +410,7 @@ def _answer(
     **more: Any,
 ) -> _Answer:
     return kind(
-        user_id=user,
+        user_id=user_id,
         task=task,
         source="model",
         release=result.release,

@@ -187,8 +187,7 @@ def _explain(error: Mapping[str, Any]) -> Fault:
     place, *path = error["loc"]
     # A body of events: the first part of its path says which form was taken to be meant, one event or a list.
     names = [str(part) for part in (path[1:] if path[:1] in (["event"], ["events"]) else path)]
-    # A name that the client made up may be of any length, and no text: JSON can escape half of a character.
-    field = _shorten(".".join(names).encode(errors="backslashreplace").decode()) or "body"
+    field = _shorten(".".join(names)) or "body"  # a client may make up names of any length
     message = _PREFIX.sub("", error["msg"]).rstrip(".")
     got = "nothing" if error["type"] == "missing" else repr(error.get("input"))
     if error["type"] == "extra_forbidden":

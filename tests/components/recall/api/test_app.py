@@ -409,14 +409,10 @@ def test_body_that_is_no_text_is_refused(api: TestClient, path: str) -> None:
     assert problem(response, 400) == "body: expected JSON in UTF-8, got something else; see /docs for an example."
 
 
-def test_names_of_fields_that_are_no_text_or_too_long_are_refused(api: TestClient) -> None:
-    fine = json.dumps(EVENT)
-    for name in (r"\ud800", "x" * 100_000):
-        field = f'"{name}": 1'
-        answer = api.post("/v1/events", content=f'{{"user_id": "3", "item_id": 1, {field}}}', headers=JSON)
-        assert "known fields only" in problem(answer, 422) and len(answer.content) < 1000
-        answer = api.post("/v1/events", content=f'[{fine}, {{"event_id": "e2", {field}}}]', headers=JSON)
-        assert (answer.status_code, len(answer.json()["events"])) == (207, 2)
+def test_an_endless_name_of_a_field_is_not_repeated(api: TestClient) -> None:
+    for body in ({**EVENT, "x" * 100_000: 1}, [EVENT, {**EVENT, "x" * 100_000: 1}]):
+        answer = api.post("/v1/events", json=body)
+        assert "known fields only" in answer.text and len(answer.content) < 1000
 
 
 def test_a_bad_event_of_a_list_refuses_itself_alone(api: TestClient, client: redis.Redis) -> None:
@@ -542,7 +538,8 @@ def test_operation_ids_stay_as_clients_were_generated_from_them(api: TestClient)
 
 
 def test_unknown_path_and_method_are_problems_too(api: TestClient) -> None:
-    assert "request GET /v2: expected a path" in problem(api.get("/v2"), 404)
+    for path in ("/v2", "/v1/tasks/"):
+        assert f"request GET {path}: expected a path" in problem(api.get(path), 404)
     refused = api.delete("/v1/events")
     assert "request DELETE /v1/events" in problem(refused, 405, "wrong-method")
     assert refused.headers["allow"] == "POST"
