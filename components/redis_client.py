@@ -131,7 +131,7 @@ def _is_unable(error: redis.RedisError) -> bool:
 
 def _last_words(error: redis.RedisError) -> str:
     """What the server said, without what stands before it and quotes the user's words."""
-    return str(error).rpartition(" of pipeline caused error: ")[2]
+    return str(error).rpartition(" of pipeline caused error: ")[2].lstrip("(\"'")  # in asyncio it is a tuple's repr
 
 
 def hide_password(url: str) -> str:

@@ -36,6 +36,7 @@ __all__ = ["client", "own_server", "redis_server"]  # fixtures
         redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
         redis.ResponseError("MISCONF Redis is configured to save RDB snapshots, but cannot persist on disk."),
         redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        redis.ResponseError("Command # 1 (EVALSHA f 3 urm:events...) of pipeline caused error: (\"MISCONF it can't\",)"),
         redis.ResponseError("BUSY Redis is busy running a script."),
         redis.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
         redis.ResponseError("Error running script (call to f_0): @user_script: 1: -READONLY You can't write"),
