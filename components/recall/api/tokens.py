@@ -65,8 +65,7 @@ class Tokens:
         """
         self._path = path
         self._version: tuple[int, ...] = ()
-        self._by_digest: dict[str, Token] = {}
-        read_tokens(path)
+        self._by_digest = _by_digest(path)
 
     def find(self, secret: str) -> Token | None:
         """The token of this secret, or None if there is no such token."""
@@ -79,7 +78,7 @@ class Tokens:
             )  # two changes may fall into one tick of the clock
             if version != self._version:
                 self._version = version
-                self._by_digest = {token.sha256: token for token in read_tokens(self._path).tokens}
+                self._by_digest = _by_digest(self._path)
         except FileNotFoundError:  # whoever takes the file away revokes every token
             if self._by_digest:
                 log.error("token file is gone, no token is valid")
@@ -87,6 +86,10 @@ class Tokens:
         except (OSError, ConfigError) as error:  # while somebody edits the file, what was read before counts
             log.error("tokens cannot be read, the earlier ones stay", error=str(error))
         return self._by_digest.get(digest(secret))
+
+
+def _by_digest(path: Path) -> dict[str, Token]:
+    return {token.sha256: token for token in read_tokens(path).tokens}
 
 
 def read_tokens(path: Path) -> TokenList:

@@ -33,7 +33,7 @@ def forget_user(client: redis.Redis, user_id: str) -> Counter[str]:
     Returns:
         What was deleted, by kind.
     """
-    kinds = ("waiting events", "dead letters", "histories", "results", "marks of events")
+    kinds = ("waiting events", "dead letters", "histories", "marks of events", "results")
     deleted = Counter(dict.fromkeys(kinds, 0))
     for stream, what in zip((STREAM, DEAD_STREAM), kinds, strict=False):
         for page in read_pages(client, stream):

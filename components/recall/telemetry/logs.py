@@ -47,7 +47,7 @@ def log_as_json() -> None:
 def _escape(_: object, __: str, line: EventDict) -> EventDict:
     """Ids are what somebody typed: on a terminal they must not be control sequences."""
     return {
-        name: ascii(value) if isinstance(value, str) and not value.isprintable() else value
+        name: ascii(value)[1:-1] if isinstance(value, str) and not value.isprintable() else value
         for name, value in line.items()
     }
 
