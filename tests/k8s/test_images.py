@@ -95,7 +95,6 @@ def test_an_image_runs_as_the_user_of_the_pods_and_says_what_it_is(target):
 @pytest.mark.parametrize("target", ABSENT)
 def test_an_image_holds_what_its_role_needs_and_no_more(target):
     extras = extras_of(target)
-    assert {target.split("-")[-1]} - {"pipeline"} <= extras
     assert "s3" in extras
     assert not ABSENT[target] & set().union(*map(closure, extras))
 
