@@ -321,7 +321,7 @@ def _add_service(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/readyz/intake", tags=["service"], responses=problems.responses(503))
     async def get_intake_readiness() -> Health:
-        """Redis takes writes, and so events; whether or not a release is serving."""
+        """Redis answers, so that events are taken or refused with a reason; a release need not be serving."""
         await gateway.check_intake()
         return Health(status="ok")
 

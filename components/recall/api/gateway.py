@@ -22,7 +22,6 @@ from components.recall.state.events import Event, accept_arguments
 from components.recall.state.scripts import (
     ACCEPT,
     ENQUEUE,
-    INTAKE,
     accepted_key,
     ad_hoc_answer_key,
     history_keys,
@@ -156,12 +155,12 @@ class Gateway:
         return int(await self._client.zcount(WORKERS, f"({seconds}", "+inf"))
 
     async def check_intake(self) -> None:
-        """Write to Redis, as accepting an event does.
+        """See that Redis answers reads.
 
         Raises:
-            redis.RedisError: It takes no writes.
+            redis.RedisError: It does not.
         """
-        await self._client.set(INTAKE, 1, ex=60)
+        await self._client.exists(SERVING)  # a PING would be refused where writes are
 
     async def check(self) -> None:
         """Look at Redis' settings, if it answers yet.

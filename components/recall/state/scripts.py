@@ -12,7 +12,6 @@ urm:history_events:{user}     hash: `e:` and event_id → the event; `revision` 
                               names the batch that changed it last
 urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
 urm:control                   a user with whom a worker has succeeded lately; answered again where an event fails
-urm:intake                    written by the API's readiness check, to see that Redis takes writes
 urm:adhoc                     list of ad-hoc requests that wait, each behind its deadline
 urm:adhoc:workers             sorted set: ad-hoc workers by the instant from which they count as gone
 urm:adhoc:answer:{id}         list with the one answer to an ad-hoc request
@@ -35,7 +34,6 @@ GROUP = "recall"
 # user's history still knows it.
 MARK_TTL_SECONDS = 86_400
 CONTROL = "urm:control"
-INTAKE = "urm:intake"
 AD_HOC_REQUESTS = "urm:adhoc"
 AD_HOC_WORKERS = "urm:adhoc:workers"
 
