@@ -17,7 +17,9 @@ _LOOPBACK = re.compile(r"127(\.\d+){3}$")
 # Redis is there and cannot serve just now: a replica after a fail-over, loading, its disk or its replicas are away, or
 # it is in protected mode.
 # The code stands at the start of an answer, or behind a script's name.
-_UNABLE = re.compile(r"(^|[-\s])(READONLY|MISCONF|LOADING|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|TRYAGAIN|UNBLOCKED|BUSY|DENIED)\b")
+_UNABLE = re.compile(
+    r"(^|[-\s])(READONLY|MISCONF|LOADING|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|TRYAGAIN|UNBLOCKED|BUSY|DENIED)\b"
+)
 _DEMOTED = re.compile(r"(^|[-\s])(READONLY|MASTERDOWN|UNBLOCKED)\b")
 _FULL = "OOM command not allowed"
 # Longer than any blocking read, so that a paused server is noticed and a quiet stream is not taken for one.

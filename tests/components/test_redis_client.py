@@ -45,7 +45,7 @@ __all__ = ["client", "own_server", "redis_server", "releases"]  # fixtures
         redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
         redis.ResponseError("Command # 1 (EVALSHA f 3 urm...) of pipeline caused error: (\"MISCONF it can't\",)"),
         redis.ResponseError("BUSY Redis is busy running a script."),
-        redis.ResponseError("DENIED Running in protected mode because protected mode is enabled and no password is set"),
+        redis.ResponseError("DENIED Running in protected mode because protected mode is enabled"),
         redis.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
         redis.ResponseError("Error running script (call to f_0): @user_script: 1: -READONLY You can't write"),
         redis.ResponseError("Error running script (call to f_0): @user_script: 3: OOM command not allowed when used"),
