@@ -38,10 +38,9 @@ for _folder in {os.environ.pop(name) for name in _NAMES if name in os.environ} -
     shutil.rmtree(_folder, ignore_errors=True)
 os.environ.update(_before)
 
-# What Feast imports when it opens the embedded store, and at the first read: other stores too, to see what they can.
-# Not DuckDB itself, which starts a thread when it is imported, and no process with threads of its own is to be forked.
+# What Feast imports when a worker opens the store, and at the first read: other stores too, to see what they can.
 _IMPORTED_LATE = (
-    "feast.infra.offline_stores.ibis",
+    "feast.infra.offline_stores.remote",
     "feast.infra.online_stores.dynamodb",
     "feast.infra.online_stores.redis",
     "feast.infra.passthrough_provider",

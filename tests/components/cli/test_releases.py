@@ -52,13 +52,15 @@ def rows(output: str) -> list[list[str]]:
 def test_who_promoted_what_and_why_and_the_way_back(releases: Releases) -> None:
     for release in releases:
         promote(release)
-    newest, before, *_ = rows(invoke("releases"))
+    newest, *others = rows(invoke("releases"))
+    before = next(row for row in others if row[1] == releases[0].name)  # other tests share the registry
     assert newest[1:3] == [releases[1].name, "serving, champion"] and newest[4] == "promotion"
     assert before[1:3] == [releases[0].name, "previous"]
     assert newest[0] >= before[0] and "@" in newest[3] and newest[5].startswith("seconds ")
     assert newest[6] == "passed: Measured."
     assert f"serving {releases[0].name} (version " in invoke("rollback", "--why", "fewer clicks")
-    newest, before, *_ = rows(invoke("releases"))
+    newest, *others = rows(invoke("releases"))
+    before = next(row for row in others if row[1] == releases[0].name)  # other tests share the registry
     assert (newest[1:3], newest[4]) == ([releases[0].name, "serving, champion"], "fewer clicks")
     assert before[1:3] == [releases[1].name, "previous"]
     assert f"serving {releases[1].name} " in invoke("rollback", "--to", releases[1].name, "--why", "a mistake")
