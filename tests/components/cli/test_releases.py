@@ -52,11 +52,10 @@ def rows(output: str) -> list[list[str]]:
 def test_who_promoted_what_and_why_and_the_way_back(releases: Releases) -> None:
     for release in releases:
         promote(release)
-    newest, *others = rows(invoke("releases"))
-    before = next(row for row in others if row[1] == releases[0].name)  # other tests share the registry
-    assert newest[1:3] == [releases[1].name, "serving, champion"] and newest[4] == "promotion"
-    assert before[1:3] == [releases[0].name, "previous"]
-    assert newest[0] >= before[0] and "@" in newest[3] and newest[5].startswith("seconds ")
+    by_state = {row[2]: row for row in rows(invoke("releases"))}  # other tests have promoted in this registry, too
+    newest, before = by_state["serving, champion"], by_state["previous"]
+    assert (newest[1], newest[4], before[1]) == (releases[1].name, "promotion", releases[0].name)
+    assert "@" in newest[3] and newest[5].startswith("seconds ")
     assert newest[6] == "passed: Measured."
     assert f"serving {releases[0].name} (version " in invoke("rollback", "--why", "fewer clicks")
     newest, *others = rows(invoke("releases"))
