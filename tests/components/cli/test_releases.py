@@ -12,9 +12,16 @@ from components.cli import releases as commands
 from components.deploy.promotion import Candidate, deploy
 from components.release.registry import CHAMPION, open_registry, version_of_alias
 from components.settings import get_settings
-from tests.worlds.recall import Release, StartWorker
+from tests.worlds.recall import Release, StartWorker, build_releases
+from tests.worlds.servers import RedisServer
 
 Releases = tuple[Release, Release]
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Releases:
+    """In a registry of their own, where nobody else has promoted anything."""
+    return build_releases(tmp_path_factory.mktemp("releases"), redis_server.url)
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +59,13 @@ def rows(output: str) -> list[list[str]]:
 def test_who_promoted_what_and_why_and_the_way_back(releases: Releases) -> None:
     for release in releases:
         promote(release)
-    by_state = {row[2]: row for row in rows(invoke("releases"))}  # other tests have promoted in this registry, too
-    newest, before = by_state["serving, champion"], by_state["previous"]
-    assert (newest[1], newest[4], before[1]) == (releases[1].name, "promotion", releases[0].name)
-    assert "@" in newest[3] and newest[5].startswith("seconds ")
+    newest, before, *_ = rows(invoke("releases"))
+    assert newest[1:3] == [releases[1].name, "serving, champion"] and newest[4] == "promotion"
+    assert before[1:3] == [releases[0].name, "previous"]
+    assert newest[0] >= before[0] and "@" in newest[3] and newest[5].startswith("seconds ")
     assert newest[6] == "passed: Measured."
     assert f"serving {releases[0].name} (version " in invoke("rollback", "--why", "fewer clicks")
-    newest, *others = rows(invoke("releases"))
-    before = next(row for row in others if row[1] == releases[0].name)  # other tests share the registry
+    newest, before, *_ = rows(invoke("releases"))
     assert (newest[1:3], newest[4]) == ([releases[0].name, "serving, champion"], "fewer clicks")
     assert before[1:3] == [releases[1].name, "previous"]
     assert f"serving {releases[1].name} " in invoke("rollback", "--to", releases[1].name, "--why", "a mistake")
