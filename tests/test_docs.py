@@ -136,7 +136,7 @@ def _find_commands(text: str) -> Iterator[str]:
         if "\n\n" not in span:
             yield " ".join(span.split())
     for line in blocks:
-        yield from (part.strip() for part in re.split(r"#|;|&&|\|", line))
+        yield from (part.strip() for part in re.split(r"#|;|&&|\|", line.removeprefix("$ ")))
 
 
 def _judge_command(command: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from stat import S_IROTH
 
 import numpy as np
 import pyarrow as pa
@@ -61,10 +62,12 @@ def assemble(
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Give every file of a folder a second name, or copy it where the file system cannot."""
+    """Give every file of a folder a second name, or copy it where the file system cannot; workers may read it."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
-            link_file(path, target / path.relative_to(source))
+            link_file(path, linked := target / path.relative_to(source))
+            if not linked.stat().st_mode & S_IROTH:  # safetensors writes for its owner alone; pods run as another user
+                linked.chmod(0o644)
 
 
 def write_titles(items: Path, target: Path) -> int:

@@ -27,6 +27,7 @@ def test_bundle_is_complete_and_verified(releases: tuple[Release, Release]) -> N
     tables = {"titles.parquet", "fallback.parquet"}
     assert top == tables | {"model", "item_table", "index.faiss", "tasks.json", "smoke.json", "manifest.json"}
     assert not [path for path in release.bundle.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+    assert {path.stat().st_mode & 0o777 for path in release.bundle.rglob("*") if path.is_file()} == {0o644}
     assert read_tasks(release.bundle) == release.config.tasks
     titles = pq.read_table(release.bundle / "titles.parquet")
     assert titles.column_names == TITLES.names
