@@ -274,7 +274,7 @@ def write_config(folder: Path) -> None:
     """The tiny world's configuration, for commands and pods."""
     values = make_config().model_dump(mode="json")
     values["release"]["promote_timeout_seconds"] = DEADLINE_SECONDS + 40
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({key: text for key, text in values.items() if key != "name"}))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
 
 
 def build_release(
