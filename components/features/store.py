@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import yaml
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from components.exceptions import ConfigError, DataError, MissingInputError
@@ -34,6 +36,8 @@ from components.settings import Settings
 
 SERVICE = "user_history"
 _AGAIN = "run `urm features` again"
+# Feast loads the class of the offline store whenever it opens a store; this one needs no package and is never asked.
+_NO_OFFLINE_STORE = {"type": "remote", "host": "none"}
 BEHAVIOR_SEQUENCE = "behavior_sequence"
 USER_STATISTICS = "user_statistics"
 MICROSECONDS_A_DAY = timedelta(days=1) // timedelta(microseconds=1)
@@ -57,11 +61,16 @@ class History:
     top_categories: list[str]
 
 
-def open_feature_store(folder: Path, settings: Settings) -> FeatureStore:
+def open_feature_store(folder: Path, settings: Settings, configuration: Path | None = None) -> FeatureStore:
     """Open the store that the features stage left: its output `feature_store`, or a copy of it.
 
     Production does not read the folder: there the registry and the stores are the services that feature_store.yaml
     names.
+
+    Args:
+        folder: The store.
+        settings: Where the Feast repository is.
+        configuration: A feature_store.yaml; that of the environment if left out.
 
     Raises:
         MissingInputError: The folder holds no registry.
@@ -70,7 +79,26 @@ def open_feature_store(folder: Path, settings: Settings) -> FeatureStore:
     """
     if settings.feature_environment == "embedded":
         _read_registry(folder / "registry.db")
-    return _open(folder, settings)
+    return _open(folder, configuration or _configuration(settings))
+
+
+def open_online_store(folder: Path, settings: Settings) -> FeatureStore:
+    """As `open_feature_store`, for online reads alone: the packages of the offline store need not be there.
+
+    Raises:
+        MissingInputError: As `open_feature_store`.
+        DataError: As `open_feature_store`.
+        ConfigError: As `open_feature_store`.
+    """
+    path = _configuration(settings)
+    with tempfile.TemporaryDirectory() as temporary:
+        changed = Path(temporary) / path.name
+        try:
+            content = yaml.safe_load(path.read_text())
+            changed.write_text(yaml.safe_dump({**content, "offline_store": _NO_OFFLINE_STORE}))
+        except (OSError, yaml.YAMLError, TypeError):
+            changed = path  # opening it says what is wrong
+        return open_feature_store(folder, settings, changed)
 
 
 def hash_registry(folder: Path) -> str:
@@ -114,7 +142,7 @@ def create_feature_store(folder: Path, settings: Settings) -> FeatureStore:
         ConfigError: The repository or the environment's feature_store.yaml is missing or wrong.
     """
     definitions = vars(_load_definitions(settings.feature_repo_dir)).values()
-    store = _open(folder, settings)
+    store = _open(folder, _configuration(settings))
     store.apply([value for value in definitions if isinstance(value, (Entity, FeatureView, FeatureService))])
     return store
 
@@ -183,8 +211,11 @@ def _history(row: dict[str, Any], now_us: int) -> History:
     )
 
 
-def _open(folder: Path, settings: Settings) -> FeatureStore:
-    path = settings.feature_repo_dir / settings.feature_environment / "feature_store.yaml"
+def _configuration(settings: Settings) -> Path:
+    return settings.feature_repo_dir / settings.feature_environment / "feature_store.yaml"
+
+
+def _open(folder: Path, path: Path) -> FeatureStore:
     try:
         return FeatureStore(repo_path=str(folder.absolute()), fs_yaml_file=path)
     except OSError as error:

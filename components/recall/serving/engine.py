@@ -15,7 +15,7 @@ from components.config import ItemFilter, ReleaseConfig, Task
 from components.device import choose_device
 from components.exceptions import ReleaseError, UserError
 from components.features.feast import FeatureStore
-from components.features.store import History, materialized_until, open_feature_store, read_history
+from components.features.store import History, materialized_until, open_online_store, read_history
 from components.recall.serving.context import HistoryItem, HistoryRule, KnownHistory
 from components.recall.serving.fetching import FetchedRelease, fetch_release
 from components.recall.serving.filters import blocked_items
@@ -194,7 +194,7 @@ def _open(publication: Publication, fetched: FetchedRelease, settings: Settings)
         raise ReleaseError(
             f"bundle {bundle}", expected="a model that loads", got=error, remedy="build the release again"
         ) from error
-    features = open_feature_store(fetched.features, settings)
+    features = open_online_store(fetched.features, settings)
     rule = HistoryRule(length=manifest.history_length, day_origin_us=to_microseconds(manifest.day_origin))
     return ServingRelease(
         publication,

@@ -25,6 +25,7 @@ from components.features.store import (
     read_history,
 )
 from components.settings import Settings
+from tests.worlds import run_python
 from tests.worlds.logs import START, Event, make_config, write_events, write_items
 
 DAY = timedelta(days=1)
@@ -87,6 +88,31 @@ def test_a_copy_answers_like_the_original(folder: Path, settings: Settings, tmp_
     shutil.rmtree(folder)
     assert read_history(open_feature_store(copy, settings), USERS, LATE) == before
     assert_agree(before, retrieve_offline(copy, settings, LATE))
+
+
+ONLINE_ALONE = """
+import sys
+from datetime import datetime
+from pathlib import Path
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("dask", "duckdb", "ibis", "pyspark", "sqlglot"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Hidden())
+from components.features.store import open_online_store, read_history
+from components.settings import Settings
+
+store = open_online_store(Path(sys.argv[1]), Settings(feature_repo_dir=sys.argv[2]))
+now = datetime.fromisoformat("2100-01-01T00:00Z")
+print([history.num_events for history in read_history(store, sys.argv[3:], now)])
+"""
+
+
+def test_a_worker_reads_without_the_packages_of_the_offline_store(folder: Path, settings: Settings) -> None:
+    done = run_python("-W", "ignore", "-c", ONLINE_ALONE, folder, settings.feature_repo_dir, *USERS)
+    assert (done.stdout, done.stderr) == ("[50, 50, 1]\n", "")
 
 
 def test_earlier_instants_see_less_offline(folder: Path, settings: Settings) -> None:
