@@ -144,8 +144,6 @@ def _one_sentence(subject: str, namespace: str) -> Iterator[None]:
         raise _no_answer(got) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise _no_answer(error) from None
-    except AttributeError as error:  # the client looks for the body of an answer that TLS has kept from it
-        raise _no_answer(error.__context__ or error) from None
 
 
 def _no_answer(got: object) -> UnavailableError:

@@ -34,7 +34,9 @@ WORKER, AD_HOC = DEPLOYMENTS = ("recall-worker", "recall-adhoc")
 CAUSE = "kubernetes.io/change-cause"
 _PREFIX = "urm.release/"
 _PREVIOUS = _PREFIX + "previous"
-_POLL_SECONDS = 1.0
+# Of a publication: its field → the annotation.
+_FIELDS = {"release": "name", "bundle": "bundle", "manifest": "manifest", "order": "order"}
+_POLL_SECONDS = 1.0  # a read of both Deployments, and of the pods of one that is not complete
 _CONFLICT_TRIES = 30  # the controller writes the status of a Deployment often during a rollout
 _CONFLICT_PAUSE_SECONDS = 0.2
 _UNDO_SECONDS = 20.0  # for an API that is away just then; a pod that got SIGTERM has little more
@@ -70,11 +72,11 @@ class DeploymentRollout:
         """See Target."""
         self._lease.require()
 
-    def settle(self, champion: str) -> Publication | None:
+    def settle(self, champion: str, timeout_seconds: float) -> Publication | None:
         """See Target.
 
         Where the two Deployments differ, an act was interrupted between them, and the earlier release is applied to
-        both. What serves and is no champion becomes so if it is complete and passes the check; else it is undone.
+        both. What is no champion becomes so if its rollout gets complete and passes the check; else it is undone.
         """
         found = {name: self._read(name) for name in DEPLOYMENTS}
         current = min((one.publication for one in found.values()), key=_order)
@@ -85,10 +87,7 @@ class DeploymentRollout:
         if current is None or current.release == champion:
             return current
         try:
-            if differing:
-                self._watch(current, _UNDO_SECONDS)
-            self._require_complete(current)
-            self.figures = self._check(current, self._has_ad_hoc())
+            self.wait(current, timeout_seconds)
         except ReleaseError as error:
             return self._undo_interrupted(current, error)
         return current
@@ -120,7 +119,7 @@ class DeploymentRollout:
     def wait(self, publication: Publication, timeout_seconds: float) -> None:
         """See Target: until both rollouts are complete, and what serves then has passed the check."""
         self._watch(publication, timeout_seconds)
-        self.figures = self._check(publication, self._has_ad_hoc())
+        self.figures = self._check(publication, replicas(self._cluster.read_deployment(AD_HOC)) > 0)
 
     def undo(self, publication: Publication) -> None:
         """See Target: the former templates exactly, so that pods that are still there need not start again."""
@@ -212,15 +211,6 @@ class DeploymentRollout:
                 troubles.append(find_trouble(found.deployment, new, self._cluster.list_warnings))
         return min(troubles, key=lambda trouble: not trouble.final, default=None)
 
-    def _require_complete(self, publication: Publication) -> None:
-        trouble = self._find_trouble(publication)
-        if trouble is not None:
-            subject, expected = f"release {publication.release}", "a complete rollout"
-            raise ReleaseError(subject, expected=expected, got=trouble.reason, remedy="promote it again")
-
-    def _has_ad_hoc(self) -> bool:
-        return replicas(self._cluster.read_deployment(AD_HOC)) > 0
-
     def _undo_interrupted(self, current: Publication, error: ReleaseError) -> Publication | None:
         """Go back to what was there before a promotion that was killed; the publication that serves then."""
         noted = {name: self._read(name).notes.get(_PREVIOUS) for name in DEPLOYMENTS}
@@ -245,9 +235,6 @@ def write_template(publication: Publication | None) -> dict[str, str]:
     if publication is None:
         return {}
     return {_PREFIX + key: str(getattr(publication, field)) for field, key in _FIELDS.items()}
-
-
-_FIELDS = {"release": "name", "bundle": "bundle", "manifest": "manifest", "order": "order"}
 
 
 def _name_notes(notes: Mapping[str, str], before: Publication | None) -> dict[str, str]:

@@ -30,7 +30,7 @@ def is_complete(deployment: Object) -> bool:
     """Whether all pods are of the newest template and available; the rule of `kubectl rollout status`."""
     status: Object = deployment.get("status", {})
     wanted, updated = replicas(deployment), status.get("updatedReplicas", 0)
-    return (
+    return bool(
         status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
         and updated >= wanted
         and status.get("replicas", 0) <= updated
@@ -91,7 +91,7 @@ def _containers(status: Object) -> Iterator[Object]:
 def _explain_container(subject: str, pod: Object, container: Object) -> Trouble | None:
     """Why a container does not run; None if it does, has ended well, or has just begun."""
     waiting: Object = container.get("state", {}).get("waiting", {})
-    reason = waiting.get("reason", "")
+    reason: str = waiting.get("reason", "")
     if reason in _PULL:
         words = f"image {container['image']} cannot be pulled ({_quote(waiting.get('message', reason))})"
         return Trouble(f"{subject}: {words}", final=reason in ("ErrImageNeverPull", "InvalidImageName"))

@@ -133,7 +133,7 @@ def synchronize(settings: Settings, config: ReleaseConfig, recall: RecallConfig 
     """
     registry, target = open_registry(settings), open_target(settings, config, recall)
     with redis_errors(settings.redis_url), target.hold(config.promote_timeout_seconds):
-        found = _repair(settings, registry, target, config.model_name)
+        found = _repair(settings, config, registry, target, config.model_name)
     return None if found is None else found.release
 
 
@@ -163,7 +163,7 @@ def _promote(
     registry, target = open_registry(settings), open_target(settings, config, recall)
     timeout = config.promote_timeout_seconds
     with redis_errors(settings.redis_url), target.hold(timeout):
-        found = _repair(settings, registry, target, model_name)
+        found = _repair(settings, config, registry, target, model_name)
         candidate = choose(registry)
         release, version = candidate.release, candidate.version
         if not exists(candidate.bundle):
@@ -203,7 +203,9 @@ def _promote(
     }
 
 
-def _repair(settings: Settings, registry: MlflowClient, target: Target, model_name: str) -> Publication | None:
+def _repair(
+    settings: Settings, config: ReleaseConfig, registry: MlflowClient, target: Target, model_name: str
+) -> Publication | None:
     """Make the release that serves the champion, where a promotion was killed between the two or somebody went back.
 
     Returns:
@@ -213,7 +215,8 @@ def _repair(settings: Settings, registry: MlflowClient, target: Target, model_na
         ReleaseError: On a cluster: what serves is not registered, so that no way back from another release would be.
     """
     champion = version_of_alias(registry, model_name, CHAMPION)
-    found = target.settle("" if champion is None else str(champion.tags.get("urm.release", "")))
+    name = "" if champion is None else str(champion.tags.get("urm.release", ""))
+    found = target.settle(name, config.promote_timeout_seconds)
     version = None if found is None else find_version(registry, model_name, found.release)
     if found is None or version is None:
         if found is not None and settings.deploy_to == "kubernetes":
@@ -240,10 +243,13 @@ def _require_promotable(
         GateError: The gate refused it.
     """
     settings.require_allowed(candidate.bundle)
+    subject = f"release {candidate.release}"
+    if not manifest:
+        remedy = "build it again with `urm release`"
+        raise ReleaseError(subject, expected="a registered digest of its manifest", got="none", remedy=remedy)
     cache = settings.cache_path / "bundles" / f"{manifest[:16]}-manifest"
     content = read_manifest(fetch(candidate.bundle, cache, (MANIFEST,)), manifest)
     content.require(candidate.release, candidate.bundle)
-    subject = f"release {candidate.release}"
     if not (content.gate.passed or content.gate.promoted_anyway):
         remedy = "build it again with `urm release --promote-anyway`"
         raise GateError(subject, expected="a passed gate", got=content.gate.verdict, remedy=remedy)

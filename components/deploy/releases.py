@@ -69,7 +69,8 @@ def list_promotions(settings: Settings, config: ReleaseConfig) -> tuple[list[Pro
 
 
 def _all_versions(registry: MlflowClient, model_name: str) -> list[Any]:
-    versions, token = [], None
+    versions: list[Any] = []
+    token = None
     while True:
         page = registry.search_model_versions(f"name = '{model_name}'", page_token=token)
         versions += page

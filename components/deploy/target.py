@@ -31,11 +31,12 @@ class Target(Protocol):
             ReleaseError: It has.
         """
 
-    def settle(self, champion: str) -> Publication | None:
+    def settle(self, champion: str, timeout_seconds: float) -> Publication | None:
         """Finish or undo what an interrupted promotion left; what serves then.
 
         Args:
             champion: The release that the registry calls so, which needs no check; empty if there is none.
+            timeout_seconds: Longest wait for another one to serve.
 
         Raises:
             ReleaseError: It can neither be finished nor undone.

@@ -2,7 +2,7 @@
 
 Versions of objects and refused writes to an old one, server-side apply with owners of fields, generations, and a
 controller that makes the pods of a Deployment what a test says. kmock, which the field has for this, keeps objects
-without versions or owners, and just these are what the tests are about. `tests/cluster` asks a real cluster the same.
+without versions or owners, and just these are what the tests are about.
 """
 
 import copy

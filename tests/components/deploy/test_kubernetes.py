@@ -57,7 +57,7 @@ class World:
     ) -> None:
         self.state, self.connect, self.client, self.releases, self._patch = state, connect, client, releases, patch
         self.settings = releases[0].settings.model_copy(update={"deploy_to": "kubernetes"})
-        self.config = releases[0].config.release.model_copy(update={"promote_timeout_seconds": 4})
+        self.config = releases[0].config.release.model_copy(update={"promote_timeout_seconds": 3})
         self.registry = open_registry(self.settings)
         self.checked: list[str] = []
         self.failing: dict[str, Exception] = {}
@@ -207,6 +207,7 @@ def test_what_fails_the_check_is_undone(world: World, names: tuple[str, str]) ->
     assert world.now == (names[0],) * 3
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the request that it breaks off
 def test_sigterm_undoes(world: World, names: tuple[str, str]) -> None:
     world.promote(0)
     world.state.pods[names[1]] = unready

@@ -2,12 +2,14 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from kubernetes.client import ApiClient, Configuration
 
 from components.deploy.cluster import Cluster, ConflictError
 from components.deploy.lease import NAME, Lease
-from components.exceptions import MissingInputError, ReleaseError, UnavailableError
+from components.exceptions import ConfigError, MissingInputError, ReleaseError, UnavailableError
 from tests.worlds import wait_until
-from tests.worlds.cluster import ApiServer
+from tests.worlds.cluster import NAMESPACE, ApiServer
+from tests.worlds.recall import free_address
 
 Connect = Callable[[], Cluster]
 
@@ -91,3 +93,15 @@ def test_what_the_api_refuses_is_one_sentence(api_server: tuple[ApiServer, Conne
     cluster.replace_lease(NAME, old)
     with pytest.raises(ConflictError):
         cluster.replace_lease(NAME, old)
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence(
+    api_server: tuple[ApiServer, Connect], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = api_server[1]()._api.configuration.host
+    for host in (f"http://{free_address()}", address.replace("http:", "https:")):
+        with pytest.raises(UnavailableError, match=r"^Kubernetes API: expected an answer, got .*; try again when it"):
+            Cluster(ApiClient(Configuration(host=host)), NAMESPACE).read_lease(NAME)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere")
+    with pytest.raises(ConfigError, match="Kubernetes: expected the token of a service account, or a file that KUBEC"):
+        Cluster.open(NAMESPACE)

@@ -11,6 +11,7 @@ from components.config import ItemFilter, RecallConfig
 from components.deploy.smoke import SmokeCheck
 from components.exceptions import ConfigError, ReleaseError
 from components.recall.api.tokens import Scope, issue_token
+from components.recall.state.scripts import AD_HOC_WORKERS
 from components.recall.worker.adhoc import AdHocWorker
 from components.recall.worker.stream import RecallWorker
 from components.release.publication import Publication
@@ -31,8 +32,8 @@ def settings(
     tmp_path: Path,
 ) -> Iterator[Settings]:
     """Of a promotion, beside an API with tokens, a worker, and an ad-hoc worker that serves the first release."""
-    asking = start_worker("ask", kind=AdHocWorker)
-    wait_until(lambda: asking._switch.serving)
+    start_worker("ask", kind=AdHocWorker)
+    wait_until(lambda: client.zcard(AD_HOC_WORKERS))
     tokens = tmp_path / "tokens.json"
     token = issue_token(tokens, "promotion", [Scope.READ, Scope.WRITE, Scope.ASK])
     with served(releases[0], recall_config, tokens) as url:
@@ -83,9 +84,7 @@ def test_another_release_another_policy_and_a_missing_right_are_refused_with_the
 ) -> None:
     second = Publication(release=releases[1].name, bundle=str(releases[1].bundle), order=promoted[1].order + 1)
     for ad_hoc in (True, False):
-        with pytest.raises(
-            ReleaseError, match=rf"{second.release} within 2 s, .* of release {promoted[1].release}"
-        ):
+        with pytest.raises(ReleaseError, match=rf"{second.release} within 2 s, .* of release {promoted[1].release}"):
             check(settings, releases[1], client, recall_config)(second, ad_hoc)
     other = recall_config.model_copy(update={"filters": {"all": ItemFilter(deny_categories=("shelf 1", "shelf 2"))}})
     with pytest.raises(ReleaseError, match=r"at least 0\.95 of its own top 10 .*; see that .* one configuration"):
