@@ -34,7 +34,7 @@ from components.storage import run_stage
 from tests.worlds import REPOSITORY, wait_until
 from tests.worlds.tiny import make_config, make_run
 
-__all__ = ["kubectl", "namespace", "service"]  # fixtures
+__all__ = ["first_release", "kubectl", "namespace", "service"]  # fixtures
 
 Object = dict[str, Any]
 STORE = "s3://urm"
@@ -254,7 +254,7 @@ def service(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(autouse=True)
-def _first_release(request: pytest.FixtureRequest) -> Iterator[None]:
+def first_release(request: pytest.FixtureRequest) -> Iterator[None]:
     """Begin every test that uses the service with the first release, and with every rollout ended."""
     if "service" in request.fixturenames:
         go_back(request.getfixturevalue("service"))
