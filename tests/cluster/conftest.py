@@ -1,0 +1,1 @@
+from tests.cluster.world import *  # noqa: F403  # fixtures
