@@ -41,7 +41,11 @@ down: $(READY) ## Stop them
 
 .PHONY: test
 test: $(READY) ## Run every test, or those of ARGS (starts its own services)
-	pytest $(ARGS)
+	env -u KUBECONFIG pytest $(ARGS)
+
+.PHONY: test-cluster
+test-cluster: $(READY) ## Run the tests of the cluster that KUBECONFIG names: in namespaces of their own, but they cordon a node
+	pytest tests/cluster $(ARGS)
 
 .PHONY: results
 results: $(READY) ## Re-create the records of docs/results/: hours, may be stopped and started again (ARGS="--list")
