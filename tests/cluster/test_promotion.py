@@ -76,7 +76,7 @@ def test_a_model_that_cannot_be_loaded_is_undone_with_its_sentence(service: Serv
     broken = build_release(service.settings, service.home, 3, spoil_file("model/urm.safetensors"), "broken")
     before = {pod["metadata"]["name"] for pod in service.kubectl.pods(WORKER) if pod}
     code, said = service.promote(broken)
-    require_undone(service, code, said, "expected a model that loads")
+    require_undone(service, code, said, "while deserializing header")
     service.require_agreement(service.releases[0])
     assert before <= {pod["metadata"]["name"] for pod in service.kubectl.pods(WORKER)}, "the old pods went on"
 
