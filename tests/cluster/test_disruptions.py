@@ -42,8 +42,11 @@ def test_a_restart_of_all_workers_loses_no_event_and_leaves_no_worker_behind(ser
         service.kubectl("rollout", "status", f"deployment/{WORKER}", "--timeout", "180s")
     assert (found.failed, found.went_back) == ({}, [])
     names = {pod["metadata"]["name"] for pod in service.kubectl.pods(WORKER)}
-    alive = {name for name in live_workers(service.redis) if name.startswith(WORKER)}
-    assert {name.rsplit("-", 2)[0] for name in alive} == names
+
+    def alive() -> set[str]:
+        return {name.rsplit("-", 2)[0] for name in live_workers(service.redis) if name.startswith(WORKER)}
+
+    pause_until(lambda: alive() == names, 60)  # the old ones have ended, or soon will have
 
 
 def test_a_drain_waits_for_the_budget(service: Service) -> None:
@@ -62,7 +65,8 @@ def test_a_drain_waits_for_the_budget(service: Service) -> None:
             assert len(ready(service, WORKER)) == 1, "one goes on serving"
         else:
             assert "drained" in said
-            assert len(ready(service, WORKER)) == 2
+            pause_until(lambda: len(ready(service, WORKER)) == 2, 120)
+            assert all(pod["spec"]["nodeName"] != node for pod in service.kubectl.pods(WORKER))
         assert service.serving() == service.releases[0].name
     finally:
         service.kubectl("uncordon", node)

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from components.deploy.lease import NAME as LEASE
-from components.flow import STAGES
 from tests.cluster.load import load
 from tests.cluster.world import AD_HOC, API, WORKER, ClusterRelease, Service, build_release, pause_until
 from tests.worlds import REPOSITORY
@@ -113,7 +112,7 @@ def test_a_rollout_that_gets_stuck_says_why_and_is_undone(service: Service, obst
     try:
         code, said = service.promote(second)
         require_undone(service, code, said, words)
-        assert service.serving() == first.name
+        pause_until(lambda: service.serving() == first.name, 60)
         assert any(pod["metadata"]["annotations"]["urm.release/name"] == first.name for pod in kubectl.pods(WORKER))
     finally:
         restored = [{"op": "replace", "path": "/spec/template/spec", "value": spec}]
@@ -209,7 +208,7 @@ def promotion_pod(service: Service, release: ClusterRelease) -> dict[str, Any]:
     """The pod of the stage; its command waits for a copy of the registry, and reads the tests' configuration."""
     pod: dict[str, Any] = yaml.safe_load((REPOSITORY / "k8s" / "jobs" / "stage-pod.yaml").read_text())
     pod["metadata"] = {"name": "promote", "labels": {"app.kubernetes.io/component": "promote"}}
-    pod["spec"] |= {"serviceAccountName": STAGES["promote"].account, "automountServiceAccountToken": True}
+    pod["spec"] |= {"serviceAccountName": "urm-promoter", "automountServiceAccountToken": True}
     wait = "mkdir -p /cache/home; until [ -e /cache/home/ready ]; do sleep 0.2; done"
     own = {
         "URM_HOME": "/cache/home",

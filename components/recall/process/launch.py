@@ -67,7 +67,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
 
     source: MakeSource = ReleaseSwitch
     if settings.deploy_to == "kubernetes":
-        source = partial(FixedRelease, read_environment(settings))
+        source = partial(FixedRelease, read_environment(settings), announces=not ad_hoc)
     client = open_redis(settings.redis_url)
     with contextlib.suppress(redis.RedisError):  # the worker waits for a Redis that is away
         require_no_eviction(cast("dict[str, object]", client.info("memory")))

@@ -22,11 +22,22 @@ class FixedRelease(ReleaseSource):
     """Loads its release once and serves it until the process ends; serves nothing if it has none."""
 
     def __init__(
-        self, publication: Publication | None, client: redis.Redis, worker: str, load: Load, metrics: WorkerMetrics
+        self,
+        publication: Publication | None,
+        client: redis.Redis,
+        worker: str,
+        load: Load,
+        metrics: WorkerMetrics,
+        announces: bool = True,
     ) -> None:
-        """Take the release, none before the first promotion, and what a `ReleaseSource` takes."""
+        """Take the release, none before the first promotion, and what a `ReleaseSource` takes.
+
+        `announces` says whether the API is told. Only workers of the event stream do: a rollout may get as far as the
+        ad-hoc workers and fail at these, whose results the API shows.
+        """
         super().__init__(client, worker, load, metrics)
         self._publication = publication
+        self._announces = announces
         self._next_check = 0.0
 
     def poll(self) -> None:
@@ -39,7 +50,7 @@ class FixedRelease(ReleaseSource):
                 self._loading = None
         elif self.serving is None:
             self._start_loading(self._publication)
-        elif time.monotonic() >= self._next_check:  # a heartbeat has named the release by now
+        elif self._announces and time.monotonic() >= self._next_check:  # a heartbeat has named the release by now
             serve_unless_served(self._client, self._publication)
             self._next_check = time.monotonic() + _CHECK_SECONDS
 

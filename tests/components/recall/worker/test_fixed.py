@@ -73,6 +73,13 @@ def test_it_is_loaded_once_whatever_else_is_wanted(client: redis.Redis) -> None:
     assert read_answers(client, other) == read_answers(client, OLD) == {}
 
 
+def test_an_ad_hoc_worker_does_not_tell_the_api(client: redis.Redis) -> None:
+    source = FixedRelease(OLD, client, "worker", load_nothing, StreamMetrics(), announces=False)
+    source.poll()
+    wait_until(lambda: serving(client, source) or source.serving)
+    assert source.serving is not None and serving(client, source) is None
+
+
 def test_without_a_release_it_waits(client: redis.Redis) -> None:
     publish(client, "c", "/c")
     source = FixedRelease(None, client, "worker", load_nothing, StreamMetrics())
