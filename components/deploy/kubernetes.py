@@ -217,7 +217,8 @@ class DeploymentRollout:
         if None in noted.values():
             raise error  # nothing says what was there before
         log.warning("an interrupted promotion is undone", release=current.release, reason=str(error))
-        previous = Publication.model_validate_json(noted[WORKER] or "") if noted[WORKER] else None
+        text = noted[WORKER]
+        previous = Publication.model_validate_json(text) if text else None
         for name in DEPLOYMENTS:
             self._apply(name, previous, {CAUSE: f"undo of {current.release}, whose promotion was interrupted"}, current)
         return previous

@@ -13,13 +13,13 @@ from typing import TypeVar
 import redis
 import structlog
 
-from components.addresses import fetch
 from components.client import RecallApiError, RecallClient
 from components.config import RecallConfig, ReleaseConfig, Task
 from components.device import set_threads
 from components.exceptions import ConfigError, ReleaseError
 from components.recall.serving.context import build_context
 from components.recall.serving.engine import ServingRelease, load_release
+from components.recall.serving.fetching import fetch_release
 from components.recall.state.events import Event
 from components.recall.state.scripts import accepted_key, history_keys, result_key, waiting_key
 from components.recall.state.store import UserStore
@@ -93,9 +93,7 @@ class SmokeCheck:
         return figures
 
     def _ask_known_users(self, api: RecallClient, release: ServingRelease) -> dict[str, float]:
-        digest = release.publication.manifest[:16]
-        bundle = fetch(release.publication.bundle, self._settings.cache_path / "bundles" / digest)
-        rows = read_smoke(bundle)
+        rows = read_smoke(fetch_release(release.publication, self._settings).bundle)
         chosen = rows[:: max(1, len(rows) // _QUESTIONS)][:_QUESTIONS]
         tasks = {task.name: task for task in release.tasks}
         seconds, overlaps = [], []

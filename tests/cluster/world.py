@@ -24,6 +24,8 @@ import pytest
 import redis
 import yaml
 
+from components.client import RecallClient
+from components.deploy.pods import is_complete
 from components.recall.api.tokens import Scope, issue_token
 from components.redis_client import open_redis
 from components.release.bundle import describe_files, hash_manifest, name_release, read_manifest, write_manifest
@@ -38,7 +40,7 @@ __all__ = ["first_release", "kubectl", "namespace", "service"]  # fixtures
 
 Object = dict[str, Any]
 STORE = "s3://urm"
-PASSWORD = "for-tests"  # noqa: S105
+PASSWORD = secrets.token_hex(16)
 WORKER, AD_HOC, API = "recall-worker", "recall-adhoc", "recall-api"
 DEADLINE_SECONDS = 60  # of a rollout
 HERE = Path(__file__).parent
@@ -114,9 +116,10 @@ class Service:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a `urm` command, as the service account that promotes."""
         command = [sys.executable, "-m", "components", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         environment = {**self.environment, "URM_API_URL": f"http://{self.kubectl.address(API)}:8000"}
-        return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipes)  # type: ignore[call-overload, no-any-return]
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def urm(self, *arguments: str) -> tuple[int, str]:
         """Exit code and last lines of a `urm` command."""
@@ -141,15 +144,11 @@ class Service:
 
     def serving(self) -> str:
         """What the API says."""
-        from components.client import RecallClient
-
         with RecallClient(f"http://{self.kubectl.address(API)}:8000", self.environment["URM_API_TOKEN"]) as api:
             return str(api.tasks().release)
 
     def settled(self) -> bool:
         """Whether no rollout is under way."""
-        from components.deploy.pods import is_complete
-
         return all(is_complete(self.kubectl.read("deployment", name)) for name in (WORKER, AD_HOC))
 
     def require_agreement(self, release: ClusterRelease) -> None:

@@ -180,7 +180,7 @@ def tls_server(tmp_path: Path) -> Iterator[str]:
     server.stop()
 
 
-def test_tls_and_a_user_of_its_own_by_the_address_alone(
+def test_tls_and_an_acl_user_need_nothing_but_the_url(
     tls_server: str, releases: tuple[Release, Release], tmp_path: Path
 ) -> None:
     """From an event to its result, with the rights that operations.md gives; not without the authority."""

@@ -7,6 +7,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from components.client import RecallClient
 from components.config import ItemFilter, RecallConfig
 from components.deploy.smoke import SmokeCheck
 from components.exceptions import ConfigError, ReleaseError
@@ -66,8 +67,6 @@ def test_a_known_user_with_live_events_is_asked_with_them(
     client: redis.Redis,
     recall_config: RecallConfig,
 ) -> None:
-    from components.client import RecallClient
-
     with RecallClient(settings.api_url, settings.api_token.get_secret_value()) as api:
         events = [make_event(str(user), 1040 + user) for user in range(12)]
         api.send(events)
