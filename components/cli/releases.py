@@ -23,7 +23,9 @@ def list_releases(context: typer.Context, config: ConfigOption = DEFAULT_CONFIG,
     for row in rows:
         note = row.note
         measured = ", ".join(f"{key} {value:g}" for key, value in note.items() if key not in ("by", "why", "at"))
-        who = [note.get("by"), note.get("why"), measured, ": ".join(row.gate)]
+        state, verdict = row.gate
+        gate = f"{state}: {verdict.split('. ')[0]}" if verdict and row.now else state  # the whole stands in MLflow
+        who = [note.get("by"), note.get("why"), measured, gate]
         table.add_row(note.get("at", "never"), row.release, ", ".join(row.now), *who)
     console = make_console()
     console.print(table if rows else "no release is registered yet; `urm release` makes one", markup=False)
