@@ -1,4 +1,4 @@
-"""The calls of the Kubernetes API that a promotion makes: all that the role `urm-promoter` allows.
+"""The calls of the Kubernetes API that a promotion makes: all that the role `urm-promotion` allows.
 
 Objects are plain dictionaries with the API's own names, as `kubectl get -o json` shows them.
 """
@@ -139,7 +139,7 @@ def _one_sentence(subject: str, namespace: str) -> Iterator[None]:
             expected, remedy = f"it in namespace {namespace}", "apply the manifests of k8s/ first"
             raise MissingInputError(subject, expected=expected, got="nothing", remedy=remedy) from None
         if error.status in (400, 401, 403, 422):
-            expected, remedy = "the rights of the role urm-promoter", "promote with its service account"
+            expected, remedy = "the rights of the role urm-promotion", "promote with its service account"
             raise ReleaseError(subject, expected=expected, got=got, remedy=remedy) from None
         raise _no_answer(got) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:

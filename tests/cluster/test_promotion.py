@@ -208,7 +208,7 @@ def promotion_pod(service: Service, release: ClusterRelease) -> dict[str, Any]:
     """The pod of the stage; its command waits for a copy of the registry, and reads the tests' configuration."""
     pod: dict[str, Any] = yaml.safe_load((REPOSITORY / "k8s" / "jobs" / "stage-pod.yaml").read_text())
     pod["metadata"] = {"name": "promote", "labels": {"app.kubernetes.io/component": "promote"}}
-    pod["spec"] |= {"serviceAccountName": "urm-promoter", "automountServiceAccountToken": True}
+    pod["spec"] |= {"serviceAccountName": "urm-promotion", "automountServiceAccountToken": True}
     wait = "mkdir -p /cache/home; until [ -e /cache/home/ready ]; do sleep 0.2; done"
     own = {
         "URM_HOME": "/cache/home",
@@ -221,7 +221,7 @@ def promotion_pod(service: Service, release: ClusterRelease) -> dict[str, Any]:
     container["image"] = "urm-pipeline:0.1.0"
     container["command"] = ["sh", "-c", f"{wait}; urm promote --config tiny --run-dir {release.run_dir} --force"]
     container["env"] += [{"name": key, "value": text} for key, text in own.items()]
-    container["envFrom"].append({"secretRef": {"name": "urm-promotion-token"}})
+    container["envFrom"] = [{"configMapRef": {"name": "urm-settings"}}, {"secretRef": {"name": "urm-promotion"}}]
     container["volumeMounts"].append({"name": "configs", "mountPath": "/etc/urm/configs"})
     container["resources"] = {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "2Gi"}}
     pod["spec"]["volumes"].append({"name": "configs", "configMap": {"name": "test-configs"}})

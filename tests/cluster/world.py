@@ -1,7 +1,7 @@
 """The recall service in a namespace of its own of a real cluster: the one that KUBECONFIG names.
 
 Manifests and images are those that users apply; only sizes, and the addresses of Redis and the object store, are the
-tests' own. Commands of `urm` run here, as the service account `urm-promoter`. The three images of
+tests' own. Commands of `urm` run here, as the service account `urm-promotion`. The three images of
 `k8s/images/Dockerfile`, and those of Valkey and of moto, the object store, must be there for the nodes to run.
 """
 
@@ -224,7 +224,7 @@ def service(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ite
     literals = [f"--from-literal={key}={text}" for key, text in shared.items()]
     namespace("create", "secret", "generic", "urm-credentials", *literals)
     namespace("create", "secret", "generic", "recall-tokens", f"--from-file=tokens.json={tokens}")
-    namespace("create", "secret", "generic", "urm-promotion-token", f"--from-literal=URM_API_TOKEN={token}")
+    namespace("create", "secret", "generic", "urm-promotion", *literals, f"--from-literal=URM_API_TOKEN={token}")
     own = {
         "URM_HOME": str(home), "URM_CONFIGS_DIR": str(home), "URM_FEATURE_REPO_DIR": str(REPOSITORY / "feature_repo"),
         "URM_RUNS_URI": f"{STORE}/runs", "URM_DEPLOY_TO": "kubernetes", "URM_NAMESPACE": namespace.namespace,
@@ -317,11 +317,11 @@ def _change(made: ClusterRelease, settings: Settings, folder: Path, change: Call
 
 
 def _write_kubeconfig(namespace: Kubectl, path: Path) -> Path:
-    """Credentials of the service account `urm-promoter`, in place of the administrator's."""
+    """Credentials of the service account `urm-promotion`, in place of the administrator's."""
     config = yaml.safe_load(namespace("config", "view", "--raw", "--minify", "--flatten"))
-    token = namespace("create", "token", "urm-promoter", "--duration", "2h").strip()
-    config["users"] = [{"name": "urm-promoter", "user": {"token": token}}]
-    config["contexts"][0]["context"] |= {"user": "urm-promoter", "namespace": namespace.namespace}
+    token = namespace("create", "token", "urm-promotion", "--duration", "2h").strip()
+    config["users"] = [{"name": "urm-promotion", "user": {"token": token}}]
+    config["contexts"][0]["context"] |= {"user": "urm-promotion", "namespace": namespace.namespace}
     path.write_text(yaml.safe_dump(config))
     return path
 

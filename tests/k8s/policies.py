@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import typer
@@ -25,19 +25,29 @@ from tests.k8s.rendering import (
 
 _UsageError = typer.BadParameter.__base__ or Exception  # of unknown options, too; typer has no public name for it
 Policy = Callable[[list[Object]], Iterator[str]]
+# Account and secret of each class of stages, with its tasks: the label `component` of their pods.
+CLASSES = {
+    "urm-data": ("ingest", "validate", "features", "encode"),
+    "urm-training": ("baseline", "sft", "reference", "variant", "summary"),
+    "urm-tracking": ("evaluate", "gate", "release"),
+    "urm-promotion": ("promote",),
+}
+# Who may name a secret of credentials: the accounts of the recall pods, and for each class of stages its own account.
+READERS = {"urm-credentials": {"recall-api", "recall-worker"}} | {name: {name} for name in CLASSES}
 # What the manifests name and others make: the one list of it.
 EXTERNAL = {
-    "Secret": {"urm-credentials", "recall-tokens", "urm-promotion-token", "redis-users", "urm-keda-redis"},
+    "Secret": {*READERS, "recall-tokens", "redis-users", "urm-keda-redis"},
     "PersistentVolumeClaim": {"urm-releases"},
     "ClusterSecretStore": {"urm"},
     "Gateway": {"public"},
 }
+STARTED_BY_AIRFLOW = {"app.kubernetes.io/managed-by": "airflow"}
 # Pods of others or started by Airflow, by the labels that a policy names, with their ports.
 EXTERNAL_PODS: list[tuple[dict[str, str], set[int]]] = [
     ({"app.kubernetes.io/component": "redis"}, {6379}),
     ({"app.kubernetes.io/component": "mlflow"}, {5000}),
-    ({"app.kubernetes.io/component": "promote", "app.kubernetes.io/managed-by": "airflow"}, set()),
     ({"k8s-app": "kube-dns"}, {53}),
+    *(({"app.kubernetes.io/component": task, **STARTED_BY_AIRFLOW}, set()) for task in chain(*CLASSES.values())),
 ]
 EXTERNAL_PORTS = {443, 6443, 6379}  # by address: the object store, the Kubernetes API, a Redis elsewhere
 RELEASE_VARIABLES = {
@@ -51,7 +61,7 @@ READY_PATHS = {"Deployment/recall-api": "/readyz/intake"} | {f"Deployment/{name}
 LONGEST_ANSWER_SECONDS = next(
     limit.le for limit in RecallConfig.model_fields["ad_hoc_deadline_seconds"].metadata if hasattr(limit, "le")
 )
-PROMOTER_RULES = [
+PROMOTION_RULES = [
     {
         "apiGroups": ["apps"],
         "resources": ["deployments"],
@@ -67,6 +77,16 @@ PROMOTER_RULES = [
         "verbs": ["get", "update"],
     },
 ]
+_ALL_BUT_UPDATE = ["create", "get", "list", "watch", "patch", "delete"]
+AIRFLOW_RULES = [
+    {"apiGroups": [""], "resources": ["pods"], "verbs": _ALL_BUT_UPDATE},
+    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get", "list"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["trainer.kubeflow.org"], "resources": ["trainjobs"], "verbs": _ALL_BUT_UPDATE},
+    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": _ALL_BUT_UPDATE},
+    {"apiGroups": ["batch"], "resources": ["jobs/status"], "verbs": ["get"]},
+]
+RIGHTS = {"urm-promotion": PROMOTION_RULES, "urm-airflow": AIRFLOW_RULES}
 
 
 def objects_are_labelled(objects: list[Object]) -> Iterator[str]:
@@ -231,9 +251,11 @@ def _named_by_pod(spec: Object) -> Iterator[tuple[str, str]]:
     if "serviceAccountName" in spec:
         yield "ServiceAccount", spec["serviceAccountName"]
     sources = [source for one in containers_of(spec) for source in one.get("envFrom", [])]
+    values = [each["valueFrom"] for one in containers_of(spec) for each in one.get("env", []) if "valueFrom" in each]
     for holder, key, field, kind in (
         (sources, "configMapRef", "name", "ConfigMap"),
         (sources, "secretRef", "name", "Secret"),
+        (values, "secretKeyRef", "name", "Secret"),
         (spec.get("volumes", []), "configMap", "name", "ConfigMap"),
         (spec.get("volumes", []), "secret", "secretName", "Secret"),
         (spec.get("volumes", []), "persistentVolumeClaim", "claimName", "PersistentVolumeClaim"),
@@ -316,7 +338,7 @@ def _judge_policy_ports(policy: Object, pods: list[tuple[dict[str, str], set[int
                 known = set().union(
                     *(served(peer["podSelector"]) if "podSelector" in peer else EXTERNAL_PORTS for peer in rule[peers])
                 )
-            for port in rule["ports"]:
+            for port in rule.get("ports", ()):
                 if known.isdisjoint(range(port["port"], port.get("endPort", port["port"]) + 1)):
                     yield f"NetworkPolicy/{policy['metadata']['name']} opens port {port['port']}, where nobody listens"
 
@@ -351,20 +373,32 @@ def releases_come_from_promotion(objects: list[Object]) -> Iterator[str]:
             yield f"{name} does not verify its release"
 
 
-def only_the_promoter_has_rights(objects: list[Object]) -> Iterator[str]:
-    """One role with exactly the rights of promotion, for one account."""
-    roles = of_kind(objects, "Role", "ClusterRole")
-    if [(role["kind"], role["rules"]) for role in roles] != [("Role", PROMOTER_RULES)]:
-        yield "the roles are others than that of promotion"
+def only_promotion_and_airflow_have_rights(objects: list[Object]) -> Iterator[str]:
+    """A role each with exactly their rights, for the account of the same name; Airflow's is that of a component."""
+    roles = {one["metadata"]["name"]: one for one in of_kind(objects, "Role", "ClusterRole")}
+    if roles.keys() | {"urm-airflow"} != RIGHTS.keys():
+        yield f"there are roles {sorted(roles)}"
+    for name, one in roles.items():
+        if (one["kind"], one["rules"]) != ("Role", RIGHTS.get(name)):
+            yield f"{one['kind']}/{name} allows other than it should"
     bindings = [
         (one["kind"], one["roleRef"]["name"], [subject["name"] for subject in one["subjects"]])
         for one in of_kind(objects, "RoleBinding", "ClusterRoleBinding")
     ]
-    if bindings != [("RoleBinding", "urm-promoter", ["urm-promoter"])]:
+    if sorted(bindings) != sorted(("RoleBinding", name, [name]) for name in roles):
         yield f"rights are bound as {bindings}"
     for one in of_kind(objects, "ServiceAccount"):
         if one.get("automountServiceAccountToken") is not False:
             yield f"ServiceAccount/{one['metadata']['name']} hands out its token"
+
+
+def credentials_go_to_their_class(objects: list[Object]) -> Iterator[str]:
+    """A secret of credentials is named by pods of its own account, and a pod of that account names no other."""
+    for name, _, spec in pod_specs(objects):
+        account = spec.get("serviceAccountName", "default")
+        for secret in {target for kind, target in _named_by_pod(spec) if kind == "Secret"} & READERS.keys():
+            if account not in READERS[secret]:
+                yield f"{name} with the account {account} gets the secret {secret}"
 
 
 def commands_exist(objects: list[Object]) -> Iterator[str]:
@@ -421,7 +455,8 @@ POLICIES: tuple[Policy, ...] = (
     commands_listen_where_declared,
     ports_are_served,
     releases_come_from_promotion,
-    only_the_promoter_has_rights,
+    only_promotion_and_airflow_have_rights,
+    credentials_go_to_their_class,
     commands_exist,
     settings_are_read,
 )

@@ -1,5 +1,6 @@
 """Form of the manifests: kustomize builds them, schemas of Kubernetes and of the operators accept them."""
 
+import copy
 import json
 from functools import cache
 from typing import Any, Literal
@@ -196,9 +197,13 @@ def test_the_pod_of_a_stage_is_valid(version: str) -> None:
 
 
 @needs_kubectl
-def test_the_pod_of_a_stage_keeps_the_policies() -> None:
-    """Its operator adds resources, and how much room a stage needs on its volumes differs."""
-    objects = [*render("base"), {**POD, "metadata": {**POD["metadata"], "namespace": "urm"}}]
-    faults = [fault for fault in policies.find_faults(objects) if "Pod/urm-stage" in fault]
+@pytest.mark.parametrize("account", policies.CLASSES)
+def test_the_pod_of_a_stage_keeps_the_policies(account: str) -> None:
+    """Its operator adds account, secret and resources, and how much room a stage needs on its volumes differs."""
+    pod = copy.deepcopy(POD)
+    pod["metadata"] |= {"name": "stage", "namespace": "urm"}
+    pod["spec"]["serviceAccountName"] = account
+    pod["spec"]["containers"][0]["envFrom"][1:] = [{"secretRef": {"name": account}}]
+    faults = [fault for fault in policies.find_faults([*render("base"), pod]) if "Pod/stage" in fault]
     late = ("limits of", "requests of", "has no limit", "Probe", "ready by")
     assert [fault for fault in faults if not any(part in fault for part in late)] == []

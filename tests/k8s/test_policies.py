@@ -6,7 +6,16 @@ import pytest
 
 from components.recall.state.scripts import GROUP, STREAM
 from tests.k8s import policies
-from tests.k8s.rendering import COMPONENTS, RENDERS, Object, needs_kubectl, of_kind, read_components, render
+from tests.k8s.rendering import (
+    COMPONENTS,
+    RENDERS,
+    Object,
+    is_selected,
+    needs_kubectl,
+    of_kind,
+    read_components,
+    render,
+)
 
 pytestmark = needs_kubectl
 ALL_ADDED = [name for name in COMPONENTS if name not in read_components("production")]
@@ -85,7 +94,7 @@ PLANTED: dict[policies.Policy, list[tuple[str, str, Any, str]]] = {
         (WORKER, f"{FIRST}.envFrom.1.secretRef.name", "credentials", "Secret credentials"),
         (API, f"{POD}.volumes.0.secret.secretName", "tokens", "Secret tokens"),
         (API, f"{FIRST}.volumeMounts.0.name", "nothing", "volume of"),
-        ("RoleBinding/urm-promoter", "subjects.0.name", "nobody", "ServiceAccount nobody"),
+        ("RoleBinding/urm-promotion", "subjects.0.name", "nobody", "ServiceAccount nobody"),
         ("StatefulSet/redis", "spec.serviceName", "valkey", "Service valkey"),
         ("ScaledObject/recall-worker", "spec.triggers.0.authenticationRef.name", "x", "TriggerAuthentication x"),
         ("TriggerAuthentication/urm-keda-redis", "spec.secretTargetRef.0.name", "x", "Secret x"),
@@ -116,12 +125,26 @@ PLANTED: dict[policies.Policy, list[tuple[str, str, Any, str]]] = {
         (WORKER, f"{POD}.initContainers.0.env.0", {"name": "URM_RELEASE", "value": "r"}, "does not read its release"),
         (WORKER, f"{POD}.initContainers", [], "does not verify"),
     ],
-    policies.only_the_promoter_has_rights: [
-        ("Role/urm-promoter", "rules.0.verbs", ["*"], "roles are others"),
-        ("Role/urm-promoter", "rules.0.resourceNames", GONE, "roles are others"),
-        ("Role/urm-promoter", "kind", "ClusterRole", "roles are others"),
-        ("RoleBinding/urm-promoter", "subjects.0.name", "urm-stage", "bound as"),
-        ("ServiceAccount/urm-stage", "automountServiceAccountToken", GONE, "its token"),
+    policies.only_promotion_and_airflow_have_rights: [
+        ("Role/urm-promotion", "rules.0.verbs", ["*"], "Role/urm-promotion allows other"),
+        ("Role/urm-promotion", "rules.0.resourceNames", GONE, "Role/urm-promotion allows other"),
+        ("Role/urm-promotion", "kind", "ClusterRole", "ClusterRole/urm-promotion allows other"),
+        ("Role/urm-promotion", "metadata.name", "urm-data", "there are roles ['urm-airflow', 'urm-data']"),
+        ("Role/urm-airflow", "rules.1.resources", ["pods/log", "pods/exec"], "Role/urm-airflow allows other"),
+        ("RoleBinding/urm-promotion", "subjects.0.name", "urm-data", "bound as"),
+        ("RoleBinding/urm-airflow", "kind", "ClusterRoleBinding", "bound as"),
+        ("ServiceAccount/urm-data", "automountServiceAccountToken", GONE, "its token"),
+    ],
+    policies.credentials_go_to_their_class: [
+        (WORKER, f"{FIRST}.envFrom.1.secretRef.name", "urm-training", "recall-worker gets the secret urm-training"),
+        (WORKER, f"{POD}.serviceAccountName", "urm-data", "urm-data gets the secret urm-credentials"),
+        (API, f"{POD}.volumes.0.secret.secretName", "urm-promotion", "recall-api gets the secret urm-promotion"),
+        (
+            API,
+            f"{FIRST}.env.0",
+            {"name": "X", "valueFrom": {"secretKeyRef": {"name": "urm-tracking", "key": "X"}}},
+            "recall-api gets the secret urm-tracking",
+        ),
     ],
     policies.commands_exist: [
         (WORKER, f"{FIRST}.args.1", "runners", "runners"),
@@ -185,3 +208,18 @@ def test_the_backlog_is_that_of_the_workers() -> None:
     assert (backlog["stream"], pending["stream"], pending["consumerGroup"]) == (STREAM, STREAM, GROUP)
     assert "consumerGroup" not in backlog  # with one, KEDA counts what is pending instead
     assert scaled["spec"]["minReplicaCount"] >= 1  # a worker makes the group
+
+
+def test_a_task_reaches_what_its_class_needs() -> None:
+    """Ports by the policies of egress; the ranks of `sft` reach one another at every port."""
+    egress = [one["spec"] for one in of_kind(render("production"), "NetworkPolicy") if "egress" in one["spec"]]
+    shared = {"urm-data": set(), "urm-training": {5000}, "urm-tracking": {5000}}
+    wanted = {name: {53, 443} | ports for name, ports in shared.items()}
+    wanted["urm-promotion"] = {53, 443, 6443, 5000, 6379, 8000}
+    for name, tasks in policies.CLASSES.items():
+        for task in tasks:
+            labels = {"app.kubernetes.io/component": task, **policies.STARTED_BY_AIRFLOW}
+            rules = [rule for spec in egress if is_selected(labels, spec["podSelector"]) for rule in spec["egress"]]
+            assert {port["port"] for rule in rules for port in rule.get("ports", [])} == wanted[name]
+            ranks = [peer["podSelector"]["matchLabels"] for rule in rules if "ports" not in rule for peer in rule["to"]]
+            assert ranks == ([{"app.kubernetes.io/component": "sft"}] if task == "sft" else [])
