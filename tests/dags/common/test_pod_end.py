@@ -7,7 +7,9 @@ import pytest
 
 from tests.worlds import pods
 
-NOW = datetime.now(UTC)
+
+def now():
+    return datetime.now(UTC)
 
 
 def pod_of(status, deleted: float | None = None, created: float = 0):
@@ -55,7 +57,7 @@ def test_who_ended_the_pod(case):
     from dags.common.pod_end import judge_end
 
     status, outcome, reason = ENDS[case]
-    found = judge_end(pod_of(status), NOW)
+    found = judge_end(pod_of(status), now())
     assert found.outcome == outcome
     assert re.search(reason, found.reason), found.reason
 
@@ -63,15 +65,15 @@ def test_who_ended_the_pod(case):
 def test_an_error_of_a_deleted_pod_is_not_its_own():
     from dags.common.pod_end import judge_end
 
-    assert judge_end(pod_of(pods.ended(1), deleted=-30), NOW).outcome == "disrupted"
+    assert judge_end(pod_of(pods.ended(1), deleted=-30), now()).outcome == "disrupted"
 
 
 def test_a_pod_whose_node_does_not_answer_is_given_up():
     from dags.common.pod_end import judge_end
 
-    assert judge_end(pod_of(pods.running(), deleted=-30), NOW) is None
-    assert judge_end(pod_of(pods.running(), deleted=30), NOW) is None
-    assert judge_end(pod_of(pods.running(), deleted=90), NOW).outcome == "disrupted"
+    assert judge_end(pod_of(pods.running(), deleted=-30), now()) is None
+    assert judge_end(pod_of(pods.running(), deleted=30), now()) is None
+    assert judge_end(pod_of(pods.running(), deleted=90), now()).outcome == "disrupted"
 
 
 def test_the_end_of_the_pod_is_waited_for_a_little():
@@ -82,8 +84,8 @@ def test_the_end_of_the_pod_is_waited_for_a_little():
         end = {"exitCode": 1, "finishedAt": pods.time(ago)}
         return pod_of(pods.running() | {"containerStatuses": pods.base(terminated=end)})
 
-    assert judge_end(container(5), NOW) is None
-    assert judge_end(container(60), NOW).exit_code == 1
+    assert judge_end(container(5), now()) is None
+    assert judge_end(container(60), now()).exit_code == 1
 
 
 QUEUED = {"type": "PodScheduled", "status": "False", "message": "2 Insufficient nvidia.com/gpu", "reason": "x"}
@@ -95,12 +97,12 @@ def test_the_queue_has_its_own_limit():
     def pod(created):
         return pod_of({"phase": "Pending", "conditions": [QUEUED]}, created=created)
 
-    assert judge_wait(pod(3500), NOW, 3600, None) is None
-    found = judge_wait(pod(3700), NOW, 3600, None)
+    assert judge_wait(pod(3500), now(), 3600, None) is None
+    found = judge_wait(pod(3700), now(), 3600, None)
     assert found.outcome == "hopeless"
     assert "expected a node within 1 h, got 2 Insufficient nvidia.com/gpu; free one" in found.reason
     assert describe(pod(0)) == "waits for a node: 2 Insufficient nvidia.com/gpu"
-    assert judge_wait(pod_of(pods.waiting("ContainerCreating", ""), created=9999), NOW, 3600, None) is None
+    assert judge_wait(pod_of(pods.waiting("ContainerCreating", ""), created=9999), now(), 3600, None) is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_what_is_missing_may_be_a_little_late(reason, since, given_up):
     from dags.common.pod_end import judge_wait
 
     pod = pod_of(pods.waiting(reason, 'secret "urm-data" not found'))
-    found = judge_wait(pod, NOW, 3600, NOW - timedelta(seconds=since))
+    found = judge_wait(pod, now(), 3600, now() - timedelta(seconds=since))
     assert (found is not None) is given_up
     if found:
         assert found.outcome == "hopeless"
@@ -127,5 +129,5 @@ def test_what_is_missing_may_be_a_little_late(reason, since, given_up):
 def test_a_start_that_takes_too_long_is_tried_again():
     from dags.common.pod_end import judge_wait
 
-    assert judge_wait(pod_of(pods.waiting("ContainerCreating", "", ago=1700)), NOW, 3600, None) is None
-    assert judge_wait(pod_of(pods.waiting("ContainerCreating", "", ago=1900)), NOW, 3600, None).outcome == "failed"
+    assert judge_wait(pod_of(pods.waiting("ContainerCreating", "", ago=1700)), now(), 3600, None) is None
+    assert judge_wait(pod_of(pods.waiting("ContainerCreating", "", ago=1900)), now(), 3600, None).outcome == "failed"
