@@ -13,12 +13,17 @@ from typing import Literal
 class Resources:
     """What a stage needs of the machine that runs it."""
 
-    hours: float  # longest run; then the process or pod is ended and tried again
+    hours: float  # longest run, without the wait for a node; then the process or pod is ended and tried again
     cpu: str = "2"  # cores requested of Kubernetes
     memory: str = "8Gi"  # memory requested of, and limited by, Kubernetes
+    ephemeral_storage: str = "20Gi"  # disk of its pod for caches, temporary files and logs together
     gpus: int = 0  # GPUs of its pod
     # whether it takes a slot of the pool `compute`: heavy stages never share the cores of one machine
     pool: bool = True
+
+
+# Class of a stage: what its pod may reach. Each has one ServiceAccount and one Secret, both named `urm-<class>`.
+Access = Literal["data", "training", "tracking", "promotion"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class StageSpec:
     outputs: Mapping[str, str]  # name → what it is; the report of a stage must name these
     sections: tuple[str, ...]  # sections of the configuration it reads, or single fields of one (`section.field`)
     resources: Resources = field(default_factory=lambda: Resources(hours=1))
+    access: Access = "data"
     notes: str = ""  # what its task page says beside the summary
     optional: tuple[str, ...] = ()  # outputs that only some configurations make
     # options of a call that are no part of the configuration, name → help; false by default
@@ -120,6 +126,7 @@ STAGES: dict[str, StageSpec] = {
             name="baseline",
             summary="Popularity, own history, item-kNN and the target-attention network, with their test predictions.",
             notes="Target attention is the model to beat. Its item vectors are its own (ADR 7).",
+            access="training",
             inputs=("validate", "features", "encode"),
             outputs={
                 "model": "folder: safetensors and JSON of the target-attention network",
@@ -139,6 +146,7 @@ STAGES: dict[str, StageSpec] = {
             summary="Full-parameter SFT of the universal recommendation model on a pretrained language model.",
             notes="A retry on the same disk resumes from the last checkpoint; a pod has a disk of its own and starts "
             "again.",
+            access="training",
             inputs=("features", "encode"),
             outputs={
                 "model": "folder: `backbone/` (transformers, safetensors, tokenizer with the special tokens), "
@@ -148,7 +156,7 @@ STAGES: dict[str, StageSpec] = {
                 "score for a user vector is their inner product; items of the user's history add a copy score (ADR 18)",
             },
             sections=("urm", "tasks", "evaluation.k"),
-            resources=Resources(hours=12, cpu="8", memory="64Gi", gpus=1),
+            resources=Resources(hours=12, cpu="8", memory="64Gi", ephemeral_storage="100Gi", gpus=1),
             tracking="run",
             parallel=True,
         ),
@@ -156,6 +164,7 @@ STAGES: dict[str, StageSpec] = {
             name="evaluate",
             summary="Recall per task on the full catalogue, each with a paired bootstrap interval.",
             notes="Every model is compared with target attention.",
+            access="tracking",
             inputs=("features", "baseline", "sft"),
             outputs={
                 "predictions": "file, PREDICTIONS of urm on the test examples",
@@ -174,6 +183,7 @@ STAGES: dict[str, StageSpec] = {
             summary="Pass or fail by the policy in the configuration, with reasons.",
             notes="A failure skips release and promote unless the run was triggered with *promote_anyway*; the reasons "
             "stand in this task's log and in the notes of task and run.",
+            access="tracking",
             inputs=("evaluate",),
             outputs={"verdict": "file, JSON: passed, verdict (one paragraph in words), reasons (list)"},
             sections=("evaluation",),
@@ -184,6 +194,7 @@ STAGES: dict[str, StageSpec] = {
             name="release",
             summary="Model, item table, index and tasks as one bundle under one manifest; registered in MLflow as "
             "`candidate`.",
+            access="tracking",
             inputs=("validate", "features", "baseline", "sft", "evaluate", "gate"),
             outputs={
                 "bundle": "folder: `model/ item_table/ index.faiss tasks.json titles.parquet fallback.parquet "
@@ -202,6 +213,7 @@ STAGES: dict[str, StageSpec] = {
             notes="Workers of one machine load it beside the serving one and flip, or reject it. On a cluster pods are "
             "replaced, and what serves is asked through the API (ADR 23). The aliases `champion` and `previous` move "
             "only after that.",
+            access="promotion",
             inputs=("release",),
             outputs={
                 "deployment": "file, JSON: release, version, previous, order, outcome, seconds, and on a cluster what "

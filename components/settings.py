@@ -83,6 +83,9 @@ class Settings(BaseSettings):
         default="local", description="How Airflow runs a stage: a local process or a pod."
     )
     image: str = Field(default="urm:latest", description="Container image of the stages.")
+    pods_file: Path | None = Field(
+        default=None, description="Table of what the pods of stages need; none: k8s/jobs/pods.yaml beside the DAGs."
+    )
     namespace: str = Field(default="urm", description="Kubernetes namespace of the pods and Deployments.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int = Field(default=0, ge=0, description="Threads of torch, faiss and DuckDB; 0: every core.")

@@ -89,6 +89,7 @@ def ablation_study() -> None:
         commands("reference"),
         doc="The configuration itself, once per seed: all stages up to `sft`, then recall on the validation examples.",
         resources=replace(STAGES["sft"].resources, hours=24),
+        access="training",
     )
     variant = command_tasks(
         "variant",
@@ -96,12 +97,14 @@ def ablation_study() -> None:
         doc="One variant with one seed. Shared stages are reused; a retry on the same disk resumes training from its "
         "last checkpoint.",
         resources=replace(STAGES["sft"].resources, hours=14),
+        access="training",
     )
     summary = command_tasks(
         "summary",
         commands("summary"),
         doc="Table, report and figures of the study, with intervals, in MLflow and in the run directory.",
         resources=replace(STAGES["evaluate"].resources, hours=1),
+        access="training",
     )
     chain(reference, variant, summary)
 

@@ -57,6 +57,7 @@ def recall_rollback() -> None:
         doc="Rolls the release out, checks what serves, and makes it the champion; else undoes it. Not tried again: "
         "without a named release, a second try would go back to where the first came from.",
         resources=promote.resources,
+        access=promote.access,
         credentials=promote.credentials,
     )
 

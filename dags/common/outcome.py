@@ -15,11 +15,11 @@ from airflow.sdk import BaseOperator, BaseOperatorLink, Context, SkipMixin
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from components.settings import get_settings
+from dags.common.pod_end import USER_ERROR_EXIT_CODE
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
-USER_ERROR_EXIT_CODE = 2
 API_TIMEOUT_SECONDS = 20.0
 NOTE_LENGTH = 1000  # characters Airflow keeps
 

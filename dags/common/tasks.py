@@ -11,13 +11,14 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context, Param, XComArg
 
-from components.flow import FLOWS, STAGES, Resources, direct_inputs
+from components.exceptions import ConfigError
+from components.flow import FLOWS, STAGES, Access, Resources, direct_inputs
 from components.settings import Settings, get_settings
 from dags.common.params import link_variables
+from dags.common.pod_table import PodNeeds, read_pod_needs
 
 POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
-PROMOTERS = ("promote", "rollback")  # their pods may change the Deployments of the recall service
 POD_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "stage-pod.yaml"
 
 # Transient faults (a service away, a process or pod killed) are tried again; a mistake in the input is not.
@@ -30,21 +31,23 @@ RETRY_POLICY: dict[str, Any] = {
 
 
 def stage_task(stage: str, settings: Settings | None = None) -> BaseOperator:
-    """The task of a stage; its id is the stage's name. Settings are by default read from the environment."""
+    """The task of a stage; its id is the stage's name. Settings are by default read from the environment.
+
+    Raises:
+        ConfigError: The table of pods has a mistake.
+    """
     settings, spec = settings or get_settings(), STAGES[stage]
-    common: dict[str, Any] = {"stage": stage, **_common(stage, f"{spec.summary} {spec.notes}".strip(), spec.resources)}
+    common = _common(stage, f"{spec.summary} {spec.notes}".strip(), spec.resources)
     if settings.executor == "kubernetes":
         from dags.common.pod import StagePodOperator
 
-        return StagePodOperator(
-            **common,
-            **pod_arguments(stage, spec.resources, settings),
-            deferrable=spec.resources.hours > 0.5,
-            log_pod_spec_on_failure=False,
-        )
+        needs = read_pod_needs(stage, spec.resources, settings)
+        if needs.nodes > 1:
+            raise ConfigError(f"table of pods, {stage}.nodes", expected="1", got=needs.nodes, remedy="correct it")
+        return StagePodOperator(stage=stage, **_of_pod(common), **pod_arguments(stage, needs, spec.access, settings))
     from dags.common.process import StageProcessOperator
 
-    return StageProcessOperator(**common)
+    return StageProcessOperator(stage=stage, **common)
 
 
 def stage_tasks(flow: str) -> dict[str, BaseOperator]:
@@ -73,20 +76,26 @@ def flag_params(flow: str) -> dict[str, Param]:
 
 
 def command_tasks(
-    task_id: str, commands: XComArg, *, doc: str, resources: Resources, settings: Settings | None = None
+    task_id: str,
+    commands: XComArg,
+    *,
+    doc: str,
+    resources: Resources,
+    access: Access,
+    settings: Settings | None = None,
 ) -> XComArg:
     """One task per command, each in a slot of the pool `compute`; returns what `chain` takes.
 
     The commands, argument lists of `urm`, are known when the DAG runs. `doc` is shown on the task's page; resources are
-    those of one command. Settings are by default read from the environment.
+    those of one command, `access` the class of its pod. Settings are by default read from the environment.
     """
     settings = settings or get_settings()
     common = _common(task_id, doc, resources)
     if settings.executor == "kubernetes":
         from dags.common.pod import UrmPodOperator
 
-        pod = pod_arguments(task_id, resources, settings)
-        return UrmPodOperator.partial(**common, **pod, deferrable=True).expand(arguments=commands).output
+        pod = pod_arguments(task_id, read_pod_needs(task_id, resources, settings), access, settings)
+        return UrmPodOperator.partial(**_of_pod(common), **pod).expand(arguments=commands).output
     from dags.common.process import UrmProcessOperator
 
     return UrmProcessOperator.partial(**common, credentials=["mlflow"]).expand(arguments=commands).output
@@ -98,19 +107,22 @@ def command_task(
     *,
     doc: str,
     resources: Resources,
+    access: Access,
     credentials: Collection[str],
     settings: Settings | None = None,
 ) -> BaseOperator:
     """The task of one `urm` command that no retry repeats, since a command may go from where it stands.
 
-    `arguments` gives them from the context of a DAG run; `credentials` are the services whose it needs as a process.
+    `arguments` gives them from the context of a DAG run; `credentials` are the services whose it needs as a process,
+    `access` the class of its pod.
     """
     settings = settings or get_settings()
     common = _common(task_id, doc, resources) | {"retries": 0}
     if settings.executor == "kubernetes":
         from dags.common.pod import UrmPodOperator
 
-        return UrmPodOperator(**common, **pod_arguments(task_id, resources, settings), arguments=arguments)
+        pod = pod_arguments(task_id, read_pod_needs(task_id, resources, settings), access, settings)
+        return UrmPodOperator(**_of_pod(common), **pod, arguments=arguments)
     from dags.common.process import UrmProcessOperator
 
     return UrmProcessOperator(**common, credentials=credentials, arguments=arguments)
@@ -123,39 +135,60 @@ def _common(task_id: str, doc: str, resources: Resources) -> dict[str, Any]:
     return {"task_id": task_id, "owner": OWNER, "doc_md": doc, "execution_timeout": timeout, **pool, **RETRY_POLICY}
 
 
+def _of_pod(common: dict[str, Any]) -> dict[str, Any]:
+    """The same for a pod, whose limits of queue and run are its own: Airflow's limit would count both together."""
+    return {name: value for name, value in common.items() if name != "execution_timeout"}
+
+
 def _pod_variables(gpus: int, context: Context, jinja_env: Any = None) -> dict[str, str]:
     """Variables that a pod gets beside those of the cluster, which its template names."""
     # Otherwise an image for the CPU would train beside an idle GPU.
     return link_variables(context) | ({"URM_DEVICE": "cuda"} if gpus else {})
 
 
-def pod_arguments(task_id: str, resources: Resources, settings: Settings) -> dict[str, Any]:
-    """What every pod of ours has, as arguments of KubernetesPodOperator; the client is imported only where used."""
+def pod_arguments(task_id: str, needs: PodNeeds, access: Access, settings: Settings) -> dict[str, Any]:
+    """What every pod of ours has, as arguments of UrmPodOperator; the client is imported only where used."""
     from kubernetes.client import models as k8s
 
-    promoter: dict[str, Any] = {}
-    if task_id in PROMOTERS:
-        token = k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name="urm-promotion-token"))
-        promoter = {
-            "service_account_name": "urm-promoter",
-            "automount_service_account_token": True,
-            "env_from": [token],
-        }
-    limits = {"memory": resources.memory} | ({"nvidia.com/gpu": str(resources.gpus)} if resources.gpus else {})
+    disk = {"ephemeral-storage": needs.ephemeral_storage}
+    own_disk = k8s.V1EmptyDirVolumeSource(size_limit=needs.ephemeral_storage)
+    cache: dict[str, Any] = {"empty_dir": own_disk}
+    if needs.cache_claim:
+        claim = k8s.V1PersistentVolumeClaimVolumeSource(claim_name=needs.cache_claim)
+        cache = {"persistent_volume_claim": claim}
+    volumes = [k8s.V1Volume(name="cache", **cache), k8s.V1Volume(name="tmp", empty_dir=own_disk)]
+    mounts = []
+    if needs.shared_memory:
+        memory = k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=needs.shared_memory)
+        volumes.append(k8s.V1Volume(name="shared-memory", empty_dir=memory))
+        mounts.append(k8s.V1VolumeMount(name="shared-memory", mount_path="/dev/shm"))  # noqa: S108
+    gpus = {"nvidia.com/gpu": str(needs.gpus)} if needs.gpus else {}
+    queue = {"kueue.x-k8s.io/queue-name": needs.kueue_queue} if needs.kueue_queue else {}
+    promotes = access == "promotion"
     return {
-        "name": f"urm-{task_id}",
+        "name": f"urm-{task_id.replace('_', '-')}",
         "namespace": settings.namespace,
-        "image": settings.image,
+        "image": needs.image,
         "cmds": ["urm"],
-        "env_vars": partial(_pod_variables, resources.gpus),
+        "env_vars": partial(_pod_variables, needs.gpus),
+        "env_from": [k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=f"urm-{access}"))],
         "pod_template_file": str(POD_TEMPLATE),
         "container_resources": k8s.V1ResourceRequirements(
-            requests={"cpu": resources.cpu, "memory": resources.memory}, limits=limits
+            requests={"cpu": needs.cpu, "memory": needs.memory, **disk}, limits={"memory": needs.memory, **disk, **gpus}
         ),
-        "labels": {"app.kubernetes.io/component": "promote" if promoter else task_id},
-        "active_deadline_seconds": round(resources.hours * 3600),  # a pod whose task is gone ends by itself
-        "on_finish_action": "delete_succeeded_pod",
+        "volumes": volumes,
+        "volume_mounts": mounts,
+        "node_selector": needs.node_selector,
+        "tolerations": [k8s.V1Toleration(**one.model_dump()) for one in needs.tolerations],
+        "priority_class_name": needs.priority_class,
+        "service_account_name": f"urm-{access}",
+        "automount_service_account_token": promotes,
+        # The network policies know the pods of promotions, which reach the cluster's API, by this label.
+        "labels": {"app.kubernetes.io/component": "promote" if promotes else task_id, **queue},
+        "active_deadline_seconds": round(
+            needs.hours * 3600
+        ),  # from the node's start on; a pod without a task ends, too
         "termination_message_policy": "FallbackToLogsOnError",
-        "startup_timeout_seconds": 600,
-        **promoter,
+        "queue_hours": needs.queue_hours,
+        "disruptions": needs.disruptions,
     }

@@ -19,6 +19,7 @@ class RecordingTask:
     """Stands for the running task instance: keeps what is pushed as XCom."""
 
     dag_id = "recall_training"
+    try_number = 1
 
     def __init__(self, task_id: str, run_id: str, map_index: int) -> None:
         self.task_id, self.run_id, self.map_index = task_id, run_id, map_index

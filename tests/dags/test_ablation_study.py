@@ -113,7 +113,10 @@ def test_the_rendered_tab_shows_each_mapped_command(executor, home, render):
     from dags.common.tasks import command_tasks
 
     with DAG("mapped", schedule=None):
-        commands, given = [["show"], ["show", "--set", "seed=1"]], {"doc": "A test.", "resources": Resources(hours=1)}
+        commands, given = (
+            [["show"], ["show", "--set", "seed=1"]],
+            {"doc": "A test.", "resources": Resources(hours=1), "access": "training"},
+        )
         mapped = command_tasks("variant", commands, **given, settings=Settings(executor=executor)).operator
     _, context = render(mapped, map_index=1)
     shown = context["task"]
@@ -136,10 +139,10 @@ def test_on_kubernetes_the_commands_become_pods(monkeypatch):
         def commands():
             return [["show"]]
 
-        given = {"doc": "A test.", "resources": Resources(hours=1 / 12, gpus=1)}
+        given = {"doc": "A test.", "resources": Resources(hours=1 / 12, gpus=1), "access": "training"}
         mapped = command_tasks("variant", commands(), **given, settings=Settings(executor="kubernetes")).operator
     assert mapped.operator_class is UrmPodOperator
-    assert mapped.partial_kwargs["deferrable"] is True
+    assert mapped.partial_kwargs["service_account_name"] == "urm-training"
     assert mapped.partial_kwargs["cmds"] == ["urm"]
     assert mapped.partial_kwargs["active_deadline_seconds"] == 300
 

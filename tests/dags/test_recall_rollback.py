@@ -3,6 +3,7 @@ import copy
 import pytest
 import structlog
 
+from components.flow import STAGES
 from components.settings import Settings
 from tests.worlds import REPOSITORY
 
@@ -41,7 +42,12 @@ def test_the_form_becomes_a_command_that_urm_knows(to, more, home, render):
     from dags.common.tasks import command_task
     from dags.recall_rollback import rollback_arguments
 
-    given = {"doc": "A test.", "resources": _resources(), "credentials": ["redis"]}
+    given = {
+        "doc": "A test.",
+        "resources": STAGES["promote"].resources,
+        "access": "promotion",
+        "credentials": ["redis"],
+    }
     for executor in ("local", "kubernetes"):
         task = command_task("rollback", rollback_arguments, **given, settings=Settings(executor=executor))
         task, _ = render(task, why="--fewer clicks", to=to)
@@ -53,11 +59,15 @@ def test_the_form_becomes_a_command_that_urm_knows(to, more, home, render):
     assert answer.exit_code == 0, answer.output
 
 
-def test_a_pod_of_it_has_the_account_that_may_promote():
-    from dags.common.tasks import pod_arguments
+def test_a_pod_of_it_has_the_account_that_may_promote(home, monkeypatch):
+    from airflow.dag_processing.dagbag import DagBag
 
-    pod = pod_arguments("rollback", _resources(), Settings(executor="kubernetes"))
-    assert (pod["service_account_name"], pod["automount_service_account_token"]) == ("urm-promoter", True)
+    from components.settings import get_settings
+
+    monkeypatch.setenv("URM_EXECUTOR", "kubernetes")
+    get_settings.cache_clear()
+    (task,) = DagBag(str(REPOSITORY / "dags" / "recall_rollback.py")).dags["recall_rollback"].tasks
+    assert (task.service_account_name, task.automount_service_account_token) == ("urm-promotion", True)
 
 
 def test_what_fails_says_why(home, run):
@@ -69,9 +79,3 @@ def test_what_fails_says_why(home, run):
     task = UrmProcessOperator(task_id="rollback", arguments=rollback_arguments, credentials=["redis"])
     with pytest.raises(AirflowException, match=r"urm rollback ended with exit code 3: .*Redis at redis://127"):
         run(task, why="a test", to="urm-1a2b")
-
-
-def _resources():
-    from components.flow import STAGES
-
-    return STAGES["promote"].resources

@@ -1,11 +1,20 @@
-"""The pod of a stage, as it would be sent to Kubernetes."""
+"""The pod of a stage, as it would be sent to Kubernetes, and what becomes of its task when it ends."""
 
-from dataclasses import replace
+import asyncio
+import json
+import re
+from datetime import datetime
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from components.flow import STAGES
 from components.settings import Settings
+from tests.worlds import pods
+from tests.worlds.pods import pod_server
+
+__all__ = ["pod_server"]
 
 SETTINGS = Settings(executor="kubernetes", image="registry.example/urm:1.2.3", namespace="recommend")
 
@@ -18,8 +27,8 @@ def render_pod(home, render, monkeypatch):
 
     from dags.common.tasks import stage_task
 
-    def make(stage, **params):
-        operator, context = render(stage_task(stage, SETTINGS), **params)
+    def make(stage, settings=SETTINGS, **params):
+        operator, context = render(stage_task(stage, settings), **params)
         operator._get_ti_pod_labels = lambda *_, **__: {"dag_id": "recall_training", "task_id": stage}
         return ApiClient().sanitize_for_serialization(operator.build_pod_request_obj(context, dry_run=True))
 
@@ -39,7 +48,8 @@ def test_the_rendered_tab_shows_arguments_and_environment(home, render):
     from dags.common.tasks import stage_task
 
     task, _ = render(stage_task("release", SETTINGS), promote_anyway=True)
-    assert {"arguments", "env_vars"} <= set(task.template_fields)
+    assert {"image", "cmds", "arguments", "env_vars"} <= set(task.template_fields)
+    assert task.cmds == ["urm"]
     assert (task.arguments[0], task.arguments[-1]) == ("release", "--promote-anyway")
     assert task.env_vars["URM_AIRFLOW_RUN_ID"] == "manual__2026-11-25T10:00:00+00:00"
 
@@ -56,7 +66,6 @@ def test_environment_leads_back_to_airflow_and_to_the_cluster_settings(render_po
     assert values["URM_AIRFLOW_DAG_ID"] == "recall_training"
     assert values["URM_AIRFLOW_RUN_ID"] == "manual__2026-11-25T10:00:00+00:00"
     assert values["URM_AIRFLOW_URL"] == "http://airflow.example"
-    assert [list(source) for source in container["envFrom"]] == [["configMapRef"], ["secretRef"]]
 
 
 def test_sft_alone_asks_for_a_gpu_and_uses_it_or_fails(render_pod):
@@ -82,14 +91,48 @@ def test_the_template_hardens_the_pod(render_pod):
     assert pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
 
 
-def test_only_who_promotes_has_a_token_of_the_kubernetes_api(render_pod):
+def test_each_class_has_an_account_and_a_secret(render_pod):
     pods = {stage: render_pod(stage)["spec"] for stage in STAGES}
-    accounts = {stage: (pod["serviceAccountName"], pod["automountServiceAccountToken"]) for stage, pod in pods.items()}
-    assert accounts == dict.fromkeys(STAGES, ("urm-stage", False)) | {"promote": ("urm-promoter", True)}
-    secrets = [
-        source["secretRef"]["name"] for source in pods["promote"]["containers"][0]["envFrom"] if "secretRef" in source
-    ]
-    assert secrets == ["urm-credentials", "urm-promotion-token"]
+    classes = {stage: f"urm-{STAGES[stage].access}" for stage in STAGES}
+    assert {stage: pod["serviceAccountName"] for stage, pod in pods.items()} == classes
+    assert [stage for stage, pod in pods.items() if pod["automountServiceAccountToken"]] == ["promote"]
+    for stage, pod in pods.items():
+        sources = pod["containers"][0]["envFrom"]
+        assert sources == [{"configMapRef": {"name": "urm-settings"}}, {"secretRef": {"name": classes[stage]}}]
+
+
+def test_the_table_decides_where_and_on_what_a_pod_runs(render_pod, tmp_path):
+    table = tmp_path / "pods.yaml"
+    table.write_text("""
+        defaults: {node_selector: {pool: training}, priority_class: high}
+        sft:
+          image: registry.example/cuda:1
+          memory: 32Gi
+          gpus: 2
+          shared_memory: 4Gi
+          ephemeral_storage: 50Gi
+          cache_claim: urm-cache
+          kueue_queue: gpus
+          tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoExecute, tolerationSeconds: 60}]
+        """)
+    pod = render_pod("sft", SETTINGS.model_copy(update={"pods_file": table}))
+    spec, (container,) = pod["spec"], pod["spec"]["containers"]
+    assert container["image"] == "registry.example/cuda:1"
+    same = {"memory": "32Gi", "ephemeral-storage": "50Gi"}
+    assert container["resources"] == {"requests": {"cpu": "8", **same}, "limits": {**same, "nvidia.com/gpu": "2"}}
+    assert spec["nodeSelector"] == {"pool": "training"}
+    assert spec["priorityClassName"] == "high"
+    toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
+    assert spec["tolerations"] == [toleration]
+    assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    volumes = {volume.pop("name"): volume for volume in spec["volumes"]}
+    assert volumes == {
+        "cache": {"persistentVolumeClaim": {"claimName": "urm-cache"}},
+        "tmp": {"emptyDir": {"sizeLimit": "50Gi"}},
+        "shared-memory": {"emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
+    }
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"cache": "/cache", "tmp": "/tmp", "shared-memory": "/dev/shm"}  # noqa: S108
 
 
 def test_the_pod_is_valid_kubernetes(render_pod):
@@ -99,56 +142,221 @@ def test_the_pod_is_valid_kubernetes(render_pod):
         kubernetes_validate.validate(render_pod(stage), "1.33", strict=True)
 
 
-def test_long_stages_wait_without_a_worker():
+@pytest.fixture
+def drive(home, pod_server, render, monkeypatch):
+    """Runs a task as Airflow does: worker, triggerer, a worker again, until it is done; returns its context."""
+    from airflow.sdk.exceptions import TaskDeferred
+
+    from dags.common import pod_trigger
+    from dags.common.pod_trigger import PodTrigger
     from dags.common.tasks import stage_task
 
-    assert stage_task("sft", SETTINGS).deferrable
-    assert not stage_task("gate", SETTINGS).deferrable
+    monkeypatch.setattr(pod_trigger, "POLL_SECONDS", 0.01)
+
+    async def watch(trigger):
+        async with asyncio.timeout(20):
+            return (await anext(aiter(trigger.run()))).payload
+
+    def go(stage="sft", settings=SETTINGS):
+        task, context = render(stage_task(stage, settings))
+        result = home / "runs" / "manual__2026-11-25T10-00-00-00-00" / stage / "result.json"
+        result.parent.mkdir(parents=True, exist_ok=True)
+        result.write_text(json.dumps({"metrics": {}, "counts": {}, "seconds": 1, "outputs": {}}))
+        step = task.execute
+        while True:
+            try:
+                step(context)
+                return context
+            except TaskDeferred as deferred:
+                kwargs, method, timeout = deferred.trigger.serialize()[1], deferred.method_name, deferred.timeout
+            assert timeout is None
+            event = asyncio.run(watch(PodTrigger(**json.loads(json.dumps(kwargs)))))
+            task, context = render(stage_task(stage, settings))
+            step = partial(task.resume_execution, method, {"event": event})
+
+    return go
 
 
-def _pod_with_exit_code(code):
-    from kubernetes.client import models as k8s
-
-    state = k8s.V1ContainerState(terminated=k8s.V1ContainerStateTerminated(exit_code=code))
-    status = k8s.V1ContainerStatus(name="base", state=state, image="", image_id="", ready=False, restart_count=0)
-    return k8s.V1Pod(status=k8s.V1PodStatus(container_statuses=[status]))
+def test_a_pod_that_ended_well_leaves_its_summary_and_no_pod(drive, pod_server):
+    pod_server.next = [pods.ended(0)]
+    assert drive()["ti"].pushed["summary"]["seconds"] == 1
+    assert pod_server.pods == {}
 
 
-def _command_pod(task_id):
-    from dags.common.pod import UrmPodOperator
-    from dags.common.tasks import pod_arguments
+def test_an_evicted_pod_is_followed_by_another_in_the_same_try(drive, pod_server):
+    pod_server.next = [pods.evicted(), pods.evicted(), pods.ended(0)]
+    drive()
+    counts = [pod["metadata"]["annotations"]["urm.pod/disruptions"] for pod in pod_server.created]
+    assert (counts, pod_server.pods) == (["0", "1", "2"], {})
 
-    pod = pod_arguments(task_id, replace(STAGES[task_id].resources, hours=1 / 12), SETTINGS)
-    return UrmPodOperator(task_id=task_id, arguments=["show"], **pod)
+
+def test_disruptions_have_a_limit(drive, pod_server, tmp_path):
+    from airflow.sdk.exceptions import AirflowException
+
+    table = tmp_path / "pods.yaml"
+    table.write_text("defaults: {disruptions: 2}")
+    pod_server.next = [pods.evicted()]
+    with pytest.raises(AirflowException, match="was ended by the cluster: EvictionByEvictionAPI"):
+        drive(settings=SETTINGS.model_copy(update={"pods_file": table}))
+    assert len(pod_server.created) == 3
 
 
-@pytest.mark.parametrize("kind", ["stage", "command"])
-@pytest.mark.parametrize(("code", "retried"), [(2, False), (1, True), (3, True), (137, True)])
-def test_exit_code_of_the_pod_decides_about_a_retry(kind, code, retried, home, run, monkeypatch):
-    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+@pytest.mark.parametrize(
+    ("status", "retried", "reason"),
+    [
+        (pods.ended(2, message="setting x: expected one, got two."), False, "sft ended with exit code 2: setting x"),
+        (pods.ended(1, message="Traceback"), True, "sft ended with exit code 1: Traceback"),
+        (pods.ended(3), True, "exit code 3"),
+        (pods.ended(137, "OOMKilled"), True, "expected at most 64Gi of memory, got OOMKilled; raise `memory`"),
+        (pods.waiting("InvalidImageName", "couldn't parse"), False, "got InvalidImageName: couldn't parse; correct"),
+    ],
+)
+def test_only_what_another_try_may_help_is_tried_again(status, retried, reason, drive, pod_server):
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+    pod_server.next = [status]
+    with pytest.raises(AirflowException, match=reason) as caught:
+        drive()
+    assert isinstance(caught.value, AirflowFailException) is not retried
+    assert len(pod_server.created) == 1
+    assert pod_server.pods == {}
+
+
+def test_a_pod_that_vanished_is_followed_by_another(drive, pod_server, monkeypatch):
+    """It is deleted while the task waits: the trigger finds nothing by its name."""
+    add = pod_server.add
+
+    def vanish(pod, status):
+        made = add(pod, status)
+        if len(pod_server.created) == 1:
+            pod_server.pods.clear()
+        return made
+
+    monkeypatch.setattr(pod_server, "add", vanish)
+    pod_server.next = [pods.running(), pods.ended(0)]
+    drive()
+    assert len(pod_server.created) == 2
+
+
+def test_success_without_a_result_is_a_failure(drive, pod_server, monkeypatch):
+    from airflow.sdk.exceptions import AirflowException
+
+    monkeypatch.setenv("URM_RUNS_URI", "memory://elsewhere")
+    pod_server.next = [pods.ended(0)]
+    with pytest.raises(AirflowException, match=r"stage sft: expected .*/sft/result.json, got nothing"):
+        drive()
+
+
+def test_a_task_that_starts_again_goes_on_with_its_pod(home, pod_server, render):
+    """Its worker was killed: the pod, its uid and its count are found by the labels of the task."""
+    from airflow.sdk.exceptions import TaskDeferred
+
+    from dags.common.tasks import stage_task
+
+    def start():
+        task, context = render(stage_task("sft", SETTINGS))
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context)
+        return task, deferred.value.trigger
+
+    task, first = start()
+    pod = pod_server.pods[first.name]
+    pod["metadata"]["annotations"]["urm.pod/disruptions"] = "4"
+    pod["metadata"]["labels"]["try_number"] = "0"
+    _, second = start()
+    assert (second.uid, second.disruptions) == (first.uid, 4)
+    assert len(pod_server.created) == 1
+    task.on_kill()
+    assert pod_server.deleted == [(first.name, first.uid)]
+
+
+def test_a_pod_that_failed_unseen_is_replaced(home, pod_server, render):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    from dags.common.tasks import stage_task
+
+    for status in (pods.ended(1), pods.running()):
+        pod_server.next = [status]
+        task, context = render(stage_task("sft", SETTINGS))
+        with pytest.raises(TaskDeferred):
+            task.execute(context)
+    assert len(pod_server.created) == 2
+    assert [pod["status"]["phase"] for pod in pod_server.pods.values()] == ["Running"]
+
+
+def test_a_wait_that_failed_leaves_no_pod(home, pod_server, render):
+    """The triggerer cannot import the trigger."""
+    from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
+
+    from dags.common.tasks import stage_task
+
+    task, context = render(stage_task("sft", SETTINGS))
+    with pytest.raises(TaskDeferred):
+        task.execute(context)
+    task, context = render(stage_task("sft", SETTINGS))
+    with pytest.raises(TaskDeferralError):
+        task.resume_execution("__fail__", {"error": "Trigger failure"}, context)
+    assert pod_server.pods == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "retried"),
+    [
+        (403, 'error looking up service account urm/urm-training: serviceaccount "urm-training" not found', False),
+        (403, "pods is forbidden: exceeded quota: gpus", True),
+        (422, "spec.containers[0].resources: Invalid value", False),
+    ],
+)
+def test_a_pod_that_the_cluster_does_not_take_ends_the_try(status, message, retried, home, pod_server, render):
     from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
     from dags.common.tasks import stage_task
 
-    operator = stage_task("gate", SETTINGS) if kind == "stage" else _command_pod("gate")
-
-    def fail(self, context):
-        self.remote_pod = _pod_with_exit_code(code)
-        raise AirflowException("Pod returned a failure.")
-
-    monkeypatch.setattr(KubernetesPodOperator, "execute", fail)
-    command = "show" if kind == "command" else "gate"
-    with pytest.raises(AirflowException, match=f"urm {command} ended with exit code {code}") as caught:
-        run(operator)
+    pod_server.refused["POST"] = [(status, message)]
+    task, context = render(stage_task("sft", SETTINGS))
+    with pytest.raises(AirflowException, match=re.escape(message)) as caught:
+        task.execute(context)
     assert isinstance(caught.value, AirflowFailException) is not retried
 
 
-def test_success_without_a_result_is_a_failure(home, make_context, monkeypatch):
-    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-    from airflow.sdk.exceptions import AirflowException
+def test_a_busy_cluster_is_asked_again(home, pod_server, render, monkeypatch):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    from dags.common import pod
+    from dags.common.tasks import stage_task
+
+    monkeypatch.setattr(pod.UrmPodOperator._create.retry, "sleep", lambda _: None)
+    pod_server.refused["POST"] = [(503, "busy"), (429, "slow down")]
+    task, context = render(stage_task("sft", SETTINGS))
+    with pytest.raises(TaskDeferred):
+        task.execute(context)
+
+
+@pytest.mark.parametrize("executor", ["local", "kubernetes"])
+def test_what_the_gate_skipped_stays_skipped_when_it_is_cleared_alone(executor):
+    """The scheduler reads the DAG as it was serialized: there the gate says that it can skip."""
+    from airflow.sdk import DAG
+    from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.ti_deps.deps.not_previously_skipped_dep import NotPreviouslySkippedDep
 
     from dags.common.tasks import stage_task
 
-    monkeypatch.setattr(KubernetesPodOperator, "trigger_reentry", lambda *_: None)
-    with pytest.raises(AirflowException, match=r"stage sft: expected .*/sft/result.json, got nothing"):
-        stage_task("sft", SETTINGS).trigger_reentry(make_context("sft"), {"status": "success"})
+    with DAG("flow", schedule=None, start_date=datetime(2026, 1, 1)) as dag:
+        settings = Settings(executor=executor)
+        stage_task("gate", settings) >> stage_task("release", settings)
+    read = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    states = []
+    release = SimpleNamespace(
+        task=read.get_task("release"),
+        task_id="release",
+        map_index=-1,
+        get_dagrun=lambda session: None,
+        xcom_pull=lambda **_: {"skipped": ["release"]},  # what the gate left
+        set_state=lambda state, session: states.append(state),
+    )
+    finished = SimpleNamespace(
+        ensure_finished_tis=lambda run, session: [SimpleNamespace(task_id="gate")],
+        wait_for_past_depends_before_skipping=False,
+    )
+    (answer,) = NotPreviouslySkippedDep()._get_dep_statuses(release, finished, session=None)
+    assert (answer.passed, states) == (False, ["skipped"])
