@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -229,8 +228,11 @@ class UrmTrainer(Trainer):
         """Files with the states of the random generators of all processes, as the Trainer loads them."""
         with tempfile.TemporaryDirectory() as folder:
             self._save_rng_state(folder)
-            own = [(path.name, path.read_bytes()) for path in Path(folder).iterdir()]
-        return dict(gather_object(own))
+            own = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        gathered = [own] * self.accelerator.num_processes
+        if len(gathered) > 1:
+            torch.distributed.all_gather_object(gathered, own)
+        return {name: content for files in gathered for name, content in files.items()}
 
     def _agree(self, values: list[Any]) -> list[Any]:
         """The first process's values."""
