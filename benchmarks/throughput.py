@@ -36,6 +36,7 @@ from components.urm.data.batch import TrainingBatch
 from components.urm.data.examples import Example, read_examples
 from components.urm.data.request import UserContext
 from components.urm.inference import UrmRecaller
+from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 from components.urm.training.train import train
 from components.urm.training.validation import Validation
@@ -129,7 +130,7 @@ def run_steps(bench: Bench, groups: Groups, num_steps: int, size: int) -> Clocke
             steps,
             validation,
             urm,
-            scratch=Path(scratch),
+            checkpoints=Checkpoints(Path(scratch)),
             device=bench.device,
             seed=config.seed,
             report=lambda *_: None,

@@ -59,6 +59,15 @@ class UnavailableError(UrmError):
         super().__init__(_sentence(subject, expected, got, remedy))
 
 
+class StoppedError(UrmError):
+    """SIGTERM ended the work early; started again, it goes on from what it saved."""
+
+    exit_code = 143  # 128 + SIGTERM, as a shell reports it
+
+    def __init__(self, subject: str, *, expected: str, got: object, remedy: str) -> None:
+        super().__init__(_sentence(subject, expected, got, remedy))
+
+
 def _sentence(subject: str, expected: str, got: object, remedy: str) -> str:
     found = " ".join(str(got).split()).rstrip(".") or "nothing"  # other libraries' messages span lines
     return f"{subject}: expected {expected}, got {found}; {remedy}."

@@ -21,10 +21,11 @@ _PROBE_SECONDS = 5.0
 
 
 @contextmanager
-def track(stage: StageRun) -> Iterator[mlflow.entities.Run]:
+def track(stage: StageRun, *, resume: bool = False) -> Iterator[mlflow.entities.Run]:
     """Open the nested MLflow run of a stage; use the `mlflow` module inside.
 
-    The run ends as FINISHED, or as FAILED if the body raises.
+    The run ends as FINISHED, or as FAILED if the body raises. With `resume`, an attempt continues the run of an earlier
+    one that did not succeed.
 
     Raises:
         UnavailableError: The tracking server does not answer.
@@ -33,8 +34,14 @@ def track(stage: StageRun) -> Iterator[mlflow.entities.Run]:
 
     parent = parent_run_id(stage)
     tags = _tags(stage) | {"urm.stage": stage.spec.name}
+    note = join(stage.lasting, "tracking.json")
+    known = (read_json(note) or {}) if resume else {}
+    earlier = known["run_id"] if known.get("parent") == parent and _has_run(known["run_id"]) else None
     with mlflow.start_run(run_id=parent, log_system_metrics=False):
-        with mlflow.start_run(run_name=stage.spec.name, nested=True, tags=tags, log_system_metrics=False) as run:
+        name = {"run_id": earlier} if earlier else {"run_name": stage.spec.name}
+        with mlflow.start_run(**name, nested=True, tags=tags, log_system_metrics=False) as run:
+            if resume and not earlier:
+                write_json(note, {"run_id": run.info.run_id, "parent": parent})
             yield run
 
 

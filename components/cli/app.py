@@ -1,6 +1,7 @@
 """The `urm` command: one sub-command per stage, the recall runtime, and the local services.
 
-Exit codes: 0 success, 1 an error of this software, 2 a mistake in the input, 3 a service that does not answer.
+Exit codes: 0 success, 1 an error of this software, 2 a mistake in the input, 3 a service that does not answer,
+143 ended by SIGTERM, a training after a checkpoint.
 """
 
 import logging

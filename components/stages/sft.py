@@ -19,6 +19,7 @@ from components.tracking import log_examples, track
 from components.urm.data.examples import Groups, read_examples
 from components.urm.inference import write_candidates
 from components.urm.network.files import save_model
+from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.session import prepare
 
 _SHOWN = ("loss", "recall_loss", "text_loss", "examples_per_second", "validation_recall")
@@ -71,14 +72,18 @@ def run(stage: StageRun) -> StageReport:
         if shown:
             stage.report_progress("training URM", step=step, **shown)
 
+    minutes = stage.settings.checkpoint_minutes
+    checkpoints = Checkpoints(stage.scratch, stage.checkpoints, minutes, stage.is_current)
     if stage.settings.process > 0:
-        session.train(stage.scratch, report)
+        session.train(checkpoints, report)
         return StageReport()
-    with track(stage):
-        mlflow.log_params(session.parameters)
+    with track(stage, resume=True) as tracked:
+        # An earlier attempt of this run may have had another device or number of threads: MLflow keeps the first.
+        known = tracked.data.params.keys()
+        mlflow.log_params({name: value for name, value in session.parameters.items() if name not in known})
         log_examples(inputs.recent_examples, config.name, "train")
         log_examples(inputs.examples, config.name, "validation")
-        summary = session.train(stage.scratch, report)
+        summary = session.train(checkpoints, report)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
     model = session.new.model.cpu().eval()

@@ -61,6 +61,13 @@ class StageRun:
     inputs: dict[str, StageResult]  # results of the stages it reads
     previous: StageResult | None  # last accepted result of this stage for this configuration's name, of any run
     options: dict[str, Any] = field(default_factory=dict)  # flags of this call that are no part of the configuration
+    checkpoints: str = ""  # URI of a folder that outlives this machine, where the scratch folder does not
+    is_current: Callable[[], bool] = lambda: True  # whether no other attempt has taken over
+
+    @property
+    def lasting(self) -> str:
+        """URI of the folder that every later attempt finds again until one succeeds."""
+        return self.checkpoints or str(self.scratch)
 
     def path(self, stage: str, name: str) -> Path:
         """Local path of an earlier stage's output, fetched first if it is remote.

@@ -64,6 +64,8 @@ def run_stage(
     if (force or not spec.reusable) and exists(folder):  # somebody may use what lies there
         folder = f"{folder}-{started:%Y%m%d%H%M%S}"
     with Workspace(run_dir, stage, work_fingerprint, settings) as work:
+        if work.succeeds_another:  # which may be about to write to the folder of that name
+            folder = f"{folder}-{work.attempt[:8]}"
         run = StageRun(
             spec=spec,
             config=config,
@@ -75,6 +77,8 @@ def run_stage(
             inputs=inputs,
             previous=read_earlier(join(index, "latest", config.name, f"{stage}.json")),
             options=options or {},
+            checkpoints=work.checkpoints,
+            is_current=work.is_current,
         )
         if settings.process == 0:
             remove(result_uri)
@@ -82,19 +86,20 @@ def run_stage(
         if settings.process == 0:
             _check_report(spec, report)
         work.publish(folder, report.outputs)
-    result = StageResult(
-        stage=stage,
-        config=config.name,
-        fingerprint=work_fingerprint,
-        outputs={name: join(folder, relative) for name, relative in report.outputs.items()},
-        counts=report.counts,
-        metrics=report.metrics,
-        seconds=round(time.monotonic() - clock, 3),
-        started_at=started,
-        finished_at=datetime.now(UTC),
-    )
-    if settings.process == 0:
-        record_result(result, result_uri, index)
+        result = StageResult(
+            stage=stage,
+            config=config.name,
+            fingerprint=work_fingerprint,
+            outputs={name: join(folder, relative) for name, relative in report.outputs.items()},
+            counts=report.counts,
+            metrics=report.metrics,
+            seconds=round(time.monotonic() - clock, 3),
+            started_at=started,
+            finished_at=datetime.now(UTC),
+        )
+        if settings.process == 0:
+            record_result(result, result_uri, index)
+        work.remove_checkpoints()
     return result
 
 

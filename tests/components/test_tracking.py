@@ -89,6 +89,21 @@ def test_a_failing_stage_is_marked_failed(stage: StageRun) -> None:
     assert client.get_run(parent_run_id(stage)).info.status == "FINISHED"
 
 
+def test_an_attempt_continues_the_run_of_the_one_before(stage: StageRun) -> None:
+    stage.scratch.mkdir()
+    with pytest.raises(DataError), track(stage, resume=True) as first:
+        raise DataError("log", expected="rows", got="none", remedy="check the source")
+    with track(stage, resume=True) as second:
+        client = MlflowClient()
+        assert client.get_run(first.info.run_id).info.status == "RUNNING"
+    assert second.info.run_id == first.info.run_id
+    assert client.get_run(first.info.run_id).info.status == "FINISHED"
+    client.delete_run(first.info.run_id)
+    with track(stage, resume=True) as third:
+        pass
+    assert third.info.run_id != first.info.run_id
+
+
 def test_a_deleted_parent_is_made_again(stage: StageRun) -> None:
     first = parent_run_id(stage)
     assert parent_run_id(stage) == first

@@ -15,6 +15,7 @@ from components.items.table import ItemTable
 from components.urm.data.examples import read_examples
 from components.urm.network.build import NewModel, build_model
 from components.urm.network.model import Urm
+from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 from components.urm.training.train import TrainingSummary, train
 from components.urm.training.validation import Validation
@@ -40,9 +41,9 @@ def build_untrained(folder: Path) -> NewModel:
 
 
 def run_training(
-    folder: Path, scratch: Path, report: Callable[[int, dict[str, float]], None], patience: int = 0
+    folder: Path, checkpoints: Checkpoints, report: Callable[[int, dict[str, float]], None], patience: int = 0
 ) -> tuple[Urm, TrainingSummary]:
-    """Build the model of a world and train it, or go on from the checkpoint in the scratch folder."""
+    """Build the model of a world and train it, or go on from its newest checkpoint."""
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     urm = config.urm.model_copy(update={"patience": patience})
     catalogue, contexts, examples = (pq.read_table(folder / f"{name}.parquet") for name in TABLES)
@@ -53,7 +54,7 @@ def run_training(
     validation = Validation(asked, catalogue["item_id"].to_numpy(), new.builder, config.urm, config.evaluation.k)
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
     steps = TrainingSteps(training, new.builder, sampler, config)
-    options = {"scratch": scratch, "device": "cpu", "seed": config.seed, "report": report}
+    options = {"checkpoints": checkpoints, "device": "cpu", "seed": config.seed, "report": report}
     summary = train(new.model, steps, validation, urm, **options)
     return new.model, summary
 
@@ -81,4 +82,4 @@ def launch(module: str, arguments: list[Path], processes: int = 2) -> list[str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     world, checkpoints = map(Path, sys.argv[1:])
-    run_training(world, checkpoints, lambda step, metrics: print(step, metrics, flush=True))
+    run_training(world, Checkpoints(checkpoints), lambda step, metrics: print(step, metrics, flush=True))

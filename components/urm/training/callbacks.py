@@ -1,7 +1,7 @@
 """Callbacks of a training: its end, its checkpoints, its metrics."""
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,17 +12,25 @@ from components.urm.training.schedule import Budget
 
 Report = Callable[[int, dict[str, float]], None]
 
-COMPLETE = "budget.json"  # written into a checkpoint after everything else: a killed process may leave one without it
+
+@dataclass
+class Wishes:
+    """What all processes have agreed on after a step."""
+
+    save: bool = False  # the interval between checkpoints is over
+    stop: bool = False  # one of them got SIGTERM
 
 
 class KeepBudget(TrainerCallback):
-    """Ends the training cleanly when time or patience runs out, marks checkpoints as complete, reports metrics."""
+    """Ends the training cleanly when time or patience runs out or on SIGTERM, saves in between, reports metrics."""
 
-    def __init__(self, budget: Budget, report: Report, patience: int = 0) -> None:
-        """Take the budget, a callback for metrics, and the evaluations without a better one before stopping."""
+    def __init__(self, budget: Budget, wishes: Wishes, report: Report, patience: int = 0) -> None:
+        """Take a callback for metrics, and the evaluations without a better one before stopping."""
         self.budget = budget
+        self.wishes = wishes
         self.report = report
         self.patience = patience
+        self.evaluated = 0  # step of the last evaluation
 
     def on_train_begin(
         self,
@@ -39,20 +47,24 @@ class KeepBudget(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """At the end, evaluate and save once more."""
+        """Save when it is due; at the end, evaluate and save once more."""
+        control.should_save |= self.wishes.save or self.wishes.stop
+        control.should_training_stop |= self.wishes.stop
         if self.budget.is_spent or state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = control.should_training_stop = True
         return control
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the step: patience is judged after evaluations only."""
+        self.evaluated = state.global_step
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Mark the checkpoint as complete, and stop if patience has run out."""
-        if state.is_world_process_zero:
-            self.budget.save(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / COMPLETE)
+        """Stop if patience has run out."""
         # The state is part of the checkpoint, so a resumed training stops where an uninterrupted one does.
         since_best = state.global_step - (state.best_global_step or 0)
-        if self.patience and since_best >= self.patience * state.eval_steps:
+        if self.patience and self.evaluated == state.global_step and since_best >= self.patience * state.eval_steps:
             control.should_training_stop = True
         return control
 

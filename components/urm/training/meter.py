@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -20,7 +21,8 @@ class Meter:
         """Take the names of the parts of the loss."""
         self._losses = losses
         self._sums = [0.0] * len(losses)
-        self._examples = self._steps = 0
+        self._examples = 0.0
+        self._steps = 0
         self._since = time.monotonic()
 
     def add(self, *losses: float, examples: int) -> None:
@@ -38,13 +40,25 @@ class Meter:
         finally:
             self._since += time.monotonic() - began
 
+    def state(self, total: Sum) -> dict[str, Any]:
+        """The sums over all processes, for a checkpoint."""
+        sums = total(torch.tensor([*self._sums, self._examples], dtype=torch.float64)).tolist()
+        return {"sums": sums, "steps": self._steps, "seconds": time.monotonic() - self._since}
+
+    def resume(self, state: dict[str, Any], *, first: bool) -> None:
+        """Continue from the state of a checkpoint; the first process takes the sums of all."""
+        if first:
+            *self._sums, self._examples = state["sums"]
+        self._steps = state["steps"]
+        self._since = time.monotonic() - state["seconds"]
+
     def report(self, total: Sum, num_processes: int) -> dict[str, float]:
         """Mean losses and examples per second over all processes; then reset. `total` sums over the processes."""
         sums = total(torch.tensor([*self._sums, self._examples], dtype=torch.float64)).tolist()
         count = max(self._steps, 1) * num_processes
         figures = {name: value / count for name, value in zip(self._losses, sums[:-1], strict=True)}
         figures["examples_per_second"] = sums[-1] / max(time.monotonic() - self._since, 1e-9)
-        self._sums, self._examples, self._steps = [0.0] * len(self._losses), 0, 0
+        self._sums, self._examples, self._steps = [0.0] * len(self._losses), 0.0, 0
         self._since = time.monotonic()
         return figures
 

@@ -1,9 +1,7 @@
 """Learning rate over a training that ends after a number of steps or a time, whichever comes first."""
 
-import json
 import math
 import time
-from pathlib import Path
 
 WARM_UP_SHARE = 0.05
 FLOOR = 0.02  # of the peak rate, reached at the end
@@ -49,11 +47,7 @@ class Budget:
         cosine = 0.5 * (1 + math.cos(math.pi * self.progress(step)))
         return min(1.0, (step + 1) / warm_up) * (FLOOR + (1 - FLOOR) * cosine)
 
-    def save(self, file: Path) -> None:
-        """Save the seconds with a checkpoint."""
-        file.write_text(json.dumps({"seconds": self.seconds}))
-
-    def resume(self, file: Path) -> None:
-        """Continue from the seconds of a checkpoint."""
-        self._read = float(json.loads(file.read_text())["seconds"])
-        self._started = time.monotonic() - self._read
+    def resume(self, seconds: float) -> None:
+        """Continue from the seconds that earlier attempts have spent."""
+        self._read = seconds
+        self._started = time.monotonic() - seconds

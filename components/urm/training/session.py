@@ -16,6 +16,7 @@ from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example, Groups
 from components.urm.network.build import NewModel, build_model
 from components.urm.training.callbacks import Report
+from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 from components.urm.training.train import TrainingSummary, train
 from components.urm.training.validation import Validation
@@ -43,14 +44,14 @@ class Session:
             "parameters": sum(weight.numel() for weight in self.new.model.parameters()),
         }
 
-    def train(self, scratch: Path, report: Report) -> TrainingSummary:
+    def train(self, checkpoints: Checkpoints, report: Report) -> TrainingSummary:
         """Train the model in place, see `train`."""
         return train(
             self.new.model,
             self.steps,
             self.validation,
             self.config.urm,
-            scratch=scratch,
+            checkpoints=checkpoints,
             device=self.device,
             seed=self.config.seed,
             report=report,

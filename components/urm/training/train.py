@@ -2,20 +2,22 @@
 
 Started by `torchrun` or `accelerate launch`, several processes train one model: each takes its share of a step's
 contexts (see shares.py), the clock and the validation of the first one decide for all, and it alone reports and saves.
+On SIGTERM a training saves a checkpoint after its current step and ends.
 The weights equal those of one process, up to the order of sums.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments
 
 from components.config import UrmConfig
+from components.exceptions import StoppedError
 from components.urm.data.batch import TrainingBatch
 from components.urm.network.model import Urm
-from components.urm.training.callbacks import COMPLETE, KeepBudget, Report
+from components.urm.training.callbacks import KeepBudget, Report, Wishes
+from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.schedule import Budget
 from components.urm.training.trainer import UrmTrainer
 from components.urm.training.validation import Validation
@@ -24,7 +26,6 @@ log = structlog.get_logger()
 
 MAX_GRADIENT_NORM = 1.0
 LOG_STEPS = 10
-KEPT_CHECKPOINTS = 2  # the best and the last
 
 
 @dataclass(frozen=True)
@@ -44,37 +45,51 @@ def train(
     validation: Validation,
     config: UrmConfig,
     *,
-    scratch: Path,
+    checkpoints: Checkpoints,
     device: str,
     seed: int,
     report: Report,
 ) -> TrainingSummary:
     """Train in place; the model ends with the weights of the evaluation with the best validation recall.
 
-    A killed training that is started again with the same arguments ends with the weights of an uninterrupted one, bit
-    for bit, as long as its rates do not depend on the clock (see `Budget`) and the hardware is the same: a complete
-    checkpoint in the folder `scratch` is resumed. Item s of `steps` is the batch of step s. The seed is that of
-    dropout; batches have their own. `report` is called with a step and its metrics when there are new ones.
+    A training that was killed or stopped and is started again with the same arguments goes on from its newest complete
+    checkpoint. It ends with the weights of an uninterrupted one, bit for bit, as long as its rates do not depend on the
+    clock (see `Budget`) and the hardware is the same. Item s of `steps` is the batch of step s. The seed is that of
+    dropout; batches have their own. `report` is called with a step and its metrics when there are new ones; after a
+    resume, steps between the checkpoint and the end of the earlier attempt are reported again.
+
+    Raises:
+        StoppedError: SIGTERM ended it early, after a checkpoint.
+        UnavailableError: The store of the checkpoints does not answer, or another attempt has taken over.
     """
-    budget = Budget(config.max_steps, config.max_seconds)
+    budget, wishes = Budget(config.max_steps, config.max_seconds), Wishes()
     trainer = UrmTrainer(
         model=model,
-        args=_arguments(config, scratch, device, seed),
+        args=_arguments(config, checkpoints, device, seed),
         train_dataset=steps,
         eval_dataset=validation,  # never indexed: evaluate() below measures it whole
         data_collator=_only,
-        callbacks=[KeepBudget(budget, report, config.patience)],
+        callbacks=[KeepBudget(budget, wishes, report, config.patience)],
         config=config,
         validation=validation,
         budget=budget,
+        checkpoints=checkpoints,
+        wishes=wishes,
     )
     trainer.remove_callback(PrinterCallback)  # `report` replaces it
-    checkpoint = last_checkpoint(scratch)
+    checkpoint = trainer.restore()
     if checkpoint is not None:
-        budget.resume(checkpoint / COMPLETE)
         log.info("resuming", checkpoint=checkpoint.name, seconds=round(budget.seconds, 1))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.accelerator.wait_for_everyone()  # all have read the best checkpoint before the first process tidies up
+    with trainer.catching_sigterm():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        checkpoints.wait()
+    if wishes.stop or trainer.terminated:
+        raise StoppedError(
+            "training",
+            expected="to run to its end",
+            got=f"SIGTERM at step {trainer.state.global_step}",
+            remedy="run the stage again to go on from its newest checkpoint",
+        )
     state = trainer.state
     return TrainingSummary(
         steps=state.global_step,
@@ -91,15 +106,9 @@ def _reason(steps: int, budget: Budget) -> str:
     return "time" if budget.is_spent else "patience"
 
 
-def last_checkpoint(scratch: Path) -> Path | None:
-    """The newest complete checkpoint of a folder, or None."""
-    complete = [path.parent for path in scratch.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-
-
-def _arguments(config: UrmConfig, scratch: Path, device: str, seed: int) -> TrainingArguments:
+def _arguments(config: UrmConfig, checkpoints: Checkpoints, device: str, seed: int) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(scratch),
+        output_dir=str(checkpoints.folder),
         max_steps=config.max_steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
         train_sampling_strategy="sequential",
@@ -107,7 +116,6 @@ def _arguments(config: UrmConfig, scratch: Path, device: str, seed: int) -> Trai
         save_strategy="steps",
         eval_steps=config.eval_steps,
         save_steps=config.eval_steps,
-        save_total_limit=KEPT_CHECKPOINTS,
         load_best_model_at_end=True,
         metric_for_best_model="recall",
         greater_is_better=True,

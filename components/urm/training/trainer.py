@@ -1,16 +1,27 @@
 """The Hugging Face Trainer with URM's loss, two learning rates and its own evaluation."""
 
+import json
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from components.config import UrmConfig
 from components.device import mixed_precision
+from components.exceptions import UnavailableError
 from components.urm.data.batch import TrainingBatch
 from components.urm.network.model import Urm, UrmOutput
+from components.urm.training.callbacks import Wishes
+from components.urm.training.checkpoints import COMPLETE, Checkpoints
 from components.urm.training.loss import recall_loss, text_loss
 from components.urm.training.meter import Meter, peak_memory
 from components.urm.training.schedule import Budget
@@ -18,18 +29,32 @@ from components.urm.training.shares import Shares
 from components.urm.training.validation import Validation
 
 WEIGHT_DECAY = 0.01
+_METER = "meter.json"
 
 
 class UrmTrainer(Trainer):
     """Trains URM; data set item s is the batch of step s, and only `validation` is evaluated."""
 
-    def __init__(self, *, config: UrmConfig, validation: Validation, budget: Budget, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        config: UrmConfig,
+        validation: Validation,
+        budget: Budget,
+        checkpoints: Checkpoints,
+        wishes: Wishes,
+        **kwargs: Any,
+    ) -> None:
         """Take the Trainer's own arguments as keywords."""
         super().__init__(**kwargs)
         self.urm_config = config
         self.urm: Urm = kwargs["model"]
         self.validation = validation
         self.budget = budget
+        self.checkpoints = checkpoints
+        self.wishes = wishes
+        self.terminated = False  # this process got SIGTERM
+        self._best_before: tuple[float | None, int | None] = (None, None)
         self.steps: Dataset[TrainingBatch] = kwargs["train_dataset"]
         self.meter = Meter("recall_loss", "text_loss")
 
@@ -47,10 +72,65 @@ class UrmTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
 
+    @contextmanager
+    def catching_sigterm(self) -> Iterator[None]:
+        """Let SIGTERM end the training after its current step, with a checkpoint, instead of at once."""
+        if threading.current_thread() is not threading.main_thread():  # signals belong to the main one
+            yield
+            return
+
+        def note(*_: object) -> None:
+            self.terminated = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def restore(self) -> Path | None:
+        """Local folder of the checkpoint that all processes resume, chosen by the first one; None to start anew.
+
+        Raises:
+            UnavailableError: The store does not answer, or has no longer what the first process found there.
+        """
+        accelerator = self.accelerator
+        step = self.checkpoints.restore() if accelerator.is_main_process else None
+        step = self._agree([step])[0]
+        if step is None:
+            return None
+        # Machines share nothing but the store, and the processes of a machine its disk.
+        if accelerator.is_local_main_process and not accelerator.is_main_process and not self.checkpoints.fetch(step):
+            raise UnavailableError(
+                f"checkpoint of step {step}",
+                expected="the same on every machine",
+                got="a damaged one on this",
+                remedy="start the stage again",
+            )
+        accelerator.wait_for_everyone()
+        folder = self.checkpoints.path(step)
+        self.budget.resume(json.loads((folder / COMPLETE).read_text())["seconds"])
+        self.meter.resume(json.loads((folder / _METER).read_text()), first=accelerator.is_main_process)
+        return folder
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        """Load the Trainer's state, then find the best weights that it tells of, or forget them if they are lost."""
+        trained = super()._init_training_state(*args)
+        best, first = self.state.best_global_step, self.accelerator.is_main_process
+        if best and not self._agree([first and self.checkpoints.fetch(best)])[0]:
+            self.state.best_metric = self.state.best_global_step = None
+        elif best and first:
+            self.state.best_model_checkpoint = str(self.checkpoints.path(best))
+        return trained
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward of a step; then all processes read the clock of the first one."""
+        """Forward and backward of a step; then all processes agree on the first one's clock and on what to do."""
         loss = super().training_step(*args, **kwargs)
-        self.budget.read(self._agree([self.budget.seconds])[0])
+        first = self.accelerator.is_main_process
+        own = [self.budget.seconds * first, self.checkpoints.is_due and first, self.terminated]
+        seconds, save, stop = self._total(torch.tensor(own, dtype=torch.float64)).tolist()
+        self.budget.read(seconds)
+        self.wishes.save, self.wishes.stop = save > 0, stop > 0
         return loss
 
     def compute_loss(  # type: ignore[override]  # a TypedDict is a dict at run time only
@@ -110,12 +190,51 @@ class UrmTrainer(Trainer):
         """Add losses, speed, memory and the backbone's learning rate to the Trainer's metrics."""
         if "loss" in logs:
             logs |= self.meter.report(self._total, self.accelerator.num_processes)
+            # The Trainer's own sum does not outlive an interruption between two reports.
+            logs["loss"] = logs["recall_loss"] + self.urm_config.text_loss_weight * logs["text_loss"]
             logs |= peak_memory(self.args.device.type)
             share = self.urm_config.backbone_learning_rate / self.urm_config.learning_rate
             logs["backbone_learning_rate"] = logs["learning_rate"] * share
         super().log(logs, start_time)
 
-    def _agree(self, values: list[float]) -> list[float]:
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        self._best_before = (self.state.best_metric, self.state.best_global_step)
+        return super()._determine_best_metric(metrics, trial)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save what `restore` reads; the training goes on if that fails, and then the step cannot be the best one."""
+        with self.meter.paused():
+            step, first = self.state.global_step, self.accelerator.is_main_process
+            states, meter = self._random_states(), self.meter.state(self._total)
+
+            def write(folder: Path) -> None:
+                self.save_model(str(folder), _internal_call=True)
+                self._save_optimizer_and_scheduler(str(folder))
+                for name, content in states.items():
+                    (folder / name).write_bytes(content)
+                (folder / _METER).write_text(json.dumps(meter))
+                self.state.best_model_checkpoint = None  # a path of this machine
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+            best = self.state.best_global_step
+            saved = first and self.checkpoints.save(step, best, self.budget.seconds, write)
+            if not self._agree([saved])[0] and best == step:
+                self.state.best_metric, best = self._best_before
+                self.state.best_global_step = best
+            if first and best is not None:
+                self.state.best_model_checkpoint = str(self.checkpoints.path(best))
+
+    def _random_states(self) -> dict[str, bytes]:
+        """Files with the states of the random generators of all processes, as the Trainer loads them."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            own = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        gathered = [own] * self.accelerator.num_processes
+        if len(gathered) > 1:
+            torch.distributed.all_gather_object(gathered, own)
+        return {name: content for files in gathered for name, content in files.items()}
+
+    def _agree(self, values: list[Any]) -> list[Any]:
         """The first process's values."""
         if self.accelerator.num_processes == 1:
             return values

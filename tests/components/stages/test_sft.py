@@ -123,25 +123,50 @@ def write_config(config: RunConfig, folder: Path, **urm: int) -> Path:
     return folder / "configs" / "tiny.yaml"
 
 
-def test_a_killed_training_resumes_from_its_checkpoint(config: RunConfig, run_dir, settings, tmp_path):
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_an_interrupted_training_resumes_with_its_mlflow_run(
+    config: RunConfig, run_dir, settings, tmp_path, monkeypatch, place
+):
+    """On a disk that lasts, after SIGKILL; and in an object store, after SIGTERM, with nothing left on the machine."""
     path = write_config(config, tmp_path, max_steps=30, eval_steps=10)
-    environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
-    arguments = ["-m", "components", "sft", "-c", path, "-r", run_dir]
-    first = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment)
-    checkpoints = "sft/.scratch-*/checkpoint-*/budget.json"
+    common = {"URM_HOME": settings.home, "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
+    common |= {"URM_CHECKPOINT_MINUTES": "0.001" if place == "store" else "10"}
+    uri = run_dir if place == "disk" else f"local://{run_dir}"  # a store, for all that the stage knows
+    arguments = ["-m", "components", "sft", "-c", path, "-r", uri]
+
+    def environment(attempt: str) -> dict[str, str]:
+        cache = settings.cache_path if place == "disk" else tmp_path / attempt
+        return os.environ | {name: str(value) for name, value in {**common, "URM_CACHE_DIR": cache}.items()}
+
+    first = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment("first"), stderr=subprocess.PIPE
+    )
+    folder = ".scratch-*" if place == "disk" else ".checkpoints-*"
+    checkpoints = f"sft/{folder}/checkpoint-{'1?' if place == 'disk' else '*'}/budget.json"
     wait_until(lambda: list(run_dir.glob(checkpoints)) or first.poll() is not None, seconds=120)
     assert first.poll() is None, "the stage ended before its first checkpoint"
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.send_signal(signal.SIGKILL if place == "disk" else signal.SIGTERM)
+    _, errors = first.communicate()
+    if place == "store":
+        assert first.returncode == 143
+        assert b"training: expected to run to its end, got SIGTERM at step" in errors
+        assert b"Traceback" not in errors
     assert not (run_dir / "sft" / "result.json").exists()
 
-    second = run_python(*arguments, env=environment)
+    second = run_python(*arguments, env=environment("second"))
     assert second.returncode == 0, second.stderr
     assert "resuming" in second.stderr
     result = json.loads((run_dir / "sft" / "result.json").read_text())
     assert result["metrics"]["training"]["steps"] == 30
-    assert not list((run_dir / "sft").glob(".scratch-*"))
-    assert not list((run_dir / "sft").glob(".tmp-*"))
+    left = {name.name for name in (run_dir / "sft").iterdir()}
+    assert left <= {"result.json", "progress.json", ".lock", result["fingerprint"][:16]}
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    runs = mlflow.search_runs(experiment_names=["complete_journey"], filter_string="tags.`urm.stage` = 'sft'")
+    assert runs["status"].tolist() == ["FINISHED"]
+    history = mlflow.MlflowClient().get_metric_history(runs.iloc[0].run_id, "loss")
+    assert {point.step for point in history} == {10, 20, 30}
+    assert len({(point.step, point.value) for point in history}) == 3
 
 
 def test_two_processes_of_torchrun_leave_one_result(config: RunConfig, run_dir, settings, tmp_path):

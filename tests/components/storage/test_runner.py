@@ -405,6 +405,51 @@ def test_a_failed_attempt_leaves_a_remote_store_clean(run: Run, memory: str) -> 
     run("ingest", Work(), f"{memory}/a")
 
 
+def test_an_attempt_that_another_one_replaced_ends_and_changes_nothing(run: Run, memory: str) -> None:
+    """A pod on a node that nobody reaches goes on beside its successor."""
+
+    def orphan(stage: StageRun) -> StageReport:
+        assert stage.is_current()
+        (stage.output / "items.txt").write_text("of the orphan")
+        with fsspec.open(f"{memory}/a/ingest/.attempt", "w") as note:
+            note.write("the successor")
+        assert not stage.is_current()
+        return StageReport(outputs={"items": "items.txt"})
+
+    with pytest.raises(UnavailableError, match=r"stage folder memory://.*: expected one attempt at a time, got ano"):
+        run("ingest", orphan, f"{memory}/a")
+    assert fsspec.filesystem("memory").find("/runs/a") == ["/runs/a/ingest/.attempt"]
+
+    # The orphan may write to its folder whenever it likes: the successor has another one.
+    result = run("ingest", Work("of the successor"), f"{memory}/a")
+    assert result.outputs["items"].startswith(f"{memory}/a/ingest/{result.fingerprint[:16]}-")
+    assert not fsspec.filesystem("memory").exists("/runs/a/ingest/.attempt")
+
+
+def test_checkpoints_in_a_store_outlive_a_failure_and_go_after_success(run: Run, memory: str) -> None:
+    store = fsspec.filesystem("memory")
+
+    def keep(stage: StageRun) -> None:
+        store.pipe_file(f"{stage.checkpoints.removeprefix('memory:/')}/checkpoint-3/budget.json", b"{}")
+
+    def fail(stage: StageRun) -> StageReport:
+        keep(stage)
+        raise DataError("log", expected="rows", got="none", remedy="check the source")
+
+    def work(stage: StageRun) -> StageReport:
+        assert stage.lasting == stage.checkpoints
+        assert store.exists(f"{stage.checkpoints.removeprefix('memory:/')}/checkpoint-3/budget.json")
+        return StageReport(metrics={"x": 1})
+
+    other = load_config(CONFIG, {"seed": 1})
+    for config in (None, other):
+        with pytest.raises(DataError):
+            run("ingest", fail, f"{memory}/a", **({"config": config} if config else {}))
+    assert len(store.find("/runs/a")) == 2
+    run("ingest", work, f"{memory}/a")
+    assert [path.rsplit("/", 1)[1] for path in store.find("/runs/a")] == ["result.json"]
+
+
 def test_file_uris_and_relative_paths_are_local(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work()
     monkeypatch.chdir(tmp_path)

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from components.urm.network.files import load_model, save_model
+from components.urm.training.checkpoints import Checkpoints
 from tests.worlds.backbone import TINY
 from tests.worlds.training import build_untrained, run_training, write_world
 from tests.worlds.urm import build_batch
@@ -54,7 +55,7 @@ def test_a_family_is_built_trained_saved_and_read_again(family, tmp_path, tokeni
     world = make_world(tmp_path / "world", backbone, tables, table_dir, config)
     new = build_untrained(world)
     start = {name: weight.clone() for name, weight in new.model.state_dict().items()}
-    model, summary = run_training(world, tmp_path / "scratch", lambda step, metrics: None)
+    model, summary = run_training(world, Checkpoints(tmp_path / "scratch"), lambda step, metrics: None)
     assert summary.steps == 2
     frozen = {name for name, weight in model.state_dict().items() if torch.equal(weight, start[name])}
     assert not {name for name in frozen if not name.startswith("fusion.absent")}, "weights that two steps left alone"

@@ -1,11 +1,19 @@
 """Resume, several processes, early stopping and what is logged, on a tiny world; no test depends on the clock."""
 
 import math
+import os
+import signal
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from structlog.testing import capture_logs
 
+from components.exceptions import StoppedError
+from components.urm.training.checkpoints import Checkpoints
+from components.urm.training.trainer import UrmTrainer
 from tests.worlds.training import build_untrained, launch, run_training, write_world
 
 FAR = 1e6  # seconds; a limit that no step reaches
@@ -59,23 +67,79 @@ def state(checkpoint):
 
 @pytest.mark.parametrize("fatal_step", [3, 5])
 def test_a_training_broken_off_and_resumed_has_the_weights_of_an_unbroken_one(world, tmp_path, fatal_step):
-    unbroken, whole = run_training(world, tmp_path / "unbroken", ignore)
+    unbroken, whole = run_training(world, Checkpoints(tmp_path / "unbroken"), ignore)
 
     def die(step, metrics):
         if step >= fatal_step:
             raise Killed
 
     with pytest.raises(Killed):
-        run_training(world, tmp_path / "broken", die)
+        run_training(world, Checkpoints(tmp_path / "broken"), die)
     left = sorted(path.name for path in (tmp_path / "broken").glob("checkpoint-*"))
     assert left[-1] == f"checkpoint-{fatal_step - 1}"
     seen = []
-    resumed, summary = run_training(world, tmp_path / "broken", lambda step, metrics: seen.append(step))
+    resumed, summary = run_training(world, Checkpoints(tmp_path / "broken"), lambda step, metrics: seen.append(step))
 
     assert min(seen) > fatal_step - 1  # it went on, and did not start again
     assert (summary.steps, summary.best_step, summary.best_recall) == (8, whole.best_step, whole.best_recall)
     assert_equal(resumed.state_dict(), unbroken.state_dict())
     assert_equal(state(tmp_path / "broken" / "checkpoint-8"), state(tmp_path / "unbroken" / "checkpoint-8"))
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+def test_a_training_goes_on_elsewhere_from_the_store_as_if_it_had_never_ended(world, tmp_path, end):
+    """Whether it is killed or gets SIGTERM between two evaluations and two points of the curves."""
+    curves = {"unbroken": {}, "broken": {}}
+
+    def note(name, step, metrics):
+        for metric in {"loss", "recall_loss", "text_loss", "grad_norm", "validation_recall"} & metrics.keys():
+            curves[name][metric, step] = metrics[metric]
+
+    unbroken, whole = run_training(world, Checkpoints(tmp_path / "unbroken"), partial(note, "unbroken"))
+
+    def die(step, metrics):
+        note("broken", step, metrics)
+        if end == "killed" and step == 6:
+            raise Killed
+        if end == "stopped" and "validation_recall" in metrics and step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    store = f"local://{tmp_path}/store"
+    minutes = 1e-9 if end == "killed" else math.inf  # after every step
+    first = Checkpoints(tmp_path / "first", store, minutes)
+    error, message = (Killed, None) if end == "killed" else (StoppedError, "got SIGTERM at step 5; run the stage again")
+    with pytest.raises(error, match=message):
+        run_training(world, first, die)
+    first.wait()
+    left = {path.name for path in (tmp_path / "store").iterdir()}
+    assert "checkpoint-5" in left
+    assert len(left) == 2  # the best and the newest
+    second = Checkpoints(tmp_path / "second", store)
+    resumed, summary = run_training(world, second, partial(note, "broken"))
+
+    assert (summary.steps, summary.best_step, summary.best_recall) == (8, whole.best_step, whole.best_recall)
+    assert_equal(resumed.state_dict(), unbroken.state_dict())
+    assert_equal(state(tmp_path / "second" / "checkpoint-8"), state(tmp_path / "unbroken" / "checkpoint-8"))
+    assert curves["broken"] == curves["unbroken"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_no_best_one_and_ends_nothing(world, tmp_path, monkeypatch):
+    """The disk is full at the first evaluation, and not at the others."""
+    save = UrmTrainer._save_optimizer_and_scheduler
+
+    def fill(self, folder):
+        save(self, folder)
+        if self.state.global_step == 2:
+            (Path(folder) / "more").symlink_to("/dev/full")
+            (Path(folder) / "more").write_text("x")
+
+    monkeypatch.setattr(UrmTrainer, "_save_optimizer_and_scheduler", fill)
+    with capture_logs() as logs:
+        _, summary = run_training(world, Checkpoints(tmp_path / "scratch"), ignore)
+    assert [entry["step"] for entry in logs if entry["log_level"] == "warning"] == [2]
+    assert summary.steps == 8
+    assert summary.best_step > 2
+    assert not (tmp_path / "scratch" / "checkpoint-2").exists()
 
 
 def test_the_weights_kept_are_those_of_the_best_evaluation(world, tmp_path):
@@ -85,7 +149,7 @@ def test_the_weights_kept_are_those_of_the_best_evaluation(world, tmp_path):
         if "validation_recall" in metrics:
             recalls[step] = metrics["validation_recall"]
 
-    model, summary = run_training(world, tmp_path / "scratch", note)
+    model, summary = run_training(world, Checkpoints(tmp_path / "scratch"), note)
     assert sorted(recalls) == [2, 4, 6, 8]
     assert summary.best_recall == max(recalls.values())
     assert summary.best_step == min(step for step, recall in recalls.items() if recall == summary.best_recall)
@@ -95,7 +159,7 @@ def test_the_weights_kept_are_those_of_the_best_evaluation(world, tmp_path):
 
 def test_two_processes_train_the_weights_of_one(world, tmp_path):
     # Three contexts a step: one for the first process, two for the second, so that their shares are unequal.
-    run_training(world, tmp_path / "one", ignore)
+    run_training(world, Checkpoints(tmp_path / "one"), ignore)
     outputs = launch("tests.worlds.training", [world, tmp_path / "two"])
     alone, together = (load_file(tmp_path / name / "checkpoint-8" / "model.safetensors") for name in ("one", "two"))
     start = build_untrained(world).model.state_dict()
@@ -112,9 +176,12 @@ def test_patience_ends_a_training_that_no_longer_improves(tmp_path, tables, tabl
     # Rates so small that no evaluation differs from the first, which therefore stays the best.
     still = {"learning_rate": 1e-12, "backbone_learning_rate": 1e-12, "max_steps": 40, "eval_steps": 2}
     world = make_world(tmp_path / "still", tables, table_dir, config, **still)
-    _, summary = run_training(world, tmp_path / "scratch", ignore, patience=3)
+    _, summary = run_training(world, Checkpoints(tmp_path / "scratch"), ignore, patience=3)
     assert (summary.best_step, summary.steps, summary.stopped_by) == (2, 8, "patience")
-    _, summary = run_training(world, tmp_path / "never", ignore)
+    often = Checkpoints(tmp_path / "often", minutes=1e-9)  # saves between evaluations are no evaluations
+    _, summary = run_training(world, often, ignore, patience=3)
+    assert (summary.best_step, summary.steps, summary.stopped_by) == (2, 8, "patience")
+    _, summary = run_training(world, Checkpoints(tmp_path / "never"), ignore)
     assert (summary.steps, summary.stopped_by) == (40, "steps")
 
 
@@ -124,7 +191,7 @@ def test_curves_show_speed_memory_gradients_and_both_rates(world, tmp_path, conf
     def note(step, metrics):
         logged.setdefault(step, {}).update(metrics)
 
-    run_training(world, tmp_path / "scratch", note)
+    run_training(world, Checkpoints(tmp_path / "scratch"), note)
     for step in (2, 4, 6, 8):
         assert {"loss", "recall_loss", "text_loss", "grad_norm", "validation_recall"} <= logged[step].keys()
         assert all(math.isfinite(value) for value in logged[step].values())
