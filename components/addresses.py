@@ -3,19 +3,24 @@
 Nothing but `open_store` knows which; JSON files are replaced whole, and remote inputs are copied to a cache once.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
+
+_ABANDONED_SECONDS = 86_400  # the age of a temporary file or folder whose writer is taken for dead
+_WAIT_SECONDS = 900.0  # for another process that fetches the same
 
 
 def is_local(uri: str) -> bool:
@@ -98,6 +103,9 @@ def write_json(uri: str, content: Any) -> None:
 def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
     """Local path of a file or folder; a remote one is copied to the cache once.
 
+    The copy appears by one rename, so that processes and pods may share the cache without a lock. Those of one machine
+    wait for each other, so that the ranks of a training do not all fetch the same at once.
+
     Args:
         uri: A path of this machine is left where it is.
         cache: Local folder of the copies.
@@ -118,7 +126,10 @@ def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
         return Path(uri.removeprefix("file://"))
     filesystem, path = open_store(uri)
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
+    remove_abandoned(cache)
+    with _in_turn(cache / f".turn-{target.name}"), tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache) as temporary:
+        if target.exists():
+            return target
         landing = Path(temporary) / "content"
         with _store_errors(uri):
             if only:
@@ -135,6 +146,32 @@ def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
             if not target.exists():  # else another process fetched the same meanwhile
                 raise
     return target
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left in a folder, files and folders that are named `.tmp-…`."""
+    for path in folder.glob(".tmp-*"):
+        with suppress(OSError):  # another may have removed it
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _in_turn(path: Path) -> Iterator[None]:
+    """Wait for the processes that came first, where the disk knows locks; it saves work, and nothing relies on it."""
+    with path.open("a") as stream:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        with suppress(OSError):  # a network disk may know no locks
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def link_file(source: Path, target: Path) -> None:

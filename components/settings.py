@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path(".urm"), description="State of the local services and runs.")
     runs_uri: str = Field(default="", description="Root of the run directories; empty: <home>/runs.")
     cache_dir: str = Field(default="", description="Caches keyed by content (converted backbone, text vectors).")
+    cache_uri: str = Field(
+        default="",
+        description="Shared copy of these caches, a folder or an object store; empty: none.",
+    )
     configs_dir: Path = Field(default=Path("configs"), description="Folder of the YAML configurations.")
     feature_repo_dir: Path = Field(default=Path("feature_repo"), description="Folder of the Feast definitions.")
     feature_environment: Literal["embedded", "production"] = "embedded"

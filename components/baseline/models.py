@@ -18,6 +18,7 @@ from components.baseline.sasrec import SasRecScorer, train_sasrec
 from components.baseline.target_attention import TargetAttentionScorer, build_network
 from components.baseline.text import Bm25, TextFeatures, TextRetriever, read_text_features
 from components.baseline.training import TrainingSummary, train
+from components.caches import CachePlace
 from components.config import RunConfig
 from components.items.cooccurrence import count_pairs, read_baskets, shrunken_cosine
 
@@ -49,11 +50,11 @@ class Fitter:
     # called with a model's name, the step and its metrics while one is trained
     curve: Callable[[str, int, dict[str, float]], None]
 
-    def fit(self, popularity: Popularity, events: Path, item_table: Path, vectors: Path) -> Iterator[FittedModel]:
+    def fit(self, popularity: Popularity, events: Path, item_table: Path, vectors: CachePlace) -> Iterator[FittedModel]:
         """Fit them in the order of the predictions; `popularity` is fitted already, since others start from its counts.
 
         `events` and `item_table` are the folders of the validated events and of the item table; text vectors of queries
-        are cached in the folder `vectors`.
+        are cached in `vectors`.
         """
         wanted = self.config.baseline.models
         yield FittedModel("popularity", popularity)
@@ -98,7 +99,7 @@ class Fitter:
         self.report(f"{name} chosen", **trials[0])
         return FittedModel(name, scorer, trials)
 
-    def _read_text(self, item_table: Path, vectors: Path) -> TextFeatures:
+    def _read_text(self, item_table: Path, vectors: CachePlace) -> TextFeatures:
         def report(done: int, total: int) -> None:
             self.report("encoding the queries", done=done, total=total)
 

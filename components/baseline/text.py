@@ -14,6 +14,7 @@ from torch import Tensor
 
 from components.baseline.data import Dataset, Floats, Ints, gather, split_words
 from components.baseline.rules import history_weights
+from components.caches import CachePlace
 from components.config import ItemsConfig
 from components.items.table import ItemTable
 from components.items.text import Progress, TextEncoder, encode_texts
@@ -29,9 +30,9 @@ class TextFeatures:
 
 
 def read_text_features(
-    data: Dataset, item_table: Path, config: ItemsConfig, cache_folder: Path, progress: Progress | None = None
+    data: Dataset, item_table: Path, config: ItemsConfig, cached: CachePlace, progress: Progress | None = None
 ) -> TextFeatures:
-    """Item vectors of the encode stage, and query vectors by the same encoder, cached between runs in `cache_folder`.
+    """Item vectors of the encode stage, and query vectors by the same encoder, cached between runs in `cached`.
 
     `progress` is called with (queries done, queries in all) now and then.
     """
@@ -39,7 +40,7 @@ def read_text_features(
     if not data.examples.queries:
         return TextFeatures(items, present, np.zeros((0, items.shape[1]), dtype=np.float32))
     encoder = TextEncoder(config.text_encoder, torch.device("cpu"), config.batch_size)
-    vectors = encode_texts(data.examples.queries, encoder, cache_folder, progress).vectors
+    vectors = encode_texts(data.examples.queries, encoder, cached, progress).vectors
     return TextFeatures(items, present, vectors.astype(np.float32))
 
 

@@ -1,32 +1,41 @@
-"""A cache of content vectors on disk, keyed by what was encoded: one SQLite file per encoder.
+"""A cache of content vectors, keyed by what was encoded: immutable files of one part of vectors each, per encoder.
 
-SQLite gives what the cache must promise: a store is a transaction, so that a killed process loses nothing stored
-before; processes may share it; damage is found. A checksum per row finds flipped bits that SQLite itself does not.
+A part is stored whole or not at all, so that a killed process loses nothing stored before; processes and pods may
+share the folder, on a network disk too, since nothing in it is ever changed and nobody takes a lock. A part's name is
+the SHA-256 of its content, which is checked when it is first read. See `components.caches` for the shared place.
 """
 
 import hashlib
-import sqlite3
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import structlog
+from safetensors.numpy import load_file, save
 
-from components.exceptions import ConfigError, UnavailableError
+from components.caches import CachePlace, SharedCache, folder_errors, is_sound, name_entry, write_whole
 
 log = structlog.get_logger()
 
-_STORED = np.dtype("<f2")
-_KEYS_PER_QUERY = 500  # below SQLite's limit on bound variables
-_LOCK_SECONDS = 60.0
+Part = TypeVar("Part")
+
+_SUFFIX = ".safetensors"
+_DIGEST_BYTES = 32
+_PULLS_AT_ONCE = 8  # a pull waits for the store, not for a core
 
 
 def digest(content: bytes) -> bytes:
     """Key of a content: its SHA-256."""
     return hashlib.sha256(content).digest()
+
+
+def in_any_order(parts: Sequence[Part]) -> list[Part]:
+    """The parts shuffled: processes that encode the same at once begin elsewhere and find what the others stored."""
+    return [parts[number] for number in np.random.default_rng().permutation(len(parts))]
 
 
 class VectorCache:
@@ -35,95 +44,101 @@ class VectorCache:
     `encoder` is a name for people, e.g. "text"; `identity` is a hex digest of all that decides the encoder's vectors.
 
     Raises:
-        ConfigError: The file cannot be written.
-        UnavailableError: Another process keeps it locked, or the disk is full (raised by `get` and `put` too).
+        ConfigError: The folder cannot be written.
+        UnavailableError: The disk is full (raised by `get` and `put` too).
     """
 
-    def __init__(self, folder: Path, encoder: str, identity: str, dimension: int) -> None:
-        self.path = folder / f"{encoder}-{identity[:16]}.sqlite"
+    def __init__(self, place: CachePlace, encoder: str, identity: str, dimension: int) -> None:
+        place = place / f"{encoder}-{identity[:16]}"
+        self.folder = place.folder
         self.dimension = dimension
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unusable(error) from error
-        self._open_or_rebuild()
+        self._shared = SharedCache(place.shared)
+        self._parts: list[Path] = []
+        self._seen: set[str] = set()
+        self._refused: set[str] = set()  # damaged parts of the shared place
+        # Of every stored vector: the first 8 bytes of its digest, sorted, and its part and row in it.
+        self._heads = np.zeros(0, dtype=np.uint64)
+        self._places = np.zeros((0, 2), dtype=np.int64)
+        with folder_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, digests: Sequence[bytes]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
-        """Stored vectors float16 [m, d], zero where nothing (or nothing sound) is stored, and found bool [m]."""
-        vectors = np.zeros((len(digests), self.dimension), dtype=np.float16)
-        found = np.zeros(len(digests), dtype=bool)
-        positions: dict[bytes, list[int]] = {}
-        for position, key in enumerate(digests):
-            positions.setdefault(key, []).append(position)
-        keys = list(positions)
-        with self._connect() as connection:
-            for start in range(0, len(keys), _KEYS_PER_QUERY):
-                part = keys[start : start + _KEYS_PER_QUERY]
-                marks = ",".join("?" * len(part))
-                rows = connection.execute(
-                    f"SELECT digest, vector, checksum FROM vectors WHERE digest IN ({marks})",  # noqa: S608 - only "?"
-                    part,
-                )
-                for key, vector, checksum in rows:
-                    if _checksum(key, vector) == checksum and len(vector) == self.dimension * _STORED.itemsize:
-                        vectors[positions[key]] = np.frombuffer(vector, dtype=_STORED)
-                        found[positions[key]] = True
+        """Stored vectors float16 [m, d], zero where nothing (or nothing sound) is stored, and found bool [m].
+
+        What other processes stored meanwhile is found too. An empty digest is never found.
+        """
+        wanted = np.frombuffer(b"".join(key or bytes(_DIGEST_BYTES) for key in digests), dtype=np.uint8)
+        wanted = wanted.reshape(-1, _DIGEST_BYTES)
+        with folder_errors(self.folder):
+            self._read_new()
+            vectors, found = self._look_up(wanted)
+            if not found.all() and self._pull_new():
+                self._read_new()
+                vectors, found = self._look_up(wanted)
         return vectors, found
 
     def put(self, digests: Sequence[bytes], vectors: npt.NDArray[np.float16]) -> None:
-        """Store vectors [m, d], all of them or none; replaces what was there."""
-        blobs = [row.tobytes() for row in np.ascontiguousarray(vectors, dtype=_STORED)]
-        rows = [(key, blob, _checksum(key, blob)) for key, blob in zip(digests, blobs, strict=True)]
-        with self._connect() as connection, connection:
-            connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
+        """Store vectors [m, d], all of them or none."""
+        keys = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, _DIGEST_BYTES)
+        part: dict[str, npt.NDArray[Any]] = {
+            "digests": keys,
+            "vectors": np.ascontiguousarray(vectors, dtype=np.float16),
+        }
+        with folder_errors(self.folder), write_whole(self.folder / "part") as temporary:
+            temporary.write_bytes(save(part))
+            name = name_entry(temporary, "", _SUFFIX)
+            temporary.rename(self.folder / name)
+        self._shared.push(self.folder / name, name)
 
-    @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self.path, timeout=_LOCK_SECONDS)) as connection:
-                yield connection
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR")):
-                raise UnavailableError(
-                    f"vector cache {self.path}",
-                    expected="a store within a minute",
-                    got=error,
-                    remedy="free the disk or wait for the other process",
-                ) from error
-            raise self._unusable(error) from error
+    def _pull_new(self) -> bool:
+        """Copy the parts of the shared place that this machine lacks; whether there were any."""
+        present = {path.name for path in self.folder.glob(f"*{_SUFFIX}")} | self._refused
+        missing = [name for name in self._shared.names() if name not in present]
+        with ThreadPoolExecutor(_PULLS_AT_ONCE) as pool:
+            pulled = list(pool.map(lambda name: self._shared.pull(name, self.folder / name), missing))
+        self._refused |= {name for name, sound in zip(missing, pulled, strict=True) if not sound}
+        return any(pulled)
 
-    def _unusable(self, error: Exception) -> ConfigError:
-        return ConfigError(
-            f"vector cache {self.path}",
-            expected="a file that can be written",
-            got=error,
-            remedy="set URM_CACHE_DIR to a folder of yours",
-        )
+    def _read_new(self) -> None:
+        """Enter into the index the digests of parts that are not in it; a damaged part is removed."""
+        heads, places = [self._heads], [self._places]
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            if path.name in self._seen:
+                continue
+            with suppress(FileNotFoundError):  # another process found it damaged
+                if is_sound(path, path.name):
+                    keys = load_file(path)["digests"]
+                    heads.append(_heads(keys))
+                    places.append(np.stack([np.full(len(keys), len(self._parts)), np.arange(len(keys))], axis=1))
+                    self._parts.append(path)
+                    self._seen.add(path.name)
+                else:
+                    log.warning("part of the vector cache is damaged, not used", path=str(path))
+                    path.unlink()
+        if len(heads) > 1:
+            joined = np.concatenate(heads)
+            order = np.argsort(joined, kind="stable")
+            self._heads, self._places = joined[order], np.concatenate(places)[order]
 
-    def _open_or_rebuild(self) -> None:
-        try:
-            self._create()
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorname not in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
-                raise
-            log.warning("vector cache is damaged, starting it anew", path=str(self.path), error=str(error))
-            self.path.unlink()
-            self.path.with_name(self.path.name + "-journal").unlink(missing_ok=True)
-            self._create()
-
-    def _create(self) -> None:
-        with self._connect() as connection:
-            (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if state != "ok":
-                damage = sqlite3.DatabaseError(state)
-                damage.sqlite_errorname = "SQLITE_CORRUPT"
-                raise damage
-            with connection:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS vectors"
-                    " (digest BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID"
-                )
+    def _look_up(self, wanted: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
+        """Vectors and found, as `get`, of digests uint8 [m, 32]."""
+        vectors = np.zeros((len(wanted), self.dimension), dtype=np.float16)
+        found = np.zeros(len(wanted), dtype=bool)
+        if not len(self._heads):
+            return vectors, found
+        heads = _heads(wanted)
+        places = np.minimum(np.searchsorted(self._heads, heads), len(self._heads) - 1)
+        asked = np.flatnonzero(self._heads[places] == heads)
+        parts, rows = self._places[places[asked]].T
+        for number in np.unique(parts):
+            here = parts == number
+            with suppress(FileNotFoundError):  # somebody cleared the cache
+                part = load_file(self._parts[number])
+                found[asked[here]] = (part["digests"][rows[here]] == wanted[asked[here]]).all(axis=1)
+                vectors[asked[here]] = part["vectors"][rows[here]]
+        vectors[~found] = 0
+        return vectors, found
 
 
-def _checksum(key: bytes, vector: bytes) -> int:
-    return zlib.crc32(vector, zlib.crc32(key))
+def _heads(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(keys[:, :8]).view(np.uint64).ravel()

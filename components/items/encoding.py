@@ -11,6 +11,7 @@ import pyarrow as pa
 import structlog
 import torch
 
+from components.caches import CachePlace
 from components.config import ItemsConfig, RunConfig
 from components.items.content import Modalities, describe_items, make_codes, words_of
 from components.items.id_vectors import learn_id_vectors
@@ -35,7 +36,9 @@ class Content:
     metrics: dict[str, float]
 
 
-def encode_content(items: pa.Table, config: ItemsConfig, device: torch.device, cache: Path, report: Report) -> Content:
+def encode_content(
+    items: pa.Table, config: ItemsConfig, device: torch.device, cache: CachePlace, report: Report
+) -> Content:
     """Encode texts and, where the configuration has an encoder for them, images; compute the codes.
 
     Raises:
@@ -97,7 +100,7 @@ def write_tables(
 
 
 def _encode_texts(
-    items: pa.Table, config: ItemsConfig, device: torch.device, cache: Path, report: Report
+    items: pa.Table, config: ItemsConfig, device: torch.device, cache: CachePlace, report: Report
 ) -> TextVectors:
     titles, categories = items.column("title").to_pylist(), items.column("category").to_pylist()
     texts = [item_text(title, category) for title, category in zip(titles, categories, strict=True)]
@@ -111,7 +114,7 @@ def _encode_texts(
     return encode_texts(texts, encoder, cache, report_texts)
 
 
-def _encode_images(items: pa.Table, encoder: ImageEncoder, cache: Path, report: Report) -> ImageVectors:
+def _encode_images(items: pa.Table, encoder: ImageEncoder, cache: CachePlace, report: Report) -> ImageVectors:
     def report_images(done: int, total: int) -> None:
         report("encoding images", done=done, total=total)
 

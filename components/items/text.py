@@ -13,8 +13,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
+from components.caches import CachePlace
 from components.exceptions import ConfigError
-from components.items.cache import VectorCache, digest
+from components.items.cache import VectorCache, digest, in_any_order
 
 _TEXTS_PER_STORE = 2048  # what a killed run may lose
 
@@ -82,7 +83,7 @@ class TextEncoder:
 
 
 def encode_texts(
-    texts: Sequence[str], encoder: TextEncoder, cache_folder: Path, progress: Progress | None = None
+    texts: Sequence[str], encoder: TextEncoder, place: CachePlace, progress: Progress | None = None
 ) -> TextVectors:
     """Encode each distinct text once, or take it from the cache; empty texts get no vector.
 
@@ -90,24 +91,28 @@ def encode_texts(
     """
     # Longest first: a batch holds texts of one length, so that next to nothing is padding.
     distinct = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
-    cache = VectorCache(cache_folder, "text", encoder.identity, encoder.dimension)
+    cache = VectorCache(place, "text", encoder.identity, encoder.dimension)
     digests = [digest(text.encode()) for text in distinct]
     vectors, found = cache.get(digests)
     missing = np.flatnonzero(~found)
+    num_done = num_encoded = 0
     clock = time.monotonic()
-    for start in range(0, len(missing), _TEXTS_PER_STORE):
-        part = missing[start : start + _TEXTS_PER_STORE]
-        vectors[part] = encoder.encode([distinct[index] for index in part])
-        cache.put([digests[index] for index in part], vectors[part])
-        if progress is not None:
-            progress(start + len(part), len(missing))
+    for part in in_any_order(np.split(missing, range(_TEXTS_PER_STORE, len(missing), _TEXTS_PER_STORE))):
+        vectors[part], found[part] = cache.get([digests[index] for index in part])
+        fresh = part[~found[part]]
+        if len(fresh):
+            vectors[fresh] = encoder.encode([distinct[index] for index in fresh])
+            cache.put([digests[index] for index in fresh], vectors[fresh])
+        num_done, num_encoded = num_done + len(part), num_encoded + len(fresh)
+        if progress is not None and len(part):
+            progress(num_done, len(missing))
     seconds = time.monotonic() - clock
 
     position = {text: index for index, text in enumerate(distinct)}
     rows = np.array([position.get(text, -1) for text in texts], dtype=np.int64)
     result = np.zeros((len(texts), encoder.dimension), dtype=np.float16)
     result[rows >= 0] = vectors[rows[rows >= 0]]
-    return TextVectors(result, rows >= 0, len(distinct), int(found.sum()), seconds)
+    return TextVectors(result, rows >= 0, len(distinct), len(distinct) - num_encoded, seconds)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

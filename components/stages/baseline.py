@@ -15,6 +15,7 @@ from components.baseline.data import load_dataset
 from components.baseline.files import write_popularity, write_predictions
 from components.baseline.models import FittedModel, Fitter, validate_models
 from components.baseline.rules import Popularity
+from components.caches import CachePlace
 from components.config import SPLITS, RunConfig
 from components.device import set_threads
 from components.storage import StageReport, StageRun
@@ -63,7 +64,8 @@ def run(stage: StageRun) -> StageReport:
         log_examples(inputs.examples, config.name, *SPLITS)
         popularity, models = Popularity(data), []
         fitter = Fitter(data, config, stage.output, stage.report_progress, log_curve)
-        for model in fitter.fit(popularity, inputs.events, inputs.item_table, stage.settings.cache_path / "vectors"):
+        vectors = CachePlace.of(stage.settings) / "vectors"
+        for model in fitter.fit(popularity, inputs.events, inputs.item_table, vectors):
             _log_model(model)
             models.append(model)
         recalls = validate_models(models, data, k)

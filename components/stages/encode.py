@@ -6,6 +6,7 @@ history are made of such items, and an item without events can be neither. Rows 
 
 import torch
 
+from components.caches import CachePlace
 from components.device import prepare_device
 from components.engines.duckdb import open_engine
 from components.items.content import read_items
@@ -32,7 +33,7 @@ def run(stage: StageRun) -> StageReport:
     with open_engine(stage.scratch / "duckdb", stage.settings) as engine:
         items, num_untouched = read_items(engine, events, items_file)
         stage.report_progress("items read", items=len(items))
-        cache = stage.settings.cache_path / "vectors"
+        cache = CachePlace.of(stage.settings) / "vectors"
         content = encode_content(items, config.items, device, cache, stage.report_progress)
         num_with_id = write_tables(
             items, content.modalities, events, engine, config, stage.output, stage.report_progress

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from components.caches import CachePlace
 from components.config import RunConfig
 from components.device import prepare_device
 from components.items.table import ItemTable, add_modalities
@@ -63,7 +64,7 @@ def run(stage: StageRun) -> StageReport:
     table = add_modalities(inputs.item_table, stage.output / "item_table", [], {})
     stage.report_progress("building the model", train_contexts=len(inputs.training))
     tables = (table, inputs.past_table, inputs.catalogue)
-    cache = stage.settings.cache_path
+    cache = CachePlace.of(stage.settings)
     session = prepare(config, *tables, inputs.training, inputs.validation, cache=cache, device=device)
 
     def report(step: int, metrics: dict[str, float]) -> None:

@@ -16,7 +16,10 @@ from components.storage.contract import StageResult
 
 ROOT = Path(package_file).parent.parent
 # Modules that carry a stage's work and do not decide its result.
-CARRIERS = ("storage", "tracking", "config", "flow", "addresses", "settings", "exceptions", "memory", "redis_client")
+CARRIERS = (
+    *("storage", "tracking", "config", "flow", "addresses", "caches", "settings", "exceptions", "memory"),
+    "redis_client",
+)
 # Code beside the package that a module runs without importing it.
 DEFINITIONS = {"components.features.feast": "feature_repo"}
 

@@ -1,5 +1,7 @@
 """Files by their address."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,26 @@ def test_of_a_remote_folder_only_the_files_asked_for_are_fetched(tmp_path: Path)
     assert sorted(path.name for path in part.iterdir()) == ["a.json", "b.json"]
     assert sorted(path.name for path in whole.iterdir()) == ["a.json", "b.json", "c.json"]
     assert fetch(str(whole), tmp_path / "cache", ("a.json",)) == whole
+
+
+def test_processes_that_need_the_same_fetch_it_once(tmp_path: Path) -> None:
+    content = b"x" * 1000
+    uri = f"memory://{tmp_path.name}/file"
+    MemoryFileSystem().pipe_file(uri, content)
+    fetches = []
+    get_file = MemoryFileSystem.get_file
+
+    def slow(self: MemoryFileSystem, source: str, target: str, **options: object) -> None:
+        fetches.append(source)
+        time.sleep(0.5)
+        get_file(self, source, target, **options)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        patch.setattr(MemoryFileSystem, "get_file", slow)
+        found = list(pool.map(lambda _: fetch(uri, tmp_path / "cache"), range(4)))
+    assert {path.read_bytes() for path in found} == {content}
+    assert len(fetches) == 1
+    assert list((tmp_path / "cache").iterdir()) == found[:1]
 
 
 @pytest.mark.parametrize("method", ["exists", "get_file"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from components.baseline.data import Dataset, load_dataset
+from components.caches import CachePlace
 from components.config import RunConfig, load_config
 from components.items.table import POPULARITY, write_item_table
 from components.items.text import TextEncoder, encode_texts
@@ -88,7 +89,7 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     write(folder / "examples.parquet", EXAMPLES, examples)
     titles = [" ".join(_item(row)["category"]) for row in products.to_dict("records")]
     encoder = TextEncoder(config.items.text_encoder, torch.device("cpu"), batch_size=64)
-    texts = encode_texts(titles, encoder, folder / "vectors")
+    texts = encode_texts(titles, encoder, CachePlace(folder / "vectors"))
     baskets = counts.reindex(products["product_id"], fill_value=0).to_numpy()
     popularity = np.log1p(np.stack([baskets, baskets // 8], axis=1))  # the second as if of the newest weeks
     write_item_table(

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from components.caches import CachePlace
 from components.config import RunConfig, load_config
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.schemas.events import ITEMS
@@ -118,7 +119,7 @@ def _write_model(files: Path, config: RunConfig) -> None:
     modalities = {"id": (vectors, present), "text": (vectors[:, :6], present), POPULARITY: (vectors[:, :1], present)}
     write_item_table(files / "item_table", IDS, modalities)
     torch.manual_seed(1)
-    new = build_model(config.urm, ItemTable.open(files / "item_table"), ["purchase"], files)
+    new = build_model(config.urm, ItemTable.open(files / "item_table"), ["purchase"], CachePlace(files))
     torch.nn.init.normal_(new.model.user_head.project.weight)  # untrained, it is zero: the model would not hear a word
     save_model(files / "model", new.model.eval(), new.builder.writer, new.description)
     write_candidates(files / "candidates", UrmRecaller(new.model, new.builder, new.description.config.combine), IDS)

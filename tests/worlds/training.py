@@ -10,6 +10,7 @@ from subprocess import PIPE
 import pyarrow.parquet as pq
 import torch
 
+from components.caches import CachePlace
 from components.config import RunConfig
 from components.items.table import ItemTable
 from components.urm.data.examples import read_examples
@@ -37,7 +38,7 @@ def build_untrained(folder: Path) -> NewModel:
     """The model of a world before its first step, the same at every call."""
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     torch.manual_seed(1)
-    return build_model(config.urm, ItemTable.open(folder / "item_table"), ["purchase"], folder)
+    return build_model(config.urm, ItemTable.open(folder / "item_table"), ["purchase"], CachePlace(folder))
 
 
 def run_training(

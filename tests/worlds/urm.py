@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from components.caches import CachePlace
 from components.config import RunConfig, load_config
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.schemas.examples import CONTEXTS, EXAMPLES
@@ -104,7 +105,7 @@ def config(backbone_dir: Path) -> RunConfig:
 def new_model(config: RunConfig, table_dir: Path, tables: SimpleNamespace, tmp_path: Path) -> NewModel:
     """A model before training."""
     torch.manual_seed(1)
-    new = build_model(config.urm, ItemTable.open(table_dir), ["purchase"], tmp_path)
+    new = build_model(config.urm, ItemTable.open(table_dir), ["purchase"], CachePlace(tmp_path))
     new.model.eval()
     return new
 

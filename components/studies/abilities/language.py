@@ -17,6 +17,7 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig
 
+from components.caches import CachePlace
 from components.config import RunConfig, load_document
 from components.device import set_threads
 from components.settings import Settings
@@ -60,7 +61,7 @@ def run(stage: StageRun) -> StageReport:
         recaller = load_recaller(lambda output: stage.path("sft", output), stage.settings)
         metrics: dict[str, Any] = {"passages": len(passages), "questions": len(questions), "chance": chance(questions)}
         models = {"after": LanguageModel(recaller.model.backbone, recaller.builder.writer.tokenizer)}
-        models |= _untrained(stage.config, stage.settings.cache_path)
+        models |= _untrained(stage.config, CachePlace.of(stage.settings))
         for name, model in models.items():
             stage.report_progress(f"plain English, {name} SFT" if name != "full_depth" else "plain English, full depth")
             metrics[name] = _measure_language(model, passages, questions)
@@ -87,7 +88,7 @@ def table(metrics: dict[str, Any]) -> Table:
     return shown
 
 
-def _untrained(config: RunConfig, cache: Path) -> dict[str, LanguageModel]:
+def _untrained(config: RunConfig, cache: CachePlace) -> dict[str, LanguageModel]:
     """The backbone before training, and at its full depth."""
     urm = config.urm
     torch.manual_seed(config.seed)

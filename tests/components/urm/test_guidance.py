@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from components.caches import CachePlace
 from components.exceptions import DataError
 from components.items.codes import lexical_vectors, list_words, query_vector
 from components.items.table import POPULARITY, ItemTable, write_item_table
@@ -33,7 +34,7 @@ def make_recaller(config, tables, folder, words):
     }
     write_item_table(folder, tables.item_ids, modalities, words)
     torch.manual_seed(1)
-    new = build_model(config.urm, ItemTable.open(folder), ["purchase"], folder)
+    new = build_model(config.urm, ItemTable.open(folder), ["purchase"], CachePlace(folder))
     torch.nn.init.normal_(new.model.user_head.project.weight, std=0.01)  # untrained, it is zero: deaf to the prompt
     recaller = UrmRecaller(new.model.eval(), new.builder, "max")
     recaller.index = ExactIndex(tables.item_ids, recaller.encode_items(tables.item_ids))
