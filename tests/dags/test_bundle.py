@@ -40,3 +40,20 @@ def test_a_clone_is_a_bundle(tmp_path: Path, subdir: str) -> None:
     files = sorted(str(path) for path in (clone / "dags").glob("*.py") if path.stem != "__init__")
     read_from = {"helpers": str(clone / "dags" / "common" / "tasks.py"), "template": True}
     assert read == {"dags": [Path(file).stem for file in files], "errors": {}, "files": files} | read_from
+
+
+# What the triggerer does with the name of a trigger's class. Airflow adds no bundle to its path.
+IMPORT_TRIGGER = """
+import sys
+from airflow.jobs.triggerer_job_runner import TriggerRunner
+print(TriggerRunner.get_trigger_by_classpath(type("", (), {"trigger_cache": {}})(), sys.argv[1]).__name__)
+"""
+
+
+@pytest.mark.parametrize(("path", "found"), [(str(REPOSITORY), True), (str(REPOSITORY / "dags"), False), ("", False)])
+def test_the_triggerer_finds_the_trigger_on_its_python_path_only(tmp_path: Path, path: str, found: bool) -> None:
+    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path), "PYTHONPATH": path}
+    name = "dags.trainjob.trigger.TrainJobTrigger"
+    process = run_python("-W", "ignore", "-P", "-c", IMPORT_TRIGGER, name, cwd=tmp_path, env=environment)
+    assert (process.returncode == 0) is found
+    assert ("TrainJobTrigger" if found else "No module named") in process.stdout + process.stderr

@@ -1,0 +1,1 @@
+from tests.worlds.trainer import trainer  # noqa: F401  # fixture
