@@ -34,6 +34,7 @@ COVERS = {
     "components/recall/telemetry/test_otel.py": "setup tracing",
     "components/recall/worker/test_adhoc.py": "components.recall.state.adhoc",
     "components/recall/worker/test_switch.py": "source",
+    "components/recall/worker/test_backfill.py": "components.features.users components.recall.state.backfill",
     "components/recall/worker/test_hostile_entries.py": "components.recall.state.events",
     "components/stages/test_baseline.py": "components.baseline.files components.baseline.models",
     "components/stages/test_encode.py": "components.items.content components.items.encoding",

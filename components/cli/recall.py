@@ -121,6 +121,36 @@ def serve(
 
 
 @app.command(rich_help_panel="Operate")
+def backfill(
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+    shard: Annotated[int, typer.Option(min=0, help="Which part of the users, from 0.")] = 0,
+    shards: Annotated[int, typer.Option(min=1, help="Parts, each for a process; a user's is given by a hash.")] = 1,
+    rate: Annotated[float, typer.Option(min=0, help="Most users to compute per second; 0: no limit.")] = 0,
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics; 0: none.")] = 0,
+    host: HostOption = _LOOPBACK,
+    show: Annotated[bool, typer.Option("--show", help="Print how far it is, and compute nothing.")] = False,
+) -> None:
+    """Give every user known from training results of the serving release; live events come first.
+
+    A user who has them already is left as he is. A shard that was stopped goes on where it was, one that had finished
+    starts over.
+    """
+    from components.recall.operate.show import describe_backfill
+    from components.recall.process.launch import run_backfill
+
+    run_config, settings = read_config(config, set_), get_settings()
+    if shard >= shards:
+        raise ConfigError("option --shard", expected=f"a number below {shards}", got=shard, remedy="correct it")
+    if show:
+        with redis_errors(settings.redis_url):
+            Console().print(describe_backfill(open_redis(settings.redis_url)))
+        return
+    log_as_json()
+    run_backfill(settings, run_config, shard, shards, rate, host, metrics_port)
+
+
+@app.command(rich_help_panel="Operate")
 def events(
     file: Annotated[Path, typer.Argument(help="Parquet, CSV or JSONL with the fields of an event.")],
     config: ConfigOption = DEFAULT_CONFIG,

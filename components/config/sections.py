@@ -216,6 +216,9 @@ class RecallConfig(Model):
     )
     ad_hoc_queue: int = Field(default=32, gt=0, description="Ad-hoc requests that may wait; more are refused.")
     ad_hoc_deadline_seconds: float = Field(default=5, gt=0, le=60, description="Longest wait for an ad-hoc answer.")
+    backfill_pause_seconds: float = Field(
+        default=1, gt=0, description="A back-fill waits while an event has been unfinished for longer."
+    )
     requests_per_minute: int = Field(
         default=0, ge=0, description="Requests and events of one token, or one address without tokens; 0: no limit."
     )

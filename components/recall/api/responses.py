@@ -52,7 +52,7 @@ class RecallAnswer(BaseModel):
         description="`model`: computed for this user. `fallback`: no result yet, these items are popular for the task."
     )
     release: str = Field(description="The release that computed the items, or whose fallback it is.")
-    event_id: str | None = Field(description="The user's newest event that the result knows; null for a fallback.")
+    event_id: str | None = Field(description="The user's newest live event that the result knows; null for none.")
     event_ts: datetime | None = Field(description="When that event happened.")
     computed_at: datetime | None = Field(description="When the result was computed.")
     query: str | None = Field(description="The words that the result answers, for tasks that need them.")

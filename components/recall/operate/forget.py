@@ -1,6 +1,7 @@
 """Erasure: everything that Redis holds of a user.
 
-What lies elsewhere is not touched: the source data, the feature store, and releases trained on them.
+What lies elsewhere is not touched: the source data, the feature store, and releases trained on them. A digest of the
+user's id stays, so that no back-fill computes results from that feature store again before the user's next event.
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ import redis
 
 from components.exceptions import DataError
 from components.recall.operate.deadletters import read_pages
+from components.recall.state.backfill import note_erasure
 from components.recall.state.events import decode_event
 from components.recall.state.scripts import (
     CONTROL,
@@ -35,6 +37,7 @@ def forget_user(client: redis.Redis, user_id: str) -> Counter[str]:
     """
     kinds = ("waiting events", "dead letters", "histories", "marks of events", "results")
     deleted = Counter(dict.fromkeys(kinds, 0))
+    note_erasure(client, user_id)
     for stream, what in zip((STREAM, DEAD_STREAM), kinds, strict=False):
         for page in read_pages(client, stream):
             ids = [entry_id for entry_id, fields in page if _user(fields) == user_id]

@@ -1,4 +1,6 @@
-"""One user's recall as a table: the stored one for `urm recall show`, a fresh one for `urm recall ask`."""
+"""Tables for a person: one user's recall, stored (`urm recall show`) or fresh (`ask`), and how far a back-fill is."""
+
+from datetime import UTC, datetime
 
 import redis
 from rich.table import Table
@@ -8,10 +10,11 @@ from components.exceptions import ConfigError, DataError, UnavailableError
 from components.recall.operate.terminal import show
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.adhoc import AdHocRequest, request_and_wait
+from components.recall.state.backfill import read_progress
 from components.recall.state.events import Event
 from components.recall.state.store import UserStore
 from components.redis_client import open_redis
-from components.release.publication import SERVING, read_publication
+from components.release.publication import SERVING, Publication, read_publication
 from components.settings import Settings
 
 
@@ -43,16 +46,17 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
         )
     events = [_say(event, catalogue) for event in reversed(store.recent([user_id])[user_id].events)]
     at = result.computed_at.isoformat(timespec="seconds")
+    event = f"event {result.event_id}" if result.event_id else "no live event"
     table = Table(
-        title=show(f"User {user_id}, {task}: release {result.release}, event {result.event_id}, computed {at}"),
+        title=show(f"User {user_id}, {task}: release {result.release}, {event}, computed {at}"),
         title_justify="left",
     )
     for column in ("", "recalled", "score", "live events, newest first"):
         table.add_column(column)
     for row, (item_id, score) in enumerate(zip(result.item_ids[:k], result.scores[:k], strict=True)):
-        event = events[row] if row < len(events) else ""
+        live = events[row] if row < len(events) else ""
         name = show(catalogue.describe(item_id)[0] or str(item_id))
-        table.add_row(str(row + 1), name, f"{score:.3f}", show(event))
+        table.add_row(str(row + 1), name, f"{score:.3f}", show(live))
     return table
 
 
@@ -77,13 +81,35 @@ def ask_model(settings: Settings, config: RecallConfig, request: AdHocRequest) -
     return table
 
 
-def _read_catalogue(client: redis.Redis, settings: Settings) -> Catalogue:
+def describe_backfill(client: redis.Redis) -> Table:
+    """A table of the shards that have begun to fill the serving release.
+
+    Raises:
+        UnavailableError: No release is serving.
+    """
+    publication = _read_serving(client)
+    table = Table(title=show(f"Back-fill of release {publication.release}"), title_justify="left")
+    for column in ("shard", "state", "done", "of", "stored", "current", "forgotten", "failed", "users/s", "noted at"):
+        table.add_column(column)
+    for one in read_progress(client, publication.order):
+        state = "finished" if one.finished else "waits for live events" if one.waiting else "begun"
+        counts = (one.done, one.total, one.stored, one.current, one.forgotten, one.failed)
+        at = datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds")
+        table.add_row(f"{one.shard}/{one.shards}", state, *map(str, counts), f"{one.users_per_second:.1f}", at)
+    return table
+
+
+def _read_serving(client: redis.Redis) -> Publication:
     publication = read_publication(client, SERVING)
     if publication is None:
         raise UnavailableError(
             "recall", expected="a serving release", got="none yet", remedy="run `urm promote` with a worker running"
         )
-    return load_catalogue(publication, settings)
+    return publication
+
+
+def _read_catalogue(client: redis.Redis, settings: Settings) -> Catalogue:
+    return load_catalogue(_read_serving(client), settings)
 
 
 def _say(event: Event, catalogue: Catalogue) -> str:

@@ -163,6 +163,8 @@ def _see(
     known_from = int(mark["revision"]) if "revision" in mark else None
     if result.event_id == event_id:
         relation = "visible: it is the newest event of this result"
+    elif result.event_ts is None:
+        relation = "does not know it; a back-fill computed it before there was any live event"
     elif remembered and known_from is not None and revision >= known_from:
         relation = f"superseded: the result of event {result.event_id} of {_time(result.event_ts)} knows it, too"
     elif remembered and not mark:

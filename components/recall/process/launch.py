@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import redis
 import structlog
@@ -25,9 +26,13 @@ from components.redis_client import open_redis, require_no_eviction
 from components.release.publication import Publication, read_environment
 from components.settings import Settings
 
+if TYPE_CHECKING:
+    from components.recall.worker.source import Load
+
 log = structlog.get_logger()
 
 _NICENESS = 10  # where the API has cores in common with the workers, reads come first
+_LEAST = 19  # niceness of what may wait for everything else
 
 
 def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: int, ad_hoc: bool = False) -> None:
@@ -44,33 +49,17 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         UnavailableError: The metrics port is taken.
         UrmError: On Kubernetes, where the pod names the release: it cannot be loaded.
     """
-    if not ad_hoc:
-        os.nice(_NICENESS)  # before there are threads: each has a niceness of its own, and inherits it
-    disable_primitive_cache()
-    # Not above: a supervisor needs neither torch nor the model.
-    from transformers.utils.logging import disable_progress_bar
-
-    from components.device import set_threads
-    from components.recall.serving.engine import ServingRelease, load_release
+    load = _prepare_model(settings, config, 0 if ad_hoc else _NICENESS)
     from components.recall.worker.adhoc import AdHocWorker
     from components.recall.worker.fixed import FixedRelease
     from components.recall.worker.loop import MakeSource, ServingLoop
     from components.recall.worker.stream import RecallWorker
     from components.recall.worker.switch import ReleaseSwitch
 
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar is no JSON line
-    set_threads(settings)
-
-    def load(publication: Publication) -> ServingRelease:
-        return load_release(publication, settings, config.release, config.recall.filters)
-
     source: MakeSource = ReleaseSwitch
     if settings.deploy_to == "kubernetes":
         source = partial(FixedRelease, read_environment(settings), announces=not ad_hoc)
-    client = open_redis(settings.redis_url)
-    with contextlib.suppress(redis.RedisError):  # the worker waits for a Redis that is away
-        require_no_eviction(cast("dict[str, object]", client.info("memory")))
+    client = _connect(settings)
     worker: ServingLoop
     if ad_hoc:
         worker = AdHocWorker(client, config.recall, load, source=source)
@@ -80,15 +69,82 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     on_termination(worker.stop)
     if metrics_port:
         serve_metrics(worker.metrics.registry, host, metrics_port)
+    _run(worker.run)
+    if worker.loading:
+        os._exit(0)  # else the process would wait for the thread that loads, which nothing can interrupt
+
+
+def run_backfill(
+    settings: Settings,
+    config: RunConfig,
+    shard: int,
+    shards: int,
+    users_per_second: float,
+    host: str,
+    metrics_port: int,
+) -> None:
+    """Back-fill one shard of the known users, at the lowest priority, until it is finished, SIGTERM or SIGINT.
+
+    Args:
+        settings: Where.
+        config: What; its sections `recall` and `release` count.
+        shard: From 0 to `shards` - 1.
+        shards: How many.
+        users_per_second: Most users to compute; 0: no limit.
+        host: Address of the metrics port.
+        metrics_port: 0 for none.
+
+    Raises:
+        UnavailableError: The metrics port is taken.
+        UrmError: No release serves, or it cannot be loaded.
+    """
+    load = _prepare_model(settings, config, _LEAST)
+    from components.recall.worker.backfill import Backfill
+
+    backfill = Backfill(_connect(settings), config.recall, load, shard, shards, users_per_second)
+    on_termination(backfill.stop)
+    if metrics_port:
+        serve_metrics(backfill.metrics.registry, host, metrics_port)
+    _run(backfill.run)
+    if not backfill.finished:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _prepare_model(settings: Settings, config: RunConfig, niceness: int) -> Load:
+    """Import what computes, in a process of this niceness; what loads a release."""
+    os.nice(niceness)  # before there are threads: each has a niceness of its own, and inherits it
+    disable_primitive_cache()
+    # Not above: a supervisor needs neither torch nor the model.
+    from transformers.utils.logging import disable_progress_bar
+
+    from components.device import set_threads
+    from components.recall.serving.engine import ServingRelease, load_release
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar is no JSON line
+    set_threads(settings)
+
+    def load(publication: Publication) -> ServingRelease:
+        return load_release(publication, settings, config.release, config.recall.filters)
+
+    return load
+
+
+def _connect(settings: Settings) -> redis.Redis:
+    client = open_redis(settings.redis_url)
+    with contextlib.suppress(redis.RedisError):  # the worker waits for a Redis that is away
+        require_no_eviction(cast("dict[str, object]", client.info("memory")))
+    return client
+
+
+def _run(run: Callable[[], None]) -> None:
     try:
-        worker.run()
+        run()
     except UrmError:
         raise
     except Exception:  # Python would print its message, which may quote an event
         log.critical("worker failed", exc_info=True)
         sys.exit(1)
-    if worker.loading:
-        os._exit(0)  # else the process would wait for the thread that loads, which nothing can interrupt
 
 
 def run_instances(

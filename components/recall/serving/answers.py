@@ -15,12 +15,12 @@ def answer_users(
 ) -> dict[str, dict[str, Result]]:
     """Results of every task, for every user at once.
 
-    Tasks that need a query are answered only if the user's newest event has one.
+    Tasks that need a query are answered only if the user's newest live event has one.
 
     Args:
         release: What to compute with.
         known: Features by user; a user left out is new.
-        recent: Live events by user, each with at least one.
+        recent: Live events by user, who may have none.
         k: Items per result.
 
     Returns:
@@ -32,7 +32,7 @@ def answer_users(
     computed_at = datetime.now(UTC)
     results: dict[str, dict[str, Result]] = {}
     for user, requests in asked.items():
-        newest = recent[user].events[-1]
+        newest = recent[user].events[-1] if recent[user].events else None
         results[user] = {}
         for request in requests:
             item_ids, scores = next(ranked)
@@ -40,8 +40,8 @@ def answer_users(
                 item_ids=item_ids,
                 scores=scores,
                 release=release.name,
-                event_id=newest.event_id,
-                event_ts=from_microseconds(newest.ts_us),
+                event_id=newest.event_id if newest else None,
+                event_ts=from_microseconds(newest.ts_us) if newest else None,
                 computed_at=computed_at,
                 query=request.query,
             )

@@ -12,6 +12,8 @@ urm:history_events:{user}     hash: `e:` and event_id → the event; `revision` 
                               names the batch that changed it last
 urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
 urm:control                   a user with whom a worker has succeeded lately; answered again where an event fails
+urm:backfill:{order}          hash: by shard of a back-fill of that publication, how far it is (JSON)
+urm:forgotten                 sorted set: digests of erased users, whom no back-fill brings back, by the instant
 urm:adhoc                     list of ad-hoc requests that wait, each behind its deadline
 urm:adhoc:workers             sorted set: ad-hoc workers by the instant from which they count as gone
 urm:adhoc:answer:{id}         list with the one answer to an ad-hoc request
@@ -34,6 +36,7 @@ GROUP = "recall"
 # user's history still knows it.
 MARK_TTL_SECONDS = 86_400
 CONTROL = "urm:control"
+FORGOTTEN = "urm:forgotten"
 AD_HOC_REQUESTS = "urm:adhoc"
 AD_HOC_WORKERS = "urm:adhoc:workers"
 
@@ -56,6 +59,11 @@ def history_keys(user_id: str) -> tuple[str, str]:
 def result_key(user_id: str, task: str) -> str:
     """Key of a stored result."""
     return f"urm:result:{user_id}:{task}"
+
+
+def backfill_key(order: int) -> str:
+    """Key of the progress of the back-fill of a publication."""
+    return f"urm:backfill:{order}"
 
 
 def ad_hoc_answer_key(request_id: str) -> str:
@@ -88,25 +96,47 @@ redis.call('EXPIRE', KEYS[3], ARGV[3])
 return 1
 """
 
+# Part of the scripts that store results: one stays if it is newer by (event time, revision, order of the release). The
+# release comes last: what knows more of the user must not give way to a newer release that knows less (ADR 11).
+# `before` is what the key held before the first write of the script.
+_STORE_RESULT = """
+local function read_numbers(key) return redis.call('HMGET', key, 'event_ts_us', 'revision', 'release_order') end
+local function is_newer(before, numbers)
+    for rank = 1, 3 do
+        local old, new = tonumber(before[rank]), tonumber(numbers[rank])
+        if old == nil or new > old then return true end
+        if new < old then return false end
+    end
+    return true
+end
+local function store_result(key, before, numbers, body, ttl)
+    if not is_newer(before, numbers) then return 0 end
+    redis.call('HSET', key, 'event_ts_us', numbers[1], 'revision', numbers[2], 'release_order', numbers[3],
+        'body', body)
+    redis.call('EXPIRE', key, ttl)
+    return 1
+end
+"""
+
 # Finish a user's entries, all at once: their events into the recent history, the results stored, the entries out of
 # the stream, the lineage noted. Nothing happens if something has changed since the results were computed: the history,
 # by another worker or by a Redis that lost its newest writes; or an entry, which was finished or given up elsewhere. So
 # a result knows exactly the history of its revision, and what is given up never comes into a history.
-# A stored result stays if it is newer by (event time, revision, order of the release). The release comes last: what
-# knows more of the user must not give way to a newer release that knows less (ADR 11).
 # Returns -1 if nothing happened, else the number of results stored.
 # KEYS: stream, history (order, content), waiting, then a mark per entry, then a result per task.
 # ARGV: group, batch that changed the history last ('' if none), this batch, events kept, history's TTL, results' TTL,
 # release, its order, instant, newest event's microseconds, number of entries, then per entry its id, event_id, time in
 # microseconds and event JSON, then a body per task.
-COMMIT = """
+COMMIT = (
+    _STORE_RESULT
+    + """
 local stream, order, content, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local entries, first = tonumber(ARGV[11]), 12
 -- Every key is read before the first write: one of another kind fails here, and nothing has happened.
 redis.call('ZCARD', order)
 local before = {}
 for task = 1, #KEYS - 4 - entries do
-    before[task] = redis.call('HMGET', KEYS[4 + entries + task], 'event_ts_us', 'revision', 'release_order')
+    before[task] = read_numbers(KEYS[4 + entries + task])
 end
 if (redis.call('HGET', content, 'batch') or '') ~= ARGV[2] then return -1 end
 for at = first, first + 4 * entries - 1, 4 do
@@ -130,23 +160,10 @@ end
 redis.call('EXPIRE', order, ARGV[5])
 redis.call('EXPIRE', content, ARGV[5])
 
-local function is_newer(stored, numbers)
-    for rank = 1, 3 do
-        local old, new = tonumber(stored[rank]), tonumber(numbers[rank])
-        if old == nil or new > old then return true end
-        if new < old then return false end
-    end
-    return true
-end
-local stored = 0
+local stored, numbers = 0, {ARGV[10], revision, ARGV[8]}
 for task = 1, #KEYS - 4 - entries do
-    local key, numbers = KEYS[4 + entries + task], {ARGV[10], revision, ARGV[8]}
-    if is_newer(before[task], numbers) then
-        redis.call('HSET', key, 'event_ts_us', numbers[1], 'revision', numbers[2], 'release_order', numbers[3],
-            'body', ARGV[first + 4 * entries + task - 1])
-        redis.call('EXPIRE', key, ARGV[6])
-        stored = stored + 1
-    end
+    local body = ARGV[first + 4 * entries + task - 1]
+    stored = stored + store_result(KEYS[4 + entries + task], before[task], numbers, body, ARGV[6])
 end
 
 for entry = 1, entries do
@@ -160,6 +177,40 @@ for entry = 1, entries do
 end
 return stored
 """
+)
+
+# Keep a user's results that a publication, or a later one, has computed for as long as new ones. Returns 1 if there is
+# one under every key, else 0, and then nothing happened.
+# KEYS: a result per task. ARGV: order of the publication, results' TTL.
+RENEW = """
+for _, key in ipairs(KEYS) do
+    local order = redis.pcall('HGET', key, 'release_order')
+    if type(order) ~= 'string' or tonumber(order) < tonumber(ARGV[1]) then return 0 end
+end
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
+return 1
+"""
+
+# Store results that no event has asked for. Nothing happens if the history has changed since they were computed, or if
+# the user was erased and no event has come since.
+# Returns -1 if it has changed, -2 for an erased user, else the number of results stored.
+# KEYS: content of the history, erased users, then a result per task.
+# ARGV: batch that changed the history last ('' if none), digest of the user, newest live event's microseconds (0 if
+# there is none: whatever an event brings is newer), revision, order of the release, results' TTL, then a body per task.
+FILL = (
+    _STORE_RESULT
+    + """
+if (redis.call('HGET', KEYS[1], 'batch') or '') ~= ARGV[1] then return -1 end
+if redis.call('EXISTS', KEYS[1]) == 0 and redis.call('ZSCORE', KEYS[2], ARGV[2]) then return -2 end
+local before = {}
+for task = 1, #KEYS - 2 do before[task] = read_numbers(KEYS[2 + task]) end
+local stored, numbers = 0, {ARGV[3], ARGV[4], ARGV[5]}
+for task = 1, #KEYS - 2 do
+    stored = stored + store_result(KEYS[2 + task], before[task], numbers, ARGV[6 + task], ARGV[6])
+end
+return stored
+"""
+)
 
 # Put a dead letter back into the stream, its mark as if it had just been accepted. Returns 1 if it is, 0 if the
 # letter is gone, -1 if the stream is full.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -14,12 +14,25 @@ from pydantic import BaseModel, ConfigDict
 
 from components.config import RecallConfig
 from components.exceptions import DataError
+from components.recall.state.backfill import digest_user
 from components.recall.state.events import Event, decode_event, encode_event
-from components.recall.state.scripts import COMMIT, GROUP, STREAM, accepted_key, history_keys, result_key, waiting_key
+from components.recall.state.scripts import (
+    COMMIT,
+    FILL,
+    FORGOTTEN,
+    GROUP,
+    RENEW,
+    STREAM,
+    accepted_key,
+    history_keys,
+    result_key,
+    waiting_key,
+)
 from components.recall.state.stream import Entry
 
 log = structlog.get_logger()
 Joined = Literal["repeated", "in_order", "late"]
+Filled = Literal["stored", "current", "changed", "forgotten"]
 
 
 class Result(BaseModel):
@@ -29,7 +42,7 @@ class Result(BaseModel):
         item_ids: Best first.
         scores: Parallel to item_ids.
         release: Release that computed it.
-        event_id: The user's newest event when it was computed.
+        event_id: The user's newest live event when it was computed; None if there was none.
         event_ts: When that event happened.
         computed_at: When the result was computed.
         query: The words it answers, for tasks that need them.
@@ -40,8 +53,8 @@ class Result(BaseModel):
     item_ids: list[int]
     scores: list[float]
     release: str
-    event_id: str
-    event_ts: datetime
+    event_id: str | None
+    event_ts: datetime | None
     computed_at: datetime
     query: str | None = None
 
@@ -98,6 +111,8 @@ class UserStore:
         self._client = client
         self._config = config
         self._commit = client.register_script(COMMIT)
+        self._renew = client.register_script(RENEW)
+        self._fill = client.register_script(FILL)
 
     def recent(self, user_ids: list[str]) -> dict[str, RecentEvents]:
         """The recent events of each user; empty for users without any."""
@@ -124,6 +139,47 @@ class UserStore:
             for commit in commits:
                 self._queue(pipe, commit, [release, order, f"{time.time():.3f}"], batch)
             return [None if stored < 0 else stored for stored in pipe.execute()]
+
+    def renew(self, user_ids: Iterable[str], tasks: Sequence[str], order: int) -> list[bool]:
+        """Whether each user has a result of every task that this publication, or a later one, has computed.
+
+        Those results are kept from now on for as long as new ones.
+        """
+        with self._client.pipeline(transaction=False) as pipe:
+            for user_id in user_ids:
+                keys = [result_key(user_id, task) for task in tasks]
+                self._renew(keys=keys, args=[order, self._config.result_ttl_seconds], client=pipe)
+            return [bool(there) for there in pipe.execute()]
+
+    def fill(
+        self, results: Mapping[str, Mapping[str, Result]], recent: Mapping[str, RecentEvents], order: int
+    ) -> dict[str, Filled]:
+        """Store results that no event has asked for; what an event has brought is never replaced by an older one.
+
+        Args:
+            results: By user and task.
+            recent: By user, the history that they were computed from.
+            order: Number of the release's publication.
+
+        Returns:
+            By user: `stored`; `current` if newer results were there; `changed` if nothing happened because the history
+            has changed since it was read; `forgotten` if nothing happened because the user was erased.
+        """
+        with self._client.pipeline(transaction=False) as pipe:
+            for user_id, by_task in results.items():
+                events, ttl = recent[user_id], self._config.result_ttl_seconds
+                newest_us = events.events[-1].ts_us if events.events else 0
+                self._fill(
+                    keys=[history_keys(user_id)[1], FORGOTTEN, *(result_key(user_id, task) for task in by_task)],
+                    args=[
+                        *(events.batch, digest_user(user_id), newest_us, events.revision, order, ttl),
+                        *(result.model_dump_json() for result in by_task.values()),
+                    ],
+                    client=pipe,
+                )
+            answers = dict(zip(results, pipe.execute(), strict=True))
+        names: dict[int, Filled] = {-2: "forgotten", -1: "changed", 0: "current"}
+        return {user_id: names.get(answer, "stored") for user_id, answer in answers.items()}
 
     def result(self, user_id: str, task: str) -> Result | None:
         """The stored result, or None."""

@@ -141,6 +141,25 @@ class StreamMetrics(WorkerMetrics):
         self.seen.at = time.monotonic()
 
 
+class BackfillMetrics:
+    """What one shard of a back-fill counts, in its own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.users = Counter(
+            "urm_backfill_users",
+            "Users by outcome: stored, current (a result of the release was there), forgotten (erased), failed.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        _start_at_zero(self.users, "stored", "current", "forgotten", "failed")
+        self.shard_users = Gauge("urm_backfill_shard_users", "Users of the shard.", registry=self.registry)
+        self.shard_users_done = Gauge(
+            "urm_backfill_shard_users_done", "Those finished, also by earlier processes.", registry=self.registry
+        )
+        self.waiting = Gauge("urm_backfill_waiting", "1: live events come first.", registry=self.registry)
+
+
 class SeenGauges(Collector):
     """Gauges of what somebody has to look at: not exported before the first look, nor long after the last.
 

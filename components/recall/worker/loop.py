@@ -45,7 +45,44 @@ def require_health(release: ServingRelease, control: Mapping[str, RecentEvents],
         raise SickWorkerError(f"the probe failed after another failure: {name_error(error)}") from failure
 
 
-class ServingLoop(ABC):
+class PatientLoop(ABC):
+    """A process that goes step by step until `stop`, and waits while Redis is unavailable."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        """Take a client that returns str."""
+        self._client = client
+        self._stopping = False
+        self._pause = 0.0  # seconds; while Redis is unavailable
+
+    def stop(self) -> None:
+        """Finish the current step, then return from `run`."""
+        self._stopping = True
+
+    @abstractmethod
+    def step(self) -> None:
+        """One iteration."""
+
+    def _repeat(self) -> None:
+        """Step until stopped."""
+        while not self._stopping:
+            try:
+                self.step()
+                self._pause = 0.0
+            except redis.RedisError as error:
+                if not is_unavailable(error):
+                    raise
+                self._pause = min(_LONGEST_PAUSE_SECONDS, 2 * self._pause or 0.5)
+                log.warning("redis is unavailable", error=name_error(error), retry_in_seconds=self._pause)
+                self._client.connection_pool.disconnect()  # after a fail-over the address leads elsewhere
+                self._sleep(self._pause)
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+class ServingLoop(PatientLoop):
     """A process that serves a release; `run` returns after `stop`."""
 
     def __init__(
@@ -65,20 +102,15 @@ class ServingLoop(ABC):
             metrics: Those of its kind.
             source: Says which release it serves.
         """
+        super().__init__(client)
         self.name = name or name_worker()
         self.metrics = metrics
-        self._client = client
         self._source = source(client, self.name, load, self.metrics)
-        self._stopping = False
 
     @property
     def loading(self) -> bool:
         """Whether a release is being loaded, which nothing can interrupt."""
         return self._source.loading
-
-    def stop(self) -> None:
-        """Finish the current batch, then return from `run`."""
-        self._stopping = True
 
     def run(self) -> None:
         """Serve until stopped; wait while Redis is unavailable.
@@ -88,27 +120,12 @@ class ServingLoop(ABC):
             UrmError: There will never be a release to serve.
         """
         log.info("worker started", worker=self.name)
-        pause = 0.0
         try:
-            while not self._stopping:
-                try:
-                    self.step()
-                    pause = 0.0
-                except redis.RedisError as error:
-                    if not is_unavailable(error):
-                        raise
-                    pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.5)
-                    log.warning("redis is unavailable", error=name_error(error), retry_in_seconds=pause)
-                    self._client.connection_pool.disconnect()  # after a fail-over the address leads elsewhere
-                    self._sleep(pause)
+            self._repeat()
         finally:
-            if not pause:  # a Redis that is away would cost the rest of the grace; what this worker holds expires
+            if not self._pause:  # a Redis that is away would cost the rest of the grace; what this worker holds expires
                 self._leave()
             log.info("worker stopped", worker=self.name)
-
-    @abstractmethod
-    def step(self) -> None:
-        """One iteration."""
 
     @abstractmethod
     def _leave_queue(self) -> None:
@@ -126,8 +143,3 @@ class ServingLoop(ABC):
             unregister(self._client, self.name)
         except redis.RedisError as error:
             log.warning("worker not unregistered", error=name_error(error))
-
-    def _sleep(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not self._stopping and time.monotonic() < deadline:
-            time.sleep(0.05)
