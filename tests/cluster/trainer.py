@@ -1,9 +1,9 @@
 """Plays the part of Kubeflow Trainer, JobSet and Kueue, for clusters that have their CRDs and no controllers.
 
 A TrainJob becomes an Indexed Job of Kubernetes, as JobSet would make it of our TrainingRuntime; pods, suspension,
-indexes, disruptions and pod failures are the cluster's own. Written after Trainer v2.3 (`pkg/controller`, plugins `torch`
-and `jobset`) and JobSet v0.12. One difference: the first node is found by a Service of its own instead of a headless
-one, since the DNS of a test cluster may know no pods.
+indexes, disruptions and pod failures are the cluster's own. Written after Trainer v2.3 (`pkg/controller`, plugins
+`torch` and `jobset`) and JobSet v0.12. One difference: the first node is found by a Service of its own instead of a
+headless one, since the DNS of a test cluster may know no pods.
 """
 
 import threading
