@@ -77,14 +77,13 @@ PROMOTION_RULES = [
         "verbs": ["get", "update"],
     },
 ]
-_ALL_BUT_UPDATE = ["create", "get", "list", "watch", "patch", "delete"]
-AIRFLOW_RULES = [
-    {"apiGroups": [""], "resources": ["pods"], "verbs": _ALL_BUT_UPDATE},
-    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get", "list"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["trainer.kubeflow.org"], "resources": ["trainjobs"], "verbs": _ALL_BUT_UPDATE},
-    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": _ALL_BUT_UPDATE},
-    {"apiGroups": ["batch"], "resources": ["jobs/status"], "verbs": ["get"]},
+_WORK = ["create", "get", "list", "patch", "delete"]
+AIRFLOW_RULES = [  # what the operators and triggers of dags/common and dags/trainjob call
+    {"apiGroups": [""], "resources": ["pods"], "verbs": _WORK},
+    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
+    {"apiGroups": ["trainer.kubeflow.org"], "resources": ["trainjobs"], "verbs": _WORK},
+    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "delete"]},
 ]
 RIGHTS = {"urm-promotion": PROMOTION_RULES, "urm-airflow": AIRFLOW_RULES}
 
