@@ -23,6 +23,7 @@ PARTS = {
     "train": (
         "components.stages",
         "components.studies",
+        "components.torchrun",
         "components.release",
         "components.cli.stages",
         "components.cli.studies",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: 
     }
     airflow = {
         **urm,
+        # The triggerer imports the triggers of `dags/` by name, and Airflow adds no DAG bundle to its path.
+        "PYTHONPATH": os.pathsep.join([str(project), *filter(None, [os.environ.get("PYTHONPATH")])]),
         **airflow_environment(home / "airflow", project / "dags", urls["airflow-api"], credentials),
         # For the notes that the gate leaves; the stages that Airflow starts do not inherit them.
         "URM_AIRFLOW_USERNAME": USERNAME,

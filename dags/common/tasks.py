@@ -11,7 +11,6 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context, Param, XComArg
 
-from components.exceptions import ConfigError
 from components.flow import FLOWS, STAGES, Access, Resources, direct_inputs
 from components.settings import Settings, get_settings
 from dags.common.params import link_variables
@@ -39,11 +38,13 @@ def stage_task(stage: str, settings: Settings | None = None) -> BaseOperator:
     settings, spec = settings or get_settings(), STAGES[stage]
     common = _common(stage, f"{spec.summary} {spec.notes}".strip(), spec.resources)
     if settings.executor == "kubernetes":
-        from dags.common.pod import StagePodOperator
-
         needs = read_pod_needs(stage, spec.resources, settings)
         if needs.nodes > 1:
-            raise ConfigError(f"table of pods, {stage}.nodes", expected="1", got=needs.nodes, remedy="correct it")
+            from dags.common.train_job import StageTrainJobOperator, train_job_arguments
+
+            return StageTrainJobOperator(stage=stage, **_of_pod(common), **train_job_arguments(stage, needs, settings))
+        from dags.common.pod import StagePodOperator
+
         return StagePodOperator(stage=stage, **_of_pod(common), **pod_arguments(stage, needs, spec.access, settings))
     from dags.common.process import StageProcessOperator
 

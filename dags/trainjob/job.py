@@ -18,8 +18,9 @@ from dags.trainjob.logs import Position
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 REPLICATED_JOB_LABEL = "jobset.sigs.k8s.io/replicatedjob-name"
-# Reasons of the kubelet, of a node that shuts down, and of the node controller.
-DISRUPTIONS = ("Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost")
+# Reasons of a pod that its node has ended or refused. A pod that is evicted for its own use of a disk has none of them.
+DISRUPTIONS = ("Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost", "NodeAffinity")
+SIGTERM_EXIT_CODE = 143
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
@@ -110,15 +111,15 @@ def is_running(job: TrainJob, nodes: Iterable[V1Pod]) -> bool:
     return not is_suspended(job) and len(good) >= count_nodes(job)
 
 
-def find_disrupted(nodes: Iterable[V1Pod]) -> list[V1Pod]:
+def find_disrupted(nodes: Iterable[V1Pod], container: str) -> list[V1Pod]:
     """Nodes that Kubernetes ends, or has ended, for a reason that is not their own, and that nothing has replaced."""
-    return [pod for pod in newest(nodes) if _is_disrupted(pod)]
+    return [pod for pod in newest(nodes) if _is_disrupted(pod, container)]
 
 
-def _is_disrupted(pod: V1Pod) -> bool:
+def _is_disrupted(pod: V1Pod, container: str) -> bool:
     conditions = pod.status.conditions or []
     marked = any(one.type == "DisruptionTarget" and one.status == "True" for one in conditions)
-    return marked or pod.status.reason in DISRUPTIONS
+    return marked or pod.status.reason in DISRUPTIONS or exit_code(pod, container) == SIGTERM_EXIT_CODE
 
 
 def container_state(pod: V1Pod, container: str) -> Any | None:

@@ -268,7 +268,7 @@ class TrainJobOperator(BaseOperator):
             AirflowException: It waited, or a pod of it took to start, for too long; it is deleted.
         """
         progress, suspended = self._require_progress(), is_suspended(job)
-        disrupted = [pod.metadata.name for pod in find_disrupted(nodes)]
+        disrupted = [pod.metadata.name for pod in find_disrupted(nodes, self.base_container_name)]
         if disrupted and not progress.disrupted:
             self.log.warning("TrainJob %s: evicted, preempted or lost: %s", progress.name, ", ".join(disrupted))
         if is_running(job, nodes):
@@ -302,7 +302,8 @@ class TrainJobOperator(BaseOperator):
     def _fail(self, context: Context, ended: Any, nodes: list[V1Pod]) -> None:
         """Submit it again after a disruption, or say why it failed."""
         progress, container = self._require_progress(), self.base_container_name
-        if progress.disrupted or find_disrupted(nodes):
+        ended_by_others = progress.disrupted or find_disrupted(nodes, container)
+        if ended_by_others and ended.reason != "DeadlineExceeded":
             self._submit_again(context, f"TrainJob {progress.name} failed after a disruption of its pods")
             return
         text = f"TrainJob {progress.name} failed ({ended.reason}: {ended.message})"
