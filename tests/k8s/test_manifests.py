@@ -9,6 +9,7 @@ import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
 from cloudcoil.models.prometheus_operator import v1 as prometheus
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime as TrainingRuntime
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.addresses import open_store
@@ -117,6 +118,7 @@ CUSTOM: dict[str, type[BaseModel]] = {
     "PrometheusRule": prometheus.PrometheusRule,
     "HTTPRoute": HttpRoute,
     "ExternalSecret": ExternalSecret,
+    "TrainingRuntime": TrainingRuntime,
 }
 
 
