@@ -35,14 +35,12 @@ VERBS = [  # verb, resource, allowed to who promotes
     ("get", "configmaps", False),
     ("list", "nodes", False),
 ]
-CHANGES = {"create", "get", "list", "watch", "patch", "delete"}
 OF_AIRFLOW = {  # group and resource → what Airflow may do
-    ("", "pods"): CHANGES,
-    ("", "pods/log"): {"get", "list"},
-    ("", "events"): {"get", "list", "watch"},
-    ("trainer.kubeflow.org", "trainjobs"): CHANGES,
-    ("batch", "jobs"): CHANGES,
-    ("batch", "jobs/status"): {"get"},
+    ("", "pods"): {"create", "get", "list", "patch", "delete"},
+    ("", "pods/log"): {"get"},
+    ("", "events"): {"list"},
+    ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "patch", "delete"},
+    ("batch", "jobs"): {"create", "get", "delete"},
 }
 ELSEWHERE = "system:serviceaccount:airflow-of-the-tests:airflow-worker"
 

@@ -224,7 +224,8 @@ def promotion_pod(service: Service, release: ClusterRelease) -> dict[str, Any]:
     container["envFrom"] = [{"configMapRef": {"name": "urm-settings"}}, {"secretRef": {"name": "urm-promotion"}}]
     container["volumeMounts"].append({"name": "configs", "mountPath": "/etc/urm/configs"})
     container["resources"] = {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "2Gi"}}
-    pod["spec"]["volumes"].append({"name": "configs", "configMap": {"name": "test-configs"}})
+    volumes: list[dict[str, Any]] = [{"name": name, "emptyDir": {"sizeLimit": "1Gi"}} for name in ("cache", "tmp")]
+    pod["spec"]["volumes"] = [*volumes, {"name": "configs", "configMap": {"name": "test-configs"}}]
     return pod
 
 

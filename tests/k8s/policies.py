@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import get_args
 
 import typer
 from pydantic import ValidationError
 
 from components.cli.app import app
 from components.config.sections import RecallConfig
+from components.flow import STAGES, Access
 from components.recall.process.supervisor import GRACE_SECONDS
 from components.settings import Settings
 from tests.k8s.rendering import (
@@ -27,11 +29,9 @@ _UsageError = typer.BadParameter.__base__ or Exception  # of unknown options, to
 Policy = Callable[[list[Object]], Iterator[str]]
 # Account and secret of each class of stages, with its tasks: the label `component` of their pods.
 CLASSES = {
-    "urm-data": ("ingest", "validate", "features", "encode"),
-    "urm-training": ("baseline", "sft", "reference", "variant", "summary"),
-    "urm-tracking": ("evaluate", "gate", "release"),
-    "urm-promotion": ("promote",),
+    f"urm-{access}": [stage for stage in STAGES if STAGES[stage].access == access] for access in get_args(Access)
 }
+CLASSES["urm-training"] += ["reference", "variant", "summary"]  # of ablation_study
 # Who may name a secret of credentials: the accounts of the recall pods, and for each class of stages its own account.
 READERS = {"urm-credentials": {"recall-api", "recall-worker"}} | {name: {name} for name in CLASSES}
 # What the manifests name and others make: the one list of it.
@@ -77,14 +77,13 @@ PROMOTION_RULES = [
         "verbs": ["get", "update"],
     },
 ]
-_ALL_BUT_UPDATE = ["create", "get", "list", "watch", "patch", "delete"]
-AIRFLOW_RULES = [
-    {"apiGroups": [""], "resources": ["pods"], "verbs": _ALL_BUT_UPDATE},
-    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get", "list"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["trainer.kubeflow.org"], "resources": ["trainjobs"], "verbs": _ALL_BUT_UPDATE},
-    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": _ALL_BUT_UPDATE},
-    {"apiGroups": ["batch"], "resources": ["jobs/status"], "verbs": ["get"]},
+_WORK = ["create", "get", "list", "patch", "delete"]
+AIRFLOW_RULES = [  # what the operators and triggers of dags/common and dags/trainjob call
+    {"apiGroups": [""], "resources": ["pods"], "verbs": _WORK},
+    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
+    {"apiGroups": ["trainer.kubeflow.org"], "resources": ["trainjobs"], "verbs": _WORK},
+    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "delete"]},
 ]
 RIGHTS = {"urm-promotion": PROMOTION_RULES, "urm-airflow": AIRFLOW_RULES}
 

@@ -71,7 +71,7 @@ def pod_specs(objects: Iterable[Object]) -> Iterator[tuple[str, Object, Object]]
         name = f"{one['kind']}/{one['metadata']['name']}"
         if one["kind"] == "Pod":
             yield name, one["metadata"], one["spec"]
-        elif "template" in one.get("spec", {}):
+        elif "containers" in one.get("spec", {}).get("template", {}).get("spec", {}):
             template = one["spec"]["template"]
             claims = [{"name": each["metadata"]["name"]} for each in one["spec"].get("volumeClaimTemplates", [])]
             yield name, template["metadata"], {**template["spec"], "volumes": [*template["spec"]["volumes"], *claims]}

@@ -1,6 +1,5 @@
 """Form of the manifests: kustomize builds them, schemas of Kubernetes and of the operators accept them."""
 
-import copy
 import json
 from functools import cache
 from typing import Any, Literal
@@ -10,12 +9,12 @@ import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
 from cloudcoil.models.prometheus_operator import v1 as prometheus
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime as TrainingRuntime
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.addresses import open_store
 from components.features.checks import require_embedded
 from components.settings import Settings
-from tests.k8s import policies
 from tests.k8s.rendering import COMPONENTS, K8S, RENDERS, Object, needs_kubectl, of_kind, render
 
 KUBERNETES = ("1.32", "1.35", "1.37")  # the oldest that is supported, the newest, and one between
@@ -119,6 +118,7 @@ CUSTOM: dict[str, type[BaseModel]] = {
     "PrometheusRule": prometheus.PrometheusRule,
     "HTTPRoute": HttpRoute,
     "ExternalSecret": ExternalSecret,
+    "TrainingRuntime": TrainingRuntime,
 }
 
 
@@ -194,16 +194,3 @@ def test_no_secret_is_kept_in_the_repository() -> None:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_the_pod_of_a_stage_is_valid(version: str) -> None:
     kubernetes_validate.validate(POD, version, strict=True)
-
-
-@needs_kubectl
-@pytest.mark.parametrize("account", policies.CLASSES)
-def test_the_pod_of_a_stage_keeps_the_policies(account: str) -> None:
-    """Its operator adds account, secret and resources, and how much room a stage needs on its volumes differs."""
-    pod = copy.deepcopy(POD)
-    pod["metadata"] |= {"name": "stage", "namespace": "urm"}
-    pod["spec"]["serviceAccountName"] = account
-    pod["spec"]["containers"][0]["envFrom"][1:] = [{"secretRef": {"name": account}}]
-    faults = [fault for fault in policies.find_faults([*render("base"), pod]) if "Pod/stage" in fault]
-    late = ("limits of", "requests of", "has no limit", "Probe", "ready by")
-    assert [fault for fault in faults if not any(part in fault for part in late)] == []

@@ -213,13 +213,14 @@ def test_the_backlog_is_that_of_the_workers() -> None:
 def test_a_task_reaches_what_its_class_needs() -> None:
     """Ports by the policies of egress; the ranks of `sft` reach one another at every port."""
     egress = [one["spec"] for one in of_kind(render("production"), "NetworkPolicy") if "egress" in one["spec"]]
-    shared = {"urm-data": set(), "urm-training": {5000}, "urm-tracking": {5000}}
-    wanted = {name: {53, 443} | ports for name, ports in shared.items()}
-    wanted["urm-promotion"] = {53, 443, 6443, 5000, 6379, 8000}
-    for name, tasks in policies.CLASSES.items():
-        for task in tasks:
-            labels = {"app.kubernetes.io/component": task, **policies.STARTED_BY_AIRFLOW}
-            rules = [rule for spec in egress if is_selected(labels, spec["podSelector"]) for rule in spec["egress"]]
-            assert {port["port"] for rule in rules for port in rule.get("ports", [])} == wanted[name]
-            ranks = [peer["podSelector"]["matchLabels"] for rule in rules if "ports" not in rule for peer in rule["to"]]
-            assert ranks == ([{"app.kubernetes.io/component": "sft"}] if task == "sft" else [])
+    store, tracking = {53, 443}, {53, 443, 5000}
+    wanted = {"urm-data": store, "urm-training": tracking, "urm-tracking": tracking}
+    wanted["urm-promotion"] = {*tracking, 6379, 6443, 8000}
+    reached = {task: wanted[name] for name, tasks in policies.CLASSES.items() for task in tasks}
+    for task, ports in {**reached, "recall-backfill": {*store, 6379}}.items():
+        started = {} if task == "recall-backfill" else policies.STARTED_BY_AIRFLOW
+        labels = {"app.kubernetes.io/component": task, **started}
+        rules = [rule for spec in egress if is_selected(labels, spec["podSelector"]) for rule in spec["egress"]]
+        assert {port["port"] for rule in rules for port in rule.get("ports", [])} == ports
+        ranks = [peer["podSelector"]["matchLabels"] for rule in rules if "ports" not in rule for peer in rule["to"]]
+        assert ranks == ([{"app.kubernetes.io/component": "sft"}] if task == "sft" else [])

@@ -11,6 +11,8 @@ import pytest
 
 from components.flow import STAGES
 from components.settings import Settings
+from tests.k8s import policies, rendering
+from tests.k8s.rendering import needs_kubectl
 from tests.worlds import pods
 from tests.worlds.pods import pod_server
 
@@ -140,6 +142,18 @@ def test_the_pod_is_valid_kubernetes(render_pod):
 
     for stage in ("ingest", "sft"):
         kubernetes_validate.validate(render_pod(stage), "1.33", strict=True)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_pod_keeps_the_policies_of_the_manifests(render_pod, stage):
+    pod = render_pod(stage, SETTINGS.model_copy(update={"namespace": "urm"}))
+    name = f"Pod/{pod['metadata']['name']}"
+    faults = {fault for fault in policies.find_faults([*rendering.render("base"), pod]) if name in fault}
+    # Nothing is served, and cores are shared; who promotes asks the Kubernetes API.
+    probes = {f"{name}: base has no {probe}" for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    token = {f"{name} has a token of the Kubernetes API"} if stage == "promote" else set()
+    assert faults == {*probes, f"{name}: base has no limits of cpu", *token}
 
 
 @pytest.fixture
