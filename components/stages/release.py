@@ -116,6 +116,4 @@ def _links(stage: StageRun, run_id: str, experiment_id: str) -> dict[str, str]:
 
 
 def _hash_registry(feature_store: str, settings: Settings) -> str:
-    if settings.feature_environment != "embedded":  # in production the registry is a service
-        return ""
     return hash_registry(fetch(feature_store, settings.cache_path / "features", ("registry.db",)))
