@@ -189,7 +189,7 @@ def apply_base(folder: Path, config: RunConfig, settings: dict[str, str]) -> Ite
     kustomization = {
         "namespace": name,
         "resources": [os.path.relpath(REPOSITORY / "k8s" / "base", folder)],
-        "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / "redis", folder)],
+        "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / one, folder) for one in ("redis", "airflow")],
         "patches": yaml.safe_load((HERE / "patches.yaml").read_text().replace("CONFIG", config.name)),
         "configMapGenerator": [
             {"name": "urm-settings", "behavior": "merge", "literals": [f"{key}={settings[key]}" for key in settings]},
@@ -205,7 +205,7 @@ def apply_base(folder: Path, config: RunConfig, settings: dict[str, str]) -> Ite
         acl = f"user urm on >{PASSWORD} ~* &* +@all\nuser default on nopass -@all +ping\n"
         own("create", "secret", "generic", "redis-users", f"--from-literal=users.acl={acl}")
         for component in ("redis", "s3"):
-            wait_until(lambda component=component: any(map(is_ready, own.pods(component))), 90)
+            pause_until(lambda component=component: any(map(is_ready, own.pods(component))), 90)
         if not _reaches(own.address("redis"), 6379):
             pytest.skip("pod addresses are not reached from here; run these tests on a node, or in a pod")
         yield own
