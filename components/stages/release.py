@@ -59,7 +59,7 @@ def run(stage: StageRun) -> StageReport:
         GateError: The gate failed and `promote_anyway` is not set.
         ReleaseError: The inputs do not fit together.
     """
-    config, inputs, device = stage.config, ReleaseInputs.read(stage), prepare_device(stage.settings)
+    config, device, inputs = stage.config, prepare_device(stage.settings), ReleaseInputs.read(stage)
     gate = GateVerdict.judge(inputs.verdict, bool(stage.options.get("promote_anyway")))
     bundle = stage.output / "bundle"
     stage.report_progress("assembling the bundle")

@@ -117,7 +117,24 @@ def test_times_of_a_log_are_told_by_their_ninth_decimal():
 def test_a_pod_that_is_gone_is_a_disruption(make_trigger, pod_server):
     trigger = make_trigger(pods.running())
     pod_server.pods.clear()
-    assert watch(trigger)["outcome"] == "disrupted"
+    event = watch(trigger)
+    assert event["outcome"] == "disrupted"
+    assert event["reason"] == "pod urm-sft-1 is gone: the cluster or somebody deleted it"
+
+
+def test_why_a_pod_went_is_told_after_it(make_trigger, pod_server):
+    """It got its condition while it ran, and vanished before its end was seen."""
+    trigger = make_trigger(pods.running() | {"conditions": pods.evicted()["conditions"]})
+
+    async def vanish():
+        task = asyncio.create_task(first_event(trigger))
+        async with asyncio.timeout(20):
+            while not trigger._disruption:
+                await asyncio.sleep(0.01)
+        pod_server.pods.clear()
+        return await task
+
+    assert asyncio.run(vanish())["reason"] == "pod urm-sft-1 is gone: EvictionByEvictionAPI: evicting"
 
 
 def test_another_pod_by_the_name_is_neither_trusted_nor_deleted(make_trigger, pod_server):
