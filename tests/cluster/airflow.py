@@ -7,7 +7,6 @@ from typing import Any
 
 import psutil
 
-from components.flow import STAGES
 from components.local.airflow import POOL, AirflowClient
 from components.local.processes import ProcessRecord, find, run_to_end, spawn, stop
 from components.local.services import Service, describe_stack

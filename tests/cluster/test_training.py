@@ -26,6 +26,7 @@ from tests.cluster.world import (
     PASSWORD,
     STORE,
     Kubectl,
+    Object,
     apply_base,
     is_ready,
     pause_until,
@@ -65,11 +66,11 @@ class Training:
     pods_file: Path
     found: set[str] = field(default_factory=set)
 
-    def change_pods(self, **rows: dict[str, Any]) -> None:
+    def change_pods(self, **rows: Object) -> None:
         """Write a table with these rows beside the defaults."""
         self.pods_file.write_text(yaml.safe_dump(PODS | rows))
 
-    def pods(self, stage: str = "") -> list[dict[str, Any]]:
+    def pods(self, stage: str = "") -> list[Object]:
         """Pods that Airflow started, of one stage or of all, those that have ended among them."""
         selector = f"{OURS},app.kubernetes.io/component={stage}" if stage else OURS
         return list(self.kubectl.read("pods", "--selector", selector)["items"])
@@ -90,11 +91,9 @@ class Training:
         found = store.glob(f"{self.run_dir(run_id)}/sft/.checkpoints-*/checkpoint-*/budget.json")
         return sorted(int(path.split("/")[-2].removeprefix("checkpoint-")) for path in found)
 
-    def wait_for_pod(
-        self, stage: str = "sft", other_than: Collection[str] = (), seconds: float = 240
-    ) -> dict[str, Any]:
+    def wait_for_pod(self, stage: str = "sft", other_than: Collection[str] = (), seconds: float = 240) -> Object:
         """A running pod of the stage."""
-        found: list[dict[str, Any]] = []
+        found: list[Object] = []
 
         def runs() -> bool:
             alive = [pod for pod in self.pods(stage) if "deletionTimestamp" not in pod["metadata"]]
@@ -104,7 +103,7 @@ class Training:
             ]  # fmt: skip
             return bool(found)
 
-        wait_slowly(runs, seconds)
+        wait_slowly(runs, 240)
         return found[0]
 
     def begin(self, run_id: str, **row: Any) -> tuple[str, int]:
@@ -291,22 +290,22 @@ def test_scheduler_and_triggerer_killed(training: Training, long_run: str) -> No
     assert training.airflow.state(long_run) == "deferred"
 
 
-def delete(training: Training, pod: dict[str, Any]) -> None:
+def delete(training: Training, pod: Object) -> None:
     training.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
 
 
-def kill(training: Training, pod: dict[str, Any]) -> None:
+def kill(training: Training, pod: Object) -> None:
     training.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false", "--force", "--grace-period=0")
 
 
-def evict(training: Training, pod: dict[str, Any]) -> None:
+def evict(training: Training, pod: Object) -> None:
     name, namespace = pod["metadata"]["name"], training.kubectl.namespace
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
     address = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
     training.kubectl("create", "--raw", address, "--filename", "-", given=json.dumps(eviction))
 
 
-def drain(training: Training, pod: dict[str, Any]) -> None:
+def drain(training: Training, pod: Object) -> None:
     node = pod["spec"]["nodeName"]
     training.kubectl("cordon", node)
     try:
@@ -366,7 +365,7 @@ def test_a_task_marked_in_the_ui_leaves_no_pod(training: Training, whole_run: st
 
 
 def test_a_task_cleared_while_it_runs_goes_on_with_one_pod(training: Training, whole_run: str) -> None:
-    pod, tries = training.begin(whole_run)
+    _, tries = training.begin(whole_run)
     wait_slowly(lambda: training.saved_steps(whole_run), 60)
     start = time.monotonic()
     training.airflow.clear(whole_run, "sft")

@@ -43,6 +43,7 @@ __all__ = ["first_release", "kubectl", "namespace", "service"]  # fixtures
 Object = dict[str, Any]
 STORE = "s3://urm"
 PASSWORD = secrets.token_hex(16)
+COMPONENTS = ("redis", "airflow")
 WORKER, AD_HOC, API = "recall-worker", "recall-adhoc", "recall-api"
 DEADLINE_SECONDS = 60  # of a rollout
 HERE = Path(__file__).parent
@@ -179,7 +180,7 @@ def kubectl() -> Kubectl:
 
 @contextmanager
 def apply_base(folder: Path, config: RunConfig, settings: dict[str, str]) -> Iterator[Kubectl]:
-    """A namespace with the manifests of the base and the component redis, and an object store; `config` is what serves.
+    """A namespace with the base and the components redis and airflow, and an object store; `config` is what serves.
 
     `settings` go before those of the base. The kustomization lies in the folder.
     """
@@ -189,7 +190,7 @@ def apply_base(folder: Path, config: RunConfig, settings: dict[str, str]) -> Ite
     kustomization = {
         "namespace": name,
         "resources": [os.path.relpath(REPOSITORY / "k8s" / "base", folder)],
-        "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / one, folder) for one in ("redis", "airflow")],
+        "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / one, folder) for one in COMPONENTS],
         "patches": yaml.safe_load((HERE / "patches.yaml").read_text().replace("CONFIG", config.name)),
         "configMapGenerator": [
             {"name": "urm-settings", "behavior": "merge", "literals": [f"{key}={settings[key]}" for key in settings]},
