@@ -20,6 +20,8 @@ POD = {
 @pytest.fixture
 def log():
     """What the trigger logs: the log of its task."""
+    import dags.common.pod_trigger  # noqa: F401  # Airflow configures structlog when it is first imported
+
     with structlog.testing.capture_logs() as records:
         yield records
 
