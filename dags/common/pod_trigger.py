@@ -152,10 +152,11 @@ class PodTrigger(BaseTrigger):
             answer: Any = await api.read_namespaced_pod_log(self.name, self.namespace, **options)
             text = (await answer.read()).decode(errors="replace")
         before = self._position
-        for line in text.splitlines():
+        for line in filter(None, text.split("\n")):
             time, _, words = line.partition(" ")
             if not self._position or _moment(time) > _moment(self._position):
-                self.log.info("%s", words)
+                # A progress bar writes over itself, so that one line has all its states; a terminal shows the last.
+                self.log.info("%s", words.rstrip("\r").rpartition("\r")[2])
                 self._position = time
         if self._position != before and (
             self._noted_at is None or (now - self._noted_at).total_seconds() >= NOTE_SECONDS

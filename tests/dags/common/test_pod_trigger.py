@@ -20,6 +20,8 @@ POD = {
 @pytest.fixture
 def log():
     """What the trigger logs: the log of its task."""
+    import dags.common.pod_trigger  # noqa: F401  # Airflow configures structlog when it is first imported
+
     with structlog.testing.capture_logs() as records:
         yield records
 
@@ -92,6 +94,13 @@ def test_the_log_is_copied_as_it_grows_each_line_once(make_trigger, pod_server, 
 
     asyncio.run(live())
     assert lines(log) == ["step 1", "step 2", "step 3", "step 3", "step 4", "step 5"]
+
+
+def test_a_progress_bar_is_one_line_in_its_last_state(make_trigger, pod_server, log):
+    trigger = make_trigger(pods.ended(0))
+    pod_server.write("urm-sft-1", "step 1: 0 %\rstep 1: 50 %\rstep 1: done", "step 2\r")
+    assert watch(trigger)["outcome"] == "exited"
+    assert lines(log) == ["step 1: done", "step 2"]
 
 
 def test_another_triggerer_goes_on_where_the_killed_one_stood(make_trigger, pod_server, log):
