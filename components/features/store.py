@@ -339,7 +339,7 @@ def _select_project(registry: Any, project: str) -> Any:
 @contextlib.contextmanager
 def _service_errors() -> Iterator[None]:
     """Turn what the clients of production's services raise into one sentence."""
-    from sqlalchemy.exc import SQLAlchemyError  # workers, which only read, have no need of it
+    from sqlalchemy.exc import SQLAlchemyError  # slow, and workers, which only read, do without it
 
     try:
         yield
