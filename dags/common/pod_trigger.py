@@ -30,7 +30,7 @@ ENDING_POLL_SECONDS = 0.25  # of a pod that is being deleted: its last words go 
 REQUEST_SECONDS = 30
 CLOCKS_APART_SECONDS = 60  # how far this clock and that of a node may differ; lines read twice are told by their time
 # How often the place in the log is noted on the pod: after a restart of the triggerer, lines since then come twice.
-NOTE_SECONDS = 60
+NOTE_SECONDS = 20
 LOGGED_UNTIL = "urm.pod/logged-until"
 DISRUPTIONS = "urm.pod/disruptions"
 REFUSED = (400, 403, 404, 422)  # of a pod that the cluster will not take the next time either
