@@ -151,7 +151,7 @@ class PodTrigger(BaseTrigger):
 
     async def _start(self, api: client.CoreV1Api) -> Any:
         """Create the pod of this number; one that is there already was created by a request whose answer was lost."""
-        wanted = copy.deepcopy(self.manifest)
+        wanted: Any = copy.deepcopy(self.manifest)
         metadata = wanted["metadata"]
         metadata["annotations"] = {**(metadata.get("annotations") or {}), DISRUPTIONS: str(self._count)}
         if self._count:
@@ -238,7 +238,7 @@ class PodTrigger(BaseTrigger):
     def _judge_refusal(self, error: client.ApiException, now: datetime) -> Ending | None:
         """What the cluster will never take is given up; a full quota is waited for like a node."""
         try:
-            message = json.loads(error.body)["message"]
+            message = json.loads(error.body or "")["message"]
         except (TypeError, ValueError, KeyError):
             message = error.reason
         if error.status not in REFUSED:
