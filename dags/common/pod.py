@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError
 
 from dags.common.outcome import MlflowLink, StageMixin, raise_for_exit_code
 from dags.common.params import stage_arguments
-from dags.common.pod_trigger import PodTrigger
+from dags.common.pod_trigger import PodTrigger, judge_refusal
 
 IDENTITY = ("dag_id", "run_id", "task_id", "map_index")  # labels of a task's pods, whatever the try
 
@@ -31,8 +31,8 @@ ask_again = retry(
 class UrmPodOperator(KubernetesPodOperator):
     """`urm …` in a pod made from the template; its arguments may be mapped over.
 
-    The task waits in the triggerer from the first moment: `PodTrigger` starts the pod, or goes on with the one that an
-    earlier try or a killed worker has left, copies its log, and tells how it ended.
+    The task waits in the triggerer from the first moment: `PodTrigger` copies the pod's log, and tells how it ended. A
+    try goes on with the pod that an earlier one, or a killed worker, has left at work.
 
     Args:
         queue_hours: Longest wait for a node.
@@ -46,10 +46,21 @@ class UrmPodOperator(KubernetesPodOperator):
         self._selector = ""
 
     def execute(self, context: Context) -> None:
-        """Wait in the triggerer for the end of a pod that it starts."""
+        """Start the pod, or find the one that works for this task already, and wait in the triggerer for its end.
+
+        Raises:
+            AirflowFailException: The cluster will not take such a pod.
+        """
+        wanted, going = self._request(context), False
+        for pod in self._list_pods():
+            if pod.status.phase == "Failed":  # in an earlier try, unseen
+                self._delete(pod.metadata.name, pod.metadata.uid)
+            else:
+                going = True
         trigger = PodTrigger(
-            manifest=ApiClient().sanitize_for_serialization(self._request(context)),
+            manifest=ApiClient().sanitize_for_serialization(wanted),
             selector=self._selector,
+            started=going or self._start(wanted),
             queue_seconds=self.queue_hours * 3600,
             disruptions=self.disruptions,
             conn_id=self.kubernetes_conn_id,
@@ -94,6 +105,20 @@ class UrmPodOperator(KubernetesPodOperator):
         labels = wanted.metadata.labels
         self._selector = ",".join(f"{name}={labels[name]}" for name in IDENTITY if name in labels)
         return wanted
+
+    @ask_again
+    def _start(self, wanted: V1Pod) -> bool:
+        """Whether the pod is there now; not while a quota is full."""
+        try:
+            self.client.create_namespaced_pod(self.namespace, wanted)
+        except ApiException as error:
+            if error.status == 409:  # the answer to the first request was lost
+                return True
+            ending = judge_refusal(wanted.metadata.name, error)
+            if ending.outcome == "hopeless":
+                raise AirflowFailException(ending.reason) from None
+            return False
+        return True
 
     @ask_again
     def _list_pods(self) -> list[V1Pod]:

@@ -13,9 +13,9 @@ import copy
 import json
 import math
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
@@ -47,6 +47,7 @@ class PodTrigger(BaseTrigger):
     Args:
         manifest: The first pod; the name of a further one ends with its number.
         selector: Labels of the task's pods, whatever the try.
+        started: Whether there is a pod already; else a full quota kept the first one out.
         queue_seconds: Longest wait for a node.
         disruptions: Most pods after the first one.
         conn_id: Airflow's connection to the cluster.
@@ -58,17 +59,19 @@ class PodTrigger(BaseTrigger):
         *,
         manifest: dict[str, Any],
         selector: str,
+        started: bool,
         queue_seconds: float,
         disruptions: int,
         conn_id: str | None,
         in_cluster: bool | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.manifest, self.selector = manifest, selector
+        self.manifest, self.selector, self.started = manifest, selector, started
         self.queue_seconds, self.disruptions = queue_seconds, disruptions
         self.conn_id, self.in_cluster = conn_id, in_cluster
         self.namespace: str = manifest["metadata"]["namespace"]
         self._pod: Any = None  # as last seen
+        self._due = not started  # whether a pod is to be created
         self._count = 0  # pods that the cluster has ended
         self._position: str | None = None  # time of the last line of the log that was copied
         self._noted_at: datetime | None = None
@@ -80,7 +83,7 @@ class PodTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Address of this class, and its arguments."""
-        names = ("manifest", "selector", "queue_seconds", "disruptions", "conn_id", "in_cluster")
+        names = ("manifest", "selector", "started", "queue_seconds", "disruptions", "conn_id", "in_cluster")
         return f"{__name__}.{type(self).__name__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -110,43 +113,35 @@ class PodTrigger(BaseTrigger):
         return AsyncKubernetesHook(conn_id=self.conn_id, in_cluster=self.in_cluster)
 
     async def _go_on(self, api: client.CoreV1Api) -> Ending | None:
-        """Look after the pod, find or start it first; None while the task is on its way."""
+        """Look after the pod, start the next one where it is due; None while the task is on its way."""
+        if self._due:
+            try:
+                self._pod, self._due = await self._start(api), False
+            except client.ApiException as error:
+                return self._wait_for_quota(error, datetime.now(UTC))
         if self._pod is None:
             self._pod = await self._find(api)
-        if self._pod is None:
-            try:
-                self._pod = await self._start(api)
-            except client.ApiException as error:
-                return self._judge_refusal(error, datetime.now(UTC))
-        ending = await self._look(api)
+        ending = await self._look(api) if self._pod else Ending("disrupted", "no pod of this task is left")
         if ending is None or ending.outcome != "disrupted" or self._count >= self.disruptions:
             return ending
         self._count += 1
         self.log.warning(
             "%s. Another one follows in this try (%d of %d).", ending.reason, self._count, self.disruptions
         )
-        await self._delete(api, self._pod)
-        self._pod = self._position = self._noted_at = self._missing_since = self._disruption = None
-        # From here on, since the next one would be found: a pod that is being deleted on a lost node may stay for long.
-        self._pod = await self._start(api)
+        if self._pod:
+            await self._delete(api, self._pod)
+        self._pod = self._position = self._noted_at = self._missing_since = self._disruption = self._full_since = None
+        self._due = True
         return None
 
     async def _find(self, api: client.CoreV1Api) -> Any:
-        """The pod that works for this task, or worked in this try; what else an earlier try has left is deleted.
-
-        One that is being deleted is waited for, too: two never work in the same run directory.
-        """
-        labels, found = self.manifest["metadata"]["labels"], []
-        for pod in await self._list_pods(api):
-            if pod.status.phase == "Failed" and pod.metadata.labels["try_number"] != labels["try_number"]:
-                await self._delete(api, pod)
-            else:
-                found.append(pod)
+        """The task's pod; one that is being deleted is waited for, too: two never work in the same run directory."""
+        found = await self._list_pods(api)
         if not found:
             return None
         pod = max(found, key=lambda pod: (pod.metadata.deletion_timestamp is None, pod.metadata.creation_timestamp))
         self._count = int((pod.metadata.annotations or {}).get(DISRUPTIONS, 0))
-        self.log.info("Going on with pod %s.", pod.metadata.name)
+        self.log.info("Watching pod %s.", pod.metadata.name)
         return pod
 
     async def _start(self, api: client.CoreV1Api) -> Any:
@@ -235,20 +230,15 @@ class PodTrigger(BaseTrigger):
             if error.status not in (404, 409):
                 raise
 
-    def _judge_refusal(self, error: client.ApiException, now: datetime) -> Ending | None:
-        """What the cluster will never take is given up; a full quota is waited for like a node."""
-        try:
-            message = json.loads(error.body or "")["message"]
-        except (TypeError, ValueError, KeyError):
-            message = error.reason
-        if error.status not in REFUSED:
-            raise error
-        name = self.manifest["metadata"]["name"]
-        self._say(f"Pod {name} is not taken: {message}")
+    def _wait_for_quota(self, error: client.ApiException, now: datetime) -> Ending | None:
+        """A full quota is waited for like a node; what else the cluster does not take is given up."""
+        ending = judge_refusal(self.manifest["metadata"]["name"], error)
+        self._say(ending.reason)
         self._full_since = self._full_since or now
-        if "exceeded quota" in message and (now - self._full_since).total_seconds() < self.queue_seconds:
-            return None
-        return Ending("hopeless", f"pod {name}: expected the cluster to take it, got {message}; correct what it names.")
+        waited = (now - self._full_since).total_seconds()
+        return (
+            None if ending.outcome == "failed" and waited < self.queue_seconds else replace(ending, outcome="hopeless")
+        )
 
     def _judge_error(self, error: BaseException, now: datetime) -> Ending | None:
         """A cluster that does not answer is waited for, one that refuses for a while is not."""
@@ -266,6 +256,22 @@ class PodTrigger(BaseTrigger):
         if text != self._said:
             self._said = text
             self.log.info("%s", text)
+
+
+def judge_refusal(name: str, error: Any) -> Ending:
+    """Why the cluster does not take a pod, from an error of either client: `failed` where a quota is full.
+
+    Raises:
+        ApiException: It has not judged the pod.
+    """
+    if error.status not in REFUSED:
+        raise error
+    try:
+        message = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        message = error.reason
+    outcome: Literal["failed", "hopeless"] = "failed" if "exceeded quota" in message else "hopeless"
+    return Ending(outcome, f"pod {name}: expected the cluster to take it, got {message}; correct what it names.")
 
 
 def _moment(time: str) -> tuple[datetime, str]:

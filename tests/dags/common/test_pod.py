@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from datetime import datetime
 from functools import partial
 from types import SimpleNamespace
@@ -199,8 +200,10 @@ def test_a_pod_that_ended_well_leaves_its_summary_and_no_pod(drive, pod_server):
 def test_an_evicted_pod_is_followed_by_another_in_the_same_try(drive, pod_server):
     pod_server.next = [pods.evicted(), pods.evicted(), pods.ended(0)]
     drive()
-    counts = [pod["metadata"]["annotations"]["urm.pod/disruptions"] for pod in pod_server.created]
-    assert (counts, pod_server.pods) == (["0", "1", "2"], {})
+    first, *others = [pod["metadata"] for pod in pod_server.created]
+    assert [pod["name"] for pod in others] == [f"{first['name']}-1", f"{first['name']}-2"]
+    assert [pod["annotations"]["urm.pod/disruptions"] for pod in others] == ["1", "2"]
+    assert pod_server.pods == {}
 
 
 def test_disruptions_have_a_limit(drive, pod_server, tmp_path):
@@ -245,43 +248,91 @@ def test_success_without_a_result_is_a_failure(drive, pod_server, monkeypatch):
 
 
 @pytest.fixture
-def waiting(home, pod_server, render):
-    """A task whose pod runs."""
+def start(home, pod_server, render):
+    """Starts the task as a worker does; returns it and what it waits for."""
     from airflow.sdk.exceptions import TaskDeferred
 
     from dags.common.tasks import stage_task
 
+    def go():
+        task, context = render(stage_task("sft", SETTINGS))
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context)
+        return task, deferred.value.trigger
+
+    return go
+
+
+def test_a_task_that_starts_again_goes_on_with_its_pod(start, pod_server):
+    """Its worker was killed, or it was cleared while no triggerer ran."""
+    _, first = start()
+    (pod,) = pod_server.pods.values()
+    pod["metadata"]["labels"]["try_number"] = "0"
+    _, second = start()
+    assert (first.started, second.started, len(pod_server.created)) == (True, True, 1)
+
+
+def test_a_pod_that_failed_unseen_in_an_earlier_try_is_replaced(start, pod_server):
+    pod_server.next = [pods.ended(1), pods.running()]
+    start()
+    start()
+    assert len(pod_server.created) == 2
+    assert [pod["status"]["phase"] for pod in pod_server.pods.values()] == ["Running"]
+
+
+def test_a_pod_that_no_quota_has_room_for_is_started_later(start, pod_server):
+    pod_server.refused["POST"] = [(403, "pods is forbidden: exceeded quota: gpus")]
+    assert not start()[1].started
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (403, 'error looking up service account urm/urm-training: serviceaccount "urm-training" not found'),
+        (422, "spec.containers[0].resources: Invalid value"),
+    ],
+)
+def test_a_pod_that_the_cluster_does_not_take_fails_the_task(status, message, home, pod_server, render):
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from dags.common.tasks import stage_task
+
+    pod_server.refused["POST"] = [(status, message)]
     task, context = render(stage_task("sft", SETTINGS))
-    with pytest.raises(TaskDeferred) as deferred:
+    with pytest.raises(
+        AirflowFailException, match=re.escape(f"expected the cluster to take it, got {message}; correct")
+    ):
         task.execute(context)
-    pod_server.add(deferred.value.trigger.manifest, pods.running())
-    pod_server.add({"metadata": {"name": "other", "labels": {"task_id": "sft"}}, "spec": {}}, pods.running())
-    return task, context
 
 
-def test_ending_the_task_deletes_its_pods_and_no_others(waiting, pod_server):
-    waiting[0].on_kill()
+def test_a_busy_cluster_is_asked_again(start, pod_server, monkeypatch):
+    from dags.common import pod
+
+    monkeypatch.setattr(pod.UrmPodOperator._start.retry, "sleep", lambda _: None)
+    pod_server.refused["POST"] = [(503, "busy"), (429, "slow down")]
+    assert start()[1].started
+
+
+OTHER = {"metadata": {"name": "other", "labels": {"task_id": "sft"}}, "spec": {}}
+
+
+def test_ending_the_task_deletes_its_pods_and_no_others(start, pod_server):
+    pod_server.add(OTHER, pods.running())
+    start()[0].on_kill()
     assert list(pod_server.pods) == ["other"]
 
 
-def test_a_wait_that_failed_leaves_no_pod(waiting, pod_server, render):
-    """A fault of the trigger's."""
+def test_a_wait_that_failed_leaves_no_pod(start, pod_server, render):
+    """The triggerer cannot import the trigger."""
     from airflow.sdk.exceptions import TaskDeferralError
 
     from dags.common.tasks import stage_task
 
+    start()
+    pod_server.add(OTHER, pods.running())
     task, context = render(stage_task("sft", SETTINGS))
     with pytest.raises(TaskDeferralError):
         task.resume_execution("__fail__", {"error": "Trigger failure"}, context)
-    assert list(pod_server.pods) == ["other"]
-
-
-def test_a_busy_cluster_is_asked_again(waiting, pod_server, monkeypatch):
-    from dags.common import pod
-
-    monkeypatch.setattr(pod.UrmPodOperator._list_pods.retry, "sleep", lambda _: None)
-    pod_server.refused["GET"] = [(503, "busy"), (429, "slow down")]
-    waiting[0].on_kill()
     assert list(pod_server.pods) == ["other"]
 
 

@@ -36,7 +36,7 @@ def make_trigger(pod_server, monkeypatch, log):
     def make(**changes):
         """A trigger, made from what the database keeps of it."""
         kept = {"manifest": POD, "selector": "task_id=sft", "queue_seconds": 3600, "disruptions": 3}
-        kept |= {"conn_id": "kubernetes_default", "in_cluster": None, **changes}
+        kept |= {"started": False, "conn_id": "kubernetes_default", "in_cluster": None, **changes}
         path, kwargs = pod_trigger.PodTrigger(**json.loads(json.dumps(kept))).serialize()
         assert path == "dags.common.pod_trigger.PodTrigger"
         return pod_trigger.PodTrigger(**json.loads(json.dumps(kwargs)))
@@ -118,7 +118,7 @@ def test_another_triggerer_goes_on_where_the_killed_one_stood(make_trigger, pod_
     pod_server.write("urm-sft-1", "step 3")
     pod_server.pods["urm-sft-1"]["status"] = pods.evicted()
     pod_server.next = [pods.ended(0)]
-    assert watch(make_trigger())["outcome"] == "exited"
+    assert watch(make_trigger(started=True))["outcome"] == "exited"
     assert lines(log) == ["step 1", "step 2", "step 3"]
     assert [pod["metadata"]["name"] for pod in pod_server.created] == ["urm-sft", "urm-sft-1", "urm-sft-2"]
 
@@ -172,30 +172,24 @@ def test_another_pod_by_the_name_is_neither_trusted_nor_deleted(make_trigger, po
     assert pod_server.deleted == []
 
 
-def test_a_task_that_starts_again_goes_on_with_its_pod(make_trigger, pod_server):
-    """Its worker was killed, or it was cleared while no triggerer ran: the next try finds what works for it."""
+def test_the_newest_pod_that_is_not_being_deleted_is_the_tasks(make_trigger, pod_server):
+    """One on a lost node may be there for long."""
+    lost = {**POD, "metadata": {**POD["metadata"], "name": "urm-sft-lost", "deletionTimestamp": pods.time(-5)}}
     there = pod_server.add(POD, pods.ended(0))
-    later = {
-        **POD,
-        "metadata": {**POD["metadata"], "name": "urm-sft-b", "labels": {"task_id": "sft", "try_number": "2"}},
-    }
-    event = watch(make_trigger(manifest=later))
-    assert event["pod"]["uid"] == there["metadata"]["uid"]
-    assert pod_server.created == []
+    pod_server.add(lost, pods.running())
+    assert watch(make_trigger(started=True))["pod"]["uid"] == there["metadata"]["uid"]
 
 
-@pytest.mark.parametrize(("try_number", "outcomes"), [("1", (2, 0)), ("2", (0, 1))])
-def test_a_pod_that_failed_unseen_counts_for_its_own_try(try_number, outcomes, make_trigger, pod_server):
-    """While no triggerer ran: the same try ends with it, a later one deletes it and starts its own."""
-    pod_server.add(POD, pods.ended(2))
+@pytest.mark.parametrize(("disruptions", "created", "outcome"), [(3, ["urm-sft-1"], "exited"), (0, [], "disrupted")])
+def test_a_pod_that_went_while_nobody_watched_counts(disruptions, created, outcome, make_trigger, pod_server):
+    """A command that must not run twice (no disruptions) is not started again."""
     pod_server.next = [pods.ended(0)]
-    name = {"name": "urm-sft-b", "labels": {"task_id": "sft", "try_number": try_number}}
-    event = watch(make_trigger(manifest={**POD, "metadata": {**POD["metadata"], **name}}))
-    assert (event["exit_code"], len(pod_server.deleted)) == outcomes
+    assert watch(make_trigger(started=True, disruptions=disruptions))["outcome"] == outcome
+    assert [pod["metadata"]["name"] for pod in pod_server.created] == created
 
 
 def test_marking_the_task_deletes_its_pod(make_trigger, pod_server):
-    trigger, there = make_trigger(), pod_server.add(POD, pods.running())
+    trigger, there = make_trigger(started=True), pod_server.add(POD, pods.running())
     asyncio.run(trigger.on_kill())
     assert pod_server.deleted == [("urm-sft", there["metadata"]["uid"])]
     asyncio.run(trigger.on_kill())  # gone already
