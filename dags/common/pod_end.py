@@ -10,6 +10,7 @@ from typing import Any, Literal
 CONTAINER = "base"
 USER_ERROR_EXIT_CODE = 2
 SIGTERM_EXIT_CODE = 143
+ENDED = ("Succeeded", "Failed")
 # Reasons of a pod that its node has ended or refused.
 NODE_REASONS = {"NodeAffinity", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"}
 # Reasons of a container whose end nobody saw, since its node restarted or was away.
@@ -44,7 +45,7 @@ def judge_end(pod: Any, now: datetime) -> Ending | None:
     status = pod.status
     ended: Any = _state(pod).terminated if _state(pod) else None
     deletion = pod.metadata.deletion_timestamp
-    finished = status.phase in ("Succeeded", "Failed")
+    finished = status.phase in ENDED
     if ended and ended.finished_at and now - ended.finished_at > timedelta(seconds=UNFINISHED_SECONDS):
         finished = True
     if not finished:
@@ -105,7 +106,8 @@ def describe(pod: Any) -> str:
     if scheduled is None or scheduled.status != "True":
         return f"waits for a node: {scheduled.message if scheduled and scheduled.message else 'queued'}"
     if has_started(pod):
-        return f"runs on node {pod.spec.node_name}"
+        ended = pod.status.phase in ENDED
+        return f"{'has ended' if ended else 'runs'} on node {pod.spec.node_name}"
     reason, message = waiting_for(pod)
     return f"starts on node {pod.spec.node_name}: {reason}" + (f": {message}" if message else "")
 

@@ -1,4 +1,7 @@
-"""Watches the pod of a task from Airflow's triggerer: copies its log as it grows, and says how it ended.
+"""Runs the pods of a task from Airflow's triggerer: starts one, copies its log as it grows, says how it ended.
+
+A pod that the cluster ended is followed by another one here, within one wait of the task: Airflow 3.3 overwrites what a
+triggerer has logged for a try when the task waits again in the same try.
 
 Airflow's own trigger for pods cannot stand in: after a restart it repeats the whole log and grants the whole time to
 start again, three failed requests end its wait, a pod on a lost node keeps it waiting for ever, and it deletes by name.
@@ -6,11 +9,13 @@ The triggerer imports this module, so it needs the repository on its PYTHONPATH.
 """
 
 import asyncio
+import copy
+import json
 import math
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
@@ -25,20 +30,26 @@ ENDING_POLL_SECONDS = 0.25  # of a pod that is being deleted: its last words go 
 REQUEST_SECONDS = 30
 CLOCKS_APART_SECONDS = 60  # how far this clock and that of a node may differ; lines read twice are told by their time
 # How often the place in the log is noted on the pod: after a restart of the triggerer, lines since then come twice.
-NOTE_SECONDS = 60
+NOTE_SECONDS = 20
 LOGGED_UNTIL = "urm.pod/logged-until"
+DISRUPTIONS = "urm.pod/disruptions"
+REFUSED = (400, 403, 404, 422)  # of a pod that the cluster will not take the next time either
 UNREACHABLE = (client.ApiException, aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 
 class PodTrigger(BaseTrigger):
-    """Waits for the end of one pod, known by its uid.
+    """Sees a task's command through: one pod after another, until one ends by itself.
+
+    Whatever it knows stands in the cluster, so that another triggerer can go on: pods are found by their labels, how
+    many there were and where the log ended are annotations. Once chosen, a pod is known by its uid; another one of its
+    name is neither trusted nor deleted.
 
     Args:
-        namespace: Of the pod.
-        name: Of the pod.
-        uid: Of the pod; another one of this name is not trusted, nor deleted.
+        manifest: The first pod; the name of a further one ends with its number.
+        selector: Labels of the task's pods, whatever the try.
+        started: Whether there is a pod already; else a full quota kept the first one out.
         queue_seconds: Longest wait for a node.
-        disruptions: Pods of this try before it; handed back with the event.
+        disruptions: Most pods after the first one.
         conn_id: Airflow's connection to the cluster.
         in_cluster: Whether the triggerer reaches the cluster by the account of its own pod.
     """
@@ -46,20 +57,25 @@ class PodTrigger(BaseTrigger):
     def __init__(
         self,
         *,
-        namespace: str,
-        name: str,
-        uid: str,
+        manifest: dict[str, Any],
+        selector: str,
+        started: bool,
         queue_seconds: float,
         disruptions: int,
         conn_id: str | None,
         in_cluster: bool | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.namespace, self.name, self.uid = namespace, name, uid
+        self.manifest, self.selector, self.started = manifest, selector, started
         self.queue_seconds, self.disruptions = queue_seconds, disruptions
         self.conn_id, self.in_cluster = conn_id, in_cluster
+        self.namespace: str = manifest["metadata"]["namespace"]
+        self._pod: Any = None  # as last seen
+        self._due = not started  # whether a pod is to be created
+        self._count = 0  # pods that the cluster has ended
         self._position: str | None = None  # time of the last line of the log that was copied
         self._noted_at: datetime | None = None
+        self._full_since: datetime | None = None
         self._missing_since: datetime | None = None
         self._forbidden_since: datetime | None = None
         self._disruption: str | None = None
@@ -67,37 +83,162 @@ class PodTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Address of this class, and its arguments."""
-        names = ("namespace", "name", "uid", "queue_seconds", "disruptions", "conn_id", "in_cluster")
+        names = ("manifest", "selector", "started", "queue_seconds", "disruptions", "conn_id", "in_cluster")
         return f"{__name__}.{type(self).__name__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """One event, when the pod has ended or is given up. A cluster that does not answer is asked again."""
+        """One event, when a pod has ended by itself or is given up. A cluster that does not answer is asked again."""
         hook = self._hook()
         while True:
             try:
                 async with hook.get_conn() as connection:
-                    ending = await self._look(client.CoreV1Api(connection))
+                    ending = await self._go_on(client.CoreV1Api(connection))
             except UNREACHABLE as error:
                 ending = self._judge_error(error, datetime.now(UTC))
             if ending is not None:
                 break
             await asyncio.sleep(ENDING_POLL_SECONDS if self._disruption else POLL_SECONDS)
-        place = {"namespace": self.namespace, "name": self.name, "uid": self.uid, "disruptions": self.disruptions}
-        yield TriggerEvent(asdict(ending) | place)  # type: ignore[no-untyped-call]
+        pod = {"name": self._pod.metadata.name, "uid": self._pod.metadata.uid} if self._pod else None
+        yield TriggerEvent(asdict(ending) | {"pod": pod})  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
-        """Delete the pod: somebody marked the task as failed or successful, or cleared it."""
+        """Delete the task's pods: somebody marked it as failed or successful, or cleared it."""
         async with self._hook().get_conn() as connection:
-            self.log.info("Deleting pod %s.", self.name)
-            options = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=self.uid))
-            try:
-                await client.CoreV1Api(connection).delete_namespaced_pod(self.name, self.namespace, body=options)
-            except client.ApiException as error:
-                if error.status not in (404, 409):  # gone, or another one by this name
-                    raise
+            api = client.CoreV1Api(connection)
+            for pod in await self._list_pods(api):
+                self.log.info("Deleting pod %s.", pod.metadata.name)
+                await self._delete(api, pod)
 
     def _hook(self) -> AsyncKubernetesHook:
         return AsyncKubernetesHook(conn_id=self.conn_id, in_cluster=self.in_cluster)
+
+    async def _go_on(self, api: client.CoreV1Api) -> Ending | None:
+        """Look after the pod, start the next one where it is due; None while the task is on its way."""
+        if self._due:
+            try:
+                self._pod, self._due = await self._start(api), False
+            except client.ApiException as error:
+                return self._wait_for_quota(error, datetime.now(UTC))
+        if self._pod is None:
+            self._pod = await self._find(api)
+        ending = await self._look(api) if self._pod else Ending("disrupted", "no pod of this task is left")
+        if ending is None or ending.outcome != "disrupted" or self._count >= self.disruptions:
+            return ending
+        self._count += 1
+        self.log.warning(
+            "%s. Another one follows in this try (%d of %d).", ending.reason, self._count, self.disruptions
+        )
+        if self._pod:
+            await self._delete(api, self._pod)
+        self._pod = self._position = self._noted_at = self._missing_since = self._disruption = self._full_since = None
+        self._due = True
+        return None
+
+    async def _find(self, api: client.CoreV1Api) -> Any:
+        """The task's pod; one that is being deleted is waited for, too: two never work in the same run directory."""
+        found = await self._list_pods(api)
+        if not found:
+            return None
+        pod = max(found, key=lambda pod: (pod.metadata.deletion_timestamp is None, pod.metadata.creation_timestamp))
+        self._count = int((pod.metadata.annotations or {}).get(DISRUPTIONS, 0))
+        self.log.info("Watching pod %s.", pod.metadata.name)
+        return pod
+
+    async def _start(self, api: client.CoreV1Api) -> Any:
+        """Create the pod of this number; one that is there already was created by a request whose answer was lost."""
+        wanted: Any = copy.deepcopy(self.manifest)
+        metadata = wanted["metadata"]
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), DISRUPTIONS: str(self._count)}
+        if self._count:
+            metadata["name"] += f"-{self._count}"
+        try:
+            return await api.create_namespaced_pod(self.namespace, wanted, _request_timeout=REQUEST_SECONDS)
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+            return await api.read_namespaced_pod(metadata["name"], self.namespace, _request_timeout=REQUEST_SECONDS)
+
+    async def _look(self, api: client.CoreV1Api) -> Ending | None:
+        """Copy what is new in the log, and judge the pod; None while it is on its way."""
+        name, uid = self._pod.metadata.name, self._pod.metadata.uid
+        try:
+            pod = await api.read_namespaced_pod(name, self.namespace, _request_timeout=REQUEST_SECONDS)
+        except client.ApiException as error:
+            if error.status != 404:
+                raise
+            pod = None
+        if pod is None or pod.metadata.uid != uid:
+            return Ending(
+                "disrupted", f"pod {name} is gone: {self._disruption or 'the cluster or somebody deleted it'}"
+            )
+        self._pod, now = pod, datetime.now(UTC)
+        self._forbidden_since = None
+        self._disruption = pod_end.disruption(pod)
+        self._say(f"Pod {name} {pod_end.describe(pod)}")
+        if pod_end.has_started(pod):
+            try:
+                await self._copy_log(api, now)
+            except UNREACHABLE as error:
+                self._say(f"The log of pod {name} cannot be read now: {_first_line(error)}")
+        if ending := pod_end.judge_end(pod, now):
+            return ending
+        if pod_end.has_started(pod):
+            return None
+        missing = pod_end.waiting_for(pod)[0] in pod_end.MISSING_REASONS
+        self._missing_since = (self._missing_since or now) if missing else None
+        return pod_end.judge_wait(pod, now, self.queue_seconds, self._missing_since)
+
+    async def _copy_log(self, api: client.CoreV1Api, now: datetime) -> None:
+        """Copy lines that are newer than the last one copied."""
+        metadata = self._pod.metadata
+        if self._position is None:
+            self._position = (metadata.annotations or {}).get(LOGGED_UNTIL, "")
+        options: dict[str, Any] = {"container": CONTAINER, "timestamps": True, "_preload_content": False}
+        if self._position:
+            behind = (now - _moment(self._position)[0]).total_seconds() + CLOCKS_APART_SECONDS
+            options["since_seconds"] = max(1, math.ceil(behind))
+        async with asyncio.timeout(REQUEST_SECONDS):
+            answer: Any = await api.read_namespaced_pod_log(metadata.name, self.namespace, **options)
+            text = (await answer.read()).decode(errors="replace")
+        before = self._position
+        for line in filter(None, text.split("\n")):
+            time, _, words = line.partition(" ")
+            if not self._position or _moment(time) > _moment(self._position):
+                # A progress bar writes over itself, so that one line has all its states; a terminal shows the last.
+                self.log.info("%s", words.rstrip("\r").rpartition("\r")[2])
+                self._position = time
+        noted = self._noted_at is not None and (now - self._noted_at).total_seconds() < NOTE_SECONDS
+        if self._position != before and not noted:
+            self._noted_at = now
+            note = {"metadata": {"uid": metadata.uid, "annotations": {LOGGED_UNTIL: self._position}}}
+            await api.patch_namespaced_pod(metadata.name, self.namespace, note, _request_timeout=REQUEST_SECONDS)
+
+    async def _list_pods(self, api: client.CoreV1Api) -> list[Any]:
+        answer = await api.list_namespaced_pod(
+            self.namespace, label_selector=self.selector, _request_timeout=REQUEST_SECONDS
+        )
+        return list(answer.items)
+
+    async def _delete(self, api: client.CoreV1Api, pod: Any) -> None:
+        """Delete this very pod; one that is gone, or another one by its name, is left alone."""
+        options = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=pod.metadata.uid))
+        try:
+            await api.delete_namespaced_pod(
+                pod.metadata.name, self.namespace, body=options, _request_timeout=REQUEST_SECONDS
+            )
+        except client.ApiException as error:
+            if error.status not in (404, 409):
+                raise
+
+    def _wait_for_quota(self, error: client.ApiException, now: datetime) -> Ending | None:
+        """A full quota is waited for like a node; what else the cluster does not take is given up."""
+        ending = judge_refusal(self.manifest["metadata"]["name"], error)
+        self._say(ending.reason)
+        self._full_since = self._full_since or now
+        waited = (now - self._full_since).total_seconds()
+        return (
+            None if ending.outcome == "failed" and waited < self.queue_seconds else replace(ending, outcome="hopeless")
+        )
 
     def _judge_error(self, error: BaseException, now: datetime) -> Ending | None:
         """A cluster that does not answer is waited for, one that refuses for a while is not."""
@@ -107,69 +248,30 @@ class PodTrigger(BaseTrigger):
         if self._forbidden_since is None or (now - self._forbidden_since).total_seconds() < pod_end.MISSING_SECONDS:
             return None
         expected = f"the rights of the role urm-airflow in namespace {self.namespace}"
-        return Ending(
-            "failed", f"pod {self.name}: expected {expected}, got {_first_line(error)}; bind the triggerer's account."
-        )
-
-    async def _look(self, api: client.CoreV1Api) -> Ending | None:
-        """Copy what is new in the log, and judge the pod; None while it is on its way."""
-        try:
-            pod = await api.read_namespaced_pod(self.name, self.namespace, _request_timeout=REQUEST_SECONDS)
-        except client.ApiException as error:
-            if error.status != 404:
-                raise
-            pod = None
-        if pod is None or pod.metadata.uid != self.uid:
-            return Ending(
-                "disrupted", f"pod {self.name} is gone: {self._disruption or 'the cluster or somebody deleted it'}"
-            )
-        now = datetime.now(UTC)
-        self._disruption = pod_end.disruption(pod)
-        self._forbidden_since = None
-        self._say(f"Pod {self.name} {pod_end.describe(pod)}")
-        if pod_end.has_started(pod):
-            try:
-                await self._copy_log(api, pod, now)
-            except UNREACHABLE as error:
-                self._say(f"The log of pod {self.name} cannot be read now: {_first_line(error)}")
-        if ending := pod_end.judge_end(pod, now):
-            return ending
-        if pod_end.has_started(pod):
-            return None
-        missing = pod_end.waiting_for(pod)[0] in pod_end.MISSING_REASONS
-        self._missing_since = (self._missing_since or now) if missing else None
-        return pod_end.judge_wait(pod, now, self.queue_seconds, self._missing_since)
-
-    async def _copy_log(self, api: client.CoreV1Api, pod: Any, now: datetime) -> None:
-        """Copy lines that are newer than the last one copied."""
-        if self._position is None:
-            self._position = (pod.metadata.annotations or {}).get(LOGGED_UNTIL, "")
-        options: dict[str, Any] = {"container": CONTAINER, "timestamps": True, "_preload_content": False}
-        if self._position:
-            behind = (now - _moment(self._position)[0]).total_seconds() + CLOCKS_APART_SECONDS
-            options["since_seconds"] = max(1, math.ceil(behind))
-        async with asyncio.timeout(REQUEST_SECONDS):
-            answer: Any = await api.read_namespaced_pod_log(self.name, self.namespace, **options)
-            text = (await answer.read()).decode(errors="replace")
-        before = self._position
-        for line in filter(None, text.split("\n")):
-            time, _, words = line.partition(" ")
-            if not self._position or _moment(time) > _moment(self._position):
-                # A progress bar writes over itself, so that one line has all its states; a terminal shows the last.
-                self.log.info("%s", words.rstrip("\r").rpartition("\r")[2])
-                self._position = time
-        if self._position != before and (
-            self._noted_at is None or (now - self._noted_at).total_seconds() >= NOTE_SECONDS
-        ):
-            self._noted_at = now
-            note = {"metadata": {"uid": self.uid, "annotations": {LOGGED_UNTIL: self._position}}}
-            await api.patch_namespaced_pod(self.name, self.namespace, note)
+        sentence = f"triggerer: expected {expected}, got {_first_line(error)}; bind its account to the role."
+        return Ending("failed", sentence)
 
     def _say(self, text: str) -> None:
         """Log what has changed."""
         if text != self._said:
             self._said = text
             self.log.info("%s", text)
+
+
+def judge_refusal(name: str, error: Any) -> Ending:
+    """Why the cluster does not take a pod, from an error of either client: `failed` where a quota is full.
+
+    Raises:
+        ApiException: It has not judged the pod.
+    """
+    if error.status not in REFUSED:
+        raise error
+    try:
+        message = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        message = error.reason
+    outcome: Literal["failed", "hopeless"] = "failed" if "exceeded quota" in message else "hopeless"
+    return Ending(outcome, f"pod {name}: expected the cluster to take it, got {message}; correct what it names.")
 
 
 def _moment(time: str) -> tuple[datetime, str]:

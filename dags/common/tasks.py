@@ -123,6 +123,7 @@ def command_task(
         from dags.common.pod import UrmPodOperator
 
         pod = pod_arguments(task_id, read_pod_needs(task_id, resources, settings), access, settings)
+        pod["disruptions"] = 0  # another pod would be a second command
         return UrmPodOperator(**_of_pod(common), **pod, arguments=arguments)
     from dags.common.process import UrmProcessOperator
 

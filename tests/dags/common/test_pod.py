@@ -183,7 +183,7 @@ def drive(home, pod_server, render, monkeypatch):
                 return context
             except TaskDeferred as deferred:
                 kwargs, method, timeout = deferred.trigger.serialize()[1], deferred.method_name, deferred.timeout
-            assert timeout is None
+            assert timeout is None  # the limits are the pod's: of its queue, and of its run
             event = asyncio.run(watch(PodTrigger(**json.loads(json.dumps(kwargs)))))
             task, context = render(stage_task(stage, settings))
             step = partial(task.resume_execution, method, {"event": event})
@@ -200,8 +200,10 @@ def test_a_pod_that_ended_well_leaves_its_summary_and_no_pod(drive, pod_server):
 def test_an_evicted_pod_is_followed_by_another_in_the_same_try(drive, pod_server):
     pod_server.next = [pods.evicted(), pods.evicted(), pods.ended(0)]
     drive()
-    counts = [pod["metadata"]["annotations"]["urm.pod/disruptions"] for pod in pod_server.created]
-    assert (counts, pod_server.pods) == (["0", "1", "2"], {})
+    first, *others = [pod["metadata"] for pod in pod_server.created]
+    assert [pod["name"] for pod in others] == [f"{first['name']}-1", f"{first['name']}-2"]
+    assert [pod["annotations"]["urm.pod/disruptions"] for pod in others] == ["1", "2"]
+    assert pod_server.pods == {}
 
 
 def test_disruptions_have_a_limit(drive, pod_server, tmp_path):
@@ -236,22 +238,6 @@ def test_only_what_another_try_may_help_is_tried_again(status, retried, reason, 
     assert pod_server.pods == {}
 
 
-def test_a_pod_that_vanished_is_followed_by_another(drive, pod_server, monkeypatch):
-    """It is deleted while the task waits: the trigger finds nothing by its name."""
-    add = pod_server.add
-
-    def vanish(pod, status):
-        made = add(pod, status)
-        if len(pod_server.created) == 1:
-            pod_server.pods.clear()
-        return made
-
-    monkeypatch.setattr(pod_server, "add", vanish)
-    pod_server.next = [pods.running(), pods.ended(0)]
-    drive()
-    assert len(pod_server.created) == 2
-
-
 def test_success_without_a_result_is_a_failure(drive, pod_server, monkeypatch):
     from airflow.sdk.exceptions import AirflowException
 
@@ -261,89 +247,93 @@ def test_success_without_a_result_is_a_failure(drive, pod_server, monkeypatch):
         drive()
 
 
-def test_a_task_that_starts_again_goes_on_with_its_pod(home, pod_server, render):
-    """Its worker was killed: the pod, its uid and its count are found by the labels of the task."""
+@pytest.fixture
+def start(home, pod_server, render):
+    """Starts the task as a worker does; returns it and what it waits for."""
     from airflow.sdk.exceptions import TaskDeferred
 
     from dags.common.tasks import stage_task
 
-    def start():
+    def go():
         task, context = render(stage_task("sft", SETTINGS))
         with pytest.raises(TaskDeferred) as deferred:
             task.execute(context)
         return task, deferred.value.trigger
 
-    task, first = start()
-    pod = pod_server.pods[first.name]
-    pod["metadata"]["annotations"]["urm.pod/disruptions"] = "4"
+    return go
+
+
+def test_a_task_that_starts_again_goes_on_with_its_pod(start, pod_server):
+    """Its worker was killed, or it was cleared while no triggerer ran."""
+    _, first = start()
+    (pod,) = pod_server.pods.values()
     pod["metadata"]["labels"]["try_number"] = "0"
     _, second = start()
-    assert (second.uid, second.disruptions) == (first.uid, 4)
-    assert len(pod_server.created) == 1
-    task.on_kill()
-    assert pod_server.deleted == [(first.name, first.uid)]
+    assert (first.started, second.started, len(pod_server.created)) == (True, True, 1)
 
 
-def test_a_pod_that_failed_unseen_is_replaced(home, pod_server, render):
-    from airflow.sdk.exceptions import TaskDeferred
-
-    from dags.common.tasks import stage_task
-
-    for status in (pods.ended(1), pods.running()):
-        pod_server.next = [status]
-        task, context = render(stage_task("sft", SETTINGS))
-        with pytest.raises(TaskDeferred):
-            task.execute(context)
+def test_a_pod_that_failed_unseen_in_an_earlier_try_is_replaced(start, pod_server):
+    pod_server.next = [pods.ended(1), pods.running()]
+    start()
+    start()
     assert len(pod_server.created) == 2
     assert [pod["status"]["phase"] for pod in pod_server.pods.values()] == ["Running"]
 
 
-def test_a_wait_that_failed_leaves_no_pod(home, pod_server, render):
-    """The triggerer cannot import the trigger."""
-    from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
-
-    from dags.common.tasks import stage_task
-
-    task, context = render(stage_task("sft", SETTINGS))
-    with pytest.raises(TaskDeferred):
-        task.execute(context)
-    task, context = render(stage_task("sft", SETTINGS))
-    with pytest.raises(TaskDeferralError):
-        task.resume_execution("__fail__", {"error": "Trigger failure"}, context)
-    assert pod_server.pods == {}
+def test_a_pod_that_no_quota_has_room_for_is_started_later(start, pod_server):
+    pod_server.refused["POST"] = [(403, "pods is forbidden: exceeded quota: gpus")]
+    assert not start()[1].started
 
 
 @pytest.mark.parametrize(
-    ("status", "message", "retried"),
+    ("status", "message"),
     [
-        (403, 'error looking up service account urm/urm-training: serviceaccount "urm-training" not found', False),
-        (403, "pods is forbidden: exceeded quota: gpus", True),
-        (422, "spec.containers[0].resources: Invalid value", False),
+        (403, 'error looking up service account urm/urm-training: serviceaccount "urm-training" not found'),
+        (422, "spec.containers[0].resources: Invalid value"),
     ],
 )
-def test_a_pod_that_the_cluster_does_not_take_ends_the_try(status, message, retried, home, pod_server, render):
-    from airflow.sdk.exceptions import AirflowException, AirflowFailException
+def test_a_pod_that_the_cluster_does_not_take_fails_the_task(status, message, home, pod_server, render):
+    from airflow.sdk.exceptions import AirflowFailException
 
     from dags.common.tasks import stage_task
 
     pod_server.refused["POST"] = [(status, message)]
     task, context = render(stage_task("sft", SETTINGS))
-    with pytest.raises(AirflowException, match=re.escape(message)) as caught:
+    with pytest.raises(
+        AirflowFailException, match=re.escape(f"expected the cluster to take it, got {message}; correct")
+    ):
         task.execute(context)
-    assert isinstance(caught.value, AirflowFailException) is not retried
 
 
-def test_a_busy_cluster_is_asked_again(home, pod_server, render, monkeypatch):
-    from airflow.sdk.exceptions import TaskDeferred
-
+def test_a_busy_cluster_is_asked_again(start, pod_server, monkeypatch):
     from dags.common import pod
+
+    monkeypatch.setattr(pod.UrmPodOperator._start.retry, "sleep", lambda _: None)
+    pod_server.refused["POST"] = [(503, "busy"), (429, "slow down")]
+    assert start()[1].started
+
+
+OTHER = {"metadata": {"name": "other", "labels": {"task_id": "sft"}}, "spec": {}}
+
+
+def test_ending_the_task_deletes_its_pods_and_no_others(start, pod_server):
+    pod_server.add(OTHER, pods.running())
+    start()[0].on_kill()
+    assert list(pod_server.pods) == ["other"]
+
+
+def test_a_wait_that_failed_leaves_no_pod(start, pod_server, render):
+    """The triggerer cannot import the trigger."""
+    from airflow.sdk.exceptions import TaskDeferralError
+
     from dags.common.tasks import stage_task
 
-    monkeypatch.setattr(pod.UrmPodOperator._create.retry, "sleep", lambda _: None)
-    pod_server.refused["POST"] = [(503, "busy"), (429, "slow down")]
+    start()
+    pod_server.add(OTHER, pods.running())
     task, context = render(stage_task("sft", SETTINGS))
-    with pytest.raises(TaskDeferred):
-        task.execute(context)
+    with pytest.raises(TaskDeferralError):
+        task.resume_execution("__fail__", {"error": "Trigger failure"}, context)
+    assert list(pod_server.pods) == ["other"]
 
 
 @pytest.mark.parametrize("executor", ["local", "kubernetes"])
