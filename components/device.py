@@ -28,7 +28,10 @@ def choose_device(settings: Settings) -> str:
     found = torch.cuda.is_available()
     if settings.device == "cuda" and not found:
         raise ConfigError(
-            "setting URM_DEVICE", expected="a CUDA device", got="none on this machine", remedy="set it to cpu or auto"
+            "setting URM_DEVICE",
+            expected="a CUDA device",
+            got="none on this machine",
+            remedy="use an image and a node with CUDA, or set it to cpu or auto",
         )
     return "cuda" if found and settings.device != "cpu" else "cpu"
 

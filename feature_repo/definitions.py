@@ -8,20 +8,13 @@ user did stays true, and its age is in the row.
 from __future__ import annotations
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.data_source import DataSource
 from feast.types import Array, Int32, Int64, String
-
-from components.settings import get_settings
 
 TIMESTAMP_FIELD = "known_at"
 
 
-def _source(name: str) -> DataSource:
-    """Embedded: a Parquet file beside the registry. Production: a table of the Spark catalogue."""
-    if get_settings().feature_environment == "production":
-        from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
-
-        return SparkSource(name=name, table=f"urm.{name}", timestamp_field=TIMESTAMP_FIELD)
+def _source(name: str) -> FileSource:
+    """A Parquet file beside the registry."""
     return FileSource(name=name, path=f"{name}.parquet", timestamp_field=TIMESTAMP_FIELD)
 
 

@@ -85,6 +85,7 @@ def _print_verdict(result: StageResult, config: str, overrides: list[str] | None
 
 
 _BY_HAND: dict[str, Callable[..., None]] = {"ingest": ingest}
+_DECIDING_SETTINGS = {"features": ("feature_environment",)}  # what of the settings decides a stage's result, too
 # What a command does once its result is there, computed or reused.
 _AFTERWARDS: dict[str, Callable[[StageResult, str, list[str] | None], None]] = {
     "validate": _require_fresh_events,
@@ -98,6 +99,7 @@ def _derive(spec: StageSpec) -> Callable[..., None]:
     def command(**given: Any) -> None:
         config, overrides = given["config"], given["set_"]
         flags = {name: given[name] for name in spec.flags}
+        flags |= {name: getattr(get_settings(), name) for name in _DECIDING_SETTINGS.get(spec.name, ())}
         result = run_spec(spec, config, given["run_dir"], overrides, given["force"], options=flags)
         if spec.name in _AFTERWARDS:
             _AFTERWARDS[spec.name](result, config, overrides)

@@ -8,22 +8,6 @@ from ibis import _
 from components.config import SPLITS, FeaturesConfig, RunConfig, Task
 from components.exceptions import ConfigError, DataError
 from components.features.log import attribute_column
-from components.settings import Settings
-
-
-def require_embedded(settings: Settings) -> None:
-    """Refuse environments that this stage cannot write.
-
-    Raises:
-        ConfigError: The environment is not embedded.
-    """
-    if settings.feature_environment != "embedded":
-        raise ConfigError(
-            "setting URM_FEATURE_ENVIRONMENT",
-            expected="'embedded' for the features stage",
-            got=repr(settings.feature_environment),
-            remedy="unset it for this stage; production is for reading so far",
-        )
 
 
 def require_catalogue(catalogue: ir.Table, features: FeaturesConfig) -> None:

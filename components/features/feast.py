@@ -19,18 +19,20 @@ _before = {name: os.environ[name] for name in _NAMES if name in os.environ}
 import feast.infra.online_stores.sqlite  # noqa: E402, F401  # else at the first read, after the fork
 from feast import Entity, FeatureService, FeatureStore, FeatureView  # noqa: E402
 from feast.errors import FeastError, FeastModuleImportError  # noqa: E402
+from feast.infra.online_stores.helpers import get_online_store_from_config  # noqa: E402
 from feast.protos.feast.core.Registry_pb2 import Registry  # noqa: E402
-from feast.repo_config import FeastConfigError  # noqa: E402
+from feast.repo_config import RepoConfig  # noqa: E402
 
 __all__ = [
     "Entity",
-    "FeastConfigError",
     "FeastError",
     "FeastModuleImportError",
     "FeatureService",
     "FeatureStore",
     "FeatureView",
     "Registry",
+    "RepoConfig",
+    "get_online_store_from_config",
     "import_for_reading",
 ]
 

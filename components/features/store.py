@@ -1,14 +1,17 @@
 """The Feast store of a run: opened in place, filled by the features stage, read online by the recall worker.
 
-Everything lies in one folder with relative paths inside (`feature_repo/<environment>/feature_store.yaml`), so the
-folder may be renamed, moved or copied as a whole.
+Its folder has the Parquet sources and the registry, with relative paths inside, so that it may be renamed, moved or
+copied as a whole. In the environment `embedded` the online store is a file of it, too. In `production` that is Redis,
+and the definitions stand in a SQL registry besides, which only the features stage needs: each run has a Feast project
+of its own there, so that a new run changes nothing that a serving release reads (ADR 25).
 """
 
 import contextlib
 import hashlib
 import importlib.util
 import io
-import tempfile
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,23 +21,27 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import redis
 import yaml
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from components.exceptions import ConfigError, DataError, MissingInputError
+from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
 from components.features.feast import (
     Entity,
-    FeastConfigError,
     FeastError,
     FeastModuleImportError,
     FeatureService,
     FeatureStore,
     FeatureView,
     Registry,
+    RepoConfig,
+    get_online_store_from_config,
 )
 from components.settings import Settings
 
 SERVICE = "user_history"
+_REGISTRY = "registry.db"
+_REGISTRY_FILE = {"registry_type": "file", "path": _REGISTRY, "cache_ttl_seconds": 0}
 _AGAIN = "run `urm features` again"
 # Feast loads the class of the offline store whenever it opens a store; this one needs no package and is never asked.
 _NO_OFFLINE_STORE = {"type": "remote", "host": "none"}
@@ -61,44 +68,34 @@ class History:
     top_categories: list[str]
 
 
-def open_feature_store(folder: Path, settings: Settings, configuration: Path | None = None) -> FeatureStore:
+def online_files(settings: Settings) -> tuple[str, ...]:
+    """Files of the store's folder that online reads need."""
+    return (_REGISTRY, "online.db") if settings.feature_environment == "embedded" else (_REGISTRY,)
+
+
+def open_feature_store(folder: Path, settings: Settings) -> FeatureStore:
     """Open the store that the features stage left: its output `feature_store`, or a copy of it.
-
-    Production does not read the folder: there the registry and the stores are the services that feature_store.yaml
-    names.
-
-    Args:
-        folder: The store.
-        settings: Where the Feast repository is.
-        configuration: A feature_store.yaml; that of the environment if left out.
 
     Raises:
         MissingInputError: The folder holds no registry.
         DataError: The registry holds code.
-        ConfigError: The environment's feature_store.yaml is missing or wrong, or the packages it needs are.
+        ConfigError: The folder was written for another environment; the environment's feature_store.yaml is missing or
+            wrong; or the packages or variables it needs are missing.
     """
-    if settings.feature_environment == "embedded":
-        _read_registry(folder / "registry.db")
-    return _open(folder, configuration or _configuration(settings))
+    return _open_written(folder, settings, {})
 
 
 def open_online_store(folder: Path, settings: Settings) -> FeatureStore:
-    """As `open_feature_store`, for online reads alone: the packages of the offline store need not be there.
+    """As `open_feature_store`, for online reads alone.
+
+    The packages of the offline store need not be there, and of the folder only `online_files`.
 
     Raises:
         MissingInputError: As `open_feature_store`.
         DataError: As `open_feature_store`.
         ConfigError: As `open_feature_store`.
     """
-    path = _configuration(settings)
-    with tempfile.TemporaryDirectory() as temporary:
-        changed = Path(temporary) / path.name
-        try:
-            content = yaml.safe_load(path.read_text())
-            changed.write_text(yaml.safe_dump({**content, "offline_store": _NO_OFFLINE_STORE}))
-        except (OSError, yaml.YAMLError, TypeError):
-            changed = path  # opening it says what is wrong
-        return open_feature_store(folder, settings, changed)
+    return _open_written(folder, settings, {"offline_store": _NO_OFFLINE_STORE})
 
 
 def hash_registry(folder: Path) -> str:
@@ -108,7 +105,7 @@ def hash_registry(folder: Path) -> str:
         MissingInputError: The folder holds no registry.
         DataError: The registry is none, or holds code.
     """
-    registry = _read_registry(folder / "registry.db")
+    registry = _read_registry(folder)
     registry.ClearField("last_updated")
     registry.ClearField("version_id")
     for one in (*registry.entities, *registry.feature_views, *registry.feature_services, *registry.projects):
@@ -116,14 +113,14 @@ def hash_registry(folder: Path) -> str:
     return hashlib.sha256(registry.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _read_registry(path: Path) -> Any:
+def _read_registry(folder: Path) -> Any:
     """A registry, which must hold no functions: Feast keeps them pickled, and reading a pickle may run anything."""
-    registry = Registry()
+    path, registry = folder / _REGISTRY, Registry()
     try:
         registry.ParseFromString(path.read_bytes())
     except OSError:
         raise MissingInputError(
-            f"feature store {path.parent}", expected="a folder with registry.db", got="none", remedy=_AGAIN
+            f"feature store {folder}", expected="a folder with registry.db", got="none", remedy=_AGAIN
         ) from None
     except DecodeError:
         raise DataError(f"feature registry {path}", expected="Feast's", got="other bytes", remedy=_AGAIN) from None
@@ -135,23 +132,58 @@ def _read_registry(path: Path) -> Any:
     return registry
 
 
-def create_feature_store(folder: Path, settings: Settings) -> FeatureStore:
+def create_feature_store(folder: Path, settings: Settings, version: str) -> FeatureStore:
     """Register the definitions of the Feast repository for a folder that holds the sources.
+
+    `version` tells this run's store from others in the services of production: letters, digits and hyphens.
 
     Raises:
         ConfigError: The repository or the environment's feature_store.yaml is missing or wrong.
+        UnavailableError: The registry of production does not answer.
     """
     definitions = vars(_load_definitions(settings.feature_repo_dir)).values()
-    store = _open(folder, _configuration(settings))
-    store.apply([value for value in definitions if isinstance(value, (Entity, FeatureView, FeatureService))])
+    content = _read_configuration(settings)
+    if settings.feature_environment == "production":
+        content["project"] = f"{content['project']}_{version.replace('-', '_')}"
+    store = _open(folder, settings, content)
+    with _service_errors():
+        store.apply([value for value in definitions if isinstance(value, (Entity, FeatureView, FeatureService))])
     return store
 
 
 def materialize(store: FeatureStore, end: datetime) -> None:
-    """Copy each user's newest row known by `end` to the online store. Call within `offline`."""
+    """Copy each user's newest row known by `end` to the online store. Call within `offline`.
+
+    After this the folder holds the registry, whatever service keeps it.
+
+    Raises:
+        UnavailableError: The online store or the registry of production does not answer.
+    """
     said = io.StringIO()  # Feast reports progress by print and tqdm
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _service_errors():
         store.materialize(start_date=datetime.fromtimestamp(0, UTC), end_date=end)
+        if not Path(_REGISTRY).exists():
+            Path(_REGISTRY).write_bytes(_select_project(store.registry.proto(), store.project).SerializeToString())
+
+
+def remove_online_features(folder: Path, settings: Settings) -> None:
+    """Remove a run's store from the services of production; its folder stays, and no release must be served with it.
+
+    Not by Feast's own teardown, which removes every project of the registry.
+
+    Raises:
+        ConfigError: As `open_feature_store`.
+        UnavailableError: A service does not answer.
+    """
+    written = open_feature_store(folder, settings)
+    store = _open(folder, settings, {**_read_configuration(settings), "project": written.project})
+    with _service_errors():
+        online = get_online_store_from_config(store.config.online_store)
+        online.teardown(store.config, written.list_feature_views(), written.list_entities())
+        for view in store.list_feature_views():  # else its versions stay, and no run of this name could be registered
+            store.registry.delete_feature_view(view.name, written.project)
+        if written.project in [project.name for project in store.list_projects()]:
+            store.registry.delete_project(written.project)
 
 
 def materialized_until(store: FeatureStore) -> float:
@@ -215,9 +247,11 @@ def _configuration(settings: Settings) -> Path:
     return settings.feature_repo_dir / settings.feature_environment / "feature_store.yaml"
 
 
-def _open(folder: Path, path: Path) -> FeatureStore:
+def _read_configuration(settings: Settings) -> dict[str, Any]:
+    """The environment's feature_store.yaml."""
+    path = _configuration(settings)
     try:
-        return FeatureStore(repo_path=str(folder.absolute()), fs_yaml_file=path)
+        content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(
             f"Feast configuration {path}",
@@ -225,19 +259,104 @@ def _open(folder: Path, path: Path) -> FeatureStore:
             got=error.strerror,
             remedy="set URM_FEATURE_REPO_DIR to the folder feature_repo of this repository",
         ) from None
-    except FeastModuleImportError as error:
+    except yaml.YAMLError as error:
+        raise _invalid_configuration(path, error) from None
+    if not isinstance(content, dict) or "project" not in content:
+        raise _invalid_configuration(path, "none with a project")
+    return content
+
+
+def _open_written(folder: Path, settings: Settings, changes: dict[str, Any]) -> FeatureStore:
+    """Open a store with the registry in its folder, and the project that it was written for."""
+    projects = [project.spec.name for project in _read_registry(folder).projects]
+    content = _read_configuration(settings)
+    written_for = "embedded" if content["project"] in projects else "production"
+    if written_for != settings.feature_environment:
+        raise ConfigError(
+            f"feature store {folder}",
+            expected=f"one written for the environment {settings.feature_environment}",
+            got=written_for,
+            remedy="set URM_FEATURE_ENVIRONMENT to that, or run `urm features` with this one",
+        )
+    return _open(folder, settings, {**content, "project": projects[0], "registry": _REGISTRY_FILE, **changes})
+
+
+def _open(folder: Path, settings: Settings, content: dict[str, Any]) -> FeatureStore:
+    path = _configuration(settings)
+    try:
+        config = RepoConfig(**_expand(content))
+        config.repo_path = folder.absolute()
+        return FeatureStore(repo_path=str(folder.absolute()), config=config)
+    except (FeastModuleImportError, ImportError) as error:
         raise ConfigError(
             f"Feast configuration {path}",
             expected="the packages of its stores",
             got=str(error),
-            remedy="install the extras of feast that it names, e.g. feast[spark,redis,postgres]",
+            remedy="install the extras of feast that it names, e.g. feast[redis,postgres]",
         ) from None
-    except (FeastConfigError, FeastError) as error:
+    except (FeastError, ValueError) as error:
+        raise _invalid_configuration(path, error) from None
+
+
+def _expand(value: Any) -> Any:
+    """Fill in the variables that a value of the configuration names.
+
+    Raises:
+        ConfigError: One is not set.
+    """
+    if isinstance(value, dict):
+        return {key: _expand(each) for key, each in value.items()}
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expandvars(value)
+    if missing := re.search(r"\$\{(\w+)\}", expanded):
         raise ConfigError(
-            f"Feast configuration {path}",
-            expected="a valid feature_store.yaml",
-            got=" ".join(str(error).split()),
-            remedy="fix the file",
+            f"setting {missing[1]}", expected="a value, which Feast's configuration names", got="none", remedy="set it"
+        )
+    return expanded
+
+
+def _invalid_configuration(path: Path, got: object) -> ConfigError:
+    return ConfigError(
+        f"Feast configuration {path}",
+        expected="a valid feature_store.yaml",
+        got=" ".join(str(got).split()),
+        remedy="fix the file",
+    )
+
+
+def _select_project(registry: Any, project: str) -> Any:
+    """What a registry of many projects holds of one."""
+    selected = Registry(registry_schema_version=registry.registry_schema_version)
+    selected.last_updated.CopyFrom(registry.last_updated)
+    selected.projects.extend(one for one in registry.projects if one.spec.name == project)
+    selected.data_sources.extend(one for one in registry.data_sources if one.project == project)
+    for kind in ("entities", "feature_views", "feature_services"):
+        getattr(selected, kind).extend(one for one in getattr(registry, kind) if one.spec.project == project)
+    return selected
+
+
+@contextlib.contextmanager
+def _service_errors() -> Iterator[None]:
+    """Turn what the clients of production's services raise into one sentence."""
+    from sqlalchemy.exc import SQLAlchemyError  # workers, which only read, have no need of it
+
+    try:
+        yield
+    except (redis.RedisError, SQLAlchemyError) as error:
+        service = "online store" if isinstance(error, redis.RedisError) else "registry"
+        raise UnavailableError(
+            f"feature store, its {service}",
+            expected="an answer",
+            got=getattr(error, "orig", error),  # SQLAlchemy's own message has the whole statement
+            remedy="start it, or try again later",
+        ) from error
+    except ImportError as error:
+        raise ConfigError(
+            "feature store, its registry",
+            expected="the driver of the database that FEAST_REGISTRY_URI names",
+            got=error,
+            remedy="install it, e.g. psycopg[binary]",
         ) from None
 
 

@@ -61,7 +61,7 @@ class EvaluateInputs:
 
 def run(stage: StageRun) -> StageReport:
     """Rank, measure, compare; see docs/architecture.md for the outputs and the metrics."""
-    config, inputs, device = stage.config, EvaluateInputs.read(stage), prepare_device(stage.settings)
+    config, device, inputs = stage.config, prepare_device(stage.settings), EvaluateInputs.read(stage)
     output = {name: stage.output / file for name, file in _OUTPUTS.items()}
     test = TestExamples.build(inputs.examples, inputs.contexts, inputs.catalogue)
     with track(stage):

@@ -30,10 +30,10 @@ def run(stage: StageRun) -> StageReport:
     """Compute features and examples of a run.
 
     Raises:
-        ConfigError: A task names what no event has, or the environment is not embedded.
+        ConfigError: A task names what no event has.
         DataError: The log is empty or does not reach over the splits.
+        UnavailableError: A service of the production feature store does not answer.
     """
-    checks.require_embedded(stage.settings)
     events, items_file = stage.path("validate", "events"), stage.path("validate", "items")
     config, output = stage.config, stage.output
     folder = output / "feature_store"
@@ -58,7 +58,7 @@ def run(stage: StageRun) -> StageReport:
         rows = write_sources(log, items, config.features, folder)
 
         stage.report_progress("retrieving features at the cuts")
-        store = create_feature_store(folder, stage.settings)
+        store = create_feature_store(folder, stage.settings, version=stage.folder.rpartition("/")[2])
         with offline(folder):
             table = pa.concat_tables(retrieve_contexts(store, batch) for batch in split_by_shard(contexts))
             pq.write_table(table.sort_by("context_id"), output / "contexts.parquet")

@@ -59,7 +59,7 @@ def run(stage: StageRun) -> StageReport:
         GateError: The gate failed and `promote_anyway` is not set.
         ReleaseError: The inputs do not fit together.
     """
-    config, inputs, device = stage.config, ReleaseInputs.read(stage), prepare_device(stage.settings)
+    config, device, inputs = stage.config, prepare_device(stage.settings), ReleaseInputs.read(stage)
     gate = GateVerdict.judge(inputs.verdict, bool(stage.options.get("promote_anyway")))
     bundle = stage.output / "bundle"
     stage.report_progress("assembling the bundle")
@@ -116,6 +116,4 @@ def _links(stage: StageRun, run_id: str, experiment_id: str) -> dict[str, str]:
 
 
 def _hash_registry(feature_store: str, settings: Settings) -> str:
-    if settings.feature_environment != "embedded":  # in production the registry is a service
-        return ""
     return hash_registry(fetch(feature_store, settings.cache_path / "features", ("registry.db",)))

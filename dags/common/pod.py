@@ -70,7 +70,6 @@ class UrmPodOperator(KubernetesPodOperator):
             AirflowFailException: No retry can help: a mistake in the input, an image or secret that is not there.
             AirflowException: The program failed, or the cluster ended its pods too often; the task is tried again.
         """
-        wanted = self._request(context)
         self._delete(event["name"], event["uid"])
         if event["outcome"] == "exited":
             raise_for_exit_code(self.arguments[0], event["exit_code"], event["reason"])
@@ -81,7 +80,7 @@ class UrmPodOperator(KubernetesPodOperator):
             self.log.warning(
                 "%s. Another one follows in this try (%d of %d).", event["reason"], number, self.disruptions
             )
-            self._start(wanted, number)
+            self._start(self._request(context), number)
         else:
             raise AirflowException(event["reason"])
 

@@ -31,7 +31,7 @@ class Ending:
     Attributes:
         outcome: `exited`: the program ended by itself, with `exit_code`. `disrupted`: the cluster or a person ended the
             pod, and another one may do better. `failed`: worth another try. `hopeless`: not worth one.
-        reason: A sentence; of a program that exited, its last words.
+        reason: A sentence; of a program that exited, its last line.
     """
 
     outcome: Literal["exited", "disrupted", "failed", "hopeless"]
@@ -54,14 +54,16 @@ def judge_end(pod: Any, now: datetime) -> Ending | None:
         )
     exit_code = ended.exit_code if ended else None
     if exit_code in (0, USER_ERROR_EXIT_CODE):
-        return Ending("exited", ended.message or "", exit_code)
+        return Ending("exited", _last_line(ended.message), exit_code)
     if ended and ended.reason in NEVER_STARTS:
-        return Ending("hopeless", _sentence(pod, "a program that starts", ended.message, "see `image` in its table"))
+        return Ending(
+            "hopeless", _sentence(pod, "a program that starts", ended.message, "correct `image` in the table of pods")
+        )
     if status.reason == "DeadlineExceeded":
         hours = f"at most {(pod.spec.active_deadline_seconds or 0) / 3600:g} h of run time"
         return Ending("failed", _sentence(pod, hours, "more", "raise `hours` in the table of pods"))
-    if disruption := _disruption(pod, ended):
-        return Ending("disrupted", f"{_name(pod)} was ended by the cluster: {disruption}")
+    if cause := disruption(pod):
+        return Ending("disrupted", f"{_name(pod)} was ended from outside: {cause}")
     if status.reason == "Evicted":
         limit = f"at most {_limit(pod, 'ephemeral-storage')} of disk"
         remedy = "raise `ephemeral_storage` in the table of pods"
@@ -71,7 +73,7 @@ def judge_end(pod: Any, now: datetime) -> Ending | None:
         return Ending("failed", _sentence(pod, f"at most {_limit(pod, 'memory')} of memory", "OOMKilled", remedy))
     if ended is None:
         return Ending("disrupted", f"{_name(pod)} was refused by its node: {status.reason}: {status.message}")
-    return Ending("exited", ended.message or ended.reason or "", exit_code)
+    return Ending("exited", _last_line(ended.message) or ended.reason or "", exit_code)
 
 
 def judge_wait(pod: Any, now: datetime, queue_seconds: float, missing_since: datetime | None) -> Ending | None:
@@ -108,21 +110,10 @@ def describe(pod: Any) -> str:
     return f"starts on node {pod.spec.node_name}: {reason}" + (f": {message}" if message else "")
 
 
-def waiting_for(pod: Any) -> tuple[str, str]:
-    """Reason and message of a container that has not started."""
-    waiting = _state(pod).waiting if _state(pod) else None
-    return (waiting.reason or "", waiting.message or "") if waiting else ("ContainerCreating", "")
-
-
-def has_started(pod: Any) -> bool:
-    """Whether the program has ever run."""
-    state = _state(pod)
-    return bool(state and (state.running or state.terminated))
-
-
-def _disruption(pod: Any, ended: Any) -> str | None:
-    """What ended the pod from outside; None if nothing did."""
+def disruption(pod: Any) -> str | None:
+    """What ends the pod from outside; None if nothing does."""
     status, target = pod.status, _condition(pod, "DisruptionTarget")
+    ended: Any = _state(pod).terminated if _state(pod) else None
     if target is not None and target.status == "True":
         return f"{target.reason}: {target.message}"
     if pod.metadata.deletion_timestamp:
@@ -134,6 +125,18 @@ def _disruption(pod: Any, ended: Any) -> str | None:
     if ended and ended.exit_code == SIGTERM_EXIT_CODE:
         return "it was asked to stop"
     return None
+
+
+def waiting_for(pod: Any) -> tuple[str, str]:
+    """Reason and message of a container that has not started."""
+    waiting = _state(pod).waiting if _state(pod) else None
+    return (waiting.reason or "", waiting.message or "") if waiting else ("ContainerCreating", "")
+
+
+def has_started(pod: Any) -> bool:
+    """Whether the program has ever run."""
+    state = _state(pod)
+    return bool(state and (state.running or state.terminated))
 
 
 def _state(pod: Any) -> Any:
@@ -151,6 +154,10 @@ def _limit(pod: Any, resource: str) -> str:
     container = next(one for one in pod.spec.containers if one.name == CONTAINER)
     limits = (container.resources.limits if container.resources else None) or {}
     return str(limits.get(resource, "its limit"))
+
+
+def _last_line(text: str | None) -> str:
+    return ((text or "").strip().splitlines() or [""])[-1]
 
 
 def _name(pod: Any) -> str:

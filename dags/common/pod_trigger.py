@@ -20,7 +20,8 @@ from kubernetes_asyncio import client
 from dags.common import pod_end
 from dags.common.pod_end import CONTAINER, Ending
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 2.0
+ENDING_POLL_SECONDS = 0.25  # of a pod that is being deleted: its last words go with it
 REQUEST_SECONDS = 30
 CLOCKS_APART_SECONDS = 60  # how far this clock and that of a node may differ; lines read twice are told by their time
 # How often the place in the log is noted on the pod: after a restart of the triggerer, lines since then come twice.
@@ -61,6 +62,7 @@ class PodTrigger(BaseTrigger):
         self._noted_at: datetime | None = None
         self._missing_since: datetime | None = None
         self._forbidden_since: datetime | None = None
+        self._disruption: str | None = None
         self._said = ""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -79,7 +81,7 @@ class PodTrigger(BaseTrigger):
                 ending = self._judge_error(error, datetime.now(UTC))
             if ending is not None:
                 break
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(ENDING_POLL_SECONDS if self._disruption else POLL_SECONDS)
         place = {"namespace": self.namespace, "name": self.name, "uid": self.uid, "disruptions": self.disruptions}
         yield TriggerEvent(asdict(ending) | place)  # type: ignore[no-untyped-call]
 
@@ -102,7 +104,7 @@ class PodTrigger(BaseTrigger):
         self._say(f"The cluster does not answer: {_first_line(error)}")
         forbidden = isinstance(error, client.ApiException) and error.status in (401, 403)
         self._forbidden_since = (self._forbidden_since or now) if forbidden else None
-        if self._forbidden_since is None or (now - self._forbidden_since).seconds < pod_end.MISSING_SECONDS:
+        if self._forbidden_since is None or (now - self._forbidden_since).total_seconds() < pod_end.MISSING_SECONDS:
             return None
         expected = f"the rights of the role urm-airflow in namespace {self.namespace}"
         return Ending(
@@ -118,8 +120,11 @@ class PodTrigger(BaseTrigger):
                 raise
             pod = None
         if pod is None or pod.metadata.uid != self.uid:
-            return Ending("disrupted", f"pod {self.name} is gone: the cluster or somebody deleted it")
+            return Ending(
+                "disrupted", f"pod {self.name} is gone: {self._disruption or 'the cluster or somebody deleted it'}"
+            )
         now = datetime.now(UTC)
+        self._disruption = pod_end.disruption(pod)
         self._forbidden_since = None
         self._say(f"Pod {self.name} {pod_end.describe(pod)}")
         if pod_end.has_started(pod):
@@ -147,12 +152,15 @@ class PodTrigger(BaseTrigger):
             answer: Any = await api.read_namespaced_pod_log(self.name, self.namespace, **options)
             text = (await answer.read()).decode(errors="replace")
         before = self._position
-        for line in text.splitlines():
+        for line in filter(None, text.split("\n")):
             time, _, words = line.partition(" ")
             if not self._position or _moment(time) > _moment(self._position):
-                self.log.info("%s", words)
+                # A progress bar writes over itself, so that one line has all its states; a terminal shows the last.
+                self.log.info("%s", words.rstrip("\r").rpartition("\r")[2])
                 self._position = time
-        if self._position != before and (self._noted_at is None or (now - self._noted_at).seconds >= NOTE_SECONDS):
+        if self._position != before and (
+            self._noted_at is None or (now - self._noted_at).total_seconds() >= NOTE_SECONDS
+        ):
             self._noted_at = now
             note = {"metadata": {"uid": self.uid, "annotations": {LOGGED_UNTIL: self._position}}}
             await api.patch_namespaced_pod(self.name, self.namespace, note)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import redis
 import yaml
 
 from components.client import RecallClient
+from components.config import RunConfig
 from components.deploy.pods import is_complete
 from components.recall.api.tokens import Scope, issue_token
 from components.redis_client import open_redis
@@ -41,6 +43,7 @@ __all__ = ["first_release", "kubectl", "namespace", "service"]  # fixtures
 Object = dict[str, Any]
 STORE = "s3://urm"
 PASSWORD = secrets.token_hex(16)
+COMPONENTS = ("redis", "airflow")
 WORKER, AD_HOC, API = "recall-worker", "recall-adhoc", "recall-api"
 DEADLINE_SECONDS = 60  # of a rollout
 HERE = Path(__file__).parent
@@ -175,24 +178,27 @@ def kubectl() -> Kubectl:
     return Kubectl()
 
 
-@pytest.fixture(scope="session")
-def namespace(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
-    """The manifests of the base with the component redis, applied; nothing is promoted yet."""
-    name, folder = f"urm-test-{secrets.token_hex(3)}", tmp_path_factory.mktemp("kustomize")
+@contextmanager
+def apply_base(folder: Path, config: RunConfig, settings: dict[str, str]) -> Iterator[Kubectl]:
+    """A namespace with the base and the components redis and airflow, and an object store; `config` is what serves.
+
+    `settings` go before those of the base. The kustomization lies in the folder.
+    """
+    name = f"urm-test-{secrets.token_hex(3)}"
     own = Kubectl(name)
-    settings = {"URM_NAMESPACE": name, "URM_RUNS_URI": f"{STORE}/runs", "URM_ALLOWED_URIS": STORE}
+    settings = {"URM_NAMESPACE": name, "URM_RUNS_URI": f"{STORE}/runs", "URM_ALLOWED_URIS": STORE} | settings
     kustomization = {
         "namespace": name,
         "resources": [os.path.relpath(REPOSITORY / "k8s" / "base", folder)],
-        "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / "redis", folder)],
-        "patches": yaml.safe_load((HERE / "patches.yaml").read_text()),
+        "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / one, folder) for one in COMPONENTS],
+        "patches": yaml.safe_load((HERE / "patches.yaml").read_text().replace("CONFIG", config.name)),
         "configMapGenerator": [
             {"name": "urm-settings", "behavior": "merge", "literals": [f"{key}={settings[key]}" for key in settings]},
-            {"name": "test-configs", "files": ["tiny.yaml"]},
+            {"name": "test-configs", "files": [f"{config.name}.yaml"]},
         ],
         "generatorOptions": {"disableNameSuffixHash": True},
     }  # fmt: skip
-    write_config(folder)
+    write_config(folder, config)
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     try:
         own("apply", "--server-side", "--kustomize", str(folder))
@@ -200,10 +206,19 @@ def namespace(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ite
         acl = f"user urm on >{PASSWORD} ~* &* +@all\nuser default on nopass -@all +ping\n"
         own("create", "secret", "generic", "redis-users", f"--from-literal=users.acl={acl}")
         for component in ("redis", "s3"):
-            wait_until(lambda component=component: any(map(is_ready, own.pods(component))), 90)
+            pause_until(lambda component=component: any(map(is_ready, own.pods(component))), 90)
+        if not _reaches(own.address("redis"), 6379):
+            pytest.skip("pod addresses are not reached from here; run these tests on a node, or in a pod")
         yield own
     finally:
-        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found", fails=True)
+        Kubectl()("delete", "namespace", name, "--wait=false", "--ignore-not-found", fails=True)
+
+
+@pytest.fixture(scope="session")
+def namespace(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
+    """The manifests with the tiny world's configuration, applied; nothing is promoted yet."""
+    with apply_base(tmp_path_factory.mktemp("kustomize"), make_config(), {}) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -211,16 +226,10 @@ def service(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The service with its first release promoted."""
     home = tmp_path_factory.mktemp("home")
     redis_host, store = namespace.address("redis"), f"http://{namespace.address('s3')}:5000"
-    if not _reaches(redis_host, 6379):
-        pytest.skip("pod addresses are not reached from here; run these tests on a node, or in a pod")
-    shared = {
-        "URM_REDIS_URL": f"redis://urm:{PASSWORD}@{redis_host}:6379/0",
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": store,
-    }  # fmt: skip
+    shared = {"URM_REDIS_URL": f"redis://urm:{PASSWORD}@{redis_host}:6379/0"} | store_variables(store)
     tokens = home / "tokens.json"
     token = issue_token(tokens, "tests", [Scope.READ, Scope.WRITE, Scope.ASK])
-    write_config(home)
+    write_config(home, make_config())
     literals = [f"--from-literal={key}={text}" for key, text in shared.items()]
     namespace("create", "secret", "generic", "urm-credentials", *literals)
     namespace("create", "secret", "generic", "recall-tokens", f"--from-file=tokens.json={tokens}")
@@ -229,7 +238,7 @@ def service(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "URM_HOME": str(home), "URM_CONFIGS_DIR": str(home), "URM_FEATURE_REPO_DIR": str(REPOSITORY / "feature_repo"),
         "URM_RUNS_URI": f"{STORE}/runs", "URM_DEPLOY_TO": "kubernetes", "URM_NAMESPACE": namespace.namespace,
         "URM_API_TOKEN": token, "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
-        "KUBECONFIG": str(_write_kubeconfig(namespace, home / "kubeconfig")),
+        "KUBECONFIG": str(write_kubeconfig(namespace, "urm-promotion", home / "kubeconfig")),
     }  # fmt: skip
     kept = {key: text for key, text in os.environ.items() if not key.startswith("URM_")}
     with pytest.MonkeyPatch.context() as patch:
@@ -269,11 +278,17 @@ def go_back(service: Service) -> None:
     open_registry(service.settings).set_registered_model_alias("urm", "candidate", second.version)
 
 
-def write_config(folder: Path) -> None:
-    """The tiny world's configuration, for commands and pods."""
-    values = make_config().model_dump(mode="json")
+def store_variables(address: str) -> dict[str, str]:
+    """What leads to the object store."""
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    return keys | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": address}
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """A configuration, for commands and pods."""
+    values = config.model_dump(mode="json")
     values["release"]["promote_timeout_seconds"] = DEADLINE_SECONDS + 40
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    (folder / f"{config.name}.yaml").write_text(yaml.safe_dump(values))
 
 
 def build_release(
@@ -316,12 +331,12 @@ def _change(made: ClusterRelease, settings: Settings, folder: Path, change: Call
     return ClusterRelease(manifest.release, version, made.run_dir, uri)
 
 
-def _write_kubeconfig(namespace: Kubectl, path: Path) -> Path:
-    """Credentials of the service account `urm-promotion`, in place of the administrator's."""
+def write_kubeconfig(namespace: Kubectl, account: str, path: Path) -> Path:
+    """Credentials of a service account, in place of the administrator's."""
     config = yaml.safe_load(namespace("config", "view", "--raw", "--minify", "--flatten"))
-    token = namespace("create", "token", "urm-promotion", "--duration", "2h").strip()
-    config["users"] = [{"name": "urm-promotion", "user": {"token": token}}]
-    config["contexts"][0]["context"] |= {"user": "urm-promotion", "namespace": namespace.namespace}
+    token = namespace("create", "token", account, "--duration", "2h").strip()
+    config["users"] = [{"name": account, "user": {"token": token}}]
+    config["contexts"][0]["context"] |= {"user": account, "namespace": namespace.namespace}
     path.write_text(yaml.safe_dump(config))
     return path
 

@@ -117,7 +117,7 @@ def make_feature_store(folder: Path, settings: Settings) -> None:
     pq.write_table(pa.table(sequence), folder / "behavior_sequence.parquet")
     pq.write_table(pa.table(statistics), folder / "user_statistics.parquet")
     with offline(folder):
-        store = create_feature_store(folder, settings)
+        store = create_feature_store(folder, settings, "a")
         materialize(store, LAST_EVENT + timedelta(days=1))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from components.addresses import fetch
 from components.exceptions import ReleaseError
-from components.features.store import hash_registry
+from components.features.store import hash_registry, online_files
 from components.release.bundle import Manifest, verify
 from components.release.publication import Publication
 from components.settings import Settings
@@ -22,7 +22,7 @@ class FetchedRelease:
     Attributes:
         bundle: Its bundle, every file verified.
         manifest: What that says.
-        features: The Feast folder, with the definitions that the release was made with.
+        features: The Feast folder, what online reads need of it, with the definitions that the release was made with.
     """
 
     bundle: Path
@@ -42,7 +42,7 @@ def fetch_release(publication: Publication, settings: Settings) -> FetchedReleas
     manifest = verify(bundle, publication.manifest)
     manifest.require(publication.release, publication.bundle)
     settings.require_allowed(manifest.feature_store)
-    features = fetch(manifest.feature_store, settings.cache_path / "features")
+    features = fetch(manifest.feature_store, settings.cache_path / "features", online_files(settings))
     if manifest.feature_registry and hash_registry(features) != manifest.feature_registry:
         raise ReleaseError(
             f"feature store {features}",

@@ -59,6 +59,17 @@ def test_a_mistake_is_one_sentence(home: Path, command: str, parts: list[str]) -
     assert_one_sentence(urm(*command.split()), 2, *parts)
 
 
+def test_features_of_another_environment_are_other_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("components.cli.stages.run_spec", lambda *_, options: asked.append(options))
+    for environment in ("embedded", "production"):
+        monkeypatch.setenv("URM_FEATURE_ENVIRONMENT", environment)
+        get_settings.cache_clear()
+        assert CliRunner().invoke(app, ["features"]).exit_code == 0
+    get_settings.cache_clear()
+    assert asked == [{"feature_environment": "embedded"}, {"feature_environment": "production"}]
+
+
 def test_a_run_directory_that_cannot_be_made(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     process = urm("ingest", "--run-dir", f"{tmp_path}/file/run", "--set", "source.max_users=1")

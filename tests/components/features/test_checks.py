@@ -8,19 +8,13 @@ import pytest
 
 from components.exceptions import ConfigError, DataError
 from components.features.catalogue import build_catalogue
-from components.features.checks import count_examples, require_catalogue, require_embedded, require_tasks_in_log
-from components.settings import Settings
+from components.features.checks import count_examples, require_catalogue, require_tasks_in_log
 from tests.worlds.logs import START, Event, make_config, task
 
 EVENTS = [
     Event("a", 1, START - timedelta(days=1), attributes={"in_display": "false"}),
     Event("a", 2, START, behavior="click", scenario="web"),
 ]
-
-
-def test_production_cannot_be_written_yet() -> None:
-    with pytest.raises(ConfigError, match=r"URM_FEATURE_ENVIRONMENT: expected 'embedded'.*got 'production'"):
-        require_embedded(Settings(feature_environment="production"))
 
 
 @pytest.mark.parametrize(

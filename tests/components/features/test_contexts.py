@@ -60,7 +60,7 @@ def retrieve(events: Sequence[Event], config: RunConfig, settings: Settings) -> 
             items = engine.read_parquet(str(write_items(folder / "items.parquet", CATEGORIES)))
             log = read_log(engine, write_events(folder / "events", events), config.features.split, [])
             write_sources(log, items, config.features, folder)
-            store = create_feature_store(folder, settings)
+            store = create_feature_store(folder, settings, "a")
             with offline(folder):
                 return retrieve_contexts(store, pa.Table.from_pylist(asked, schema=schema)).to_pylist()
 
@@ -162,7 +162,7 @@ def test_a_user_without_features_is_refused(engine: ibis.BaseBackend, tmp_path: 
     items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
     log = read_log(engine, write_events(tmp_path / "events", [Event("a", 1, START)]), ALIGNED.features.split, [])
     write_sources(log, items, ALIGNED.features, tmp_path)
-    store = create_feature_store(tmp_path, settings)
+    store = create_feature_store(tmp_path, settings, "a")
     chosen = pa.table({"context_id": [0], "user_id": ["a"], "cut_ts": [START], "split": ["train"]})
     with offline(tmp_path), pytest.raises(DataError, match=r"features of user a at 2024-01-08.*got none"):
         retrieve_contexts(store, chosen)

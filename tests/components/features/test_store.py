@@ -1,16 +1,19 @@
 """Offline and online features agree, wherever the folder lies."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import ibis
 import numpy as np
 import pyarrow as pa
 import pytest
+import redis
 
-from components.exceptions import ConfigError, DataError, MissingInputError
+from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
 from components.features.contexts import retrieve_contexts
 from components.features.feast import Registry
 from components.features.log import read_log
@@ -20,13 +23,18 @@ from components.features.store import (
     create_feature_store,
     hash_registry,
     materialize,
+    materialized_until,
     offline,
+    online_files,
     open_feature_store,
+    open_online_store,
     read_history,
+    remove_online_features,
 )
 from components.settings import Settings
 from tests.worlds import run_python
 from tests.worlds.logs import START, Event, make_config, write_events, write_items
+from tests.worlds.servers import RedisServer
 
 DAY = timedelta(days=1)
 CATEGORIES = {item: ["FOOD", f"CATEGORY {item % 3}"] for item in range(12)}
@@ -40,20 +48,42 @@ LATE = max(event.ts for event in EVENTS) + 3 * DAY
 
 
 @pytest.fixture
-def folder(engine: ibis.BaseBackend, tmp_path: Path, settings: Settings) -> Path:
-    """A filled feature store, moved after it was written, as a stage's output is."""
-    features = make_config(history_length=7).features
-    written, moved = tmp_path / ".tmp-written", tmp_path / "moved" / "feature_store"
-    written.mkdir()
-    moved.parent.mkdir()
+def fill(engine: ibis.BaseBackend, tmp_path: Path) -> Callable[..., Path]:
+    """Fill a feature store, and move it after it was written, as a stage's output is."""
     items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
-    log = read_log(engine, write_events(tmp_path / "events", EVENTS), features.split, [])
-    write_sources(log, items, features, written)
-    store = create_feature_store(written, settings)
-    with offline(written):
-        materialize(store, end=LATE)
-    written.rename(moved)
-    return moved
+
+    def fill(settings: Settings, version: str = "a", events: Sequence[Event] = EVENTS) -> Path:
+        features = make_config(history_length=7).features
+        written, moved = tmp_path / ".tmp-written", tmp_path / f"moved-{version}" / "feature_store"
+        written.mkdir()
+        moved.parent.mkdir()
+        log = read_log(engine, write_events(tmp_path / f"events-{version}", events), features.split, [])
+        write_sources(log, items, features, written)
+        store = create_feature_store(written, settings, version)
+        with offline(written):
+            materialize(store, end=LATE)
+        written.rename(moved)
+        engine.drop_table("log")
+        return moved
+
+    return fill
+
+
+@pytest.fixture
+def folder(fill: Callable[..., Path], settings: Settings) -> Path:
+    return fill(settings)
+
+
+@pytest.fixture
+def production(
+    settings: Settings, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Settings]:
+    """Settings of production, with a registry in SQL and an online store in Redis."""
+    monkeypatch.setenv("FEAST_REGISTRY_URI", f"sqlite:///{tmp_path}/registry.sqlite")
+    monkeypatch.setenv("FEAST_REDIS_ADDRESS", f"127.0.0.1:{redis_server.port},db=3")
+    with closing(redis.Redis(port=redis_server.port, db=3)) as client:
+        client.flushdb()
+    yield settings.model_copy(update={"feature_environment": "production"})
 
 
 def retrieve_offline(folder: Path, settings: Settings, at: datetime) -> list[History]:
@@ -115,6 +145,92 @@ def test_a_worker_reads_without_the_packages_of_the_offline_store(folder: Path, 
     assert (done.stdout, done.stderr) == ("[50, 50, 1]\n", "")
 
 
+def copy_online(folder: Path, target: Path, settings: Settings) -> Path:
+    """A folder as a worker fetches it."""
+    target.mkdir()
+    for name in online_files(settings):
+        shutil.copy(folder / name, target)
+    return target
+
+
+def test_in_production_workers_need_redis_and_the_registry_of_the_run(
+    fill: Callable[..., Path], production: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(production)
+    monkeypatch.delenv("FEAST_REGISTRY_URI")
+    store = open_online_store(copy_online(folder, tmp_path / "worker", production), production)
+    assert [path.name for path in (tmp_path / "worker").iterdir()] == ["registry.db"]
+    online = read_history(store, ["nobody", *USERS], LATE)
+    assert online[0] == History([], [], [], [], 0, 0, 0, 0.0, [])
+    assert_agree(online[1:], retrieve_offline(folder, production, LATE))
+    assert [history.num_events for history in online[1:]] == [50, 50, 1]
+    assert materialized_until(store) == LATE.timestamp()
+    assert len(hash_registry(folder)) == 64
+
+
+def test_a_new_run_changes_nothing_that_an_earlier_release_reads(
+    fill: Callable[..., Path], production: Settings, redis_server: RedisServer
+) -> None:
+    def counts(folder: Path) -> list[int]:
+        histories = read_history(open_online_store(folder, production), USERS, LATE)
+        return [history.num_events for history in histories]
+
+    later = [*EVENTS, Event("c", 4, START + DAY)]
+    one, two = fill(production, "a"), fill(production, "b-20260101", later)
+    assert (counts(one), counts(two)) == ([50, 50, 1], [50, 50, 2])
+    client = redis.Redis(port=redis_server.port, db=3)
+    assert client.dbsize() == 2 * len(USERS)
+
+    for _ in range(2):  # of which the second finds nothing
+        remove_online_features(two, production)
+    assert (counts(one), counts(two)) == ([50, 50, 1], [0, 0, 0])
+    assert client.dbsize() == len(USERS)
+    client.close()
+    shutil.rmtree(two.parent)
+    again = fill(production, "b-20260101", later)  # what is left of a run does not hinder its next attempt
+    assert counts(again) == [50, 50, 2]
+    with pytest.raises(ConfigError, match=r"expected one written for the environment embedded, got production; set"):
+        open_online_store(one, production.model_copy(update={"feature_environment": "embedded"}))
+
+
+def test_an_attempt_after_a_killed_one_writes_what_is_missing(
+    fill: Callable[..., Path], production: Settings, redis_server: RedisServer
+) -> None:
+    folder = fill(production)
+    with closing(redis.Redis(port=redis_server.port, db=3)) as client:
+        client.delete(*client.keys("*user_id*")[:1])
+    shutil.rmtree(folder.parent)
+    folder = fill(production)
+    online = read_history(open_online_store(folder, production), USERS, LATE)
+    assert [history.num_events for history in online] == [50, 50, 1]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "error", "message"),
+    [
+        ("FEAST_REDIS_ADDRESS", "", ConfigError, "setting FEAST_REDIS_ADDRESS: expected a value.*got none; set it"),
+        ("FEAST_REDIS_ADDRESS", "127.0.0.1:1", UnavailableError, "feature store, its online store: expected an answer"),
+        ("FEAST_REGISTRY_URI", "sqlite:////no/such/file", UnavailableError, "feature store, its registry: expected an"),
+        ("FEAST_REGISTRY_URI", "postgresql+psycopg://u:secret@h/f", ConfigError, "driver of the database.*psycopg"),
+    ],
+)
+def test_a_service_of_production_that_cannot_be_used_is_one_sentence(
+    fill: Callable[..., Path],
+    production: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    if not value:
+        monkeypatch.delenv(variable)
+    with pytest.raises(error, match=message) as raised:
+        fill(production)
+    assert "secret" not in str(raised.value)
+
+
 def test_earlier_instants_see_less_offline(folder: Path, settings: Settings) -> None:
     early, late = (retrieve_offline(folder, settings, at) for at in (START + DAY, LATE))
     assert 0 < early[0].num_events < late[0].num_events
@@ -133,7 +249,7 @@ def test_a_folder_without_a_registry_is_refused(tmp_path: Path, settings: Settin
         open_feature_store(tmp_path, settings)
 
 
-@pytest.mark.parametrize("open_", [create_feature_store, open_feature_store])
+@pytest.mark.parametrize("open_", [partial(create_feature_store, version="a"), open_feature_store])
 def test_a_missing_repository_is_refused(
     open_: Callable[[Path, Settings], object], folder: Path, tmp_path: Path, settings: Settings
 ) -> None:
@@ -145,7 +261,10 @@ def test_a_missing_repository_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("project: 'not a name!'\nregistry: registry.db\n", r"expected a valid feature_store\.yaml"),
+        (
+            "project: urm\nprovider: local\nentity_key_serialization_version: many\n",
+            r"expected a valid feature_store\.yaml",
+        ),
         (
             "project: urm\nprovider: local\nregistry: registry.db\noffline_store:\n  type: no.such.OfflineStore\n",
             "the packages of its stores, got .*no.such.*install",

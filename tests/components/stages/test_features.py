@@ -20,6 +20,8 @@ from components.storage import StageResult, run_stage
 from tests.worlds import CONFIGS, make_settings
 from tests.worlds.features import *  # noqa: F403  # fixtures
 from tests.worlds.logs import START, Event, make_config, write_events, write_items, write_run
+from tests.worlds.recall import *  # noqa: F403  # fixtures
+from tests.worlds.servers import RedisServer
 
 NUM_USERS = 40
 TASKS = ["next_purchase", "repurchase", "new_item", "discovery", "long_tail", "text_query"]
@@ -190,6 +192,30 @@ def test_the_published_store_serves_the_newest_history(slice_run: tuple[Path, St
         assert history.num_events == len(mine)
         newest = {row["item_id"] for row in mine if row["ts"] == max(row["ts"] for row in mine)}
         assert history.history_item_ids[0] in newest
+
+
+def test_in_production_the_history_is_served_by_redis(
+    slice_run: tuple[Path, StageResult, RunConfig, Settings],
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_dir, embedded, config, settings = slice_run
+    monkeypatch.setenv("FEAST_REGISTRY_URI", f"sqlite:///{tmp_path}/registry.sqlite")
+    monkeypatch.setenv("FEAST_REDIS_ADDRESS", f"127.0.0.1:{redis_server.port},db=5")
+    production = settings.model_copy(update={"feature_environment": "production"})
+    options = {"feature_environment": "production"}
+    result = run_stage("features", run, config=config, run_dir=str(run_dir), settings=production, options=options)
+    assert pq.read_table(result.outputs["contexts"]).equals(pq.read_table(embedded.outputs["contexts"]))
+    users = sorted({row["user_id"] for row in read_log(run_dir)})
+    now = max(row["ts"] for row in read_log(run_dir))
+    stores = [
+        open_feature_store(Path(one.outputs["feature_store"]), used)
+        for one, used in ((embedded, settings), (result, production))
+    ]
+    assert read_history(stores[1], users, now) == read_history(stores[0], users, now)
+    assert stores[1].project == f"urm_{result.fingerprint[:16]}"
+    assert not (Path(result.outputs["feature_store"]) / "online.db").exists()
 
 
 def test_a_second_computation_is_identical(slice_run: tuple[Path, StageResult, RunConfig, Settings]) -> None:

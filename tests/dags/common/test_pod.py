@@ -210,7 +210,7 @@ def test_disruptions_have_a_limit(drive, pod_server, tmp_path):
     table = tmp_path / "pods.yaml"
     table.write_text("defaults: {disruptions: 2}")
     pod_server.next = [pods.evicted()]
-    with pytest.raises(AirflowException, match="was ended by the cluster: EvictionByEvictionAPI"):
+    with pytest.raises(AirflowException, match="was ended from outside: EvictionByEvictionAPI"):
         drive(settings=SETTINGS.model_copy(update={"pods_file": table}))
     assert len(pod_server.created) == 3
 

@@ -42,7 +42,7 @@ ENDS = {
     "no program": (
         pods.ended(128, "StartError", 'exec: "urm": not found'),
         "hopeless",
-        'got exec: "urm": not found; see',
+        'got exec: "urm": not found; correct `image`',
     ),
     "evicted": (pods.evicted(), "disrupted", "EvictionByEvictionAPI: evicting"),
     "shutdown": (pods.ended(137) | {"reason": "Terminated", "message": "node shutdown"}, "disrupted", "node shutdown"),

@@ -20,6 +20,8 @@ POD = {
 @pytest.fixture
 def log():
     """What the trigger logs: the log of its task."""
+    import dags.common.pod_trigger  # noqa: F401  # Airflow configures structlog when it is first imported
+
     with structlog.testing.capture_logs() as records:
         yield records
 
@@ -94,6 +96,13 @@ def test_the_log_is_copied_as_it_grows_each_line_once(make_trigger, pod_server, 
     assert lines(log) == ["step 1", "step 2", "step 3", "step 3", "step 4", "step 5"]
 
 
+def test_a_progress_bar_is_one_line_in_its_last_state(make_trigger, pod_server, log):
+    trigger = make_trigger(pods.ended(0))
+    pod_server.write("urm-sft-1", "step 1: 0 %\rstep 1: 50 %\rstep 1: done", "step 2\r")
+    assert watch(trigger)["outcome"] == "exited"
+    assert lines(log) == ["step 1: done", "step 2"]
+
+
 def test_another_triggerer_goes_on_where_the_killed_one_stood(make_trigger, pod_server, log):
     def noted():
         return "urm.pod/logged-until" in pod_server.pods["urm-sft-1"]["metadata"].get("annotations", {})
@@ -117,7 +126,24 @@ def test_times_of_a_log_are_told_by_their_ninth_decimal():
 def test_a_pod_that_is_gone_is_a_disruption(make_trigger, pod_server):
     trigger = make_trigger(pods.running())
     pod_server.pods.clear()
-    assert watch(trigger)["outcome"] == "disrupted"
+    event = watch(trigger)
+    assert event["outcome"] == "disrupted"
+    assert event["reason"] == "pod urm-sft-1 is gone: the cluster or somebody deleted it"
+
+
+def test_why_a_pod_went_is_told_after_it(make_trigger, pod_server):
+    """It got its condition while it ran, and vanished before its end was seen."""
+    trigger = make_trigger(pods.running() | {"conditions": pods.evicted()["conditions"]})
+
+    async def vanish():
+        task = asyncio.create_task(first_event(trigger))
+        async with asyncio.timeout(20):
+            while not trigger._disruption:
+                await asyncio.sleep(0.01)
+        pod_server.pods.clear()
+        return await task
+
+    assert asyncio.run(vanish())["reason"] == "pod urm-sft-1 is gone: EvictionByEvictionAPI: evicting"
 
 
 def test_another_pod_by_the_name_is_neither_trusted_nor_deleted(make_trigger, pod_server):

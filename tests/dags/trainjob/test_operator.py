@@ -1,20 +1,19 @@
 """The operator of a TrainJob and its trigger, against an API server that answers as a cluster would.
 
-`Task` plays Airflow's part: it gives the trigger to a triggerer, as it would be after a restart, and its event to a new
+`Fit` plays Airflow's part: it gives the trigger to a triggerer, as it would be after a restart, and its event to a new
 worker. Where a cluster runs the TrainJob's pods, see tests/cluster.
 """
 
 import asyncio
-import json
 import logging
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubeflow_trainer_api import models
 
 from dags.trainjob.operator import CHECKED_LABEL, STATE_KEY, TASK_LABEL, TrainJobOperator
-from dags.trainjob.trigger import TrainJobTrigger
+from tests.worlds.deferral import DeferredTask, Store
 from tests.worlds.trainer import NAMESPACE
 
 
@@ -31,58 +30,14 @@ def make_job(suspend=True):
     )
 
 
-class Store(dict):
-    """The state store of a task instance: what Airflow keeps for it, whatever the try."""
-
-    def set(self, key, value):
-        self[key] = json.loads(json.dumps(value))
-
-    def delete(self, key):
-        self.pop(key, None)
-
-
-class Task:
-    """A task instance whose worker and triggerer are new each time."""
+class Fit(DeferredTask):
+    """A task `fit` whose worker and triggerer are new each time."""
 
     def __init__(self, store=None, **arguments):
         usual = {"train_job": make_job(), "poll_interval": 0.01, "logging_interval": 0, "deferrable": True}
-        self.arguments, self.store = usual | arguments, store
-        self.trigger = self.operator = None
-
-    def context(self):
         ti = SimpleNamespace(dag_id="d", task_id="fit", run_id="r", map_index=-1, xcom_push=lambda key, value: None)
-        return {"ti": ti, "run_id": "r"} | ({} if self.store is None else {"task_state_store": self.store})
-
-    def _work(self, method, *arguments):
-        self.operator = TrainJobOperator(task_id="fit", **self.arguments)
-        self.operator.render_template_fields(self.context())
-        try:
-            getattr(self.operator, method)(self.context(), *arguments)
-        except TaskDeferred as deferred:
-            path, given = deferred.trigger.serialize()
-            assert path == f"{TrainJobTrigger.__module__}.TrainJobTrigger"
-            self.trigger, self.kwargs = TrainJobTrigger(**json.loads(json.dumps(given))), deferred.kwargs
-            return
-        self.trigger = None
-
-    def start(self):
-        """Until the task is deferred; `ended` otherwise."""
-        self._work("execute")
-
-    def step(self):
-        """The trigger's next event, and what the task does with it; returns the event's status."""
-
-        async def first():
-            async for event in self.trigger.run():
-                return event.payload
-
-        event = asyncio.run(asyncio.wait_for(first(), 10))
-        self._work("trigger_reentry", event, self.kwargs["progress"])
-        return event["status"]
-
-    @property
-    def ended(self):
-        return self.trigger is None
+        context = {"ti": ti, "run_id": "r"} | ({} if store is None else {"task_state_store": store})
+        super().__init__(lambda: TrainJobOperator(task_id="fit", **usual | arguments), context)
 
 
 @pytest.fixture
@@ -99,7 +54,7 @@ def told(caplog, monkeypatch):
 
 
 def test_a_queued_job_is_admitted_preempted_resumed_and_complete(trainer, told):
-    task = Task()
+    task = Fit()
     task.start()
     name = trainer.only_job()["metadata"]["name"]
     trainer.suspend(False)
@@ -136,7 +91,7 @@ def test_a_queued_job_is_admitted_preempted_resumed_and_complete(trainer, told):
 
 
 def test_what_is_submitted(trainer):
-    task = Task(active_deadline_seconds=3600)
+    task = Fit(active_deadline_seconds=3600)
     task.start()
     job = trainer.only_job()
     meta, spec = job["metadata"], job["spec"]
@@ -155,14 +110,14 @@ def test_what_is_submitted(trainer):
 def test_names_leave_room_for_those_of_pods(trainer):
     job = make_job()
     job.metadata.name = "a" * 39 + "-" + "b" * 30
-    Task(train_job=job).start()
+    Fit(train_job=job).start()
     name = trainer.only_job()["metadata"]["name"]
     assert len(f"{name}-node-0-0-abcde") <= 63 and name.startswith("a" * 39 + "-")
 
 
 def test_waiting_has_a_limit_of_its_own(trainer):
     trainer.warnings.append("no quota of nvidia.com/gpu in flavor default")
-    task = Task(queue_timeout=0.2)
+    task = Fit(queue_timeout=0.2)
     task.start()
     with pytest.raises(AirflowException, match=r"did not run within 0\.2 seconds: it is suspended .*warning: no quota"):
         task.step()
@@ -170,7 +125,7 @@ def test_waiting_has_a_limit_of_its_own(trainer):
 
 
 def test_a_running_job_does_not_wait(trainer):
-    task = Task(queue_timeout=0.2, train_job=make_job(suspend=False))
+    task = Fit(queue_timeout=0.2, train_job=make_job(suspend=False))
     task.start()
     pod, _ = trainer.start()
     assert task.step() == "state"
@@ -180,7 +135,7 @@ def test_a_running_job_does_not_wait(trainer):
 
 
 def test_a_pod_that_does_not_start_ends_the_wait(trainer):
-    task = Task(startup_timeout=0.1, train_job=make_job(suspend=False))
+    task = Fit(startup_timeout=0.1, train_job=make_job(suspend=False))
     task.start()
     pod, _ = trainer.start("Pending")
     with pytest.raises(
@@ -192,7 +147,7 @@ def test_a_pod_that_does_not_start_ends_the_wait(trainer):
 
 def test_the_next_try_goes_on_with_the_job_of_a_killed_worker(trainer, told):
     store = Store()
-    task = Task(store, train_job=make_job(suspend=False))
+    task = Fit(store, train_job=make_job(suspend=False))
     task.start()
     pod, _ = trainer.start()
     trainer.write(pod, "step 1")
@@ -205,8 +160,8 @@ def test_the_next_try_goes_on_with_the_job_of_a_killed_worker(trainer, told):
 
 
 def test_a_job_that_was_submitted_but_not_kept_is_found_by_its_label(trainer):
-    Task(Store()).start()
-    task = Task(Store())
+    Fit(Store()).start()
+    task = Fit(Store())
     task.start()
     trainer.only_job()
     assert task.kwargs["progress"]["uid"] == trainer.only_job()["metadata"]["uid"]
@@ -214,7 +169,7 @@ def test_a_job_that_was_submitted_but_not_kept_is_found_by_its_label(trainer):
 
 def test_a_job_that_is_being_deleted_is_waited_for(trainer):
     store = Store()
-    task = Task(store)
+    task = Fit(store)
     task.start()
     name = trainer.only_job()["metadata"]["name"]
     trainer.only_job()["metadata"]["deletionTimestamp"] = "2026-11-28T10:00:00Z"  # somebody has cleared the task
@@ -227,7 +182,7 @@ def test_a_job_that_is_being_deleted_is_waited_for(trainer):
 
 def test_a_job_of_the_same_name_with_another_uid_is_left_alone(trainer):
     store = Store()
-    task = Task(store, disruptions=1)
+    task = Fit(store, disruptions=1)
     task.start()
     name = trainer.only_job()["metadata"]["name"]
     trainer.replace(name)
@@ -243,7 +198,7 @@ def test_a_job_of_the_same_name_with_another_uid_is_left_alone(trainer):
 @pytest.mark.parametrize("where", ["triggerer", "worker"])
 @pytest.mark.parametrize(("action", "left"), [("delete", 0), ("keep", 1)])
 def test_a_person_who_ends_the_task_ends_the_job(where, action, left, trainer):
-    task = Task(on_kill_action=action)
+    task = Fit(on_kill_action=action)
     task.start()
     if where == "triggerer":
         asyncio.run(task.trigger.on_kill())
@@ -255,7 +210,7 @@ def test_a_person_who_ends_the_task_ends_the_job(where, action, left, trainer):
 @pytest.mark.parametrize(("code", "retried"), [(1, True), (2, False), (137, True)])
 def test_a_failure_names_pod_exit_code_and_last_lines(code, retried, trainer):
     store = Store()
-    task = Task(store, train_job=make_job(suspend=False), fail_on_exit_code=2)
+    task = Fit(store, train_job=make_job(suspend=False), fail_on_exit_code=2)
     task.start()
     first, other = trainer.start()
     trainer.write(first, "Traceback", "ValueError: loss is nan")
@@ -275,7 +230,7 @@ def test_a_failure_names_pod_exit_code_and_last_lines(code, retried, trainer):
 
 
 def test_a_deadline_says_so(trainer):
-    task = Task(train_job=make_job(suspend=False))
+    task = Fit(train_job=make_job(suspend=False))
     task.start()
     trainer.end("Failed", "DeadlineExceeded", "TrainJob exceeded its active deadline")
     with pytest.raises(AirflowException, match="DeadlineExceeded: TrainJob exceeded its active deadline"):
@@ -284,7 +239,7 @@ def test_a_deadline_says_so(trainer):
 
 def test_a_disrupted_job_is_submitted_again_within_the_try(trainer):
     store = Store()
-    task = Task(store, train_job=make_job(suspend=False), disruptions=1, on_finish_action="delete")
+    task = Fit(store, train_job=make_job(suspend=False), disruptions=1, on_finish_action="delete")
     task.start()
     for _ in range(2):
         first, other = trainer.start()
@@ -304,7 +259,7 @@ def test_a_disrupted_job_is_submitted_again_within_the_try(trainer):
 
 
 def test_a_disruption_that_was_survived_excuses_no_later_failure(trainer):
-    task = Task(train_job=make_job(suspend=False), disruptions=5)
+    task = Fit(train_job=make_job(suspend=False), disruptions=5)
     task.start()
     _, other = trainer.start()
     task.step()
@@ -320,7 +275,7 @@ def test_a_disruption_that_was_survived_excuses_no_later_failure(trainer):
 
 
 def test_the_end_of_a_replaced_pod_is_read_before_its_successor(trainer, told):
-    task = Task(train_job=make_job(suspend=False))
+    task = Fit(train_job=make_job(suspend=False))
     task.start()
     old, _ = trainer.start()
     trainer.write(old, "one")
@@ -334,7 +289,7 @@ def test_the_end_of_a_replaced_pod_is_read_before_its_successor(trainer, told):
 
 
 def test_an_api_server_that_is_away_is_asked_again(trainer):
-    task = Task()
+    task = Fit()
     task.start()
     trainer.refused = [503, 500, 429]
     trainer.suspend(False)
@@ -343,7 +298,7 @@ def test_an_api_server_that_is_away_is_asked_again(trainer):
 
 
 def test_a_worker_that_the_api_server_does_not_answer_comes_back(trainer, told):
-    task = Task(train_job=make_job(suspend=False))
+    task = Fit(train_job=make_job(suspend=False))
     task.start()
     pod, _ = trainer.start()
     trainer.write(pod, "one")
@@ -363,7 +318,7 @@ def test_a_worker_that_the_api_server_does_not_answer_comes_back(trainer, told):
 
 
 def test_a_triggerer_without_rights_says_so(trainer):
-    task = Task()
+    task = Fit()
     task.start()
     trainer.refused = [403]
     with pytest.raises(AirflowException, match=r"the triggerer may not watch it \(403 Forbidden"):
@@ -386,5 +341,5 @@ def test_a_worker_can_wait_itself(trainer):
         return found
 
     trainer.answer = answer
-    Task(deferrable=False).start()
+    Fit(deferrable=False).start()
     assert trainer.jobs == {}

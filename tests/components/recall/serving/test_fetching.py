@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 from components.exceptions import ReleaseError
+from components.features.store import hash_registry
 from components.recall.serving.engine import load_release
 from components.recall.serving.fetching import fill_cache
+from components.release.bundle import hash_manifest, read_manifest, write_manifest
 from components.settings import Settings
 from tests.worlds.recall import Release, Store, store_release
+from tests.worlds.servers import RedisServer
+from tests.worlds.tiny import NUM_USERS, make_feature_store
 
 
 @pytest.fixture
@@ -51,3 +55,32 @@ def test_a_wrong_copy_is_refused_and_fetched_anew(store: Store, pod: Settings) -
     with pytest.raises(ReleaseError, match=r"file manifest\.json: expected SHA-256 000000000000…, as it was published"):
         fill_cache(other, pod)
     assert fill_cache(store.publication, pod).manifest.release == store.publication.release
+
+
+def test_in_production_a_worker_fetches_the_registry_alone_and_reads_features_by_redis(
+    releases: tuple[Release, Release],
+    store: Store,
+    pod: Settings,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    users = [str(user) for user in range(NUM_USERS)]
+    config = releases[0].config.release
+    embedded = load_release(store.publication, pod, config).read_histories(users)
+    production = pod.model_copy(update={"feature_environment": "production", "cache_dir": str(tmp_path / "new")})
+    monkeypatch.setenv("FEAST_REGISTRY_URI", f"sqlite:///{tmp_path}/registry.sqlite")
+    monkeypatch.setenv("FEAST_REDIS_ADDRESS", f"127.0.0.1:{redis_server.port},db=4")
+    features, bundle = store.folder / "features", store.folder / "bundle"
+    shutil.rmtree(features)
+    make_feature_store(features, production)
+    manifest = read_manifest(bundle).model_copy(update={"feature_registry": hash_registry(features)})
+    write_manifest(bundle, manifest)
+    publication = store.publication.model_copy(update={"manifest": hash_manifest(bundle)})
+
+    monkeypatch.delenv("FEAST_REGISTRY_URI")
+    fetched = fill_cache(publication, production)
+    assert [path.name for path in fetched.features.iterdir()] == ["registry.db"]
+    served = load_release(publication, production, config)
+    assert served.read_histories(users) == embedded
+    assert all(history.num_events for history in embedded.values())

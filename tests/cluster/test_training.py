@@ -1,0 +1,551 @@
+"""Training as a person sees it on a cluster: every stage a pod, through a real Airflow, and what goes wrong meanwhile.
+
+Stand-ins without a cluster: tests/dags, tests/e2e.
+"""
+
+import json
+import re
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import mlflow
+import pytest
+import yaml
+
+from components.config import load_config
+from components.flow import STAGES
+from components.recall.api.tokens import Scope, issue_token
+from components.settings import Settings
+from tests.cluster.airflow import STUDY, TRAINING, Airflow, wait_slowly
+from tests.cluster.world import (
+    PASSWORD,
+    STORE,
+    Kubectl,
+    Object,
+    apply_base,
+    is_ready,
+    pause_until,
+    store_variables,
+    write_kubeconfig,
+)
+from tests.worlds import CONFIGS, REPOSITORY
+
+pytestmark = pytest.mark.timeout(900)
+
+HERE = Path(__file__).parent
+CLASSES = ("data", "training", "tracking", "promotion")
+EXAMPLES = {"max_train_contexts": 200, "max_validation_examples": 30, "max_test_examples": 60}
+STEPS = {"urm.num_layers": 1, "urm.max_steps": 5000, "urm.eval_steps": 20, "items.id_max_steps": 10}
+VALUES = {"source.max_users": 60, "baseline.max_epochs": 1, "baseline.max_seconds": 10} | STEPS
+VALUES |= {f"features.{name}": number for name, number in EXAMPLES.items()} | {"evaluation.bootstrap_samples": 100}
+SMALL = [f"{name}={value}" for name, value in VALUES.items()]
+SHORT, LONG = "urm.max_seconds=20", "urm.max_seconds=100"
+PODS = {"defaults": {"cpu": "200m", "memory": "3Gi", "ephemeral_storage": "4Gi", "gpus": 0}}
+OURS = "app.kubernetes.io/name=urm,app.kubernetes.io/managed-by=airflow"
+GPU = "nvidia.com~1gpu"  # in a JSON pointer
+
+
+@dataclass
+class Training:
+    """What the tests use.
+
+    Attributes:
+        kubectl: In the namespace of the pods, as administrator.
+        airflow: Works as the service account `urm-airflow`.
+        pods_file: Table of the pods.
+        found: ConfigMaps and secrets before the first run.
+    """
+
+    kubectl: Kubectl
+    airflow: Airflow
+    pods_file: Path
+    found: set[str] = field(default_factory=set)
+
+    def change_pods(self, **rows: Object) -> None:
+        """Write a table with these rows beside the defaults."""
+        self.pods_file.write_text(yaml.safe_dump(PODS | rows))
+
+    def pods(self, stage: str = "") -> list[Object]:
+        """Pods that Airflow started, of one stage or of all, those that have ended among them."""
+        selector = f"{OURS},app.kubernetes.io/component={stage}" if stage else OURS
+        return list(self.kubectl.read("pods", "--selector", selector)["items"])
+
+    def started(self, stage: str) -> set[str]:
+        """Names of all pods of a stage that have come to a node so far."""
+        events = self.kubectl.read("events", "--field-selector", "reason=Scheduled")["items"]
+        return {name for one in events if (name := one["involvedObject"]["name"]).startswith(f"urm-{stage}-")}
+
+    def run_dir(self, run_id: str) -> str:
+        """Address of a run's folder."""
+        return Settings(runs_uri=f"{STORE}/runs").run_dir(run_id)
+
+    def saved_steps(self, run_id: str) -> list[int]:
+        """Steps of the complete checkpoints of a run's `sft`."""
+        store = fsspec.filesystem("s3")
+        store.invalidate_cache()
+        found = store.glob(f"{self.run_dir(run_id)}/sft/.checkpoints-*/checkpoint-*/budget.json")
+        return sorted(int(path.split("/")[-2].removeprefix("checkpoint-")) for path in found)
+
+    def wait_for_pod(self, stage: str = "sft", other_than: Collection[str] = (), seconds: float = 240) -> Object:
+        """A running pod of the stage."""
+        found: list[Object] = []
+
+        def runs() -> bool:
+            alive = [pod for pod in self.pods(stage) if "deletionTimestamp" not in pod["metadata"]]
+            found[:] = [
+                pod for pod in alive
+                if pod["status"]["phase"] == "Running" and pod["metadata"]["name"] not in other_than
+            ]  # fmt: skip
+            return bool(found)
+
+        wait_slowly(runs, 240)
+        return found[0]
+
+    def begin(self, run_id: str, **row: Any) -> tuple[str, int]:
+        """Clear `sft` with this row of the table, and wait until it trains; name of its pod, and number of its try."""
+        tries = self.clear(run_id, **row)
+        pod = self.wait_for_pod()["metadata"]["name"]
+        wait_slowly(lambda: "training URM" in self.kubectl("logs", pod, fails=True), 240)
+        return pod, tries + 1
+
+    def clear(self, run_id: str, **row: Any) -> int:
+        """Clear `sft` with this row of the table; the number of its last try."""
+        tries: int = self.airflow.task(run_id)["try_number"]
+        self.change_pods(sft=row)
+        self.airflow.clear(run_id, "sft")
+        return tries
+
+    def wait_until_gone(self, *stages: str, seconds: float = 150) -> None:
+        """Return once no pod of the stages, or of any, is left."""
+        wait_slowly(lambda: not [pod for stage in stages or ("",) for pod in self.pods(stage)], seconds)
+
+    def resumed_step(self, pod: str) -> int:
+        """Step at which a pod has gone on with the training."""
+        pattern = r"resuming +checkpoint=checkpoint-(\d+)"
+        wait_slowly(lambda: re.search(pattern, self.kubectl("logs", pod, fails=True)), 240)
+        return int(re.search(pattern, self.kubectl("logs", pod))[1])  # type: ignore[index]
+
+
+@pytest.fixture(scope="module")
+def training(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
+    """A namespace with object store, MLflow and recall service, and an Airflow on this machine."""
+    home = tmp_path_factory.mktemp("airflow")
+    (home / "temporary").mkdir()
+    config = load_config(CONFIGS / "complete_journey.yaml")
+    settings = {
+        "URM_MLFLOW_URI": "http://mlflow:5000", "URM_API_URL": "http://recall-api:8000", "URM_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1", "URM_CHECKPOINT_MINUTES": "0.1",
+    }  # fmt: skip
+    with apply_base(home, config, settings) as namespace, pytest.MonkeyPatch.context() as patch:
+        # The recall service comes with the promotion: its start would take the processors that the others need.
+        namespace("scale", "deployment", "--all", "--replicas=0")
+        namespace("apply", "--server-side", "--filename", str(HERE / "mlflow.yaml"))
+        own = store_variables(f"http://{namespace.address('s3')}:5000")
+        for key, text in own.items():
+            patch.setenv(key, text)
+        fsspec.filesystem("s3").mkdir("urm")
+        write_secrets(namespace, home, own)
+        pause_until(lambda: any(map(is_ready, namespace.pods("mlflow"))), 240)
+        own |= {
+            "URM_EXECUTOR": "kubernetes", "URM_NAMESPACE": namespace.namespace, "URM_IMAGE": "urm-pipeline:0.1.0",
+            "URM_RUNS_URI": f"{STORE}/runs", "URM_PODS_FILE": str(home / "pods.yaml"),
+            "URM_MLFLOW_URI": f"http://{namespace.address('mlflow')}:5000",
+            "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(home / "temporary"),
+            "KUBECONFIG": str(write_kubeconfig(namespace, "urm-airflow", home / "kubeconfig")),
+        }  # fmt: skip
+        airflow = Airflow(home / "airflow", own)
+        made = Training(namespace, airflow, home / "pods.yaml")
+        made.change_pods()
+        made.found = list_objects(namespace)
+        try:
+            airflow.begin()
+            yield made
+        finally:
+            airflow.end()
+
+
+def write_secrets(namespace: Kubectl, home: Path, store: dict[str, str]) -> None:
+    """One secret per class of stages, and those of the recall service."""
+    redis = f"redis://urm:{PASSWORD}@redis:6379/0"
+    tokens = home / "tokens.json"
+    token = issue_token(tokens, "tests", [Scope.READ, Scope.WRITE, Scope.ASK])
+    more = {"promotion": {"URM_REDIS_URL": redis, "URM_API_TOKEN": token}}
+    found = {f"urm-{name}": store | more.get(name, {}) for name in CLASSES}
+    found["urm-credentials"] = store | {"URM_REDIS_URL": redis}
+    for name, values in found.items():
+        create_secret(namespace, name, values)
+    namespace("create", "secret", "generic", "recall-tokens", f"--from-file=tokens.json={tokens}")
+
+
+def create_secret(namespace: Kubectl, name: str, values: dict[str, str]) -> None:
+    """Make or replace a secret."""
+    namespace("delete", "secret", name, "--ignore-not-found")
+    namespace("create", "secret", "generic", name, *[f"--from-literal={key}={values[key]}" for key in values])
+
+
+def list_objects(namespace: Kubectl) -> set[str]:
+    """Names of what a run might leave in the cluster beside pods."""
+    return set(namespace("get", "configmaps,secrets,jobs,persistentvolumeclaims", "--output", "name").split())
+
+
+def record(case: str, happened: str, start: float, retries: int | str = 0, resumed: object = "–") -> None:
+    """Print a row of the table in docs/results/kubernetes.md."""
+    print(f"\n| {case} | {happened} | {time.monotonic() - start:.0f} | {retries} | {resumed} |", flush=True)
+
+
+@pytest.fixture(scope="module")
+def whole_run(training: Training) -> str:
+    """Id of a run of `recall_training` that has ended; every stage computes, and the gate lets everything pass."""
+    conf = {"overrides": [*SMALL, SHORT], "force": True, "promote_anyway": True}
+    run_id = training.airflow.client.trigger(TRAINING, conf)
+
+    def has_ended(task_id: str) -> bool:
+        failed = training.airflow.run(TRAINING, run_id)["state"] == "failed"
+        return failed or training.airflow.state(run_id, task_id) == "success"
+
+    wait_slowly(lambda: has_ended("gate"), 800)
+    training.kubectl("scale", "deployment", "--all", "--replicas=1")
+    wait_slowly(lambda: has_ended("promote"), 400)
+    return run_id
+
+
+def test_every_stage_is_a_pod_of_its_class_and_leaves_nothing(training: Training, whole_run: str) -> None:
+    run, tasks = training.airflow.run(TRAINING, whole_run), training.airflow.client.tasks(TRAINING, whole_run)
+    assert {name: (task["state"], task["try_number"]) for name, task in tasks.items()} == dict.fromkeys(
+        STAGES, ("success", 1)
+    )
+    pods = {stage: len(training.started(stage)) for stage in STAGES}
+    assert pods == dict.fromkeys(STAGES, 1)
+    training.wait_until_gone()
+    assert list_objects(training.kubectl) == training.found
+    assert leftovers(training, whole_run) == []
+    assert "Gate" in run["note"]
+    start = time.monotonic() - run["duration"]
+    record("a whole run", f"{sum(pods.values())} pods, all stages succeed, the release serves", start)
+    training.kubectl("scale", "deployment", "--all", "--replicas=0")
+
+
+def leftovers(training: Training, run_id: str) -> list[str]:
+    """Temporary files of a run in the store."""
+    store = fsspec.filesystem("s3")
+    store.invalidate_cache()
+    paths = store.find(training.run_dir(run_id), withdirs=True)
+    return [path for path in paths if any(part.startswith((".", "tmp")) for part in path.split("/")[2:])]
+
+
+def test_the_ui_shows_the_command_and_no_secret(training: Training, whole_run: str) -> None:
+    shown = training.airflow.task(whole_run)["rendered_fields"]
+    options = [option for override in [*SMALL, SHORT] for option in ("--set", override)]
+    command = ["sft", "--config", "complete_journey", "--run-dir", training.run_dir(whole_run), *options, "--force"]
+    assert shown["arguments"] == command
+    assert PASSWORD not in str(shown)
+
+
+@pytest.fixture(scope="module")
+def long_run(training: Training, whole_run: str) -> Iterator[str]:
+    """Id of a run whose `sft` trains for a while; what the first run has made is reused."""
+    training.change_pods()
+    run_id = training.airflow.client.trigger(TRAINING, {"overrides": [*SMALL, LONG]})
+    training.wait_for_pod()
+    wait_slowly(lambda: training.saved_steps(run_id), 240)
+    yield run_id
+    training.airflow.end_run(TRAINING, run_id)
+    training.wait_until_gone()
+
+
+def test_a_line_of_a_pod_is_in_the_ui_within_seconds(training: Training, long_run: str) -> None:
+    pod = training.wait_for_pod()["metadata"]["name"]
+    start = time.monotonic()
+    seen: dict[str, float] = {}
+    delays: list[float] = []
+    while len(delays) < 3 and time.monotonic() - start < 120:
+        for line in training.kubectl("logs", pod, "--tail=5", "--timestamps").splitlines():
+            seen.setdefault(line.partition(" ")[2].strip(), datetime.fromisoformat(line.partition(" ")[0]).timestamp())
+        shown = training.airflow.log(long_run, "sft", 1)
+        for line in [line for line in seen if "step=" in line and line in shown]:
+            delays.append(time.time() - seen.pop(line))
+        time.sleep(0.5)
+    assert len(delays) >= 3, training.airflow.log(long_run, "sft", 1)[-2000:]
+    assert min(delays) < 15
+    record("`sft` runs, and its log is read through Airflow", f"a line is there after {min(delays):.0f} to "
+           f"{max(delays):.0f} s", start)  # fmt: skip
+
+
+def test_scheduler_and_triggerer_killed(training: Training, long_run: str) -> None:
+    pod = training.wait_for_pod()["metadata"]
+    start, before = time.monotonic(), training.started("sft")
+    training.airflow.kill("airflow-scheduler", "airflow-triggerer")
+    time.sleep(5)
+    training.airflow.start("airflow-scheduler", "airflow-triggerer")
+    lines = training.airflow.log(long_run, "sft", 1).count("training URM")
+    wait_slowly(lambda: training.airflow.log(long_run, "sft", 1).count("training URM") > lines, 180)
+    record("scheduler and triggerer killed, and started again", "the same pod; its log goes on", start)
+    assert training.wait_for_pod()["metadata"]["uid"] == pod["uid"]
+    assert training.started("sft") == before
+    assert training.airflow.state(long_run) == "deferred"
+
+
+def delete(training: Training, pod: Object) -> None:
+    training.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
+
+
+def kill(training: Training, pod: Object) -> None:
+    training.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false", "--force", "--grace-period=0")
+
+
+def evict(training: Training, pod: Object) -> None:
+    name, namespace = pod["metadata"]["name"], training.kubectl.namespace
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
+    address = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
+    training.kubectl("create", "--raw", address, "--filename", "-", given=json.dumps(eviction))
+
+
+def drain(training: Training, pod: Object) -> None:
+    node = pod["spec"]["nodeName"]
+    training.kubectl("cordon", node)
+    try:
+        training.kubectl(
+            "drain", node, "--pod-selector", "app.kubernetes.io/component=sft", "--force", "--timeout=120s"
+        )
+        training.wait_for_pod(other_than=[pod["metadata"]["name"]])
+    finally:
+        training.kubectl("uncordon", node)
+
+
+DISRUPTIONS = {"deleted": delete, "deleted without grace": kill, "evicted by API": evict, "its node drained": drain}
+
+
+@pytest.mark.parametrize("case", DISRUPTIONS)
+def test_a_disrupted_pod_is_followed_by_one_that_goes_on(training: Training, long_run: str, case: str) -> None:
+    pod = training.wait_for_pod()
+    before, name = training.started("sft"), pod["metadata"]["name"]
+    saved = max(training.saved_steps(long_run))
+    start = time.monotonic()
+    DISRUPTIONS[case](training, pod)
+    successor = training.wait_for_pod(other_than=[name])["metadata"]["name"]
+    step = training.resumed_step(successor)
+    record(f"pod of `sft` {case}", "another pod in the same try", start, resumed=f"step {step}, {saved} saved before")
+    assert step >= saved > 0
+    assert training.started("sft") - before == {successor}
+    assert training.airflow.task(long_run)["try_number"] == 1
+    wait_slowly(lambda: max(training.saved_steps(long_run), default=0) > step, 180)
+
+
+def test_a_disrupted_training_ends_in_its_first_try_with_one_curve(training: Training, long_run: str) -> None:
+    start = time.monotonic()
+    task = training.airflow.wait(long_run, seconds=500)
+    assert (task["state"], task["try_number"]) == ("success", 1)
+    with fsspec.open(f"{training.run_dir(long_run)}/sft/result.json") as stream:
+        summary = json.load(stream)["metrics"]["training"]
+    mlflow.set_tracking_uri(training.airflow.environment["URM_MLFLOW_URI"])
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string=f"tags.airflow.run_id = '{long_run}' and tags.urm.stage = 'sft'",
+        output_format="list",
+    )  # fmt: skip
+    curve = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+    assert len({point.step for point in curve}) == len(range(10, summary["steps"] + 1, 10))
+    assert leftovers(training, long_run) == []
+    record("the same training, to its end", f"{summary['steps']} steps, one MLflow run, {len(curve)} points of its "
+           "loss", start)  # fmt: skip
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_task_marked_in_the_ui_leaves_no_pod(training: Training, whole_run: str, state: str) -> None:
+    training.begin(whole_run)
+    start = time.monotonic()
+    training.airflow.mark(whole_run, "sft", state)
+    training.wait_until_gone("sft")
+    record(f"marked as {state} in the UI", "the pod is deleted", start)
+    assert training.airflow.state(whole_run) == state
+
+
+def test_a_task_cleared_while_it_runs_goes_on_with_one_pod(training: Training, whole_run: str) -> None:
+    _, tries = training.begin(whole_run)
+    wait_slowly(lambda: training.saved_steps(whole_run), 60)
+    start = time.monotonic()
+    training.airflow.clear(whole_run, "sft")
+    task = training.airflow.wait(whole_run)
+    assert task["state"] == "success"
+    assert task["try_number"] == tries + 1
+    record("cleared in the UI while it runs", "succeeds in the next try", start, task["try_number"] - tries)
+    training.wait_until_gone("sft")
+
+
+def test_memory_too_small_is_a_failure_with_its_remedy(training: Training, whole_run: str) -> None:
+    start = time.monotonic()
+    tries = training.clear(whole_run, memory="300Mi")
+    wait_slowly(lambda: training.airflow.state(whole_run) == "up_for_retry", 240)
+    training.change_pods()
+    task = training.airflow.wait(whole_run)
+    said = sentence(training, whole_run, "sft", tries + 1)
+    record("`memory` of the table too small, then raised", said, start, task["try_number"] - tries - 1)
+    assert "at most 300Mi of memory, got OOMKilled; raise `memory` in the table of pods" in said
+    assert (task["state"], task["try_number"]) == ("success", tries + 2)
+
+
+def test_a_wrong_secret_is_retried_and_a_corrected_one_succeeds(training: Training, whole_run: str) -> None:
+    right = store_variables(f"http://{training.kubectl.address('s3')}:5000")
+    start = time.monotonic()
+    create_secret(training.kubectl, "urm-training", right | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    try:
+        tries = training.clear(whole_run)
+        wait_slowly(lambda: training.airflow.state(whole_run) == "up_for_retry", 240)
+    finally:
+        create_secret(training.kubectl, "urm-training", right)
+    task = training.airflow.wait(whole_run)
+    said = sentence(training, whole_run, "sft", tries + 1)
+    record("secret with a wrong address of the store, then corrected", said, start, task["try_number"] - tries - 1)
+    assert (task["state"], task["try_number"]) == ("success", tries + 2)
+
+
+def test_an_image_and_a_secret_that_are_not_there(training: Training, whole_run: str) -> None:
+    right = store_variables(f"http://{training.kubectl.address('s3')}:5000")
+    start = time.monotonic()
+    tries = {name: training.airflow.task(whole_run, name)["try_number"] for name in ("baseline", "sft")}
+    training.change_pods(baseline={"image": "urm-pipeline:missing"})
+    training.kubectl("delete", "secret", "urm-training")
+    try:
+        training.airflow.clear(whole_run, "baseline", "sft")
+        found = {name: training.airflow.wait(whole_run, name) for name in tries}
+    finally:
+        create_secret(training.kubectl, "urm-training", right)
+        training.change_pods()
+    for name, case, words in (
+        ("baseline", "image", "urm-pipeline:missing"),
+        ("sft", "secret", 'secret "urm-training"'),
+    ):
+        said = sentence(training, whole_run, name, tries[name] + 1)
+        record(f"{case} that is not there", said, start, found[name]["try_number"] - tries[name] - 1)
+        assert (found[name]["state"], found[name]["try_number"]) == ("failed", tries[name] + 1)
+        assert words in said
+    training.wait_until_gone()
+
+
+def test_a_gpu_is_waited_for_and_an_image_without_cuda_fails_at_once(training: Training, whole_run: str) -> None:
+    start = time.monotonic()
+    tries = training.clear(whole_run, gpus=1)
+    wait_slowly(lambda: "nvidia.com/gpu" in training.airflow.log(whole_run, "sft", tries + 1), 120)
+    (pod,) = training.pods("sft")
+    assert pod["status"]["phase"] == "Pending"
+    node = training.kubectl.read("nodes")["items"][0]["metadata"]["name"]
+    patch = [{"op": "add", "path": f"/status/{place}/{GPU}", "value": "1"} for place in ("capacity", "allocatable")]
+    patch_node(training, node, patch)
+    try:
+        task = training.airflow.wait(whole_run)
+    finally:
+        patch_node(training, node, [{"op": "remove", "path": step["path"]} for step in patch])
+    said = sentence(training, whole_run, "sft", tries + 1)
+    record("one GPU asked for; a node has it later", f"waits, starts there, and says: {said}", start)
+    assert (task["state"], task["try_number"]) == ("failed", tries + 1)
+    assert "CUDA" in said
+
+
+def patch_node(training: Training, node: str, patch: list[dict[str, str]]) -> None:
+    """Change the status of a node."""
+    training.kubectl("patch", "node", node, "--subresource=status", "--type=json", "--patch", json.dumps(patch))
+
+
+def test_a_full_cluster_is_waited_for_up_to_a_limit(training: Training, whole_run: str) -> None:
+    """With the limit of 0.01 hours; the default is a day."""
+    nodes = [node["metadata"]["name"] for node in training.kubectl.read("nodes")["items"]]
+    start = time.monotonic()
+    try:
+        for node in nodes:
+            fill(training, node)
+        tries = training.clear(whole_run, cpu="1900m", queue_hours=0.01)
+        assert training.airflow.wait(whole_run)["state"] == "failed"
+        said = sentence(training, whole_run, "sft", tries + 1)
+        record("no room on any node for 36 s, `queue_hours` 0.01", said, start)
+        assert "expected a node within 0.01 h" in said
+        training.clear(whole_run, cpu="1900m")
+        pause_until(lambda: any(pod["status"]["phase"] == "Pending" for pod in training.pods("sft")), 60)
+    finally:
+        training.kubectl("delete", "pod", "--selector", "app=filler", "--force", "--grace-period=0")
+    start = time.monotonic()
+    task = training.airflow.wait(whole_run)
+    assert (task["state"], task["try_number"]) == ("success", tries + 2)
+    record("room again", "the waiting pod starts", start)
+
+
+def fill(training: Training, node: str) -> None:
+    """A pod that asks for most of a node's processors."""
+    free = training.kubectl.read("node", node)["status"]["allocatable"]["cpu"]
+    pod = json.loads(training.kubectl("get", "pod", "s3", "--output", "json"))
+    container = pod["spec"]["containers"][0] | {"command": ["sleep", "3600"]}
+    container["resources"]["requests"]["cpu"] = f"{(int(free) * 1000 if free.isdigit() else int(free[:-1])) - 1000}m"
+    for name in ("readinessProbe", "volumeMounts"):
+        container.pop(name)
+    spec = {key: pod["spec"][key] for key in ("securityContext", "automountServiceAccountToken")}
+    given = {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"filler-{node}", "labels": {"app": "filler"}},
+        "spec": spec | {"nodeName": node, "containers": [container]},
+    }  # fmt: skip
+    training.kubectl("apply", "--filename", "-", given=json.dumps(given))
+
+
+def test_a_missing_right_is_said_in_one_sentence(training: Training, whole_run: str) -> None:
+    rules = training.kubectl.read("role", "urm-airflow")["rules"]
+    less = [rule | {"verbs": [verb for verb in rule["verbs"] if verb != "create"]} for rule in rules]
+    start = time.monotonic()
+    training.kubectl("patch", "role", "urm-airflow", "--patch", json.dumps({"rules": less}))
+    try:
+        tries = training.clear(whole_run)
+        task = training.airflow.wait(whole_run)
+    finally:
+        training.kubectl("patch", "role", "urm-airflow", "--patch", json.dumps({"rules": rules}))
+    said = sentence(training, whole_run, "sft", tries + 1)
+    record("Airflow may not create pods", said, start, task["try_number"] - tries - 1)
+    assert (task["state"], task["try_number"]) == ("failed", tries + 1)
+    assert 'cannot create resource "pods"' in said
+
+
+def test_a_mistake_in_the_configuration_fails_at_once(training: Training, whole_run: str) -> None:
+    training.airflow.end_run(TRAINING, whole_run)
+    start = time.monotonic()
+    run_id = training.airflow.client.trigger(TRAINING, {"overrides": [*SMALL, "urm.max_steps=-1"]})
+    task = training.airflow.wait(run_id, "ingest")
+    said = sentence(training, run_id, "ingest", 1)
+    record("an override that is wrong (exit code 2)", said, start, task["try_number"] - 1)
+    assert (task["state"], task["try_number"]) == ("failed", 1)
+    assert "urm.max_steps" in said
+    wait_slowly(lambda: training.airflow.run(TRAINING, run_id)["state"] == "failed", 60)
+
+
+def test_the_variants_of_a_study_are_pods_side_by_side(training: Training, whole_run: str) -> None:
+    start = time.monotonic()
+    conf = {"grid": "packing", "overrides": [*SMALL, "urm.max_seconds=5"]}
+    run_id = training.airflow.client.trigger(STUDY, conf)
+    most = 0
+
+    def has_ended() -> bool:
+        nonlocal most
+        most = max(most, sum(pod["status"]["phase"] == "Running" for pod in training.pods("variant")))
+        return training.airflow.run(STUDY, run_id)["state"] in ("success", "failed")
+
+    wait_slowly(has_ended, 800)
+    assert training.airflow.run(STUDY, run_id)["state"] == "success"
+    assert most == 2
+    pods = {name: len(training.started(name)) for name in ("reference", "variant", "summary")}
+    assert pods == {"reference": 2, "variant": 2, "summary": 1}
+    record("`ablation_study` of two variants and two seeds", f"{sum(pods.values())} pods, two at a time", start)
+
+
+def test_nothing_is_left_behind(training: Training, whole_run: str) -> None:
+    training.wait_until_gone()
+    assert list_objects(training.kubectl) == training.found
+    files = [path for path in (training.pods_file.parent / "temporary").rglob("*") if path.is_file()]
+    print(files)
+    assert files == []
+
+
+def sentence(training: Training, run_id: str, task_id: str, try_number: int) -> str:
+    """The sentence in the task's log that names subject, expected, got and remedy."""
+    lines = training.airflow.log(run_id, task_id, try_number).splitlines()
+    found = [line for line in lines if "expected" in line and ", got " in line]
+    assert found, "\n".join(lines[-40:])
+    return found[-1].strip()
