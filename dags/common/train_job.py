@@ -9,8 +9,9 @@ from kubernetes.client import V1Pod
 
 from components.exceptions import ConfigError
 from components.settings import Settings
-from dags.common.outcome import USER_ERROR_EXIT_CODE, MlflowLink, StageMixin
+from dags.common.outcome import MlflowLink, StageMixin
 from dags.common.params import link_variables, stage_arguments
+from dags.common.pod_end import USER_ERROR_EXIT_CODE
 from dags.common.pod_table import PodNeeds
 from dags.trainjob.operator import TrainJobOperator
 
