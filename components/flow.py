@@ -57,7 +57,9 @@ class StageSpec:
     def credentials(self) -> frozenset[str]:
         """Services whose credentials its process needs (`components.settings.child_environment`)."""
         tracking = {"mlflow"} if self.tracking != "none" else set()
-        return frozenset(tracking | ({"redis", "recall"} if self.recall else set()))
+        # The smoke check of a promotion reads the features that the workers read.
+        features = {"feast"} if self.recall or "feature_store" in self.outputs else set()
+        return frozenset(tracking | features | ({"redis", "recall"} if self.recall else set()))
 
 
 STAGES: dict[str, StageSpec] = {

@@ -1,4 +1,4 @@
-"""torchrun whose exit code says why training ended: `python -m components.torchrun -m components sft …`.
+"""torchrun whose exit code says why training ended: `python -m components.torchrun …`, with the arguments of torchrun.
 
 torchrun itself ends with 1 whatever its processes ended with, so that a user's mistake (2) would look like a failure
 that another try may mend.

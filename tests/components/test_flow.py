@@ -62,7 +62,9 @@ def test_the_sections_of_a_stage_exist(spec) -> None:
 
 
 def test_credentials_follow_from_what_a_stage_talks_to() -> None:
+    tracked = dict.fromkeys(("baseline", "sft", "evaluate", "gate", "release"), {"mlflow"})
     assert {name: set(spec.credentials) for name, spec in STAGES.items() if spec.credentials} == {
-        name: {"mlflow", "recall", "redis"} if name == "promote" else {"mlflow"}
-        for name in ("baseline", "sft", "evaluate", "gate", "release", "promote")
+        **tracked,
+        "features": {"feast"},
+        "promote": {"feast", "mlflow", "recall", "redis"},
     }
