@@ -26,6 +26,7 @@ from components.exceptions import UnavailableError
 log = structlog.get_logger()
 
 COMPLETE = "budget.json"
+_SHARDS = "shards"
 _PREFIX = "checkpoint-"
 
 
@@ -86,25 +87,36 @@ class Checkpoints:
             self._in_store.add(step)
         return not damage
 
-    def save(self, step: int, best_step: int | None, seconds: float, write: Callable[[Path], None]) -> bool:
-        """Let `write` fill a step's folder, complete it, and drop all others but the best; False if that fails.
+    def shards(self, step: int) -> str:
+        """URI of the folder to which all processes write the shards of a step, where the model is sharded."""
+        return join(self._store or str(self.folder), self.path(step).name, _SHARDS)
 
-        Args:
-            step: Steps done.
-            best_step: Step whose weights are the best so far, None if none was evaluated.
-            seconds: Time spent on the training so far.
-            write: Writes all files of the checkpoint.
+    def begin(self, step: int) -> None:
+        """Make room for a step's checkpoint, once the one before is in the store.
 
         Raises:
             UnavailableError: Another attempt has taken over, so that this one must end.
         """
         self.wait()
         self._saved = time.monotonic()
-        folder = self.path(step)
         self._in_store.discard(step)
+        shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def save(self, step: int, best_step: int | None, seconds: float, write: Callable[[Path], None]) -> bool:
+        """After `begin`, let `write` fill a step's folder, complete it, and drop all others but the best.
+
+        Args:
+            step: Steps done.
+            best_step: Step whose weights are the best so far, None if none was evaluated.
+            seconds: Time spent on the training so far.
+            write: Writes all files of the checkpoint but shards.
+
+        Returns:
+            False, with a warning, if that fails.
+        """
+        folder = self.path(step)
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             write(folder)
             files = {str(path.relative_to(folder)): _digest(path) for path in folder.rglob("*") if path.is_file()}
             (folder / COMPLETE).write_text(json.dumps({"seconds": seconds, "files": files}))
