@@ -72,8 +72,8 @@ def run(stage: StageRun) -> StageReport:
         if shown:
             stage.report_progress("training URM", step=step, **shown)
 
-    minutes, sharded = stage.settings.checkpoint_minutes, stage.settings.shard_model
-    checkpoints = Checkpoints(stage.scratch, stage.checkpoints, minutes, stage.is_current)
+    checkpoints = Checkpoints(stage.scratch, stage.checkpoints, stage.settings.checkpoint_minutes, stage.is_current)
+    sharded = stage.settings.shard_model and stage.settings.processes > 1
     if stage.settings.process > 0:
         session.train(checkpoints, report, sharded=sharded)
         return StageReport()

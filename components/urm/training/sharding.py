@@ -7,7 +7,6 @@ from typing import Any
 
 import structlog
 import torch
-from torch.distributed.checkpoint import load, save
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter  # public in no other module
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -17,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -30,7 +31,8 @@ def shard_model(model: Urm, device: torch.device) -> None:
     """Split the weights in place: a unit per layer of the backbone, and one for the rest."""
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     model.to(device)
-    for layer in model.backbone.base_model.layers:
+    layers: Any = model.backbone.base_model.layers
+    for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "item_vectors")
@@ -38,7 +40,8 @@ def shard_model(model: Urm, device: torch.device) -> None:
 
 def gather_weights(model: Urm) -> dict[str, torch.Tensor]:
     """All weights in the first process's memory; empty in the others."""
-    return dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))
+    weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return dict(weights)
 
 
 def save_shards(uri: str, model: Urm, optimizer: torch.optim.Optimizer) -> bool:

@@ -171,7 +171,7 @@ class UrmTrainer(Trainer):
             named = list(self.urm.named_parameters())
             backbone = [weight for name, weight in named if name.startswith("backbone.")]
             new = [weight for name, weight in named if not name.startswith("backbone.")]
-            self.optimizer = torch.optim.AdamW(
+            self.optimizer = self.adamw = torch.optim.AdamW(
                 [
                     {"params": new, "lr": self.urm_config.learning_rate},
                     {"params": backbone, "lr": self.urm_config.backbone_learning_rate},
@@ -186,7 +186,7 @@ class UrmTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The budget's schedule for both groups."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.lr_scheduler = self.schedule = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.create_optimizer(), self.budget.rate
             )
         return self.lr_scheduler
@@ -226,11 +226,11 @@ class UrmTrainer(Trainer):
             whole = True
             if self.sharded:
                 self.accelerator.wait_for_everyone()
-                whole = save_shards(self.checkpoints.shards(step), self.urm, self.optimizer.optimizer)
+                whole = save_shards(self.checkpoints.shards(step), self.urm, self.adamw)
 
             def write(folder: Path) -> None:
                 if self.sharded:
-                    torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+                    torch.save(self.schedule.state_dict(), folder / SCHEDULER_NAME)
                 else:
                     self.save_model(str(folder), _internal_call=True)
                     self._save_optimizer_and_scheduler(str(folder))
@@ -241,7 +241,9 @@ class UrmTrainer(Trainer):
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
             best = self.state.best_global_step
-            saved = first and whole and self.checkpoints.save(step, best, self.budget.seconds, write)
+            saved = (
+                first and whole and self.checkpoints.save(step, best, self.budget.seconds, write, sharded=self.sharded)
+            )
             if not self._agree([saved])[0] and best == step:
                 self.state.best_metric, best = self._best_before
                 self.state.best_global_step = best
@@ -256,12 +258,12 @@ class UrmTrainer(Trainer):
         if not self.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        load_shards(self.checkpoints.shards(self.state.global_step), self.urm, self.optimizer.optimizer)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        load_shards(self.checkpoints.shards(self.state.global_step), self.urm, self.adamw)
+        self.schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_best_model(self) -> None:
         if self.sharded:
-            load_shards(self.checkpoints.shards(self.state.best_global_step), self.urm)
+            load_shards(self.checkpoints.shards(self.state.best_global_step or 0), self.urm)
         else:
             super()._load_best_model()
 
