@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     namespace: str = Field(default="urm", description="Kubernetes namespace of the pods and Deployments.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int = Field(default=0, ge=0, description="Threads of torch, faiss and DuckDB; 0: every core.")
+    shard_model: bool = Field(
+        default=False, description="Split the weights over the processes of `sft` (FSDP2) instead of copying them."
+    )
     checkpoint_minutes: float = Field(
         default=10, gt=0, description="Most minutes between two checkpoints of a training; evaluations save, too."
     )

@@ -73,10 +73,10 @@ def run(stage: StageRun) -> StageReport:
         if shown:
             stage.report_progress("training URM", step=step, **shown)
 
-    minutes = stage.settings.checkpoint_minutes
-    checkpoints = Checkpoints(stage.scratch, stage.checkpoints, minutes, stage.is_current)
+    checkpoints = Checkpoints(stage.scratch, stage.checkpoints, stage.settings.checkpoint_minutes, stage.is_current)
+    sharded = stage.settings.shard_model and stage.settings.processes > 1
     if stage.settings.process > 0:
-        session.train(checkpoints, report)
+        session.train(checkpoints, report, sharded=sharded)
         return StageReport()
     with track(stage, resume=True) as tracked:
         # An earlier attempt of this run may have had another device or number of threads: MLflow keeps the first.
@@ -84,7 +84,7 @@ def run(stage: StageRun) -> StageReport:
         mlflow.log_params({name: value for name, value in session.parameters.items() if name not in known})
         log_examples(inputs.recent_examples, config.name, "train")
         log_examples(inputs.examples, config.name, "validation")
-        summary = session.train(checkpoints, report)
+        summary = session.train(checkpoints, report, sharded=sharded)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
     model = session.new.model.cpu().eval()

@@ -1,6 +1,8 @@
 """One training of the tiny world, callable from a test or as a process: `python -m tests.worlds.training`."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,10 +10,12 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pyarrow.parquet as pq
+import structlog
 import torch
 
 from components.caches import CachePlace
 from components.config import RunConfig
+from components.exceptions import StoppedError
 from components.items.table import ItemTable
 from components.urm.data.examples import read_examples
 from components.urm.network.build import NewModel, build_model
@@ -42,7 +46,11 @@ def build_untrained(folder: Path) -> NewModel:
 
 
 def run_training(
-    folder: Path, checkpoints: Checkpoints, report: Callable[[int, dict[str, float]], None], patience: int = 0
+    folder: Path,
+    checkpoints: Checkpoints,
+    report: Callable[[int, dict[str, float]], None],
+    patience: int = 0,
+    sharded: bool = False,
 ) -> tuple[Urm, TrainingSummary]:
     """Build the model of a world and train it, or go on from its newest checkpoint."""
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
@@ -56,18 +64,21 @@ def run_training(
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
     steps = TrainingSteps(training, new.builder, sampler, config)
     options = {"checkpoints": checkpoints, "device": "cpu", "seed": config.seed, "report": report}
-    summary = train(new.model, steps, validation, urm, **options)
+    summary = train(new.model, steps, validation, urm, **options, sharded=sharded)
     return new.model, summary
 
 
-def launch(module: str, arguments: list[Path], processes: int = 2) -> list[str]:
-    """Run a module in processes connected by gloo; returns what each wrote to its standard output."""
+def launch(module: str, arguments: list[object], processes: int = 2, machines: bool = False) -> list[str]:
+    """Run a module in processes connected by gloo; returns what each wrote to its standard output.
+
+    With `machines`, each believes that it is alone on its machine.
+    """
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common = meeting | {"WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
     command, pipes = [sys.executable, "-m", module, *map(str, arguments)], dict.fromkeys(("stdout", "stderr"), PIPE)
     started = [
         subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | common | ranks, text=True, **pipes)
-        for ranks in ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
+        for ranks in ({"RANK": str(rank), "LOCAL_RANK": "0" if machines else str(rank)} for rank in range(processes))
     ]
     try:
         answers = [process.communicate(timeout=240) for process in started]
@@ -80,7 +91,27 @@ def launch(module: str, arguments: list[Path], processes: int = 2) -> list[str]:
     return [output for output, _ in answers]
 
 
+def main(world: Path, folder: Path, store: str = "", sharded: str = "", last_step: str = "0") -> None:
+    """Train; with a store, each process in a folder of its own, and the last one gets SIGTERM at a step if asked."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    rank = int(os.environ["RANK"])
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        print(json.dumps([step, metrics]), flush=True)
+        if step == int(last_step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    own = folder / str(rank) if store else folder
+    try:
+        model, summary = run_training(world, Checkpoints(own, store), report, sharded=bool(sharded))
+    except StoppedError as error:
+        print(json.dumps(str(error)))
+        return
+    if rank == 0:
+        torch.save(model.state_dict(), folder / "model.pt")
+        print(json.dumps(summary.best_step))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    world, checkpoints = map(Path, sys.argv[1:])
-    run_training(world, Checkpoints(checkpoints), lambda step, metrics: print(step, metrics, flush=True))
+    main(*map(Path, sys.argv[1:3]), *sys.argv[3:])

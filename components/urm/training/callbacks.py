@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.urm.training.schedule import Budget
@@ -31,18 +29,6 @@ class KeepBudget(TrainerCallback):
         self.report = report
         self.patience = patience
         self.evaluated = 0  # step of the last evaluation
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module | None = None,
-        **_: Any,
-    ) -> None:
-        """Let validation call `item_vectors` of a sharded model; no effect on a whole one."""
-        if model is not None:
-            register_fsdp_forward_method(model, "item_vectors")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -76,8 +62,8 @@ class KeepBudget(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Report what the Trainer logs, once for all processes."""
-        if not state.is_world_process_zero:
+        """Report what the Trainer logs, once for all processes, but for its summary: that is of this attempt alone."""
+        if not state.is_world_process_zero or "train_runtime" in (logs or {}):
             return
         metrics = {name.replace("eval_", "validation_"): float(value) for name, value in (logs or {}).items()}
         metrics.pop("epoch", None)

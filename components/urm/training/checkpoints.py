@@ -26,6 +26,7 @@ from components.exceptions import UnavailableError
 log = structlog.get_logger()
 
 COMPLETE = "budget.json"
+_SHARDS = "shards"
 _PREFIX = "checkpoint-"
 
 
@@ -80,35 +81,59 @@ class Checkpoints:
             UnavailableError: The store does not answer.
         """
         damage = (self._download(step) if self._store else "") or find_damage(self.path(step))
+        if self._store and not damage:
+            shards = json.loads((self.path(step) / COMPLETE).read_text())["shards"]
+            damage = "" if not shards or self._shard_sizes(step) == shards else f"other {_SHARDS} than were written"
         if damage:
             log.warning("checkpoint is damaged and not used", checkpoint=self.path(step).name, damage=damage)
         elif self._store:
             self._in_store.add(step)
         return not damage
 
-    def save(self, step: int, best_step: int | None, seconds: float, write: Callable[[Path], None]) -> bool:
-        """Let `write` fill a step's folder, complete it, and drop all others but the best; False if that fails.
+    def shards(self, step: int) -> str:
+        """URI of the folder to which all processes write the shards of a step, where the model is sharded."""
+        return join(self._store or str(self.folder), self.path(step).name, _SHARDS)
 
-        Args:
-            step: Steps done.
-            best_step: Step whose weights are the best so far, None if none was evaluated.
-            seconds: Time spent on the training so far.
-            write: Writes all files of the checkpoint.
+    def begin(self, step: int) -> None:
+        """Make room for a step's checkpoint, once the one before is in the store.
 
         Raises:
             UnavailableError: Another attempt has taken over, so that this one must end.
         """
         self.wait()
         self._saved = time.monotonic()
-        folder = self.path(step)
         self._in_store.discard(step)
+        shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def save(
+        self,
+        step: int,
+        best_step: int | None,
+        seconds: float,
+        write: Callable[[Path], None],
+        *,
+        sharded: bool = False,
+    ) -> bool:
+        """After `begin`, let `write` fill a step's folder, complete it, and drop all others but the best.
+
+        Args:
+            step: Steps done.
+            best_step: Step whose weights are the best so far, None if none was evaluated.
+            seconds: Time spent on the training so far.
+            write: Writes all files of the checkpoint but shards.
+            sharded: Whether all processes have written shards before.
+
+        Returns:
+            False, with a warning, if that fails.
+        """
+        folder = self.path(step)
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             write(folder)
             files = {str(path.relative_to(folder)): _digest(path) for path in folder.rglob("*") if path.is_file()}
-            (folder / COMPLETE).write_text(json.dumps({"seconds": seconds, "files": files}))
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+            shards = self._shard_sizes(step) if self._store and sharded else {}
+            (folder / COMPLETE).write_text(json.dumps({"seconds": seconds, "files": files, "shards": shards}))
+        except (OSError, RuntimeError, SafetensorError, UnavailableError) as error:  # RuntimeError: torch's
             log.warning("checkpoint cannot be saved, the training goes on without", step=step, error=str(error))
             shutil.rmtree(folder, ignore_errors=True)
             return False
@@ -161,6 +186,17 @@ class Checkpoints:
         except Exception as error:
             raise self._no_answer(error) from error
         return ""
+
+    def _shard_sizes(self, step: int) -> dict[str, int]:
+        """Bytes of each shard of a step in the store."""
+        filesystem, root = open_store(self.shards(step))
+        try:
+            filesystem.invalidate_cache()
+            return {entry["name"].rsplit("/", 1)[1]: entry["size"] for entry in filesystem.ls(root, detail=True)}
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise self._no_answer(error) from error
 
     def _copy_to_store(self) -> None:
         """Make the store equal to the local folder; what fails is tried again after the next checkpoint."""

@@ -44,7 +44,7 @@ class Session:
             "parameters": sum(weight.numel() for weight in self.new.model.parameters()),
         }
 
-    def train(self, checkpoints: Checkpoints, report: Report) -> TrainingSummary:
+    def train(self, checkpoints: Checkpoints, report: Report, *, sharded: bool = False) -> TrainingSummary:
         """Train the model in place, see `train`."""
         return train(
             self.new.model,
@@ -55,6 +55,7 @@ class Session:
             device=self.device,
             seed=self.config.seed,
             report=report,
+            sharded=sharded,
         )
 
 

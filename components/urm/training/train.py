@@ -6,6 +6,7 @@ On SIGTERM a training saves a checkpoint after its current step and ends.
 The weights equal those of one process, up to the order of sums.
 """
 
+import copy
 from dataclasses import dataclass
 
 import structlog
@@ -19,6 +20,7 @@ from components.urm.network.model import Urm
 from components.urm.training.callbacks import KeepBudget, Report, Wishes
 from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.schedule import Budget
+from components.urm.training.sharding import gather_weights, shard_model
 from components.urm.training.trainer import UrmTrainer
 from components.urm.training.validation import Validation
 
@@ -49,6 +51,7 @@ def train(
     device: str,
     seed: int,
     report: Report,
+    sharded: bool = False,
 ) -> TrainingSummary:
     """Train in place; the model ends with the weights of the evaluation with the best validation recall.
 
@@ -58,14 +61,22 @@ def train(
     dropout; batches have their own. `report` is called with a step and its metrics when there are new ones; after a
     resume, steps between the checkpoint and the end of the earlier attempt are reported again.
 
+    With `sharded`, weights and optimiser states are split over the processes, and the model of the first process ends
+    with the whole weights.
+
     Raises:
         StoppedError: SIGTERM ended it early, after a checkpoint.
         UnavailableError: The store of the checkpoints does not answer, or another attempt has taken over.
     """
     budget, wishes = Budget(config.max_steps, config.max_seconds), Wishes()
+    arguments = _arguments(config, checkpoints, device, seed)
+    trained = model
+    if sharded:
+        trained = copy.deepcopy(model)
+        shard_model(trained, arguments.device)
     trainer = UrmTrainer(
-        model=model,
-        args=_arguments(config, checkpoints, device, seed),
+        model=trained,
+        args=arguments,
         train_dataset=steps,
         eval_dataset=validation,  # never indexed: evaluate() below measures it whole
         data_collator=_only,
@@ -75,6 +86,7 @@ def train(
         budget=budget,
         checkpoints=checkpoints,
         wishes=wishes,
+        sharded=sharded,
     )
     trainer.remove_callback(PrinterCallback)  # `report` replaces it
     checkpoint = trainer.restore()
@@ -90,6 +102,10 @@ def train(
             got=f"SIGTERM at step {trainer.state.global_step}",
             remedy="run the stage again to go on from its newest checkpoint",
         )
+    if sharded:
+        weights = gather_weights(trained)
+        if trainer.accelerator.is_main_process:
+            model.load_state_dict(weights, strict=False)  # without the tied output embedding
     state = trainer.state
     return TrainingSummary(
         steps=state.global_step,

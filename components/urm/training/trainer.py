@@ -13,11 +13,12 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from components.config import UrmConfig
 from components.device import mixed_precision
-from components.exceptions import UnavailableError
+from components.exceptions import ConfigError, UnavailableError
 from components.urm.data.batch import TrainingBatch
 from components.urm.network.model import Urm, UrmOutput
 from components.urm.training.callbacks import Wishes
@@ -25,6 +26,7 @@ from components.urm.training.checkpoints import COMPLETE, Checkpoints
 from components.urm.training.loss import recall_loss, text_loss
 from components.urm.training.meter import Meter, peak_memory
 from components.urm.training.schedule import Budget
+from components.urm.training.sharding import load_shards, save_shards
 from components.urm.training.shares import Shares
 from components.urm.training.validation import Validation
 
@@ -43,9 +45,10 @@ class UrmTrainer(Trainer):
         budget: Budget,
         checkpoints: Checkpoints,
         wishes: Wishes,
+        sharded: bool,
         **kwargs: Any,
     ) -> None:
-        """Take the Trainer's own arguments as keywords."""
+        """Take the Trainer's own arguments as keywords, and whether the model is split over the processes."""
         super().__init__(**kwargs)
         self.urm_config = config
         self.urm: Urm = kwargs["model"]
@@ -53,6 +56,9 @@ class UrmTrainer(Trainer):
         self.budget = budget
         self.checkpoints = checkpoints
         self.wishes = wishes
+        self.sharded = sharded
+        # The Trainer's name for a model whose shards and gradients are not Accelerate's, which shards on GPUs alone.
+        self.is_distributed_loading_by_transformers = sharded
         self.terminated = False  # this process got SIGTERM
         self._best_before: tuple[float | None, int | None] = (None, None)
         self.steps: Dataset[TrainingBatch] = kwargs["train_dataset"]
@@ -93,6 +99,7 @@ class UrmTrainer(Trainer):
 
         Raises:
             UnavailableError: The store does not answer, or has no longer what the first process found there.
+            ConfigError: The checkpoint is of a whole model and this one is sharded, or the other way round.
         """
         accelerator = self.accelerator
         step = self.checkpoints.restore() if accelerator.is_main_process else None
@@ -109,6 +116,14 @@ class UrmTrainer(Trainer):
             )
         accelerator.wait_for_everyone()
         folder = self.checkpoints.path(step)
+        if (folder / SAFE_WEIGHTS_NAME).exists() == self.sharded:
+            kinds = ("sharded", "whole")
+            raise ConfigError(
+                f"checkpoint of step {step}",
+                expected=f"that of a {kinds[not self.sharded]} model",
+                got=f"a {kinds[self.sharded]} one's",
+                remedy="set URM_SHARD_MODEL as it was, or remove the checkpoints",
+            )
         self.budget.resume(json.loads((folder / COMPLETE).read_text())["seconds"])
         self.meter.resume(json.loads((folder / _METER).read_text()), first=accelerator.is_main_process)
         return folder
@@ -119,7 +134,7 @@ class UrmTrainer(Trainer):
         best, first = self.state.best_global_step, self.accelerator.is_main_process
         if best and not self._agree([first and self.checkpoints.fetch(best)])[0]:
             self.state.best_metric = self.state.best_global_step = None
-        elif best and first:
+        elif best and (first or self.sharded):
             self.state.best_model_checkpoint = str(self.checkpoints.path(best))
         return trained
 
@@ -156,7 +171,7 @@ class UrmTrainer(Trainer):
             named = list(self.urm.named_parameters())
             backbone = [weight for name, weight in named if name.startswith("backbone.")]
             new = [weight for name, weight in named if not name.startswith("backbone.")]
-            self.optimizer = torch.optim.AdamW(
+            self.optimizer = self.adamw = torch.optim.AdamW(
                 [
                     {"params": new, "lr": self.urm_config.learning_rate},
                     {"params": backbone, "lr": self.urm_config.backbone_learning_rate},
@@ -171,7 +186,7 @@ class UrmTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The budget's schedule for both groups."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.lr_scheduler = self.schedule = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.create_optimizer(), self.budget.rate
             )
         return self.lr_scheduler
@@ -206,10 +221,19 @@ class UrmTrainer(Trainer):
         with self.meter.paused():
             step, first = self.state.global_step, self.accelerator.is_main_process
             states, meter = self._random_states(), self.meter.state(self._total)
+            if first:
+                self.checkpoints.begin(step)
+            whole = True
+            if self.sharded:
+                self.accelerator.wait_for_everyone()
+                whole = save_shards(self.checkpoints.shards(step), self.urm, self.adamw)
 
             def write(folder: Path) -> None:
-                self.save_model(str(folder), _internal_call=True)
-                self._save_optimizer_and_scheduler(str(folder))
+                if self.sharded:
+                    torch.save(self.schedule.state_dict(), folder / SCHEDULER_NAME)
+                else:
+                    self.save_model(str(folder), _internal_call=True)
+                    self._save_optimizer_and_scheduler(str(folder))
                 for name, content in states.items():
                     (folder / name).write_bytes(content)
                 (folder / _METER).write_text(json.dumps(meter))
@@ -217,12 +241,31 @@ class UrmTrainer(Trainer):
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
             best = self.state.best_global_step
-            saved = first and self.checkpoints.save(step, best, self.budget.seconds, write)
+            saved = (
+                first and whole and self.checkpoints.save(step, best, self.budget.seconds, write, sharded=self.sharded)
+            )
             if not self._agree([saved])[0] and best == step:
                 self.state.best_metric, best = self._best_before
                 self.state.best_global_step = best
-            if first and best is not None:
+            if best is not None and (first or self.sharded):
                 self.state.best_model_checkpoint = str(self.checkpoints.path(best))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if not self.sharded:  # shards follow with those of the optimizer
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_shards(self.checkpoints.shards(self.state.global_step), self.urm, self.adamw)
+        self.schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_best_model(self) -> None:
+        if self.sharded:
+            load_shards(self.checkpoints.shards(self.state.best_global_step or 0), self.urm)
+        else:
+            super()._load_best_model()
 
     def _random_states(self) -> dict[str, bytes]:
         """Files with the states of the random generators of all processes, as the Trainer loads them."""

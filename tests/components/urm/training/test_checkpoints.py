@@ -40,6 +40,7 @@ def make(request, tmp_path):
 
 
 def save(checkpoints: Checkpoints, step: int, best: int | None = None) -> bool:
+    checkpoints.begin(step)
     saved = checkpoints.save(step, best, 1.5 * step, write)
     checkpoints.wait()
     return saved
@@ -96,6 +97,7 @@ def test_a_full_disk_leaves_the_one_before(make):
         (folder / "more").write_text("x")
 
     with capture_logs() as logs:
+        checkpoints.begin(4)
         assert not checkpoints.save(4, 4, 1.0, fill)
     assert "No space left on device" in logs[0]["error"]
     checkpoints.wait()
@@ -142,7 +144,7 @@ def test_an_attempt_that_was_replaced_ends_and_writes_nothing(tmp_path):
     owner[:] = ["second"]
     assert first.save(4, 4, 1.0, write)
     with pytest.raises(UnavailableError, match="expected one attempt at a time, got another attempt that has taken"):
-        first.save(6, 6, 1.0, write)
+        first.begin(6)
     assert content(tmp_path / "store") == whole(2)
 
 

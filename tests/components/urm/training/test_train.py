@@ -1,5 +1,6 @@
 """Resume, several processes, early stopping and what is logged, on a tiny world; no test depends on the clock."""
 
+import json
 import math
 import os
 import signal
@@ -168,8 +169,35 @@ def test_two_processes_train_the_weights_of_one(world, tmp_path):
         moved = (weight - start[name]).norm()
         # Sums in another order, of bfloat16 where the machine has it: 2 per cent; a wrong share gives 40 and more.
         assert (together[name] - weight).norm() <= 0.1 * moved + 1e-4, name
-    assert outputs[0].count("validation_recall'") == 4
+    assert outputs[0].count('"validation_recall"') == 4
     assert outputs[1] == ""  # one of them reports
+
+
+@pytest.mark.parametrize("sharded", ["", "sharded"])
+def test_two_machines_that_share_only_a_store_go_on_with_empty_disks(world, tmp_path, sharded):
+    """SIGTERM reaches one of them, after two steps; both end, and two others train what one process trains."""
+    expected, curve = {}, {}
+    model, summary = run_training(world, Checkpoints(tmp_path / "one"), expected.setdefault)
+    store = f"local://{tmp_path}/store"
+    first, _ = launch("tests.worlds.training", [world, tmp_path / "first", store, sharded, 2], machines=True)
+    *reports, end = map(json.loads, first.splitlines())
+    assert "got SIGTERM at step 3" in end
+    assert (tmp_path / "store" / "checkpoint-3" / "shards").exists() == bool(sharded)
+    second, _ = launch("tests.worlds.training", [world, tmp_path / "second", store, sharded], machines=True)
+    *others, best_step = map(json.loads, second.splitlines())
+
+    assert min(step for step, _ in others) > 3
+    for step, metrics in [*reports, *others]:
+        curve.setdefault(step, metrics)
+    assert curve.keys() == expected.keys()
+    for step, metrics in expected.items():
+        for name in {"loss", "recall_loss", "grad_norm"} & metrics.keys():
+            assert curve[step][name] == pytest.approx(metrics[name], rel=0.02), (step, name)
+    together = torch.load(tmp_path / "second" / "model.pt", weights_only=True)
+    start = build_untrained(world).model.state_dict()
+    if best_step == summary.best_step:  # the recall of this tiny world has ties
+        for name, weight in model.state_dict().items():
+            assert (together[name] - weight).norm() <= 0.1 * (weight - start[name]).norm() + 1e-4, name
 
 
 def test_patience_ends_a_training_that_no_longer_improves(tmp_path, tables, table_dir, config):
