@@ -22,7 +22,7 @@ from dags.common.pod_table import PodNeeds
 
 JOB_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "backfill.yaml"
 RUN = "urm.backfill/run"  # annotation: the DAG run that a Job belongs to
-METRICS_PORT = 9101
+ANY_ADDRESS, METRICS_PORT = "0.0.0.0", 9101  # noqa: S104  # of a pod, which Prometheus reaches
 DELETION_SECONDS = 120  # longer than a pod's grace
 
 
@@ -46,7 +46,7 @@ def backfill_job(needs: PodNeeds, settings: Settings, context: Context, jinja_en
     container = pod["containers"][0]
     container["image"] = needs.image
     shard = ["--shard=$(JOB_COMPLETION_INDEX)", f"--shards={shards}", f"--rate={params['rate'] / pods:g}"]
-    container["args"] = [*command, *shard, "--host", "0.0.0.0", "--metrics-port", str(METRICS_PORT)]
+    container["args"] = [*command, *shard, "--host", ANY_ADDRESS, "--metrics-port", str(METRICS_PORT)]
     container["env"] += [{"name": name, "value": value} for name, value in link_variables(context).items()]
     size = {"cpu": needs.cpu, "memory": needs.memory, "ephemeral-storage": needs.ephemeral_storage}
     container["resources"] = {"requests": size, "limits": size}

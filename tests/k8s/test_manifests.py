@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.addresses import open_store
 from components.settings import Settings
+from tests.k8s import policies
 from tests.k8s.rendering import COMPONENTS, K8S, RENDERS, Object, needs_kubectl, of_kind, render
 
 KUBERNETES = ("1.32", "1.35", "1.37")  # the oldest that is supported, the newest, and one between
