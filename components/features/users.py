@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 from components.exceptions import MissingInputError
 from components.features.store import USER_STATISTICS
 
+SOURCE = f"{USER_STATISTICS}.parquet"  # that names all users
+
 
 def read_users(folder: Path) -> Iterator[str]:
     """Every user that a store knows, once, in the order of its source; a batch of rows is in memory at a time.
@@ -17,17 +19,16 @@ def read_users(folder: Path) -> Iterator[str]:
     A user's rows follow one another in the source (`sources.py`).
 
     Args:
-        folder: The Feast folder, as the features stage left it, or a copy.
+        folder: The Feast folder, as the features stage left it, or a copy of its source.
 
     Raises:
         MissingInputError: The folder has no source.
     """
-    path = folder / f"{USER_STATISTICS}.parquet"
     try:
-        source = pq.ParquetFile(path)
+        source = pq.ParquetFile(folder / SOURCE)
     except (OSError, pa.ArrowException) as error:
         raise MissingInputError(
-            f"users of feature store {folder}", expected=path.name, got=error, remedy="run `urm features` again"
+            f"users of feature store {folder}", expected=SOURCE, got=error, remedy="run `urm features` again"
         ) from None
     last = None
     with source:

@@ -6,7 +6,7 @@ tab *Rendered Templates*.
 
 from typing import Any
 
-from airflow.sdk import Context, Param
+from airflow.sdk import Asset, Context, Param
 
 from components.flow import STAGES
 from components.settings import get_settings, setting_variables
@@ -29,6 +29,14 @@ OVERRIDES = Param(
 FORCE = Param(
     False, type="boolean", title="Force", description="Compute every stage again, even where an equal result exists."
 )
+
+# What promotions update, and the back-fill runs after; its events name the configuration of the promotion.
+SERVING_RELEASE = Asset("serving_release")
+
+
+def announce_release(context: Context, result: Any = None) -> None:
+    """Note on the asset with which configuration this run has promoted."""
+    context["outlet_events"][SERVING_RELEASE].extra["config"] = context["params"]["config"]
 
 
 def stage_arguments(stage: str, context: Context, jinja_env: Any = None) -> list[str]:

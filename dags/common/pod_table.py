@@ -14,7 +14,7 @@ from components.settings import Settings
 
 POD_TABLE = Path(__file__).parents[2] / "k8s" / "jobs" / "pods.yaml"
 DEFAULTS = "defaults"
-COMMAND_TASKS = ("reference", "variant", "summary", "rollback")
+COMMAND_TASKS = ("reference", "variant", "summary", "rollback", "backfill")
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTP]i?)?$", coerce_numbers_to_str=True)]
 
 

@@ -41,6 +41,7 @@ class UrmProcessOperator(BaseOperator):
         self.arguments: Any = arguments  # a list once rendered
         self.environment: Any = process_variables  # a dictionary once rendered
         self.credentials = sorted(credentials)
+        self.last_line = ""  # of its output, once it has ended
         self._hook: SubprocessHook | None = None
 
     def execute(self, context: Context) -> None:
@@ -56,6 +57,7 @@ class UrmProcessOperator(BaseOperator):
             env={**child_environment(self.credentials), **self.environment, "PYTHONUNBUFFERED": "1"},
             cwd=str(get_settings().configs_dir.absolute().parent),
         )
+        self.last_line = outcome.output
         raise_for_exit_code(self.arguments[0], outcome.exit_code, outcome.output)
 
     def on_kill(self) -> None:

@@ -13,11 +13,13 @@ from airflow.sdk import BaseOperator, Context, Param, XComArg
 
 from components.flow import FLOWS, STAGES, Access, Resources, direct_inputs
 from components.settings import Settings, get_settings
-from dags.common.params import link_variables
+from dags.common.params import SERVING_RELEASE, announce_release, link_variables
 from dags.common.pod_table import PodNeeds, read_pod_needs
 
 POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
+PROMOTERS = ("promote", "rollback")  # they change which release serves
+BACKFILL = Resources(hours=168, cpu="1", memory="1536Mi", pool=False)  # days, where there are millions of users
 POD_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "stage-pod.yaml"
 
 # Transient faults (a service away, a process or pod killed) are tried again; a mistake in the input is not.
@@ -130,11 +132,28 @@ def command_task(
     return UrmProcessOperator(**common, credentials=credentials, arguments=arguments)
 
 
+def backfill_task(settings: Settings | None = None) -> BaseOperator:
+    """The back-fill: a process, or an Indexed Job. Settings are by default read from the environment."""
+    settings = settings or get_settings()
+    doc = "Computes every user known from training who has no result of the serving release. A try goes on where the "
+    common = _common("backfill", doc + "one before was.", BACKFILL)
+    if settings.executor == "kubernetes":
+        from dags.common.backfill_job import BackfillJobOperator
+
+        needs = read_pod_needs("backfill", BACKFILL, settings)
+        return BackfillJobOperator(needs=needs, settings=settings, **_of_pod(common))
+    from dags.common.backfill import BackfillProcessOperator, backfill_arguments
+
+    return BackfillProcessOperator(arguments=backfill_arguments, credentials=["feast", "redis"], **common)
+
+
 def _common(task_id: str, doc: str, resources: Resources) -> dict[str, Any]:
     """Arguments that every operator of ours has."""
     pool = {"pool": POOL} if resources.pool else {}
     timeout = timedelta(hours=resources.hours)
-    return {"task_id": task_id, "owner": OWNER, "doc_md": doc, "execution_timeout": timeout, **pool, **RETRY_POLICY}
+    announced = {"outlets": [SERVING_RELEASE], "post_execute": announce_release} if task_id in PROMOTERS else {}
+    common = {"task_id": task_id, "owner": OWNER, "doc_md": doc, "execution_timeout": timeout}
+    return common | pool | announced | RETRY_POLICY
 
 
 def _of_pod(common: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_the_sections_of_a_stage_exist(spec) -> None:
 
 
 def test_credentials_follow_from_what_a_stage_talks_to() -> None:
-    tracked = dict.fromkeys(("baseline", "sft", "evaluate", "gate", "release"), {"mlflow"})
+    tracked = {key: {"mlflow"} for key in ("baseline", "sft", "evaluate", "gate", "release")}
     assert {name: set(spec.credentials) for name, spec in STAGES.items() if spec.credentials} == {
         **tracked,
         "features": {"feast"},

@@ -29,7 +29,7 @@ def test_every_dag_file_imports_without_errors_or_warnings(bag):
 
 def test_dag_id_is_the_file_name(bag):
     names = {dag_id: Path(dag.fileloc).stem for dag_id, dag in bag.dags.items()}
-    assert names == {name: name for name in ("recall_training", "recall_rollback", "ablation_study")}
+    assert names == {name: name for name in ("recall_training", "recall_rollback", "recall_backfill", "ablation_study")}
 
 
 def test_edges(dag):

@@ -46,6 +46,7 @@ STARTED_BY_AIRFLOW = {"app.kubernetes.io/managed-by": "airflow"}
 EXTERNAL_PODS: list[tuple[dict[str, str], set[int]]] = [
     ({"app.kubernetes.io/component": "redis"}, {6379}),
     ({"app.kubernetes.io/component": "mlflow"}, {5000}),
+    ({"app.kubernetes.io/component": "recall-backfill"}, {9101}),
     ({"k8s-app": "kube-dns"}, {53}),
     *(({"app.kubernetes.io/component": task, **STARTED_BY_AIRFLOW}, set()) for task in chain(*CLASSES.values())),
 ]

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.addresses import open_store
 from components.settings import Settings
+from tests.k8s import policies
 from tests.k8s.rendering import COMPONENTS, K8S, RENDERS, Object, needs_kubectl, of_kind, render
 
 KUBERNETES = ("1.32", "1.35", "1.37")  # the oldest that is supported, the newest, and one between
-POD = yaml.safe_load((K8S / "jobs" / "stage-pod.yaml").read_text())
+POD, BACKFILL = (yaml.safe_load((K8S / "jobs" / name).read_text()) for name in ("stage-pod.yaml", "backfill.yaml"))
 DURATION = r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"
 
 
@@ -192,3 +193,17 @@ def test_no_secret_is_kept_in_the_repository() -> None:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_the_pod_of_a_stage_is_valid(version: str) -> None:
     kubernetes_validate.validate(POD, version, strict=True)
+
+
+@needs_kubectl
+def test_the_job_of_the_backfill_keeps_the_policies() -> None:
+    """It runs to its end and serves nobody, so that it needs no probe; the cluster fills in the number of a pod."""
+    job = json.loads(json.dumps(BACKFILL).replace("$(JOB_COMPLETION_INDEX)", "1"))
+    job["metadata"]["namespace"] = "urm"
+    faults = [fault for fault in policies.find_faults([*render("base"), job]) if "Job/" in fault]
+    assert [fault for fault in faults if "Probe" not in fault] == []
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_job_of_the_backfill_is_valid(version: str) -> None:
+    kubernetes_validate.validate(BACKFILL, version, strict=True)

@@ -99,9 +99,11 @@ def run_backfill(
         UrmError: No release serves, or it cannot be loaded.
     """
     load = _prepare_model(settings, config, _LEAST)
+    from components.recall.serving.fetching import list_users
     from components.recall.worker.backfill import Backfill
 
-    backfill = Backfill(_connect(settings), config.recall, load, shard, shards, users_per_second)
+    users = partial(list_users, settings=settings)
+    backfill = Backfill(_connect(settings), config.recall, load, users, shard, shards, users_per_second)
     on_termination(backfill.stop)
     if metrics_port:
         serve_metrics(backfill.metrics.registry, host, metrics_port)

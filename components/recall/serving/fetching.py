@@ -4,13 +4,15 @@ An init container does it for the workers of its pod (`urm recall fetch`); they 
 """
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.addresses import fetch
 from components.exceptions import ReleaseError
 from components.features.store import hash_registry, online_files
-from components.release.bundle import Manifest, verify
+from components.features.users import SOURCE, read_users
+from components.release.bundle import Manifest, read_manifest, verify
 from components.release.publication import Publication
 from components.settings import Settings
 
@@ -51,6 +53,20 @@ def fetch_release(publication: Publication, settings: Settings) -> FetchedReleas
             remedy="build the release again",
         )
     return FetchedRelease(bundle, manifest, features)
+
+
+def list_users(publication: Publication, settings: Settings) -> Iterator[str]:
+    """Every user whom the features of a release know, once; the file that names them is fetched first.
+
+    Raises:
+        ReleaseError: The bundle is not the one that was published.
+        UrmError: The bundle or the feature store cannot be reached.
+    """
+    settings.require_allowed(publication.bundle)
+    bundle = fetch(publication.bundle, settings.cache_path / "bundles" / publication.manifest[:16])
+    manifest = read_manifest(bundle, publication.manifest)
+    settings.require_allowed(manifest.feature_store)
+    return read_users(fetch(manifest.feature_store, settings.cache_path / "features", (SOURCE,)))
 
 
 def fill_cache(publication: Publication, settings: Settings) -> FetchedRelease:

@@ -15,9 +15,8 @@ release's feature store and computes as the worker of the stream does, one shard
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -25,7 +24,6 @@ import structlog
 
 from components.config import RecallConfig
 from components.exceptions import ReleaseError
-from components.features.users import read_users
 from components.memory import trim_memory
 from components.recall.serving.answers import answer_users
 from components.recall.serving.engine import ServingRelease
@@ -58,6 +56,7 @@ class Backfill(PatientLoop):
         client: redis.Redis,
         config: RecallConfig,
         load: Load,
+        list_users: Callable[[Publication], Iterator[str]],
         shard: int = 0,
         shards: int = 1,
         users_per_second: float = 0.0,
@@ -68,6 +67,7 @@ class Backfill(PatientLoop):
             client: Returns str.
             config: Sizes and limits.
             load: Loads and checks a release.
+            list_users: Users whom the features of a release know, in an order that stays.
             shard: Which users, from 0 to `shards` - 1.
             shards: Of how many.
             users_per_second: Most users to compute; 0: no limit.
@@ -75,7 +75,7 @@ class Backfill(PatientLoop):
         super().__init__(client)
         self.metrics = BackfillMetrics()
         self.finished = False
-        self._config, self._load = config, load
+        self._config, self._load, self._list_users = config, load, list_users
         self._shard, self._shards, self._rate = shard, shards, users_per_second
         # No batch lasts much longer than a second because of the rate.
         self._batch_size = min(config.batch_size, max(1, round(users_per_second or config.batch_size)))
@@ -157,8 +157,8 @@ class Backfill(PatientLoop):
         log.info("back-fill goes on" if before.done else "back-fill begins", **self._figures())
 
     def _read_shard(self, release: ServingRelease) -> Iterator[str]:
-        folder = Path(str(release.features.repo_path))
-        return (user_id for user_id in read_users(folder) if choose_shard(user_id, self._shards) == self._shard)
+        users = self._list_users(release.publication)
+        return (user_id for user_id in users if choose_shard(user_id, self._shards) == self._shard)
 
     def _must_wait(self, release: ServingRelease) -> bool:
         """Whether live events come first."""

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from components.exceptions import ReleaseError
+from components.exceptions import MissingInputError, ReleaseError
 from components.features.store import hash_registry
+from components.features.users import SOURCE, read_users
 from components.recall.serving.engine import load_release
-from components.recall.serving.fetching import fill_cache
+from components.recall.serving.fetching import fill_cache, list_users
 from components.release.bundle import hash_manifest, read_manifest, write_manifest
 from components.settings import Settings
 from tests.worlds.recall import Release, Store, store_release
@@ -42,6 +43,14 @@ def test_what_was_fetched_is_loaded_without_the_store(
     assert fill_cache(store.publication, pod) == fetched
     assert load_release(store.publication, pod, releases[0].config.release).name == releases[0].name
     assert not list(pod.cache_path.rglob(".tmp-*"))
+
+
+def test_the_list_of_users_is_fetched_beside_what_workers_need(store: Store, pod: Settings) -> None:
+    fetched = fill_cache(store.publication, pod)
+    assert sorted(list_users(store.publication, pod)) == sorted(str(user) for user in range(NUM_USERS))
+    assert not (fetched.features / SOURCE).exists()
+    with pytest.raises(MissingInputError, match=f"users of feature store .*: expected {SOURCE}, got "):
+        next(read_users(fetched.features))
 
 
 def test_a_wrong_copy_is_refused_and_fetched_anew(store: Store, pod: Settings) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from components.exceptions import ReleaseError
 from components.features.users import read_users
 from components.recall.operate.forget import forget_user
 from components.recall.serving.engine import Ranking, ServingRelease, load_release
+from components.recall.serving.fetching import list_users
 from components.recall.state.backfill import read_progress, read_shard
 from components.recall.state.scripts import STREAM, result_key
 from components.recall.state.store import Result, UserStore
@@ -48,7 +50,11 @@ def make(client: redis.Redis, releases: tuple[Release, Release], recall_config: 
         return load_release(publication, releases[0].settings, releases[0].config.release)
 
     def make(shard: int = 0, shards: int = 1, rate: float = 0.0, load: Loader = load) -> Backfill:
-        return Backfill(open_redis(releases[0].settings.redis_url), recall_config, load, shard, shards, rate)
+        users, connection = (
+            partial(list_users, settings=releases[0].settings),
+            open_redis(releases[0].settings.redis_url),
+        )
+        return Backfill(connection, recall_config, load, users, shard, shards, rate)
 
     return make
 
