@@ -103,7 +103,7 @@ class Training:
             ]  # fmt: skip
             return bool(found)
 
-        wait_slowly(runs, 240)
+        wait_slowly(runs, seconds)
         return found[0]
 
     def begin(self, run_id: str, **row: Any) -> tuple[str, int]:
@@ -251,7 +251,7 @@ def long_run(training: Training, whole_run: str) -> Iterator[str]:
     """Id of a run whose `sft` trains for a while; what the first run has made is reused."""
     training.change_pods()
     run_id = training.airflow.client.trigger(TRAINING, {"overrides": [*SMALL, LONG]})
-    training.wait_for_pod()
+    training.wait_for_pod(seconds=600)
     wait_slowly(lambda: training.saved_steps(run_id), 240)
     yield run_id
     training.airflow.end_run(TRAINING, run_id)
