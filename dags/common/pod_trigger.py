@@ -102,10 +102,13 @@ class PodTrigger(BaseTrigger):
         yield TriggerEvent(asdict(ending) | {"pod": pod})  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
-        """Delete the task's pods: somebody marked it as failed or successful, or cleared it."""
+        """Delete the pod: somebody marked the task as failed or successful, or cleared it.
+
+        Once it is known, only this very pod: after a clearing, the next try may have one already.
+        """
         async with self._hook().get_conn() as connection:
             api = client.CoreV1Api(connection)
-            for pod in await self._list_pods(api):
+            for pod in [self._pod] if self._pod else await self._list_pods(api):
                 self.log.info("Deleting pod %s.", pod.metadata.name)
                 await self._delete(api, pod)
 
@@ -122,9 +125,10 @@ class PodTrigger(BaseTrigger):
         if self._pod is None:
             self._pod = await self._find(api)
         ending = await self._look(api) if self._pod else Ending("disrupted", "no pod of this task is left")
-        if ending is None or ending.outcome != "disrupted" or self._count >= self.disruptions:
+        ours = self._pod is None or self._is_ours(self._pod)
+        if ending is None or ending.outcome != "disrupted" or (ours and self._count >= self.disruptions):
             return ending
-        self._count += 1
+        self._count += ours
         self.log.warning(
             "%s. Another one follows in this try (%d of %d).", ending.reason, self._count, self.disruptions
         )
@@ -140,9 +144,15 @@ class PodTrigger(BaseTrigger):
         if not found:
             return None
         pod = max(found, key=lambda pod: (pod.metadata.deletion_timestamp is None, pod.metadata.creation_timestamp))
-        self._count = int((pod.metadata.annotations or {}).get(DISRUPTIONS, 0))
+        if self._is_ours(pod):
+            self._count = int((pod.metadata.annotations or {}).get(DISRUPTIONS, 0))
         self.log.info("Watching pod %s.", pod.metadata.name)
         return pod
+
+    def _is_ours(self, pod: Any) -> bool:
+        """Whether this try has started the pod; one of an earlier try, which clearing the task deletes, counts not."""
+        same: bool = pod.metadata.labels["try_number"] == self.manifest["metadata"]["labels"]["try_number"]
+        return same
 
     async def _start(self, api: client.CoreV1Api) -> Any:
         """Create the pod of this number; one that is there already was created by a request whose answer was lost."""
@@ -201,7 +211,9 @@ class PodTrigger(BaseTrigger):
             answer: Any = await api.read_namespaced_pod_log(metadata.name, self.namespace, **options)
             text = (await answer.read()).decode(errors="replace")
         before = self._position
-        for line in filter(None, text.split("\n")):
+        for number, line in enumerate(filter(None, text.split("\n"))):
+            if number % 500 == 0:
+                await asyncio.sleep(0)  # other triggers go on, too
             time, _, words = line.partition(" ")
             if not self._position or _moment(time) > _moment(self._position):
                 # A progress bar writes over itself, so that one line has all its states; a terminal shows the last.

@@ -188,6 +188,27 @@ def test_a_pod_that_went_while_nobody_watched_counts(disruptions, created, outco
     assert [pod["metadata"]["name"] for pod in pod_server.created] == created
 
 
+def test_a_pod_of_an_earlier_try_counts_not(make_trigger, pod_server):
+    """The task was cleared: the earlier try's trigger deletes its pod, and this try, which has none, starts one."""
+    notes = {"annotations": {"urm.pod/disruptions": "3"}}
+    pod_server.add({**POD, "metadata": {**POD["metadata"], **notes}}, pods.evicted())
+    pod_server.next = [pods.ended(0)]
+    later = {
+        **POD,
+        "metadata": {**POD["metadata"], "name": "urm-sft-b", "labels": {"task_id": "sft", "try_number": "2"}},
+    }
+    event = watch(make_trigger(manifest=later, started=True, disruptions=0))
+    assert (event["outcome"], event["pod"]["name"]) == ("exited", "urm-sft-b")
+
+
+def test_a_clearing_spares_the_pod_of_the_next_try(make_trigger, pod_server, log):
+    trigger = make_trigger()
+    asyncio.run(watch_until(trigger, lambda: "runs on" in str(log)))
+    later = pod_server.add({**POD, "metadata": {**POD["metadata"], "name": "urm-sft-b"}}, pods.running())
+    asyncio.run(trigger.on_kill())
+    assert list(pod_server.pods.values()) == [later]
+
+
 def test_marking_the_task_deletes_its_pod(make_trigger, pod_server):
     trigger, there = make_trigger(started=True), pod_server.add(POD, pods.running())
     asyncio.run(trigger.on_kill())
