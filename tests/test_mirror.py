@@ -55,6 +55,7 @@ COVERS = {
     "components/urm/network/test_build.py": "files",
     "components/urm/retrieval/test_index.py": "exact users",
     "components/urm/test_inference.py": "components.urm.data.request",
+    "components/urm/training/test_sharded.py": "sharding",
     "components/urm/training/test_train.py": "callbacks trainer validation",
     "dags/test_recall_training.py": "dags.common.params",
     "dags/test_recall_backfill.py": "dags.common.backfill dags.common.backfill_job dags.common.backfill_trigger",

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from components.urm.data.batch import TrainingBatch
 from components.urm.inference import UrmRecaller
 from components.urm.network.model import Urm
 from components.urm.training.loss import recall_loss, text_loss
+from components.urm.training.sharding import gather_weights, shard_model
 from components.urm.training.shares import take_share
 from tests.worlds.training import build_untrained
 
@@ -34,11 +33,7 @@ def main(world: Path, batch_file: Path) -> None:
     expected.backward()
 
     sharded = new.model
-    scalars = {weight for weight in sharded.parameters() if weight.dim() == 0}  # FSDP2 cannot split these
-    for layer in sharded.backbone.base_model.layers:
-        fully_shard(layer)
-    fully_shard(sharded, ignored_params=scalars)
-    register_fsdp_forward_method(sharded, "item_vectors")
+    shard_model(sharded, torch.device("cpu"))
     process, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
     loss_of(sharded, take_share(batch, process, processes)).backward()
 
@@ -50,7 +45,7 @@ def main(world: Path, batch_file: Path) -> None:
             compared, worst = compared + 1, max(worst, float(difference))
     items = torch.arange(1000, 1060).numpy()
     vectors = [UrmRecaller(model.eval(), new.builder, "max").encode_items(items) for model in (whole, sharded)]
-    gathered = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    gathered = gather_weights(sharded)
     weights = whole.state_dict() if process == 0 else {}  # the first process alone gets the gathered ones
     figures = {"compared": compared, "gradients": worst, "items": float(abs(vectors[0] - vectors[1]).max())}
     alike = all(torch.equal(gathered[name], weight) for name, weight in weights.items() if name in gathered)

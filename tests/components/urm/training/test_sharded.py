@@ -1,4 +1,4 @@
-"""FSDP2 as Accelerate applies it, on two processes of this machine; never run on accelerators so far."""
+"""A model split by FSDP2 over two processes of this machine; never run on accelerators so far."""
 
 import json
 
