@@ -21,7 +21,8 @@ PATCHES_OF = "urm.airflow/pod-table"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 LOGGING_SECONDS = 60
-STARTUP_SECONDS = 1800  # from the node to the first line of the program; pulls an image with CUDA
+# Longest start of a pod that has a node, and longest that torchrun waits for its peers; pulls an image with CUDA.
+STARTUP_SECONDS = 1800
 # How long torchrun lets its processes save a checkpoint after SIGTERM; the runtime's grace period is longer.
 SHUTDOWN_SECONDS = 100
 
@@ -85,10 +86,10 @@ def render_train_job(
 ) -> dict[str, Any]:
     """The TrainJob of a stage, as the tab *Rendered Templates* shows it."""
     environment = link_variables(context) | ({"URM_DEVICE": "cuda"} if needs.gpus else {})
-    launch = ["-m", "components.torchrun", "--shutdown-timeout", str(SHUTDOWN_SECONDS), "-m", "components"]
+    waits = ["--rdzv-conf", f"timeout={STARTUP_SECONDS}", "--shutdown-timeout", str(SHUTDOWN_SECONDS)]
     trainer = models.TrainerV1alpha1Trainer(
         image=needs.image,
-        command=["python", *launch],
+        command=["python", "-m", "components.torchrun", *waits, "-m", "components"],
         args=stage_arguments(stage, context),
         env=[models.IoK8sApiCoreV1EnvVar(name=name, value=value) for name, value in environment.items()],
         num_nodes=needs.nodes,

@@ -268,7 +268,9 @@ class TrainJobOperator(BaseOperator):
             AirflowException: It waited, or a pod of it took to start, for too long; it is deleted.
         """
         progress, suspended = self._require_progress(), is_suspended(job)
-        disrupted = [pod.metadata.name for pod in find_disrupted(nodes, self.base_container_name)]
+        # A queue that suspends it ends its pods, too; that is no disruption.
+        ended = [] if suspended else find_disrupted(nodes, self.base_container_name)
+        disrupted = [pod.metadata.name for pod in ended]
         if disrupted and not progress.disrupted:
             self.log.warning("TrainJob %s: evicted, preempted or lost: %s", progress.name, ", ".join(disrupted))
         if is_running(job, nodes):

@@ -177,7 +177,7 @@ class TrainJobTrigger(BaseTrigger):
         waits = not is_running(job, nodes)
         if (waits, is_suspended(job)) != (progress.waiting_since is not None, progress.suspended):
             return "state"
-        if not progress.disrupted and find_disrupted(nodes, self.container):
+        if not (progress.disrupted or progress.suspended) and find_disrupted(nodes, self.container):
             return "disrupted"
         if progress.waiting_since is None:
             return None

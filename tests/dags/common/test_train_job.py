@@ -56,7 +56,8 @@ def test_what_is_submitted(make_task, render):
     assert spec["suspend"] is True  # for Kueue to admit it
     assert spec["runtimeRef"]["name"] == RUNTIME["metadata"]["name"]
     command = " ".join([*trainer["command"], *trainer["args"]])
-    assert command.startswith("python -m components.torchrun --shutdown-timeout 100 -m components sft --config ")
+    waits = "--rdzv-conf timeout=1800 --shutdown-timeout 100"
+    assert command.startswith(f"python -m components.torchrun {waits} -m components sft --config ")
     assert command.endswith("--set urm.max_steps=5")
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (2, 4, "urm:1")
     shared = {"memory": "128Gi", "ephemeral-storage": "100Gi", "nvidia.com/gpu": "4"}
@@ -100,6 +101,7 @@ def test_its_nodes_are_the_pod_of_a_stage():
     assert ours == {
         **{key: value for key, value in pod.items() if key != "volumes"},
         "serviceAccountName": "urm-training",
+        "shareProcessNamespace": True,
     }
     secret = {"secretRef": {"name": "urm-training"}}
     assert node == {
