@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
+import joblib
 import torch
 
 from components.exceptions import ConfigError
@@ -37,11 +38,14 @@ def choose_device(settings: Settings) -> str:
 
 
 def set_threads(settings: Settings) -> None:
-    """Limit the threads of matrix work to `num_threads`: those of torch, and of faiss where it is imported already."""
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
-        if faiss := sys.modules.get("faiss"):
-            faiss.omp_set_num_threads(settings.num_threads)
+    """Limit the threads of matrix work: those of torch, and of faiss where it is imported already.
+
+    Without `num_threads` they are no more than the cores that a container may use, which torch does not know.
+    """
+    threads = settings.num_threads or min(torch.get_num_threads(), joblib.cpu_count())
+    torch.set_num_threads(threads)
+    if faiss := sys.modules.get("faiss"):
+        faiss.omp_set_num_threads(threads)
 
 
 def has_bfloat16(device: str) -> bool:

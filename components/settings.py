@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     )
     namespace: str = Field(default="urm", description="Kubernetes namespace of the pods and Deployments.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_threads: int = Field(default=0, ge=0, description="Threads of torch, faiss and DuckDB; 0: every core.")
+    num_threads: int = Field(default=0, ge=0, description="Threads of torch, faiss and DuckDB; 0: every core allowed.")
     shard_model: bool = Field(
         default=False, description="Split the weights over the processes of `sft` (FSDP2) instead of copying them."
     )
@@ -100,9 +100,9 @@ class Settings(BaseSettings):
         default=10, gt=0, description="Most minutes between two checkpoints of a training; evaluations save, too."
     )
     engine_memory: str = Field(
-        default="1500MB",
-        pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$",
-        description="Memory limit of DuckDB, e.g. 8GB; what exceeds it goes to disk.",
+        default="",
+        pattern=r"^(\d+(\.\d+)? ?([KMGT]i?B))?$",
+        description="Memory limit of DuckDB, e.g. 8GB; what exceeds it goes to disk. Empty: half of what is there.",
     )
     otlp_endpoint: str = Field(
         default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT", description="Where traces of the runtime go."

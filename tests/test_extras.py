@@ -36,9 +36,10 @@ PARTS = {
 }
 # Reached by an import inside a function, for one command or where the package is there.
 BESIDES = {
-    "worker": {"opentelemetry", "fastapi"},  # traces, if wanted (extra `otel`); the API's half of them
+    # traces, if wanted (extra `otel`); the API's half of them; Feast's registry, which only `features` writes
+    "worker": {"opentelemetry", "fastapi", "sqlalchemy"},
     "api": {"opentelemetry"},
-    "serve": {"opentelemetry"},
+    "serve": {"opentelemetry", "sqlalchemy"},
     "local": {"opentelemetry"},
 }
 # Installed for another reason than an import of ours.

@@ -7,6 +7,7 @@ import duckdb
 import ibis
 
 from components.config import CompleteJourneySource, SequenceSource, Source
+from components.engines.duckdb import is_exhausted
 from components.exceptions import DataError
 from components.ingestion import complete_journey, sequences, tables
 from components.ingestion.reading import Reading
@@ -36,9 +37,9 @@ def readable_errors(source: Source) -> Iterator[None]:
     """
     try:
         yield
-    except duckdb.OutOfMemoryException:
-        raise  # of the machine, not of the data
     except (duckdb.IOException, duckdb.DataError, duckdb.InvalidInputException, duckdb.NotSupportedError) as error:
+        if is_exhausted(error):
+            raise  # of the machine, not of the data
         raise DataError(
             f"source {source.kind}",
             expected="readable Parquet or CSV files",

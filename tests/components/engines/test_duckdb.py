@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import duckdb
 import ibis
 import pytest
 from pydantic import ValidationError
 
 from components.engines.duckdb import open_engine
+from components.exceptions import ConfigError, UnavailableError
 from components.settings import Settings
 
 
@@ -22,9 +24,43 @@ def test_memory_threads_and_spill_folder_are_those_given(tmp_path: Path) -> None
         assert limits(engine) == ("512.0 MiB", 1, str(tmp_path / "spill"))
 
 
-def test_memory_is_bounded_by_default(tmp_path: Path) -> None:
-    with open_engine(tmp_path, Settings()) as engine:
-        assert limits(engine)[0] == "1.3 GiB"  # 1500 MB
+def test_memory_is_by_default_half_of_what_is_there(tmp_path: Path) -> None:
+    with open_engine(tmp_path, Settings()) as engine, duckdb.connect() as free:
+        (by_itself,) = free.execute("SELECT current_setting('memory_limit')").fetchone()
+        number, unit = by_itself.split()
+        ours, our_unit = limits(engine)[0].split()
+    assert unit == our_unit
+    assert float(ours) / (float(number) / 0.8) == pytest.approx(0.5, rel=0.05)
+
+
+LARGE = "SELECT md5(i::VARCHAR) AS a, md5((i + 1)::VARCHAR) AS b FROM range(1000000) rows(i)"
+
+
+@pytest.mark.parametrize("how", ["execute", "arrow"])
+def test_what_does_not_fit_in_memory_names_the_setting(tmp_path: Path, how: str) -> None:
+    query = f"SELECT list(a ORDER BY b) AS everything FROM ({LARGE})"  # noqa: S608 - the text above
+    with (
+        pytest.raises(ConfigError, match=r"setting URM_ENGINE_MEMORY: expected more memory.*, got 40MB; raise it"),
+        open_engine(tmp_path, Settings(engine_memory="40MB", num_threads=1)) as engine,
+    ):
+        if how == "execute":
+            engine.raw_sql(query).fetchall()
+        else:
+            engine.sql(query).to_pyarrow()
+
+
+def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UnavailableError, match=rf"disk of {tmp_path}: expected room .* got a full disk; free it"),
+        open_engine(tmp_path, Settings(engine_memory="40MB", num_threads=1)) as engine,
+    ):
+        engine.raw_sql("SET max_temp_directory_size = '5MB'")  # what is free, otherwise
+        engine.raw_sql(f"CREATE TABLE large AS {LARGE}")
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    with pytest.raises(duckdb.CatalogException), open_engine(tmp_path, Settings(num_threads=1)) as engine:
+        engine.raw_sql("SELECT * FROM nothing")
 
 
 def test_it_is_the_default_backend_until_it_is_closed(tmp_path: Path) -> None:
@@ -35,7 +71,7 @@ def test_it_is_the_default_backend_until_it_is_closed(tmp_path: Path) -> None:
     assert ibis.options.default_backend is before
 
 
-@pytest.mark.parametrize("memory", ["", "much", "-1GB", "80%", "8"])
+@pytest.mark.parametrize("memory", ["much", "-1GB", "80%", "8"])
 def test_a_limit_that_duckdb_cannot_read_is_refused_at_once(memory: str) -> None:
     with pytest.raises(ValidationError, match="engine_memory"):
         Settings(engine_memory=memory)
