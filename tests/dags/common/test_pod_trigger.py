@@ -172,10 +172,11 @@ def test_another_pod_by_the_name_is_neither_trusted_nor_deleted(make_trigger, po
     assert pod_server.deleted == []
 
 
-def test_the_newest_pod_that_is_not_being_deleted_is_the_tasks(make_trigger, pod_server):
-    """One on a lost node may be there for long."""
+def test_a_pod_that_is_not_being_deleted_is_the_tasks(make_trigger, pod_server):
+    """Another one, younger or not, may stand on a lost node for long."""
     lost = {**POD, "metadata": {**POD["metadata"], "name": "urm-sft-lost", "deletionTimestamp": pods.time(-5)}}
     there = pod_server.add(POD, pods.ended(0))
+    there["metadata"]["creationTimestamp"] = pods.time(30)
     pod_server.add(lost, pods.running())
     assert watch(make_trigger(started=True))["pod"]["uid"] == there["metadata"]["uid"]
 
