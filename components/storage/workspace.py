@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -31,7 +33,8 @@ class Workspace:
     def __init__(self, run_dir: str, stage: str, work_fingerprint: str, settings: Settings) -> None:
         self.remote = not is_local(run_dir)
         base = settings.cache_path / "work" / hashlib.sha256(run_dir.encode()).hexdigest()[:12]
-        self.root = base / stage if self.remote else Path(run_dir) / stage
+        # Pods may share the cache: each machine has a folder of its own there.
+        self.root = base / stage / platform.node() if self.remote else Path(run_dir) / stage
         self.scratch = self.root / f".scratch-{work_fingerprint[:16]}"
         self.checkpoints = join(run_dir, stage, f".checkpoints-{work_fingerprint[:16]}") if self.remote else ""
         self.output = Path()
@@ -55,11 +58,29 @@ class Workspace:
             self._release_lock()
             raise _unwritable(self.root, error) from None
         if self.remote and self.leads:
-            self.succeeds_another = self._owner() is not None
-            filesystem, path = open_store(self.stage_uri)
-            filesystem.makedirs(path, exist_ok=True)
-            filesystem.pipe_file(f"{path}/{_OWNER}", self.attempt.encode())
+            self._remove_dead()
+            try:
+                self._take_over()
+            except Exception as error:  # each driver has errors of its own
+                self._release_lock()
+                raise UnavailableError(
+                    f"object store of {self.stage_uri}", expected="an answer", got=error, remedy="try again later"
+                ) from error
         return self
+
+    def _remove_dead(self) -> None:
+        """Remove what attempts on other machines left in a shared cache; one that runs holds its lock."""
+        for other in self.root.parent.glob("*/.lock"):
+            if other.parent != self.root:
+                with suppress(OSError), other.open("a") as stream:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(other.parent, ignore_errors=True)
+
+    def _take_over(self) -> None:
+        self.succeeds_another = self._owner() is not None
+        filesystem, path = open_store(self.stage_uri)
+        filesystem.makedirs(path, exist_ok=True)
+        filesystem.pipe_file(f"{path}/{_OWNER}", self.attempt.encode())
 
     def _take_lock(self) -> None:
         # The kernel drops the lock with the process, so that a killed attempt never blocks the next one.
@@ -127,7 +148,7 @@ class Workspace:
         """Remove what attempts of this stage folder share, after success; those of other fingerprints are stale."""
         if not self.leads:
             return
-        for scratch in self.root.glob(".scratch-*"):
+        for scratch in self.root.parent.glob("*/.scratch-*") if self.remote else self.root.glob(".scratch-*"):
             shutil.rmtree(scratch, ignore_errors=True)
         if not self.remote:
             return

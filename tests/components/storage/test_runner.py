@@ -1,5 +1,7 @@
+import fcntl
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -424,6 +426,24 @@ def test_an_attempt_that_another_one_replaced_ends_and_changes_nothing(run: Run,
     result = run("ingest", Work("of the successor"), f"{memory}/a")
     assert result.outputs["items"].startswith(f"{memory}/a/ingest/{result.fingerprint[:16]}-")
     assert not fsspec.filesystem("memory").exists("/runs/a/ingest/.attempt")
+
+
+def test_a_shared_cache_is_cleared_of_dead_attempts_and_no_others(run: Run, settings: Settings, memory: str) -> None:
+    def work(stage: StageRun) -> StageReport:
+        for name in ("dead", "alive"):
+            (stage.scratch.parents[1] / name / ".scratch-0").mkdir(parents=True)
+            (stage.scratch.parents[1] / name / ".lock").touch()
+        return StageReport(metrics={"x": 1})
+
+    def look(stage: StageRun) -> StageReport:
+        return StageReport(metrics={"machines": sorted(path.name for path in stage.scratch.parents[1].iterdir())})
+
+    run("ingest", work, f"{memory}/a")
+    (alive,) = settings.cache_path.glob("work/*/ingest/alive")
+    with (alive / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run("ingest", look, f"{memory}/a", force=True)
+    assert result.metrics["machines"] == sorted(["alive", platform.node()])
 
 
 def test_checkpoints_in_a_store_outlive_a_failure_and_go_after_success(run: Run, memory: str) -> None:
