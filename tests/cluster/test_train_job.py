@@ -189,14 +189,6 @@ def world(namespace: Kubectl, inputs: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(StageTrainJobOperator, "log", log)
 
     def make(overrides: tuple[str, ...] = (), arguments: dict[str, Any] | None = None, **row: Any) -> DeferredTask:
-        table = {
-            "nodes": 2,
-            "gpus": 0,
-            "cpu": "100m",
-            "memory": "2Gi",
-            "ephemeral_storage": "1Gi",
-            "shared_memory": "64Mi",
-        }
         path = tmp_path / "pods.yaml"
         path.write_text(yaml.safe_dump({"sft": ROW | row}))
         settings = Settings(executor="kubernetes", image=IMAGE, namespace=namespace.namespace, pods_file=path)
