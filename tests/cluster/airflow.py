@@ -38,13 +38,13 @@ class Airflow:
         """Client of its API."""
         return self.stack.airflow
 
-    def begin(self) -> None:
-        """Prepare the database, start everything, and wait until both DAGs have been read."""
+    def begin(self, *dags: str) -> None:
+        """Prepare the database, start everything, and wait until the DAGs, by default ours, have been read."""
         first = self.services["airflow-api"]
         log = self.home / "logs" / "migrate.log"
         assert run_to_end(self.stack.migrate, environment=self._variables(first), log=log, folder=self.home) == 0
         self.start(*self.services)
-        for dag in (TRAINING, STUDY):
+        for dag in dags or (TRAINING, STUDY):
             wait_until(lambda dag=dag: self.client.has_dag(dag) or self.client.import_errors(), 120)
         assert not self.client.import_errors()
         self.client.ensure_pool(POOL, 2, "Heavy stages at once.")

@@ -1,11 +1,13 @@
 """A TrainJob of two nodes on a cluster: two pods train the tiny world over gloo, with their run in an object store.
 
 The cluster has the CRDs of Kubeflow Trainer; `TrainerController` plays its controllers. Airflow's part is played by
-`DeferredTask`. Stand-in without a cluster: tests/dags/trainjob.
+`DeferredTask`, but for the last test. Stand-in without a cluster: tests/dags/trainjob.
 """
 
+import asyncio
 import json
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +29,9 @@ from kubernetes.config import new_client_from_config
 from components.config import RunConfig
 from components.items.table import POPULARITY, write_item_table
 from components.settings import Settings, get_settings
+from tests.cluster.airflow import ENDED, Airflow
 from tests.cluster.trainer import TrainerController
-from tests.cluster.world import HERE, STORE, Kubectl, is_ready
+from tests.cluster.world import HERE, STORE, Kubectl, is_ready, pause_until, write_kubeconfig
 from tests.worlds import REPOSITORY, wait_until
 from tests.worlds.deferral import DeferredTask, Store
 from tests.worlds.tables import put
@@ -39,9 +42,23 @@ pytestmark = pytest.mark.timeout(600)
 RUNTIME = REPOSITORY / "k8s" / "components" / "training" / "runtime.yaml"
 IMAGE = "urm-pipeline:trainjob"
 RUN_ID = "two-nodes"
-MACHINES = ("node-1", "node-2")
+JOBSET = "jobset.sigs.k8s.io/jobset-name"
 WORLD = "/world"  # where the pods have configuration and backbone
 STEPS = 300
+ROW = {"nodes": 2, "gpus": 0, "cpu": "100m", "memory": "2Gi", "ephemeral_storage": "1Gi", "shared_memory": "64Mi"}
+# A DAG of this one task.
+DAG = "two_nodes"
+DAG_FILE = f"""
+from airflow.sdk import dag
+from dags.common.params import CONFIG, FORCE, OVERRIDES
+from dags.common.tasks import stage_task
+
+@dag(dag_id="{DAG}", schedule=None, params={{"config": CONFIG, "overrides": OVERRIDES, "force": FORCE}})
+def two_nodes():
+    stage_task("sft")
+
+two_nodes()
+"""
 
 
 @dataclass
@@ -122,9 +139,14 @@ def _make_runtime(namespace: str) -> dict[str, Any]:
 
 @pytest.fixture
 def inputs(namespace: Kubectl, tables: SimpleNamespace, tmp_path: Path) -> str:
-    """A run directory in the object store with what features and encode leave."""
-    local, run_dir = tmp_path / "run", f"{STORE}/runs/{RUN_ID}"
-    files = tmp_path / "run" / "files"
+    """The run directory of `RUN_ID` in the object store, with what `sft` reads."""
+    return write_inputs(RUN_ID, tables, tmp_path)
+
+
+def write_inputs(name: str, tables: SimpleNamespace, folder: Path) -> str:
+    """Leave in a run directory in the object store what features and encode leave; returns its URI."""
+    local, run_dir = folder / "run", f"{STORE}/runs/{name}"
+    files = local / "files"
     files.mkdir(parents=True)
     trains = pc.equal(tables.examples["split"], "train")
     features = {
@@ -135,17 +157,16 @@ def inputs(namespace: Kubectl, tables: SimpleNamespace, tmp_path: Path) -> str:
         pq.write_table(table, files / f"{name}.parquet")
     put(local, "features", {name: files / f"{name}.parquet" for name in features})
     rng, ids, num = np.random.default_rng(1), tables.item_ids, len(tables.item_ids)
+    everyone = np.ones(num, bool)
     for name in ("item_table", "item_table_past"):
-        roles = {role: (rng.normal(size=(num, 8)), np.ones(num, bool)) for role in ("id", "id_history")}
-        others = {
-            "text": (rng.normal(size=(num, 12)), np.ones(num, bool)),
-            POPULARITY: (np.ones((num, 1)), np.ones(num, bool)),
-        }
+        roles = {role: (rng.normal(size=(num, 8)), everyone) for role in ("id", "id_history")}
+        others = {"text": (rng.normal(size=(num, 12)), everyone), POPULARITY: (np.ones((num, 1)), everyone)}
         write_item_table(files / name, ids, roles | others)
     put(local, "encode", {name: files / name for name in ("item_table", "item_table_past")})
     for result in local.glob("*/result.json"):
         result.write_text(result.read_text().replace(str(local), run_dir))
     store = fsspec.filesystem("s3")
+    store.invalidate_cache()
     if store.exists(run_dir):
         store.rm(run_dir, recursive=True)
     store.put(f"{local}/", f"{run_dir.removeprefix('s3://')}/", recursive=True)
@@ -168,16 +189,8 @@ def world(namespace: Kubectl, inputs: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(StageTrainJobOperator, "log", log)
 
     def make(overrides: tuple[str, ...] = (), arguments: dict[str, Any] | None = None, **row: Any) -> DeferredTask:
-        table = {
-            "nodes": 2,
-            "gpus": 0,
-            "cpu": "100m",
-            "memory": "2Gi",
-            "ephemeral_storage": "1Gi",
-            "shared_memory": "64Mi",
-        }
         path = tmp_path / "pods.yaml"
-        path.write_text(yaml.safe_dump({"sft": table | row}))
+        path.write_text(yaml.safe_dump({"sft": ROW | row}))
         settings = Settings(executor="kubernetes", image=IMAGE, namespace=namespace.namespace, pods_file=path)
 
         def make_operator() -> Any:
@@ -263,8 +276,6 @@ def test_a_mistake_of_the_user_fails_at_once(world: World) -> None:
 
 
 def test_a_person_who_ends_the_task_ends_the_pods(world: World) -> None:
-    import asyncio
-
     task = world.make()
     task.start()
     step_until(task, lambda: len(world.pods()) == 2)
@@ -280,3 +291,69 @@ def test_an_image_that_is_not_there_says_so(world: World) -> None:
     ):
         step_until(task, lambda: False)
     wait_until(lambda: not world.kubectl.read("trainjobs")["items"], 150)
+
+
+@pytest.fixture
+def airflow(namespace: Kubectl, tmp_path: Path) -> Iterator[Airflow]:
+    """An Airflow with its triggerer, which works as the service account `urm-airflow`."""
+    rights = (REPOSITORY / "k8s" / "components" / "airflow" / "rights.yaml").read_text()
+    own = namespace.namespace
+    namespace(
+        "apply", "--server-side", "--filename", "-", given=rights.replace("namespace: urm\n", f"namespace: {own}\n")
+    )
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags" / "two_nodes.py").write_text(DAG_FILE)
+    (tmp_path / "pods.yaml").write_text(yaml.safe_dump({"sft": ROW | {"kueue_queue": "training"}}))
+    found = Airflow(
+        tmp_path / "airflow",
+        {
+            **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+            "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags"), "PYTHONPATH": str(REPOSITORY),
+            "URM_EXECUTOR": "kubernetes", "URM_NAMESPACE": own, "URM_IMAGE": IMAGE, "URM_RUNS_URI": f"{STORE}/runs",
+            "URM_PODS_FILE": str(tmp_path / "pods.yaml"),
+            "KUBECONFIG": str(write_kubeconfig(namespace, "urm-airflow", tmp_path / "kubeconfig")),
+        },
+    )  # fmt: skip
+    try:
+        found.begin(DAG)
+        yield found
+    finally:
+        found.end()
+
+
+def test_airflow_shows_the_log_of_rank_0_through_preemption_and_a_killed_triggerer(
+    namespace: Kubectl, airflow: Airflow, tables: SimpleNamespace, tmp_path: Path
+) -> None:
+    client = airflow.client
+    run_id = client.trigger(DAG, {"config": "tiny"})
+    inputs = write_inputs(Settings().run_dir(run_id).rpartition("/")[2], tables, tmp_path)
+
+    def state() -> str | None:
+        found: str | None = client.tasks(DAG, run_id)["sft"]["state"]
+        return found
+
+    def log() -> list[str]:
+        return client.log_lines(DAG, run_id, "sft", 1)
+
+    controller = TrainerController(new_client_from_config(), namespace.namespace)
+    with controller.running():
+        pause_until(lambda: state() == "deferred", 120)
+        name = namespace.read("trainjobs")["items"][0]["metadata"]["name"]
+        controller.suspend(name, False)
+        pause_until(lambda: any("step=" in line for line in log()), 200)
+        airflow.kill("airflow-triggerer")
+        controller.suspend(name, True)
+        airflow.start("airflow-triggerer")
+        pause_until(lambda: any("waits for admission" in line for line in log()), 120)
+        pause_until(lambda: not namespace.read("pods", "--selector", f"{JOBSET}={name}")["items"], 150)
+        assert checkpoints(inputs)
+        controller.suspend(name, False)
+        pause_until(lambda: state() in ENDED, 300)
+    print("\n".join(log()))
+    task = client.tasks(DAG, run_id)["sft"]
+    assert (task["state"], task["try_number"]) == ("success", 1)
+    steps = [line for line in log() if "step=" in line]
+    assert len(set(steps)) == len(steps)
+    assert any("resuming" in line for line in log()) and f"step={STEPS} " in steps[-1]
+    shown = client._send("GET", f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/sft").json()["rendered_fields"]
+    assert "components.torchrun" in str(shown["train_job"])
