@@ -19,7 +19,7 @@ from dags.common.pod_table import PodNeeds, read_pod_needs
 POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
 PROMOTERS = ("promote", "rollback")  # they change which release serves
-BACKFILL = Resources(hours=168, cpu="1", memory="1536Mi", pool=False)  # days, where there are millions of users
+BACKFILL = Resources(hours=168, cpu="1", memory="1792Mi", pool=False)  # days, where there are millions of users
 POD_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "stage-pod.yaml"
 
 # Transient faults (a service away, a process or pod killed) are tried again; a mistake in the input is not.

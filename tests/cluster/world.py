@@ -191,7 +191,7 @@ def apply_base(folder: Path, config: RunConfig, settings: dict[str, str]) -> Ite
         "namespace": name,
         "resources": [os.path.relpath(REPOSITORY / "k8s" / "base", folder)],
         "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / one, folder) for one in COMPONENTS],
-        "patches": yaml.safe_load((HERE / "patches.yaml").read_text().replace("CONFIG", config.name)),
+        "patches": yaml.safe_load((HERE / "patches.yaml").read_text().replace("NAME-OF-CONFIG", config.name)),
         "configMapGenerator": [
             {"name": "urm-settings", "behavior": "merge", "literals": [f"{key}={settings[key]}" for key in settings]},
             {"name": "test-configs", "files": [f"{config.name}.yaml"]},

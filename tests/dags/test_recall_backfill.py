@@ -101,7 +101,7 @@ def test_the_job_is_the_template_with_what_run_and_table_say(job):
     assert container["image"] == "urm-recall-worker:0.1.0"
     given = "recall backfill --config=complete_journey --shard=$(JOB_COMPLETION_INDEX) --shards=4 --rate=1.5"
     assert container["args"] == [*given.split(), *"--host 0.0.0.0 --metrics-port 9101".split()]
-    assert container["resources"]["limits"] == {"cpu": "1", "memory": "1536Mi", "ephemeral-storage": "20Gi"}
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "1792Mi", "ephemeral-storage": "20Gi"}
     assert "URM_AIRFLOW_RUN_ID" in [one["name"] for one in container["env"]]
     for version in ("1.32", "1.37"):
         kubernetes_validate.validate(json.loads(json.dumps(task.job)), version, strict=True)

@@ -106,6 +106,8 @@ class Backfill(PatientLoop):
             self._sleep(_WAIT_SECONDS)
             return
         self._sleep(self._next_batch_at - time.monotonic())
+        if self._stopping:
+            return
         self._batch = self._batch or list(islice(self._users, self._batch_size))
         if not self._batch:
             self._finish(release)
