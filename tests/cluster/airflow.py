@@ -30,6 +30,7 @@ class Airflow:
         settings = Settings(home=home, configs_dir=REPOSITORY / "configs", feature_repo_dir=REPOSITORY / "feature_repo")
         self.home, self.environment = home, environment
         self.stack = describe_stack(settings, {}, "complete_journey")
+        self.stack.airflow._http.timeout = 120  # it shares the cores of one machine with the pods
         self.services = {one.name: one for one in self.stack.services if one.name.startswith("airflow")}
         self.records: dict[str, ProcessRecord] = {}
 
@@ -48,6 +49,7 @@ class Airflow:
             wait_until(lambda dag=dag: self.client.has_dag(dag) or self.client.import_errors(), 120)
         assert not self.client.import_errors()
         self.client.ensure_pool(POOL, 2, "Heavy stages at once.")
+        self.client._send("PATCH", f"/pools/{POOL}", json={"pool": POOL, "slots": 2, "include_deferred": True})
 
     def start(self, *names: str) -> None:
         """Start services, and wait until each is ready."""
@@ -93,8 +95,11 @@ class Airflow:
         return self.task(run_id, task_id)
 
     def log(self, run_id: str, task_id: str, try_number: int) -> str:
-        """Log of one try, as the UI shows it."""
-        return "\n".join(self.client.log_lines(TRAINING, run_id, task_id, try_number))
+        """Log of one try, with the messages of exceptions, as the UI shows it."""
+        address = f"/dags/{TRAINING}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
+        entries = self.client._send("GET", address, headers={"Accept": "application/json"}).json()["content"]
+        errors = [error["exc_value"] for entry in entries for error in entry.get("error_detail") or ()]
+        return "\n".join([str(entry["event"]) for entry in entries] + errors)
 
     def mark(self, run_id: str, task_id: str, state: str) -> None:
         """What the button *Mark as …* does."""

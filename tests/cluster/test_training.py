@@ -23,8 +23,10 @@ from components.recall.api.tokens import Scope, issue_token
 from components.settings import Settings
 from tests.cluster.airflow import STUDY, TRAINING, Airflow, wait_slowly
 from tests.cluster.world import (
+    AD_HOC,
     PASSWORD,
     STORE,
+    WORKER,
     Kubectl,
     Object,
     apply_base,
@@ -35,16 +37,18 @@ from tests.cluster.world import (
 )
 from tests.worlds import CONFIGS, REPOSITORY
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 HERE = Path(__file__).parent
+ROLLOUT_SECONDS = 400  # the pods of one machine share its cores with this test
 CLASSES = ("data", "training", "tracking", "promotion")
 EXAMPLES = {"max_train_contexts": 200, "max_validation_examples": 30, "max_test_examples": 60}
 STEPS = {"urm.num_layers": 1, "urm.max_steps": 5000, "urm.eval_steps": 20, "items.id_max_steps": 10}
-VALUES = {"source.max_users": 60, "baseline.max_epochs": 1, "baseline.max_seconds": 10} | STEPS
+VALUES = {"source.max_users": 30, "baseline.max_epochs": 1, "baseline.max_seconds": 10} | STEPS
 VALUES |= {f"features.{name}": number for name, number in EXAMPLES.items()} | {"evaluation.bootstrap_samples": 100}
+VALUES |= {"release.promote_timeout_seconds": ROLLOUT_SECONDS}
 SMALL = [f"{name}={value}" for name, value in VALUES.items()]
-SHORT, LONG = "urm.max_seconds=20", "urm.max_seconds=100"
+SHORT, LONG = "urm.max_seconds=20", "urm.max_seconds=2000"
 PODS = {"defaults": {"cpu": "200m", "memory": "3Gi", "ephemeral_storage": "4Gi", "gpus": 0}}
 OURS = "app.kubernetes.io/name=urm,app.kubernetes.io/managed-by=airflow"
 GPU = "nvidia.com~1gpu"  # in a JSON pointer
@@ -139,11 +143,14 @@ def training(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = load_config(CONFIGS / "complete_journey.yaml")
     settings = {
         "URM_MLFLOW_URI": "http://mlflow:5000", "URM_API_URL": "http://recall-api:8000", "URM_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1", "URM_CHECKPOINT_MINUTES": "0.1",
+        "OMP_NUM_THREADS": "1", "URM_CHECKPOINT_MINUTES": "0.1", "URM_CACHE_URI": f"{STORE}/cache",
     }  # fmt: skip
     with apply_base(home, config, settings) as namespace, pytest.MonkeyPatch.context() as patch:
         # The recall service comes with the promotion: its start would take the processors that the others need.
         namespace("scale", "deployment", "--all", "--replicas=0")
+        for deployment in (WORKER, AD_HOC):
+            longer = json.dumps({"spec": {"progressDeadlineSeconds": ROLLOUT_SECONDS}})
+            namespace("patch", "deployment", deployment, "--patch", longer)
         namespace("apply", "--server-side", "--filename", str(HERE / "mlflow.yaml"))
         own = store_variables(f"http://{namespace.address('s3')}:5000")
         for key, text in own.items():
@@ -208,7 +215,7 @@ def whole_run(training: Training) -> str:
         failed = training.airflow.run(TRAINING, run_id)["state"] == "failed"
         return failed or training.airflow.state(run_id, task_id) == "success"
 
-    wait_slowly(lambda: has_ended("gate"), 800)
+    wait_slowly(lambda: has_ended("gate"), 900)
     training.kubectl("scale", "deployment", "--all", "--replicas=1")
     wait_slowly(lambda: has_ended("promote"), 400)
     return run_id
@@ -336,22 +343,30 @@ def test_a_disrupted_pod_is_followed_by_one_that_goes_on(training: Training, lon
     wait_slowly(lambda: max(training.saved_steps(long_run), default=0) > step, 180)
 
 
-def test_a_disrupted_training_ends_in_its_first_try_with_one_curve(training: Training, long_run: str) -> None:
+def test_a_disrupted_training_ends_in_its_first_try_with_one_curve(training: Training, whole_run: str) -> None:
+    earlier = {run.info.run_id for run in tracked_runs(training, whole_run)}
+    pod, number = training.begin(whole_run)
+    wait_slowly(lambda: training.saved_steps(whole_run), 120)
     start = time.monotonic()
-    task = training.airflow.wait(long_run, seconds=500)
-    assert (task["state"], task["try_number"]) == ("success", 1)
-    with fsspec.open(f"{training.run_dir(long_run)}/sft/result.json") as stream:
+    training.kubectl("delete", "pod", pod, "--wait=false")
+    task = training.airflow.wait(whole_run)
+    assert (task["state"], task["try_number"]) == ("success", number)
+    with fsspec.open(f"{training.run_dir(whole_run)}/sft/result.json") as stream:
         summary = json.load(stream)["metrics"]["training"]
-    mlflow.set_tracking_uri(training.airflow.environment["URM_MLFLOW_URI"])
-    (run,) = mlflow.search_runs(
-        search_all_experiments=True, filter_string=f"tags.airflow.run_id = '{long_run}' and tags.urm.stage = 'sft'",
-        output_format="list",
-    )  # fmt: skip
+    (run,) = [run for run in tracked_runs(training, whole_run) if run.info.run_id not in earlier]
     curve = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
-    assert len({point.step for point in curve}) == len(range(10, summary["steps"] + 1, 10))
-    assert leftovers(training, long_run) == []
-    record("the same training, to its end", f"{summary['steps']} steps, one MLflow run, {len(curve)} points of its "
-           "loss", start)  # fmt: skip
+    assert {point.step for point in curve} >= set(range(10, summary["steps"] + 1, 10))
+    assert leftovers(training, whole_run) == []
+    record("pod of `sft` deleted, and the training to its end", f"{summary['steps']} steps, one MLflow run, its loss at "
+           f"{len({point.step for point in curve})} steps", start)  # fmt: skip
+
+
+def tracked_runs(training: Training, run_id: str) -> list[mlflow.entities.Run]:
+    """MLflow runs of the `sft` of a DAG run."""
+    mlflow.set_tracking_uri(training.airflow.environment["URM_MLFLOW_URI"])
+    chosen = f"tags.airflow.run_id = '{run_id}' and tags.urm.stage = 'sft'"
+    found = mlflow.search_runs(search_all_experiments=True, filter_string=chosen, output_format="list")
+    return list(found)
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])
@@ -457,12 +472,12 @@ def test_a_full_cluster_is_waited_for_up_to_a_limit(training: Training, whole_ru
     try:
         for node in nodes:
             fill(training, node)
-        tries = training.clear(whole_run, cpu="1900m", queue_hours=0.01)
+        tries = training.clear(whole_run, cpu="1200m", queue_hours=0.01)
         assert training.airflow.wait(whole_run)["state"] == "failed"
         said = sentence(training, whole_run, "sft", tries + 1)
         record("no room on any node for 36 s, `queue_hours` 0.01", said, start)
         assert "expected a node within 0.01 h" in said
-        training.clear(whole_run, cpu="1900m")
+        training.clear(whole_run, cpu="1200m")
         pause_until(lambda: any(pod["status"]["phase"] == "Pending" for pod in training.pods("sft")), 60)
     finally:
         training.kubectl("delete", "pod", "--selector", "app=filler", "--force", "--grace-period=0")
