@@ -21,7 +21,7 @@ def test_one_task_that_is_not_tried_again(dag):
     (task,) = dag.tasks
     assert (task.task_id, task.retries, task.pool) == ("rollback", 0, "default_pool")
     assert task.execution_timeout.total_seconds() == 1800
-    assert task.credentials == ["mlflow", "recall", "redis"]
+    assert task.credentials == ["feast", "mlflow", "recall", "redis"]
 
 
 def test_the_form_asks_for_a_reason(dag):

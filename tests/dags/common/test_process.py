@@ -83,8 +83,9 @@ def test_on_kill_before_the_start_does_nothing(make_task):
 # Everything that must not reach a stage, and what only some stages need.
 SECRETS = {
     "AIRFLOW__API_AUTH__JWT_SECRET": "jwt", "AIRFLOW__API__SECRET_KEY": "key", "AIRFLOW_CONN_DB": "postgres://u:p@h/d",
-    "URM_AIRFLOW_PASSWORD": "admins", "GITHUB_TOKEN": "token", "FEAST_REGISTRY_URI": "postgres://u:p@h/d",
+    "URM_AIRFLOW_PASSWORD": "admins", "GITHUB_TOKEN": "token",
 }  # fmt: skip
+FEAST = {"FEAST_REGISTRY_URI": "postgres://u:p@h/d"}
 MLFLOW = {"MLFLOW_TRACKING_PASSWORD": "tracked", "URM_MLFLOW_URI": "http://u:p@mlflow"}
 REDIS = {"URM_REDIS_URL": "redis://:p@redis/0"}
 PLAIN = {"AWS_SECRET_ACCESS_KEY": "s3", "OMP_NUM_THREADS": "1", "URM_DEVICE": "cpu", "OTEL_SERVICE_NAME": "urm"}
@@ -100,20 +101,22 @@ def printed(monkeypatch, tmp_path):
     program.write_text(f"#!{sys.executable}\n{script}")
     program.chmod(0o755)
     monkeypatch.setattr("dags.common.process.URM", program)
-    for name, value in (SECRETS | MLFLOW | REDIS | PLAIN).items():
+    for name, value in (SECRETS | FEAST | MLFLOW | REDIS | PLAIN).items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
     return lambda: json.loads(output.read_text())
 
 
-@pytest.mark.parametrize(("stage", "needed"), [("features", {}), ("sft", MLFLOW), ("promote", MLFLOW | REDIS)])
+@pytest.mark.parametrize(
+    ("stage", "needed"), [("features", FEAST), ("sft", MLFLOW), ("promote", FEAST | MLFLOW | REDIS)]
+)
 def test_a_process_has_no_secret_that_its_stage_does_not_need(make_task, render, printed, stage, needed):
     from dags.common.process import UrmProcessOperator
 
     task, context = render(make_task(stage))
     UrmProcessOperator.execute(task, context)
     found = printed()
-    watched = SECRETS | MLFLOW | REDIS | PLAIN
+    watched = SECRETS | FEAST | MLFLOW | REDIS | PLAIN
     assert {name: value for name, value in found.items() if name in watched} == PLAIN | needed
     assert found["PATH"] == os.environ["PATH"]
 
