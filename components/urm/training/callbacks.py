@@ -28,7 +28,6 @@ class KeepBudget(TrainerCallback):
         self.wishes = wishes
         self.report = report
         self.patience = patience
-        self.evaluated = 0  # step of the last evaluation
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -40,17 +39,14 @@ class KeepBudget(TrainerCallback):
             control.should_evaluate = control.should_save = control.should_training_stop = True
         return control
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Note the step: patience is judged after evaluations only."""
-        self.evaluated = state.global_step
-
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Stop if patience has run out."""
-        # The state is part of the checkpoint, so a resumed training stops where an uninterrupted one does.
+        # The state is part of the checkpoint, so a resumed training stops where an uninterrupted one does. Saves
+        # between evaluations change nothing: patience runs out at an evaluated step.
         since_best = state.global_step - (state.best_global_step or 0)
-        if self.patience and self.evaluated == state.global_step and since_best >= self.patience * state.eval_steps:
+        if self.patience and since_best >= self.patience * state.eval_steps:
             control.should_training_stop = True
         return control
 
