@@ -47,7 +47,7 @@ COVERS = {
     "components.release.smoke components.schemas.predictions",
     "components/stages/test_sft.py": "components.urm.training.session",
     "components/stages/test_validate.py": "components.validation.frames components.validation.freshness "
-    "components.validation.limits components.validation.judge components.validation.rules",
+    "components.validation.limits components.validation.rules",
     "components/storage/test_runner.py": "contract results workspace",
     "components/studies/ablation/test_summary.py": "figures",
     "components/studies/abilities/test_explain.py": "components.studies.finished",

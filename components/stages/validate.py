@@ -92,7 +92,8 @@ def _judge(stage: StageRun, inputs: ValidateInputs, now: datetime) -> dict[str, 
     shutil.rmtree(data_docs, ignore_errors=True)
     with open_engine(stage.scratch / "duckdb", stage.settings) as engine:
         return judge_tables(
-            **inputs.files,
+            inputs.files["items"],
+            inputs.files["events"],
             limits=stage.config.validation,
             previous=_previous_rows(stage),
             now=now,

@@ -1,11 +1,13 @@
 """The narrow frames that Great Expectations looks at, with the helper columns its rules need.
 
 Rows are numbered across a table's files in the order of their paths, so that a row number leads back to a file and a
-position in it. Frames hold the checked columns only; the attributes stay on disk.
+position in it. Frames hold the checked columns only; the attributes stay on disk. They come in batches: what a helper
+column says is found over the whole table by DuckDB, and every rule about rows looks at one row at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,19 +71,21 @@ def _check_schema(table: str, path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-def item_frame(files: Files, connection: ibis.BaseBackend) -> pd.DataFrame:
-    """Checked columns of the items, index = row number."""
+def item_frames(files: Files, connection: ibis.BaseBackend, batch_rows: int) -> Iterator[pd.DataFrame]:
+    """Checked columns of the items in batches of rows, index = row number."""
     rows = _numbered(files, connection)
-    return _frame(rows.select(*ITEM_COLUMNS, OCCURRENCE, "_file", "_position"))
+    return _frames(rows.select(*ITEM_COLUMNS, OCCURRENCE, "_file", "_position"), batch_rows)
 
 
-def event_frame(files: Files, accepted_items: pd.Series[int], connection: ibis.BaseBackend) -> pd.DataFrame:
-    """Checked columns of the events, index = row number; `accepted_items` are the items that later stages will see."""
+def event_frames(
+    files: Files, accepted_items: pd.Series[int], connection: ibis.BaseBackend, batch_rows: int
+) -> Iterator[pd.DataFrame]:
+    """Checked columns of the events, as `item_frames`; `accepted_items` are the items that later stages will see."""
     rows = _numbered(files, connection)
     known = ibis.memtable(pd.DataFrame({"known_id": accepted_items.unique()}))
     joined = rows.left_join(known, rows.item_id == known.known_id)
     joined = joined.mutate(**{ITEM_IS_KNOWN: joined.known_id.notnull()})
-    return _frame(joined.select(*EVENT_COLUMNS, OCCURRENCE, ITEM_IS_KNOWN, "_file", "_position"))
+    return _frames(joined.select(*EVENT_COLUMNS, OCCURRENCE, ITEM_IS_KNOWN, "_file", "_position"), batch_rows)
 
 
 def _numbered(files: Files, connection: ibis.BaseBackend) -> ir.Table:
@@ -92,7 +96,11 @@ def _numbered(files: Files, connection: ibis.BaseBackend) -> ir.Table:
     return rows.mutate(**{OCCURRENCE: first})
 
 
-def _frame(rows: ir.Table) -> pd.DataFrame:
+def _frames(rows: ir.Table, batch_rows: int) -> Iterator[pd.DataFrame]:
     ordered = rows.order_by("_file", "_position").drop("_file", "_position")
-    frame: pd.DataFrame = ordered.to_pyarrow().to_pandas()
-    return frame
+    first = 0
+    for batch in ordered.to_pyarrow_batches(chunk_size=batch_rows):
+        frame: pd.DataFrame = batch.to_pandas()
+        frame.index = pd.RangeIndex(first, first + len(frame))
+        first += len(frame)
+        yield frame

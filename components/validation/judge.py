@@ -1,8 +1,9 @@
 """Running the rules with Great Expectations: which rows are refused, which table rules fail, and the Data Docs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from great_expectations.data_context.types.base import (
 
 from components.config import ValidationConfig
 from components.exceptions import UrmError
-from components.validation.frames import Files, event_frame, item_frame
+from components.validation.frames import Files, event_frames, item_frames
 from components.validation.rules import REASON, Rule, event_rules, item_rules
 
+BATCH_ROWS = 500_000  # a quarter of a gigabyte as a frame
 _ROW_RESULTS = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
 
 
@@ -44,20 +46,32 @@ def judge_tables(
     engine: ibis.BaseBackend,
     data_docs: Path,
     report: Callable[..., None],
+    batch_rows: int = BATCH_ROWS,
 ) -> dict[str, Judgement]:
     """Judge items, then events, whose items must be among the accepted ones.
 
-    `previous` is the number of accepted rows of this source's last run by table, empty if there was none.
+    `previous` is the number of accepted rows of this source's last run by table, empty if there was none. At most
+    `batch_rows` rows are in memory at once; the verdict does not depend on it.
     """
     context = open_context(data_docs)
-    report("judging items", rows=items.num_rows)
-    frame = item_frame(items, engine)
-    about_items = judge(context, "items", frame, item_rules(limits, previous.get("items")))
-    accepted: pd.Series[int] = frame["item_id"].drop(list(about_items.refused))
 
-    report("judging events", rows=events.num_rows)
-    frame = event_frame(events, accepted, engine)
-    about_events = judge(context, "events", frame, event_rules(limits, now, previous.get("events")))
+    def say(table: Files, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for frame in frames:
+            report(f"judging {table.table}", done=int(frame.index[0]), rows=table.num_rows)
+            yield frame
+
+    item_ids: list[pd.Series[int]] = []
+
+    def keep_ids(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for frame in frames:
+            item_ids.append(frame["item_id"])
+            yield frame
+
+    frames = keep_ids(say(items, item_frames(items, engine, batch_rows)))
+    about_items = judge(context, items, frames, item_rules(limits, previous.get("items")))
+    accepted: pd.Series[int] = pd.concat(item_ids).drop(list(about_items.refused))
+    frames = say(events, event_frames(events, accepted, engine, batch_rows))
+    about_events = judge(context, events, frames, event_rules(limits, now, previous.get("events")))
     return {"items": about_items, "events": about_events}
 
 
@@ -80,27 +94,39 @@ def open_context(data_docs: Path) -> EphemeralDataContext:
     return gx.get_context(project_config=config, mode="ephemeral")
 
 
-def judge(context: EphemeralDataContext, table: str, frame: pd.DataFrame, rules: list[Rule]) -> Judgement:
-    """Check a frame, its index the row number, by rules in order of precedence; add the outcome to the Data Docs.
+def judge(context: EphemeralDataContext, files: Files, frames: Iterable[pd.DataFrame], rules: list[Rule]) -> Judgement:
+    """Check a table's frames, their index the row number, by rules in order of precedence.
+
+    The outcome of each frame, and of the rules about the number of rows, is added to the Data Docs.
 
     Raises:
         UrmError: Great Expectations could not evaluate a rule.
     """
     by_reason = {rule.reason: rule for rule in rules}
     judgement = Judgement()
-    for result in _run_suite(context, table, frame, rules):
-        rule = by_reason[_reason(result)]
-        if result.exception_info.get("raised_exception"):
-            raise UrmError(f"rule {rule.reason} of {table}: {result.exception_info['exception_message']}")
-        if result.success:
-            continue
-        rows = result.result.get("unexpected_index_list")
-        if rows is None:  # a rule about the whole table
-            judgement.failed.append((rule, str(result.result["observed_value"])))
-            continue
-        for row in rows:
-            judgement.refused.setdefault(int(row), []).append(rule)
+    check_rows = _make_checkpoint(context, files.table, [rule for rule in rules if not rule.counts_rows])
+    checks: Iterable[tuple[gx.Checkpoint, str, pd.DataFrame]]
+    checks = ((check_rows, f"{files.table} from row {frame.index[0]}", frame) for frame in frames)
+    if counting := [rule for rule in rules if rule.counts_rows]:
+        rows_alone = pd.DataFrame(index=pd.RangeIndex(files.num_rows))
+        check_count = _make_checkpoint(context, f"{files.table}, number of rows", counting)
+        checks = chain([(check_count, f"{files.table}, number of rows", rows_alone)], checks)
+    for checkpoint, name, frame in checks:
+        for result in _run(checkpoint, name, frame):
+            rule = by_reason[_reason(result)]
+            if result.exception_info.get("raised_exception"):
+                raise UrmError(f"rule {rule.reason} of {files.table}: {result.exception_info['exception_message']}")
+            if result.success:
+                continue
+            rows = result.result.get("unexpected_index_list")
+            if rows is None:  # a rule about the whole table
+                if rule not in [known for known, _ in judgement.failed]:  # of an earlier batch
+                    judgement.failed.append((rule, str(result.result["observed_value"])))
+                continue
+            for row in rows:
+                judgement.refused.setdefault(int(row), []).append(rule)
     precedence = {rule.reason: position for position, rule in enumerate(rules)}
+    judgement.failed.sort(key=lambda failure: precedence[failure[0].reason])
     for broken in judgement.refused.values():
         broken.sort(key=lambda rule: precedence[rule.reason])
     return judgement
@@ -111,25 +137,26 @@ def _reason(result: ExpectationValidationResult) -> str:
     return str((meta or {})[REASON])
 
 
-def _run_suite(
-    context: EphemeralDataContext, table: str, frame: pd.DataFrame, rules: list[Rule]
-) -> list[ExpectationValidationResult]:
-    suite = gx.ExpectationSuite(name=table)
+def _make_checkpoint(context: EphemeralDataContext, name: str, rules: list[Rule]) -> gx.Checkpoint:
+    suite = gx.ExpectationSuite(name=name)
     for rule in rules:
         suite.add_expectation(rule.expectation)
     context.suites.add(suite)
-    asset = context.data_sources.add_pandas(table).add_dataframe_asset(table)
+    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
     definition = context.validation_definitions.add(
-        gx.ValidationDefinition(name=table, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
+        gx.ValidationDefinition(name=name, data=asset.add_batch_definition_whole_dataframe("all"), suite=suite)
     )
-    checkpoint = context.checkpoints.add(
+    return context.checkpoints.add(
         gx.Checkpoint(
-            name=table,
+            name=name,
             validation_definitions=[definition],
             actions=[UpdateDataDocsAction(name="data_docs")],
             result_format=_ROW_RESULTS,
         )
     )
-    outcome: Any = checkpoint.run(batch_parameters={"dataframe": frame})
+
+
+def _run(checkpoint: gx.Checkpoint, name: str, frame: pd.DataFrame) -> list[ExpectationValidationResult]:
+    outcome: Any = checkpoint.run(batch_parameters={"dataframe": frame}, run_id=gx.RunIdentifier(run_name=name))
     (suite_result,) = outcome.run_results.values()
     return list(suite_result.results)

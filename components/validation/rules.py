@@ -37,6 +37,11 @@ class Rule:
     message: str
     expectation: Expectation
 
+    @property
+    def counts_rows(self) -> bool:
+        """Whether it is about the number of rows, which no batch of them tells."""
+        return isinstance(self.expectation, gxe.ExpectTableRowCountToBeBetween)
+
 
 def event_rules(config: ValidationConfig, now: datetime, previous_rows: int | None = None) -> list[Rule]:
     """Rules of the events table at an instant: what is later is of the future.
