@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments
 
 from components.config import UrmConfig
-from components.exceptions import StoppedError
+from components.exceptions import ConfigError, StoppedError
 from components.urm.data.batch import TrainingBatch
 from components.urm.network.model import Urm
 from components.urm.training.callbacks import KeepBudget, Report, Wishes
@@ -65,6 +65,7 @@ def train(
     with the whole weights.
 
     Raises:
+        ConfigError: It was started with accelerate's own FSDP or DeepSpeed.
         StoppedError: SIGTERM ended it early, after a checkpoint.
         UnavailableError: The store of the checkpoints does not answer, or another attempt has taken over.
     """
@@ -88,6 +89,13 @@ def train(
         wishes=wishes,
         sharded=sharded,
     )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # their checkpoints are others than ours
+        raise ConfigError(
+            "training",
+            expected="processes of torchrun or of a plain `accelerate launch`",
+            got="accelerate's own FSDP or DeepSpeed",
+            remedy="set URM_SHARD_MODEL=true in its place",
+        )
     trainer.remove_callback(PrinterCallback)  # `report` replaces it
     checkpoint = trainer.restore()
     if checkpoint is not None:
