@@ -40,7 +40,7 @@ from tests.worlds.urm import *  # noqa: F403  # fixtures
 pytestmark = pytest.mark.timeout(1200)
 
 RUNTIME = REPOSITORY / "k8s" / "components" / "training" / "runtime.yaml"
-IMAGE = "urm-pipeline:trainjob"
+IMAGE = "urm-pipeline:0.1.0"
 RUN_ID = "two-nodes"
 JOBSET = "jobset.sigs.k8s.io/jobset-name"
 WORLD = "/world"  # where the pods have configuration and backbone
