@@ -326,8 +326,8 @@ def test_airflow_shows_the_log_of_rank_0_through_preemption_and_a_killed_trigger
     namespace: Kubectl, airflow: Airflow, tables: SimpleNamespace, tmp_path: Path
 ) -> None:
     client = airflow.client
-    steps = STEPS // 2
-    run_id = client.trigger(DAG, {"config": "tiny", "overrides": [f"urm.max_steps={steps}"]})
+    budget = ["urm.max_steps=100000", "urm.eval_steps=50000", "urm.max_seconds=60"]  # slow machines, too, take a minute
+    run_id = client.trigger(DAG, {"config": "tiny", "overrides": budget})
     inputs = write_inputs(Settings().run_dir(run_id).rpartition("/")[2], tables, tmp_path)
 
     def state() -> str | None:
@@ -357,6 +357,6 @@ def test_airflow_shows_the_log_of_rank_0_through_preemption_and_a_killed_trigger
     assert (task["state"], task["try_number"]) == ("success", tries)
     said = [line for line in log() if "step=" in line]
     assert len(set(said)) == len(said)
-    assert any("resuming" in line for line in log()) and f"step={steps} " in said[-1]
+    assert any("resuming" in line for line in log())
     shown = client._send("GET", f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/sft").json()["rendered_fields"]
     assert "components.torchrun" in str(shown["train_job"])
