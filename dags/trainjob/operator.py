@@ -222,6 +222,7 @@ class TrainJobOperator(BaseOperator):
             delete_on_kill=self.on_kill_action == "delete",
             propagation_policy=self.propagation_policy,
             kubernetes_conn_id=self.kubernetes_conn_id,
+            connection_extras=self.hook.conn_extras,
             # The asynchronous hook does not find out by itself that it is within a cluster.
             in_cluster=self.hook.is_in_cluster,
             config_file=self.config_file,

@@ -62,6 +62,7 @@ class TrainJobTrigger(BaseTrigger):
         container: Their container.
         delete_on_kill: Whether the TrainJob is deleted when a person ends the deferred task.
         propagation_policy: Of that deletion.
+        connection_extras: What the connection says beside its address, so that the triggerer need not ask for it.
         kubernetes_conn_id, in_cluster, config_file, cluster_context: As in `KubernetesPodOperator`.
     """
 
@@ -78,6 +79,7 @@ class TrainJobTrigger(BaseTrigger):
         delete_on_kill: bool,
         propagation_policy: str,
         kubernetes_conn_id: str | None = None,
+        connection_extras: dict[str, Any] | None = None,
         in_cluster: bool | None = None,
         config_file: str | None = None,
         cluster_context: str | None = None,
@@ -88,7 +90,8 @@ class TrainJobTrigger(BaseTrigger):
         self.logging_interval, self.poll_interval = logging_interval, poll_interval
         self.replicated_job, self.container = replicated_job, container
         self.delete_on_kill, self.propagation_policy = delete_on_kill, propagation_policy
-        self.kubernetes_conn_id, self.in_cluster = kubernetes_conn_id, in_cluster
+        self.kubernetes_conn_id, self.connection_extras = kubernetes_conn_id, connection_extras
+        self.in_cluster = in_cluster
         self.config_file, self.cluster_context = config_file, cluster_context
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -96,7 +99,7 @@ class TrainJobTrigger(BaseTrigger):
         names = (
             *("queue_timeout", "startup_timeout", "logging_interval", "poll_interval", "replicated_job", "container"),
             *("delete_on_kill", "propagation_policy", "kubernetes_conn_id", "in_cluster", "config_file"),
-            "cluster_context",
+            *("cluster_context", "connection_extras"),
         )
         arguments = {name: getattr(self, name) for name in names}
         return "dags.trainjob.trigger.TrainJobTrigger", {**arguments, "progress": self.progress.to_json()}
@@ -107,6 +110,7 @@ class TrainJobTrigger(BaseTrigger):
         content = yaml.safe_load(Path(self.config_file).read_text()) if self.config_file else None
         return AsyncKubernetesHook(
             conn_id=self.kubernetes_conn_id,
+            connection_extras=self.connection_extras,
             in_cluster=self.in_cluster,
             config_dict=content,
             cluster_context=self.cluster_context,
