@@ -111,10 +111,12 @@ class BackfillTrigger(BaseTrigger):
         for pod in sorted(found.items, key=lambda pod: pod.metadata.creation_timestamp):
             if pod.status.phase == "Pending":
                 continue
+            # Not as text: the client would parse a line that is JSON, and hand on Python's form of it.
+            options: dict[str, Any] = {"tail_lines": 1, "_preload_content": False}
             try:
-                text = await api.read_namespaced_pod_log(
-                    pod.metadata.name, self.namespace, tail_lines=1, _request_timeout=REQUEST_SECONDS
-                )
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    answer: Any = await api.read_namespaced_pod_log(pod.metadata.name, self.namespace, **options)
+                    text = (await answer.read()).decode(errors="replace")
             except UNREACHABLE:  # its node is away, or it is gone
                 continue
             if figures := read_figures(text):

@@ -9,39 +9,99 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import fsspec
 import pytest
+import redis
 import structlog
 
-from components.client import RecallClient
 from components.recall.state.backfill import read_progress
 from components.recall.state.scripts import result_key
-from components.release.publication import SERVING, read_publication
-from tests.cluster.world import API, Object, Service, pause_until, write_kubeconfig
-from tests.worlds.tiny import NUM_USERS
+from components.recall.state.store import Result
+from components.redis_client import open_redis
+from components.release.bundle import hash_manifest
+from components.release.publication import SERVING, Publication
+from components.settings import Settings
+from tests.cluster.world import (
+    PASSWORD,
+    STORE,
+    Kubectl,
+    Object,
+    apply_base,
+    build_release,
+    pause_until,
+    store_variables,
+    write_kubeconfig,
+)
+from tests.worlds import REPOSITORY
+from tests.worlds.tiny import NUM_USERS, make_config
 
-JOB = "recall-backfill"
+JOB, ORDER = "recall-backfill", 5
 USERS = [str(user) for user in range(NUM_USERS)]
+
+
+@dataclass
+class Place:
+    """A namespace whose Redis names a release as the serving one; no worker runs.
+
+    Attributes:
+        kubectl: In the namespace.
+        release: Name of the release.
+        redis: A client of its Redis.
+        settings: Of the commands of the tests.
+    """
+
+    kubectl: Kubectl
+    release: str
+    redis: redis.Redis
+    settings: Settings
+
+
+@pytest.fixture(scope="module")
+def place(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Redis and object store, with a release of the tiny world."""
+    home = tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("kustomize")
+    with apply_base(folder, make_config(), {}) as own, pytest.MonkeyPatch.context() as patch:
+        own("scale", "deployment", "--all", "--replicas=0")
+        address = f"redis://urm:{PASSWORD}@{own.address('redis')}:6379/0"
+        shared = {"URM_REDIS_URL": address} | store_variables(f"http://{own.address('s3')}:5000")
+        literals = [f"--from-literal={key}={text}" for key, text in shared.items()]
+        own("create", "secret", "generic", "urm-credentials", *literals)
+        for key, text in shared.items():
+            patch.setenv(key, text)
+        store = fsspec.filesystem("s3")
+        store.mkdir("urm")
+        settings = Settings(
+            home=home, configs_dir=home, feature_repo_dir=REPOSITORY / "feature_repo", runs_uri=f"{STORE}/runs",
+            redis_url=address, namespace=own.namespace, executor="kubernetes", device="cpu", num_threads=1,
+        )  # fmt: skip
+        made = build_release(settings, home, 0)
+        store.get_file(f"{made.bundle}/manifest.json", str(home / "manifest.json"))
+        serving = Publication(release=made.name, bundle=made.bundle, manifest=hash_manifest(home), order=ORDER)
+        client = open_redis(address)
+        client.set(SERVING, serving.model_dump_json())
+        yield Place(own, made.name, client, settings)
 
 
 class Task:
     """The task `backfill` of a DAG run, without an Airflow: what its worker and its triggerer do."""
 
-    def __init__(self, service: Service, run_id: str, **params: Any) -> None:
+    def __init__(self, place: Place, run_id: str, **params: Any) -> None:
         from airflow.sdk.exceptions import TaskDeferred
 
         from dags.common.tasks import backfill_task
 
-        settings = service.settings.model_copy(update={"executor": "kubernetes"})
         self.context: Any = {
             "params": {"config": "tiny", "rate": 0, "shards": 2, "pods": 2} | params,
             "run_id": run_id,
             "dag": SimpleNamespace(dag_id="recall_backfill"),
         }
-        self.operator: Any = backfill_task(settings)
+        self.operator = cast(Any, backfill_task(place.settings))
         self.operator.job = add_config(self.operator.job(self.context))
         with pytest.raises(TaskDeferred) as deferred:
             self.operator.execute(self.context)
@@ -55,7 +115,7 @@ class Task:
         """Let the triggerer watch."""
         self._thread.start()
 
-    def end(self, seconds: float = 240) -> dict[str, Any]:
+    def end(self, seconds: float = 600) -> dict[str, Any]:
         """The event of the trigger."""
         self._thread.join(seconds)
         assert self.event is not None
@@ -82,74 +142,69 @@ def add_config(job: Object) -> Object:
 
 
 @pytest.fixture
-def airflow(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What operator and trigger log; no user has a result. No Job is left behind."""
+def airflow(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What operator and trigger log. No Job is left behind."""
     os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="urm-airflow-"))
-    kubeconfig = write_kubeconfig(service.kubectl, "urm-airflow", tmp_path / "kubeconfig")
+    kubeconfig = write_kubeconfig(place.kubectl, "urm-airflow", tmp_path / "kubeconfig")
     connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(kubeconfig)}}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
     from dags.common import backfill_trigger
 
     monkeypatch.setattr(backfill_trigger, "POLL_SECONDS", 1.0)
     monkeypatch.setattr(backfill_trigger, "REPORT_SECONDS", 2.0)
-    for pattern in ("urm:result:*", "urm:history*", "urm:backfill:*"):
-        for key in list(service.redis.scan_iter(pattern)):
-            service.redis.delete(key)
     with structlog.testing.capture_logs() as records:
         yield records
-    service.kubectl("delete", "job", JOB, "--ignore-not-found")
+    place.kubectl("delete", "job", JOB, "--ignore-not-found")
 
 
-def pods(service: Service, shard: int | None = None) -> list[Object]:
-    found = service.kubectl.pods(JOB)
+def pods(place: Place, shard: int | None = None) -> list[Object]:
+    found = place.kubectl.pods(JOB)
     label = "batch.kubernetes.io/job-completion-index"
     return [pod for pod in found if shard is None or pod["metadata"]["labels"][label] == str(shard)]
 
 
-def test_a_pod_killed_midway_goes_on_and_every_user_has_results(service: Service, airflow: list[Any]) -> None:
-    order = read_publication(service.redis, SERVING).order  # type: ignore[union-attr]
-    task = Task(service, "first", rate=0.5)
+def test_a_pod_killed_midway_goes_on_and_every_user_has_results(place: Place, airflow: list[Any]) -> None:
+    task = Task(place, "first", rate=0.5)
     task.start()
-    pause_until(lambda: len([one for one in read_progress(service.redis, order) if one.done >= 2]) == 2, 180)
-    (killed,) = pods(service, 0)
-    service.kubectl("delete", "pod", killed["metadata"]["name"], "--grace-period=0", "--force")
-    done = next(one.done for one in read_progress(service.redis, order) if one.shard == 0)
+    pause_until(lambda: len([one for one in read_progress(place.redis, ORDER) if one.done >= 2]) == 2, 400)
+    (killed,) = pods(place, 0)
+    place.kubectl("delete", "pod", killed["metadata"]["name"], "--grace-period=0", "--force")
+    done = next(one.done for one in read_progress(place.redis, ORDER) if one.shard == 0)
     assert done < NUM_USERS / 2
-    pause_until(lambda: pods(service, 0) and pods(service, 0)[0]["status"]["phase"] == "Running", 120)
-    (successor,) = pods(service, 0)
+    pause_until(lambda: pods(place, 0) and pods(place, 0)[0]["status"]["phase"] == "Running", 300)
+    (successor,) = pods(place, 0)
     event = task.end()
     task.operator.finish(task.context, event)
     assert (event["complete"], event["figures"]["total"], event["figures"]["done"]) == (True, NUM_USERS, NUM_USERS)
-    said = service.kubectl("logs", successor["metadata"]["name"])
+    said = place.kubectl("logs", successor["metadata"]["name"])
     assert '"event": "back-fill goes on"' in said
     for user in USERS:
-        assert service.redis.hget(result_key(user, "next_purchase"), "release_order") == str(order)
-    assert all(one.finished for one in read_progress(service.redis, order))
-    with RecallClient(f"http://{service.kubectl.address(API)}:8000", service.environment["URM_API_TOKEN"]) as api:
-        assert {api.recall(user).source for user in USERS} == {"model"}
+        found = Result.model_validate_json(str(place.redis.hget(result_key(user, "next_purchase"), "body")))
+        assert (found.release, found.event_id) == (place.release, None)
+    assert all(one.finished for one in read_progress(place.redis, ORDER))
     lines = [record["event"] % record.get("positional_args", ()) for record in airflow]
     print(*lines, sep="\n")
     assert any("0 of 2 shards finished, 2 pods; release" in line and f"of {NUM_USERS} users" in line for line in lines)
 
-    again = Task(service, "first")  # its worker was killed after the Job had ended: nothing is done twice
+    again = Task(place, "first")  # its worker was killed after the Job had ended: nothing is done twice
     again.start()
     assert again.end()["complete"]
-    assert {pod["metadata"]["name"] for pod in pods(service)} >= {successor["metadata"]["name"]}
-    other = Task(service, "second", shards=3)
-    assert service.kubectl.read("job", JOB)["metadata"]["uid"] == other.trigger.uid != again.trigger.uid
+    assert {pod["metadata"]["name"] for pod in pods(place)} >= {successor["metadata"]["name"]}
+    other = Task(place, "second", shards=3)
+    assert place.kubectl.read("job", JOB)["metadata"]["uid"] == other.trigger.uid != again.trigger.uid
     asyncio.run(other.trigger.on_kill())  # somebody marks the run as failed
-    pause_until(lambda: not pods(service), 90)
+    pause_until(lambda: not pods(place), 200)
     other.start()
     with pytest.raises(Exception, match=f"Job {JOB} is gone"):
         other.operator.finish(other.context, other.end())
 
 
-def test_a_mistake_in_the_input_fails_at_once(service: Service, airflow: list[Any]) -> None:
+def test_a_mistake_in_the_input_fails_at_once(place: Place, airflow: list[Any]) -> None:
     from airflow.sdk.exceptions import AirflowFailException
 
-    task = Task(service, "wrong", config="nowhere")
+    task = Task(place, "wrong", config="nowhere")
     task.start()
     event = task.end()
-    assert service.kubectl.read("job", JOB)["status"].get("failed", 0) <= 2, "no shard was tried again"
+    assert place.kubectl.read("job", JOB)["status"].get("failed", 0) <= 2, "no shard was tried again"
     with pytest.raises(AirflowFailException, match=r"exit code 2: error .*nowhere.*PodFailurePolicy"):
         task.operator.finish(task.context, event)
