@@ -13,10 +13,10 @@ split, but the occasions of the test weeks are scored.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import mlflow
@@ -108,10 +108,11 @@ class World:
         shared = [[occasion.shares_word(path) for path in self.paths] for occasion in occasions]
         return Truth((self.lifts if lifts is None else lifts)[places] >= least, ~np.array(shared))
 
-    def score(self, rate: Rate, templates: Sequence[str], places: Sequence[int]) -> dict[Method, Floats]:
-        """Scores of all methods over the templates."""
-        names = [self.calendar.occasions[place].name for place in places]
-        return score_all(rate, templates, names, self.calendar.ordinary, [path[-1] for path in self.paths])
+    def score(self, rate: Rate) -> dict[Method, Floats]:
+        """Scores of all methods, [occasions of the calendar, categories] each."""
+        names = [occasion.name for occasion in self.calendar.occasions]
+        words = [path[-1] for path in self.paths]
+        return score_all(rate, self.calendar.templates, names, self.calendar.ordinary, words)
 
 
 def options(settings: Settings, config: RunConfig) -> dict[str, Any]:
@@ -277,27 +278,39 @@ def _open_encoder(stage: StageRun) -> Rate:
 
 def _score_models(stage: StageRun, world: World) -> tuple[dict[str, Any], dict[str, list[Floats]]]:
     """What each model chose, and the scores [occasions of the report, categories] of each, a list of seeds."""
-    chosen: dict[str, Any] = {}
-    scores: dict[str, list[Floats]] = {RANDOM: [], RANDOM_OWN: []}
-    for name, open_rate in ((PRETRAINED, _open_network), (ENCODER, _open_encoder)):
-        stage.report_progress(name)
-        rate = open_rate(stage)
-        chosen[name] = _choose(world, rate)
-        scores[name] = [_apply(world, rate, chosen[name]["method"])]
-    for seed in range(NUM_RANDOM):
-        stage.report_progress(RANDOM, seed=seed)
-        rate = _open_network(stage, seed)
-        own = chosen[f"{RANDOM}: seed {seed}"] = _choose(world, rate)
-        scores[RANDOM].append(_apply(world, rate, chosen[PRETRAINED]["method"]))
-        scores[RANDOM_OWN].append(_apply(world, rate, own["method"]))
+    found = {PRETRAINED: _score(stage, world, PRETRAINED, _open_network)}
+    found[ENCODER] = _score(stage, world, ENCODER, _open_encoder)
+    networks = [f"{RANDOM}: seed {seed}" for seed in range(NUM_RANDOM)]
+    for seed, name in enumerate(networks):
+        found[name] = _score(stage, world, name, partial(_open_network, seed=seed))
+    truth = world.truth(world.choice)
+    chosen = {name: _choose({method: some[world.choice] for method, some in scores.items()}, truth)
+              for name, scores in found.items()}  # fmt: skip
+
+    def report(name: str, by: str) -> Floats:
+        return found[name][Method(**chosen[by]["method"])][world.report]
+
+    scores = {name: [report(name, name)] for name in (PRETRAINED, ENCODER)}
+    scores[RANDOM] = [report(name, PRETRAINED) for name in networks]
+    scores[RANDOM_OWN] = [report(name, name) for name in networks]
     return chosen, scores
 
 
-def _choose(world: World, rate: Rate) -> dict[str, Any]:
+def _score(stage: StageRun, world: World, name: str, open_rate: Callable[[StageRun], Rate]) -> dict[Method, Floats]:
+    """Scores of a model, kept for another attempt."""
+    file = stage.scratch / f"{name}.npz"
+    if not file.exists():
+        stage.report_progress(name)
+        scores = world.score(open_rate(stage))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **{json.dumps(asdict(method)): some for method, some in scores.items()})
+    with np.load(file) as kept:
+        return {Method(**json.loads(method)): kept[method] for method in kept.files}
+
+
+def _choose(scores: Mapping[Method, Floats], truth: Truth) -> dict[str, Any]:
     """The method with the highest mean AUC over the occasions of the choice, and how the others did."""
-    truth = world.truth(world.choice)
-    found = world.score(rate, world.calendar.templates, world.choice)
-    aucs = {method: _mean_auc(scores, truth) for method, scores in found.items()}
+    aucs = {method: _mean_auc(some, truth) for method, some in scores.items()}
     ranked = sorted(aucs, key=lambda method: -aucs[method])  # the first of equals
     return {
         "method": asdict(ranked[0]),
@@ -307,11 +320,6 @@ def _choose(world: World, rate: Rate) -> dict[str, Any]:
         "best_of_template": {method.template: aucs[method] for method in reversed(ranked)},
         "best_against": {method.against: aucs[method] for method in reversed(ranked)},
     }
-
-
-def _apply(world: World, rate: Rate, fields: Mapping[str, str]) -> Floats:
-    method = Method(**fields)
-    return world.score(rate, method.templates(world.calendar.templates), world.report)[method]
 
 
 def _controls(world: World, scores: Floats) -> dict[str, list[Floats]]:
