@@ -53,7 +53,8 @@ class Week:
 def rank_items(week: Week, model: str, trust: float, k: int = K) -> npt.NDArray[np.int64]:
     """The first k items; of equals, the one with the lower id."""
     scores = week.popularity * np.exp(trust * week.scores[model])
-    return scores.sort_index().sort_values(ascending=False, kind="stable").index[:k].to_numpy()
+    ranked: npt.NDArray[np.int64] = scores.sort_index().sort_values(ascending=False, kind="stable").index.to_numpy()
+    return ranked[:k]
 
 
 def recall_by_user(bought: pd.DataFrame, ranked: npt.NDArray[np.int64]) -> pd.Series:

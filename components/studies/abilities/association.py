@@ -49,7 +49,7 @@ def rate_by_language_model(model: LanguageModel) -> Rate:
     """Log-likelihoods of the tokens, natural logarithm."""
 
     def rate(before: str, texts: Sequence[str]) -> Floats:
-        return _pad([scores.numpy() for scores in model.continuations(before, [f" {text}" for text in texts])])
+        return _pad([scores.cpu().numpy() for scores in model.continuations(before, [f" {text}" for text in texts])])
 
     return rate
 
@@ -97,17 +97,18 @@ def score_all(
 def standardise(scores: Floats) -> Floats:
     """Scores with mean 0 and deviation 1 over the categories of each occasion."""
     spread = scores.std(axis=1, keepdims=True)
-    return (scores - scores.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    standard: Floats = (scores - scores.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    return standard
 
 
 def _contrast(tokens: Floats, against: str) -> Floats:
     """Scores of the occasions minus those of the comparison, whose ordinary day stands last."""
     occasions, ordinary = tokens[:-1], tokens[-1:]
-    if against == "ordinary":
-        return occasions - ordinary
-    if against == "others":
-        return occasions - (occasions.sum(axis=0) - occasions) / (len(occasions) - 1)
-    return occasions
+    others = (occasions.sum(axis=0) - occasions) / (len(occasions) - 1)
+    contrasts: dict[str, Floats] = {
+        "ordinary": occasions - ordinary, "others": occasions - others, "nothing": occasions,
+    }  # fmt: skip
+    return contrasts[against]
 
 
 def _kind(template: str) -> str:

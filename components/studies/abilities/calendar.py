@@ -92,8 +92,9 @@ def count_events(events: Path, items: Path, calendar: Calendar) -> pd.DataFrame:
     codes, names = pd.factorize(paths["category"].map(lambda path: tuple(path[: calendar.level])))
     numbers = pd.Series(codes, index=paths["item_id"])
     log = log[log["item_id"].isin(numbers.index)]
-    counts = log.groupby(["day", log["item_id"].map(numbers)]).size().unstack(fill_value=0)
-    return counts.set_axis(pd.Index([names[code] for code in counts.columns], tupleize_cols=False), axis=1)
+    counts: pd.DataFrame = log.groupby(["day", log["item_id"].map(numbers)]).size().unstack(fill_value=0)
+    counts.columns = pd.Index([names[code] for code in counts.columns], tupleize_cols=False)
+    return counts
 
 
 def measure_lifts(counts: pd.DataFrame, calendar: Calendar, until: date, *, nearby: bool = False) -> Floats:

@@ -175,7 +175,8 @@ def weighted_auc(scores: Floats, positive: Bools, weights: Floats) -> Floats:
     positives, negatives = (weights * positive) @ member.T, (weights * ~positive) @ member.T
     below = np.cumsum(negatives, axis=1) - negatives / 2
     pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    return (positives * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+    auc: Floats = (positives * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+    return auc
 
 
 def bootstrap_auc(scores: Scores, truth: Truth, seed: int, draws: int = DRAWS) -> dict[str, Floats]:
@@ -243,7 +244,7 @@ def _read_world(stage: StageRun) -> World:
     kept = totals >= MIN_EVENTS
     world = World(
         calendar,
-        [path for path, known in zip(counts.columns, kept, strict=True) if known],
+        [tuple(path) for path, known in zip(counts.columns, kept, strict=True) if known],
         totals[kept],
         measure_lifts(counts, calendar, test_start)[:, kept],
         measure_lifts(counts, calendar, test_start, nearby=True)[:, kept],
@@ -266,7 +267,7 @@ def _open_network(stage: StageRun, seed: int | None = None) -> Rate:
     depth = count_layers(name, cache)
     model, tokenizer = load_backbone(name, num_layers=depth, pretrained=seed is None, cache=cache)
     device = choose_device(stage.settings)
-    model.to(device=device, dtype=torch.bfloat16 if has_bfloat16(device) else torch.float32)
+    torch.nn.Module.to(model, device, torch.bfloat16 if has_bfloat16(device) else torch.float32)
     return rate_by_language_model(LanguageModel(model, tokenizer))
 
 
@@ -303,7 +304,7 @@ def _score(stage: StageRun, world: World, name: str, open_rate: Callable[[StageR
         stage.report_progress(name)
         scores = world.score(open_rate(stage))
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **{json.dumps(asdict(method)): some for method, some in scores.items()})
+        np.savez(file, allow_pickle=False, **{json.dumps(asdict(method)): some for method, some in scores.items()})
     with np.load(file) as kept:
         return {Method(**json.loads(method)): kept[method] for method in kept.files}
 
