@@ -27,6 +27,7 @@ import torch
 from rich.table import Table
 from scipy.stats import spearmanr
 
+from components.caches import CachePlace
 from components.config import RunConfig, load_document
 from components.device import choose_device, has_bfloat16, set_threads
 from components.exceptions import DataError
@@ -262,7 +263,7 @@ def _read_world(stage: StageRun) -> World:
 
 def _open_network(stage: StageRun, seed: int | None = None) -> Rate:
     """The backbone at full depth: pretrained, or with random weights of a seed."""
-    name, cache = stage.config.urm.backbone, stage.settings.cache_path
+    name, cache = stage.config.urm.backbone, CachePlace.of(stage.settings)
     torch.manual_seed(seed or 0)
     depth = count_layers(name, cache)
     model, tokenizer = load_backbone(name, num_layers=depth, pretrained=seed is None, cache=cache)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from components.caches import CachePlace
 from components.studies.abilities.association import (
     Method,
     rate_by_encoder,
@@ -23,7 +24,7 @@ OCCASIONS, ORDINARY = ("Easter", "the Fourth of July"), "an ordinary day"
 @pytest.fixture(scope="module")
 def language(tmp_path_factory):
     folder = write_backbone(tmp_path_factory.mktemp("backbone"), num_layers=2)
-    return LanguageModel(*load_backbone(str(folder), num_layers=2, pretrained=True, cache=folder))
+    return LanguageModel(*load_backbone(str(folder), num_layers=2, pretrained=True, cache=CachePlace(folder)))
 
 
 def test_a_language_model_reads_the_sentence_up_to_its_last_place(language):

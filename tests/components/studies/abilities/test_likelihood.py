@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from components.caches import CachePlace
 from components.config import load_document
 from components.exceptions import DataError
 from components.studies.abilities.likelihood import (
@@ -57,7 +58,7 @@ def test_only_the_text_is_scored_after_a_prompt(model):
 
 def test_continuations_are_likelihoods_of_each_text_by_itself(tmp_path):
     folder = write_backbone(tmp_path, num_layers=2)
-    backbone, tokenizer = load_backbone(str(folder), num_layers=2, pretrained=True, cache=tmp_path)
+    backbone, tokenizer = load_backbone(str(folder), num_layers=2, pretrained=True, cache=CachePlace(tmp_path))
     language = LanguageModel(backbone, tokenizer)
     texts = [" turkey", "a", " sweet potatoes", "b"] * 20  # more than a batch, of several lengths
     found = language.continuations("For Thanksgiving,", texts)
