@@ -1,4 +1,4 @@
-"""Studies of finished runs: `urm compare`, `urm explain`, `urm language`, `urm steering`, `urm ablation …`."""
+"""Studies of runs: `urm compare`, `urm explain`, `urm language`, `urm steering`, `urm occasions`, `urm ablation …`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -97,6 +97,21 @@ def steering(
 
     run_config = read_config(config, set_)
     result = run_spec(STUDIES["steering"], config, run_dir, set_, force, options=options(get_settings(), run_config))
+    make_console().print(table(result.metrics))
+
+
+@app.command(rich_help_panel=_PANEL)
+def occasions(
+    config: ConfigOption = DEFAULT_CONFIG,
+    run_dir: RunDirOption = "default",
+    set_: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Measure whether the backbone knows what holidays are shopped for, by configs/occasions/<configuration>.yaml."""
+    from components.studies.abilities.occasions import options, table
+
+    run_config = read_config(config, set_)
+    result = run_spec(STUDIES["occasions"], config, run_dir, set_, force, options=options(get_settings(), run_config))
     make_console().print(table(result.metrics))
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from rich.table import Table
-from transformers import AutoConfig
 
 from components.caches import CachePlace
 from components.config import RunConfig, load_document
@@ -36,7 +35,7 @@ from components.studies.finished import hide_progress_bars, load_recaller
 from components.tracking import track
 from components.urm.data.examples import Example, read_examples
 from components.urm.inference import UrmRecaller
-from components.urm.network.backbone import load_backbone
+from components.urm.network.backbone import count_layers, load_backbone
 
 LOSS_EXAMPLES = 200  # of the validation split
 SPOKEN_EXAMPLES = 40  # of them; each generated token takes a forward pass
@@ -93,7 +92,7 @@ def _untrained(config: RunConfig, cache: CachePlace) -> dict[str, LanguageModel]
     urm = config.urm
     torch.manual_seed(config.seed)
     before, tokenizer = load_backbone(urm.backbone, num_layers=urm.num_layers, pretrained=urm.pretrained, cache=cache)
-    depth = AutoConfig.from_pretrained(before.config._name_or_path).num_hidden_layers
+    depth = count_layers(urm.backbone, cache)
     full, _ = load_backbone(urm.backbone, num_layers=depth, pretrained=True, cache=cache)
     return {"before": LanguageModel(before, tokenizer), "full_depth": LanguageModel(full, tokenizer)}
 

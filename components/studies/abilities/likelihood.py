@@ -1,5 +1,6 @@
 """Likelihood of plain text under a causal language model: perplexity, and multiple-choice questions."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from pathlib import Path
 import torch
 from pydantic import Field
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.config import Model
 from components.exceptions import DataError
 
 COMMENT = "#"
+_TEXTS_PER_BATCH = 64
 
 
 class Question(Model):
@@ -48,6 +51,28 @@ class LanguageModel:
         logits = self.model(input_ids=ids).logits[0, :-1].float()
         scores = -functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         return scores[max(len(head) - 1, 0) :]
+
+    @torch.inference_mode()
+    def continuations(self, prompt: str, texts: Sequence[str]) -> list[torch.Tensor]:
+        """`log_likelihoods` of each of several texts after the same prompt, which is read once."""
+        self.model.train(False)
+        head = self.model(input_ids=torch.tensor([self._ids(prompt)], device=self.model.device), use_cache=True)
+        first = head.logits[0, -1].float().log_softmax(dim=-1)
+        rows = [torch.tensor(self._ids(text), device=self.model.device) for text in texts]
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # next to nothing is padding
+        found: dict[int, torch.Tensor] = {}
+        for start in range(0, len(order), _TEXTS_PER_BATCH):
+            places = order[start : start + _TEXTS_PER_BATCH]
+            batch = pad_sequence([rows[place] for place in places], batch_first=True)
+            scores = first[batch[:, :1]]
+            if batch.shape[1] > 1:
+                cache = copy.deepcopy(head.cache)
+                cache.batch_repeat_interleave(len(places))
+                logits = self.model(input_ids=batch[:, :-1], cache=cache).logits.float()
+                rest = -functional.cross_entropy(logits.mT, batch[:, 1:], reduction="none")
+                scores = torch.cat([scores, rest], dim=1)
+            found |= {place: row[: len(rows[place])] for place, row in zip(places, scores, strict=True)}
+        return [found[place] for place in range(len(rows))]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -47,14 +47,7 @@ def load_backbone(
     Raises:
         ConfigError: There is no such model, or it has fewer layers.
     """
-    directory = _converted(name, cache) if name in PACKAGED else Path(name)
-    if not (directory / "config.json").is_file():
-        raise ConfigError(
-            "field urm.backbone",
-            expected=f"one of {', '.join(PACKAGED)}, or a directory of a transformers model",
-            got=repr(name),
-            remedy="check the path",
-        )
+    directory = _find_directory(name, cache)
     config = AutoConfig.from_pretrained(directory)
     model: PreTrainedModel
     if num_layers > config.num_hidden_layers:
@@ -73,6 +66,15 @@ def load_backbone(
     else:
         model = _new_model(config)
     return model, AutoTokenizer.from_pretrained(directory)
+
+
+def count_layers(name: str, cache: CachePlace) -> int:
+    """Layers of a causal language model, by its name as for `load_backbone`.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    return int(AutoConfig.from_pretrained(_find_directory(name, cache)).num_hidden_layers)
 
 
 def token_embeddings(backbone: PreTrainedModel) -> nn.Embedding:
@@ -119,6 +121,18 @@ def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
     with _LOADING:
         model: PreTrainedModel = make(config, dtype="float32")  # type: ignore[no-untyped-call]  # it has no types
     return model
+
+
+def _find_directory(name: str, cache: CachePlace) -> Path:
+    directory = _converted(name, cache) if name in PACKAGED else Path(name)
+    if not (directory / "config.json").is_file():
+        raise ConfigError(
+            "field urm.backbone",
+            expected=f"one of {', '.join(PACKAGED)}, or a directory of a transformers model",
+            got=repr(name),
+            remedy="check the path",
+        )
+    return directory
 
 
 def _converted(name: str, cache: CachePlace) -> Path:

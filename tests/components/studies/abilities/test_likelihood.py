@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from components.caches import CachePlace
 from components.config import load_document
 from components.exceptions import DataError
 from components.studies.abilities.likelihood import (
@@ -15,7 +16,9 @@ from components.studies.abilities.likelihood import (
     perplexity,
     read_passages,
 )
+from components.urm.network.backbone import load_backbone
 from tests.worlds import REPOSITORY
+from tests.worlds.backbone import write_backbone
 
 LETTERS = "abcdefgh .?:\nQuestionAswer"
 VOCABULARY = {letter: number for number, letter in enumerate(dict.fromkeys(LETTERS))}
@@ -51,6 +54,17 @@ def test_perplexity_by_hand(model):
 def test_only_the_text_is_scored_after_a_prompt(model):
     scores = model.log_likelihoods("ca", "bd")
     torch.testing.assert_close(scores, torch.tensor([0.9, 1 / len(VOCABULARY)]).log())
+
+
+def test_continuations_are_likelihoods_of_each_text_by_itself(tmp_path):
+    folder = write_backbone(tmp_path, num_layers=2)
+    backbone, tokenizer = load_backbone(str(folder), num_layers=2, pretrained=True, cache=CachePlace(tmp_path))
+    language = LanguageModel(backbone, tokenizer)
+    texts = [" turkey", "a", " sweet potatoes", "b"] * 20  # more than a batch, of several lengths
+    found = language.continuations("For Thanksgiving,", texts)
+    for text, scores in zip(texts, found, strict=True):
+        torch.testing.assert_close(scores, language.log_likelihoods("For Thanksgiving,", text), rtol=1e-4, atol=1e-4)
+    assert language.continuations("For", ["a"])[0].shape == (1,)  # no second token to read
 
 
 def test_the_likeliest_choice_is_the_answer(model):
