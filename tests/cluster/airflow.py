@@ -95,9 +95,10 @@ class Airflow:
         return self.task(run_id, task_id)
 
     def log(self, run_id: str, task_id: str, try_number: int) -> str:
-        """Log of one try, with the messages of exceptions, as the UI shows it."""
+        """Log of one try, with the messages of exceptions, as the UI shows it; empty before the try."""
         address = f"/dags/{TRAINING}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
-        entries = self.client._send("GET", address, headers={"Accept": "application/json"}).json()["content"]
+        answer = self.client._send("GET", address, allowed=(404,), headers={"Accept": "application/json"})
+        entries = answer.json()["content"] if answer.status_code == 200 else []
         errors = [error["exc_value"] for entry in entries for error in entry.get("error_detail") or ()]
         return "\n".join([str(entry["event"]) for entry in entries] + errors)
 

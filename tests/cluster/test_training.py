@@ -217,7 +217,7 @@ def whole_run(training: Training) -> str:
 
     wait_slowly(lambda: has_ended("gate"), 900)
     training.kubectl("scale", "deployment", "--all", "--replicas=1")
-    wait_slowly(lambda: has_ended("promote"), 400)
+    wait_slowly(lambda: training.airflow.run(TRAINING, run_id)["state"] in ("success", "failed"), 500)
     return run_id
 
 
