@@ -82,6 +82,8 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         yield Step(f"steering-{config}", "steering", (*URM, "steering", *options), 5)
     options = (*_run(CONFIGS[0], SEEDS[0]), *_settings(CONFIGS[0], overrides, data), "--set", f"seed={SEEDS[0]}")
     yield Step("occasions", "occasions", (*URM, "occasions", *options), 15)
+    trust = (sys.executable, "-m", "benchmarks.trust", *options, "--output", str(folder / "trust.json"))
+    yield Step("occasions-trust", "occasions", trust, 2)
     for config, grid in ABLATED:
         study = ("--grid", grid, "--config", config, "--run-dir", f"results-{config}-{grid}")
         options = (*study, *_settings(config, overrides, data, longer=False))
