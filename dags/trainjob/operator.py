@@ -99,6 +99,8 @@ class TrainJobOperator(BaseOperator):
         logging_interval: Seconds between two readings of the log while it runs; none: the log is read when the
             TrainJob starts, waits or ends.
         poll_interval: Seconds between two looks at the cluster.
+        minimum_wait: Seconds that the task stays deferred at least. Airflow's scheduler fails a task that runs again
+            before it has heard that the last process of the task has ended.
         disruptions: Most times that it is submitted again after a disruption.
         fail_on_exit_code: Exit codes of the first node after which no retry follows.
         on_finish_action: Which TrainJobs that have ended are deleted: those that succeeded (`delete_succeeded`), all
@@ -129,6 +131,7 @@ class TrainJobOperator(BaseOperator):
         active_deadline_seconds: int | None = None,
         logging_interval: float | None = None,
         poll_interval: float = 10,
+        minimum_wait: float = 30,
         disruptions: int = 0,
         fail_on_exit_code: int | Collection[int] = (),
         on_finish_action: Literal["delete_succeeded", "delete", "keep"] = "delete_succeeded",
@@ -149,7 +152,7 @@ class TrainJobOperator(BaseOperator):
         self.namespace = namespace
         self.queue_timeout, self.startup_timeout = queue_timeout, startup_timeout
         self.active_deadline_seconds = active_deadline_seconds
-        self.logging_interval, self.poll_interval = logging_interval, poll_interval
+        self.logging_interval, self.poll_interval, self.minimum_wait = logging_interval, poll_interval, minimum_wait
         self.disruptions = disruptions
         codes = {fail_on_exit_code} if isinstance(fail_on_exit_code, int) else fail_on_exit_code
         self.fail_on_exit_code = frozenset(codes)
@@ -217,6 +220,7 @@ class TrainJobOperator(BaseOperator):
             startup_timeout=self.startup_timeout,
             logging_interval=self.logging_interval,
             poll_interval=self.poll_interval,
+            minimum_wait=self.minimum_wait if self.deferrable else 0,
             replicated_job=self.replicated_job,
             container=self.base_container_name,
             delete_on_kill=self.on_kill_action == "delete",

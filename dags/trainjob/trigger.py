@@ -58,6 +58,7 @@ class TrainJobTrigger(BaseTrigger):
         startup_timeout: Longest time between a pod's getting a node and its start, in seconds; none: any.
         logging_interval: Seconds between two readings of the log; none: it is read once it has ended.
         poll_interval: Seconds between two looks at the cluster.
+        minimum_wait: Seconds before which it does not fire.
         replicated_job: Replicated job of the runtime whose pods are the nodes.
         container: Their container.
         delete_on_kill: Whether the TrainJob is deleted when a person ends the deferred task.
@@ -74,6 +75,7 @@ class TrainJobTrigger(BaseTrigger):
         startup_timeout: float | None,
         logging_interval: float | None,
         poll_interval: float,
+        minimum_wait: float,
         replicated_job: str,
         container: str,
         delete_on_kill: bool,
@@ -87,7 +89,7 @@ class TrainJobTrigger(BaseTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.progress = Progress.from_json(progress)
         self.queue_timeout, self.startup_timeout = queue_timeout, startup_timeout
-        self.logging_interval, self.poll_interval = logging_interval, poll_interval
+        self.logging_interval, self.poll_interval, self.minimum_wait = logging_interval, poll_interval, minimum_wait
         self.replicated_job, self.container = replicated_job, container
         self.delete_on_kill, self.propagation_policy = delete_on_kill, propagation_policy
         self.kubernetes_conn_id, self.connection_extras = kubernetes_conn_id, connection_extras
@@ -99,7 +101,7 @@ class TrainJobTrigger(BaseTrigger):
         names = (
             *("queue_timeout", "startup_timeout", "logging_interval", "poll_interval", "replicated_job", "container"),
             *("delete_on_kill", "propagation_policy", "kubernetes_conn_id", "in_cluster", "config_file"),
-            *("cluster_context", "connection_extras"),
+            *("cluster_context", "connection_extras", "minimum_wait"),
         )
         arguments = {name: getattr(self, name) for name in names}
         return "dags.trainjob.trigger.TrainJobTrigger", {**arguments, "progress": self.progress.to_json()}
@@ -124,6 +126,7 @@ class TrainJobTrigger(BaseTrigger):
                 read_log = self.logging_interval is not None and time.monotonic() - started >= self.logging_interval
                 reason = await self._look(read_log)
                 if reason:
+                    await asyncio.sleep(max(0.0, started + self.minimum_wait - time.monotonic()))
                     yield _event(reason)
                     return
             except ApiException as error:

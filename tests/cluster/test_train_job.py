@@ -29,7 +29,7 @@ from kubernetes.config import new_client_from_config
 from components.config import RunConfig
 from components.items.table import POPULARITY, write_item_table
 from components.settings import Settings, get_settings
-from tests.cluster.airflow import ENDED, Airflow
+from tests.cluster.airflow import Airflow
 from tests.cluster.trainer import TrainerController
 from tests.cluster.world import HERE, STORE, Kubectl, is_ready, pause_until, write_kubeconfig
 from tests.worlds import REPOSITORY, wait_until
@@ -56,7 +56,7 @@ from dags.common.tasks import stage_task
 @dag(dag_id="{DAG}", schedule=None, params={{"config": CONFIG, "overrides": OVERRIDES, "force": FORCE}})
 def two_nodes():
     task = stage_task("sft")
-    task.poll_interval, task.logging_interval = 1, 3  # the training is short
+    task.poll_interval, task.logging_interval = 1, 3
 
 two_nodes()
 """
@@ -196,7 +196,9 @@ def world(namespace: Kubectl, inputs: str, tmp_path: Path, monkeypatch: pytest.M
 
         def make_operator() -> Any:
             operator = stage_task("sft", settings)
-            for name, value in ({"poll_interval": 0.5, "logging_interval": 2} | (arguments or {})).items():
+            for name, value in (
+                {"poll_interval": 0.5, "logging_interval": 2, "minimum_wait": 0} | (arguments or {})
+            ).items():
                 setattr(operator, name, value)
             return operator
 
@@ -322,11 +324,12 @@ def airflow(namespace: Kubectl, tmp_path: Path) -> Iterator[Airflow]:
         found.end()
 
 
-def test_airflow_shows_the_log_of_rank_0_through_preemption_and_a_killed_triggerer(
+def test_airflow_follows_rank_0_through_preemption_and_a_killed_triggerer_until_a_person_ends_it(
     namespace: Kubectl, airflow: Airflow, tables: SimpleNamespace, tmp_path: Path
 ) -> None:
     client = airflow.client
-    budget = ["urm.max_steps=100000", "urm.eval_steps=50000", "urm.max_seconds=60"]  # slow machines, too, take a minute
+    # It runs until a person ends it, however fast the machine is.
+    budget = ["urm.max_steps=1000000", "urm.eval_steps=1000000", "urm.max_seconds=3000"]
     run_id = client.trigger(DAG, {"config": "tiny", "overrides": budget})
     inputs = write_inputs(Settings().run_dir(run_id).rpartition("/")[2], tables, tmp_path)
 
@@ -343,7 +346,7 @@ def test_airflow_shows_the_log_of_rank_0_through_preemption_and_a_killed_trigger
         tries = client.tasks(DAG, run_id)["sft"]["try_number"]
         name = namespace.read("trainjobs")["items"][0]["metadata"]["name"]
         controller.suspend(name, False)
-        pause_until(lambda: any("step=" in line for line in log()), 200)
+        pause_until(lambda: any("step=" in line for line in log()), 300)
         airflow.kill("airflow-triggerer")
         controller.suspend(name, True)
         airflow.start("airflow-triggerer")
@@ -351,12 +354,13 @@ def test_airflow_shows_the_log_of_rank_0_through_preemption_and_a_killed_trigger
         pause_until(lambda: not namespace.read("pods", "--selector", f"{JOBSET}={name}")["items"], 150)
         assert checkpoints(inputs)
         controller.suspend(name, False)
-        pause_until(lambda: state() in ENDED, 500)
+        pause_until(lambda: any("resuming" in line for line in log()), 300)
+        pause_until(lambda: state() == "deferred", 120)
+        client._send("PATCH", f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/sft", json={"new_state": "failed"})
+        pause_until(lambda: not namespace.read("trainjobs")["items"], 200)
     print("\n".join(log()))
-    task = client.tasks(DAG, run_id)["sft"]
-    assert (task["state"], task["try_number"]) == ("success", tries)
+    assert client.tasks(DAG, run_id)["sft"]["try_number"] == tries
     said = [line for line in log() if "step=" in line]
     assert len(set(said)) == len(said)
-    assert any("resuming" in line for line in log())
     shown = client._send("GET", f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/sft").json()["rendered_fields"]
     assert "components.torchrun" in str(shown["train_job"])

@@ -34,7 +34,13 @@ class Fit(DeferredTask):
     """A task `fit` whose worker and triggerer are new each time."""
 
     def __init__(self, store=None, **arguments):
-        usual = {"train_job": make_job(), "poll_interval": 0.01, "logging_interval": 0, "deferrable": True}
+        usual = {
+            "train_job": make_job(),
+            "poll_interval": 0.01,
+            "logging_interval": 0,
+            "minimum_wait": 0,
+            "deferrable": True,
+        }
         ti = SimpleNamespace(dag_id="d", task_id="fit", run_id="r", map_index=-1, xcom_push=lambda key, value: None)
         context = {"ti": ti, "run_id": "r"} | ({} if store is None else {"task_state_store": store})
         super().__init__(lambda: TrainJobOperator(task_id="fit", **usual | arguments), context)
@@ -315,6 +321,20 @@ def test_a_worker_that_the_api_server_does_not_answer_comes_back(trainer, told):
     assert not [line for line in told() if line.startswith("[")]
     task.step()
     assert [line.split("] ")[1] for line in told() if line.startswith("[")] == ["one"]
+
+
+def test_the_task_stays_deferred_until_the_scheduler_has_heard_of_its_last_process(trainer, monkeypatch):
+    task = Fit(minimum_wait=30)
+    task.start()
+    trainer.suspend(False)
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr("dags.trainjob.trigger.asyncio.sleep", sleep)
+    assert task.step() == "state"
+    assert 20 < sum(slept) <= 30
 
 
 def test_a_triggerer_without_rights_says_so(trainer):
