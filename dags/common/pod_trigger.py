@@ -215,7 +215,12 @@ class PodTrigger(BaseTrigger):
             if number % 500 == 0:
                 await asyncio.sleep(0)  # other triggers go on, too
             time, _, words = line.partition(" ")
-            if not self._position or _moment(time) > _moment(self._position):
+            try:
+                is_new = _moment(time) > _moment(self._position or time) or not self._position
+            except ValueError:  # a node says in place of a log that it has none any more, with status 200
+                self._say(f"The log of pod {metadata.name} cannot be read now: {line}")
+                continue
+            if is_new:
                 # A progress bar writes over itself, so that one line has all its states; a terminal shows the last.
                 self.log.info("%s", words.rstrip("\r").rpartition("\r")[2])
                 self._position = time

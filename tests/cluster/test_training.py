@@ -254,15 +254,13 @@ def test_the_ui_shows_the_command_and_no_secret(training: Training, whole_run: s
 
 
 @pytest.fixture(scope="module")
-def long_run(training: Training, whole_run: str) -> Iterator[str]:
+def long_run(training: Training, whole_run: str) -> str:
     """Id of a run whose `sft` trains for a while; what the first run has made is reused."""
     training.change_pods()
     run_id = training.airflow.client.trigger(TRAINING, {"overrides": [*SMALL, LONG]})
     training.wait_for_pod(seconds=600)
     wait_slowly(lambda: training.saved_steps(run_id), 240)
-    yield run_id
-    training.airflow.end_run(TRAINING, run_id)
-    training.wait_until_gone()
+    return run_id
 
 
 def test_a_line_of_a_pod_is_in_the_ui_within_seconds(training: Training, long_run: str) -> None:
@@ -313,12 +311,10 @@ def evict(training: Training, pod: Object) -> None:
 
 
 def drain(training: Training, pod: Object) -> None:
-    node = pod["spec"]["nodeName"]
+    node, run = pod["spec"]["nodeName"], pod["metadata"]["labels"]["run_id"]  # drain looks into all namespaces
     training.kubectl("cordon", node)
     try:
-        training.kubectl(
-            "drain", node, "--pod-selector", "app.kubernetes.io/component=sft", "--force", "--timeout=120s"
-        )
+        training.kubectl("drain", node, "--pod-selector", f"run_id={run}", "--force", "--delete-emptydir-data")
         training.wait_for_pod(other_than=[pod["metadata"]["name"]])
     finally:
         training.kubectl("uncordon", node)
@@ -341,6 +337,14 @@ def test_a_disrupted_pod_is_followed_by_one_that_goes_on(training: Training, lon
     assert training.started("sft") - before == {successor}
     assert training.airflow.task(long_run)["try_number"] == 1
     wait_slowly(lambda: max(training.saved_steps(long_run), default=0) > step, 180)
+
+
+def test_a_run_marked_as_failed_leaves_no_pod(training: Training, long_run: str) -> None:
+    """The tests below clear tasks of the first run, which waits while another one is at work."""
+    start = time.monotonic()
+    training.airflow.end_run(TRAINING, long_run)
+    training.wait_until_gone()
+    record("the run marked as failed in the UI", "the pod is deleted", start)
 
 
 def test_a_disrupted_training_ends_in_its_first_try_with_one_curve(training: Training, whole_run: str) -> None:

@@ -73,6 +73,7 @@ class PodServer:
     Attributes:
         next: Statuses of the pods to come, one each; the last one's stays.
         logs: Lines of the log by pod, with their times.
+        untimed: What the node says after them.
         created: Every pod that was asked for, in order.
         deleted: Name and uid of every pod that was deleted.
         refused: Statuses and messages with which the next requests of a method are answered.
@@ -81,6 +82,7 @@ class PodServer:
     def __init__(self) -> None:
         self.next: list[Object] = [running()]
         self.logs: dict[str, list[tuple[datetime, str]]] = {}
+        self.untimed = ""
         self.created: list[Object] = []
         self.deleted: list[tuple[str, str]] = []
         self.refused: dict[str, list[tuple[int, str]]] = {}
@@ -153,7 +155,7 @@ class PodServer:
         assert query["timestamps"] in ("True", "true")
         since = datetime.now(UTC) - timedelta(seconds=int(query.get("sinceSeconds", 10**9)))
         lines = [(at, line) for at, line in self.logs.get(name, []) if at >= since]
-        return "".join(f"{at.strftime('%Y-%m-%dT%H:%M:%S.%f')}000Z {line}\n" for at, line in lines)
+        return "".join(f"{at.strftime('%Y-%m-%dT%H:%M:%S.%f')}000Z {line}\n" for at, line in lines) + self.untimed
 
 
 @pytest.fixture

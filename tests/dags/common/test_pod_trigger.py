@@ -105,6 +105,16 @@ def test_a_progress_bar_is_one_line_in_its_last_state(make_trigger, pod_server, 
     assert lines(log) == ["step 1: done", "step 2"]
 
 
+def test_what_a_node_says_of_a_log_that_is_gone_is_no_line_of_it(make_trigger, pod_server, log):
+    """With status 200, in place of the log."""
+    pod_server.next = [pods.ended(0)]
+    pod_server.write("urm-sft", "step 1")
+    pod_server.untimed = "failed to try resolving symlinks in path /var/log/pods/base/0.log: no such file"
+    assert watch(make_trigger())["outcome"] == "exited"
+    assert lines(log) == ["step 1"]
+    assert "The log of pod urm-sft cannot be read now: failed to try resolving" in str(log)
+
+
 def test_another_triggerer_goes_on_where_the_killed_one_stood(make_trigger, pod_server, log):
     """The pod, how many went before it, and where its log ended are found in the cluster."""
     pod_server.next = [pods.evicted(), pods.running()]
