@@ -80,8 +80,8 @@ class TrainJobOperator(BaseOperator):
     submitting and keeping it finds the TrainJob by a label.
 
     **Ending.** Marking the task failed or success, and clearing it, deletes the TrainJob by its uid, from the triggerer
-    or from the worker. Between the two, when the task waits for a worker, Airflow tells neither;
-    `active_deadline_seconds` is the net below that.
+    or from the worker. Between the two, in the seconds when the task waits for a worker or its trigger for the
+    triggerer, Airflow tells neither; `active_deadline_seconds` is the net below that.
 
     **The triggerer** imports `dags.trainjob.trigger` by its name, and Airflow adds no DAG bundle to the triggerer's
     path: the folder that holds `dags` must be on the triggerer's `PYTHONPATH`.

@@ -355,7 +355,8 @@ def test_airflow_follows_rank_0_through_preemption_and_a_killed_triggerer_until_
         assert checkpoints(inputs)
         controller.suspend(name, False)
         pause_until(lambda: any("resuming" in line for line in log()), 300)
-        pause_until(lambda: state() == "deferred", 120)
+        pause_until(lambda: state() == "deferred" and client.tasks(DAG, run_id)["sft"]["triggerer_job"], 120)
+        time.sleep(5)  # the triggerer begins; before that Airflow tells nobody
         client._send("PATCH", f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/sft", json={"new_state": "failed"})
         pause_until(lambda: not namespace.read("trainjobs")["items"], 200)
     print("\n".join(log()))
