@@ -36,7 +36,7 @@ def test_cpu_is_taken_where_it_is_asked_for() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_without_cuda_auto_is_the_cpu_and_a_demand_is_refused() -> None:
     assert choose_device(Settings(device="auto")) == "cpu"
-    with pytest.raises(ConfigError, match="URM_DEVICE: expected a CUDA device, got none on this machine; set it to"):
+    with pytest.raises(ConfigError, match="URM_DEVICE: expected a CUDA device, got none on this machine; use an image"):
         choose_device(Settings(device="cuda"))
 
 

@@ -26,6 +26,7 @@ def test_exit_codes_tell_a_mistake_from_a_fault() -> None:
     codes = {kind.__name__: kind.exit_code for kind in kinds}
     assert codes.pop("UrmError") == 1
     assert codes.pop("UnavailableError") == 3
+    assert codes.pop("StoppedError") == 143
     assert set(codes.values()) == {2}
     assert all(issubclass(getattr(exceptions, name), UserError) for name in codes)
     assert issubclass(UserError, ValueError)
