@@ -1,7 +1,7 @@
 """torchrun whose exit code says why training ended: `python -m components.torchrun …`, with the arguments of torchrun.
 
 torchrun itself ends with 1 whatever its processes ended with, so that a user's mistake (2) would look like a failure
-that another try may mend.
+that another try may fix.
 """
 
 import sys

@@ -1,7 +1,5 @@
 """Airflow on this machine, as `urm up` starts it, whose stages are pods of the cluster."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from components.local.airflow import POOL, AirflowClient
 from components.local.processes import ProcessRecord, find, run_to_end, spawn, stop
 from components.local.services import Service, describe_stack
 from components.settings import Settings
+from tests.cluster.world import pause_until
 from tests.worlds import REPOSITORY, wait_until
 
 TRAINING, STUDY = "recall_training", "ablation_study"
@@ -91,7 +90,7 @@ class Airflow:
 
     def wait(self, run_id: str, task_id: str = "sft", seconds: float = 300) -> Json:
         """A task instance that has ended."""
-        wait_slowly(lambda: self.state(run_id, task_id) in ENDED, seconds)
+        pause_until(lambda: self.state(run_id, task_id) in ENDED, seconds)
         return self.task(run_id, task_id)
 
     def log(self, run_id: str, task_id: str, try_number: int) -> str:
@@ -126,12 +125,3 @@ def kill_process(process: psutil.Process) -> None:
         process.kill()
     except psutil.NoSuchProcess:
         pass
-
-
-def wait_slowly(condition: Callable[[], object], seconds: float) -> None:
-    """As `wait_until`, for conditions that cost a request each."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the condition did not hold within {seconds} s")
-        time.sleep(0.5)

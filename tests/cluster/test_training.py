@@ -21,7 +21,7 @@ from components.config import load_config
 from components.flow import STAGES
 from components.recall.api.tokens import Scope, issue_token
 from components.settings import Settings
-from tests.cluster.airflow import STUDY, TRAINING, Airflow, wait_slowly
+from tests.cluster.airflow import STUDY, TRAINING, Airflow
 from tests.cluster.world import (
     AD_HOC,
     PASSWORD,
@@ -107,18 +107,23 @@ class Training:
             ]  # fmt: skip
             return bool(found)
 
-        wait_slowly(runs, seconds)
+        pause_until(runs, seconds)
         return found[0]
 
     def begin(self, run_id: str, **row: Any) -> tuple[str, int]:
         """Clear `sft` with this row of the table, and wait until it trains; name of its pod, and number of its try."""
         tries = self.clear(run_id, **row)
         pod = self.wait_for_pod()["metadata"]["name"]
-        wait_slowly(lambda: "training URM" in self.kubectl("logs", pod, fails=True), 240)
+        pause_until(lambda: "training URM" in self.kubectl("logs", pod, fails=True), 240)
         return pod, tries + 1
 
     def clear(self, run_id: str, task_id: str = "sft", **row: Any) -> int:
-        """Clear a task, with this row of the table; the number of its last try."""
+        """Clear a task, with this row of the table, once no other run is at work; the number of its last try."""
+        for other in set(self.airflow.client.active_runs(TRAINING)) - {
+            run_id
+        }:  # one at a time: it would wait behind it
+            self.airflow.end_run(TRAINING, other)
+            self.wait_until_gone()
         tries: int = self.airflow.task(run_id, task_id)["try_number"]
         self.change_pods(**{task_id: row})
         self.airflow.clear(run_id, task_id)
@@ -126,12 +131,12 @@ class Training:
 
     def wait_until_gone(self, *stages: str, seconds: float = 150) -> None:
         """Return once no pod of the stages, or of any, is left."""
-        wait_slowly(lambda: not [pod for stage in stages or ("",) for pod in self.pods(stage)], seconds)
+        pause_until(lambda: not [pod for stage in stages or ("",) for pod in self.pods(stage)], seconds)
 
     def resumed_step(self, pod: str) -> int:
         """Step at which a pod has gone on with the training."""
         pattern = r"resuming +checkpoint=checkpoint-(\d+)"
-        wait_slowly(lambda: re.search(pattern, self.kubectl("logs", pod, fails=True)), 240)
+        pause_until(lambda: re.search(pattern, self.kubectl("logs", pod, fails=True)), 240)
         return int(re.search(pattern, self.kubectl("logs", pod))[1])  # type: ignore[index]
 
 
@@ -215,9 +220,9 @@ def whole_run(training: Training) -> str:
         failed = training.airflow.run(TRAINING, run_id)["state"] == "failed"
         return failed or training.airflow.state(run_id, task_id) == "success"
 
-    wait_slowly(lambda: has_ended("gate"), 900)
+    pause_until(lambda: has_ended("gate"), 900)
     training.kubectl("scale", "deployment", "--all", "--replicas=1")
-    wait_slowly(lambda: training.airflow.run(TRAINING, run_id)["state"] in ("success", "failed"), 500)
+    pause_until(lambda: training.airflow.run(TRAINING, run_id)["state"] in ("success", "failed"), 500)
     return run_id
 
 
@@ -259,7 +264,7 @@ def long_run(training: Training, whole_run: str) -> str:
     training.change_pods()
     run_id = training.airflow.client.trigger(TRAINING, {"overrides": [*SMALL, LONG]})
     training.wait_for_pod(seconds=600)
-    wait_slowly(lambda: training.saved_steps(run_id), 240)
+    pause_until(lambda: training.saved_steps(run_id), 240)
     return run_id
 
 
@@ -288,7 +293,7 @@ def test_scheduler_and_triggerer_killed(training: Training, long_run: str) -> No
     time.sleep(5)
     training.airflow.start("airflow-scheduler", "airflow-triggerer")
     lines = training.airflow.log(long_run, "sft", 1).count("training URM")
-    wait_slowly(lambda: training.airflow.log(long_run, "sft", 1).count("training URM") > lines, 180)
+    pause_until(lambda: training.airflow.log(long_run, "sft", 1).count("training URM") > lines, 180)
     record("scheduler and triggerer killed, and started again", "the same pod; its log goes on", start)
     assert training.wait_for_pod()["metadata"]["uid"] == pod["uid"]
     assert training.started("sft") == before
@@ -336,7 +341,7 @@ def test_a_disrupted_pod_is_followed_by_one_that_goes_on(training: Training, lon
     assert step >= saved > 0
     assert training.started("sft") - before == {successor}
     assert training.airflow.task(long_run)["try_number"] == 1
-    wait_slowly(lambda: max(training.saved_steps(long_run), default=0) > step, 180)
+    pause_until(lambda: max(training.saved_steps(long_run), default=0) > step, 180)
 
 
 def test_a_run_marked_as_failed_leaves_no_pod(training: Training, long_run: str) -> None:
@@ -350,7 +355,7 @@ def test_a_run_marked_as_failed_leaves_no_pod(training: Training, long_run: str)
 def test_a_disrupted_training_ends_in_its_first_try_with_one_curve(training: Training, whole_run: str) -> None:
     earlier = {run.info.run_id for run in tracked_runs(training, whole_run)}
     pod, number = training.begin(whole_run)
-    wait_slowly(lambda: training.saved_steps(whole_run), 120)
+    pause_until(lambda: training.saved_steps(whole_run), 120)
     start = time.monotonic()
     training.kubectl("delete", "pod", pod, "--wait=false")
     task = training.airflow.wait(whole_run)
@@ -385,7 +390,7 @@ def test_a_task_marked_in_the_ui_leaves_no_pod(training: Training, whole_run: st
 
 def test_a_task_cleared_while_it_runs_goes_on_with_one_pod(training: Training, whole_run: str) -> None:
     _, tries = training.begin(whole_run)
-    wait_slowly(lambda: training.saved_steps(whole_run), 60)
+    pause_until(lambda: training.saved_steps(whole_run), 60)
     start = time.monotonic()
     training.airflow.clear(whole_run, "sft")
     task = training.airflow.wait(whole_run)
@@ -397,7 +402,7 @@ def test_a_task_cleared_while_it_runs_goes_on_with_one_pod(training: Training, w
 
 def fail_and_correct(training: Training, run_id: str, task_id: str, number: int, correct: Callable[[], None]) -> str:
     """Wait until a try has failed, correct the cause, and wait for the success of the next; what the first one said."""
-    wait_slowly(lambda: training.airflow.state(run_id, task_id) == "up_for_retry", 240)
+    pause_until(lambda: training.airflow.state(run_id, task_id) == "up_for_retry", 240)
     correct()
     task = training.airflow.wait(run_id, task_id)
     assert (task["state"], task["try_number"]) == ("success", number + 1)
@@ -450,7 +455,7 @@ def test_an_image_and_a_secret_that_are_not_there(training: Training, whole_run:
 def test_a_gpu_is_waited_for_and_an_image_without_cuda_fails_at_once(training: Training, whole_run: str) -> None:
     start = time.monotonic()
     tries = training.clear(whole_run, gpus=1)
-    wait_slowly(lambda: "nvidia.com/gpu" in training.airflow.log(whole_run, "sft", tries + 1), 120)
+    pause_until(lambda: "nvidia.com/gpu" in training.airflow.log(whole_run, "sft", tries + 1), 120)
     (pod,) = training.pods("sft")
     assert pod["status"]["phase"] == "Pending"
     node = training.kubectl.read("nodes")["items"][0]["metadata"]["name"]
@@ -534,7 +539,7 @@ def test_a_mistake_in_the_configuration_fails_at_once(training: Training, whole_
     record("an override that is wrong (exit code 2)", said, start, task["try_number"] - 1)
     assert (task["state"], task["try_number"]) == ("failed", 1)
     assert "urm.max_steps" in said
-    wait_slowly(lambda: training.airflow.run(TRAINING, run_id)["state"] == "failed", 60)
+    pause_until(lambda: training.airflow.run(TRAINING, run_id)["state"] == "failed", 60)
 
 
 def test_the_variants_of_a_study_are_pods_side_by_side(training: Training, whole_run: str) -> None:
@@ -548,7 +553,7 @@ def test_the_variants_of_a_study_are_pods_side_by_side(training: Training, whole
         most = max(most, sum(pod["status"]["phase"] == "Running" for pod in training.pods("variant")))
         return training.airflow.run(STUDY, run_id)["state"] in ("success", "failed")
 
-    wait_slowly(has_ended, 800)
+    pause_until(has_ended, 800)
     assert training.airflow.run(STUDY, run_id)["state"] == "success"
     assert most == 2
     pods = {name: len(training.started(name)) for name in ("reference", "variant", "summary")}

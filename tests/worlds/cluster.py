@@ -6,11 +6,9 @@ without versions or owners, and just these are what the tests are about.
 """
 
 import copy
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,6 +18,7 @@ from kubernetes.client import ApiClient, Configuration
 from components.deploy.cluster import Cluster, Object
 from components.deploy.kubernetes import DEPLOYMENTS
 from components.deploy.lease import NAME as LEASE
+from tests.worlds.http_server import serve
 
 __all__ = ["api_server"]  # fixtures
 
@@ -190,32 +189,5 @@ def _parent(found: Object, path: _Leaf) -> Object:
 def api_server() -> Iterator[tuple[ApiServer, Callable[[], Cluster]]]:
     """The server, and a function that connects to it."""
     state = ApiServer()
-
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = json.loads(text) if text else None
-            status, answer = state.answer(self.command, self.path, self.headers["Content-Type"], body)
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_PUT = do_PATCH = _serve
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-
-    def connect() -> Cluster:
-        return Cluster(ApiClient(Configuration(host=f"http://127.0.0.1:{server.server_port}")), NAMESPACE)
-
-    yield state, connect
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=10)
+    with serve(state.answer) as address:
+        yield state, lambda: Cluster(ApiClient(Configuration(host=address)), NAMESPACE)

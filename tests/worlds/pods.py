@@ -4,19 +4,18 @@ It gives them uids and times, finds them by labels, deletes under a precondition
 """
 
 import copy
-import json
 import re
 import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import yaml
+
+from tests.worlds.http_server import connect_airflow, serve
 
 __all__ = ["pod_server"]  # fixtures
 
@@ -87,7 +86,6 @@ class PodServer:
         self.deleted: list[tuple[str, str]] = []
         self.refused: dict[str, list[tuple[int, str]]] = {}
         self.pods: dict[str, Object] = {}
-        self.address = ""
         self._lock = threading.RLock()
 
     def add(self, pod: Object, status: Object) -> Object:
@@ -162,36 +160,6 @@ class PodServer:
 def pod_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PodServer]:
     """The server; Airflow's connection leads to it."""
     state = PodServer()
-
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, answer = state.answer(self.command, self.path, json.loads(text) if text else None)
-            content = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = do_PATCH = do_DELETE = _serve
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.address = f"http://127.0.0.1:{server.server_port}"
-    cluster = {"name": "here", "cluster": {"server": state.address}}
-    user = {"name": "me", "user": {"token": "any"}}
-    context = {"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "urm"}}
-    config = {"clusters": [cluster], "users": [user], "contexts": [context], "current-context": "here"}
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **config}))
-    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(path)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=10)
+    with serve(lambda method, path, _, body: state.answer(method, path, body)) as address:
+        connect_airflow(address, "urm", tmp_path, monkeypatch)
+        yield state

@@ -4,19 +4,18 @@ It keeps what a TrainJob's operator relies on: uids and preconditions of deletio
 `sinceSeconds` and `tailLines`, with timestamps. What Trainer, JobSet, Kueue and the kubelet do, a test says.
 """
 
-import json
 import re
 import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import yaml
+
+from tests.worlds.http_server import connect_airflow, serve
 
 __all__ = ["trainer"]  # fixtures
 
@@ -209,39 +208,6 @@ def _select(objects: dict[str, Object], query: Object) -> list[Object]:
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
     """The server; Airflow's connection `kubernetes_default` leads to it."""
     state = Trainer()
-
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, answer = state.answer(self.command, self.path, json.loads(text) if text else {})
-            content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = do_PATCH = do_DELETE = _serve
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    extra = {"kube_config_path": str(path), "namespace": NAMESPACE}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes", "extra": extra}))
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=10)
+    with serve(lambda method, path, _, body: state.answer(method, path, body or {})) as address:
+        connect_airflow(address, NAMESPACE, tmp_path, monkeypatch)
+        yield state

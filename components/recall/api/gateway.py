@@ -224,7 +224,7 @@ class Gateway:
                 f"release {publication.release}",
                 expected="its bundle to be readable",
                 got="an error that is in the server's log",
-                remedy=f"mend it, which is seen within {_RETRY_SECONDS:.0f} s, or promote another release",
+                remedy=f"fix it, which is seen within {_RETRY_SECONDS:.0f} s, or promote another release",
             )
         return self._catalogue
 

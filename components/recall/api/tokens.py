@@ -128,7 +128,7 @@ def issue_token(path: Path, name: str, scopes: list[Scope]) -> str:
     except ValidationError as error:
         raise ConfigError(
             f"token {name!r}", expected="a name of letters, digits, . _ and -, and a scope",
-            got=error.errors()[0]["msg"], remedy="mend it",
+            got=error.errors()[0]["msg"], remedy="fix it",
         ) from None  # fmt: skip
     _write(path, (*known, token))
     return secret
