@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +94,14 @@ def write_figures(output: Path, figures: Any) -> None:
     """Write them as JSON."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def query_gpu(what: str) -> str:
+    """Fields of the GPUs, as `nvidia-smi --query-gpu` names them; empty where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    command = ("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader")
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().replace("\n", "; ")
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:

@@ -9,8 +9,10 @@ measures the whole path from the stream to stored results, with a query in every
     p50, p99           seconds from feeding an event to its result, at --load times that speed
     memory             MiB of the supervisor and its instances (PSS: shared pages count once), once all have served
     added              of each further instance, and as a share of the first
+    gpu_memory         in use on the GPU by all processes then, as nvidia-smi says
 
-Seconds to a result end when it is computed; storing it adds milliseconds.
+Seconds to a result end when it is computed; storing it adds milliseconds. `--mps` lets the instances share the GPU
+through NVIDIA MPS, which runs kernels of several processes at the same time.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
+import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -32,7 +37,7 @@ import psutil
 import pyarrow.parquet as pq
 import redis
 
-from benchmarks.bench import QUERY, config_options, find_run, parse_run, write_figures
+from benchmarks.bench import QUERY, config_options, find_run, parse_run, query_gpu, write_figures
 from benchmarks.serving.services import Cores, Runtime
 from components.config import RunConfig
 from components.local.processes import tree_memory_bytes
@@ -45,6 +50,7 @@ from components.settings import Settings, get_settings
 from components.studies.finished import FinishedRun
 
 _MIB = 2**20
+MPS = "nvidia-cuda-mps-control"
 REST_SECONDS, LOOK_SECONDS = 3.0, 0.25
 
 
@@ -105,6 +111,7 @@ class Point:
             "p99": float(np.quantile(waits, 0.99)),
             "memory_mib": tree_memory_bytes(process) / _MIB,
             "peak_mib": most.found / _MIB,
+            "gpu_memory": query_gpu("memory.used"),
         }
 
     def burst(self, num_users: int) -> float:
@@ -173,6 +180,18 @@ class MostMemory:
         self._thread.join()
 
 
+@contextmanager
+def share_gpu() -> Iterator[None]:
+    """NVIDIA MPS for the processes that are started meanwhile."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        subprocess.run([MPS, "-d"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([MPS], input=b"quit\n", check=True)
+
+
 def main() -> None:
     """Measure, print, and write the JSON file."""
     parser = parse_run(__doc__)
@@ -182,10 +201,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--load", type=float, default=0.8, help="Share of the burst's speed at which latency is taken")
     parser.add_argument("--seconds", type=float, default=60.0, help="For how long")
+    parser.add_argument("--mps", action="store_true", help=f"Share the GPU through NVIDIA MPS ({MPS})")
     arguments = parser.parse_args()
     settings = get_settings()
     config, run = find_run(arguments, settings)
-    write_figures(arguments.output, measure(config, run, arguments, settings))
+    with share_gpu() if arguments.mps else nullcontext():
+        write_figures(arguments.output, measure(config, run, arguments, settings))
 
 
 if __name__ == "__main__":

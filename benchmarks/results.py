@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,26 +75,26 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         folder: Where the figures of throughput go.
     """
     for config in CONFIGS:
-        yield from _headline(config, _settings(config, overrides, data))
+        yield from _headline(config, set_options(config, overrides, data))
     for config in WITH_PHRASES:
-        options = (*_run(config, SEEDS[0]), *_settings(config, overrides, data), "--set", f"seed={SEEDS[0]}")
+        options = (*_run(config, SEEDS[0]), *set_options(config, overrides, data), "--set", f"seed={SEEDS[0]}")
         yield Step(f"language-{config}", "language", (*URM, "language", *options), 5)
         yield Step(f"steering-{config}", "steering", (*URM, "steering", *options), 5)
-    options = (*_run(CONFIGS[0], SEEDS[0]), *_settings(CONFIGS[0], overrides, data), "--set", f"seed={SEEDS[0]}")
+    options = (*_run(CONFIGS[0], SEEDS[0]), *set_options(CONFIGS[0], overrides, data), "--set", f"seed={SEEDS[0]}")
     yield Step("occasions", "occasions", (*URM, "occasions", *options), 15)
     trust = (sys.executable, "-m", "benchmarks.trust", *options, "--output", str(folder / "trust.json"))
     yield Step("occasions-trust", "occasions", trust, 2)
     for config, grid in ABLATED:
         study = ("--grid", grid, "--config", config, "--run-dir", f"results-{config}-{grid}")
-        options = (*study, *_settings(config, overrides, data, longer=False))
+        options = (*study, *set_options(config, overrides, data, longer=False))
         name = f"ablation-{config}-{grid}"
         yield Step(name, "ablations", (*URM, "ablation", "run", *options), 30 if grid == "packing" else 300)
         yield Step(f"{name}-summary", "ablations", (*URM, "ablation", "summary", *options), 1)
     for config in WITH_PHRASES:
-        options = (*_run(config, SEEDS[0]), *_settings(config, overrides, data))
+        options = (*_run(config, SEEDS[0]), *set_options(config, overrides, data))
         output = ("--output", str(folder / f"throughput-{config}.json"))
         yield Step(f"throughput-{config}", "throughput", (*THROUGHPUT, *options, *output), 5)
-    yield from _serving(_settings(CONFIGS[0], overrides, data), folder)
+    yield from _serving(set_options(CONFIGS[0], overrides, data), folder)
 
 
 def _headline(config: str, settings: tuple[str, ...]) -> Iterator[Step]:
@@ -123,7 +123,8 @@ def _run(config: str, seed: int) -> tuple[str, ...]:
     return ("--config", config, "--run-dir", f"results-{config}-seed{seed}")
 
 
-def _settings(config: str, overrides: Iterable[str], data: Path | None, longer: bool = True) -> tuple[str, ...]:
+def set_options(config: str, overrides: Iterable[str], data: Path | None, longer: bool = True) -> tuple[str, ...]:
+    """Options `--set` of a headline run of a configuration (`longer`) or of an ablation; later overrides win."""
     given = [*(LONGER.get(config, ()) if longer else ()), *overrides]
     if data is not None and config.startswith("amazon_"):
         given.append(f"source.data_dir={data / config}")
@@ -139,6 +140,25 @@ def run_step(step: Step, logs: Path) -> bool:
         return subprocess.run(step.command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode == 0
 
 
+def print_steps(steps: Sequence[Step]) -> None:
+    """Print the steps with their minutes."""
+    for step in steps:
+        print(f"{step.part:12} {step.minutes:6g} min  {step.name}")
+    print(f"{'all':12} {sum(step.minutes for step in steps):6g} min, {len(steps)} steps")
+
+
+def run_steps(steps: Sequence[Step], folder: Path) -> Iterator[tuple[Step, bool, float]]:
+    """Run all steps in order, their logs in a folder; yields each with whether it succeeded and its seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, step in enumerate(steps, start=1):
+        print(f"[{number}/{len(steps)}] {step.name} (up to {step.minutes:g} min) …", end=" ", flush=True)
+        start = time.monotonic()
+        succeeded = run_step(step, folder)
+        seconds = time.monotonic() - start
+        print(f"{'done' if succeeded else 'FAILED'} in {seconds:.0f} s", flush=True)
+        yield step, succeeded, seconds
+
+
 def main() -> int:
     """Run the steps; the exit code is 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,19 +170,9 @@ def main() -> int:
     folder = get_settings().home.absolute() / "results"
     steps = [s for s in plan(arguments.set, arguments.data, folder) if arguments.only in f"{s.part} {s.name}"]
     if arguments.list:
-        for step in steps:
-            print(f"{step.part:12} {step.minutes:6.0f} min  {step.name}")
-        print(f"{'all':12} {sum(step.minutes for step in steps):6.0f} min, {len(steps)} steps")
+        print_steps(steps)
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
-    failed: list[str] = []
-    for number, step in enumerate(steps, start=1):
-        print(f"[{number}/{len(steps)}] {step.name} (up to {step.minutes:.0f} min) …", end=" ", flush=True)
-        start = time.monotonic()
-        succeeded = run_step(step, folder)
-        print(f"{'done' if succeeded else 'FAILED'} in {time.monotonic() - start:.0f} s", flush=True)
-        if not succeeded:
-            failed.append(step.name)
+    failed = [step.name for step, succeeded, _ in run_steps(steps, folder) if not succeeded]
     for name in failed:
         print(f"failed: {name}, see {folder / name}.log")
     print(f"logs, with the tables that the steps print: {folder}")

@@ -44,15 +44,20 @@ def test_every_command_is_one_that_urm_knows(steps):
         structlog.reset_defaults()  # the command line logs to the stream of its own call, now closed
 
 
-def test_every_setting_fits_its_configuration(steps):
+def read_configs(steps):
+    """The configuration of every step that has one."""
     for step in steps:
         if "--config" in step.command:
             options = list(zip(step.command, step.command[1:], strict=False))
             settings = [value for option, value in options if option == "--set"]
-            config = load_named_config(dict(options)["--config"], CONFIG_FILES, settings)
-            assert config.urm.max_steps == 5
-            if config.name.startswith("amazon_"):
-                assert config.source.data_dir == f"data/{config.name}"
+            yield load_named_config(dict(options)["--config"], CONFIG_FILES, settings)
+
+
+def test_every_setting_fits_its_configuration(steps):
+    for config in read_configs(steps):
+        assert config.urm.max_steps == 5
+        if config.name.startswith("amazon_"):
+            assert config.source.data_dir == f"data/{config.name}"
 
 
 def test_the_readme_counts_the_variants():
