@@ -51,6 +51,10 @@ test-cluster: $(READY) ## Run the tests of the cluster that KUBECONFIG names: in
 results: $(READY) ## Re-create the records of docs/results/: hours, may be stopped and started again (ARGS="--list")
 	python -m benchmarks.results $(ARGS)
 
+.PHONY: gpu
+gpu: $(READY) ## Run what waits for a GPU, in at most 40 minutes, into one report (ARGS="--prepare", before; "--tiny", on a CPU)
+	python -m benchmarks.gpu $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Style, types, layers and derived tables of the docs
 	ruff check .

@@ -16,7 +16,7 @@ from benchmarks.serving.load import Tally, arrivals, offer, percentiles, skewed
 from benchmarks.serving.phases import Backlog
 from components.stages.release import run as release_stage
 from components.storage import run_stage
-from tests.worlds import make_settings, run_python
+from tests.worlds import DEVICE, make_settings, run_python
 from tests.worlds.tiny import ITEM_IDS, NUM_USERS, make_run
 
 
@@ -139,7 +139,7 @@ def test_the_benchmark_measures_a_real_runtime(tmp_path: Path) -> None:
     output, logs = tmp_path / "serving.json", tmp_path / "logs"
     started = time.monotonic()
     usual = ("--run-dir", run_dir, "--set", "recall.k=20", "--output")
-    environment = {**os.environ, "URM_HOME": str(settings.home), "URM_DEVICE": "cpu"}
+    environment = {**os.environ, "URM_HOME": str(settings.home), "URM_DEVICE": DEVICE}
     options = "--capacity-seconds 2 --steady-seconds 3 --overload-seconds 3 --overload-users 5 --settle-seconds 1"
     options = (*f"{options} --read-rate 30 --apis 2 --logs".split(), logs)
     process = run_python("-m", "benchmarks.serving", *usual, output, *options, env=environment)

@@ -1,4 +1,7 @@
-"""One training of the tiny world, callable from a test or as a process: `python -m tests.worlds.training`."""
+"""One training of the tiny world, callable from a test or as a process: `python -m tests.worlds.training`.
+
+Always on the CPU: its tests compare weights bit for bit, and several processes cannot share a GPU.
+"""
 
 import json
 import os

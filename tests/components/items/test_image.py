@@ -10,14 +10,14 @@ from PIL import Image
 from components.caches import CachePlace
 from components.exceptions import ConfigError, DataError
 from components.items.image import DIMENSION, ImageEncoder, _decode, encode_images
-from tests.worlds import PUBLIC_DATA
+from tests.worlds import DEVICE, PUBLIC_DATA
 
 FASHION = PUBLIC_DATA / "fashion_small/items.parquet"
 
 
 @pytest.fixture(scope="session")
 def encoder() -> ImageEncoder:
-    return ImageEncoder("efficientnet-lite0", torch.device("cpu"))
+    return ImageEncoder("efficientnet-lite0", torch.device(DEVICE))
 
 
 def save(path: Path, color: str, mode: str = "RGB", size: tuple[int, int] = (40, 60)) -> str:
@@ -131,4 +131,4 @@ def test_transparent_pixels_become_white(tmp_path: Path) -> None:
 
 def test_an_encoder_that_does_not_exist() -> None:
     with pytest.raises(ConfigError, match=r"expected 'efficientnet-lite0' or nothing, got 'resnet'"):
-        ImageEncoder("resnet", torch.device("cpu"))
+        ImageEncoder("resnet", torch.device(DEVICE))

@@ -13,7 +13,7 @@ from components.release.registry import CANDIDATE, open_registry
 from components.settings import get_settings
 from components.stages.release import run
 from components.storage import load_result, run_stage
-from tests.worlds import make_settings
+from tests.worlds import DEVICE, make_settings
 from tests.worlds.recall import *  # noqa: F403  # fixtures
 from tests.worlds.recall import Release
 from tests.worlds.tiny import ITEM_IDS, NUM_ITEMS, make_run
@@ -65,7 +65,7 @@ def test_a_version_leads_back_and_predicts(releases: tuple[Release, Release], mo
     assert version.tags["urm.run_dir"] == str(release.run_dir)
 
     monkeypatch.setenv("URM_HOME", str(release.settings.home))
-    monkeypatch.setenv("URM_DEVICE", "cpu")
+    monkeypatch.setenv("URM_DEVICE", DEVICE)
     get_settings.cache_clear()
     model = mlflow.pyfunc.load_model(f"models:/urm@{CANDIDATE}")
     assert model.metadata.metadata["release"] == release.name

@@ -23,7 +23,7 @@ from components.storage import run_stage
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
 from components.urm.training import session
-from tests.worlds import REPOSITORY, run_python, wait_until
+from tests.worlds import DEVICE, REPOSITORY, run_python, wait_until
 from tests.worlds.tables import put
 from tests.worlds.urm import *  # noqa: F403  # fixtures
 
@@ -129,7 +129,7 @@ def test_an_interrupted_training_resumes_with_its_mlflow_run(
 ):
     """On a disk that lasts, after SIGKILL; and in an object store, after SIGTERM, with nothing left on the machine."""
     path = write_config(config, tmp_path, max_steps=30, eval_steps=10)
-    common = {"URM_HOME": settings.home, "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
+    common = {"URM_HOME": settings.home, "URM_DEVICE": DEVICE, "URM_NUM_THREADS": "1"}
     common |= {"URM_CHECKPOINT_MINUTES": "0.001" if place == "store" else "10"}
     uri = run_dir if place == "disk" else f"local://{run_dir}"  # a store, for all that the stage knows
     arguments = ["-m", "components", "sft", "-c", path, "-r", uri]
@@ -170,6 +170,8 @@ def test_an_interrupted_training_resumes_with_its_mlflow_run(
 
 
 def test_two_processes_of_torchrun_leave_one_result(config: RunConfig, run_dir, settings, tmp_path):
+    """On CPUs, since two processes cannot share a GPU."""
+    settings = settings.model_copy(update={"device": "cpu"})
     path = write_config(config, tmp_path)
     environment = os.environ | {"URM_HOME": str(settings.home), "URM_DEVICE": "cpu", "URM_NUM_THREADS": "1"}
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)

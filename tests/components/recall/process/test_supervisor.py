@@ -37,7 +37,7 @@ from components.release.publication import (
     read_publication,
     unregister,
 )
-from tests.worlds import REPOSITORY, run_python
+from tests.worlds import DEVICE, REPOSITORY, run_python
 from tests.worlds.recall import Release, Store, make_event, store_release, wait_until
 from tests.worlds.servers import RedisServer, free_port
 
@@ -217,7 +217,7 @@ def start_container(redis_server: RedisServer, releases: tuple[Release, Release]
                 "PATH": "/usr/bin:/bin",
                 "URM_HOME": str(releases[0].settings.home),
                 "URM_REDIS_URL": redis_server.url,
-                "URM_DEVICE": "cpu",
+                "URM_DEVICE": DEVICE,
                 "URM_NUM_THREADS": "1",
                 **(environment or {}),
             },

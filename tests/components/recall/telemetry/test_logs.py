@@ -21,7 +21,7 @@ from components.recall.operate.deadletters import list_letters
 from components.recall.state.scripts import STREAM, history_keys, result_key
 from components.recall.telemetry.logs import log_as_json, name_error
 from components.release.publication import live_workers
-from tests.worlds import REPOSITORY
+from tests.worlds import DEVICE, REPOSITORY
 from tests.worlds.recall import Release, serve_release, wait_until
 from tests.worlds.servers import RedisServer, free_port
 
@@ -32,7 +32,7 @@ SECRETS = ("madame-bovary", "blood pressure", "arsenic")
 def running(log: Path, home: Path, redis_url: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of the runtime, its standard error in a file."""
     environment = {
-        "PATH": "/usr/bin:/bin", "URM_HOME": str(home), "URM_REDIS_URL": redis_url, "URM_DEVICE": "cpu",
+        "PATH": "/usr/bin:/bin", "URM_HOME": str(home), "URM_REDIS_URL": redis_url, "URM_DEVICE": DEVICE,
         "URM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", "components", "recall", *arguments]

@@ -29,7 +29,7 @@ from components.redis_client import open_redis
 from components.release.publication import Publication, live_workers
 from components.urm.data.request import RecallRequest
 from tests.components.recall.api.test_app import problem, read_metrics
-from tests.worlds import REPOSITORY
+from tests.worlds import DEVICE, REPOSITORY
 from tests.worlds.recall import (
     POISON_ITEM,
     Loader,
@@ -265,7 +265,7 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
         "PATH": "/usr/bin:/bin",
         "URM_HOME": str(settings.home),
         "URM_REDIS_URL": settings.redis_url,
-        "URM_DEVICE": "cpu",
+        "URM_DEVICE": DEVICE,
         "URM_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "components", "recall"]

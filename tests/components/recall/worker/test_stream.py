@@ -32,7 +32,7 @@ from components.recall.worker.stream import RecallWorker
 from components.redis_client import open_redis
 from components.release.publication import SERVING, WANTED, Publication, live_workers, read_publication
 from components.urm.data.request import RecallRequest
-from tests.worlds import REPOSITORY
+from tests.worlds import DEVICE, REPOSITORY
 from tests.worlds.recall import POISON_ITEM, Loader, Release, StartWorker, add_history, make_event, wait_until
 from tests.worlds.servers import RedisServer, free_port
 from tests.worlds.tiny import NUM_USERS
@@ -526,7 +526,7 @@ def start_process(redis_url: str, home: Path, metrics_port: int = 0) -> subproce
             "PATH": "/usr/bin:/bin",
             "URM_HOME": str(home),
             "URM_REDIS_URL": redis_url,
-            "URM_DEVICE": "cpu",
+            "URM_DEVICE": DEVICE,
             "URM_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         },
