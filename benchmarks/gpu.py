@@ -50,7 +50,7 @@ from components.storage import StageResult, load_result
 
 WEIGHTS = {"pretrained": "true", "random": "false"}  # value of urm.pretrained
 PREPARED = {"ingest": 1.0, "validate": 1.0, "features": 2.0, "encode": 5.0, "baseline": 45.0}  # estimates in minutes
-FULL = ("urm.num_layers=30", "urm.max_seconds=180")
+FULL = ("urm.num_layers=30", "urm.max_seconds=165")
 TINY = (
     "features.max_train_contexts=300", "features.max_validation_examples=10", "features.max_test_examples=10",
     "items.id_max_steps=20", "baseline.models=[]", "baseline.max_seconds=5", "urm.num_layers=1", "urm.max_steps=6",
@@ -107,10 +107,10 @@ class Plan:
                 yield Step(f"{config}-{weights}-{stage}", "preparation", (*URM, stage, *options), estimate)
         paths = [str(COMPONENTS / name) for name in (TESTS[:1] if self.tiny else TESTS)]
         pytest = (sys.executable, "-m", "pytest", "-q", "-W", "default", f"--junit-xml={self.folder / 'tests.xml'}")
-        yield _limit("tests", ("env", f"URM_DEVICE={self.device}", *pytest, *paths), 6)
+        yield _limit("tests", ("env", f"URM_DEVICE={self.device}", *pytest, *paths), 5.5)
         for number, ((config, weights), options) in enumerate(runs.items()):
-            yield _limit(f"{config}-{weights}-sft", (*URM, "sft", *options), 4)
-            yield _limit(f"{config}-{weights}-evaluate", (*URM, "evaluate", *options), 3 if "amazon" in config else 1.5)
+            yield _limit(f"{config}-{weights}-sft", (*URM, "sft", *options), 3.75)
+            yield _limit(f"{config}-{weights}-evaluate", (*URM, "evaluate", *options), 4 if "amazon" in config else 1.5)
             if number == 0:
                 yield from self._speed(options)
 
@@ -272,6 +272,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="For every configuration")
     parser.add_argument("--list", action="store_true", help="Print the steps and their minutes, run none")
     arguments = parser.parse_args()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs the Trainer would use all
     settings = get_settings()
     device = choose_device(settings)
     folder = settings.home.absolute() / ("gpu-tiny" if arguments.tiny else "gpu")

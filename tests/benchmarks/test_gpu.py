@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.results import Step
 from components.schemas.hits import HITS
 from components.settings import get_settings
 from tests.benchmarks.test_results import read_configs
-from tests.worlds import REPOSITORY, make_settings, run_python
+from tests.worlds import REPOSITORY, make_settings
 from tests.worlds.tables import put, write
 
 
@@ -36,12 +37,17 @@ def test_the_plan_fits_its_time_and_its_settings_their_configurations(with_mps: 
     assert [word for word in tests if word.startswith("tests/") and not (REPOSITORY / word).exists()] == []
 
 
-def test_every_option_of_a_measurement_exists(with_mps: None) -> None:
+def test_every_option_of_a_measurement_exists(
+    with_mps: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for step in Plan(Path("gpu"), "cuda").steps():
         if step.name in ("throughput", "inference", "instances-mps"):
-            module = step.command.index("-m") + 1
-            known = run_python("-m", step.command[module], "--help", check=True).stdout
-            assert [word for word in step.command[module:] if word.startswith("--") and word not in known] == []
+            module, *options = step.command[step.command.index("-m") + 1 :]
+            monkeypatch.setattr("sys.argv", [module, "--help"])
+            with pytest.raises(SystemExit):
+                import_module(module).main()
+            known = capsys.readouterr().out
+            assert [word for word in options if word.startswith("--") and word not in known] == []
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
