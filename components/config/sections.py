@@ -83,9 +83,9 @@ class SasRecConfig(Model):
 class BaselineConfig(Model):
     """The target-attention network (DIN) and the models beside it."""
 
-    models: tuple[Literal["target_attention_text", "sasrec", "text", "bm25"], ...] = Field(
-        default=(), description="Run beside popularity, own_history, item_knn and target_attention."
-    )
+    models: tuple[
+        Literal["bm25f", "category_rule", "text", "id_vectors", "mix", "sasrec", "target_attention_text"], ...
+    ] = Field(default=(), description="Run beside popularity, own_history, item_knn and target_attention.")
     dimension: int = Field(default=64, gt=0, description="Width of the network's item vectors.")
     hidden: int = Field(default=32, gt=0, description="Width of the attention and of the scoring MLP.")
     history_length: int = Field(default=100, gt=0)

@@ -100,10 +100,12 @@ def _log_parameters(config: RunConfig) -> None:
 
 
 def _log_model(model: FittedModel) -> None:
-    if model.trials:
-        best = model.trials[0]
-        mlflow.log_params({f"{model.name}.{key}": value for key, value in best.items() if key != "validation_recall"})
-        mlflow.log_table({key: [trial[key] for trial in model.trials] for key in best}, f"trials/{model.name}.json")
+    for name, trials in model.trials.items():
+        if not trials:  # no validation example to choose by
+            continue
+        best = trials[0]
+        mlflow.log_params({f"{name}.{key}": value for key, value in best.items() if key != "validation_recall"})
+        mlflow.log_table({key: [trial[key] for trial in trials] for key in best}, f"trials/{name}.json")
     if summary := model.summary:
         numbers = {"seconds": summary.seconds, "best_step": summary.best_step, "steps": summary.steps}
         mlflow.log_metrics({f"{_prefix(model.name)}{name}": value for name, value in numbers.items()})
