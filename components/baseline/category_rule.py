@@ -1,38 +1,18 @@
 """The rule of a shop's category page: items of the asked category first, then all others; neighbours, then counts.
 
 Within both parts items are ordered by item-kNN, and where it knows nothing by how often they are targets of the task.
-A query that is no category, or no query at all, leaves neighbours and counts.
+A category counts at any level of the path, or as the leaf alone. A query that names none, or no query at all, leaves
+neighbours and counts.
 """
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 
-from components.baseline.data import Dataset, Ints, Items, split_words
+from components.baseline.data import Dataset, Ints
+from components.baseline.query_match import NameMatch
 from components.baseline.ranking import Scorer
 from components.baseline.rules import Popularity
 
 TIE = 1e-6  # of equal neighbours the more frequent target is first
-
-
-class CategoryMatch:
-    """Which items are in the category that a query names: equal in their words, at any level or as the leaf."""
-
-    def __init__(self, items: Items, queries: tuple[str, ...], *, leaf_only: bool) -> None:
-        paths = [path[-1:] if leaf_only else path for path in items.categories]
-        names = {name: tuple(split_words(name)) for path in paths for name in path}
-        codes = {words: code for code, words in enumerate(sorted(set(names.values())))}
-        pairs = {(codes[names[name]], item) for item, path in enumerate(paths) for name in path}
-        category, item_of = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
-        shape = (len(codes) + 1, len(items))  # the last row is that of queries which name no category
-        self.members = sp.csr_array((np.ones(len(pairs), np.float32), (category, item_of)), shape=shape)
-        self.category: Ints = np.array(
-            [codes.get(tuple(split_words(query)), len(codes)) for query in queries] + [len(codes)], dtype=np.int64
-        )
-
-    def of(self, query: Ints) -> sp.csr_array:
-        """1 for the items of each query's category, sparse [len(query), n]; -1 stands for no query."""
-        return sp.csr_array(self.members[self.category[query]])
 
 
 class CategoryRule:
@@ -42,7 +22,8 @@ class CategoryRule:
         self.data = data
         self.neighbours = neighbours
         self.popularity = popularity
-        self.match = CategoryMatch(data.items, data.examples.queries, leaf_only=bool(leaf_only))
+        paths = data.items.categories
+        self.match = NameMatch([path[-1:] for path in paths] if leaf_only else paths, data.examples.queries)
 
     def score(self, rows: Ints) -> torch.Tensor:
         """Scores of shape [len(rows), catalogue], in double precision: 4 for the category, 2 to 3 for a neighbour."""

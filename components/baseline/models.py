@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import scipy.sparse as sp
 import torch
 
@@ -18,12 +20,13 @@ from components.baseline.files import write_network, write_sasrec
 from components.baseline.id_vectors import IdVectors, read_ids
 from components.baseline.item_knn import ItemKnn
 from components.baseline.mix import HistoryMix, SearchMix
+from components.baseline.query_match import QueryMatcher
 from components.baseline.ranking import ByQuery, Chosen, Scorer, choose, mean_recall, rank
 from components.baseline.rules import OwnHistory, Popularity
-from components.baseline.sasrec import SasRecScorer, train_sasrec
-from components.baseline.target_attention import TargetAttentionScorer, build_network
+from components.baseline.sasrec import SasRec, SasRecScorer, train_sasrec
+from components.baseline.target_attention import Frozen, TargetAttentionScorer, build_network
 from components.baseline.text import TextFeatures, TextRetriever, read_text_features
-from components.baseline.training import TrainingSummary, train
+from components.baseline.training import LogFunction, TrainingSummary, train
 from components.caches import CachePlace
 from components.config import RunConfig
 from components.items.cooccurrence import count_pairs, read_baskets, shrunken_cosine
@@ -38,6 +41,13 @@ BM25F_HISTORY_ITEMS = (1.0, 3.0, 10.0)
 ID_GRID = {"age_decay": (0.5, 1.0, 1.5), "popularity": (0.0, 0.25, 0.5, 1.0)}
 MIX_GRID = {"text_share": (0.0, 0.1, 0.25, 0.5, 0.75), "decay": (0.5, 0.7, 0.85, 1.0)}
 SEARCH_MIX_GRID = {"query_text": (0.0, 0.5, 2.0), "query_words": (0.3, 1.0, 3.0, 10.0)}
+
+
+class ItemTables(NamedTuple):
+    """Folders of the item tables."""
+
+    now: Path  # from the whole training window
+    past: Path  # from before the newest training cuts
 
 
 @dataclass(frozen=True)
@@ -63,11 +73,12 @@ class Fitter:
     # called with a model's name, the step and its metrics while one is trained
     curve: Callable[[str, int, dict[str, float]], None]
 
-    def fit(self, popularity: Popularity, events: Path, item_table: Path, vectors: CachePlace) -> Iterator[FittedModel]:
+    def fit(
+        self, popularity: Popularity, events: Path, tables: ItemTables, vectors: CachePlace
+    ) -> Iterator[FittedModel]:
         """Fit them in the order of the predictions; `popularity` is fitted already, since others start from its counts.
 
-        `events` and `item_table` are the folders of the validated events and of the item table; text vectors of queries
-        are cached in `vectors`.
+        `events` is the folder of the validated events; text vectors of queries are cached in `vectors`.
         """
         wanted = set(self.config.baseline.models)
         yield FittedModel("popularity", popularity)
@@ -75,19 +86,19 @@ class Fitter:
         yield FittedModel("own_history", own_history, trials)
         neighbours, trials = self._item_knn(events)
         yield FittedModel("item_knn", neighbours, trials)
-        text = self._read_text(item_table, vectors) if {"text", "mix", "target_attention_text"} & wanted else None
+        text = self._read_text(tables.now, vectors) if {"text", "mix", "target_attention_text"} & wanted else None
         if "category_rule" in wanted:
             make_rule = partial(CategoryRule, self.data, neighbours, popularity)
             category_rule, trials = self._choose("category_rule", make_rule, _grid({"leaf_only": (0.0, 1.0)}))
             yield FittedModel("category_rule", category_rule, trials)
         if "id_vectors" in wanted:
-            yield self._id_vectors(item_table)
+            yield self._id_vectors(tables.now)
         yield from self._retrievers(neighbours, text)
         if "sasrec" in wanted:
             yield self._sasrec()
-        yield self._target_attention("target_attention", popularity, None)
+        yield self._target_attention("target_attention", popularity, tables, None)
         if "target_attention_text" in wanted:
-            yield self._target_attention("target_attention_text", popularity, text)
+            yield self._target_attention("target_attention_text", popularity, tables, text)
 
     def _item_knn(self, events: Path) -> tuple[ItemKnn, Mapping[str, list[Settings]]]:
         self.report("counting co-occurrence")
@@ -154,22 +165,49 @@ class Fitter:
         return read_text_features(self.data, item_table, self.config.items, vectors, report)
 
     def _sasrec(self) -> FittedModel:
-        config, seed, k = self.config.baseline, self.config.seed, self.config.evaluation.k
-        torch.manual_seed(seed)
-        model, summary = train_sasrec(self.data, config, k=k, seed=seed, log=partial(self.curve, "sasrec"))
-        write_sasrec(self.output / "sasrec", model, config)
+        model, summary = train_sequences(self.data, self.config, partial(self.curve, "sasrec"))
+        write_sasrec(self.output / "sasrec", model, self.config.baseline)
         return FittedModel("sasrec", SasRecScorer(model, self.data), summary=summary, output="sasrec")
 
-    def _target_attention(self, name: str, popularity: Popularity, text: TextFeatures | None) -> FittedModel:
+    def _target_attention(
+        self, name: str, popularity: Popularity, tables: ItemTables, text: TextFeatures | None
+    ) -> FittedModel:
         """The target-attention network, with frozen text vectors or without."""
-        config, seed, k = self.config.baseline, self.config.seed, self.config.evaluation.k
-        torch.manual_seed(seed)
-        network = build_network(self.data, config, popularity.counts, text.items if text else None)
-        batcher = Batcher(self.data, config.history_length, text.queries if text else None)
-        summary = train(network, batcher, config, k=k, seed=seed, log=partial(self.curve, name))
+        scorer, summary = train_target_attention(
+            self.data, self.config, popularity, tables, text, partial(self.curve, name)
+        )
         output = "model" if text is None else name
-        write_network(self.output / output, network, self.data)
-        return FittedModel(name, TargetAttentionScorer(network, batcher), summary=summary, output=output)
+        write_network(self.output / output, scorer.network, self.data)
+        return FittedModel(name, scorer, summary=summary, output=output)
+
+
+def train_sequences(data: Dataset, config: RunConfig, log: LogFunction) -> tuple[SasRec, TrainingSummary]:
+    """SASRec by the settings of a run."""
+    torch.manual_seed(config.seed)
+    return train_sasrec(data, config.baseline, k=config.evaluation.k, seed=config.seed, log=log)
+
+
+def train_target_attention(
+    data: Dataset,
+    config: RunConfig,
+    popularity: Popularity,
+    tables: ItemTables,
+    text: TextFeatures | None,
+    log: LogFunction,
+) -> tuple[TargetAttentionScorer, TrainingSummary]:
+    """Target attention by the settings of a run, with frozen text vectors or without."""
+    settings = config.baseline
+    ids, past = (
+        np.concatenate(read_ids(table, data.items.ids)[:2], axis=1) if settings.id_vectors else None
+        for table in (tables.now, tables.past)
+    )
+    frozen = Frozen(text.items if text else None, ids, past)
+    torch.manual_seed(config.seed)
+    network = build_network(data, settings, popularity.counts, frozen)
+    matcher = QueryMatcher(data) if settings.field_matches else None
+    batcher = Batcher(data, settings.history_length, text.queries if text else None, matcher)
+    summary = train(network, batcher, settings, k=config.evaluation.k, seed=config.seed, log=log)
+    return TargetAttentionScorer(network, batcher), summary
 
 
 def _half_lives() -> list[Settings]:

@@ -92,6 +92,16 @@ class BaselineConfig(Model):
     num_negatives: int = Field(default=512, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
     learning_rate: float = Field(default=1e-2, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="Of the network's matrices (AdamW).")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Of the entries of item and user vectors.")
+    id_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Of an item's own embedding, so that features carry."
+    )
+    field_matches: bool = Field(
+        default=False, description="The network knows in which fields a candidate matches query and history."
+    )
+    id_vectors: bool = Field(default=False, description="The network reads the ID vectors of the item table.")
+    text_hidden: int = Field(default=0, ge=0, description="Hidden width of its maps of texts; 0: linear maps.")
     batch_size: int = Field(default=256, gt=0)
     max_epochs: int = Field(default=2, gt=0, description="The learning rate falls over them, or over max_seconds.")
     max_seconds: float = Field(default=150, gt=0, description="Training time limit.")

@@ -96,7 +96,8 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     everything, random = np.ones(len(products), dtype=bool), np.random.default_rng(0)
     ids = {name: (random.normal(size=(len(products), 16)), everything) for name in ("id", "id" + HISTORY_ROLE)}
     modalities = {"text": (texts.vectors, texts.present), POPULARITY: (popularity, everything)}
-    write_item_table(folder / "item_table", products["product_id"], modalities | ids)
+    for name in ("item_table", "item_table_past"):
+        write_item_table(folder / name, products["product_id"], modalities | ids)
     return World(folder, config)
 
 

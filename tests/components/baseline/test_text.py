@@ -9,7 +9,12 @@ import torch
 from components.baseline.batches import Batcher
 from components.baseline.data import Dataset
 from components.baseline.rules import Popularity
-from components.baseline.target_attention import TargetAttentionScorer, build_network, score_training_batch
+from components.baseline.target_attention import (
+    Frozen,
+    TargetAttentionScorer,
+    build_network,
+    score_training_batch,
+)
 from components.baseline.text import TextFeatures, TextRetriever
 from components.config import RunConfig
 from tests.worlds.baseline import history_of, rows_with_query
@@ -49,9 +54,15 @@ def test_items_without_text_are_no_candidates(data: Dataset, text: TextFeatures)
     assert torch.isfinite(scores[:, 1::3]).all()
 
 
-def test_text_of_items_and_query_moves_target_attention(data: Dataset, text: TextFeatures, config: RunConfig) -> None:
+@pytest.mark.parametrize("text_hidden", [0, 24])
+def test_text_of_items_and_query_moves_target_attention(
+    data: Dataset, text: TextFeatures, config: RunConfig, text_hidden: int
+) -> None:
     torch.manual_seed(0)
-    network = build_network(data, config.baseline, Popularity(data).counts, text.items)
+    settings = config.baseline.model_copy(update={"text_hidden": text_hidden})
+    network = build_network(data, settings, Popularity(data).counts, Frozen(text.items))
+    assert network.text_to_item(torch.zeros(1, 384)).shape == (1, config.baseline.dimension)
+    assert ("text_to_item.2.weight" in network.state_dict()) == (text_hidden > 0)
     batcher = Batcher(data, 30, text.queries)
     rows = rows_with_query(data, wanted=True)
     scores = TargetAttentionScorer(network, batcher).score(rows)

@@ -25,7 +25,7 @@ MODELS = ["popularity", "own_history", "item_knn", "target_attention", *EXTRA]
 
 def run_baseline(world, run_dir: Path) -> StageResult:
     tables = ["contexts.parquet", "examples.parquet", "catalogue.parquet"]
-    inputs = {"validate": ["items.parquet", "events"], "features": tables, "encode": ["item_table"]}
+    inputs = {"validate": ["items.parquet", "events"], "features": tables, "encode": ["item_table", "item_table_past"]}
     for stage, names in inputs.items():
         put(run_dir, stage, {Path(name).stem: world.folder / name for name in names})
     settings = make_settings(run_dir / "home")
