@@ -96,4 +96,6 @@ class QueryMatcher:
         parts = [names.of(distinct) for names in self.names]
         parts.append(sp.csr_array(self.shares[distinct] @ self.in_title))
         parts.append(self.index.share(self.words[distinct]))
+        for part in parts:
+            part.sum_duplicates()  # also sorts, which single items are looked up by
         return QueryMatches(tuple(part.astype(np.float32) for part in parts), place)
