@@ -9,6 +9,7 @@ from torch import Tensor
 
 from components.baseline.data import Dataset, Floats, Ints, gather
 from components.baseline.network import NUM_MATCH, ExampleBatch, HistoryBatch, match_features
+from components.baseline.query_match import QueryMatcher
 
 
 class OwnCandidates(NamedTuple):
@@ -32,10 +33,18 @@ class Batcher:
     """Builds tensors for rows of a data set, with the newest `history_length` items of each history.
 
     `query_vectors` are the frozen text vectors of the distinct queries, [Q, t]; none for a network without text.
+    `matcher` is for a network with field matches.
     """
 
-    def __init__(self, data: Dataset, history_length: int, query_vectors: Floats | None = None) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        history_length: int,
+        query_vectors: Floats | None = None,
+        matcher: QueryMatcher | None = None,
+    ) -> None:
         self.data = data
+        self.matcher = matcher
         self.history_length = history_length
         known_queries = (
             np.zeros((len(data.examples.queries), 0), np.float32) if query_vectors is None else query_vectors
@@ -72,6 +81,7 @@ class Batcher:
             words=torch.from_numpy(words),
             word_offsets=torch.from_numpy(np.searchsorted(owner, np.arange(len(rows)))),
             query_vectors=torch.from_numpy(self.query_vectors[examples.query[rows]]),
+            matches=self.matcher.of(examples.query[rows]) if self.matcher else None,
         )
 
     def match(self, contexts: Ints) -> tuple[Ints, Ints, Tensor]:

@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 NUM_BUCKETS = 16  # quantile buckets of price and popularity; 0 stands for unknown
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 _HALF_PRECISION = 0.005  # item tables hold logarithms in 16 bits, and 2ᵏ - 1 baskets must not fall below k
 
 
@@ -36,6 +36,8 @@ class Items:
 
     ids: Ints  # item_id, ascending, shape [n]
     titles: tuple[str, ...]  # title of each, shape [n]
+    categories: tuple[tuple[str, ...], ...]  # category path of each, top first, shape [n]; empty where it has none
+    brands: tuple[str, ...]  # brand of each, shape [n]; "" where it has none
     train_events: Ints  # events in the training window, shape [n]
     popularity: Floats  # popularity quantile, 0 rarest … 1 most frequent, shape [n]
     features: Ints  # one code per feature, shape [n, F]; 0 stands for unknown
@@ -127,6 +129,19 @@ def find(ids: Ints, wanted: Ints) -> Ints:
     return np.where(ids[positions] == wanted, positions, -1)
 
 
+def newest(contexts: Contexts, rows: Ints, num_items: int) -> tuple[Ints, Ints, Ints]:
+    """The newest items of the histories of some contexts.
+
+    Returns:
+        Places of these items in the flat columns of `contexts`; for each the position within `rows` that it belongs to;
+        and its rank in the history, 0 for the newest item.
+    """
+    flat, owner = gather(np.arange(len(contexts.items)), contexts.offsets, rows)
+    rank = flat - contexts.offsets[rows][owner]
+    keep = rank < num_items
+    return flat[keep], owner[keep], rank[keep]
+
+
 def gather(values: npt.NDArray[Any], offsets: Ints, rows: Ints) -> tuple[npt.NDArray[Any], Ints]:
     """The given rows of a ragged column, concatenated.
 
@@ -150,7 +165,7 @@ def bucket(values: npt.NDArray[Any], num_buckets: int = NUM_BUCKETS) -> Ints:
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of a query."""
+    """Lower-case words of a query or of a field of an item; "_" separates, as in the names of some categories."""
     return _WORD.findall(text.lower())
 
 
@@ -182,6 +197,8 @@ def _read_items(catalogue: pa.Table, items: pa.Table, item_table: ItemTable) -> 
     return Items(
         ids=ids,
         titles=tuple(table.column("title").to_pylist()),
+        categories=tuple(tuple(path or ()) for path in paths),
+        brands=tuple(brand or "" for brand in table.column("brand").to_pylist()),
         train_events=catalogue.column("train_events").to_numpy(),
         popularity=popularity,
         features=np.stack(list(features.values()), axis=1),

@@ -13,8 +13,12 @@ Notable against the paper:
 Letters: n catalogue, B contexts, E examples, C shared candidates, O own candidates of a context, L history items,
 d item width, h hidden width, T tasks that differ in their prompt, S user statistics, t text width.
 
-With text (t > 0) the same network also gets frozen text vectors: a linear map of each adds to the item's vector, and
-one of the query's vector to its words.
+With text (t > 0) the same network also gets frozen text vectors: a map of each, linear or with a hidden layer, adds to
+the item's vector, and one of the query's vector to its words. Frozen ID vectors (components/items/id_vectors.py) may
+add to the item's vector, too; in training those of the past, since the others know the targets.
+
+With field matches the score has linear terms more, their weights one set per task: how many items of the history share
+the candidate's category at each level or its brand, and in which fields it matches the query (query_match.py).
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from components.baseline.query_match import NUM_QUERY_MATCHES, QueryMatches
 
 NUM_STEPS = 12  # buckets of a history item's count and of its days, each the power of two it reaches
 NUM_MATCH = 8  # features of a candidate that is in the history
@@ -46,6 +52,9 @@ class NetworkShape(BaseModel):
     dimension: int
     hidden: int
     text_dimension: int = 0  # width of the frozen text vectors; 0: a network without text
+    text_hidden: int = 0  # of the maps of texts; 0: linear maps
+    id_dimension: int = 0  # width of the frozen ID vectors, both roles together; 0: a network without them
+    matched_features: tuple[int, ...] = ()  # columns of the item features that candidate and history are compared in
 
 
 class HistoryBatch(NamedTuple):
@@ -66,6 +75,7 @@ class ExampleBatch(NamedTuple):
     words: Tensor  # query words, flat
     word_offsets: Tensor  # [E], where each example's words start
     query_vectors: Tensor  # [E, t], zero without a query
+    matches: QueryMatches | None  # of the queries with the items, for a network with field matches
 
 
 class Interest(NamedTuple):
@@ -94,14 +104,19 @@ class TargetAttention(nn.Module):
 
     item_features: Tensor
     item_text: Tensor
+    item_ids: Tensor
+    item_ids_past: Tensor
     task_popularity: Tensor
 
-    def __init__(self, shape: NetworkShape) -> None:
+    def __init__(self, shape: NetworkShape, dropout: float = 0.0, id_dropout: float = 0.0) -> None:
         super().__init__()
         self.shape = shape
+        self.dropout, self.id_dropout = dropout, id_dropout
         d, h, num_tasks = shape.dimension, shape.hidden, shape.num_tasks
         self.register_buffer("item_features", torch.zeros(shape.num_items, len(shape.feature_sizes), dtype=torch.long))
         self.register_buffer("item_text", torch.zeros(shape.num_items, shape.text_dimension), persistent=False)
+        for name in ("item_ids", "item_ids_past"):
+            self.register_buffer(name, torch.zeros(shape.num_items, shape.id_dimension), persistent=False)
         self.register_buffer("task_popularity", torch.zeros(num_tasks, shape.num_items))  # log share of targets
         self.identity = _embedding(shape.num_items, d)
         self.features = nn.ModuleList(_embedding(size, d) for size in shape.feature_sizes)
@@ -125,16 +140,27 @@ class TargetAttention(nn.Module):
         self.popularity_to_score = nn.Parameter(torch.ones(num_tasks))
         self.bias = nn.Parameter(torch.zeros(shape.num_items))
         if shape.text_dimension:
-            self.text_to_item = nn.Linear(shape.text_dimension, d, bias=False)
-            self.query_to_user = nn.Linear(shape.text_dimension, d, bias=False)
+            self.text_to_item = _text_map(shape.text_dimension, shape.text_hidden, d)
+            self.query_to_user = _text_map(shape.text_dimension, shape.text_hidden, d)
+        if shape.id_dimension:
+            self.ids_to_item = nn.Linear(shape.id_dimension, d, bias=False)
+        if shape.matched_features:
+            self.history_match_to_score = nn.Parameter(torch.zeros(num_tasks, len(shape.matched_features)))
+            self.query_match_to_score = nn.Parameter(torch.ones(num_tasks, NUM_QUERY_MATCHES))
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         """ID embedding plus those of the item's features, and its text, [m, d]; of the whole catalogue by default."""
         items = torch.arange(self.shape.num_items) if items is None else items
         vectors: Tensor = self.identity(items)
+        if self.training and self.id_dropout:
+            vectors = vectors * (torch.rand(len(items), 1) >= self.id_dropout)
         for table, codes in zip(self.features, self.item_features[items].T, strict=True):
             vectors = vectors + table(codes)
-        return vectors + self.text_to_item(self.item_text[items]) if self.shape.text_dimension else vectors
+        if self.shape.text_dimension:
+            vectors = vectors + self.text_to_item(self.item_text[items])
+        if self.shape.id_dimension:
+            vectors = vectors + self.ids_to_item((self.item_ids_past if self.training else self.item_ids)[items])
+        return self._drop(vectors)
 
     def encode_candidates(self, items: Tensor | None = None) -> Candidates:
         """Item-side tensors of items [m]; of the whole catalogue by default."""
@@ -164,7 +190,7 @@ class TargetAttention(nn.Module):
         if self.shape.text_dimension:
             query = query + self.query_to_user(batch.query_vectors)
         users: Tensor = self.user(torch.cat([interest.pooled[batch.contexts], self.task(batch.tasks), query], dim=-1))
-        return users
+        return self._drop(users)
 
     def attend(self, queries: Tensor, interest: Interest) -> Tensor:
         """Attended history of each candidate, [B, C, h], for queries of shape [B, C, h]."""
@@ -179,6 +205,25 @@ class TargetAttention(nn.Module):
     def popularity_bias(self) -> Tensor:
         """Part of the score that no user changes, [T, n]."""
         return self.bias + self.popularity_to_score.unsqueeze(1) * self.task_popularity
+
+    def match_history(self, history: Tensor, items: Tensor) -> Tensor:
+        """log(1 + history items with the candidate's value) of each matched feature, [B, C, F].
+
+        `history`: items [B, L], n where padded; `items`: candidates [C], or [B, C] of each context.
+        """
+        num_items, rows = self.shape.num_items, torch.arange(len(history)).unsqueeze(1)
+        present = (history < num_items).float()
+        columns = []
+        for feature in self.shape.matched_features:
+            codes = self.item_features[:, feature]
+            counts = torch.zeros(len(history), self.shape.feature_sizes[feature])
+            counts.scatter_add_(1, codes[history.clamp(max=num_items - 1)], present)
+            counts[:, 0] = 0  # unknown values are not alike
+            columns.append(counts.log1p()[rows, codes[items.clamp(max=num_items - 1)]])
+        return torch.stack(columns, dim=-1)
+
+    def _drop(self, vectors: Tensor) -> Tensor:
+        return F.dropout(vectors, self.dropout) if self.training and self.dropout else vectors
 
 
 def match_features(counts: Tensor, days: Tensor, active_days: Tensor) -> Tensor:
@@ -197,6 +242,12 @@ def _embedding(size: int, dimension: int) -> nn.Embedding:
     table = nn.Embedding(size, dimension)
     nn.init.normal_(table.weight, std=0.1)
     return table
+
+
+def _text_map(width: int, hidden: int, dimension: int) -> nn.Module:
+    if not hidden:
+        return nn.Linear(width, dimension, bias=False)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dimension, bias=False))
 
 
 def _step(values: Tensor) -> Tensor:

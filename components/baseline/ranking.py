@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ class Scorer(Protocol):
     def score(self, rows: Ints) -> torch.Tensor:
         """Scores [len(rows), catalogue] of example rows, those of one context side by side; -inf: nothing to say."""
         ...
+
+
+Chosen = TypeVar("Chosen", bound=Scorer)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,23 @@ def chunk_by_context(data: Dataset, rows: Ints, num_contexts: int) -> Iterator[I
             yield rows[start:end]
 
 
+class ByQuery:
+    """One scorer for the examples that have a query, another for those that have none."""
+
+    def __init__(self, data: Dataset, with_query: Scorer, without: Scorer) -> None:
+        self.data = data
+        self.scorers = (without, with_query)
+
+    def score(self, rows: Ints) -> torch.Tensor:
+        """Scores of shape [len(rows), catalogue]."""
+        asked = self.data.examples.query[rows] >= 0
+        scores = torch.empty(len(rows), len(self.data.items))
+        for scorer, mine in zip(self.scorers, (~asked, asked), strict=True):
+            if mine.any():
+                scores[torch.from_numpy(mine)] = scorer.score(rows[mine])
+        return scores
+
+
 def mean_recall(ranking: Ranking, data: Dataset, k: int) -> dict[str, float]:
     """Recall@k per task, averaged over its examples, and under the key "mean" its mean over tasks.
 
@@ -70,14 +90,17 @@ def mean_recall(ranking: Ranking, data: Dataset, k: int) -> dict[str, float]:
 
 
 def choose(
-    make: Callable[..., Scorer], grid: Sequence[dict[str, float]], data: Dataset, k: int
-) -> tuple[Scorer, list[dict[str, float]]]:
-    """The setting of a model with the best mean validation recall@k.
+    make: Callable[..., Chosen], grid: Sequence[dict[str, float]], data: Dataset, k: int, *, rows: Ints | None = None
+) -> tuple[Chosen, list[dict[str, float]]]:
+    """The setting of a model with the best mean recall@k on validation examples, by default all.
 
     Returns:
-        The model, and the trials: each setting with its `validation_recall`, best first.
+        The model, and the trials: each setting with its `validation_recall`, best first; none where there are no rows,
+        which leaves the first setting.
     """
-    rows = data.examples.rows("validation")
+    rows = data.examples.rows("validation") if rows is None else rows
+    if not len(rows):
+        return make(**grid[0]), []
     trials = [
         setting | {"validation_recall": mean_recall(rank(make(**setting), data, rows, k), data, k)["mean"]}
         for setting in grid

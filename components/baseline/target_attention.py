@@ -1,5 +1,7 @@
 """The target-attention network on this stage's data: scores of training batches, and of the full catalogue."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,14 +13,22 @@ from components.baseline.network import Candidates, Interest, NetworkShape, Targ
 from components.config import BaselineConfig
 
 
+class Frozen(NamedTuple):
+    """Frozen vectors of the items, zero where absent; none for a network without them."""
+
+    text: Floats | None = None  # [n, t]
+    ids: Floats | None = None  # ID vectors of both roles side by side, [n, 2d]
+    ids_past: Floats | None = None  # the same of the past, for training
+
+
 def build_network(
-    data: Dataset, config: BaselineConfig, task_counts: Floats, item_text: Floats | None = None
+    data: Dataset, config: BaselineConfig, task_counts: Floats, frozen: Frozen | None = None
 ) -> TargetAttention:
     """A network for this data, its popularity parts set from the training window.
 
-    `task_counts` are the training targets of each task and item, [tasks, n]; `item_text` are the frozen text vectors of
-    the items, [n, t], zero where absent; none for a network without text.
+    `task_counts` are the training targets of each task and item, [tasks, n].
     """
+    frozen = frozen or Frozen()
     counts = np.zeros((int(data.prompts.max()) + 1, len(data.items)), dtype=np.float32)
     np.add.at(counts, data.prompts, task_counts)
     shape = NetworkShape(
@@ -30,18 +40,31 @@ def build_network(
         num_statistics=data.contexts.statistics.shape[1],
         dimension=config.dimension,
         hidden=config.hidden,
-        text_dimension=0 if item_text is None else item_text.shape[1],
+        text_dimension=0 if frozen.text is None else frozen.text.shape[1],
+        text_hidden=0 if frozen.text is None else config.text_hidden,
+        id_dimension=0 if frozen.ids is None else frozen.ids.shape[1],
+        matched_features=_matched_features(data) if config.field_matches else (),
     )
-    network = TargetAttention(shape)
+    network = TargetAttention(shape, config.dropout, config.id_dropout)
     network.item_features.copy_(torch.from_numpy(data.items.features))
-    if item_text is not None:
-        network.item_text.copy_(torch.from_numpy(item_text))
+    for buffer, vectors in (
+        (network.item_text, frozen.text),
+        (network.item_ids, frozen.ids),
+        (network.item_ids_past, frozen.ids_past),
+    ):
+        if vectors is not None:
+            buffer.copy_(torch.from_numpy(vectors))
     events = data.items.train_events / max(1, data.items.train_events.sum())
     # One training event of a thousand pseudo-targets smooths what a task never saw.
     smoothed = counts + 1000 * events
     share = smoothed / smoothed.sum(axis=1, keepdims=True)
     network.task_popularity.copy_(torch.from_numpy(np.log(np.maximum(share, 1e-9) * len(data.items))))
     return network
+
+
+def _matched_features(data: Dataset) -> tuple[int, ...]:
+    """Columns of the categories and the brand."""
+    return tuple(column for column, name in enumerate(data.items.names) if name.startswith(("category", "brand")))
 
 
 def training_loss(network: TargetAttention, batch: TrainingBatch, sampler: NegativeSampler) -> Tensor:
@@ -85,7 +108,21 @@ def score_training_batch(network: TargetAttention, batch: TrainingBatch, negativ
     own_scores = torch.einsum("ed,eod->eo", users, own.vectors[contexts])
     own_scores = own_scores + bias.gather(1, items[contexts]) + again[contexts]
     own_scores = own_scores + torch.einsum("eof,ef->eo", match[contexts], network.match_to_score[tasks])
+    if network.shape.matched_features:
+        own_scores = own_scores + _match_fields(network, batch, items)
+        negative_scores = negative_scores + _match_fields(network, batch, negatives)
     return own_scores + network.activate(hidden, users, batch.examples), negative_scores
+
+
+def _match_fields(network: TargetAttention, batch: TrainingBatch, items: Tensor) -> Tensor:
+    """What field matches add to the scores of shared items [C], or of each context's own [B, C]; shape [E, C]."""
+    examples, matches = batch.examples, batch.examples.matches
+    alike = network.match_history(batch.history.items, items)[examples.contexts]
+    added = torch.einsum("ecf,ef->ec", alike, network.history_match_to_score[examples.tasks])
+    if matches is None:
+        return added
+    fit = matches.of_shared(items) if items.ndim == 1 else matches.of_own(items[examples.contexts])
+    return added + torch.einsum("ecf,ef->ec", fit, network.query_match_to_score[examples.tasks])
 
 
 class TargetAttentionScorer:
@@ -104,11 +141,18 @@ class TargetAttentionScorer:
         """Scores of shape [len(rows), catalogue]."""
         data = self.batcher.data
         contexts, positions = np.unique(data.examples.contexts[rows], return_inverse=True)
-        interest = self.network.encode_contexts(self.batcher.history(contexts), self.catalogue)
+        histories = self.batcher.history(contexts)
+        interest = self.network.encode_contexts(histories, self.catalogue)
         examples = self.batcher.examples(rows, positions)
         users = self.network.encode_users(examples, interest)
         scores = users @ self.catalogue.vectors.T
         scores += self.bias[examples.tasks]
+        if examples.matches is not None:
+            scores += examples.matches.weighted(self.network.query_match_to_score[examples.tasks])
+            alike = self.network.match_history(histories.items, torch.arange(len(data.items)))
+            weights = self.network.history_match_to_score[examples.tasks]
+            for row, position in enumerate(positions):
+                scores[row] += alike[position] @ weights[row]
         owner, items, match = (torch.as_tensor(part) for part in self.batcher.match(contexts))
         for position in range(len(contexts)):
             mine = owner == position

@@ -1,18 +1,19 @@
-"""Two retrievers that know texts alone: nearest sentence vectors, and BM25 over titles.
+"""A retriever that knows texts alone: the nearest sentence vectors.
 
-Both answer the query of a task that has one; else they look for what reads like the user's history.
+It answers the query of a task that has one; else it looks for what reads like the user's history. The text of an item
+is its title and its category path (components/items/text.py): all that a query may ask for. Brands are not in it, and
+no task asks for one by name.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import bm25s
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.baseline.data import Dataset, Floats, Ints, gather, split_words
+from components.baseline.data import Dataset, Floats, Ints, gather
 from components.baseline.rules import history_weights
 from components.caches import CachePlace
 from components.config import ItemsConfig
@@ -65,40 +66,3 @@ class TextRetriever:
         scores[:, ~self.text.present] = -np.inf
         scores[lengths[:, 0] == 0] = -np.inf
         return torch.from_numpy(scores)
-
-
-class Bm25:
-    """BM25 (Lucene's form) of an item's title for the query, or, without one, for the newest titles of the history."""
-
-    def __init__(self, data: Dataset, history_items: int) -> None:
-        self.data = data
-        self.history_items = int(history_items)
-        self.title_words = [split_words(title) for title in data.items.titles]
-        self.index = bm25s.BM25()
-        self.index.index(self.title_words, show_progress=False)
-
-    def score(self, rows: Ints) -> Tensor:
-        """Scores of shape [len(rows), catalogue]; -inf where no word fits."""
-        examples = self.data.examples
-        found: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
-        keys = [(int(query), -1 if query >= 0 else int(examples.contexts[row])) for row, query in
-                zip(rows, examples.query[rows], strict=True)]  # fmt: skip
-        for query, context in keys:
-            if (query, context) not in found:
-                words = split_words(examples.queries[query]) if query >= 0 else self._history_words(context)
-                found[query, context] = self._score_words(words)
-        scores = np.stack([found[key] for key in keys])
-        return torch.from_numpy(np.where(scores > 0, scores, -np.inf).astype(np.float32))
-
-    def _history_words(self, context: int) -> list[str]:
-        start, end = self.data.contexts.offsets[context : context + 2]
-        newest = self.data.contexts.items[start : min(end, start + self.history_items)]
-        return [word for item in newest for word in self.title_words[item]]
-
-    def _score_words(self, words: list[str]) -> npt.NDArray[np.float32]:
-        # bm25s refuses a query without a known word.
-        known = [word for word in words if word in self.index.vocab_dict]
-        if not known:
-            return np.zeros(len(self.data.items), dtype=np.float32)
-        scores: npt.NDArray[np.float32] = self.index.get_scores(known)
-        return scores

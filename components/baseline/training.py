@@ -94,7 +94,7 @@ class _Trainer:
         self.batcher = batcher
         train_events = batcher.data.items.train_events
         self.sampler = NegativeSampler(train_events, config.negative_power, config.num_negatives, seed)
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(_groups(network, config.weight_decay), lr=config.learning_rate)
         self.peak_rate = config.learning_rate
         self.summary = TrainingSummary()
         self.losses: deque[float] = deque(maxlen=LOG_STEPS)
@@ -140,6 +140,16 @@ class BestWeights:
         """Put the best weights back."""
         if self.weights:
             self.network.load_state_dict(self.weights)
+
+
+def _groups(network: TargetAttention, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay for embeddings and linear maps, none for vectors and for what enters the score directly."""
+    named = dict(network.named_parameters())
+    decayed = {name for name, weight in named.items() if weight.ndim > 1 and not name.endswith("_to_score")}
+    return [
+        {"params": [named[name] for name in named if name in decayed], "weight_decay": weight_decay},
+        {"params": [named[name] for name in named if name not in decayed], "weight_decay": 0.0},
+    ]
 
 
 def _batches(data: Dataset, rows: Ints, config: BaselineConfig, seed: int) -> Iterator[Ints]:

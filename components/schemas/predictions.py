@@ -5,7 +5,7 @@ import pyarrow as pa
 PREDICTION_DEPTH = 500  # items kept per example, if the cut-off is not larger: room for recall at more than one k
 
 # Best first, no item twice. `model`: popularity, own_history, item_knn, target_attention and what else
-# `baseline.models` names: target_attention_text, sasrec, text, bm25; urm is added by the evaluation.
+# `baseline.models` names (components/config/sections.py); urm is added by the evaluation.
 PREDICTIONS = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),

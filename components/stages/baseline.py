@@ -13,7 +13,7 @@ import mlflow
 
 from components.baseline.data import load_dataset
 from components.baseline.files import write_popularity, write_predictions
-from components.baseline.models import FittedModel, Fitter, validate_models
+from components.baseline.models import FittedModel, Fitter, ItemTables, validate_models
 from components.baseline.rules import Popularity
 from components.caches import CachePlace
 from components.config import SPLITS, RunConfig
@@ -31,7 +31,7 @@ class BaselineInputs:
     catalogue: Path
     contexts: Path
     examples: Path
-    item_table: Path
+    tables: ItemTables
 
     @classmethod
     def read(cls, stage: StageRun) -> BaselineInputs:
@@ -42,7 +42,7 @@ class BaselineInputs:
             catalogue=stage.path("features", "catalogue"),
             contexts=stage.path("features", "contexts"),
             examples=stage.path("features", "examples"),
-            item_table=stage.path("encode", "item_table"),
+            tables=ItemTables(stage.path("encode", "item_table"), stage.path("encode", "item_table_past")),
         )
 
 
@@ -51,7 +51,7 @@ def run(stage: StageRun) -> StageReport:
     config, inputs, k = stage.config, BaselineInputs.read(stage), stage.config.evaluation.k
     set_threads(stage.settings)
     data = load_dataset(
-        inputs.catalogue, inputs.items, inputs.item_table, inputs.contexts, inputs.examples, config.tasks
+        inputs.catalogue, inputs.items, inputs.tables.now, inputs.contexts, inputs.examples, config.tasks
     )
 
     def log_curve(model: str, step: int, metrics: dict[str, float]) -> None:
@@ -65,7 +65,7 @@ def run(stage: StageRun) -> StageReport:
         popularity, models = Popularity(data), []
         fitter = Fitter(data, config, stage.output, stage.report_progress, log_curve)
         vectors = CachePlace.of(stage.settings) / "vectors"
-        for model in fitter.fit(popularity, inputs.events, inputs.item_table, vectors):
+        for model in fitter.fit(popularity, inputs.events, inputs.tables, vectors):
             _log_model(model)
             models.append(model)
         recalls = validate_models(models, data, k)
@@ -100,10 +100,12 @@ def _log_parameters(config: RunConfig) -> None:
 
 
 def _log_model(model: FittedModel) -> None:
-    if model.trials:
-        best = model.trials[0]
-        mlflow.log_params({f"{model.name}.{key}": value for key, value in best.items() if key != "validation_recall"})
-        mlflow.log_table({key: [trial[key] for trial in model.trials] for key in best}, f"trials/{model.name}.json")
+    for name, trials in model.trials.items():
+        if not trials:  # no validation example to choose by
+            continue
+        best = trials[0]
+        mlflow.log_params({f"{name}.{key}": value for key, value in best.items() if key != "validation_recall"})
+        mlflow.log_table({key: [trial[key] for trial in trials] for key in best}, f"trials/{name}.json")
     if summary := model.summary:
         numbers = {"seconds": summary.seconds, "best_step": summary.best_step, "steps": summary.steps}
         mlflow.log_metrics({f"{_prefix(model.name)}{name}": value for name, value in numbers.items()})

@@ -15,16 +15,17 @@ import pytest
 import torch
 
 from components.baseline.data import Dataset, load_dataset
+from components.baseline.text import TextFeatures, read_text_features
 from components.caches import CachePlace
 from components.config import RunConfig, load_config
-from components.items.table import POPULARITY, write_item_table
+from components.items.table import HISTORY_ROLE, POPULARITY, write_item_table
 from components.items.text import TextEncoder, encode_texts
 from components.schemas.events import EVENTS, ITEMS
 from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
 from tests.worlds import CONFIGS
 from tests.worlds.tables import Row, add_examples, context_row, event_row, item_row, write
 
-__all__ = ["config", "data", "with_table", "world"]  # fixtures
+__all__ = ["config", "data", "text", "with_table", "world"]  # fixtures
 
 NUM_HOUSEHOLDS, MIN_EVENTS = 40, 4
 TASKS = [
@@ -53,7 +54,7 @@ def config() -> RunConfig:
     split = {name: f"{day}T05:00:00Z" for name, day in (starts | {"end": "2017-08-28"}).items()}
     sasrec = {"dimension": 16, "num_layers": 1, "num_negatives": 64, "batch_size": 8, "max_epochs": 10}
     target_attention = {"dimension": 16, "hidden": 8, "num_negatives": 64, "batch_size": 64, "max_epochs": 6}
-    models = ["target_attention_text", "sasrec", "text", "bm25"]
+    models = ["bm25f", "category_rule", "text", "id_vectors", "mix", "sasrec", "target_attention_text"]
     baseline = target_attention | {"history_length": 30, "models": models, "sasrec": sasrec}
     overrides: dict[str, Any] = {"tasks": TASKS, "features.split": split, "evaluation.k": 20}
     overrides |= {f"baseline.{name}": value for name, value in baseline.items()}
@@ -92,17 +93,23 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     texts = encode_texts(titles, encoder, CachePlace(folder / "vectors"))
     baskets = counts.reindex(products["product_id"], fill_value=0).to_numpy()
     popularity = np.log1p(np.stack([baskets, baskets // 8], axis=1))  # the second as if of the newest weeks
-    write_item_table(
-        folder / "item_table",
-        products["product_id"],
-        {"text": (texts.vectors, texts.present), POPULARITY: (popularity, np.ones(len(products), dtype=bool))},
-    )
+    everything, random = np.ones(len(products), dtype=bool), np.random.default_rng(0)
+    ids = {name: (random.normal(size=(len(products), 16)), everything) for name in ("id", "id" + HISTORY_ROLE)}
+    modalities = {"text": (texts.vectors, texts.present), POPULARITY: (popularity, everything)}
+    for name in ("item_table", "item_table_past"):
+        write_item_table(folder / name, products["product_id"], modalities | ids)
     return World(folder, config)
 
 
 @pytest.fixture(scope="session")
 def data(world: World) -> Dataset:
     return world.load()
+
+
+@pytest.fixture(scope="session")
+def text(world: World, data: Dataset) -> TextFeatures:
+    place = CachePlace(world.folder / "vectors")
+    return read_text_features(data, world.folder / "item_table", world.config.items, place)
 
 
 @pytest.fixture
@@ -117,6 +124,12 @@ def with_table(world: World, tmp_path: Path) -> Callable[[str, Callable[[pa.Tabl
         return World(tmp_path, world.config)
 
     return change
+
+
+def rows_with_query(data: Dataset, *, wanted: bool) -> np.ndarray:
+    """A few test examples that have a query, or that have none."""
+    rows = data.examples.rows("test")
+    return rows[(data.examples.query[rows] >= 0) == wanted][:5]
 
 
 def history_of(data: Dataset, row: int) -> slice:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from components.baseline.data import Dataset, Ints
-from components.baseline.ranking import Ranking, choose, chunk_by_context, mean_recall, rank
+from components.baseline.ranking import ByQuery, Ranking, choose, chunk_by_context, mean_recall, rank
 from tests.worlds.baseline import history_of, targets_of
 
 
@@ -71,3 +71,21 @@ def test_choose_takes_the_best_on_validation(data: Dataset) -> None:
     best, trials = choose(lambda quality: Noise(data, quality), grid, data, k=20)
     assert [trial["quality"] for trial in trials] == [0.8, 0.2, 0.0]
     assert best.score(np.array([0])).max() > 1.5
+
+
+def test_choose_looks_at_the_examples_it_is_told_to(data: Dataset) -> None:
+    validation = data.examples.rows("validation")
+    rows = validation[data.examples.query[validation] >= 0]
+    best, trials = choose(lambda quality: Noise(data, quality), [{"quality": 0.5}], data, k=20, rows=rows)
+    assert trials[0]["validation_recall"] == mean_recall(rank(best, data, rows, 20), data, 20)["mean"]
+    assert choose(lambda quality: Noise(data, quality), [{"quality": 0.5}], data, k=20, rows=rows[:0])[1] == []
+
+
+def test_a_query_decides_who_scores(data: Dataset) -> None:
+    asked, unasked = Noise(data), Noise(data, quality=5.0)
+    rows = data.examples.rows("test")
+    scores = ByQuery(data, asked, unasked).score(rows)
+    has_query = data.examples.query[rows] >= 0
+    assert torch.equal(scores[has_query], asked.score(rows[has_query]))
+    assert torch.equal(scores[~has_query], unasked.score(rows[~has_query]))
+    assert has_query.any() and not has_query.all()

@@ -10,16 +10,33 @@ import torch
 from components.baseline.batches import Batcher
 from components.baseline.data import Dataset
 from components.baseline.network import TargetAttention, match_features
+from components.baseline.query_match import QueryMatcher
+from components.baseline.ranking import mean_recall, rank
 from components.baseline.rules import Popularity
-from components.baseline.target_attention import TargetAttentionScorer, build_network, score_training_batch
-from components.config import RunConfig
-from tests.worlds.baseline import targets_of
+from components.baseline.target_attention import Frozen, TargetAttentionScorer, build_network, score_training_batch
+from components.config import BaselineConfig, RunConfig
+from tests.worlds.baseline import history_of, targets_of
+
+OPTIONS = {"field_matches": True, "dropout": 0.4, "id_dropout": 0.3}
+
+
+def make_ids(data: Dataset) -> Frozen:
+    """ID vectors that differ at the two instants."""
+    random = np.random.default_rng(0)
+    now, past = (random.normal(size=(len(data.items), 6)).astype(np.float32) for _ in range(2))
+    return Frozen(ids=now, ids_past=past)
+
+
+@pytest.fixture(params=["plain", "with all options"])
+def settings(request: pytest.FixtureRequest, config: RunConfig) -> BaselineConfig:
+    return config.baseline.model_copy(update={} if request.param == "plain" else OPTIONS)
 
 
 @pytest.fixture
-def network(data: Dataset, config: RunConfig) -> TargetAttention:
+def network(data: Dataset, settings: BaselineConfig) -> TargetAttention:
     torch.manual_seed(0)
-    network = build_network(data, config.baseline, Popularity(data).counts)
+    frozen = make_ids(data) if settings.field_matches else None
+    network = build_network(data, settings, Popularity(data).counts, frozen).eval()
     with torch.no_grad():
         for parameter in network.parameters():  # nothing may hide behind a zero
             parameter.add_(0.2 * torch.randn(parameter.shape))
@@ -27,8 +44,9 @@ def network(data: Dataset, config: RunConfig) -> TargetAttention:
 
 
 @pytest.fixture
-def batcher(data: Dataset, config: RunConfig) -> Batcher:
-    return Batcher(data, config.baseline.history_length)
+def batcher(data: Dataset, settings: BaselineConfig) -> Batcher:
+    matcher = QueryMatcher(data) if settings.field_matches else None
+    return Batcher(data, settings.history_length, matcher=matcher)
 
 
 def test_training_and_catalogue_scores_agree(data: Dataset, network: TargetAttention, batcher: Batcher) -> None:
@@ -74,10 +92,10 @@ def test_task_and_query_change_the_scores(data: Dataset, network: TargetAttentio
     assert not torch.allclose(scores[0], scores[1], atol=1e-2)
 
 
-def test_the_history_is_seen(data: Dataset, network: TargetAttention, config: RunConfig) -> None:
+def test_the_history_is_seen(data: Dataset, network: TargetAttention, batcher: Batcher) -> None:
     rows = data.examples.rows("test")[:3]
-    long = TargetAttentionScorer(network, Batcher(data, 30)).score(rows)
-    short = TargetAttentionScorer(network, Batcher(data, 1)).score(rows)
+    long = TargetAttentionScorer(network, batcher).score(rows)
+    short = TargetAttentionScorer(network, Batcher(data, 1, matcher=batcher.matcher)).score(rows)
     assert not torch.allclose(long, short, atol=1e-2)
 
 
@@ -92,7 +110,8 @@ def test_empty_histories_score_finitely(data: Dataset, network: TargetAttention,
     columns = {name: getattr(contexts, name)[keep] for name in ("items", "counts", "days", "behaviors")}
     emptied = dataclasses.replace(contexts, **columns, offsets=offsets)
     world = Dataset(data.items, emptied, data.examples, data.tasks)
-    assert torch.isfinite(TargetAttentionScorer(network, Batcher(world, 30)).score(rows)).all()
+    scorer = TargetAttentionScorer(network, Batcher(world, 30, matcher=batcher.matcher))
+    assert torch.isfinite(scorer.score(rows)).all()
 
 
 def test_match_features_by_hand() -> None:
@@ -121,3 +140,58 @@ def test_tasks_of_one_prompt_are_one_task_to_the_network(data: Dataset, config: 
     assert torch.allclose(scores[0], scores[1], atol=1e-5)
     batch = Batcher(world, 30).training(np.array(pair))
     assert batch.exclude_bought.tolist() == [False, True]  # the candidate filter stays that of the task
+
+
+def test_training_drops_ids_and_entries_and_reads_ids_of_the_past(data: Dataset, config: RunConfig) -> None:
+    def vectors(**settings: float) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        network = build_network(data, config.baseline.model_copy(update=settings), Popularity(data).counts)
+        return network.train().item_vectors().detach(), network.eval().item_vectors().detach()
+
+    trained, plain = vectors()
+    assert torch.equal(trained, plain)
+    trained, evaluated = vectors(dropout=0.5)
+    assert torch.equal(evaluated, plain)
+    assert float((trained == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
+    assert trained[trained != 0].numpy() == pytest.approx(2 * plain[trained != 0].numpy(), rel=1e-5)
+    trained, evaluated = vectors(id_dropout=0.5)
+    assert torch.equal(evaluated, plain)
+    dropped = ~torch.isclose(trained, plain).all(dim=1)
+    assert float(dropped.float().mean()) == pytest.approx(0.5, abs=0.1)
+    ids = make_ids(data)
+    torch.manual_seed(0)
+    network = build_network(data, config.baseline, Popularity(data).counts, ids)
+    for training, frozen in ((True, ids.ids_past), (False, ids.ids)):
+        expected = plain + network.ids_to_item(torch.from_numpy(frozen))
+        assert torch.allclose(network.train(training).item_vectors(), expected, atol=1e-5)
+    assert not {"item_ids", "item_ids_past"} & network.state_dict().keys()  # they stay in the item tables
+
+
+def test_matches_with_the_history_by_loops(data: Dataset, config: RunConfig) -> None:
+    settings = config.baseline.model_copy(update=OPTIONS)
+    network = build_network(data, settings, Popularity(data).counts)
+    row = data.examples.rows("test")[0]
+    history = data.contexts.items[history_of(data, row)][:30]
+    padded = torch.from_numpy(np.append(history, len(data.items)))[None]
+    found = network.match_history(padded, torch.arange(len(data.items)))[0]
+    names = [data.items.names[column] for column in network.shape.matched_features]
+    assert names == ["category_0", "category_1", "category_2", "brand"]
+    for item in range(0, len(data.items), 17):
+        paths = [data.items.categories[other] for other in history]
+        path = data.items.categories[item]
+        alike = [sum(other[:level] == path[:level] and len(path) >= level for other in paths) for level in (1, 2, 3)]
+        brand = data.items.brands[item]
+        alike.append(sum(brand == data.items.brands[other] for other in history if brand))
+        assert found[item].numpy() == pytest.approx(np.log1p(alike), rel=1e-5)
+
+
+def test_field_matches_find_a_category_before_any_training(data: Dataset, config: RunConfig) -> None:
+    recalls = []
+    for matched in (False, True):
+        torch.manual_seed(0)
+        settings = config.baseline.model_copy(update={"field_matches": matched})
+        network = build_network(data, settings, Popularity(data).counts)
+        scorer = TargetAttentionScorer(network, Batcher(data, 30, matcher=QueryMatcher(data) if matched else None))
+        recall = mean_recall(rank(scorer, data, data.examples.rows("validation"), 20), data, 20)
+        recalls.append(recall["text_query"])
+    assert recalls[1] > recalls[0] + 0.1

@@ -9,23 +9,15 @@ import torch
 from components.baseline.batches import Batcher
 from components.baseline.data import Dataset
 from components.baseline.rules import Popularity
-from components.baseline.target_attention import TargetAttentionScorer, build_network, score_training_batch
-from components.baseline.text import Bm25, TextFeatures, TextRetriever, read_text_features
-from components.caches import CachePlace
+from components.baseline.target_attention import (
+    Frozen,
+    TargetAttentionScorer,
+    build_network,
+    score_training_batch,
+)
+from components.baseline.text import TextFeatures, TextRetriever
 from components.config import RunConfig
-from tests.worlds.baseline import history_of
-
-
-@pytest.fixture(scope="session")
-def text(world, data: Dataset) -> TextFeatures:
-    return read_text_features(
-        data, world.folder / "item_table", world.config.items, CachePlace(world.folder / "vectors")
-    )
-
-
-def rows_with_query(data: Dataset, *, wanted: bool) -> np.ndarray:
-    rows = data.examples.rows("test")
-    return rows[(data.examples.query[rows] >= 0) == wanted][:5]
+from tests.worlds.baseline import history_of, rows_with_query
 
 
 def test_vectors_are_those_of_catalogue_and_queries(data: Dataset, text: TextFeatures) -> None:
@@ -62,18 +54,15 @@ def test_items_without_text_are_no_candidates(data: Dataset, text: TextFeatures)
     assert torch.isfinite(scores[:, 1::3]).all()
 
 
-def test_bm25_finds_titles_with_the_words(data: Dataset) -> None:
-    rows = rows_with_query(data, wanted=True)
-    for row, scores in zip(rows, Bm25(data, 3).score(rows), strict=True):
-        words = set(data.examples.queries[data.examples.query[row]].replace("/", " ").lower().split())
-        assert words & set(data.items.titles[int(scores.argmax())].replace("/", " ").lower().split())
-        assert torch.isinf(scores).any()
-    assert torch.isfinite(Bm25(data, 3).score(rows_with_query(data, wanted=False))).any(dim=1).all()
-
-
-def test_text_of_items_and_query_moves_target_attention(data: Dataset, text: TextFeatures, config: RunConfig) -> None:
+@pytest.mark.parametrize("text_hidden", [0, 24])
+def test_text_of_items_and_query_moves_target_attention(
+    data: Dataset, text: TextFeatures, config: RunConfig, text_hidden: int
+) -> None:
     torch.manual_seed(0)
-    network = build_network(data, config.baseline, Popularity(data).counts, text.items)
+    settings = config.baseline.model_copy(update={"text_hidden": text_hidden})
+    network = build_network(data, settings, Popularity(data).counts, Frozen(text.items))
+    assert network.text_to_item(torch.zeros(1, 384)).shape == (1, config.baseline.dimension)
+    assert ("text_to_item.2.weight" in network.state_dict()) == (text_hidden > 0)
     batcher = Batcher(data, 30, text.queries)
     rows = rows_with_query(data, wanted=True)
     scores = TargetAttentionScorer(network, batcher).score(rows)

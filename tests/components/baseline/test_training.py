@@ -62,6 +62,12 @@ def test_equal_seeds_give_equal_weights(data: Dataset, config: RunConfig) -> Non
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def test_weight_decay_shrinks_matrices_and_not_what_enters_the_score(data: Dataset, config: RunConfig) -> None:
+    plain, decayed = (run(data, config, weight_decay=decay)[0].state_dict() for decay in (0.0, 30.0))
+    assert decayed["identity.weight"].norm() < 0.5 * plain["identity.weight"].norm()
+    assert decayed["match_to_score"].norm() > 0.8 * plain["match_to_score"].norm()
+
+
 def test_goes_on_without_gain_and_ends_with_the_best_weights(
     data: Dataset, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,13 +19,13 @@ from tests.worlds import make_settings
 from tests.worlds.baseline import *  # noqa: F403  # fixtures
 from tests.worlds.tables import put
 
-EXTRA = ["target_attention_text", "sasrec", "text", "bm25"]
+EXTRA = ["bm25f", "category_rule", "text", "id_vectors", "mix", "sasrec", "target_attention_text"]
 MODELS = ["popularity", "own_history", "item_knn", "target_attention", *EXTRA]
 
 
 def run_baseline(world, run_dir: Path) -> StageResult:
     tables = ["contexts.parquet", "examples.parquet", "catalogue.parquet"]
-    inputs = {"validate": ["items.parquet", "events"], "features": tables, "encode": ["item_table"]}
+    inputs = {"validate": ["items.parquet", "events"], "features": tables, "encode": ["item_table", "item_table_past"]}
     for stage, names in inputs.items():
         put(run_dir, stage, {Path(name).stem: world.folder / name for name in names})
     settings = make_settings(run_dir / "home")
@@ -86,7 +86,8 @@ def test_mlflow_holds_curves_trials_and_data_sets(result: StageResult, world) ->
     assert len(runs) == 1
     found = runs[0]
     assert found.data.params["learning_rate"] == str(world.config.baseline.learning_rate)
-    assert {"item_knn.shrinkage", "own_history.half_life_days"} <= found.data.params.keys()
+    chosen = {"item_knn.shrinkage", "own_history.half_life_days", "bm25f.query.category", "mix.history.decay"}
+    assert chosen <= found.data.params.keys()
     splits = {entry.dataset.name.rsplit(".", 1)[1] for entry in found.inputs.dataset_inputs}
     assert splits == {"train", "validation", "test"}
     curve = mlflow.MlflowClient().get_metric_history(found.info.run_id, "validation_recall.mean")

@@ -1,0 +1,189 @@
+"""Seeded random search over the settings of one trained rival, on validation alone.
+
+    python -m benchmarks.tuning --config amazon_beauty --run-dir default --model target_attention --output ta.jsonl
+
+needs the stages ingest, validate, features and encode of the run. Trial 0 has the settings of the configuration, the
+others are drawn from SPACES by the seed and their number, so that a trial is the same whenever it is run. `--set`
+changes what all trials share, e.g. `--set baseline.id_vectors=true`. Each trial is one JSON line, appended once it is
+done: stopped, the search goes on with the trials that the file lacks. Test examples are never ranked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bench import find_run, parse_run
+from components.baseline.data import Dataset, load_dataset
+from components.baseline.models import ItemTables, train_sequences, train_target_attention
+from components.baseline.rules import Popularity
+from components.baseline.text import read_text_features
+from components.baseline.training import TrainingSummary
+from components.caches import CachePlace
+from components.config import RunConfig
+from components.device import set_threads
+from components.exceptions import DataError
+from components.settings import Settings, get_settings
+from components.studies.finished import FinishedRun
+
+Space = Mapping[str, Sequence[Any]]  # setting → values that are equally likely; fields of the section `baseline`
+
+ATTENTION: Space = {
+    "dimension": (32, 64, 128),
+    "hidden": (32, 64),
+    "learning_rate": (3e-3, 5e-3, 1e-2, 2e-2),
+    "dropout": (0.0, 0.1, 0.2, 0.3, 0.5),
+    "id_dropout": (0.0, 0.1, 0.2, 0.4),
+    "weight_decay": (0.0, 0.01, 0.03, 0.1, 0.3),
+    "num_negatives": (512, 1024, 2048),
+    "negative_power": (0.5, 0.75, 1.0),
+    "max_epochs": (3, 5, 8),
+    "field_matches": (True,),
+    "id_vectors": (False, True),
+}
+SPACES: Mapping[str, Space] = {
+    "target_attention": ATTENTION,
+    "target_attention_text": {**ATTENTION, "text_hidden": (0, 128, 256)},
+    "sasrec": {
+        "sasrec.dimension": (64, 128, 256),
+        "sasrec.num_layers": (1, 2),
+        "sasrec.num_heads": (1, 2),
+        "sasrec.dropout": (0.2, 0.3, 0.4, 0.5, 0.6),
+        "sasrec.learning_rate": (1e-3, 2e-3, 3e-3),
+        "sasrec.weight_decay": (0.0, 0.01, 0.1),
+        "sasrec.num_negatives": (512, 1024, 4096),
+        "sasrec.negative_power": (0.5, 0.75, 1.0),
+        "sasrec.max_epochs": (40, 80),
+    },
+}
+
+Train = Callable[[RunConfig], TrainingSummary]
+
+
+def draw_settings(space: Space, seed: int, trial: int) -> dict[str, Any]:
+    """The settings of a trial; none for the first, which leaves those of the configuration."""
+    if trial == 0:
+        return {}
+    random = np.random.default_rng([seed, trial])
+    return {name: values[int(random.integers(len(values)))] for name, values in space.items()}
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any], model: str, seconds: float) -> RunConfig:
+    """The configuration with these settings and the time limit of a trial.
+
+    Raises:
+        ValidationError: A setting is out of range.
+    """
+    content = config.model_dump()
+    limit = "sasrec.max_seconds" if model == "sasrec" else "max_seconds"
+    for name, value in {**settings, limit: seconds}.items():
+        section, (*folders, field) = content["baseline"], name.split(".")
+        for folder in folders:
+            section = section[folder]
+        section[field] = value
+    return RunConfig.model_validate(content)
+
+
+def open_trainer(model: str, config: RunConfig, run: FinishedRun, settings: Settings) -> Train:
+    """Read what all trials share; returns what trains the model by a configuration."""
+    tables = ItemTables(run.path("encode", "item_table"), run.path("encode", "item_table_past"))
+    catalogue, contexts, examples = (run.path("features", name) for name in ("catalogue", "contexts", "examples"))
+    data: Dataset = load_dataset(catalogue, run.path("validate", "items"), tables.now, contexts, examples, config.tasks)
+    if model == "sasrec":
+        return lambda trial: train_sequences(data, trial, _log)[1]
+    text = None
+    if model == "target_attention_text":
+        text = read_text_features(data, tables.now, config.items, CachePlace.of(settings) / "vectors")
+    popularity = Popularity(data)
+    return lambda trial: train_target_attention(data, trial, popularity, tables, text, _log)[1]
+
+
+def search(
+    model: str, config: RunConfig, train: Train, output: Path, *, seed: int, num_trials: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Run the trials that the file lacks.
+
+    Returns:
+        All trials of this search in the file, the best mean validation recall first.
+
+    Raises:
+        DataError: The file is of another search.
+    """
+    shared = {"model": model, "config": config.name, "seed": seed, "seconds_limit": seconds}
+    shared |= {"base": config.baseline.model_dump(mode="json"), "k": config.evaluation.k}
+    trials = read_trials(output, shared)
+    for trial in sorted(set(range(num_trials)) - {done["trial"] for done in trials}):
+        settings = draw_settings(SPACES[model], seed, trial)
+        summary = asdict(train(with_settings(config, settings, model, seconds)))
+        recall = summary.pop("best_recall")
+        trials.append(shared | {"trial": trial, "settings": settings, "validation_recall": recall} | summary)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("a") as stream:
+            stream.write(json.dumps(trials[-1]) + "\n")
+        print(f"trial {trial}: {recall['mean']:.4f} {json.dumps(settings)}", flush=True)
+    return sorted(trials, key=lambda done: -done["validation_recall"]["mean"])
+
+
+def read_trials(output: Path, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Trials of the file; a last line that was cut off is removed.
+
+    Raises:
+        DataError: A line is of another search.
+    """
+    if not output.exists():
+        return []
+    text = output.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        output.write_text(whole)
+    trials = [json.loads(line) for line in whole.splitlines()]
+    wanted = json.loads(json.dumps(shared))
+    for done in trials:
+        different = [name for name, value in wanted.items() if done.get(name) != value]
+        if different:
+            raise DataError(
+                f"file {output}",
+                expected=f"trials of one search, {different[0]} {wanted[different[0]]!r}",
+                got=repr(done.get(different[0])),
+                remedy="name another --output",
+            )
+    return trials
+
+
+def _log(step: int, metrics: dict[str, float]) -> None:
+    if "validation_recall.mean" in metrics:
+        print(f"  step {step}: {metrics['validation_recall.mean']:.4f}", file=sys.stderr, flush=True)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = parse_run(__doc__)
+    parser.add_argument("--model", choices=sorted(SPACES), required=True)
+    parser.add_argument("--trials", type=int, default=12, help="Number of trials in all")
+    parser.add_argument("--seconds", type=float, default=900, help="Training time limit of a trial")
+    parser.add_argument("--seed", type=int, default=0, help="Of the settings drawn; the run's own seed trains")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search, and print the best trial."""
+    options, settings = parse_arguments(arguments), get_settings()
+    set_threads(settings)
+    config, run = find_run(options, settings)
+    train = open_trainer(options.model, config, run, settings)
+    trials = search(
+        options.model, config, train, options.output,
+        seed=options.seed, num_trials=options.trials, seconds=options.seconds,
+    )  # fmt: skip
+    print(json.dumps(trials[0], indent=2))
+
+
+if __name__ == "__main__":
+    main()
