@@ -111,13 +111,22 @@ class BaselineConfig(Model):
 class UrmConfig(Model):
     """The universal recommendation model and its SFT."""
 
-    backbone: str = Field(default="smollm2-135m", description="Name of a packaged model, or a directory.")
+    backbone: str = Field(
+        default="smollm2-135m",
+        description="Name of a packaged model, or a directory; none: learned states per task prompt in the place of a "
+        "language model (ADR 28), so that there is no text.",
+    )
     num_layers: int = Field(default=2, gt=0, description="Depth kept of the backbone.")
     pretrained: bool = True
     num_user_vectors: int = Field(default=8, gt=0, description="H, the number of [UM] tokens.")
     combine: Literal["max", "logsumexp", "mean"] = "max"
     modalities: tuple[str, ...] = ("id", "text", "image", "lexical", "category_words", "brand", "category")
     fusion_dimension: int = Field(default=256, gt=0, description="Width of a fused item.")
+    item_dimension: int | None = Field(
+        default=None,
+        gt=0,
+        description="Width of item space, to which frozen vectors are mapped (ADR 28); empty: they stand side by side.",
+    )
     profile: str = Field(
         default=(
             "Customer with {{ num_events }} events of {{ num_items }} items on {{ num_active_days }} days, "
@@ -147,6 +156,17 @@ class UrmConfig(Model):
     patience: int = Field(default=0, ge=0, description="Evaluations without gain before stopping; 0: never.")
     validation_contexts: int = Field(default=150, gt=0, description="User-cuts of an evaluation during training.")
     max_seconds: float = Field(default=300, gt=0, description="Training time limit.")
+
+    @model_validator(mode="after")
+    def _reads_the_history(self) -> Self:
+        if not (self.has_language_model or self.copy_path):
+            raise ValueError("expected copy_path: true with backbone: none, since nothing else reads the history")
+        return self
+
+    @property
+    def has_language_model(self) -> bool:
+        """Whether prompts are read by a language model."""
+        return self.backbone != "none"
 
 
 class GatePolicy(Model):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from transformers import PreTrainedModel
 
 from components.device import to_device
 from components.exceptions import MissingInputError
@@ -25,7 +26,7 @@ from components.items.table import ItemTable
 from components.urm.data.batch import Batch
 from components.urm.data.batches import BatchBuilder, ItemReader
 from components.urm.data.packing import PADDING
-from components.urm.data.prompt import Block
+from components.urm.data.prompt import Block, PromptWriter
 from components.urm.data.request import Floats, Ids, RecallRequest, UserContext
 from components.urm.network.build import NewModel
 from components.urm.network.files import load_model
@@ -129,9 +130,24 @@ class UrmRecaller:
                 parts.append(self.model.item_vectors(items).cpu().numpy())
         return np.concatenate(parts)
 
+    def language(self) -> tuple[PreTrainedModel, PromptWriter]:
+        """The language model, and what writes its prompts.
+
+        Raises:
+            ConfigError: The model has none.
+        """
+        model, writer = self.model.language_model, self.builder.writer
+        if not isinstance(writer, PromptWriter):
+            raise TypeError(f"expected prompts of text, got {type(writer).__name__}")
+        return model, writer
+
     def generate_text(self, request: RecallRequest, max_tokens: int = 32) -> str:
-        """Text after [LM] by greedy decoding: the likely interests of the user in words."""
-        writer = self.builder.writer
+        """Text after [LM] by greedy decoding: the likely interests of the user in words.
+
+        Raises:
+            ConfigError: The model has no language model.
+        """
+        _, writer = self.language()
         prompt = self._block(request)
         generated: list[int] = []
         with torch.inference_mode():

@@ -45,7 +45,8 @@ def build_untrained(folder: Path) -> NewModel:
     """The model of a world before its first step, the same at every call."""
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     torch.manual_seed(1)
-    return build_model(config.urm, ItemTable.open(folder / "item_table"), ["purchase"], CachePlace(folder))
+    prompts = [task.prompt for task in config.tasks]
+    return build_model(config.urm, ItemTable.open(folder / "item_table"), ["purchase"], CachePlace(folder), prompts)
 
 
 def run_training(

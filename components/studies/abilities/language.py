@@ -58,8 +58,9 @@ def run(stage: StageRun) -> StageReport:
     questions = load_document(folder / _QUESTIONS, Questions).questions
     with track(stage):
         recaller = load_recaller(lambda output: stage.path("sft", output), stage.settings)
+        network, writer = recaller.language()
         metrics: dict[str, Any] = {"passages": len(passages), "questions": len(questions), "chance": chance(questions)}
-        models = {"after": LanguageModel(recaller.model.backbone, recaller.builder.writer.tokenizer)}
+        models = {"after": LanguageModel(network, writer.tokenizer)}
         models |= _untrained(stage.config, CachePlace.of(stage.settings))
         for name, model in models.items():
             stage.report_progress(f"plain English, {name} SFT" if name != "full_depth" else "plain English, full depth")

@@ -12,7 +12,7 @@ from components.studies.ablation.grid import REFERENCE, Group
 
 
 def draw_group(path: Path, group: Group, table: pd.DataFrame, reference: dict[str, Any], k: int) -> None:
-    """Write a PNG of one group, the reference included.
+    """Write a PNG of one group, the reference included where it has a place.
 
     The table has one row per variant, by name: recall, spread, difference, low, high. `reference` is the configuration
     of the reference, nested; it gives its place on a curve.
@@ -20,8 +20,8 @@ def draw_group(path: Path, group: Group, table: pd.DataFrame, reference: dict[st
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    if group.axis is not None:
-        _curve(axes, group, group.axis, table, reference)
+    if (axis := group.axis) is not None:
+        _curve(axes, axis, group.places(reference), table)
     else:
         _bars(axes, group, table)
     axes.set_title(group.title, fontsize="medium")
@@ -29,9 +29,7 @@ def draw_group(path: Path, group: Group, table: pd.DataFrame, reference: dict[st
     figure.savefig(path, dpi=120)
 
 
-def _curve(axes: Axes, group: Group, key: str, table: pd.DataFrame, reference: dict[str, Any]) -> None:
-    places = {name: float(overrides[key]) for name, overrides in group.variants.items()}
-    places[REFERENCE] = float(_look_up(reference, key))
+def _curve(axes: Axes, key: str, places: dict[str, float], table: pd.DataFrame) -> None:
     names = sorted(places, key=lambda name: places[name])
     x = [places[name] for name in names]
     axes.errorbar(x, table.loc[names, "recall"], yerr=_errors(table, names), marker="o", capsize=3)
@@ -55,9 +53,3 @@ def _errors(table: pd.DataFrame, names: list[str]) -> list[list[float]]:
     below = (rows["difference"] - rows["low"]).clip(lower=0)
     above = (rows["high"] - rows["difference"]).clip(lower=0)
     return [below.tolist(), above.tolist()]
-
-
-def _look_up(content: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        content = content[part]
-    return content

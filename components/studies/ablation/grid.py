@@ -23,11 +23,27 @@ class Group(Model):
 
     @property
     def axis(self) -> str | None:
-        """The key whose numbers the group varies; None if it varies anything else."""
+        """The key whose numbers the group varies, all others being the same; None if it varies anything else."""
         keys = {key for overrides in self.variants.values() for key in overrides}
-        values = [value for overrides in self.variants.values() for value in overrides.values()]
-        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        return next(iter(keys)) if len(keys) == 1 and len(values) > 1 and numeric else None
+        values = {key: [overrides.get(key) for overrides in self.variants.values()] for key in keys}
+        varied = [key for key, of_key in values.items() if any(value != of_key[0] for value in of_key)]
+        numeric = all(isinstance(value, int | float) for key in varied for value in values[key])
+        numeric = numeric and not any(isinstance(value, bool) for key in varied for value in values[key])
+        return varied[0] if len(varied) == 1 and numeric else None
+
+    def places(self, reference: dict[str, Any]) -> dict[str, float]:
+        """Where each variant stands on the axis, and the reference (its configuration, nested) if nothing else differs.
+
+        Empty without an axis.
+        """
+        if (axis := self.axis) is None:
+            return {}
+        places = {name: float(overrides[axis]) for name, overrides in self.variants.items()}
+        if all(overrides.keys() == {axis} for overrides in self.variants.values()):
+            for part in axis.split("."):
+                reference = reference[part]
+            places[REFERENCE] = float(reference)  # type: ignore[arg-type]  # a number, at the end of the path
+        return places
 
 
 class Grid(Model):
@@ -37,6 +53,9 @@ class Grid(Model):
     seeds: tuple[int, ...] = Field(min_length=1)
     overrides: Overrides = Field(default_factory=dict, description="Overrides of all variants, the reference included.")
     groups: dict[str, Group] = Field(min_length=1)
+    contrasts: dict[str, tuple[str, str]] = Field(
+        default_factory=dict, description="Title -> a variant and the one subtracted from it, compared per task."
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -44,6 +63,9 @@ class Grid(Model):
         repeated = [name for name in names if names.count(name) > 1 or name == REFERENCE]
         if repeated:
             raise ValueError(f"expected every variant once and none called {REFERENCE!r}, not {repeated[0]!r}")
+        unknown = [name for pair in self.contrasts.values() for name in pair if name not in self.variants]
+        if unknown:
+            raise ValueError(f"expected contrasts of variants of the grid, not of {unknown[0]!r}")
         return self
 
     @property
@@ -53,13 +75,14 @@ class Grid(Model):
         return {REFERENCE: {}} | named
 
     def only(self, names: Collection[str]) -> Grid:
-        """The grid with these variants only; groups without any are dropped."""
+        """The grid with these variants only; groups without any, and contrasts without both, are dropped."""
         groups = {
             key: group.model_copy(update={"variants": left})
             for key, group in self.groups.items()
             if (left := {name: overrides for name, overrides in group.variants.items() if name in names})
         }
-        return self.model_copy(update={"groups": groups})
+        contrasts = {title: pair for title, pair in self.contrasts.items() if set(pair) <= {REFERENCE, *names}}
+        return self.model_copy(update={"groups": groups, "contrasts": contrasts})
 
     def settings_of(self, variant: str, seed: int) -> list[str]:
         """A variant as KEY=VALUE overrides of the configuration, for `urm <stage> --set`.

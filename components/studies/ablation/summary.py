@@ -2,7 +2,8 @@
 
 The value of a variant is the mean over tasks of its mean recall. Its difference to the reference has a paired
 bootstrap interval over users: a drawn user brings the examples of all tasks and seeds, of both models. Spread is
-the standard deviation of the value over seeds; with one seed there is none.
+the standard deviation of the value over seeds; with one seed there is none. Slopes of curves and contrasts of two
+variants per task have intervals by the same draws.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from components.tracking import track
 
 DRAWS = 2000
 CONFIDENCE = 0.95
+EXAMPLE = ["seed", "example_id", "user_id", "task"]
 log = structlog.get_logger()
 
 
@@ -51,20 +53,31 @@ def summarise(stage: StageRun, grid: Grid) -> StageReport:
         for variant in recalls
     ]
     table = pd.DataFrame(rows).set_index("variant", drop=False)
-    reference = stage.config.model_dump()
+    reference, measured = stage.config.model_dump(), grid.only(recalls)
+    slopes = {
+        name: fit_slope(recalls, places, stage.config.seed)
+        for name, group in measured.groups.items()
+        if len(set((places := group.places(reference)).values())) > 1
+    }
+    contrasts = {
+        title: compare_tasks(recalls[variant], recalls[other], stage.config.seed)
+        for title, (variant, other) in measured.contrasts.items()
+    }
     outputs = {"table": "ablations.csv", "report": "report.md", "figures": "figures"}
     (stage.output / "figures").mkdir()
     with track(stage):
         table.to_csv(stage.output / "ablations.csv", index=False)
-        (stage.output / "report.md").write_text(render(grid, table, stage.config.name, stage.config.evaluation.k))
-        for name, group in grid.only(recalls).groups.items():
+        report = render(grid, table, slopes, contrasts, stage.config.name, stage.config.evaluation.k)
+        (stage.output / "report.md").write_text(report)
+        for name, group in measured.groups.items():
             path = stage.output / "figures" / f"{name}.png"
             draw_group(path, group, table, reference, stage.config.evaluation.k)
             mlflow.log_artifact(str(path))
         mlflow.log_artifact(str(stage.output / "report.md"))
         mlflow.log_table(table.reset_index(drop=True), "ablations.json")
         mlflow.log_metrics({f"recall.{name}": float(value) for name, value in table["recall"].items()})
-    return StageReport(outputs=outputs, counts={"variants": len(rows)}, metrics={"variants": rows})
+    metrics = {"variants": rows, "slopes": slopes, "contrasts": contrasts}
+    return StageReport(outputs=outputs, counts={"variants": len(rows)}, metrics=metrics)
 
 
 def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -74,8 +87,7 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
         Value of the variant and its spread over seeds (None with one seed), difference to the reference (absolute)
         and its interval, a bootstrap with this seed.
     """
-    keys = ["seed", "example_id", "user_id", "task"]
-    paired = variant.merge(reference, on=keys, suffixes=("", "_reference"), validate="one_to_one")
+    paired = variant.merge(reference, on=EXAMPLE, suffixes=("", "_reference"), validate="one_to_one")
     by_seed = variant.groupby(["seed", "task"])["recall"].mean().groupby("seed").mean()
     users, user_ids = pd.factorize(paired["user_id"])
     tasks, names = pd.factorize(paired["task"])
@@ -94,8 +106,41 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
     }
 
 
-def render(grid: Grid, table: pd.DataFrame, config: str, k: int) -> str:
-    """The study as Markdown."""
+def compare_tasks(variant: pd.DataFrame, other: pd.DataFrame, seed: int) -> dict[str, dict[str, Any]]:
+    """A variant minus another per task, and in the mean over tasks; columns and intervals are those of `compare`."""
+    parts = {str(task): variant[variant["task"] == task] for task in sorted(variant["task"].unique())}
+    return {task: compare(part, other, seed) for task, part in (parts | {"mean": variant}).items()}
+
+
+def fit_slope(recalls: dict[str, pd.DataFrame], places: dict[str, float], seed: int) -> dict[str, Any]:
+    """Change of the value per doubling of a number, or per unit where one of them is not positive.
+
+    By least squares over variants, each number once; its interval is that of `compare`, as the slope is a weighted sum
+    of the variants' recalls of the same examples. `places` has the numbers by variant, at least two of them distinct.
+    """
+    names = list({place: name for name, place in places.items()}.values())
+    numbers = np.array([places[name] for name in names])
+    doubling = bool((numbers > 0).all())
+    centred = np.log2(numbers) if doubling else numbers
+    centred = centred - centred.mean()
+    weighted = [
+        recalls[name].set_index(EXAMPLE)["recall"] * weight
+        for name, weight in zip(names, centred / (centred @ centred), strict=True)
+    ]
+    slopes = pd.concat(weighted, axis=1, join="inner").sum(axis=1).rename("recall").reset_index()
+    result = compare(slopes, slopes.assign(recall=0.0), seed)
+    return {"slope": result["difference"], "low": result["low"], "high": result["high"], "per_doubling": doubling}
+
+
+def render(
+    grid: Grid,
+    table: pd.DataFrame,
+    slopes: dict[str, dict[str, Any]],
+    contrasts: dict[str, dict[str, dict[str, Any]]],
+    config: str,
+    k: int,
+) -> str:
+    """The study as Markdown; slopes by group, contrasts by title."""
     reference = table.loc[REFERENCE]
     seeds = f"± {reference['spread']:.4f} over {reference['seeds']} seeds" if reference["seeds"] > 1 else "one seed"
     head = (
@@ -106,7 +151,7 @@ def render(grid: Grid, table: pd.DataFrame, config: str, k: int) -> str:
     parts = [f"# Ablations of {config}: validation Recall@{k}", head]
     if absent := [variant for variant in grid.variants if variant not in table.index]:
         parts.append(f"Not measured with all seeds, and left out: {', '.join(absent)}.")
-    for group in grid.only(list(table.index)).groups.values():
+    for name, group in grid.only(list(table.index)).groups.items():
         lines = [
             "| variant | recall | ± seeds | difference | interval | sft seconds |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -120,6 +165,17 @@ def render(grid: Grid, table: pd.DataFrame, config: str, k: int) -> str:
                 f"| {variant} | {row['recall']:.4f} | {spread} | {difference} | {interval} | {row['seconds']:.0f} |"
             )
         parts += [f"## {group.title}", "\n".join(lines)]
+        if slope := slopes.get(name):
+            per = "doubling" if slope["per_doubling"] else "unit"
+            interval = f"{slope['low']:+.5f} … {slope['high']:+.5f}"
+            parts.append(f"Slope: {slope['slope']:+.5f} per {per} of `{group.axis}` ({interval}).")
+    for title, by_task in contrasts.items():
+        lines = ["| task | examples | difference | interval |", "| --- | ---: | ---: | ---: |"]
+        lines += [
+            f"| {task} | {row['examples']} | {row['difference']:+.4f} | {row['low']:+.4f} … {row['high']:+.4f} |"
+            for task, row in by_task.items()
+        ]
+        parts += [f"## {title}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -16,7 +16,7 @@ from components.items.codes import guidance_vectors, query_vector
 from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
 from components.urm.data.batch import WORDS, Batch, History, ItemInputs
 from components.urm.data.packing import PromptParts, pack
-from components.urm.data.prompt import Block, PromptWriter
+from components.urm.data.prompt import Block, Writer
 from components.urm.data.request import Ids, UserContext
 
 # Weight of guidance words relative to query words: a query names the category of every target, guidance only one of
@@ -103,7 +103,7 @@ def usable_modalities(table: ItemTable, wanted: Sequence[str]) -> tuple[str, ...
 class BatchBuilder:
     """Turns contexts with their blocks into the model's input."""
 
-    def __init__(self, writer: PromptWriter, reader: ItemReader, behaviors: Sequence[str], copy_length: int) -> None:
+    def __init__(self, writer: Writer, reader: ItemReader, behaviors: Sequence[str], copy_length: int) -> None:
         """Take the behaviours in the training data; any other gets number 0."""
         self.writer = writer
         self.reader = reader

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from components.urm.data.batch import PackedPrompts
-from components.urm.data.prompt import Block, Prefix, PromptWriter
+from components.urm.data.prompt import Block, Prefix, Writer
 
 PREFIX, PADDING = 0, -1  # segments; block k of a sequence has segment k + 1
 
@@ -28,7 +28,7 @@ class PromptParts:
     blocks: Sequence[Block]  # tasks of the context
 
 
-def pack(parts: Sequence[PromptParts], writer: PromptWriter) -> PackedPrompts:
+def pack(parts: Sequence[PromptParts], writer: Writer) -> PackedPrompts:
     """Lay out the sequences, padded at the end to the longest."""
     rows = [_Row(part, writer) for part in parts]
     length = max(len(row.token_ids) for row in rows)
@@ -72,7 +72,7 @@ def attention_mask(segments: torch.Tensor) -> torch.Tensor:
 class _Row:
     """One sequence under construction."""
 
-    def __init__(self, part: PromptParts, writer: PromptWriter) -> None:
+    def __init__(self, part: PromptParts, writer: Writer) -> None:
         self.token_ids = [*part.prefix.token_ids]
         prefix = len(self.token_ids)
         self.positions = list(range(prefix))
@@ -84,7 +84,7 @@ class _Row:
         for number, block in enumerate(part.blocks):
             self._add(number + 1, prefix, block, writer)
 
-    def _add(self, segment: int, prefix: int, block: Block, writer: PromptWriter) -> None:
+    def _add(self, segment: int, prefix: int, block: Block, writer: Writer) -> None:
         start = len(self.token_ids)
         first_user = start + len(block.prompt)
         lm = first_user + len(writer.user_ids)

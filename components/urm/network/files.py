@@ -2,9 +2,10 @@
 
 Weights stay memory-mapped: processes that load one model share its pages until one of them trains it.
 
-backbone/          the language model and its tokenizer with the special tokens, as transformers writes them
+backbone/          the language model, if there is one, and its tokenizer with the special tokens, as written by
+                   transformers
 urm.safetensors    the new modules
-urm.json           how to build them: configuration, widths of the modalities, behaviours
+urm.json           how to build them: configuration, widths of the modalities, behaviours, prompts of a lookup
 """
 
 from pathlib import Path
@@ -16,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from components.config import Model, UrmConfig
 from components.exceptions import DataError, MissingInputError
-from components.urm.data.prompt import PromptWriter
-from components.urm.network.backbone import load_pretrained
+from components.urm.data.prompt import PromptWriter, TaskWriter, Writer
+from components.urm.network.backbone import TaskLookup, load_pretrained
 from components.urm.network.model import Urm
 
 BACKBONE, WEIGHTS, DESCRIPTION = "backbone", "urm.safetensors", "urm.json"
@@ -31,13 +32,21 @@ class ModelDescription(Model):
     widths: dict[str, int]  # width of each modality
     num_counts: int  # number of popularity counts
     behaviors: tuple[str, ...]  # behaviours in the training data, in the order of their numbers
+    prompts: tuple[str, ...] = ()  # templates that a model without a language model knows, in the same order
 
 
-def save_model(folder: Path, model: Urm, writer: PromptWriter, description: ModelDescription) -> None:
+def make_lookup(description: ModelDescription) -> TaskLookup:
+    """What stands in the place of a language model, with random states."""
+    config = description.config
+    return TaskLookup(len(description.prompts), config.num_user_vectors, config.fusion_dimension)
+
+
+def save_model(folder: Path, model: Urm, writer: Writer, description: ModelDescription) -> None:
     """Write a model to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.backbone.save_pretrained(folder / BACKBONE)
-    writer.tokenizer.save_pretrained(folder / BACKBONE)
+    if isinstance(writer, PromptWriter):
+        model.language_model.save_pretrained(folder / BACKBONE)
+        writer.tokenizer.save_pretrained(folder / BACKBONE)
     weights = {
         name: tensor.contiguous()
         for name, tensor in model.state_dict().items()
@@ -47,32 +56,49 @@ def save_model(folder: Path, model: Urm, writer: PromptWriter, description: Mode
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
 
 
-def load_model(folder: Path) -> tuple[Urm, PromptWriter, ModelDescription]:
+def load_model(folder: Path) -> tuple[Urm, Writer, ModelDescription]:
     """Read a model in float32 on the CPU.
 
     Raises:
         MissingInputError: A file is missing.
         DataError: A file is damaged, or files do not belong together.
     """
-    for needed in (Path(BACKBONE) / "config.json", Path(WEIGHTS), Path(DESCRIPTION)):
-        if not (folder / needed).is_file():
-            raise MissingInputError(
-                f"model {folder}", expected=f"file {needed}", got="none", remedy="run `urm sft` again"
-            )
+    _require(folder, Path(DESCRIPTION), Path(WEIGHTS))
     try:
         description = ModelDescription.model_validate_json((folder / DESCRIPTION).read_text())
-        backbone = load_pretrained(folder / BACKBONE)
-        config = description.config
-        model = Urm(backbone, config, dict(description.widths), description.num_counts, len(description.behaviors))
-        map_weights(backbone, folder / BACKBONE)
+        backbone, writer = _load_backbone(folder, description)
+        model = Urm(
+            backbone,
+            description.config,
+            dict(description.widths),
+            description.num_counts,
+            len(description.behaviors),
+        )
         result = model.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
     except (pydantic.ValidationError, SafetensorError, OSError, RuntimeError) as error:
         raise _damaged(folder, str(error).splitlines()[0]) from error
     missing = [name for name in result.missing_keys if not name.startswith(_BACKBONE_PREFIX)]
     if missing or result.unexpected_keys:
         raise _damaged(folder, f"weights that differ in {', '.join([*missing, *result.unexpected_keys][:3])}")
-    tokenizer = AutoTokenizer.from_pretrained(folder / BACKBONE)
-    return model, PromptWriter(tokenizer, config), description
+    return model, writer, description
+
+
+def _load_backbone(folder: Path, description: ModelDescription) -> tuple[PreTrainedModel | TaskLookup, Writer]:
+    config = description.config
+    if not config.has_language_model:
+        return make_lookup(description), TaskWriter(description.prompts, config.num_user_vectors)
+    _require(folder, Path(BACKBONE) / "config.json")
+    backbone = load_pretrained(folder / BACKBONE)
+    map_weights(backbone, folder / BACKBONE)
+    return backbone, PromptWriter(AutoTokenizer.from_pretrained(folder / BACKBONE), config)
+
+
+def _require(folder: Path, *files: Path) -> None:
+    for needed in files:
+        if not (folder / needed).is_file():
+            raise MissingInputError(
+                f"model {folder}", expected=f"file {needed}", got="none", remedy="run `urm sft` again"
+            )
 
 
 def map_weights(backbone: PreTrainedModel, folder: Path) -> None:

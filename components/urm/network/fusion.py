@@ -1,17 +1,19 @@
 """Fusion: the frozen vectors of an item become one token of the language model, and its vector in item space.
 
     U items · d_m width of modality m · F fusion width · D hidden width of the backbone
-    P = Σ_m d_m, width of item space
+    P = Σ_m d_m, width of the frozen vectors side by side and of item space, unless `urm.item_dimension` sets d
 
     fused = norm(Σ_m MLP_m(x_m)),  an absent x_m gives a learned vector instead
     token = scale · norm(MLP(fused))                              [D]
     item  = [ x_1 ; x_2 ; … ] + MLP₀(fused) / √P,  MLP₀ zero at the start  [P]
+    low rank: item = R [ x_1 ; x_2 ; … ] / √d + MLP₀(fused) / √d,  R drawn from N(0, 1)  [d]
 
 A modality may have different vectors for history items and candidates, the former under its name plus HISTORY_ROLE,
 since "follows" is not symmetric. Item space then has two vectors per item, which differ in that modality.
 
 The paper states the first two lines; in the third, the frozen vectors side by side are ours: similarity in item space
-starts as their similarity instead of noise, and the user head can weight each modality separately.
+starts as their similarity instead of noise, and the user head can weight each modality separately. The low-rank form
+has d dimensions for all, as published; R starts as a random projection, which keeps inner products in expectation.
 """
 
 import math
@@ -32,8 +34,10 @@ HABIT_HALF_LIFE_DAYS = 365.0  # of the prior only; training moves every bucket's
 class ItemFusion(nn.Module):
     """Fuses any set of frozen modalities."""
 
-    def __init__(self, widths: Mapping[str, int], *, fusion_width: int, token_width: int) -> None:
-        """Take the width of each modality by name."""
+    def __init__(
+        self, widths: Mapping[str, int], *, fusion_width: int, token_width: int, item_dimension: int | None = None
+    ) -> None:
+        """Take the width of each modality by name, and d of a low-rank item space."""
         super().__init__()
         self.names = tuple(widths)
         self.space = item_space_widths(widths)
@@ -42,7 +46,13 @@ class ItemFusion(nn.Module):
         self.norm = nn.LayerNorm(fusion_width)
         self.to_token = _mlp(fusion_width, token_width, token_width)
         self.token_norm = nn.RMSNorm(token_width)
-        self.item_width = sum(self.space.values())
+        frozen_width = sum(self.space.values())
+        self.item_width = item_dimension or frozen_width
+        self.reduce: nn.Linear | None = None  # R
+        if item_dimension is not None:
+            # Weights of about one, divided after the product: a step of Adam moves an item by a few per cent.
+            self.reduce = nn.Linear(frozen_width, item_dimension, bias=False)
+            nn.init.normal_(self.reduce.weight)
         self.to_item = _mlp(fusion_width, fusion_width, self.item_width)
         # Outputs are divided by √P, so that a step of Adam moves an item by a few per cent only.
         self.item_scale = 1 / math.sqrt(self.item_width)
@@ -70,15 +80,26 @@ class ItemFusion(nn.Module):
     def items(
         self, fused: torch.Tensor, vectors: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Item-space vectors [U, P] of fused items [U, F]: as candidates, and as items of a history."""
+        """Vectors of fused items [U, F]: in item space as candidates, and side by side as items of a history [U, P].
+
+        The latter are for `place`; in a low-rank item space they are the frozen vectors alone.
+        """
         residual = self.to_item(fused.float()) * self.item_scale
 
         def frozen(names: Sequence[str]) -> torch.Tensor:
             return torch.cat([vectors[name].float() * present[name][:, None] for name in names], dim=-1)
 
-        candidates = frozen(tuple(self.space)) + residual
+        candidates = self.place(frozen(tuple(self.space))) + residual
         in_history = tuple(name + HISTORY_ROLE if name + HISTORY_ROLE in vectors else name for name in self.space)
-        return candidates, frozen(in_history) + residual
+        as_history = frozen(in_history)
+        return candidates, as_history if self.reduce is not None else as_history + residual
+
+    def place(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors side by side [..., P] in item space: as they are, or [..., d] of a low-rank one."""
+        if self.reduce is None:
+            return vectors
+        placed: torch.Tensor = self.reduce(vectors) * self.item_scale
+        return placed
 
 
 def item_space_widths(widths: Mapping[str, int]) -> dict[str, int]:

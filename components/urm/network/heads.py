@@ -15,11 +15,14 @@ w = softmax(m - decay · log place), newest place first, moves the user vector t
 modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space that
 consist of words. f is popularity, each count as K ramps of its logarithm, so that its weights are the slopes of a
 piecewise linear function. `urm.copy_path: false` leaves W h and popularity.
+
+In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and
+then mapped as items are: gains per modality and words of a query keep their meaning, up to the map's error.
 """
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -55,9 +58,10 @@ class HeadInputs(NamedTuple):
     rows: torch.Tensor  # context of each example [E]
     tokens: torch.Tensor  # history item tokens [B, L, D]
     habit: torch.Tensor  # how much of a habit each of them is, a prior of the match [B, L]
-    items: torch.Tensor  # their item-space vectors [B, L, P]
+    items: torch.Tensor  # their vectors side by side [B, L, P]
     known: torch.Tensor  # which history places hold an item, bool [B, L]
     queries: torch.Tensor  # words of query and guidance, zero without them [E, sum of the widths of WORDS]
+    place: Callable[[torch.Tensor], torch.Tensor]  # from vectors side by side to item space
 
 
 class UserHead(nn.Module):
@@ -72,16 +76,18 @@ class UserHead(nn.Module):
         num_counts: int,
         pointer_width: int,
         *,
+        item_width: int | None = None,
         copy_path: bool = True,
     ) -> None:
         """Start as a model of popularity and, with the copy path, of the user's habits and of similar items.
 
         `widths` are those of the parts of item space by modality; `pointer_width` is that of the queries and keys of
-        the match. Without `copy_path`, history and query act through the backbone only.
+        the match; `item_width` is d of a low-rank item space. Without `copy_path`, history and query act through the
+        backbone only.
         """
         super().__init__()
         self.copy_path = copy_path
-        item_width = sum(widths.values())
+        item_width = item_width or sum(widths.values())
         part_of = [number for number, width in enumerate(widths.values()) for _ in range(width)]
         self.register_buffer("parts", torch.tensor(part_of), persistent=False)  # modality of each dimension
         starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
@@ -98,10 +104,14 @@ class UserHead(nn.Module):
         self.gain_groups = (len(widths), 1, 1, len(self.words), num_counts * POPULARITY_KNOTS)
         self.gains = nn.Linear(2 * hidden_width, sum(self.gain_groups))
         self.log_scale = nn.Parameter(torch.tensor([math.log(URM_SCALE)]))
-        # Frozen vectors have a length of about one. W h starts at zero, and a step of Adam moves it by a tenth of that;
-        # more would be noise that drowns the copies.
+        # Frozen vectors have a length of about one, and a step of Adam moves W h by a tenth of that, whatever the
+        # width. Beside copies W h starts at zero, since its noise would drown them. Alone it starts at a length of one
+        # (its input has √2): from zero no gradient reaches the backbone, and the H vectors, all equal, share targets.
         self.project_scale = 1 / math.sqrt(item_width)
-        nn.init.zeros_(self.project.weight)
+        if copy_path:
+            nn.init.zeros_(self.project.weight)
+        else:
+            nn.init.normal_(self.project.weight, std=math.sqrt(0.5))
         nn.init.zeros_(self.project.bias)
         nn.init.normal_(self.query.weight, std=0.5)
         nn.init.normal_(self.key.weight, std=0.5)
@@ -129,11 +139,11 @@ class UserHead(nn.Module):
             match = match + (base_match + inputs.habit)[rows, None]
             masked = match.masked_fill(~known[rows, None], -1e4)
             copy_scores = (gains.copy * functional.softplus(masked)).mean(dim=1)
-            direction = direction + self._copies(gains, masked, inputs)
+            direction = direction + inputs.place(self._copies(gains, masked, inputs))
         return torch.cat([self.log_scale.exp() * direction, gains.popularity], dim=-1), copy_scores
 
     def _copies(self, gains: Gains, match: torch.Tensor, inputs: HeadInputs) -> torch.Tensor:
-        """Contribution of history and query to the directions of the user vectors [E, H, P]; match is [E, H, L]."""
+        """Contribution of history and query to the user vectors, side by side [E, H, P]; match is [E, H, L]."""
         places = torch.arange(1, match.shape[-1] + 1, device=match.device).log()
         # The product only matters where no place is known: a softmax over padding alone would sum to one.
         attention = torch.softmax(match - gains.decay * places, dim=-1) * inputs.known[inputs.rows, None]

@@ -1,11 +1,11 @@
 """URM: sequence in, set out. Backbone, fusion and heads as one module.
 
 Tensor letters: B contexts · S tokens · E examples · H user vectors · L history items · U distinct items of the batch ·
-D hidden width · P width of item space · G counts of popularity, K knots of each.
+D hidden width · P width of item space (d where it is low-rank) · G counts of popularity, K knots of each.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from components.config import UrmConfig
 from components.device import full_precision, mixed_precision
+from components.exceptions import ConfigError
 from components.urm.data.batch import Batch, ItemInputs
 from components.urm.data.packing import attention_mask
-from components.urm.network.backbone import language_head, token_embeddings
+from components.urm.network.backbone import TaskLookup, language_head, token_embeddings
 from components.urm.network.fusion import HistoryEmbedding, ItemFusion
 from components.urm.network.heads import POPULARITY_KNOTS, HeadInputs, UserHead, popularity_features
 
@@ -30,6 +31,14 @@ class UrmOutput:
     text_logits: torch.Tensor  # at the positions that predict text [M, V]
 
 
+class PromptStates(NamedTuple):
+    """What the backbone makes of the prompts."""
+
+    user: torch.Tensor  # states of the user tokens [E, H, D]
+    task: torch.Tensor  # mean state of each block's task text [E, D]
+    text: torch.Tensor  # states that predict text [M, D]
+
+
 class Urm(nn.Module):
     """The universal recommendation model."""
 
@@ -37,25 +46,61 @@ class Urm(nn.Module):
     _keys_to_ignore_on_save = ("backbone.lm_head.weight",)
 
     def __init__(
-        self, backbone: PreTrainedModel, config: UrmConfig, widths: dict[str, int], num_counts: int, num_behaviors: int
+        self,
+        backbone: PreTrainedModel | TaskLookup,
+        config: UrmConfig,
+        widths: dict[str, int],
+        num_counts: int,
+        num_behaviors: int,
     ) -> None:
-        """Put new modules around a backbone whose vocabulary already has the special tokens.
+        """Put new modules around a backbone whose vocabulary already has the special tokens, or around a lookup.
 
         `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
         `num_behaviors` counts the behaviours in the training data.
         """
         super().__init__()
-        self.backbone = backbone
-        embeddings = token_embeddings(backbone).weight.detach()
-        hidden_width = embeddings.shape[1]
-        self.fusion = ItemFusion(widths, fusion_width=config.fusion_dimension, token_width=hidden_width)
-        scale = float(embeddings.float().square().mean().sqrt())
+        self.backbone: PreTrainedModel | None = None
+        self.lookup: TaskLookup | None = None
+        if isinstance(backbone, TaskLookup):
+            self.lookup = backbone
+            hidden_width, scale = backbone.width, 1.0
+        else:
+            self.backbone = backbone
+            embeddings = token_embeddings(backbone).weight.detach()
+            hidden_width, scale = embeddings.shape[1], float(embeddings.float().square().mean().sqrt())
+        self.fusion = ItemFusion(
+            widths,
+            fusion_width=config.fusion_dimension,
+            token_width=hidden_width,
+            item_dimension=config.item_dimension,
+        )
         self.fusion.match_scale(scale)
         self.history = HistoryEmbedding(num_behaviors, hidden_width, scale)
         self.user_head = UserHead(
-            hidden_width, self.fusion.space, num_counts, config.fusion_dimension, copy_path=config.copy_path
+            hidden_width,
+            self.fusion.space,
+            num_counts,
+            config.fusion_dimension,
+            item_width=self.fusion.item_width,
+            copy_path=config.copy_path,
         )
         self.dimension = self.fusion.item_width + num_counts * POPULARITY_KNOTS
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The backbone, which texts need.
+
+        Raises:
+            ConfigError: The model has none.
+        """
+        if self.backbone is None:
+            raise ConfigError(
+                "text",
+                expected="a model with a language model",
+                got="one trained with `urm.backbone: none`",
+                remedy="train with another `urm.backbone`",
+            )
+        return self.backbone
 
     def forward(self, batch: Batch) -> UrmOutput:
         """User vectors, item vectors and text logits of a batch (see batches.py).
@@ -71,20 +116,21 @@ class Urm(nn.Module):
         with full_precision(fused.device.type):
             candidates, as_history = self.fusion.items(fused, items["vectors"], items["present"])  # [U, P]
         tokens = self._tokens(batch, fused)  # [B, L, D]
-        hidden = self._run_backbone(batch, tokens)  # [B * S, D]
-        with full_precision(hidden.device.type):
+        states = self._read_prompts(batch, tokens)
+        with full_precision(fused.device.type):
             inputs = HeadInputs(
-                hidden=hidden[batch["user_positions"]],
-                task=mean_of(hidden, batch["task_positions"]),
+                hidden=states.user,
+                task=states.task,
                 rows=batch["block_rows"],
                 tokens=tokens,
                 habit=self.history.habit(batch["history_counts"], batch["history_days_since"]),
                 items=as_history[batch["history_items"]],
                 known=batch["history_known"],
                 queries=batch["queries"],
+                place=self.fusion.place,
             )
             user_vectors, copy_scores = self.user_head(inputs)
-        logits = language_head(self.backbone)(hidden[batch["lm_positions"]])  # [M, V]
+        logits = states.text if self.backbone is None else language_head(self.backbone)(states.text)  # [M, V]
         return UrmOutput(user_vectors, copy_scores, self._candidates(candidates, items), logits)
 
     @torch.no_grad()
@@ -92,8 +138,8 @@ class Urm(nn.Module):
         """Make the mean state of a batch's task texts the origin of such states; once, before training."""
         with mixed_precision(batch["token_ids"].device.type):
             fused = self.fusion(batch["items"]["vectors"], batch["items"]["present"])
-            hidden = self._run_backbone(batch, self._tokens(batch, fused))
-        self.user_head.task_centre.copy_(mean_of(hidden, batch["task_positions"]).mean(dim=0))
+            states = self._read_prompts(batch, self._tokens(batch, fused))
+        self.user_head.task_centre.copy_(states.task.mean(dim=0))
 
     def item_vectors(self, items: ItemInputs) -> torch.Tensor:
         """Candidate vectors [U, P + G·K] of items alone, in float32."""
@@ -110,13 +156,24 @@ class Urm(nn.Module):
         )
         return tokens
 
-    def _run_backbone(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
-        embeddings = token_embeddings(self.backbone)(batch["token_ids"])  # [B, S, D]
+    def _read_prompts(self, batch: Batch, tokens: torch.Tensor) -> PromptStates:
+        if self.lookup is not None:
+            prompts = batch["token_ids"].flatten()[batch["task_positions"][:, 0]]
+            user, task = self.lookup(prompts)
+            return PromptStates(user, task, text=tokens.new_zeros(0, self.lookup.width))
+        hidden = self._run_backbone(self.language_model, batch, tokens)  # [B * S, D]
+        return PromptStates(
+            hidden[batch["user_positions"]], mean_of(hidden, batch["task_positions"]), hidden[batch["lm_positions"]]
+        )
+
+    @staticmethod
+    def _run_backbone(backbone: PreTrainedModel, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+        embeddings = token_embeddings(backbone)(batch["token_ids"])  # [B, S, D]
         sequence, place = batch["item_positions"]
         embeddings = embeddings.index_put(
             (sequence, place), tokens[sequence, batch["item_columns"]].to(embeddings.dtype)
         )
-        output = self.backbone.base_model(
+        output = backbone.base_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask(batch["segments"]),
             position_ids=batch["positions"],
@@ -127,12 +184,13 @@ class Urm(nn.Module):
 
     def tie_weights(self) -> None:
         """Share the embedding with the language head again where the backbone does; the Trainer asks for it."""
-        self.backbone.tie_weights()
+        if self.backbone is not None:
+            self.backbone.tie_weights()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # torch has overloads
         """Weights by name, without a tied output embedding: safetensors refuses shared memory."""
         state: dict[str, torch.Tensor] = super().state_dict(*args, **kwargs)
-        if self.backbone.config.tie_word_embeddings:
+        if self.backbone is not None and self.backbone.config.tie_word_embeddings:
             head = language_head(self.backbone)
             shared = {name for name, module in self.named_modules() if module is head}
             for name in shared:

@@ -77,7 +77,7 @@ def prepare(
     packaged backbones as converted.
     """
     behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
-    new = build_model(config.urm, table, behaviors, cache)
+    new = build_model(config.urm, table, behaviors, cache, [task.prompt for task in config.tasks])
     reader = dataclasses.replace(new.builder.reader, table=past_table)
     builder = BatchBuilder(new.builder.writer, reader, behaviors, config.urm.copy_length)
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)

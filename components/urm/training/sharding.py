@@ -31,7 +31,7 @@ def shard_model(model: Urm, device: torch.device) -> None:
     """Split the weights in place: a unit per layer of the backbone, and one for the rest."""
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     model.to(device)
-    layers: Any = model.backbone.base_model.layers
+    layers: Any = () if model.backbone is None else model.backbone.base_model.layers
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -150,7 +150,7 @@ def _arguments(config: UrmConfig, checkpoints: Checkpoints, device: str, seed: i
         remove_unused_columns=False,
         use_cpu=device == "cpu",
         dataloader_pin_memory=device != "cpu",
-        ddp_find_unused_parameters=False,  # every weight is part of every step, see Urm.forward
+        ddp_find_unused_parameters=not config.copy_path,  # with it, every weight is part of every step
         seed=seed,
     )
 

@@ -50,6 +50,7 @@ BAD_VALUES = [  # what is set, what is named, and what is expected there
     ({"features.held_out_query_share": 1}, "field 'features.held_out_query_share'", "less than 1, got 1"),
     ({"zzz": 1}, "key 'zzz'", "one of baseline, .*, got an unknown key; remove it"),
     ({"evaluation.gate.x": 1}, "key 'evaluation.gate.x'", "one of confidence, max_task_loss"),
+    ({"urm.backbone": "none", "urm.copy_path": False}, "field 'urm'", "copy_path: true with backbone: none"),
     ({"urm.max_steps": 0}, "field 'urm.max_steps'", "greater than 0, got 0; set a valid value"),
     ({"urm.combine": "sum"}, "field 'urm.combine'", "'max', 'logsumexp' or 'mean', got 'sum'"),
     ({"urm": 5}, "field 'urm'", "a valid dictionary"),

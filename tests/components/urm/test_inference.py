@@ -182,10 +182,14 @@ def test_recall_without_candidates_says_what_to_pass(saved, table_dir, requests)
 
 
 def test_missing_and_damaged_files_are_named(saved, table_dir, tmp_path):
-    with pytest.raises(MissingInputError, match=r"expected file backbone/config\.json"):
+    with pytest.raises(MissingInputError, match=r"expected file urm\.json"):
         UrmRecaller.load(tmp_path / "nowhere", table_dir)
     broken = tmp_path / "broken"
     shutil.copytree(saved[0], broken)
+    (broken / "backbone" / "config.json").unlink()
+    with pytest.raises(MissingInputError, match=r"expected file backbone/config\.json"):
+        UrmRecaller.load(broken, table_dir)
+    shutil.copytree(saved[0], broken, dirs_exist_ok=True)
     (broken / "urm.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(DataError, match="files of one training"):
         UrmRecaller.load(broken, table_dir)

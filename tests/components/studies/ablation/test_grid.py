@@ -68,7 +68,31 @@ def test_axis_is_one_key_with_numbers(grid_file, tmp_path):
     assert groups["modalities"].axis is None
     assert groups["vectors"].axis is None  # h_2 varies another key, too
     grid_file.write_text(TEXT.replace(", urm.max_steps: 8", ""))
-    assert load_grid(str(grid_file), tmp_path).groups["vectors"].axis == "urm.num_user_vectors"
+    vectors = load_grid(str(grid_file), tmp_path).groups["vectors"]
+    assert vectors.axis == "urm.num_user_vectors"
+    assert vectors.places({"urm": {"num_user_vectors": 8}}) == {"h_1": 1.0, "h_2": 2.0, REFERENCE: 8.0}
+
+
+def test_a_curve_may_share_other_settings_and_has_no_place_for_the_reference_then(grid_file, tmp_path):
+    same = ", urm.item_dimension: 64, urm.copy_path: false}"
+    text = TEXT.replace(", urm.max_steps: 8", "")
+    for number in (1, 2):
+        text = text.replace(f"vectors: {number}}}", f"vectors: {number}{same}")
+    grid_file.write_text(text)
+    vectors = load_grid(str(grid_file), tmp_path).groups["vectors"]
+    assert vectors.axis == "urm.num_user_vectors"
+    assert vectors.places({"urm": {"num_user_vectors": 8}}) == {"h_1": 1.0, "h_2": 2.0}
+    grid_file.write_text(text.replace("64", "32", 1))
+    assert load_grid(str(grid_file), tmp_path).groups["vectors"].axis is None
+
+
+def test_contrasts_of_unknown_variants_are_refused_and_go_with_their_variants(grid_file, tmp_path):
+    grid_file.write_text(TEXT + "contrasts: {more: [h_2, h_1], against: [id_text, main]}\n")
+    grid = load_grid(str(grid_file), tmp_path)
+    assert grid.only(["main", "h_2", "id_text"]).contrasts == {"against": ("id_text", "main")}
+    grid_file.write_text(TEXT + "contrasts: {more: [h_2, h_3]}\n")
+    with pytest.raises(ConfigError, match="contrasts of variants of the grid, not of 'h_3'"):
+        load_grid(str(grid_file), tmp_path)
 
 
 def test_run_directories_are_neighbours_so_that_stages_are_shared():
@@ -76,7 +100,14 @@ def test_run_directories_are_neighbours_so_that_stages_are_shared():
 
 
 @pytest.mark.parametrize(
-    ("name", "config"), [("urm", "complete_journey"), ("urm", "amazon_beauty"), ("packing", "amazon_beauty")]
+    ("name", "config"),
+    [
+        ("urm", "complete_journey"),
+        ("urm", "amazon_beauty"),
+        ("packing", "amazon_beauty"),
+        ("backbone", "complete_journey"),
+        ("backbone", "amazon_beauty"),
+    ],
 )
 def test_variants_of_shipped_grids_are_valid_configurations_of_their_own(name, config):
     """But for those that equal the reference: they cost nothing."""

@@ -14,7 +14,7 @@ from components.storage import run_stage
 from components.studies.ablation import figures
 from components.studies.ablation.figures import draw_group
 from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
-from components.studies.ablation.summary import compare, summarise
+from components.studies.ablation.summary import compare, compare_tasks, fit_slope, summarise
 from tests.worlds import CONFIGS
 from tests.worlds.tables import put
 
@@ -23,7 +23,8 @@ GROUPS = {
     "vectors": {"title": "Number of vectors", "variants": VECTORS},
     "combine": {"title": "Combination", "variants": {"mean": {"urm.combine": "mean"}}},
 }
-GRID = Grid.model_validate({"description": "Tiny.", "seeds": [0, 1], "groups": GROUPS})
+CONTRASTS = {"mean minus h_1": ("mean", "h_1")}
+GRID = Grid.model_validate({"description": "Tiny.", "seeds": [0, 1], "groups": GROUPS, "contrasts": CONTRASTS})
 
 
 def recalls(shift=0.0, noise=0.0, num_users=40):
@@ -65,6 +66,33 @@ def test_examples_that_do_not_pair_are_left_out():
     assert (result["examples"], result["difference"]) == (80, 0)
 
 
+def test_a_contrast_per_task_pairs_users_and_ends_with_the_mean():
+    variant = recalls(noise=0.1)
+    variant.loc[variant["task"] == "new", "recall"] += 0.1
+    result = compare_tasks(variant, recalls(), seed=0)
+    assert list(result) == ["new", "next", "mean"]
+    assert result["new"]["low"] > 0.05 > result["next"]["high"] > 0 > result["next"]["low"]
+    assert result["mean"] == compare(variant, recalls(), seed=0)
+
+
+@pytest.mark.parametrize(("numbers", "per_doubling", "slope"), [((1, 2, 8), True, 0.02), ((0, 1, 3), False, 0.02)])
+def test_a_slope_is_that_of_least_squares_with_an_interval_over_users(numbers, per_doubling, slope):
+    """The users' own levels cancel out; only the noise of a variant widens the interval."""
+    steps = np.log2(numbers) if per_doubling else np.array(numbers)
+    curve = {str(number): recalls(shift=0.02 * step) for number, step in zip(numbers, steps, strict=True)}
+    places = {str(number): float(number) for number in numbers} | {REFERENCE: float(numbers[-1])}  # twice: counts once
+    result = fit_slope(curve | {REFERENCE: curve[str(numbers[-1])]}, places, seed=0)
+    assert result == {
+        "slope": pytest.approx(slope), "low": pytest.approx(slope), "high": pytest.approx(slope),
+        "per_doubling": per_doubling,
+    }  # fmt: skip
+    bent = curve | {str(numbers[-1]): recalls(shift=0.1, noise=0.05)}
+    bent_result = fit_slope(bent, {name: places[name] for name in bent}, seed=0)
+    means = [frame["recall"].mean() for frame in bent.values()]
+    assert bent_result["slope"] == pytest.approx(np.polyfit(steps, means, 1)[0])
+    assert bent_result["low"] < bent_result["slope"] < bent_result["high"]
+
+
 @pytest.fixture
 def study(tmp_path):
     shifts = {REFERENCE: 0.0, "h_1": -0.1, "h_2": -0.05, "mean": 0.02}
@@ -95,6 +123,11 @@ def test_summary_writes_table_report_and_figures_and_tracks_them(study, tmp_path
     assert "## Number of vectors" in text
     assert "| h_1 | " in text
     assert "-0.1000 | -0.1000 … -0.1000" in text
+    slope = result.metrics["slopes"]["vectors"]["slope"]  # of -.1 at 1, -.05 at 2 and 0 at the reference's 8
+    assert slope == pytest.approx(np.polyfit([0, 1, 3], [-0.1, -0.05, 0.0], 1)[0])
+    assert f"Slope: {slope:+.5f} per doubling of `urm.num_user_vectors` ({slope:+.5f} … {slope:+.5f})." in text
+    assert "## mean minus h_1\n\n| task | examples | difference | interval |" in text
+    assert "| next | 80 | +0.1200 | +0.1200 … +0.1200 |" in text
     for name in ("vectors", "combine"):
         assert (Path(result.outputs["figures"]) / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     runs = mlflow.search_runs(search_all_experiments=True, filter_string="tags.`urm.stage` = 'ablation_summary'")

@@ -1,5 +1,8 @@
-"""Causal language models of other families: built, trained two steps, saved, and read again with the same answers."""
+"""Other families of language models, a lookup in their place, low-rank item spaces: trained, saved, read again."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -12,7 +15,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from components.exceptions import ConfigError
+from components.urm.data.request import RecallRequest
+from components.urm.inference import UrmRecaller, write_candidates
 from components.urm.network.files import load_model, save_model
+from components.urm.network.heads import POPULARITY_KNOTS
 from components.urm.training.checkpoints import Checkpoints
 from tests.worlds.backbone import TINY
 from tests.worlds.training import build_untrained, run_training, write_world
@@ -42,9 +49,9 @@ def write_family(folder, tokenizer, family, **changed):
     return str(folder)
 
 
-def make_world(folder, backbone, tables, table_dir, config):
+def make_world(folder, tables, table_dir, config, **changed):
     folder.mkdir()
-    urm = config.urm.model_copy(update={"backbone": backbone, "max_steps": 2, "eval_steps": 2, "max_seconds": 1e6})
+    urm = config.urm.model_copy(update={"max_steps": 2, "eval_steps": 2, "max_seconds": 1e6} | changed)
     write_world(folder, tables, table_dir, config.model_copy(update={"urm": urm}))
     return folder
 
@@ -52,7 +59,7 @@ def make_world(folder, backbone, tables, table_dir, config):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_built_trained_saved_and_read_again(family, tmp_path, tokenizer, tables, table_dir, config, groups):
     backbone = write_family(tmp_path / "backbone", tokenizer, family)
-    world = make_world(tmp_path / "world", backbone, tables, table_dir, config)
+    world = make_world(tmp_path / "world", tables, table_dir, config, backbone=backbone)
     new = build_untrained(world)
     start = {name: weight.clone() for name, weight in new.model.state_dict().items()}
     model, summary = run_training(world, Checkpoints(tmp_path / "scratch"), lambda step, metrics: None)
@@ -77,7 +84,78 @@ def test_a_sliding_window_does_not_hide_the_prefix(family, tmp_path, tokenizer, 
     answers = []
     for window in (NARROW, 4096):
         backbone = write_family(tmp_path / f"backbone{window}", tokenizer, family, sliding_window=window)
-        new = build_untrained(make_world(tmp_path / f"world{window}", backbone, tables, table_dir, config))
+        new = build_untrained(make_world(tmp_path / f"world{window}", tables, table_dir, config, backbone=backbone))
         with torch.inference_mode():
             answers.append(new.model.eval()._forward(build_batch(new, groups[:4])).user_vectors)
     torch.testing.assert_close(*answers)
+
+
+FORMS = {
+    "lookup": {"backbone": "none"},
+    "low_rank": {"item_dimension": 5},
+    "low_rank_without_copies": {"item_dimension": 5, "copy_path": False},
+    "low_rank_lookup": {"backbone": "none", "item_dimension": 5},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_train_and_serve_as_the_default_does(
+    form, tmp_path, backbone_dir, tables, table_dir, config, groups
+):
+    changed = {"backbone": str(backbone_dir)} | FORMS[form]
+    world = make_world(tmp_path / "world", tables, table_dir, config, **changed)
+    new = build_untrained(world)
+    before = {name: weight.clone() for name, weight in new.model.state_dict().items()}
+    model, _ = run_training(world, Checkpoints(tmp_path / "scratch"), lambda step, metrics: None)
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    expected = {"user_head.project.weight"} | {"lookup.states.weight", "fusion.reduce.weight"} & before.keys()
+    assert moved >= expected
+
+    new = dataclasses.replace(new, model=model.eval())
+    save_model(tmp_path / "model", model, new.builder.writer, new.description)
+    write_candidates(tmp_path / "candidates", new, tables.catalogue)
+    recaller = UrmRecaller.load(tmp_path / "model", table_dir, tmp_path / "candidates")
+    requests = [example.request for _, examples in groups[:4] for example in examples]
+    users = recaller.encode_users(requests)
+    width = changed.get("item_dimension", 8 + 12) + POPULARITY_KNOTS
+    assert users.vectors.shape == (len(requests), 3, width)
+    candidates = np.load(tmp_path / "candidates" / "vectors.npy")
+    assert candidates.shape == (len(tables.item_ids), width)
+    for number, (found, scores) in enumerate(zip(*recaller.recall(requests, 4), strict=True)):
+        every = (users.vectors[number] @ candidates.T).max(axis=0)
+        every[np.searchsorted(tables.item_ids, users.copy_items[number])] += users.copy_scores[number]
+        every[np.isin(tables.item_ids, requests[number].excluded_items)] = -np.inf
+        np.testing.assert_allclose(scores, np.sort(every)[::-1][:4], rtol=1e-4)
+        assert set(found.tolist()) <= set(tables.item_ids.tolist())
+
+
+@pytest.fixture
+def lookup(tmp_path, tables, table_dir, config):
+    """A model without a language model that has learned something, and its recaller."""
+    new = build_untrained(make_world(tmp_path / "world", tables, table_dir, config, backbone="none"))
+    torch.nn.init.normal_(new.model.user_head.project.weight)
+    return UrmRecaller(new.model.eval(), new.builder, "max")
+
+
+def test_a_lookup_knows_the_task_and_nothing_of_user_or_query(lookup, config, groups):
+    """What is left of two users' vectors without their copies is equal; that of two tasks is not."""
+    lookup.model.user_head.copy_path = False
+    tasks = {task.name: task for task in config.tasks}
+    asked = [("next_purchase", None), ("text_query", "milk"), ("text_query", "bread"), ("new_item", None)]
+    one, other = (
+        lookup.encode_users([RecallRequest(context, tasks[name], query) for name, query in asked]).vectors
+        for context in (groups[0][0], groups[1][0])
+    )
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    np.testing.assert_allclose(one[1], one[2], atol=1e-6)
+    assert np.abs(one[0] - one[3]).max() > 0.1
+    assert np.abs(one[:, 0] - one[:, 1]).max() > 0.1, "the H vectors of a task are the same"
+
+
+def test_without_a_language_model_there_is_no_text_and_no_new_task(lookup, config, groups):
+    request = groups[0][1][0].request
+    with pytest.raises(ConfigError, match=r"text: expected a model with a language model, got .*`urm.backbone: none`"):
+        lookup.generate_text(request)
+    task = config.tasks[0].model_copy(update={"prompt": "Task: something else."})
+    with pytest.raises(ConfigError, match=r"expected a prompt of the training.*got 'Task: something else\.'"):
+        lookup.encode_users([RecallRequest(request.context, task)])

@@ -58,6 +58,20 @@ def test_an_item_of_a_history_may_have_another_vector_than_as_a_candidate():
     torch.testing.assert_close(as_history, torch.cat([vectors["id_history"], vectors["text"]], dim=-1))
 
 
+def test_a_low_rank_item_space_starts_near_the_similarity_of_the_frozen_vectors():
+    """R keeps inner products in expectation, with an error of about 1 / √d; candidates and what is copied share it."""
+    torch.manual_seed(0)
+    widths = {"id": 64, "id_history": 64, "text": 192}
+    fusion = ItemFusion(widths, fusion_width=8, token_width=10, item_dimension=2048)
+    vectors = {name: torch.nn.functional.normalize(torch.randn(5, width), dim=-1) for name, width in widths.items()}
+    present = {name: torch.ones(5, dtype=torch.bool) for name in widths}
+    candidates, as_history = fusion.items(fusion(vectors, present), vectors, present)
+    assert (fusion.item_width, as_history.shape) == (2048, (5, 256))
+    wide = torch.cat([vectors["id"], vectors["text"]], dim=-1)
+    torch.testing.assert_close(candidates @ candidates.T, wide @ wide.T, atol=0.15, rtol=0)
+    torch.testing.assert_close(fusion.place(as_history) @ candidates.T, as_history @ wide.T, atol=0.15, rtol=0)
+
+
 def test_history_embedding_tells_counts_days_and_behaviours_apart():
     embedding = HistoryEmbedding(num_behaviors=2, width=4, scale=1.0)
     base = embedding(torch.tensor([[1]]), torch.tensor([[2.0]]), torch.tensor([[1]]))

@@ -1,10 +1,12 @@
 """The user head: popularity as a piecewise linear function, and words of a query by field."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from components.items.id_vectors import URM_SCALE
 from components.urm.network.heads import (
     FIRST_COPY_GAIN,
     FIRST_POPULARITY_GAINS,
@@ -19,7 +21,7 @@ WIDTH, WIDTHS = 8, {"id": 4, "lexical": 6, "brand": 3, "category_words": 2}
 
 
 def ask(
-    head: UserHead, hidden: torch.Tensor, task: torch.Tensor, prompts: tuple[int, int], **given: torch.Tensor
+    head: UserHead, hidden: torch.Tensor, task: torch.Tensor, prompts: tuple[int, int], **given: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """User vectors and copy scores; what is not given is zero, of this number of prompts and places in a history."""
     values = {
@@ -29,6 +31,7 @@ def ask(
         "items": torch.zeros(*prompts, sum(WIDTHS.values())),
         "known": torch.zeros(prompts, dtype=torch.bool),
         "queries": torch.zeros(len(hidden), 8),
+        "place": lambda wide: wide,
     }
     with torch.no_grad():
         return head(HeadInputs(hidden=hidden, task=task, **values | given))
@@ -131,3 +134,41 @@ def test_copy_scores_spread_to_their_items_and_padding_adds_nothing() -> None:
     own, places = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), torch.tensor([[4, 1, 0], [2, 0, 0]])
     expected = torch.tensor([[0.0, 2.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0, 0.0]])
     torch.testing.assert_close(spread_copy_scores(own, places, 5), expected)
+
+
+def test_a_low_rank_user_vector_is_the_map_of_what_is_copied() -> None:
+    generator = torch.Generator().manual_seed(2)
+    width = sum(WIDTHS.values())
+    given = {
+        "tokens": torch.randn(1, 3, WIDTH, generator=generator),
+        "items": torch.randn(1, 3, width, generator=generator),
+        "known": torch.ones(1, 3, dtype=torch.bool),
+        "queries": torch.randn(1, 8, generator=generator),
+    }
+    hidden, task = torch.randn(1, 2, WIDTH, generator=generator), torch.randn(1, WIDTH, generator=generator)
+    reduce = torch.nn.Linear(width, 4, bias=False)
+    vectors = []
+    for options, place in (({}, lambda wide: wide), ({"item_width": 4}, reduce)):
+        head = UserHead(WIDTH, WIDTHS, 1, 4, **options)
+        for weight in (*head.query.parameters(), *head.key_hidden.parameters(), *head.key.parameters()):
+            torch.nn.init.constant_(weight, 0.1)
+        vectors.append(ask(head, hidden, task, (1, 3), place=place, **given)[0])
+    wide, low = vectors
+    torch.testing.assert_close(low[..., :4], reduce(wide[..., :width]).detach())
+    torch.testing.assert_close(low[..., 4:], wide[..., width:])
+
+
+def test_alone_w_starts_at_the_length_of_an_item_and_reaches_the_hidden_states() -> None:
+    """From zero, no gradient would pass W h, and under `max` the H vectors would share every target."""
+    torch.manual_seed(0)
+    for copy_path, low, high in ((True, 0.0, 0.0), (False, 0.8, 1.2)):
+        head = UserHead(64, {"id": 256, "text": 256}, 1, 4, copy_path=copy_path)
+        hidden, task = torch.randn(8, 3, 64, requires_grad=True), torch.randn(8, 64)
+        given = {"tokens": torch.zeros(8, 1, 64), "items": torch.zeros(8, 1, 512), "habit": torch.zeros(8, 1)}
+        given |= {"known": torch.zeros(8, 1, dtype=torch.bool), "queries": torch.zeros(8, 0)}
+        rows = torch.arange(8)
+        vectors, _ = head(HeadInputs(hidden=hidden, task=task, rows=rows, place=lambda wide: wide, **given))
+        lengths = vectors[..., :512].detach().norm(dim=-1) / URM_SCALE
+        assert low <= float(lengths.min()) <= float(lengths.max()) <= high
+        (gradient,) = torch.autograd.grad(vectors[..., :512].sum(), hidden)
+        assert bool(gradient.any()) is not copy_path

@@ -158,7 +158,9 @@ def test_the_weights_kept_are_those_of_the_best_evaluation(world, tmp_path):
     assert_equal(dict(model.state_dict()), kept)
 
 
-def test_two_processes_train_the_weights_of_one(world, tmp_path):
+@pytest.mark.parametrize("form", [{}, {"copy_path": False, "item_dimension": 5}])
+def test_two_processes_train_the_weights_of_one(form, tmp_path, tables, table_dir, config):
+    world = make_world(tmp_path / "world", tables, table_dir, config, **form)
     # Three contexts a step: one for the first process, two for the second, so that their shares are unequal.
     run_training(world, Checkpoints(tmp_path / "one"), ignore)
     outputs = launch("tests.worlds.training", [world, tmp_path / "two"])
