@@ -40,6 +40,12 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
         engine.disconnect()
 
 
+def memory_limit(engine: ibis.BaseBackend) -> int:
+    """Bytes that the engine may hold in memory."""
+    (limit,) = engine.raw_sql("SELECT parse_formatted_bytes(current_setting('memory_limit'))").fetchone()
+    return int(limit)
+
+
 def is_exhausted(error: BaseException) -> bool:
     """Whether memory or disk gave out, as DuckDB and Arrow say it; no fault of the data."""
     return _lacks_memory(error) or _lacks_disk(error)
