@@ -17,10 +17,9 @@ BATCH_ROWS = 8192  # also a row group: retrieval and back-fill read those of the
 
 def write_sources(log: ir.Table, items: ir.Table, features: FeaturesConfig, folder: Path, report: Report) -> int:
     """Write one file per view to the folder, rows sorted by user and instant; returns the number of rows per file."""
-    words = items.select("item_id", category=word_label(items.category))
     writers: dict[str, pq.ParquetWriter] = {}
     num_rows = 0
-    with ExitStack() as stack:
+    with ExitStack() as stack, items.select("item_id", category=word_label(items.category)).cache() as words:
         for _, part in parts(log, "writing behaviour sequences", report):
             with (
                 part.left_join(words, "item_id").drop("item_id_right").cache() as events,
