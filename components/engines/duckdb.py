@@ -13,6 +13,8 @@ from components.settings import Settings
 # DuckDB takes 80 % of the memory by itself; this share of that is half of it. The other half is Python's: tables on
 # their way to files, Feast, Great Expectations.
 _SHARE = 5 / 8
+# As DuckDB, the system and SQLite, into which Feast writes, say it.
+_FULL_DISK = ("max_temp_directory_size", "No space left on device", "database or disk is full")
 
 
 @contextmanager
@@ -38,6 +40,12 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     finally:
         ibis.options.default_backend = before
         engine.disconnect()
+
+
+def memory_limit(engine: ibis.BaseBackend) -> int:
+    """Bytes that the engine may hold in memory."""
+    (limit,) = engine.raw_sql("SELECT parse_formatted_bytes(current_setting('memory_limit'))").fetchone()
+    return int(limit)
 
 
 def is_exhausted(error: BaseException) -> bool:
@@ -75,7 +83,7 @@ def _exhaustion_errors(spill: Path, memory: str) -> Iterator[None]:
 
 
 def _lacks_disk(error: BaseException) -> bool:
-    return any(part in str(error) for part in ("max_temp_directory_size", "No space left on device"))
+    return any(part in str(error) for part in _FULL_DISK)
 
 
 def _lacks_memory(error: BaseException) -> bool:

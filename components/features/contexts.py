@@ -1,13 +1,32 @@
 """The CONTEXTS table: what Feast's point-in-time retrieval says of each chosen user at each cut."""
 
+from collections.abc import Iterator
+from datetime import timedelta
+
+import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.config import FeaturesConfig
 from components.exceptions import DataError
 from components.features.feast import FeatureStore
 from components.features.store import MICROSECONDS_A_DAY, retrieve_features
 from components.schemas.examples import CONTEXTS, ragged
+
+BYTES_PER_ITEM = 40  # of a history: id, count, instant, behaviour
+
+
+def split_contexts(contexts: ir.Table, features: FeaturesConfig, memory: int) -> Iterator[pa.Table]:
+    """Contexts by user, in batches that one retrieval joins within a quarter of the memory.
+
+    Feast joins a context to every earlier row of its user, of which there is one per active day at most.
+    """
+    split = features.split
+    rows = (split.end - split.train_start) // timedelta(days=1) // 2 + 1  # half the days, on average
+    size = max(memory // 4 // (rows * features.history_length * BYTES_PER_ITEM), 1)
+    table = contexts.order_by("user_id", "cut_ts").to_pyarrow()
+    return (table.slice(first, size) for first in range(0, table.num_rows, size))
 
 
 def retrieve_contexts(store: FeatureStore, chosen: pa.Table) -> pa.Table:

@@ -1,6 +1,12 @@
-"""The event log as the stage uses it: the columns it needs, each event's period, each user's shard."""
+"""The event log as the stage uses it: the columns it needs, each event's period, each user's shard.
 
-from collections.abc import Sequence
+It is written once to Parquet files by shard, so that all later work takes one shard of users after another and needs
+memory for one.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import reduce
 from operator import add
@@ -11,12 +17,18 @@ import ibis.expr.types as ir
 from ibis import _
 
 from components.config import SplitConfig
+from components.engines.duckdb import memory_limit
 from components.exceptions import DataError
 from components.features.expressions import instant
 
 DAY = timedelta(days=1)
-# Histories grow with the square of a user's days; a shard of this many events stays well within the memory limit.
-EVENTS_PER_SHARD = 200_000
+# A history is built of every row of a user with every item up to then, so it costs his events times his rows at most;
+# what else is done with an event counts as much as so many rows.
+ROWS_PER_EVENT = 8
+# Of the engine's memory: by trial a pair takes 100 bytes, and there are a third to a fifth as many as at most.
+BYTES_PER_PAIR = 40
+
+Report = Callable[[str], None]
 
 
 def attribute_column(name: str) -> str:
@@ -24,12 +36,14 @@ def attribute_column(name: str) -> str:
     return f"attribute_{name}"
 
 
-def read_log(engine: ibis.BaseBackend, events: Path, split: SplitConfig, attributes: Sequence[str]) -> ir.Table:
-    """Read the events of a folder once into the engine.
+def read_log(
+    engine: ibis.BaseBackend, events: Path, split: SplitConfig, attributes: Sequence[str], folder: Path
+) -> ir.Table:
+    """Read the events of a folder once, and write what the stage needs of them to another, by shard.
 
     Returns:
-        A table with event_id, user_id, item_id, behavior, scenario, ts, the wanted attributes as text, `period` (see
-        `period_of`) and `shard` (users in the order of their ids, cut into shards of about equal size).
+        A table over these files with event_id, user_id, item_id, behavior, scenario, ts, the wanted attributes as text,
+        `period` (see `period_of`) and `shard` (users in the order of their ids, cut into shards of about equal cost).
 
     Raises:
         DataError: There are no events.
@@ -47,13 +61,43 @@ def read_log(engine: ibis.BaseBackend, events: Path, split: SplitConfig, attribu
         period=period_of(raw.ts, split),
         **{attribute_column(name): raw.attributes.get(name, None) for name in attributes},
     )
-    users = kept.group_by("user_id").agg(events=_.count())
-    before = users.events.sum().over(ibis.cumulative_window(order_by=users.user_id)) - users.events
-    shards = users.select("user_id", shard=(before // EVENTS_PER_SHARD).cast("int64"))
-    log = engine.create_table("log", kept.join(shards, "user_id"))
-    if log.count().execute() == 0:
+    shards = engine.create_table("shards", _shards(kept, split, memory_limit(engine)))
+    if shards.count().execute() == 0:
         raise _no_events(events)
-    return log
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was ended
+    engine.raw_sql(
+        "SET partitioned_write_max_open_files = 10000"
+    )  # else shards beyond a hundred become many small files
+    engine.to_parquet(kept.join(shards, "user_id"), folder, partition_by="shard")
+    engine.drop_table("shards")
+    return engine.read_parquet(f"{folder}/*/*.parquet", hive_partitioning=True)
+
+
+def parts(log: ir.Table, work: str, report: Report) -> Iterator[tuple[int, ir.Table]]:
+    """The shards of a log one after another, with their numbers; reports the work, how far it is, and how fast."""
+    sizes = log.group_by("shard").agg(events=_.count()).order_by("shard").execute()
+    started, done, total = time.monotonic(), 0, int(sizes["events"].sum())
+    report(f"{work}: {total:,} events in {len(sizes)} parts")
+    for number, events in sizes.itertuples(index=False):
+        yield int(number), log.filter(log.shard == int(number))
+        done += int(events)
+        seconds = time.monotonic() - started
+        report(
+            f"{work}: {done / total:.0%}, {done / seconds:,.0f} events/s, {seconds * (total / done - 1):,.0f} s to go"
+        )
+
+
+def _shards(events: ir.Table, split: SplitConfig, memory: int) -> ir.Table:
+    """The shard of every user: as many users as half of the memory is for, if not fewer than one."""
+    is_recent = events.ts >= instant(split.train_start)  # older events share one row, see `histories.select_rows`
+    users = events.group_by("user_id").agg(
+        events=_.count(),
+        recent=is_recent.sum(),
+        days=(_.period.max(where=is_recent) - _.period.min(where=is_recent)).fill_null(0) + 1,
+    )
+    users = users.mutate(pairs=_.events * (ibis.least(_.recent, _.days) + 1 + ROWS_PER_EVENT))
+    before = users.pairs.sum().over(ibis.cumulative_window(order_by=users.user_id)) - users.pairs
+    return users.select("user_id", shard=(before // max(memory // 2 // BYTES_PER_PAIR, 1)).cast("int64"))
 
 
 def period_of(ts: ir.TimestampValue, split: SplitConfig) -> ir.IntegerValue:

@@ -13,25 +13,29 @@ from components.config import SplitConfig
 from components.features.expressions import instant
 
 
-def judged_by_the_past(events: ir.Table, log: ir.Table, catalogue: ir.Table, split: SplitConfig) -> ir.Table:
-    """Events of `window.window_events` in the newest training cuts, with the frequencies their items had before these.
+def judged_by_the_past(events: ir.Table, past: ir.Table, split: SplitConfig) -> ir.Table:
+    """Events of `window.window_events` in the newest training cuts, with the frequencies of `past_frequencies`."""
+    start = instant(split.recent_start)
+    recent = events.filter((events.split == "train") & (events.cut_ts >= start))
+    return recent.drop("train_events", "popularity_quantile").join(past, "item_id")
+
+
+def past_frequencies(log: ir.Table, catalogue: ir.Table, split: SplitConfig) -> ir.Table:
+    """The frequencies that the items of the catalogue had before the newest training cuts.
 
     Returns:
-        The rows of these cuts; `train_events` counts events before the first of them, and `popularity_quantile` is that
-        of an item with so many events in the whole training window, so that one limit means one number of events.
+        item_id, `train_events`: events before the first of these cuts, and `popularity_quantile`: that of an item with
+        so many events in the whole training window, so that one limit means one number of events.
     """
-    start = instant(split.recent_start)
-    before = log.filter(log.ts < start).group_by("item_id").agg(before=_.count())
-    recent = events.filter((events.split == "train") & (events.cut_ts >= start)).drop(
-        "train_events", "popularity_quantile"
-    )
-    counted = recent.left_join(before, "item_id").drop("item_id_right").mutate(train_events=_.before.fill_null(0))
-    return counted.join(_quantiles(before, catalogue), "train_events").drop("before")
+    before = log.filter(log.ts < instant(split.recent_start)).group_by("item_id").agg(before=_.count())
+    counted = catalogue.select("item_id").left_join(before, "item_id").drop("item_id_right")
+    counted = counted.mutate(train_events=_.before.fill_null(0)).drop("before")
+    return counted.join(_quantiles(counted, catalogue), "train_events")
 
 
-def _quantiles(before: ir.Table, catalogue: ir.Table) -> ir.Table:
-    """`popularity_quantile` by number of events, for zero and the numbers that occur."""
-    levels = ibis.union(before.select(train_events=before.before), ibis.memtable({"train_events": [0]}), distinct=True)
+def _quantiles(counted: ir.Table, catalogue: ir.Table) -> ir.Table:
+    """`popularity_quantile` by number of events, for the numbers that occur."""
+    levels = counted.select("train_events").distinct()
     sizes = catalogue.group_by("train_events").agg(items=_.count())
     at_most = levels.left_join(sizes, levels.train_events >= sizes.train_events)
     ranks = at_most.group_by("train_events").agg(

@@ -22,7 +22,7 @@ def choose_examples(answers: ir.Table, features: FeaturesConfig, seed: int) -> i
     """
     examples = answers.select("user_id", "cut_ts", "split", "task_index").distinct()
     contexts = examples.select("user_id", "cut_ts", "split").distinct()
-    key = seeded_key(seed, contexts.user_id, microseconds(contexts.cut_ts).cast("string"))
+    key = _order_key(contexts, seed)
     order = ibis.row_number().over(ibis.window(group_by="split", order_by=[key, contexts.user_id]))
     examples = examples.join(contexts.mutate(context_order=order), ["user_id", "cut_ts", "split"])
     example_order = ibis.row_number().over(ibis.window(group_by=["split", "task_index"], order_by="context_order"))
@@ -32,6 +32,37 @@ def choose_examples(answers: ir.Table, features: FeaturesConfig, seed: int) -> i
         else_=_.example_order < features.max_test_examples,
     )
     return examples.mutate(example_order=example_order).filter(kept).select("user_id", "cut_ts", "split", "task_index")
+
+
+def last_keys(chosen: ir.Table, features: FeaturesConfig, num_tasks: int, seed: int) -> dict[str, str]:
+    """The key of the order up to which a context of a split may still enter a choice, where there is such a key.
+
+    `chosen` is the choice among some users. Once a split is full, for all its tasks, a context that comes after all of
+    the chosen ones is never chosen, whichever users follow.
+    """
+    caps = {"validation": features.max_validation_examples, "test": features.max_test_examples}
+    keyed = chosen.mutate(key=_order_key(chosen, seed))
+    counts = keyed.group_by("split", "task_index").agg(examples=_.count(), last=_.key.max()).execute()
+    keys = {}
+    for split, cap in caps.items():
+        tasks = counts[counts["split"] == split]
+        if len(tasks) == num_tasks and (tasks["examples"] >= cap).all():
+            keys[split] = str(tasks["last"].max())
+    contexts = chosen.filter(_.split == "train").select("user_id", "cut_ts").distinct()
+    if contexts.count().execute() >= features.max_train_contexts:
+        keys["train"] = str(counts[counts["split"] == "train"]["last"].max())
+    return keys
+
+
+def possible_contexts(users: ir.Table, cuts: ir.Table, keys: dict[str, str], seed: int) -> ir.Table:
+    """user_id and cut_ts of the contexts that `last_keys` leaves; `cuts` have cut_ts and split."""
+    contexts = users.select("user_id").distinct().cross_join(cuts)
+    last = contexts.split.cases(*keys.items(), else_="~") if keys else ibis.literal("~")  # after all hexadecimal digits
+    return contexts.filter(_order_key(contexts, seed) <= last).select("user_id", "cut_ts")
+
+
+def _order_key(contexts: ir.Table, seed: int) -> ir.StringValue:
+    return seeded_key(seed, contexts.user_id, microseconds(contexts.cut_ts).cast("string"))
 
 
 def number_contexts(chosen: ir.Table) -> ir.Table:

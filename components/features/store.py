@@ -9,7 +9,6 @@ of its own there, so that a new run changes nothing that a serving release reads
 import contextlib
 import hashlib
 import importlib.util
-import io
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,8 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import redis
 import yaml
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -45,6 +46,7 @@ _REGISTRY_FILE = {"registry_type": "file", "path": _REGISTRY, "cache_ttl_seconds
 _AGAIN = "run `urm features` again"
 # Feast loads the class of the offline store whenever it opens a store; this one needs no package and is never asked.
 _NO_OFFLINE_STORE = {"type": "remote", "host": "none"}
+MATERIALIZE_ROWS = 8192
 BEHAVIOR_SEQUENCE = "behavior_sequence"
 USER_STATISTICS = "user_statistics"
 MICROSECONDS_A_DAY = timedelta(days=1) // timedelta(microseconds=1)
@@ -152,18 +154,37 @@ def create_feature_store(folder: Path, settings: Settings, version: str) -> Feat
 
 
 def materialize(store: FeatureStore, end: datetime) -> None:
-    """Copy each user's newest row known by `end` to the online store. Call within `offline`.
+    """Copy each user's newest row to the online store, all known by `end`. Call within `offline`.
 
-    After this the folder holds the registry, whatever service keeps it.
+    By batches of the sources, whose rows stand by user and instant: Feast's own materialisation holds all users' rows
+    at once, as Arrow and as protobuf (ADR 29). After this the folder holds the registry, whatever service keeps it.
 
     Raises:
         UnavailableError: The online store or the registry of production does not answer.
     """
-    said = io.StringIO()  # Feast reports progress by print and tqdm
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _service_errors():
-        store.materialize(start_date=datetime.fromtimestamp(0, UTC), end_date=end)
+    start = datetime.fromtimestamp(0, UTC)
+    with _service_errors():
+        for view in store.list_feature_views():
+            for rows in _newest_rows(Path(f"{view.name}.parquet")):
+                store.write_to_online_store(view.name, rows.to_pandas())
+            store.registry.apply_materialization(view, store.project, start, end)
         if not Path(_REGISTRY).exists():
             Path(_REGISTRY).write_bytes(_select_project(store.registry.proto(), store.project).SerializeToString())
+
+
+def _newest_rows(source: Path) -> Iterator[pa.Table]:
+    """The last row of every user, batch by batch."""
+    with pq.ParquetFile(source) as file:
+        waiting = file.schema_arrow.empty_table()
+        for batch in file.iter_batches(batch_size=MATERIALIZE_ROWS):
+            rows = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+            users = rows["user_id"].combine_chunks()
+            is_last = pc.not_equal(users[:-1], users[1:])  # the newest of the batch's last user may come yet
+            waiting = rows.slice(rows.num_rows - 1)
+            if (last := rows.slice(0, rows.num_rows - 1).filter(is_last)).num_rows:
+                yield last
+        if waiting.num_rows:
+            yield waiting
 
 
 def remove_online_features(folder: Path, settings: Settings) -> None:

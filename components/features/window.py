@@ -15,8 +15,12 @@ from components.features.categories import level_of, word_label
 from components.features.queries import with_queries
 
 
-def window_events(log: ir.Table, items: ir.Table, catalogue: ir.Table, config: RunConfig) -> ir.Table:
+def window_events(
+    log: ir.Table, items: ir.Table, catalogue: ir.Table, config: RunConfig, contexts: ir.Table | None = None
+) -> ir.Table:
     """Events of catalogue items in the window after a cut, of users with an event before it.
+
+    Where `contexts` are given (user_id, cut_ts), of these only.
 
     Returns:
         The log's columns with cut_ts, split, train_events, popularity_quantile, `category` (in words), `is_new_item`;
@@ -24,8 +28,12 @@ def window_events(log: ir.Table, items: ir.Table, catalogue: ir.Table, config: R
         `queries.with_queries`.
     """
     tasks = config.tasks
-    cuts = ibis.memtable(_cuts_table(config.features.split))
+    if contexts is not None:
+        log = log.semi_join(contexts, "user_id")
+    cuts = all_cuts(config.features.split)
     events = log.join(cuts, [log.ts >= cuts.cut_ts, log.ts < cuts.cut_end])
+    if contexts is not None:
+        events = events.semi_join(contexts, ["user_id", "cut_ts"])
     about = items.select("item_id", "title", "brand", path=items.category)
     events = events.join(catalogue, "item_id").left_join(about, "item_id").drop("item_id_right")
     events = _with_first(events, log.select("user_id", "ts"), [], "user_first_ts")
@@ -41,6 +49,14 @@ def window_events(log: ir.Table, items: ir.Table, catalogue: ir.Table, config: R
     if any(task.target.min_history_items is not None for task in tasks):
         events = _with_history_size(events, log)
     return with_queries(events, config).drop("path", "title", "brand", "item_first_ts")
+
+
+def all_cuts(split: SplitConfig) -> ir.Table:
+    """Every cut_ts with its cut_end and split."""
+    timestamp = pa.timestamp("us", tz="UTC")
+    schema = pa.schema([("cut_ts", timestamp), ("cut_end", timestamp), ("split", pa.string())])
+    rows = [{"cut_ts": cut, "cut_end": cut + split.window, "split": name} for cut, name in split.cuts()]
+    return ibis.memtable(pa.Table.from_pylist(rows, schema=schema))
 
 
 def new_category_column(level: int) -> str:
@@ -73,10 +89,3 @@ def _with_first(events: ir.Table, seen: ir.Table, keys: list[str], name: str) ->
 
 def _new_category_levels(tasks: Sequence[Task]) -> list[int]:
     return sorted({task.target.new_category_level for task in tasks if task.target.new_category_level is not None})
-
-
-def _cuts_table(split: SplitConfig) -> pa.Table:
-    timestamp = pa.timestamp("us", tz="UTC")
-    schema = pa.schema([("cut_ts", timestamp), ("cut_end", timestamp), ("split", pa.string())])
-    rows = [{"cut_ts": cut, "cut_end": cut + split.window, "split": name} for cut, name in split.cuts()]
-    return pa.Table.from_pylist(rows, schema=schema)

@@ -1,10 +1,12 @@
 """Stage `features`: accepted events → Feast sources and online store, catalogue, contexts, examples.
 
-1. Read the log once; count the catalogue in the training window.
-2. Write the sources of the Feast views, one shard of users at a time.
-3. Find every task's targets in the window after each cut; choose examples; number their contexts.
+1. Read the log once, and write it by shards of users; count the catalogue in the training window.
+2. Find every task's targets in the window after each cut; choose examples; number their contexts.
+3. Write the sources of the Feast views.
 4. Fetch the contexts' features by Feast's point-in-time retrieval.
-5. Materialise the online store from the same sources.
+5. Fill the online store from the same sources.
+
+All but the counts of 1 take one shard, or one batch of rows, after another.
 """
 
 from datetime import timedelta
@@ -14,11 +16,11 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.engines.duckdb import open_engine
+from components.engines.duckdb import memory_limit, open_engine
 from components.features import checks
 from components.features.catalogue import build_catalogue
-from components.features.contexts import retrieve_contexts
-from components.features.examples import make_examples, split_by_shard
+from components.features.contexts import retrieve_contexts, split_contexts
+from components.features.examples import make_examples
 from components.features.log import read_log
 from components.features.sources import write_sources
 from components.features.store import create_feature_store, materialize, offline
@@ -41,26 +43,26 @@ def run(stage: StageRun) -> StageReport:
     attributes = sorted({name for task in config.tasks for name in task.target.attributes})
     with open_engine(stage.scratch / "spill", stage.settings) as engine:
         stage.report_progress("reading the log")
-        log = read_log(engine, events, config.features.split, attributes)
+        log = read_log(engine, events, config.features.split, attributes, stage.scratch / "log")
         items = engine.read_parquet(str(items_file))
         checks.require_tasks_in_log(log, config.tasks)
         catalogue = engine.create_table("catalogue", build_catalogue(log, config.features))
         checks.require_catalogue(catalogue, config.features)
         _write(catalogue.order_by("item_id"), CATALOGUE, output / "catalogue.parquet")
 
-        stage.report_progress("finding targets")
-        examples, recent, contexts = make_examples(engine, log, items, catalogue, config)
+        report = stage.report_progress
+        examples, recent, contexts = make_examples(engine, log, items, catalogue, config, report)
         per_task = checks.count_examples(examples, log, config)
         _write(examples.order_by("example_id"), EXAMPLES, output / "examples.parquet")
         _write(recent.order_by("example_id"), EXAMPLES, output / "recent_examples.parquet")
 
-        stage.report_progress("writing behaviour sequences")
-        rows = write_sources(log, items, config.features, folder)
+        rows = write_sources(log, items, config.features, folder, report)
 
         stage.report_progress("retrieving features at the cuts")
         store = create_feature_store(folder, stage.settings, version=stage.folder.rpartition("/")[2])
         with offline(folder):
-            table = pa.concat_tables(retrieve_contexts(store, batch) for batch in split_by_shard(contexts))
+            batches = split_contexts(contexts, config.features, memory_limit(engine))
+            table = pa.concat_tables(retrieve_contexts(store, batch) for batch in batches)
             pq.write_table(table.sort_by("context_id"), output / "contexts.parquet")
             stage.report_progress("materialising the online store")
             materialize(store, end=log.ts.max().execute().to_pydatetime() + timedelta(microseconds=1))

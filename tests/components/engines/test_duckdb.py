@@ -1,5 +1,7 @@
 """The opener of DuckDB: its limits are those of the settings."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -56,6 +58,19 @@ def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
     ):
         engine.raw_sql("SET max_temp_directory_size = '5MB'")  # what is free, otherwise
         engine.raw_sql(f"CREATE TABLE large AS {LARGE}")
+
+
+def test_a_full_disk_under_sqlite_is_one(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UnavailableError, match=rf"disk of {tmp_path}: expected room .* got a full disk; free it"),
+        open_engine(tmp_path, Settings(num_threads=1)),
+        closing(sqlite3.connect(tmp_path / "online.db")) as online,
+    ):
+        online.execute("PRAGMA max_page_count = 4")
+        online.execute(
+            "CREATE TABLE large AS WITH rows(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM rows LIMIT 9999) "
+            "SELECT hex(i) AS a FROM rows"
+        )
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:

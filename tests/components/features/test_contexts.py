@@ -58,8 +58,9 @@ def retrieve(events: Sequence[Event], config: RunConfig, settings: Settings) -> 
         folder = Path(name)
         with open_engine(folder / "spill", Settings(num_threads=1)) as engine:
             items = engine.read_parquet(str(write_items(folder / "items.parquet", CATEGORIES)))
-            log = read_log(engine, write_events(folder / "events", events), config.features.split, [])
-            write_sources(log, items, config.features, folder)
+            events_folder = write_events(folder / "events", events)
+            log = read_log(engine, events_folder, config.features.split, [], folder / "log")
+            write_sources(log, items, config.features, folder, print)
             store = create_feature_store(folder, settings, "a")
             with offline(folder):
                 return retrieve_contexts(store, pa.Table.from_pylist(asked, schema=schema)).to_pylist()
@@ -160,8 +161,9 @@ def test_an_event_at_the_instant_of_the_cut_is_not_seen() -> None:
 
 def test_a_user_without_features_is_refused(engine: ibis.BaseBackend, tmp_path: Path, settings: Settings) -> None:
     items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
-    log = read_log(engine, write_events(tmp_path / "events", [Event("a", 1, START)]), ALIGNED.features.split, [])
-    write_sources(log, items, ALIGNED.features, tmp_path)
+    events = write_events(tmp_path / "events", [Event("a", 1, START)])
+    log = read_log(engine, events, ALIGNED.features.split, [], tmp_path / "log")
+    write_sources(log, items, ALIGNED.features, tmp_path, print)
     store = create_feature_store(tmp_path, settings, "a")
     chosen = pa.table({"context_id": [0], "user_id": ["a"], "cut_ts": [START], "split": ["train"]})
     with offline(tmp_path), pytest.raises(DataError, match=r"features of user a at 2024-01-08.*got none"):

@@ -36,7 +36,7 @@ def test_no_cut_lies_inside_a_period_even_if_splits_start_at_different_hours(eng
 
 
 def test_shards_split_users_by_their_events(logged: Callable[..., ir.Table], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "EVENTS_PER_SHARD", 3)
+    monkeypatch.setattr(log_module, "memory_limit", lambda engine: 2 * log_module.BYTES_PER_PAIR * 40)
     log = logged([Event(user, item, START) for user in ("a", "b", "c") for item in (1, 2)])
     shards = dict(log.select("user_id", "shard").distinct().execute().itertuples(index=False))
     assert shards == {"a": 0, "b": 0, "c": 1}
@@ -51,6 +51,6 @@ def test_attributes_become_columns(logged: Callable[..., ir.Table]) -> None:
 def test_an_empty_log_is_refused(engine: ibis.BaseBackend, tmp_path: Path, logged: Callable[..., ir.Table]) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="at least one event, got none"):
-        read_log(engine, tmp_path / "nothing", make_config().features.split, [])
+        read_log(engine, tmp_path / "nothing", make_config().features.split, [], tmp_path / "log")
     with pytest.raises(DataError, match="at least one event, got none"):
         logged([])

@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 import pytest
 
 from components.features.catalogue import build_catalogue
-from components.features.recent import judged_by_the_past
+from components.features.recent import judged_by_the_past, past_frequencies
 from components.features.targets import answers
 from components.features.window import window_events
 from tests.worlds.logs import START, WEEK, Event, make_config, task, write_items
@@ -41,7 +41,8 @@ def judge(engine: ibis.BaseBackend, logged: Callable[..., ir.Table], tmp_path: P
         log = logged(had + asked, config=config)
         catalogue = build_catalogue(log, config.features)
         events = window_events(log, items, catalogue, config)
-        judged = judged_by_the_past(events, log, catalogue, config.features.split)
+        past = past_frequencies(log, catalogue, config.features.split)
+        judged = judged_by_the_past(events, past, config.features.split)
         assert set(judged.columns) == set(events.columns)
         found = answers(judged, config.tasks[0], 0, config)
         return found.order_by("cut_ts", "item_id").to_pyarrow().to_pylist()

@@ -5,7 +5,13 @@ import ibis
 import ibis.expr.types as ir
 import pytest
 
-from components.features.sampling import build_examples, choose_examples, number_contexts
+from components.features.sampling import (
+    build_examples,
+    choose_examples,
+    last_keys,
+    number_contexts,
+    possible_contexts,
+)
 from tests.worlds.logs import START, WEEK, make_config
 
 NUM_USERS = 40
@@ -67,6 +73,25 @@ def test_caps_above_the_data_keep_everything(engine: ibis.BaseBackend) -> None:
 def test_the_choice_depends_on_the_seed_alone(engine: ibis.BaseBackend) -> None:
     assert chosen(0) == chosen(0)
     assert users_of(chosen(0), "test", 0) != users_of(chosen(1), "test", 0)
+
+
+def test_a_choice_by_shards_of_users_is_that_among_all(engine: ibis.BaseBackend) -> None:
+    caps = {"max_train_contexts": 10, "max_validation_examples": 3, "max_test_examples": 8}
+    features, answers = make_config(**caps).features, make_answers()
+    cuts = answers.select("cut_ts", "split").distinct()
+    is_first = answers.user_id < f"u{NUM_USERS // 2}"
+    first = engine.create_table("first", choose_examples(answers.filter(is_first), features, 0))
+    keys = last_keys(first, features, num_tasks=2, seed=0)
+    assert set(keys) == {"train", "validation"}  # five of the first twenty users have a rare test example, not eight
+    others = answers.filter(~is_first)
+    possible = possible_contexts(others, cuts, keys, seed=0)
+    left = others.semi_join(possible, ["user_id", "cut_ts"])
+    assert left.count().execute() < others.count().execute()
+    choice = choose_examples(ibis.union(first, left.select(first.columns)), features, 0)
+    columns = ["split", "cut_ts", "user_id", "task_index"]
+    expected = choose_examples(answers, features, 0).order_by(columns).select(columns).to_pyarrow()
+    assert choice.order_by(columns).select(columns).to_pyarrow().equals(expected)
+    assert choice.filter(choice.user_id >= f"u{NUM_USERS // 2}").count().execute() > 0
 
 
 def test_examples_refer_to_contexts_and_are_numbered_in_order(engine: ibis.BaseBackend) -> None:

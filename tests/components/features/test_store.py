@@ -57,13 +57,13 @@ def fill(engine: ibis.BaseBackend, tmp_path: Path) -> Callable[..., Path]:
         written, moved = tmp_path / ".tmp-written", tmp_path / f"moved-{version}" / "feature_store"
         written.mkdir()
         moved.parent.mkdir()
-        log = read_log(engine, write_events(tmp_path / f"events-{version}", events), features.split, [])
-        write_sources(log, items, features, written)
+        folder = write_events(tmp_path / f"events-{version}", events)
+        log = read_log(engine, folder, features.split, [], tmp_path / f"log-{version}")
+        write_sources(log, items, features, written, print)
         store = create_feature_store(written, settings, version)
         with offline(written):
             materialize(store, end=LATE)
         written.rename(moved)
-        engine.drop_table("log")
         return moved
 
     return fill

@@ -12,9 +12,13 @@ import pytest
 
 from components.config import RunConfig, load_config
 from components.exceptions import DataError
+from components.features import contexts, sources
+from components.features import log as log_module
+from components.features import store as store_module
 from components.features.store import open_feature_store, read_history
 from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
 from components.settings import Settings
+from components.stages import features
 from components.stages.features import run
 from components.storage import StageResult, run_stage
 from tests.worlds import CONFIGS, make_settings
@@ -218,12 +222,33 @@ def test_in_production_the_history_is_served_by_redis(
     assert not (Path(result.outputs["feature_store"]) / "online.db").exists()
 
 
-def test_a_second_computation_is_identical(slice_run: tuple[Path, StageResult, RunConfig, Settings]) -> None:
+def test_the_result_is_the_same_in_however_many_parts(
+    slice_run: tuple[Path, StageResult, RunConfig, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, their order and that of lists, in every table, the sources and the online store."""
     run_dir, result, config, settings = slice_run
-    before = {name: pq.read_table(result.outputs[name]) for name in ("catalogue", "contexts", "examples")}
-    again = run_stage("features", run, config=config, run_dir=str(run_dir), settings=settings, force=True)
-    for name, table in before.items():
-        assert pq.read_table(again.outputs[name]).equals(table), name
+    asked, parts = [], set()
+    retrieve, write_part = features.retrieve_contexts, sources.select_rows
+    monkeypatch.setattr(features, "retrieve_contexts", lambda *args: asked.append(len(args[1])) or retrieve(*args))
+    monkeypatch.setattr(sources, "select_rows", lambda *args: parts.add(len(parts)) or write_part(*args))
+    monkeypatch.setattr(log_module, "BYTES_PER_PAIR", 800)
+    monkeypatch.setattr(contexts, "BYTES_PER_ITEM", 150)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 7)
+    monkeypatch.setattr(store_module, "MATERIALIZE_ROWS", 7)
+    small = settings.model_copy(update={"engine_memory": "800MB"})
+    again = run_stage("features", run, config=config, run_dir=str(run_dir), settings=small, force=True)
+    assert len(parts) > 3
+    assert len(asked) > 3
+    for name in ("catalogue", "contexts", "examples", "recent_examples"):
+        assert pq.read_table(again.outputs[name]).equals(pq.read_table(result.outputs[name])), name
+    folders = [Path(one.outputs["feature_store"]) for one in (result, again)]
+    for view in ("behavior_sequence", "user_statistics"):
+        one, other = (pq.read_table(folder / f"{view}.parquet") for folder in folders)
+        assert other.equals(one), view
+    users = sorted({row["user_id"] for row in read_log(run_dir)})
+    now = max(row["ts"] for row in read_log(run_dir))
+    one, other = (read_history(open_feature_store(folder, settings), users, now) for folder in folders)
+    assert other == one
 
 
 def test_a_log_that_ends_before_the_test_weeks_is_refused(tmp_path: Path, settings: Settings) -> None:

@@ -1,0 +1,166 @@
+"""Seconds, memory and disk of the stages before training, by the number of events.
+
+One line of JSON per size and stage: seconds, CPU seconds, peak resident memory of the process, the most that lay in the
+stage's scratch folder (what spilled, and its temporary files), and the bytes of its outputs. Logs come from
+`large_logs.py`, and are removed after their size unless `--keep`; the configuration is configs/scale.yaml. Lines that
+the output has are not measured again: a stopped run resumes. A stage that fails gets a line with what it said, and ends
+its size.
+
+    python -m benchmarks.scale --work scale --output scale.jsonl --events 1e6 3e6 1e7
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from components.settings import get_settings
+
+STAGES = ("ingest", "validate", "features")
+_LOOK_SECONDS = 0.2
+_LAST_WORDS = 300  # characters of a failure
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took."""
+
+    seconds: float
+    cpu_seconds: float  # of all its processes: on a machine that does other work too, the better measure
+    peak_bytes: int  # resident memory of its largest process, or of this one if that is more
+    scratch_bytes: int  # most that lay in scratch folders at a time
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, then print the curve."""
+    options = _parse(arguments)
+    done = read_lines(options.output)
+    for events in options.events:
+        missing = [stage for stage in options.stages if (events, stage) not in done]
+        if missing:
+            for line in measure(events, options.seed, options.work / f"{events}", missing, options.keep):
+                with options.output.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                done[events, line["stage"]] = line
+    print(show_curve(done))
+
+
+def measure(events: int, seed: int, work: Path, stages: Sequence[str], keep: bool) -> Iterator[dict[str, Any]]:
+    """Make the log if it is not there, and run these stages on it one after another."""
+    log, marker = work / "log", work / "log" / "complete"
+    if not marker.exists():
+        generator = [sys.executable, "-m", "benchmarks.large_logs", str(events), str(log), "--seed", str(seed)]
+        cost = run_measured(generator, work)
+        print(f"{events:,} events: log made in {cost.seconds:.0f} s, {cost.peak_bytes / 1e9:.2f} GB", flush=True)
+        marker.touch()
+    options = ["--config", "scale", "--run-dir", str(work / "run"), "--force"]
+    options += ["--set", f"source.events={log}/events/*.parquet", "--set", f"source.items={log}/items.parquet"]
+    settings = get_settings()
+    for stage in stages:
+        print(f"{events:,} events: {stage}", flush=True)
+        line: dict[str, Any] = {"events": events, "stage": stage, "engine_memory": settings.engine_memory}
+        line |= {"threads": settings.num_threads, "cores": os.cpu_count()}
+        try:
+            cost = run_measured([sys.executable, "-m", "components", stage, *options], work)
+        except subprocess.CalledProcessError as error:
+            yield line | {"failed": error.stderr.strip()[-_LAST_WORDS:]}
+            return
+        outputs = json.loads((work / "run" / stage / "result.json").read_text())["outputs"].values()
+        yield line | asdict(cost) | {"output_bytes": sum(_size_of(Path(output)) for output in outputs)}
+    if not keep:
+        shutil.rmtree(work)
+
+
+def run_measured(command: Sequence[str], work: Path) -> Cost:
+    """Run a command.
+
+    Raises:
+        CalledProcessError: It failed; its last words are in `stderr`.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    ended, peak_scratch = threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal peak_scratch
+        while not ended.wait(_LOOK_SECONDS):
+            with contextlib.suppress(FileNotFoundError):  # spilled blocks come and go
+                peak_scratch = max(peak_scratch, sum(map(_size_of, work.glob("run/*/.scratch-*"))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.monotonic()
+    with (work / "said.txt").open("wb+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - started
+        ended.set()
+        watcher.join()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise subprocess.CalledProcessError(process.returncode, command, stderr=said.read().decode())
+    cpu = usage.ru_utime + usage.ru_stime
+    return Cost(round(seconds, 1), round(cpu, 1), usage.ru_maxrss * 1024, peak_scratch)
+
+
+def read_lines(output: Path) -> dict[tuple[int, str], dict[str, Any]]:
+    """Lines of earlier runs by events and stage; failures do not count."""
+    if not output.exists():
+        return {}
+    lines = map(json.loads, output.read_text().splitlines())
+    return {(line["events"], line["stage"]): line for line in lines if "failed" not in line}
+
+
+def show_curve(lines: dict[tuple[int, str], dict[str, Any]]) -> str:
+    """A Markdown table; the growth is that of CPU seconds per doubling of the events, so that 2 is linear."""
+    columns = ("stage", "events", "s", "CPU s", "× per doubling", "peak GB", "scratch GB", "output GB")
+    rows: list[Sequence[str]] = [columns, ("---", *("---:",) * (len(columns) - 1))]
+    for stage in STAGES:
+        last: dict[str, Any] = {}
+        for line in (line for key, line in sorted(lines.items(), key=lambda item: item[0]) if key[1] == stage):
+            if "failed" in line:
+                rows.append((stage, f"{line['events']:,}", f"failed: {line['failed']}", *[""] * 5))
+                continue
+            growth = _per_doubling(last, line) if last else ""
+            times = (f"{line['seconds']:.0f}", f"{line['cpu_seconds']:.0f}", growth)
+            memory = (f"{line[f'{name}_bytes'] / 1e9:.2f}" for name in ("peak", "scratch", "output"))
+            rows.append((stage, f"{line['events']:,}", *times, *memory))
+            last = line
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _per_doubling(last: dict[str, Any], line: dict[str, Any]) -> str:
+    exponent = math.log(line["cpu_seconds"] / last["cpu_seconds"]) / math.log(line["events"] / last["events"])
+    return f"{2**exponent:.2f}"
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file, or of a folder with all that it holds."""
+    return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=lambda text: int(float(text)), nargs="+", default=[1_000_000, 3_000_000])
+    parser.add_argument("--stages", choices=STAGES, nargs="+", default=STAGES, help="the earlier ones must be there")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, required=True, help="folder for logs and runs")
+    parser.add_argument("--output", type=Path, required=True, help="JSON lines")
+    parser.add_argument("--keep", action="store_true", help="leave logs and runs in the folder")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import scale
+from benchmarks.scale import read_lines, run_measured, show_curve
+
+LINE = {"seconds": 10.0, "cpu_seconds": 8.0, "peak_bytes": 5e8, "scratch_bytes": 0, "output_bytes": 1e7}
+
+
+def test_memory_and_scratch_of_a_command_are_seen(tmp_path):
+    scratch = tmp_path / "run" / "features" / ".scratch-1"
+    scratch.mkdir(parents=True)
+    work = f"import pathlib, time; held = b'x' * 600_000_000; f = pathlib.Path({str(scratch / 'spilled')!r}); "
+    work += "f.write_bytes(held[:1000]); time.sleep(1); f.unlink()"
+    cost = run_measured([sys.executable, "-c", work], tmp_path)
+    floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # a child starts with that of its parent
+    assert 600e6 < cost.peak_bytes < max(600e6, floor) + 50e6
+    assert cost.scratch_bytes == 1000
+    assert cost.seconds >= 1 > cost.cpu_seconds
+
+
+def test_a_command_that_fails_says_why(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_measured([sys.executable, "-c", "raise SystemExit('no memory left')"], tmp_path)
+    assert caught.value.stderr.strip() == "no memory left"
+
+
+def test_sizes_that_the_output_has_are_not_measured_again(tmp_path, monkeypatch, capsys):
+    output, measured = tmp_path / "scale.jsonl", []
+    lines = [{"events": 1000, "stage": "ingest"} | LINE, {"events": 1000, "stage": "validate", "failed": "no disk"}]
+    output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def measure(events, seed, work, stages, keep):
+        measured.append((events, stages))
+        yield from ({"events": events, "stage": stage} | LINE for stage in stages)
+
+    monkeypatch.setattr(scale, "measure", measure)
+    for _ in range(2):
+        scale.main(["--work", str(tmp_path), "--output", str(output), "--events", "1e3"])
+    assert measured == [(1000, ["validate", "features"])]
+    assert capsys.readouterr().out.count("| features | 1,000 | 10 | 8 |") == 2
+
+
+def test_the_curve_shows_growth_per_doubling(tmp_path):
+    sizes = {1_000_000: 8.0, 4_000_000: 32.0, 8_000_000: 128.0}
+    lines = {(n, "ingest"): {"events": n, "stage": "ingest"} | LINE | {"cpu_seconds": s} for n, s in sizes.items()}
+    lines[16_000_000, "ingest"] = {"events": 16_000_000, "stage": "ingest", "failed": "no disk"}
+    rows = [row.split(" | ") for row in show_curve(lines).splitlines()[2:]]
+    assert [row[4] for row in rows[:3]] == ["", "2.00", "4.00"]
+    assert rows[3][2] == "failed: no disk"
+    assert read_lines(tmp_path / "nothing") == {}
