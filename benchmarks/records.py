@@ -7,7 +7,7 @@ seed. A *behaviour task* has no query; the query of a *search task* is made from
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ import pandas as pd
 
 from components.config import load_named_config
 from components.evaluation.bootstrap import Comparison
+from components.evaluation.policy import judge
 from components.evaluation.report import markdown, title
-from components.evaluation.summary import BASELINE, CANDIDATE, order_models
+from components.evaluation.summary import BASELINE, CANDIDATE
 from components.exceptions import MissingInputError
 from components.storage import StageResult, load_result
 from components.studies.ablation.grid import REFERENCE, load_grid, variant_dir
 from components.studies.ablation.summary import CONFIDENCE, DRAWS
 from components.studies.ablation.summary import compare as compare_variants
-from components.studies.comparison import FinishedRun, Summary, read_run, summarise_runs
+from components.studies.comparison import FinishedRun, Summary, mean_recalls, read_run, summarise_runs
 
 Table = Callable[[], str]
 REPOSITORY = Path(__file__).parents[1]
@@ -82,61 +83,104 @@ class Figure:
 
 
 def render_headline() -> str:
-    """All data sets, all tasks beside the behaviour tasks alone."""
+    """All data sets: behaviour tasks, with search tasks apart."""
     rows = []
     for config, name in DATA_SETS.items():
         summary = pool_seeds(config, SEEDS)
-        cells = [_recall(_mean_recall(summary, model)) for model in (CANDIDATE, BASELINE)]
-        for comparison in (summary.baseline, restrict(summary.baseline, find_behaviour_tasks(config))):
-            lift = find_mean_lift(comparison)
-            cells += [f"{lift.percent} ({lift.percent_interval})", _standing(comparison)]
-        rows.append([name, *cells])
+        behaviour, search = summary.groups.values()
+        of_behaviour, of_search = summary.baseline.restrict(behaviour), summary.baseline.restrict(search)
+        mean, ratios = find_mean_lift(of_behaviour), [find_ratio(group) for group in (of_behaviour, of_search)]
+        recalls = [_recall(_mean_recall(summary, model, behaviour)) for model in (CANDIDATE, BASELINE)]
+        cells = [f"{ratio.percent} ({ratio.percent_interval})" for ratio in ratios]
+        standings = [_standing(group) for group in (of_behaviour, of_search)]
+        rows.append([name, *recalls, cells[0], mean.percent, standings[0], cells[1], standings[1]])
     standing = "ahead / level / behind"
-    lifts = [cell for tasks in ("all tasks", "behaviour tasks") for cell in (f"{tasks}: mean lift (95 %)", standing)]
-    return markdown(["data set", "Recall@100: URM", "target attention", *lifts], rows)
+    head = ["data set", "behaviour tasks, Recall@100: URM", "target attention", "lift of the mean (95 %)"]
+    head += ["mean of lifts", standing, "search tasks: lift of the mean (95 %)", standing]
+    return markdown(head, rows)
+
+
+def render_behaviour() -> str:
+    """Behaviour tasks of all data sets, and what the kept records lack."""
+    rows = []
+    for config, name in DATA_SETS.items():
+        summary = pool_seeds(config, SEEDS)
+        tasks = summary.groups["behaviour tasks"]
+        comparison = summary.baseline.restrict(tasks)
+        ratio, mean = find_ratio(comparison), find_mean_lift(comparison)
+        runs = [_read_evaluation(config, seed) for seed in SEEDS]
+        by_seed = [_find_ratio_of_run(run, tasks) for run in runs]
+        filtered = sum(summary.kinds[task].exclude_bought for task in tasks)
+        rows.append(
+            [name, str(len(tasks)), str(filtered), f"{comparison.examples.sum():,}"]
+            + [_recall(_mean_recall(summary, model, tasks)) for model in (CANDIDATE, BASELINE)]
+            + [ratio.percent, ratio.percent_interval, " / ".join(map(_percent, by_seed))]
+            + [f"{mean.percent} ({mean.percent_interval})", _standing(comparison)]
+            + [_describe_best_other(summary, tasks), " / ".join(map(_ask_gate, runs))]
+        )
+    seeds = f"seed {' / '.join(map(str, SEEDS))}"
+    head = ["data set", "tasks", "with history items filtered", "examples", "URM", "target attention"]
+    head += [
+        "ratio of means",
+        "95 %",
+        seeds,
+        "mean of lifts (95 %)",
+        "ahead / level / behind",
+        "best other model",
+        f"gate, {seeds}",
+    ]
+    return markdown(head, rows)
 
 
 def render_pooled(config: str, seeds: Sequence[int] = SEEDS) -> str:
-    """Every task of a data set over its seeds: recall per model, lift with interval, lift per seed."""
+    """Every task of a data set over its seeds: recall per model, lift with interval, lift per seed.
+
+    Below stand the ratio of means over behaviour tasks and the mean of the lifts over all tasks.
+    """
     summary = pool_seeds(config, tuple(seeds))
-    recalls = summary.recalls.groupby(["task", "model"])["recall"]
-    means, deviations = recalls.mean(), recalls.std()
-    models = [model for model in summary.models if means["mean", model] > 0]
+    every, behaviour = order_tasks(config), summary.groups["behaviour tasks"]
+    models = [model for model in summary.models if _mean_recall(summary, model, every) > 0]
     lifts = find_lifts(summary.baseline)
     counts = dict(zip(summary.baseline.tasks, summary.baseline.examples.tolist(), strict=True))
     runs = [_read_evaluation(config, seed) for seed in seeds]
+    lines: list[tuple[tuple[str, ...], str, Figure, list[float]]] = [
+        ((task,), task, lifts[task], [run.metrics["tasks"][task]["lift"] for run in runs]) for task in every
+    ]
+    by_seed = [_find_ratio_of_run(run, behaviour) for run in runs]
+    lines.append(
+        (behaviour, "behaviour tasks: ratio of means", find_ratio(summary.baseline.restrict(behaviour)), by_seed)
+    )
+    by_seed = [sum(task["lift"] for task in run.metrics["tasks"].values()) / len(every) for run in runs]
+    lines.append((every, "all tasks: mean of lifts", find_mean_lift(summary.baseline), by_seed))
     rows = []
-    for task in (*order_tasks(config), "mean"):
-        if task == "mean":
-            count, lift = sum(counts.values()), find_mean_lift(summary.baseline)
-            by_seed = [run.metrics["mean_lift"] for run in runs]
-        else:
-            count, lift = counts[task], lifts[task]
-            by_seed = [run.metrics["tasks"][task]["lift"] for run in runs]
-        spread = [
-            f" ± {_recall(deviations[task, model])}" if model in (CANDIDATE, BASELINE) else "" for model in models
-        ]
-        cells = [_recall(means[task, model]) + more for model, more in zip(models, spread, strict=True)]
+    for tasks, label, lift, by_seed in lines:
+        recalls = mean_recalls(summary.recalls, tasks).groupby("model")["recall"]
+        means, deviations = recalls.mean(), recalls.std()
+        spread = [f" ± {_recall(deviations[model])}" if model in (CANDIDATE, BASELINE) else "" for model in models]
+        cells = [_recall(means[model]) + more for model, more in zip(models, spread, strict=True)]
         seeds_cell = " / ".join(_percent(value) for value in by_seed)
-        rows.append([task, f"{count:,}", *cells, lift.percent, lift.percent_interval, seeds_cell])
+        count = sum(counts[task] for task in tasks)
+        rows.append([label, f"{count:,}", *cells, lift.percent, lift.percent_interval, seeds_cell])
     head = ["task", "examples", *map(title, models), "lift", "95 %", f"seed {' / '.join(map(str, seeds))}"]
     return markdown(head, rows)
 
 
 def render_run(folder: str) -> str:
     """Every task of one kept run: recall per model, lift with interval, p-value after Holm."""
-    run = read_run(str(FOLDER / folder))
+    run = read_run(str(FOLDER / folder), CONFIGS)
     metrics = run.metrics
-    models = order_models(model for model, value in metrics["mean_recall"].items() if value > 0)
+    summary = summarise_runs([run], cache=FOLDER, draws=DRAWS, seed=metrics["seed"])[0]
+    every = order_tasks(run.config)
+    models = [model for model in summary.models if _mean_recall(summary, model, every) > 0]
     rows = []
-    for task in order_tasks(run.config):
+    for task in every:
         result = metrics["tasks"][task]
         lift = Figure(result["lift"], result["low"], result["high"])
         recalls = [_recall(result["recall"][model]) for model in models]
         p_value = _recall(result["p_value"])
         rows.append([task, f"{result['examples']:,}", *recalls, lift.percent, lift.percent_interval, p_value])
-    lift = Figure(metrics["mean_lift"], metrics["mean_lift_low"], metrics["mean_lift_high"])
-    means = [_recall(metrics["mean_recall"][model]) for model in models]
+    lift = find_mean_lift(summary.baseline)
+    means = [_recall(_mean_recall(summary, model, every)) for model in models]
     examples = sum(result["examples"] for result in metrics["tasks"].values())
     rows.append(["mean", f"{examples:,}", *means, lift.percent, lift.percent_interval, ""])
     return markdown(["task", "examples", *map(title, models), "lift", "95 %", "p (Holm)"], rows)
@@ -226,17 +270,18 @@ def render_claims() -> str:
         summary = pool_seeds(config, SEEDS)
         record = f"`{config}-seed{{0,1,2}}`"
         command = "`urm compare benchmarks/evaluations/" + record[1:]
-        behaviour = restrict(summary.baseline, find_behaviour_tasks(config))
+        behaviour = summary.baseline.restrict(summary.groups["behaviour tasks"])
         day = _days(_read(f"{config}-seed{seed}", "evaluate") for seed in SEEDS)
-        for what, comparison in (("all tasks", summary.baseline), ("behaviour tasks", behaviour)):
-            lift = find_mean_lift(comparison)
-            claim = f"[{name}, {what}: mean lift over target attention](quality.md)"
-            how = command if comparison is summary.baseline else DOCS
-            rows.append([claim, lift.percent, lift.percent_interval, day, record, how])
+        for what, lift, how in (
+            ("behaviour tasks: mean recall over that of target attention", find_ratio(behaviour), command),
+            ("behaviour tasks: mean lift over target attention", find_mean_lift(behaviour), command),
+            ("all tasks: mean lift over target attention", find_mean_lift(summary.baseline), DOCS),
+        ):
+            rows.append([f"[{name}, {what}](quality.md)", lift.percent, lift.percent_interval, day, record, how])
         low, high = summary.baseline.difference_interval(CONFIDENCE)
         gap = Figure(summary.baseline.mean_difference, low, high)
-        claim = f"[{name}: mean recall, URM minus target attention](quality.md)"
-        rows.append([claim, gap.difference, gap.difference_interval, day, record, command])
+        claim = f"[{name}, all tasks: mean recall, URM minus target attention](quality.md)"
+        rows.append([claim, gap.difference, gap.difference_interval, day, record, DOCS])
         if "unseen_category_query" in summary.baseline.tasks:
             lift = find_lifts(summary.baseline)["unseen_category_query"]
             claim = f"[{name}: queries for categories that no training query named](search.md)"
@@ -287,21 +332,6 @@ def compare_variant(config: str, variant: str, other: str, seeds: tuple[int, ...
     return Figure(found["difference"], found["low"], found["high"])
 
 
-def restrict(comparison: Comparison, tasks: Iterable[str]) -> Comparison:
-    """A comparison on some of its tasks; draws of the bootstrap stay the same."""
-    wanted = set(tasks)
-    places = [place for place, task in enumerate(comparison.tasks) if task in wanted]
-    return replace(
-        comparison,
-        tasks=tuple(comparison.tasks[place] for place in places),
-        examples=comparison.examples[places],
-        baseline=comparison.baseline[places],
-        model=comparison.model[places],
-        baseline_draws=comparison.baseline_draws[:, places],
-        model_draws=comparison.model_draws[:, places],
-    )
-
-
 def find_behaviour_tasks(config: str) -> tuple[str, ...]:
     """Tasks of a configuration whose examples have no query."""
     return tuple(task.name for task in load_named_config(config, CONFIGS).tasks if not task.target.has_query)
@@ -324,20 +354,49 @@ def find_mean_lift(comparison: Comparison) -> Figure:
     return Figure(comparison.mean_lift, *comparison.mean_interval(CONFIDENCE))
 
 
+def find_ratio(comparison: Comparison) -> Figure:
+    """Lift of the mean recall over the tasks."""
+    return Figure(comparison.ratio, *comparison.ratio_interval(CONFIDENCE))
+
+
+def _find_ratio_of_run(run: FinishedRun, tasks: Iterable[str]) -> float:
+    """Lift of the mean recall over these tasks of one run."""
+    results = [run.metrics["tasks"][task] for task in tasks]
+    return float(sum(result["urm"] for result in results) / sum(result["baseline"] for result in results) - 1)
+
+
 def _standing(comparison: Comparison) -> str:
-    """Tasks whose interval is above, around and below zero."""
-    lifts = find_lifts(comparison).values()
-    ahead, behind = sum(lift.low > 0 for lift in lifts), sum(lift.high < 0 for lift in lifts)
-    return f"{ahead} / {len(lifts) - ahead - behind} / {behind}"
+    """Tasks in which URM is ahead beyond chance, level and behind beyond chance, Holm-corrected over these tasks."""
+    proven = comparison.p_different() < 1 - CONFIDENCE
+    ahead, behind = (
+        int(comparison.won(CONFIDENCE).sum()),
+        int((proven & (comparison.model < comparison.baseline)).sum()),
+    )
+    return f"{ahead} / {len(comparison.tasks) - ahead - behind} / {behind}"
 
 
-def _mean_recall(summary: Summary, model: str) -> float:
-    rows = summary.recalls[(summary.recalls["task"] == "mean") & (summary.recalls["model"] == model)]
-    return float(rows["recall"].mean())
+def _describe_best_other(summary: Summary, tasks: Sequence[str]) -> str:
+    """The best model but URM in the mean over the tasks, of those that every seed has."""
+    recall = _recall(_mean_recall(summary, summary.best_name, tasks))
+    return f"{title(summary.best_name)}, {recall}{'' if summary.best is not None else ' (its hits were not kept)'}"
+
+
+def _ask_gate(run: FinishedRun) -> str:
+    """Whether the gate of the run's configuration, as it stands today, lets its model pass."""
+    summary = summarise_runs([run], cache=FOLDER, draws=DRAWS, seed=run.metrics["seed"])[0]
+    if summary.best is None:
+        return "not known"
+    verdict = judge(summary.baseline, summary.best, load_named_config(run.config, CONFIGS))
+    return "passes" if verdict["passed"] else "refused"
+
+
+def _mean_recall(summary: Summary, model: str, tasks: Iterable[str]) -> float:
+    recalls = mean_recalls(summary.recalls, tasks)
+    return float(recalls[recalls["model"] == model]["recall"].mean())
 
 
 def _read_evaluation(config: str, seed: int) -> FinishedRun:
-    return read_run(str(FOLDER / f"{config}-seed{seed}"))
+    return read_run(str(FOLDER / f"{config}-seed{seed}"), CONFIGS)
 
 
 def _read(folder: str, stage: str) -> StageResult:
@@ -394,6 +453,7 @@ def _difference(value: float) -> str:
 
 TABLES: dict[str, Table] = {
     "results_headline": render_headline,
+    "results_behaviour": render_behaviour,
     "results_claims": render_claims,
     "results_search": render_search,
     "results_trainings": render_trainings,

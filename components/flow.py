@@ -165,13 +165,13 @@ STAGES: dict[str, StageSpec] = {
         StageSpec(
             name="evaluate",
             summary="Recall per task on the full catalogue, each with a paired bootstrap interval.",
-            notes="Every model is compared with target attention.",
+            notes="Every model is compared with target attention; tasks with a query are a table of their own.",
             access="tracking",
             inputs=("features", "baseline", "sft"),
             outputs={
                 "predictions": "file, PREDICTIONS of urm on the test examples",
-                "hits": "file, HITS: example_id, user_id, task, model, k, hits, targets, of urm and of every model in "
-                "the baseline's predictions",
+                "hits": "file, HITS: example_id, user_id, task, model, k, hits, targets, ndcg, held_out_query, of urm "
+                "and of every model in the baseline's predictions, at 5, 10, 20, 100, 500 and the headline's k",
                 "segments": 'file: segment, task ("all": the examples of all tasks), model, examples, recall@k',
                 "report": "file: Markdown table",
                 "figure": "PNG",
@@ -188,7 +188,7 @@ STAGES: dict[str, StageSpec] = {
             access="tracking",
             inputs=("evaluate",),
             outputs={"verdict": "file, JSON: passed, verdict (one paragraph in words), reasons (list)"},
-            sections=("evaluation",),
+            sections=("evaluation", "tasks"),
             resources=Resources(hours=1 / 6, cpu="500m", memory="2Gi", pool=False),
             tracking="parent",
         ),

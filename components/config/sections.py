@@ -170,15 +170,21 @@ class UrmConfig(Model):
 
 
 class GatePolicy(Model):
-    """When a model may be released."""
+    """When a model may be released (ADR 27). Lifts are relative; behaviour tasks are those without a query."""
 
-    min_mean_lift: float = Field(default=0.0, description="Relative, mean over tasks against target attention.")
-    min_tasks_won: int = Field(default=5, ge=0, description="Tasks with a higher recall than target attention.")
+    min_lift: float = Field(
+        default=0.0,
+        description="Lower bound of the interval of the lift in mean recall over the behaviour tasks, against target "
+        "attention.",
+    )
+    min_tasks_won: int = Field(
+        default=1, ge=0, description="Behaviour tasks ahead of target attention beyond chance, Holm-corrected."
+    )
     max_task_loss: float = Field(
         default=0.10,
         ge=0,
-        description="A veto: no task may be proven worse by more than this share. With few examples little can be "
-        "proven, so that passing is no proof that a task is not worse.",
+        description="A veto: no task, with or without a query, may be proven worse than target attention by more than "
+        "this share. With few examples little can be proven, so that passing is no proof that a task is not worse.",
     )
     confidence: float = Field(default=0.95, gt=0, lt=1)
 

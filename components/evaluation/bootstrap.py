@@ -4,20 +4,33 @@ Users are drawn with replacement, U of U, and a user brings all examples of all 
 one user nor the tasks are treated as independent. With w_u how often user u was drawn, S_u(m) the sum of the recalls
 of model m over the user's examples of a task, and n_u their number,
 
-    recall*(m) = Σ_u w_u S_u(m) / Σ_u w_u n_u        lift* = recall*(model) / recall*(baseline) - 1
+    recall*(m) = Σ_u w_u S_u(m) / Σ_u w_u n_u
 
-and both models see the same draw. Intervals are percentiles of lift*. A p-value is the share of draws on the other
-side of the null, (1 + count) / (1 + draws), doubled where the test is two-sided.
+and both models see the same draw. Two figures sum up T tasks:
+
+    ratio of means = Σ_t recall*_t(model) / Σ_t recall*_t(baseline) - 1
+    mean of lifts  = 1/T Σ_t (recall*_t(model) / recall*_t(baseline) - 1)
+
+The first one weighs a task by what is found in it, so that no task in which the baseline finds little decides alone.
+Intervals are percentiles of the draws. A p-value is the share of draws on the other side of the null,
+(1 + count) / (1 + draws), doubled where the test is two-sided.
+
+**Held-out categories.** A task with held-out queries claims something of categories that no training named, and has few
+of them. There categories are drawn as well, C of C and independently of the users, and an example of user u and
+category c counts w_u · v_c times: the pigeonhole bootstrap for crossed random effects (Owen 2007, "The pigeonhole
+bootstrap", Annals of Applied Statistics 1(2), arXiv 0712.1111). It is somewhat conservative: the part of the variance
+that belongs to neither users nor categories counts about three times.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from components.evaluation.metrics import Floats, Ints, recall
+from components.evaluation.metrics import Floats, Ints, Mask, recall
 
 DRAWS_PER_BLOCK = 200  # bounds memory: a block's weights are [draws, users]
 
@@ -32,7 +45,38 @@ class Comparison:
     model: Floats  # mean recall of the model, [T]
     baseline_draws: Floats  # mean recall of the baseline in each draw, [draws, T]; NaN where a draw has no example
     model_draws: Floats  # the same of the model
+    categories: Ints  # held-out categories drawn beside the users, [T]; 0: users alone are drawn
     names: tuple[str, str] = ("urm", "target_attention")  # the model and the baseline
+
+    def restrict(self, tasks: Iterable[str]) -> "Comparison":
+        """The same comparison on some of its tasks, in their order here; the draws stay the same."""
+        wanted = set(tasks)
+        places = [place for place, task in enumerate(self.tasks) if task in wanted]
+        return replace(
+            self,
+            tasks=tuple(self.tasks[place] for place in places),
+            examples=self.examples[places],
+            baseline=self.baseline[places],
+            model=self.model[places],
+            baseline_draws=self.baseline_draws[:, places],
+            model_draws=self.model_draws[:, places],
+            categories=self.categories[places],
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Relative lift of the mean recall over the tasks (ratio of means); NaN where the baseline finds nothing."""
+        return float(relative_lift(self.model.mean(keepdims=True), self.baseline.mean(keepdims=True))[0])
+
+    def ratio_interval(self, confidence: float) -> tuple[float, float]:
+        """Percentile interval of `ratio`, over the draws in which the baseline finds something."""
+        means = [draws.mean(axis=1, keepdims=True) for draws in (self.model_draws, self.baseline_draws)]
+        low, high = _percentiles(relative_lift(means[0], means[1]), confidence)
+        return float(low[0]), float(high[0])
+
+    def won(self, confidence: float) -> Mask:
+        """Tasks in which the model is ahead beyond chance, Holm-corrected over these tasks, [T]."""
+        return (self.model > self.baseline) & (self.p_different() < 1 - confidence)
 
     @property
     def mean_difference(self) -> float:
@@ -81,25 +125,28 @@ class Comparison:
 
 
 def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int, seed: int) -> Comparison:
-    """Bootstrap two models over the users of their common examples, from rows in the schema HITS, at the cut-off k."""
+    """Bootstrap two models over the users of their common examples, from rows in the schema HITS, at the cut-off k.
+
+    Categories are drawn, too, in a task of which every row has a `held_out_query`.
+    """
     rows = hits[(hits["k"] == k) & hits["model"].isin([model, baseline])]
     rows = rows.assign(recall=recall(rows["hits"], rows["targets"], rows["k"]))
+    queries = rows[rows["model"] == model].set_index("example_id")["held_out_query"]
     recalls = rows.pivot(index=["example_id", "user_id", "task"], columns="model", values="recall").reset_index()
-    users, user_ids = pd.factorize(recalls["user_id"])
+    users = pd.factorize(recalls["user_id"])[0]
     tasks, names = pd.factorize(recalls["task"])
-    shape = (len(user_ids), len(names))
-    counts = sum_by_user(shape, users, tasks, np.ones(len(recalls)))
-    baseline_sums = sum_by_user(shape, users, tasks, recalls[baseline].to_numpy())
-    model_sums = sum_by_user(shape, users, tasks, recalls[model].to_numpy())
-    totals = counts.sum(axis=0)
-    baseline_draws, model_draws = _draw(counts, baseline_sums, model_sums, draws, seed)
+    categories = pd.factorize(queries.loc[recalls["example_id"]])[0]
+    found = np.stack([np.ones(len(recalls)), recalls[baseline].to_numpy(), recalls[model].to_numpy()])
+    totals = np.stack([np.bincount(tasks, values, minlength=len(names)) for values in found])
+    baseline_draws, model_draws, drawn = _draw(users, tasks, categories, found, draws, seed)
     return Comparison(
         tasks=tuple(names),
-        examples=totals.astype(np.int64),
-        baseline=baseline_sums.sum(axis=0) / totals,
-        model=model_sums.sum(axis=0) / totals,
+        examples=totals[0].astype(np.int64),
+        baseline=totals[1] / totals[0],
+        model=totals[2] / totals[0],
         baseline_draws=baseline_draws,
         model_draws=model_draws,
+        categories=drawn,
         names=(model, baseline),
     )
 
@@ -115,17 +162,47 @@ def holm(p_values: Floats) -> Floats:
     return corrected
 
 
-def _draw(counts: Floats, baseline_sums: Floats, model_sums: Floats, draws: int, seed: int) -> tuple[Floats, Floats]:
-    random = np.random.default_rng(seed)
-    num_users = len(counts)
-    blocks: list[tuple[Floats, Floats]] = []
+def _draw(
+    users: Ints, tasks: Ints, categories: Ints, found: Floats, draws: int, seed: int
+) -> tuple[Floats, Floats, Ints]:
+    """Mean recalls of baseline and model per draw and task, and how many categories each task's draws choose from.
+
+    Args:
+        users: User of each example, 0 … U - 1 [E].
+        tasks: Task of each example, 0 … T - 1 [E].
+        categories: Held-out category of each example, -1 without one [E].
+        found: Ones, the recalls of the baseline and those of the model, [3, E].
+        draws: Number of draws.
+        seed: Of the draws.
+    """
+    num_users, num_tasks, num_categories = 1 + users.max(), 1 + tasks.max(), 1 + categories.max()
+    sums = [sum_by_user((num_users, num_tasks), users, tasks, values) for values in found]
+    crossed = [
+        rows for rows in (np.flatnonzero(tasks == task) for task in range(num_tasks)) if (categories[rows] >= 0).all()
+    ]
+    drawn = np.zeros(num_tasks, dtype=np.int64)
+    for rows in crossed:
+        drawn[tasks[rows[0]]] = len(np.unique(categories[rows]))
+    of_users, of_categories = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    blocks: list[Floats] = []
     for start in range(0, draws, DRAWS_PER_BLOCK):
         size = min(DRAWS_PER_BLOCK, draws - start)
-        weights = random.multinomial(num_users, np.full(num_users, 1 / num_users), size=size).astype(np.float64)
-        examples = weights @ counts
-        examples[examples == 0] = np.nan
-        blocks.append((weights @ baseline_sums / examples, weights @ model_sums / examples))
-    return np.concatenate([block[0] for block in blocks]), np.concatenate([block[1] for block in blocks])
+        weights = _weights(of_users, num_users, size)
+        block = np.stack([weights @ table for table in sums])  # [3, draws, T]
+        if crossed:
+            category_weights = _weights(of_categories, num_categories, size)
+            for rows in crossed:
+                times = weights[:, users[rows]] * category_weights[:, categories[rows]]
+                block[:, :, tasks[rows[0]]] = found[:, rows] @ times.T
+        block[0][block[0] == 0] = np.nan
+        blocks.append(block[1:] / block[0])
+    baseline_draws, model_draws = np.concatenate(blocks, axis=1)
+    return baseline_draws, model_draws, drawn
+
+
+def _weights(random: np.random.Generator, number: int, draws: int) -> Floats:
+    """How often each of so many is drawn, with replacement and as many as there are, [draws, number]."""
+    return random.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float64)
 
 
 def sum_by_user(shape: tuple[int, int], users: Ints, tasks: Ints, values: Floats) -> Floats:

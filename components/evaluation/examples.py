@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class TestExamples:
     ids: Ints  # example_id, ascending [E]
     users: npt.NDArray[Any]  # user of each [E]
     tasks: npt.NDArray[Any]  # task name of each [E]
+    held_out_queries: npt.NDArray[Any]  # query of each example of a task with held-out queries, else None [E]
     history_items: Ints  # distinct items each user had [E]
     targets: Ints  # target items, flat, with `target_offsets` [E + 1]
     target_offsets: Ints
@@ -35,17 +37,26 @@ class TestExamples:
     train_events: Ints  # training events of each catalogue item [n]
 
     @classmethod
-    def build(cls, examples: pa.Table, contexts: pa.Table, catalogue: pa.Table) -> TestExamples:
-        """Join examples with their users; contexts must hold every context_id."""
+    def build(
+        cls, examples: pa.Table, contexts: pa.Table, catalogue: pa.Table, held_out: Collection[str] = ()
+    ) -> TestExamples:
+        """Join examples with their users; contexts must hold every context_id.
+
+        `held_out` names the tasks with held-out queries.
+        """
         examples = examples.sort_by("example_id")
         rows = pc.index_in(examples.column("context_id"), value_set=contexts.column("context_id"))
         asked = contexts.select(["user_id", "num_items"]).take(rows)
         targets, offsets = ragged(examples, "target_item_ids")
+        tasks = np.array(examples.column("task").to_pylist(), dtype=object)
+        queries = np.array(examples.column("query").to_pylist(), dtype=object)
+        queries[~np.isin(tasks, list(held_out))] = None
         item_ids = catalogue.column("item_id").to_numpy()
         return cls(
             ids=examples.column("example_id").to_numpy(),
             users=np.array(asked.column("user_id").to_pylist(), dtype=object),
-            tasks=np.array(examples.column("task").to_pylist(), dtype=object),
+            tasks=tasks,
+            held_out_queries=queries,
             history_items=asked.column("num_items").to_numpy(),
             targets=np.searchsorted(item_ids, targets.astype(np.int64)),
             target_offsets=offsets,

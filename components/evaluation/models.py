@@ -23,6 +23,7 @@ from components.evaluation.summary import (
     mean_recalls,
     order_models,
     record_hits,
+    split_tasks,
     summarise,
     tabulate,
     tabulate_segments,
@@ -62,7 +63,8 @@ def evaluate_models(
     measured = dict(_measure_all(test, lists, k))
     headline = _write_hits(hits_file, test, measured, k, ks)
     table, segments = tabulate(test, measured, k, ks), tabulate_segments(test, measured, k)
-    best = find_best_other(mean_recalls(table, k))
+    headline_tasks, _ = split_tasks(config, test.tasks)
+    best = find_best_other(mean_recalls(table[table["task"].isin(headline_tasks)], k))
     draws = config.evaluation.bootstrap_samples
     against = {
         other: compare(headline, CANDIDATE, other, k=k, draws=draws, seed=config.seed) for other in {BASELINE, best}

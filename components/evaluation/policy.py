@@ -1,22 +1,35 @@
-"""The policy of the gate: whether the model may be released, and why, in words."""
+"""The policy of the gate (ADR 27): whether the model may be released, and why, in words."""
 
 from typing import Any
 
 import numpy as np
 
-from components.config import EvaluationConfig, GatePolicy
+from components.config import GatePolicy, RunConfig
 from components.evaluation.bootstrap import Comparison
+from components.evaluation.report import count, describe_lift, title
+from components.evaluation.summary import name_kind, split_tasks
+
+NUM_RULES = 4
 
 
-def judge(comparison: Comparison, config: EvaluationConfig) -> dict[str, Any]:
-    """Hold a comparison against the policy: passed, the verdict for people, a reason for each rule that is not met."""
-    policy = config.gate
+def judge(comparison: Comparison, best: Comparison, config: RunConfig) -> dict[str, Any]:
+    """Hold a comparison against the policy: passed, the verdict for people, a reason for each rule that is not met.
+
+    Args:
+        comparison: URM against target attention, all tasks.
+        best: URM against the best other model in the mean over the headline's tasks, all tasks.
+        config: Of the run: its tasks, cut-off and policy.
+    """
+    policy = config.evaluation.gate
+    names, _ = split_tasks(config, comparison.tasks)
+    headline, against_best, kind = comparison.restrict(names), best.restrict(names), name_kind(config, names)
     reasons = [
         reason
         for reason in (
-            _mean_lift_reason(comparison, policy),
-            _tasks_won_reason(comparison, policy),
+            _lift_reason(headline, policy, kind),
+            _tasks_won_reason(headline, policy, kind),
             _worse_tasks_reason(comparison, policy),
+            _best_reason(against_best, policy, kind),
         )
         if reason
     ]
@@ -24,26 +37,32 @@ def judge(comparison: Comparison, config: EvaluationConfig) -> dict[str, Any]:
     decision = (
         "The model may be released."
         if passed
-        else f"The model should not be released, since it breaks {len(reasons)} of the 3 rules of the policy."
+        else f"The model should not be released, since it breaks {len(reasons)} of the {NUM_RULES} rules of the policy."
     )
-    return {"passed": passed, "verdict": f"{decision} {_describe(comparison, config)}", "reasons": reasons}
+    found = " ".join(_describe(comparison, against_best, config))
+    return {"passed": passed, "verdict": f"{decision} {found}", "reasons": reasons}
 
 
-def _mean_lift_reason(comparison: Comparison, policy: GatePolicy) -> str | None:
-    if comparison.mean_lift >= policy.min_mean_lift:
+def _lift_reason(headline: Comparison, policy: GatePolicy, kind: str) -> str | None:
+    low = headline.ratio_interval(policy.confidence)[0]
+    if low >= policy.min_lift:
         return None
     return (
-        f"Mean lift over the tasks is {comparison.mean_lift:+.1%}, below the required {policy.min_mean_lift:+.1%}."
-        if np.isfinite(comparison.mean_lift)
-        else "No task has a lift, since target attention finds nothing in any of them."
+        f"The lift in mean recall over the {kind} is {headline.ratio:+.1%}, and the lower bound of its "
+        f"{policy.confidence:.0%} interval {low:+.1%}, below the required {policy.min_lift:+.1%}."
+        if np.isfinite(low)
+        else f"There is no lift, since target attention finds nothing in any of the {kind}."
     )
 
 
-def _tasks_won_reason(comparison: Comparison, policy: GatePolicy) -> str | None:
-    won, total = _won(comparison), len(comparison.tasks)
+def _tasks_won_reason(headline: Comparison, policy: GatePolicy, kind: str) -> str | None:
+    won, total = int(headline.won(policy.confidence).sum()), len(headline.tasks)
     if won >= policy.min_tasks_won:
         return None
-    return f"URM leads in {won} of {total} tasks, below the required {policy.min_tasks_won}."
+    return (
+        f"URM is ahead beyond chance in {won} of {count(total, kind)} ({policy.confidence:.0%} confidence, "
+        f"Holm-corrected), below the required {policy.min_tasks_won}."
+    )
 
 
 def _worse_tasks_reason(comparison: Comparison, policy: GatePolicy) -> str | None:
@@ -61,24 +80,46 @@ def _worse_tasks_reason(comparison: Comparison, policy: GatePolicy) -> str | Non
     )
 
 
-def _describe(comparison: Comparison, config: EvaluationConfig) -> str:
-    cases, lift = f"{int(comparison.examples.sum()):,} held-out cases", comparison.mean_lift
-    if not np.isfinite(lift):
-        return f"On {cases}, target attention recalls nothing, so that no lift in Recall@{config.k} is defined."
-    low, high = comparison.mean_interval(config.gate.confidence)
-    order = [place for place in np.argsort(comparison.lift) if np.isfinite(comparison.lift[place])]
-    best, worst = order[-1], order[0]
-    undefined = len(comparison.tasks) - len(order)
+def _best_reason(best: Comparison, policy: GatePolicy, kind: str) -> str | None:
+    low, high = best.ratio_interval(policy.confidence)
+    if not high < 0:
+        return None
     return (
-        f"On {cases}, the {config.k} items it recalls hold {abs(lift):.1%} {'more' if lift >= 0 else 'less'} of what "
-        f"users then chose than those of the target-attention model, on average over {len(order)} tasks "
-        f"({config.gate.confidence:.0%} interval {low:+.1%} to {high:+.1%}). It leads in "
-        f"{_won(comparison)} of {len(comparison.tasks)}, "
-        f"does best in {comparison.tasks[best]} ({comparison.lift[best]:+.1%}) and worst in {comparison.tasks[worst]} "
-        f"({comparison.lift[worst]:+.1%})."
-        + (f" In {undefined} more target attention recalls nothing, so that no lift is defined." if undefined else "")
+        f"Proven behind {title(best.names[1])}, the best of the other models in the mean over the {kind}: "
+        f"{best.ratio:+.1%} ({policy.confidence:.0%} interval {low:+.1%} to {high:+.1%})."
     )
 
 
-def _won(comparison: Comparison) -> int:
-    return int((comparison.model > comparison.baseline).sum())
+def _describe(comparison: Comparison, best: Comparison, config: RunConfig) -> list[str]:
+    """Sentences on the headline, its tasks, the best other model and the tasks beside it."""
+    confidence, k = config.evaluation.gate.confidence, config.evaluation.k
+    names, search = split_tasks(config, comparison.tasks)
+    headline, kind = comparison.restrict(names), name_kind(config, names)
+    cases = f"{int(headline.examples.sum()):,} held-out cases of {count(len(names), kind)}"
+    lift = headline.ratio
+    if not np.isfinite(lift):
+        return [f"On {cases}, target attention recalls nothing, so that no lift in Recall@{k} is defined."]
+    low, high = headline.ratio_interval(confidence)
+    order = [place for place in np.argsort(headline.lift) if np.isfinite(headline.lift[place])]
+    first, last = order[-1], order[0]
+    undefined = len(names) - len(order)
+    won = int(headline.won(confidence).sum())
+    sentences = [
+        (
+            f"On {cases}, the {k} items it recalls hold {abs(lift):.1%} {'more' if lift >= 0 else 'less'} of what "
+            f"users then chose than those of the target-attention model ({confidence:.0%} interval {low:+.1%} to "
+            f"{high:+.1%}; mean of the tasks' lifts {headline.mean_lift:+.1%})."
+        ),
+        (
+            f"It is ahead beyond chance in {won} of {len(names)}, does best in {headline.tasks[first]} "
+            f"({headline.lift[first]:+.1%}) and worst in {headline.tasks[last]} ({headline.lift[last]:+.1%})."
+        ),
+    ]
+    if undefined:
+        sentences.append(f"In {undefined} more target attention recalls nothing, so that no lift is defined.")
+    if best.names[1] != comparison.names[1]:
+        sentences.append(f"Against {title(best.names[1])}, the best other model: {describe_lift(best, confidence)}.")
+    if search:
+        beside = comparison.restrict(search)
+        sentences.append(f"Search tasks, judged apart ({len(search)}): {describe_lift(beside, confidence)}.")
+    return sentences

@@ -1,14 +1,17 @@
 """The evaluation for people: a Markdown table and a figure."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from components.config import RunConfig
-from components.evaluation.summary import CANDIDATE, TITLES
+from components.evaluation.bootstrap import Comparison
+from components.evaluation.summary import CANDIDATE, TITLES, name_kind, split_tasks
 
 OTHER_METRICS = (
     "Coverage is the share of the catalogue that stands in at least one list. Popularity bias is the mean popularity "
@@ -28,25 +31,48 @@ SEGMENTS = (
 
 def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame) -> str:
     """Markdown of the report, from what `summary.summarise`, `tabulate` and `tabulate_segments` return."""
-    k = config.evaluation.k
+    k, confidence = config.evaluation.k, config.evaluation.gate.confidence
     absent = [task.name for task in config.tasks if task.name not in metrics["tasks"]]
-    others = table.groupby("model", sort=False).mean(numeric_only=True).drop(columns="examples")
+    headline, search = split_tasks(config, metrics["tasks"])
+    kind = name_kind(config, headline)
+    of_headline = table[table["task"].isin(headline)]
+    others = of_headline.groupby("model", sort=False).mean(numeric_only=True).drop(columns="examples")
     rows = [[title(str(model)), *(f"{value:.4f}" for value in row)] for model, row in others.iterrows()]
     explanation = (
         f"Full catalogue, one candidate filter for all models. Recall of an example is |top-{k} ∩ targets| / "
-        f"min(|targets|, {k}). The lift is relative to target attention; its interval is a paired bootstrap over users "
-        f"({config.evaluation.bootstrap_samples} draws), p is two-sided and Holm-corrected over tasks. The mean lift "
-        f"is the mean of the tasks' lifts; URM leads in {metrics['tasks_won']} of {len(metrics['tasks'])} tasks."
+        f"min(|targets|, {k}). A task's lift is relative to target attention; its interval is a paired bootstrap over "
+        f"users ({config.evaluation.bootstrap_samples} draws), p is two-sided and Holm-corrected over the tasks of its "
+        "table. The lift of the mean is the ratio of the mean recalls, less one; the mean of the tasks' lifts stands "
+        "beside it. *History items*: whether items that the user had before the cut may be recalled."
     )
     parts = [
         f"# Evaluation of {config.name}: Recall@{k}",
+        f"**{describe_group(metrics, len(headline), kind, confidence)}**",
         explanation,
-        _recall_table(config, metrics),
-        describe_best_other(metrics["best_other"], config.evaluation.gate.confidence),
+        f"## {kind.capitalize()}",
+        _recall_table({name: metrics["tasks"][name] for name in headline}, metrics, confidence),
+        describe_best_other(metrics["best_other"], confidence),
+    ]
+    if search:
+        parts += [
+            "## Search tasks",
+            "Their queries are made from the targets, so that they are no part of the headline.",
+            describe_group(metrics["search"], len(search), "search tasks", confidence),
+            _recall_table({name: metrics["tasks"][name] for name in search}, metrics["search"], confidence),
+        ]
+    held_out = {name: task["held_out_categories"] for name, task in metrics["tasks"].items()}
+    parts += [
+        f"The interval of {name} draws its held-out categories ({number}) as well as the users."
+        for name, number in held_out.items()
+        if number
+    ]
+    parts += [
+        "## The top of the lists",
+        _top_table(metrics["tasks"]),
         "## Ceiling",
         CEILING,
         _ceiling_table(metrics["ceiling"]),
-        "## Means over tasks",
+        f"## Means over {kind}",
         OTHER_METRICS,
         markdown(["model", *others.columns], rows),
         "## Segments",
@@ -59,7 +85,7 @@ def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFram
 
 
 def describe_best_other(best: dict[str, Any], confidence: float) -> str:
-    """One sentence: how URM stands to the best of the other models in the mean over tasks."""
+    """One sentence: how URM stands to the best of the other models in the mean over the headline's tasks."""
     if best["low"] > 0:
         stands = "URM is ahead of it"
     elif best["high"] < 0:
@@ -70,6 +96,30 @@ def describe_best_other(best: dict[str, Any], confidence: float) -> str:
         f"Best of the other models in the mean is {title(best['model'])}. {stands}: the difference in mean recall is "
         f"{best['difference']:+.4f} ({confidence:.0%} interval {best['low']:+.4f} to {best['high']:+.4f})."
     )
+
+
+def describe_group(group: dict[str, Any], num_tasks: int, kind: str, confidence: float) -> str:
+    """One sentence on several tasks together, from what `summary.sum_up` returns."""
+    if group["lift"] is None:
+        return f"{count(num_tasks, kind)}: target attention finds nothing, so that no lift is defined."
+    return (
+        f"{count(num_tasks, kind)}: lift of the mean recall over target attention {group['lift']:+.1%} "
+        f"({confidence:.0%} interval {group['lift_low']:+.1%} to {group['lift_high']:+.1%}); mean of the lifts "
+        f"{group['mean_lift']:+.1%}; ahead beyond chance in {group['tasks_won']}."
+    )
+
+
+def describe_lift(comparison: Comparison, confidence: float) -> str:
+    """Lift in mean recall with its interval, `+5.0% (95% interval +4.0% to +6.0%)`."""
+    low, high = comparison.ratio_interval(confidence)
+    if not np.isfinite(comparison.ratio):
+        return f"no lift, since {title(comparison.names[1])} finds nothing"
+    return f"{comparison.ratio:+.1%} ({confidence:.0%} interval {low:+.1%} to {high:+.1%})"
+
+
+def count(number: int, kind: str) -> str:
+    """`3 search tasks`, `1 search task`."""
+    return f"{number} {kind if number != 1 else kind.removesuffix('s')}"
 
 
 def title(model: str) -> str:
@@ -83,19 +133,34 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _recall_table(config: RunConfig, metrics: dict[str, Any]) -> str:
-    models = [*metrics["mean_recall"]]
-    percent = round(100 * config.evaluation.gate.confidence)
-    head = ["task", "examples", *map(title, models), f"lift of URM [{percent} %]", "p (Holm)"]
+def _recall_table(tasks: dict[str, Any], group: dict[str, Any], confidence: float) -> str:
+    models = [*group["mean_recall"]]
+    percent = round(100 * confidence)
+    head = ["task", "examples", "history items", *map(title, models), f"lift of URM [{percent} %]", "p (Holm)"]
     rows = [
-        [name, str(task["examples"]), *(f"{task['recall'][model]:.4f}" for model in models), _lift(task),
-         f"{task['p_value']:.4f}"]
-        for name, task in metrics["tasks"].items()
+        [name, str(task["examples"]), "filtered" if task["exclude_bought"] else "kept",
+         *(f"{task['recall'][model]:.4f}" for model in models),
+         format_lift(task["lift"], task["low"], task["high"]), f"{task['p_value']:.4f}"]
+        for name, task in tasks.items()
     ]  # fmt: skip
-    mean = {"lift": metrics["mean_lift"], "low": metrics["mean_lift_low"], "high": metrics["mean_lift_high"]}
-    means = [f"{metrics['mean_recall'][model]:.4f}" for model in models]
-    rows.append(["**mean**", str(sum(task["examples"] for task in metrics["tasks"].values())), *means, _lift(mean), ""])
+    means = [f"{group['mean_recall'][model]:.4f}" for model in models]
+    examples = str(sum(task["examples"] for task in tasks.values()))
+    of_mean, mean_of = (
+        format_lift(*(group[f"{name}{end}"] for end in ("", "_low", "_high"))) for name in ("lift", "mean_lift")
+    )
+    rows.append(["**mean**", examples, "", *means, of_mean, ""])
+    rows.append(["mean of the lifts", "", "", *("" for _ in models), mean_of, ""])
     return markdown(head, rows)
+
+
+def _top_table(tasks: dict[str, Any]) -> str:
+    models = list(dict.fromkeys(model for task in tasks.values() for model in task["recall"]))
+    rows = [
+        [name, metric, *(f"{values[model]:.4f}" for model in models)]
+        for name, task in tasks.items()
+        for metric, values in task["top"].items()
+    ]
+    return markdown(["task", "metric", *map(title, models)], rows)
 
 
 def _ceiling_table(ceiling: dict[str, Any]) -> str:
@@ -151,9 +216,10 @@ def draw_figure(path: Path, metrics: dict[str, Any], k: int) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _lift(task: dict[str, Any]) -> str:
-    if task["lift"] is None:
+def format_lift(lift: float | None, low: float | None, high: float | None) -> str:
+    """Relative lift in per cent with its interval; None or NaN is undefined."""
+    if lift is None or math.isnan(lift):
         return "undefined (target attention finds nothing)"
-    if task["low"] is None:
-        return f"{100 * task['lift']:+.1f} %"
-    return f"{100 * task['lift']:+.1f} % [{100 * task['low']:+.1f}, {100 * task['high']:+.1f}]"
+    if low is None or high is None:
+        return f"{100 * lift:+.1f} %"
+    return f"{100 * lift:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"

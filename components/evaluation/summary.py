@@ -25,6 +25,7 @@ TITLES = {
     "urm": "URM",
 }
 CUTOFFS = (5, 10, 20, 100, 500)
+TOP = tuple(f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10))  # what the literature reports
 
 
 def order_models(names: Iterable[str]) -> tuple[str, ...]:
@@ -39,6 +40,23 @@ def cutoffs(k: int, depth: int) -> tuple[int, ...]:
     return tuple(sorted({k, *(other for other in CUTOFFS if other <= depth)}))
 
 
+def split_tasks(config: RunConfig, tasks: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that make the headline, and the search tasks beside them, of these tasks in the run's order.
+
+    The headline is of *behaviour tasks*, which ask without words; the query of a *search task* is made from its target.
+    A run without any behaviour task has its search tasks as the headline.
+    """
+    present = set(tasks)
+    behaviour = tuple(task.name for task in config.tasks if task.name in present and not task.needs_query)
+    search = tuple(task.name for task in config.tasks if task.name in present and task.needs_query)
+    return (behaviour, search) if behaviour else (search, ())
+
+
+def name_kind(config: RunConfig, tasks: Iterable[str]) -> str:
+    """What the tasks of one group are called."""
+    return "search tasks" if any(config.task(task).needs_query for task in tasks) else "behaviour tasks"
+
+
 def record_hits(examples: TestExamples, model: str, ranked: Ranked, ks: Iterable[int]) -> pd.DataFrame:
     """The per-example record of a model, in the schema HITS."""
     parts = [
@@ -51,6 +69,8 @@ def record_hits(examples: TestExamples, model: str, ranked: Ranked, ks: Iterable
                 "k": np.int32(k),
                 "hits": count_hits(ranked, k).astype(np.int32),
                 "targets": ranked.num_targets.astype(np.int32),
+                "ndcg": ndcg(ranked, k).astype(np.float32),
+                "held_out_query": examples.held_out_queries,
             }
         )
         for k in ks
@@ -106,53 +126,89 @@ def tabulate_segments(examples: TestExamples, measured: Mapping[str, Measured], 
 def summarise(table: pd.DataFrame, comparison: Comparison, best: Comparison, config: RunConfig) -> dict[str, Any]:
     """The stage's metrics, as docs/architecture.md states them, tasks in the run's order; what is undefined is null.
 
-    `table` is that of `tabulate`; `comparison` is URM against the baseline, `best` URM against the best other model.
+    `table` is that of `tabulate`; `comparison` is URM against the baseline, `best` URM against the best other model in
+    the mean over the headline's tasks.
     """
-    confidence = config.evaluation.gate.confidence
-    order = {task.name: place for place, task in enumerate(config.tasks)}
-    recalls: dict[str, dict[str, float]] = {task: {} for task in comparison.tasks}
-    for row in table.to_dict("records"):
-        recalls[row["task"]][row["model"]] = float(row[f"recall@{config.evaluation.k}"])
-    low, high = comparison.interval(confidence)
-    mean_low, mean_high = comparison.mean_interval(confidence)
-    p_values = comparison.p_different()
-    tasks = {
-        task: {
-            "baseline": float(comparison.baseline[index]),
-            "urm": float(comparison.model[index]),
-            "lift": number(comparison.lift[index]),
-            "low": number(low[index]),
-            "high": number(high[index]),
-            "p_value": float(p_values[index]),
-            "examples": int(comparison.examples[index]),
-            "recall": recalls[task],
-        }
-        for index, task in sorted(enumerate(comparison.tasks), key=lambda entry: order[entry[1]])
-    }
-    best_low, best_high = best.difference_interval(confidence)
+    confidence, k = config.evaluation.gate.confidence, config.evaluation.k
+    headline, search = split_tasks(config, comparison.tasks)
+    rows = {(row["task"], row["model"]): row for row in table.to_dict("records")}
+    tasks: dict[str, dict[str, Any]] = {}
+    for names in (headline, search):
+        group = comparison.restrict(names)
+        low, high = group.interval(confidence)
+        p_values = group.p_different() if names else ()
+        for index, task in enumerate(group.tasks):
+            models = [model for name, model in rows if name == task]
+            tasks[task] = {
+                "search": config.task(task).needs_query,
+                "exclude_bought": config.task(task).exclude_bought,
+                "baseline": float(group.baseline[index]),
+                "urm": float(group.model[index]),
+                "lift": number(group.lift[index]),
+                "low": number(low[index]),
+                "high": number(high[index]),
+                "p_value": float(p_values[index]),
+                "examples": int(group.examples[index]),
+                "held_out_categories": int(group.categories[index]),
+                "recall": {model: float(rows[task, model][f"recall@{k}"]) for model in models},
+                "top": {
+                    metric: {model: float(rows[task, model][metric]) for model in models}
+                    for metric in TOP
+                    if metric in table.columns
+                },
+            }
     return {
-        "k": config.evaluation.k,
+        "k": k,
         "seed": config.seed,
-        "mean_recall": mean_recalls(table, config.evaluation.k),
+        **sum_up(comparison.restrict(headline), confidence),
+        "mean_recall": mean_recalls(table[table["task"].isin(headline)], k),
+        "best_other": describe_standing(best.restrict(headline), confidence),
+        "search": sum_up(comparison.restrict(search), confidence)
+        | {"mean_recall": mean_recalls(table[table["task"].isin(search)], k)}
+        if search
+        else None,
+        "tasks": {task.name: tasks[task.name] for task in config.tasks if task.name in tasks},
+    }
+
+
+def sum_up(comparison: Comparison, confidence: float) -> dict[str, Any]:
+    """The figures of several tasks together: ratio of means, mean of lifts, tasks won beyond chance."""
+    low, high = comparison.ratio_interval(confidence)
+    mean_low, mean_high = comparison.mean_interval(confidence)
+    return {
+        "lift": number(comparison.ratio),
+        "lift_low": number(low),
+        "lift_high": number(high),
         "mean_lift": number(comparison.mean_lift),
         "mean_lift_low": number(mean_low),
         "mean_lift_high": number(mean_high),
-        "tasks_won": int((comparison.model > comparison.baseline).sum()),
-        "best_other": {
-            "model": best.names[1],
-            "difference": best.mean_difference,
-            "low": number(best_low),
-            "high": number(best_high),
-        },
-        "tasks": tasks,
+        "tasks_won": int(comparison.won(confidence).sum()),
+    }
+
+
+def describe_standing(best: Comparison, confidence: float) -> dict[str, Any]:
+    """How URM stands to another model in the mean over the tasks, as difference and as ratio of means."""
+    (low, high), (lift_low, lift_high) = best.difference_interval(confidence), best.ratio_interval(confidence)
+    return {
+        "model": best.names[1],
+        "difference": best.mean_difference,
+        "low": number(low),
+        "high": number(high),
+        "lift": number(best.ratio),
+        "lift_low": number(lift_low),
+        "lift_high": number(lift_high),
     }
 
 
 def flatten(metrics: dict[str, Any]) -> dict[str, float]:
     """The metrics of `summarise`, with the ceiling, as numbers by name; what is undefined is left out."""
+    figures = ("lift", "lift_low", "lift_high", "mean_lift", "mean_lift_low", "mean_lift_high", "tasks_won")
     values = {f"mean_recall.{model}": value for model, value in metrics["mean_recall"].items()}
-    values |= {name: metrics[name] for name in ("mean_lift", "mean_lift_low", "mean_lift_high", "tasks_won")}
-    values |= {"best_other_difference": metrics["best_other"]["difference"]}
+    values |= {name: metrics[name] for name in figures}
+    if metrics["search"] is not None:
+        values |= {f"search.mean_recall.{model}": value for model, value in metrics["search"]["mean_recall"].items()}
+        values |= {f"search.{name}": metrics["search"][name] for name in figures}
+    values |= {f"best_other_{name}": metrics["best_other"][name] for name in ("difference", *figures[:3])}
     values |= {"ceiling": metrics["ceiling"]["mean"], "share_of_ceiling": metrics["ceiling"]["share"]}
     for task, result in metrics["tasks"].items():
         values |= {f"lift.{task}": result["lift"]}

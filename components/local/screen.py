@@ -19,10 +19,13 @@ MODELS = {
 
 
 def comparison_table(metrics: dict[str, Any], k: int) -> Table:
-    """Task × model of Recall@k, with URM's lift over target attention and its 95 % interval, of evaluate's metrics."""
+    """Task × model of Recall@k, with URM's lift over target attention and its 95 % interval, of evaluate's metrics.
+
+    Behaviour tasks and their mean come first, search tasks with a mean of their own below.
+    """
     table = Table(
         title=f"Recall@{k} on the full catalogue, test weeks",
-        caption="n: examples; lift: URM against target attention, with its 95 % interval",
+        caption="n: examples; lift: URM against target attention, with its 95 % interval; search tasks stand apart",
         title_justify="left",
         caption_justify="left",
         box=None,
@@ -33,10 +36,18 @@ def comparison_table(metrics: dict[str, Any], k: int) -> Table:
     table.add_column("task", no_wrap=True)
     for title in ("n", *MODELS.values(), "lift", "interval"):
         table.add_column(title, justify="right", no_wrap=True, vertical="bottom")
-    for name, task in metrics["tasks"].items():
-        table.add_row(name, str(task["examples"]), *_recalls(task["recall"]), *_lift(task))
-    table.add_section()
-    table.add_row("mean", "", *_recalls(metrics["mean_recall"]), f"{metrics['mean_lift']:+.1%}", "")
+    tasks = metrics["tasks"]
+    apart = [name for name in tasks if metrics["search"] and tasks[name]["search"]]
+    for group, names in ((metrics, [name for name in tasks if name not in apart]), (metrics["search"], apart)):
+        if not names:
+            continue
+        for name in names:
+            task = tasks[name]
+            lift = _lift(task["lift"], task["low"], task["high"])
+            table.add_row(name, str(task["examples"]), *_recalls(task["recall"]), *lift)
+        table.add_section()
+        lift = _lift(group["lift"], group["lift_low"], group["lift_high"])
+        table.add_row("mean", "", *_recalls(group["mean_recall"]), *lift, end_section=True)
     return table
 
 
@@ -87,5 +98,8 @@ def _recalls(recall: dict[str, float]) -> list[str]:
     return cells
 
 
-def _lift(task: dict[str, Any]) -> tuple[str, str]:
-    return f"{task['lift']:+.1%}", f"{task['low'] * 100:+.1f}…{task['high']:+.1%}"
+def _lift(lift: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+    """Cells of a lift and its interval; a dash where target attention finds nothing."""
+    if lift is None or low is None or high is None:
+        return "–", "–"
+    return f"{lift:+.1%}", f"{low * 100:+.1f}…{high:+.1%}"

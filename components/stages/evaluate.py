@@ -63,7 +63,8 @@ def run(stage: StageRun) -> StageReport:
     """Rank, measure, compare; see docs/architecture.md for the outputs and the metrics."""
     config, device, inputs = stage.config, prepare_device(stage.settings), EvaluateInputs.read(stage)
     output = {name: stage.output / file for name, file in _OUTPUTS.items()}
-    test = TestExamples.build(inputs.examples, inputs.contexts, inputs.catalogue)
+    held_out = [task.name for task in config.tasks if task.target.held_out_query]
+    test = TestExamples.build(inputs.examples, inputs.contexts, inputs.catalogue, held_out)
     with track(stage):
         recaller = UrmRecaller.load(inputs.model, inputs.item_table, inputs.candidates, device=device)
         depth = prediction_depth(config.evaluation.k)

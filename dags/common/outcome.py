@@ -92,13 +92,17 @@ class StageMixin(SkipMixin):
         # The stage's own output, above in the log, ends with the verdict in words.
         for line in (heading, *verdict["reasons"]):
             self.log.info("%s", line)
-        reasons = "".join(f"\n- {reason}" for reason in verdict["reasons"])
-        link = mlflow_run_url(context["run_id"])
-        tracked = f"\n\n[MLflow run]({link})" if link else ""
-        text = f"**{heading}**\n\n{verdict['verdict']}\n{reasons}"
-        write_notes(text[: NOTE_LENGTH - len(tracked)] + tracked, context)
+        write_notes(word_note(heading, verdict, mlflow_run_url(context["run_id"])), context)
         if not passed and not promote_anyway:
             self.skip(context["ti"], cast(BaseOperator, self).get_flat_relatives(upstream=False))
+
+
+def word_note(heading: str, verdict: dict[str, Any], link: str) -> str:
+    """The note on a verdict: reasons first, since what is longer than NOTE_LENGTH is cut; the link stays."""
+    reasons = "".join(f"- {reason}\n" for reason in verdict["reasons"])
+    tracked = f"\n\n[MLflow run]({link})" if link else ""
+    text = f"**{heading}**\n\n{reasons}\n{verdict['verdict']}"
+    return text[: NOTE_LENGTH - len(tracked)] + tracked
 
 
 def write_notes(text: str, context: Context) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.docs import REPOSITORY, main
-from benchmarks.records import SEEDS, Table, find_behaviour_tasks, find_mean_lift, pool_seeds, restrict
+from benchmarks.records import SEEDS, Table, find_behaviour_tasks, find_mean_lift, pool_seeds
 
 TABLES: dict[str, Table] = {"two": lambda: "| a |\n| --- |\n| 2 |", "three": lambda: "| a |\n| --- |\n| 3 |"}
 BLOCKS = "# Title\n\n<!-- table: two -->\nold\n<!-- /table -->\n\nText.\n\n<!-- table: three -->\n<!-- /table -->\n"
@@ -68,7 +68,7 @@ def test_behaviour_tasks_are_those_without_a_query() -> None:
 
 def test_the_mean_lift_of_some_tasks_is_the_mean_over_the_same_draws() -> None:
     whole = pool_seeds("complete_journey", SEEDS).baseline
-    some = restrict(whole, find_behaviour_tasks("complete_journey"))
+    some = whole.restrict(find_behaviour_tasks("complete_journey"))
     places = [whole.tasks.index(task) for task in some.tasks]
     draws = (whole.model_draws / whole.baseline_draws - 1)[:, places].mean(axis=1)
     lift = find_mean_lift(some)

@@ -12,8 +12,10 @@ from components.exceptions import MissingInputError
 from components.schemas.hits import HITS
 from components.storage import load_result
 from components.studies.comparison import read_run, summarise_runs
+from tests.worlds import CONFIGS
 from tests.worlds.tables import put, write
 
+KIND = {"search": False, "exclude_bought": True}
 QUALITY = {"target_attention": 0.4, "sasrec": 0.3, "item_knn": 0.5, "urm": 0.6}
 
 
@@ -22,17 +24,19 @@ def run_dir(tmp_path: Path) -> str:
     random = np.random.default_rng(0)
     rows = [
         {"example_id": example, "user_id": f"u{example % 40}", "task": task, "model": model, "k": k,
-         "hits": int(random.random() < QUALITY[model]), "targets": 1}
-        for example, task in enumerate(["next_item", "tail_item"] * 60) for model in QUALITY for k in (10, 100)
+         "hits": int(random.random() < QUALITY[model]), "targets": 1, "ndcg": random.random(), "held_out_query": None}
+        for example, task in enumerate(["next_item", "tail_item"] * 60) for model in QUALITY for k in (10, 100, 500)
     ]  # fmt: skip
     folder = tmp_path / "run" / "evaluate"
     means = pd.DataFrame(rows).query("k == 100").groupby(["task", "model"])["hits"].mean()
     metrics = {
         "k": 100,
         "seed": 3,
-        "tasks": {task: {"recall": means[task].to_dict(), "examples": 60} for task in ("next_item", "tail_item")},
+        "tasks": {
+            task: {"recall": means[task].to_dict(), "examples": 60, "held_out_categories": 0} | KIND
+            for task in ("next_item", "tail_item")
+        },
         "mean_recall": means.groupby("model").mean().to_dict(),
-        "best_other": {"model": "item_knn"},
     }
     outputs = {"hits": write(folder / "hits.parquet", HITS, rows), "report": folder / "report.md"}
     put(tmp_path / "run", "evaluate", outputs, config="beauty", metrics=metrics)
@@ -42,8 +46,11 @@ def run_dir(tmp_path: Path) -> str:
 def test_a_kept_evaluation_gives_the_same_comparison(run_dir: str, tmp_path: Path) -> None:
     size = keep(run_dir, tmp_path / "kept", tmp_path / "cache")
     moved = (tmp_path / "kept").rename(tmp_path / "moved")
-    whole, kept = (summarise_runs([read_run(str(folder))], cache=tmp_path, draws=200)[0] for folder in (run_dir, moved))
+    whole, kept = (
+        summarise_runs([read_run(str(folder), CONFIGS)], cache=tmp_path, draws=200)[0] for folder in (run_dir, moved)
+    )
     assert kept.recalls.equals(whole.recalls)
+    assert kept.best is not None and whole.best is not None
     for one, other in ((kept.baseline, whole.baseline), (kept.best, whole.best)):
         lifts = [dict(zip(side.tasks, side.lift, strict=True)) for side in (one, other)]
         assert lifts[0] == lifts[1] and one.names == other.names
@@ -54,16 +61,17 @@ def test_a_kept_evaluation_gives_the_same_comparison(run_dir: str, tmp_path: Pat
 
 def _found(run_dir: Path) -> Counter[tuple[object, ...]]:
     """What the models found of each example, whatever its number."""
-    hits = pd.read_parquet(run_dir / "evaluate" / "hits.parquet").query("k == 100 and model != 'sasrec'")
-    return Counter(hits.pivot(index=["user_id", "task", "example_id"], columns="model", values="hits").reset_index()
-                   .drop(columns="example_id").itertuples(index=False, name=None))  # fmt: skip
+    hits = pd.read_parquet(run_dir / "evaluate" / "hits.parquet").query("k != 500")
+    hits.loc[hits["k"] == 100, "ndcg"] = 0  # kept of short lists only
+    found = hits.pivot(index=["user_id", "task", "example_id"], columns=["model", "k"], values=["hits", "ndcg"])
+    return Counter(found.sort_index(axis=1).reset_index(["user_id", "task"]).itertuples(index=False, name=None))
 
 
-def test_only_what_the_comparison_needs_is_kept(run_dir: str, tmp_path: Path) -> None:
+def test_every_model_is_kept_at_the_cut_offs_that_are_published(run_dir: str, tmp_path: Path) -> None:
     keep(run_dir, tmp_path / "kept", tmp_path / "cache")
     hits = pd.read_parquet(tmp_path / "kept" / "evaluate" / "hits.parquet")
-    assert set(hits["model"]) == {"urm", "target_attention", "item_knn"}
-    assert set(hits["k"]) == {100} and len(hits) == 3 * 120
+    assert set(hits["model"]) == set(QUALITY)
+    assert set(hits["k"]) == {10, 100} and len(hits) == 2 * len(QUALITY) * 120
     assert str(tmp_path) not in (tmp_path / "kept" / "evaluate" / "result.json").read_text()
 
 

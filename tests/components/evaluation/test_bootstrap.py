@@ -10,10 +10,12 @@ from components.evaluation.bootstrap import Comparison, compare, holm, relative_
 K = 10
 
 
-def make_hits(recalls: dict[str, np.ndarray], users: np.ndarray, tasks: np.ndarray) -> pd.DataFrame:
+def make_hits(
+    recalls: dict[str, np.ndarray], users: np.ndarray, tasks: np.ndarray, queries: np.ndarray | None = None
+) -> pd.DataFrame:
     """Rows whose recall is hits / 1000 for any share of thousandths."""
     examples = {"example_id": np.arange(len(users)), "user_id": users.astype(str), "task": tasks}
-    examples |= {"k": 1000, "targets": 1000}
+    examples |= {"k": 1000, "targets": 1000, "held_out_query": queries}
     frames = [
         pd.DataFrame(examples | {"model": model, "hits": np.round(values * 1000).astype(int)})
         for model, values in recalls.items()
@@ -106,3 +108,76 @@ def test_holm_by_hand() -> None:
 
 def test_relative_lift_over_zero_is_undefined() -> None:
     assert np.isnan(relative_lift(np.array([0.1]), np.array([0.0]))[0])
+
+
+def test_ratio_of_means_by_hand() -> None:
+    users, tasks = np.array([0, 0, 1, 1]), np.array(["a", "b", "a", "b"])
+    recalls = {"target_attention": np.array([0.1, 0.5, 0.3, 0.7]), "urm": np.array([0.2, 0.5, 0.4, 0.5])}
+    comparison = run(make_hits(recalls, users, tasks))
+    assert comparison.ratio == pytest.approx((0.3 + 0.5) / (0.2 + 0.6) - 1)
+    assert comparison.mean_lift == pytest.approx((0.5 - 1 / 6) / 2)  # the task of small recalls decides
+    # Draws of user 0 alone, of user 1 alone, of both.
+    low, high = comparison.ratio_interval(0.999)
+    assert (low, high) == (pytest.approx(0.9 / 1.0 - 1), pytest.approx(0.7 / 0.6 - 1))
+
+
+def test_some_tasks_keep_their_draws_and_correct_for_fewer() -> None:
+    random = np.random.default_rng(3)
+    users, tasks = np.repeat(np.arange(80), 3), np.tile(["a", "b", "c"], 80)
+    base = random.uniform(0.2, 0.5, 240)
+    comparison = run(make_hits({"target_attention": base, "urm": base + random.normal(0.01, 0.1, 240)}, users, tasks))
+    some = comparison.restrict(["c", "a"])
+    assert some.tasks == ("a", "c")
+    assert np.array_equal(some.model_draws, comparison.model_draws[:, [0, 2]])
+    assert some.ratio == pytest.approx(comparison.model[[0, 2]].mean() / comparison.baseline[[0, 2]].mean() - 1)
+    assert (some.p_different() <= comparison.p_different()[[0, 2]]).all()
+
+
+def test_a_model_that_is_no_better_wins_about_as_often_as_chance_allows() -> None:
+    """Nine tasks of noise: without Holm some task would be won in every fifth trial (1 - .975^9)."""
+    random, trials, confidence = np.random.default_rng(17), 60, 0.95
+    users, tasks = np.repeat(np.arange(60), 9), np.tile([f"t{number}" for number in range(9)], 60)
+    lucky, leads = 0, 0
+    for _ in range(trials):
+        base, model = random.uniform(0.2, 0.5, (2, len(users)))
+        comparison = run(make_hits({"target_attention": base, "urm": model}, users, tasks), draws=1000)
+        lucky += bool(comparison.won(confidence).any())
+        leads += int((comparison.model > comparison.baseline).sum())
+    assert leads > 3 * trials  # points ahead, which prove nothing
+    assert lucky <= stats.binom.ppf(0.999, trials, 0.05)
+
+
+def simulate_categories(random: np.random.Generator, num_categories: int) -> pd.DataFrame:
+    """Each of 300 users asks two categories; the lift belongs to the category, hardly to the user."""
+    users = np.repeat(np.arange(300), 2)
+    asked = random.integers(num_categories, size=len(users))
+    effect = random.normal(0.1, 0.3, num_categories)[asked]
+    recalls = {"target_attention": np.full(len(users), 0.4), "urm": np.clip(0.4 * (1 + effect), 0, 1)}
+    return make_hits(recalls, users, np.full(len(users), "unseen"), np.array([f"c{number}" for number in asked]))
+
+
+def test_intervals_over_new_categories_cover_the_truth_and_those_over_users_alone_do_not() -> None:
+    random, trials = np.random.default_rng(23), 80
+    crossed, users_alone = 0, 0
+    for _ in range(trials):
+        hits = simulate_categories(random, 40)
+        comparison = run(hits, draws=300)
+        assert comparison.categories.tolist() == [hits["held_out_query"].nunique()]
+        low, high = comparison.interval(0.90)
+        crossed += bool(low[0] <= 0.1 <= high[0])
+        plain = run(hits.assign(held_out_query=None), draws=300)
+        assert plain.categories.tolist() == [0]
+        low, high = plain.interval(0.90)
+        users_alone += bool(low[0] <= 0.1 <= high[0])
+    # Of 40 categories a percentile interval is a little short of its 90 %.
+    assert crossed >= stats.binom.ppf(0.001, trials, 0.87)
+    assert users_alone < trials / 2
+
+
+def test_categories_are_drawn_in_their_task_only() -> None:
+    hits = simulate_categories(np.random.default_rng(1), 20)
+    other = hits.assign(task="next", held_out_query=None, example_id=hits["example_id"] + len(hits))
+    alone, beside = run(other), run(pd.concat([hits, other]))
+    place = beside.tasks.index("next")
+    assert beside.categories[place] == 0
+    assert np.allclose(beside.model_draws[:, place], alone.model_draws[:, 0])

@@ -1,82 +1,130 @@
 """The policy: each rule breaks alone, and the verdict says why."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from components.config import EvaluationConfig
+from components.config import RunConfig, load_config
 from components.evaluation.bootstrap import Comparison
 from components.evaluation.policy import judge
+from tests.worlds import CONFIGS
 
 LONG_TAIL_WORSE = (
     "Proven more than 10% worse than target attention at 95% confidence, Holm-corrected: long_tail (-30.0%)."
 )
-TASKS = ("next_purchase", "discovery", "long_tail")
+QUERY_WORSE = LONG_TAIL_WORSE.replace("long_tail", "text_query")
+TASKS = ("next_purchase", "discovery", "long_tail", "text_query")  # the last one is a search task
 
 
-def compared(lifts: list[float], noise: float = 0.01) -> Comparison:
-    """Three tasks with a baseline of .2 and draws of the given noise around the lifts."""
+def compared(lifts: list[float], noise: float = 0.01, other: str = "target_attention") -> Comparison:
+    """Tasks with a recall of .2 of the other model, and draws of the given noise around URM's lifts."""
     random = np.random.default_rng(0)
-    baseline = np.full(3, 0.2)
+    baseline = np.full(len(TASKS), 0.2)
     model = baseline * (1 + np.array(lifts))
-    draws = random.normal(0, noise, (500, 3)) * 0.2
-    return Comparison(TASKS, np.array([100, 200, 300]), baseline, model, np.tile(baseline, (500, 1)), model + draws)
+    draws = random.normal(0, noise, (500, len(TASKS))) * 0.2
+    counts = np.array([100, 200, 300, 400])
+    alone = np.zeros(len(TASKS), dtype=np.int64)
+    others = np.tile(baseline, (500, 1))
+    return Comparison(TASKS, counts, baseline, model, others, model + draws, alone, ("urm", other))
 
 
-def config(**policy: float) -> EvaluationConfig:
-    gate = {"min_mean_lift": 0.05, "min_tasks_won": 2, "max_task_loss": 0.1} | policy
-    return EvaluationConfig.model_validate({"gate": gate})
+def config(tasks: tuple[str, ...] = TASKS, **policy: float) -> RunConfig:
+    gate = {"min_lift": 0.05, "min_tasks_won": 2, "max_task_loss": 0.1} | policy
+    return load_config(CONFIGS / "complete_journey.yaml", {"tasks": list(tasks), "evaluation.gate": gate})
+
+
+def verdict(lifts: list[float], noise: float = 0.01, best: Comparison | None = None, **policy: float) -> dict[str, Any]:
+    comparison = compared(lifts, noise)
+    return judge(comparison, comparison if best is None else best, config(**policy))
 
 
 def test_passes_and_says_what_was_found() -> None:
-    verdict = judge(compared([0.2, 0.1, -0.02]), config())
-    assert verdict["passed"] is True
-    assert verdict["reasons"] == []
-    assert verdict["verdict"].startswith(
-        "The model may be released. On 600 held-out cases, the 100 items it recalls hold 9.3% more"
+    found = verdict([0.2, 0.1, -0.02, 0.5], best=compared([0.3, 0.3, 0.3, 0.0], other="item_knn"))
+    assert found["passed"] is True
+    assert found["reasons"] == []
+    text = found["verdict"]
+    assert text.startswith(
+        "The model may be released. On 600 held-out cases of 3 behaviour tasks, the 100 items it recalls hold 9.3% more"
     )
-    assert "than those of the target-attention model, on average over 3 tasks (95% interval" in verdict["verdict"]
-    assert "leads in 2 of 3, does best in next_purchase (+20.0%) and worst in long_tail (-2.0%)" in verdict["verdict"]
+    assert "than those of the target-attention model (95% interval +8." in text
+    assert "; mean of the tasks' lifts +9.3%)" in text
+    assert "ahead beyond chance in 2 of 3, does best in next_purchase (+20.0%) and worst in long_tail (-2.0%)" in text
+    assert "Against item-kNN, the best other model: +30.0% (95% interval +28." in text
+    assert "Search tasks, judged apart (1): +50.0% (95% interval +4" in text
 
 
 @pytest.mark.parametrize(
-    ("lifts", "policy", "reason"),
+    ("lifts", "noise", "reason"),
     [
-        ([0.02, 0.02, 0.02], {}, r"Mean lift over the tasks is +2.0%, below the required +5.0%."),
-        ([0.4, -0.01, -0.01], {}, r"URM leads in 1 of 3 tasks, below the required 2."),
-        ([0.4, 0.4, -0.3], {}, LONG_TAIL_WORSE),
+        ([0.055, 0.055, 0.055, 0.0], 0.015, "The lift in mean recall over the behaviour tasks is +5.5%, and the"),
+        ([0.4, -0.01, -0.01, 0.9], 0.01, "URM is ahead beyond chance in 1 of 3 behaviour tasks (95% confidence, Holm-"),
+        ([0.4, 0.4, -0.3, 0.9], 0.01, LONG_TAIL_WORSE),
+        ([0.4, 0.4, 0.4, -0.3], 0.01, QUERY_WORSE),
     ],
 )  # fmt: skip
-def test_each_rule_fails_alone(lifts: list[float], policy: dict[str, float], reason: str) -> None:
-    verdict = judge(compared(lifts), config(**policy))
-    assert verdict["passed"] is False
-    assert verdict["reasons"] == [reason]
-    assert "breaks 1 of the 3 rules" in verdict["verdict"]
+def test_each_rule_fails_alone(lifts: list[float], noise: float, reason: str) -> None:
+    found = verdict(lifts, noise)
+    assert found["passed"] is False
+    assert len(found["reasons"]) == 1 and found["reasons"][0].startswith(reason)
+    assert "breaks 1 of the 4 rules" in found["verdict"]
+
+
+def test_a_lift_of_search_tasks_buys_nothing() -> None:
+    assert verdict([0.0, 0.0, 0.0, 5.0], min_lift=0.001, min_tasks_won=0)["passed"] is False
+    assert verdict([0.01, 0.01, 0.01, 5.0], min_lift=0.001, min_tasks_won=4)["passed"] is False
+
+
+def test_the_lower_bound_counts_and_not_the_point() -> None:
+    assert verdict([0.1, 0.1, 0.1, 0.0], noise=0.01, min_lift=0.08)["passed"] is True
+    assert verdict([0.1, 0.1, 0.1, 0.0], noise=0.03, min_lift=0.08)["passed"] is False
+
+
+def test_a_task_ahead_by_chance_is_no_win() -> None:
+    ahead = [0.02, 0.02, 0.02, 0.0]
+    assert verdict(ahead, noise=0.02, min_lift=-1, min_tasks_won=1)["passed"] is False
+    assert verdict(ahead, noise=0.004, min_lift=-1, min_tasks_won=3)["passed"] is True
+
+
+def test_a_rival_that_is_better_than_target_attention_and_than_urm_refuses() -> None:
+    behind, level = (compared([lift, lift, lift, 0.5], other="target_attention_text") for lift in (-0.02, -0.002))
+    refused = verdict([0.2, 0.2, 0.2, 0.0], best=behind)
+    (reason,) = refused["reasons"]
+    assert reason.startswith("Proven behind target attention + text, the best of the other models in the mean over the")
+    assert "behaviour tasks: -2.0% (95% interval -" in reason
+    assert verdict([0.2, 0.2, 0.2, 0.0], best=level)["passed"] is True  # may be chance
 
 
 def test_a_loss_that_may_be_chance_is_not_held_against_a_task() -> None:
-    assert judge(compared([0.4, 0.4, -0.15], noise=0.2), config())["passed"] is True
-    assert judge(compared([0.4, 0.4, -0.15], noise=0.005), config())["passed"] is False
+    assert verdict([0.4, 0.4, -0.15, 0.0], noise=0.2, min_lift=-1, min_tasks_won=0)["passed"] is True
+    assert verdict([0.4, 0.4, -0.15, 0.0], noise=0.005, min_lift=-1, min_tasks_won=0)["passed"] is False
 
 
 def test_a_margin_admits_a_loss() -> None:
-    assert judge(compared([0.4, 0.4, -0.3]), config(max_task_loss=0.35))["passed"] is True
+    assert verdict([0.4, 0.4, -0.3, 0.0], max_task_loss=0.35)["passed"] is True
 
 
 def test_a_task_without_a_lift_is_neither_best_nor_worst_and_is_named_apart() -> None:
-    some = compared([-0.02, -0.1, -0.2])
-    bases = {name: getattr(some, name) * [1, 1, 0] for name in ("baseline", "baseline_draws")}
+    some = compared([-0.02, -0.1, -0.2, 0.0])
+    bases = {name: getattr(some, name) * [1, 1, 0, 1] for name in ("baseline", "baseline_draws")}
     nothing = replace(some, **bases)
-    verdict = judge(nothing, config())["verdict"]
-    assert "on average over 2 tasks" in verdict
-    assert f"does best in {TASKS[0]} (-2.0%) and worst in {TASKS[1]} (-10.0%)" in verdict
-    assert verdict.endswith("In 1 more target attention recalls nothing, so that no lift is defined.")
+    text = judge(nothing, nothing, config())["verdict"]
+    assert f"does best in {TASKS[0]} (-2.0%) and worst in {TASKS[1]} (-10.0%)" in text
+    assert "In 1 more target attention recalls nothing, so that no lift is defined." in text
 
 
 def test_no_lift_at_all_fails_with_its_reason() -> None:
-    nothing = Comparison(TASKS, np.array([1, 1, 1]), np.zeros(3), np.zeros(3), np.zeros((10, 3)), np.zeros((10, 3)))
-    verdict = judge(nothing, config())
-    assert verdict["passed"] is False
-    assert "target attention finds nothing" in verdict["reasons"][0]
-    assert "nan" not in verdict["verdict"]
+    zeros, none = np.zeros(4), np.zeros(4, dtype=np.int64)
+    nothing = Comparison(TASKS, none + 1, zeros, zeros, np.zeros((10, 4)), np.zeros((10, 4)), none)
+    found = judge(nothing, nothing, config())
+    assert found["passed"] is False
+    assert "target attention finds nothing" in found["reasons"][0]
+    assert "nan" not in found["verdict"]
+
+
+def test_a_run_with_search_tasks_alone_is_judged_by_them() -> None:
+    only = compared([0.0, 0.0, 0.0, 0.5]).restrict(["text_query"])
+    found = judge(only, only, config(("text_query",), min_tasks_won=1))
+    assert found["passed"] is True
+    assert "On 400 held-out cases of 1 search task," in found["verdict"]

@@ -10,8 +10,10 @@ from tests.worlds.tables import put
 
 RECALLS = {"popularity": 0.05, "own_history": 0.2, "target_attention": 0.25, "urm": 0.26}
 TASK = {"baseline": 0.25, "urm": 0.26, "lift": 0.04, "low": -0.01, "high": 0.093, "examples": 1234, "recall": RECALLS}
-METRICS = {"mean_recall": RECALLS | {"item_knn": 0.1}, "mean_lift": 0.04, "tasks_won": 1}
-METRICS["tasks"] = {"next_purchase": TASK}
+TASK["search"] = False
+MEAN = {"mean_recall": RECALLS | {"item_knn": 0.1}, "lift": 0.04, "lift_low": 0.01, "lift_high": 0.07}
+SEARCH = MEAN | {"lift": None, "lift_low": None, "lift_high": None}
+METRICS = MEAN | {"search": SEARCH, "tasks": {"text_query": TASK | {"search": True}, "next_purchase": TASK}}
 
 
 @pytest.fixture
@@ -45,6 +47,11 @@ def test_table_has_every_model_lift_and_interval(console):
         "next_purchase", "1234", "0.050", "0.200", "–", "0.250", "0.260", "+4.0%", "-1.0…+9.3%",
     ]  # fmt: skip
     assert "Recall@100" in text
+    lines = [line.split() for line in text.splitlines()]
+    first = [line[0] for line in lines if line and line[0] in ("next_purchase", "text_query", "mean")]
+    assert first == ["next_purchase", "mean", "text_query", "mean"]
+    means = [line[-2:] for line in lines if line and line[0] == "mean"]
+    assert means == [["+4.0%", "+1.0…+7.0%"], ["–", "–"]]
 
 
 def test_table_fits_a_narrow_terminal():

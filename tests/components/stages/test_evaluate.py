@@ -13,6 +13,7 @@ import pytest
 
 from components.config import RunConfig
 from components.evaluation.examples import TestExamples, measure
+from components.evaluation.models import evaluate_models
 from components.exceptions import DataError
 from components.schemas.hits import HITS
 from components.schemas.predictions import PREDICTIONS
@@ -22,6 +23,7 @@ from components.storage import StageResult, run_stage
 from tests.worlds import make_settings
 from tests.worlds.finished import *  # noqa: F403  # fixtures
 from tests.worlds.finished import IDS
+from tests.worlds.tables import put, write
 
 ASKED = {"next_purchase", "new_item", "text_query"}
 MODELS = ["popularity", "own_history", "sasrec", "some_other", "target_attention", "urm"]  # in the order of the tables
@@ -39,7 +41,11 @@ def inputs(run_dir: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def config(finished: tuple[Path, RunConfig]) -> RunConfig:
-    return finished[1]
+    """The query of the search task counts as held out, so that its category is drawn, too."""
+    run = finished[1]
+    held_out = run.task("text_query").target.model_copy(update={"held_out_query": True})
+    tasks = [task.model_copy(update={"target": held_out}) if task.needs_query else task for task in run.tasks]
+    return run.model_copy(update={"tasks": tuple(tasks)})
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +79,17 @@ def test_metrics_can_be_recomputed_from_the_hits(evaluation: StageResult) -> Non
     frame = hits.to_pandas()
     assert set(frame["k"]) == {5, 10, 20, 100, 500}
     assert list(dict.fromkeys(frame["model"])) == MODELS
-    frame = frame[frame["k"] == 10]
-    frame["recall"] = frame["hits"] / np.minimum(frame["targets"], 10)
-    means = frame.groupby(["task", "model"])["recall"].mean()
+    frame["recall"] = frame["hits"] / np.minimum(frame["targets"], frame["k"])
     metrics = evaluation.metrics
+    every = frame.groupby(["task", "model", "k"])[["recall", "ndcg"]].mean()
+    for task, result in metrics["tasks"].items():
+        assert set(result["top"]) == {"recall@5", "recall@10", "ndcg@5", "ndcg@10"}
+        for metric, values in result["top"].items():
+            name, _, k = metric.partition("@")
+            assert values == pytest.approx({model: every.loc[(task, model, int(k)), name] for model in MODELS})
+    held_out = frame[frame["task"] == "text_query"]["held_out_query"]
+    assert set(held_out) == {"milk"} and frame["held_out_query"].notna().sum() == len(held_out)
+    means = frame[frame["k"] == 10].groupby(["task", "model"])["recall"].mean()
     assert set(metrics["tasks"]) == ASKED
     for task, result in metrics["tasks"].items():
         assert result["recall"] == pytest.approx({model: means[task, model] for model in MODELS})
@@ -85,11 +98,17 @@ def test_metrics_can_be_recomputed_from_the_hits(evaluation: StageResult) -> Non
         assert result["examples"] == 32
         assert result["baseline"] == pytest.approx(result["recall"]["target_attention"])
         assert result["urm"] == pytest.approx(result["recall"]["urm"])
-    lifts = [result["lift"] for result in metrics["tasks"].values()]
-    assert metrics["mean_lift"] == pytest.approx(np.mean(lifts))
-    assert metrics["mean_lift_low"] <= metrics["mean_lift"] <= metrics["mean_lift_high"]
-    assert metrics["tasks_won"] == sum(lift > 0 for lift in lifts)
-    assert metrics["mean_recall"] == pytest.approx(means.groupby("model").mean().to_dict())
+    assert [task for task, result in metrics["tasks"].items() if result["search"]] == ["text_query"]
+    assert [task for task, result in metrics["tasks"].items() if result["exclude_bought"]] == ["new_item"]
+    for group, asked in ((metrics, ["next_purchase", "new_item"]), (metrics["search"], ["text_query"])):
+        of_tasks = [metrics["tasks"][task] for task in asked]
+        recalls = {model: np.mean([means[task, model] for task in asked]) for model in MODELS}
+        assert group["mean_recall"] == pytest.approx(recalls)
+        assert group["lift"] == pytest.approx(recalls["urm"] / recalls["target_attention"] - 1)
+        assert group["mean_lift"] == pytest.approx(np.mean([result["lift"] for result in of_tasks]))
+        assert group["lift_low"] <= group["lift"] <= group["lift_high"]
+        assert group["mean_lift_low"] <= group["mean_lift"] <= group["mean_lift_high"]
+        assert group["tasks_won"] == sum(result["lift"] > 0 and result["p_value"] < 0.05 for result in of_tasks)
 
 
 def test_ceiling_is_reached_by_some_model_or_by_two_together(evaluation: StageResult) -> None:
@@ -109,6 +128,14 @@ def test_report_names_every_task_and_what_is_not_compared(evaluation: StageResul
         line = next(line for line in lines if line.startswith(f"| {task} |"))
         assert f"{result['recall']['urm']:.4f}" in line
         assert f"{100 * result['lift']:+.1f} %" in line
+    behaviour, search = (report.index(f"## {kind} tasks") for kind in ("Behaviour", "Search"))
+    assert behaviour < report.index("| next_purchase | 32 | kept |") < search
+    assert (
+        behaviour < report.index("| new_item | 32 | filtered |") < search < report.index("| text_query | 32 | kept |")
+    )
+    assert "The interval of text_query draws its held-out categories (1) as well as the users." in report
+    top = evaluation.metrics["tasks"]["new_item"]["top"]["ndcg@10"]
+    assert f"| new_item | ndcg@10 | {top['popularity']:.4f} |" in report
     assert "Without test examples, and so not compared: long_tail." in report
     assert Path(evaluation.outputs["figure"]).read_bytes().startswith(b"\x89PNG")
 
@@ -118,7 +145,9 @@ def test_mlflow_holds_table_figure_and_data_set(evaluation: StageResult, config:
         experiment_names=[config.name], filter_string="tags.`urm.stage` = 'evaluate'", output_format="list"
     )
     run = runs[0]
-    assert run.data.metrics["mean_lift"] == pytest.approx(evaluation.metrics["mean_lift"])
+    for name in ("lift", "lift_low", "mean_lift"):
+        assert run.data.metrics[name] == pytest.approx(evaluation.metrics[name])
+        assert run.data.metrics[f"search.{name}"] == pytest.approx(evaluation.metrics["search"][name])
     assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["complete_journey.test"]
     files = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
     assert {"metrics.json", "figure.png", "report.md"} <= files
@@ -128,14 +157,18 @@ def test_mlflow_holds_table_figure_and_data_set(evaluation: StageResult, config:
     assert measures <= set(table.columns)
 
 
+def with_policy(config: RunConfig, min_lift: float) -> RunConfig:
+    """Only the lift and the best other model count."""
+    policy = {"min_lift": min_lift, "min_tasks_won": 0, "max_task_loss": 1.0}
+    evaluation_config = config.evaluation.model_copy(update={"gate": config.evaluation.gate.model_copy(update=policy)})
+    return config.model_copy(update={"evaluation": evaluation_config})
+
+
 @pytest.mark.parametrize(("needed", "passed"), [(-1.0, True), (50.0, False)])
 def test_gate_succeeds_as_a_stage_whatever_the_verdict(
     evaluation: StageResult, config: RunConfig, run_dir: Path, home: Settings, needed: float, passed: bool
 ) -> None:
-    policy = {"min_mean_lift": needed, "min_tasks_won": 0, "max_task_loss": 1.0}
-    evaluation_config = config.evaluation.model_copy(update={"gate": config.evaluation.gate.model_copy(update=policy)})
-    judged = config.model_copy(update={"evaluation": evaluation_config})
-    result = run_stage("gate", gate.run, config=judged, run_dir=str(run_dir), settings=home)
+    result = run_stage("gate", gate.run, config=with_policy(config, needed), run_dir=str(run_dir), settings=home)
     assert result.metrics["passed"] is passed
     assert len(result.metrics["reasons"]) == (0 if passed else 1)
     assert json.loads(Path(result.outputs["verdict"]).read_text()) == result.metrics
@@ -143,6 +176,28 @@ def test_gate_succeeds_as_a_stage_whatever_the_verdict(
     tags = mlflow.get_run(parent).data.tags
     assert tags["urm.gate"] == ("passed" if passed else "failed")
     assert tags["urm.verdict"] == result.metrics["verdict"]
+
+
+def test_a_rival_that_finds_everything_refuses_the_gate(
+    evaluation: StageResult, config: RunConfig, inputs: Path, home: Settings, tmp_path: Path
+) -> None:
+    """Target attention, which finds little, is not the only model that URM must not lose to."""
+    tables = {name: pq.read_table(inputs / f"{name}.parquet") for name in ("examples", "contexts", "catalogue")}
+    tables["examples"] = tables["examples"].filter(pc.field("split") == "test")
+    targets = {row["example_id"]: row["target_item_ids"] for row in tables["examples"].to_pylist()}
+    lists = pq.read_table(inputs / "predictions.parquet").to_pylist()
+    perfect = [row | {"item_ids": targets[row["example_id"]]} for row in lists if row["model"] == "some_other"]
+    rest = [row for row in lists if row["model"] != "some_other"]
+    predictions = write(tmp_path / "lists.parquet", PREDICTIONS, rest + perfect)
+    files = (predictions, Path(evaluation.outputs["predictions"]))
+    metrics = evaluate_models(TestExamples.build(**tables), files, config, tmp_path / "hits.parquet").metrics
+    assert metrics["best_other"]["model"] == "some_other"
+    put(tmp_path / "runs" / "beaten", "evaluate", {"hits": tmp_path / "hits.parquet"}, metrics=metrics)
+    run_dir = str(tmp_path / "runs" / "beaten")
+    result = run_stage("gate", gate.run, config=with_policy(config, -1.0), run_dir=run_dir, settings=home)
+    assert result.metrics["passed"] is False
+    (reason,) = result.metrics["reasons"]
+    assert reason.startswith("Proven behind some other, the best of the other models in the mean over the behaviour")
 
 
 def test_predictions_of_other_examples_are_refused(inputs: Path) -> None:
@@ -173,7 +228,8 @@ def test_segments_split_users_and_targets(evaluation: StageResult, inputs: Path)
 
 def test_best_other_model_is_named_with_its_interval(evaluation: StageResult) -> None:
     metrics = evaluation.metrics
-    means = {model: value for model, value in metrics["mean_recall"].items() if model != "urm"}
+    asked = [metrics["tasks"][task]["recall"] for task in ("next_purchase", "new_item")]
+    means = {model: np.mean([recall[model] for recall in asked]) for model in MODELS if model != "urm"}
     best = metrics["best_other"]
     assert means[best["model"]] == max(means.values())
     assert best["difference"] == pytest.approx(metrics["mean_recall"]["urm"] - max(means.values()))

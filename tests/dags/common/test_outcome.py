@@ -43,10 +43,10 @@ PASSED = {"passed": True, "verdict": "URM is ahead.", "reasons": []}
 def test_only_numbers_travel(leave_result, make_context, home):
     from dags.common.process import StageProcessOperator
 
-    leave_result("evaluate", metrics={"mean_lift": 0.1, "tasks": {"a": {"urm": 1.0}}, "note": "text", "tasks_won": 4})
+    leave_result("evaluate", metrics={"lift": 0.1, "tasks": {"a": {"urm": 1.0}}, "note": "text", "tasks_won": 4})
     context = make_context("evaluate")
     StageProcessOperator(task_id="evaluate", stage="evaluate").finish(context)
-    assert context["ti"].pushed["summary"]["metrics"] == {"mean_lift": 0.1, "tasks_won": 4}
+    assert context["ti"].pushed["summary"]["metrics"] == {"lift": 0.1, "tasks_won": 4}
 
 
 def test_failed_gate_skips_release_and_promote(leave_result, make_context, gate, caplog):
@@ -112,6 +112,17 @@ def test_mlflow_link(home, gate, monkeypatch, make_context):
     assert MlflowLink().get_link(gate, ti_key=ti) == (
         "http://mlflow.example:5000/#/experiments/3/runs/abc?workflowType=machine_learning"
     )
+
+
+def test_a_long_verdict_is_cut_and_leaves_every_reason_and_the_link(home):
+    from dags.common.outcome import NOTE_LENGTH, word_note
+
+    reasons = [f"{number}. " + "reason " * 20 for number in range(4)]
+    note = word_note("Gate FAILED.", {"verdict": "found " * 200, "reasons": reasons}, "http://mlflow.example/run")
+    assert len(note) == NOTE_LENGTH
+    assert all(reason in note for reason in reasons)
+    assert "found" in note
+    assert note.endswith("[MLflow run](http://mlflow.example/run)")
 
 
 def test_a_note_that_cannot_be_written_is_a_warning(home, monkeypatch, make_context, caplog):
