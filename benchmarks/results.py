@@ -42,6 +42,7 @@ SERVING = {
     "inference": 5,
     "engines": 10,
     "instances": 15,
+    "backfill": 5,
     "serving": 20,
     "reads": 3,
     "index": 30,

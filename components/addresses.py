@@ -50,15 +50,20 @@ def exists(uri: str) -> bool:
         UnavailableError: The store does not answer.
     """
     filesystem, path = open_store(uri)
-    with _store_errors(uri):
+    with store_errors(uri):
         return bool(filesystem.exists(path))
 
 
 def remove(uri: str) -> None:
-    """Delete one file if it is there."""
+    """Delete one file if it is there.
+
+    Raises:
+        UnavailableError: The store does not answer.
+    """
     filesystem, path = open_store(uri)
-    if filesystem.exists(path):
-        filesystem.rm_file(path)
+    with store_errors(uri):
+        if filesystem.exists(path):
+            filesystem.rm_file(path)
 
 
 def read_json(uri: str) -> Any | None:
@@ -66,11 +71,13 @@ def read_json(uri: str) -> Any | None:
 
     Raises:
         DataError: The file is no JSON.
+        UnavailableError: The store does not answer.
     """
     filesystem, path = open_store(uri)
     try:
-        with filesystem.open(path, "r", encoding="utf-8") as stream:
-            return json.load(stream)
+        with store_errors(uri):
+            content = filesystem.cat_file(path)
+        return json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -80,12 +87,18 @@ def read_json(uri: str) -> Any | None:
 
 
 def write_json(uri: str, content: Any) -> None:
-    """Write a JSON file so that a reader sees the old content or the new, never a part."""
+    """Write a JSON file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: The disk refuses it.
+        UnavailableError: The store does not answer.
+    """
     text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
     if not is_local(uri):
         filesystem, remote_path = open_store(uri)
-        filesystem.makedirs(parent(remote_path), exist_ok=True)
-        filesystem.pipe_file(remote_path, text.encode())
+        with store_errors(uri):
+            filesystem.makedirs(parent(remote_path), exist_ok=True)
+            filesystem.pipe_file(remote_path, text.encode())
         return
     path = Path(uri.removeprefix("file://"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +144,7 @@ def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
         if target.exists():
             return target
         landing = Path(temporary) / "content"
-        with _store_errors(uri):
+        with store_errors(uri):
             if only:
                 landing.mkdir()
                 for name in only:
@@ -198,11 +211,21 @@ def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 @contextmanager
-def _store_errors(uri: str) -> Iterator[None]:
-    """Turn whatever a store's driver raises into one sentence; each has exceptions of its own."""
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn what the driver of an object store raises into one sentence; each has exceptions of its own.
+
+    That nothing is there is an answer, and what a disk of this machine says is left as it is.
+    """
     try:
         yield
+    except FileNotFoundError:
+        raise
     except Exception as error:
+        if is_local(uri):
+            raise
         raise UnavailableError(
-            f"object store of {uri}", expected="an answer", got=error, remedy="try again later"
+            f"object store of {uri}",
+            expected="an answer",
+            got=error,
+            remedy="correct its address or credentials, or try again later",
         ) from error

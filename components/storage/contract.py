@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from components import __version__
 from components.addresses import fetch, join, write_json
 from components.config import RunConfig
-from components.exceptions import MissingInputError
+from components.exceptions import MissingInputError, UnavailableError
 from components.flow import StageSpec
 from components.settings import Settings
 
@@ -94,7 +94,7 @@ class StageRun:
         content = {"message": message, "metrics": metrics, "at": time.time()}
         try:
             write_json(join(self.run_dir, self.spec.name, "progress.json"), content)
-        except OSError as error:  # hours of work do not end because nobody could be told of them
+        except (OSError, UnavailableError) as error:  # hours of work do not end because nobody could be told of them
             log.warning("progress cannot be written", stage=self.spec.name, error=str(error))
 
 

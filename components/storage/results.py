@@ -6,7 +6,7 @@ import structlog
 from pydantic import ValidationError
 
 from components.addresses import absolute, exists, join, read_json, write_json
-from components.exceptions import DataError, MissingInputError
+from components.exceptions import DataError, MissingInputError, UnavailableError
 from components.storage.contract import StageResult
 
 log = structlog.get_logger()
@@ -20,7 +20,7 @@ def record_result(result: StageResult, result_uri: str, index: str) -> None:
     try:
         write_json(join(index, result.stage, f"{result.fingerprint}.json"), content | {"reused_from": result_uri})
         write_json(join(index, "latest", result.config, f"{result.stage}.json"), content)
-    except OSError as error:  # the result stands; only other runs will not find it
+    except (OSError, UnavailableError) as error:  # the result stands; only other runs will not find it
         log.warning("result is not in the index of runs", index=index, error=str(error))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from components.addresses import is_local, join, open_store
+from components.addresses import is_local, join, open_store, store_errors
 from components.exceptions import DataError, UnavailableError
 from components.settings import Settings
 
@@ -60,12 +60,11 @@ class Workspace:
         if self.remote and self.leads:
             self._remove_dead()
             try:
-                self._take_over()
-            except Exception as error:  # each driver has errors of its own
+                with store_errors(self.stage_uri):
+                    self._take_over()
+            except UnavailableError:
                 self._release_lock()
-                raise UnavailableError(
-                    f"object store of {self.stage_uri}", expected="an answer", got=error, remedy="try again later"
-                ) from error
+                raise
         return self
 
     def _remove_dead(self) -> None:
@@ -136,9 +135,10 @@ class Workspace:
         self.require_current()
         if self.remote:
             filesystem, path = open_store(folder)
-            if filesystem.exists(path):
-                filesystem.rm(path, recursive=True)
-            filesystem.put(str(self.output) + "/", path, recursive=True)
+            with store_errors(folder):
+                if filesystem.exists(path):
+                    filesystem.rm(path, recursive=True)
+                filesystem.put(str(self.output) + "/", path, recursive=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(self.output, folder)

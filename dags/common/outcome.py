@@ -5,15 +5,14 @@ Only URIs and single numbers travel between tasks; tables and models stay in the
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
-import fsspec
 import httpx
 from airflow.sdk import BaseOperator, BaseOperatorLink, Context, SkipMixin
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from components.addresses import read_json
 from components.settings import get_settings
 from dags.common.pod_end import USER_ERROR_EXIT_CODE
 
@@ -48,7 +47,7 @@ def read_result(stage: str, run_dir: str) -> dict[str, Any]:
         AirflowException: There is none, whatever the process or pod said.
     """
     uri = f"{run_dir}/{stage}/result.json"
-    result = _read_json(uri)
+    result = read_json(uri)
     if result is None:
         raise AirflowException(
             f"stage {stage}: expected {uri}, got nothing; the process ended early, so the task is tried again."
@@ -80,7 +79,7 @@ class StageMixin(SkipMixin):
         }
         context["ti"].xcom_push(key="summary", value=summary)
         if self.stage == "gate":
-            self._decide(_read_json(result["outputs"]["verdict"]) or {}, context)
+            self._decide(read_json(result["outputs"]["verdict"]) or {}, context)
 
     def _decide(self, verdict: dict[str, Any], context: Context) -> None:
         """Log the verdict, note it on the task and on the run, and skip what follows a failure."""
@@ -142,16 +141,7 @@ class MlflowLink(BaseOperatorLink):
 def mlflow_run_url(run_id: str) -> str:
     """Address of the MLflow run of a DAG run; empty while there is none, or no server to look at."""
     settings = get_settings()
-    note = _read_json(f"{settings.run_dir(run_id)}/tracking.json")
+    note = read_json(f"{settings.run_dir(run_id)}/tracking.json")
     if note is None or not settings.tracking_uri.startswith("http"):
         return ""
     return settings.run_page(note["experiment_id"], note["run_id"])
-
-
-def _read_json(uri: str) -> dict[str, Any] | None:
-    try:
-        with fsspec.open(uri, "r") as stream:
-            content: dict[str, Any] = json.load(stream)
-            return content
-    except FileNotFoundError:
-        return None

@@ -12,7 +12,7 @@ from components.settings import Settings
 from tests.cluster.world import pause_until
 from tests.worlds import REPOSITORY, wait_until
 
-TRAINING, STUDY = "recall_training", "ablation_study"
+TRAINING, STUDY, BACKFILL = "recall_training", "ablation_study", "recall_backfill"
 ENDED = ("success", "failed", "skipped", "upstream_failed")
 Json = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Airflow:
         log = self.home / "logs" / "migrate.log"
         assert run_to_end(self.stack.migrate, environment=self._variables(first), log=log, folder=self.home) == 0
         self.start(*self.services)
-        for dag in dags or (TRAINING, STUDY):
+        for dag in dags or (TRAINING, STUDY, BACKFILL):
             wait_until(lambda dag=dag: self.client.has_dag(dag) or self.client.import_errors(), 120)
         assert not self.client.import_errors()
         self.client.ensure_pool(POOL, 2, "Heavy stages at once.")
@@ -78,6 +78,14 @@ class Airflow:
     def run(self, dag: str, run_id: str) -> Json:
         """State, note and times of a run."""
         return self.client.run(dag, run_id)
+
+    def runs(self, dag: str) -> list[str]:
+        """Ids of all runs of a DAG."""
+        return [str(run["dag_run_id"]) for run in self.client._send("GET", f"/dags/{dag}/dagRuns").json()["dag_runs"]]
+
+    def unpause(self, dag: str) -> None:
+        """What the switch of a DAG does."""
+        self.client._send("PATCH", f"/dags/{dag}", json={"is_paused": False})
 
     def task(self, run_id: str, task_id: str = "sft") -> Json:
         """A task instance of `recall_training`."""

@@ -14,16 +14,19 @@ from typing import Any
 
 import fsspec
 import mlflow
+import pandas as pd
 import pytest
 import yaml
 
+from components.client import RecallClient
 from components.config import load_config
 from components.flow import STAGES
 from components.recall.api.tokens import Scope, issue_token
 from components.settings import Settings
-from tests.cluster.airflow import STUDY, TRAINING, Airflow
+from tests.cluster.airflow import BACKFILL, ENDED, STUDY, TRAINING, Airflow
 from tests.cluster.world import (
     AD_HOC,
+    API,
     PASSWORD,
     STORE,
     WORKER,
@@ -43,12 +46,13 @@ HERE = Path(__file__).parent
 ROLLOUT_SECONDS = 400  # the pods of one machine share its cores with this test
 CLASSES = ("data", "training", "tracking", "promotion")
 EXAMPLES = {"max_train_contexts": 200, "max_validation_examples": 30, "max_test_examples": 60}
-STEPS = {"urm.num_layers": 1, "urm.max_steps": 5000, "urm.eval_steps": 20, "items.id_max_steps": 10}
+STEPS = {"urm.num_layers": 1, "urm.max_seconds": 2000, "urm.eval_steps": 20, "items.id_max_steps": 10}
 VALUES = {"source.max_users": 30, "baseline.max_epochs": 1, "baseline.max_seconds": 10} | STEPS
 VALUES |= {f"features.{name}": number for name, number in EXAMPLES.items()} | {"evaluation.bootstrap_samples": 100}
 VALUES |= {"release.promote_timeout_seconds": ROLLOUT_SECONDS}
 SMALL = [f"{name}={value}" for name, value in VALUES.items()]
-SHORT, LONG = "urm.max_seconds=20", "urm.max_seconds=2000"
+NUM_STEPS = 60
+SHORT, LONG = f"urm.max_steps={NUM_STEPS}", "urm.max_steps=5000"
 PODS = {"defaults": {"cpu": "200m", "memory": "3Gi", "ephemeral_storage": "4Gi", "gpus": 0}}
 OURS = "app.kubernetes.io/name=urm,app.kubernetes.io/managed-by=airflow"
 GPU = "nvidia.com~1gpu"  # in a JSON pointer
@@ -62,12 +66,14 @@ class Training:
         kubectl: In the namespace of the pods, as administrator.
         airflow: Works as the service account `urm-airflow`.
         pods_file: Table of the pods.
+        token: Of the recall service's API.
         found: ConfigMaps and secrets before the first run.
     """
 
     kubectl: Kubectl
     airflow: Airflow
     pods_file: Path
+    token: str = ""
     found: set[str] = field(default_factory=set)
 
     def change_pods(self, **rows: Object) -> None:
@@ -118,16 +124,22 @@ class Training:
         return pod, tries + 1
 
     def clear(self, run_id: str, task_id: str = "sft", **row: Any) -> int:
-        """Clear a task, with this row of the table, once no other run is at work; the number of its last try."""
-        for other in set(self.airflow.client.active_runs(TRAINING)) - {
-            run_id
-        }:  # one at a time: it would wait behind it
-            self.airflow.end_run(TRAINING, other)
-            self.wait_until_gone()
+        """Clear a task, with this row of the table, once no run is at work; the number of its last try."""
+        self.wait_until_idle(run_id)
         tries: int = self.airflow.task(run_id, task_id)["try_number"]
         self.change_pods(**{task_id: row})
         self.airflow.clear(run_id, task_id)
         return tries
+
+    def wait_until_idle(self, run_id: str) -> None:
+        """End other runs, behind which this one would wait, and wait for the end of this one.
+
+        A scheduler that is about to end a run overwrites what a clearing of that moment has set.
+        """
+        for other in set(self.airflow.client.active_runs(TRAINING)) - {run_id}:
+            self.airflow.end_run(TRAINING, other)
+            self.wait_until_gone()
+        pause_until(lambda: self.airflow.run(TRAINING, run_id)["state"] in ENDED, 60)
 
     def wait_until_gone(self, *stages: str, seconds: float = 150) -> None:
         """Return once no pod of the stages, or of any, is left."""
@@ -161,7 +173,8 @@ def training(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iter
         for key, text in own.items():
             patch.setenv(key, text)
         fsspec.filesystem("s3").mkdir("urm")
-        write_secrets(namespace, home, own)
+        token = issue_token(home / "tokens.json", "tests", [Scope.READ, Scope.WRITE, Scope.ASK])
+        write_secrets(namespace, home, own, token)
         pause_until(lambda: any(map(is_ready, namespace.pods("mlflow"))), 240)
         own |= {
             "URM_EXECUTOR": "kubernetes", "URM_NAMESPACE": namespace.namespace, "URM_IMAGE": "urm-pipeline:0.1.0",
@@ -171,7 +184,7 @@ def training(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iter
             "KUBECONFIG": str(write_kubeconfig(namespace, "urm-airflow", home / "kubeconfig")),
         }  # fmt: skip
         airflow = Airflow(home / "airflow", own)
-        made = Training(namespace, airflow, home / "pods.yaml")
+        made = Training(namespace, airflow, home / "pods.yaml", token)
         made.change_pods()
         made.found = list_objects(namespace)
         try:
@@ -181,17 +194,15 @@ def training(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iter
             airflow.end()
 
 
-def write_secrets(namespace: Kubectl, home: Path, store: dict[str, str]) -> None:
+def write_secrets(namespace: Kubectl, home: Path, store: dict[str, str], token: str) -> None:
     """One secret per class of stages, and those of the recall service."""
     redis = f"redis://urm:{PASSWORD}@redis:6379/0"
-    tokens = home / "tokens.json"
-    token = issue_token(tokens, "tests", [Scope.READ, Scope.WRITE, Scope.ASK])
     more = {"promotion": {"URM_REDIS_URL": redis, "URM_API_TOKEN": token}}
     found = {f"urm-{name}": store | more.get(name, {}) for name in CLASSES}
     found["urm-credentials"] = store | {"URM_REDIS_URL": redis}
     for name, values in found.items():
         create_secret(namespace, name, values)
-    namespace("create", "secret", "generic", "recall-tokens", f"--from-file=tokens.json={tokens}")
+    namespace("create", "secret", "generic", "recall-tokens", f"--from-file=tokens.json={home / 'tokens.json'}")
 
 
 def create_secret(namespace: Kubectl, name: str, values: dict[str, str]) -> None:
@@ -213,6 +224,7 @@ def record(case: str, happened: str, start: float, retries: int | str = 0, resum
 @pytest.fixture(scope="module")
 def whole_run(training: Training) -> str:
     """Id of a run of `recall_training` that has ended; every stage computes, and the gate lets everything pass."""
+    training.airflow.unpause(BACKFILL)
     conf = {"overrides": [*SMALL, SHORT], "force": True, "promote_anyway": True}
     run_id = training.airflow.client.trigger(TRAINING, conf)
 
@@ -224,6 +236,25 @@ def whole_run(training: Training) -> str:
     training.kubectl("scale", "deployment", "--all", "--replicas=1")
     pause_until(lambda: training.airflow.run(TRAINING, run_id)["state"] in ("success", "failed"), 500)
     return run_id
+
+
+def test_a_promotion_gives_every_known_user_results(training: Training, whole_run: str) -> None:
+    start, (run_id,) = time.monotonic(), training.airflow.runs(BACKFILL)
+    pause_until(lambda: training.airflow.run(BACKFILL, run_id)["state"] in ENDED, 500)
+    run, task = training.airflow.run(BACKFILL, run_id), training.airflow.client.tasks(BACKFILL, run_id)["backfill"]
+    assert (run["state"], run["run_type"], task["try_number"]) == ("success", "asset_triggered", 1)
+    print(run["note"], task["rendered_fields"]["job"], sep="\n")
+    figures = re.search(r"(\d+) of (\d+) users, (\d+) computed, (\d+) had results, 0 failed", run["note"])
+    assert figures is not None
+    done, total, computed, current = map(int, figures.groups())
+    assert total == done == computed + current > 20
+    assert "--shards=2" in str(task["rendered_fields"]["job"])
+    contexts = pd.read_parquet(f"{training.run_dir(whole_run)}/features/contexts.parquet", columns=["user_id"])
+    with RecallClient(f"http://{training.kubectl.address(API)}:8000", training.token) as api:
+        answers = api.recall_many(sorted(set(contexts["user_id"])))
+    assert {answer.source for answer in answers} == {"model"}
+    record("`recall_backfill` after the promotion", f"{total} users read through the API", start)
+    training.kubectl("delete", "job", "recall-backfill")  # its time to live is a day
 
 
 def test_every_stage_is_a_pod_of_its_class_and_leaves_nothing(training: Training, whole_run: str) -> None:
@@ -364,9 +395,9 @@ def test_a_disrupted_training_ends_in_its_first_try_with_one_curve(training: Tra
         summary = json.load(stream)["metrics"]["training"]
     (run,) = [run for run in tracked_runs(training, whole_run) if run.info.run_id not in earlier]
     curve = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
-    assert {point.step for point in curve} >= set(range(10, summary["steps"] + 1, 10))
+    assert summary["steps"] == NUM_STEPS and {point.step for point in curve} == set(range(10, NUM_STEPS + 1, 10))
     assert leftovers(training, whole_run) == []
-    happened = f"{summary['steps']} steps, one MLflow run, its loss at {len({point.step for point in curve})} steps"
+    happened = f"{NUM_STEPS} steps, one MLflow run, its loss at {len({point.step for point in curve})} of them"
     record("pod of `sft` deleted, and the training to its end", happened, start)
 
 
@@ -431,6 +462,7 @@ def test_a_wrong_secret_is_retried_and_a_corrected_one_succeeds(training: Traini
 
 def test_an_image_and_a_secret_that_are_not_there(training: Training, whole_run: str) -> None:
     right = store_variables(f"http://{training.kubectl.address('s3')}:5000")
+    training.wait_until_idle(whole_run)
     start = time.monotonic()
     tries = {name: training.airflow.task(whole_run, name)["try_number"] for name in ("baseline", "sft")}
     training.change_pods(baseline={"image": "urm-pipeline:missing"})

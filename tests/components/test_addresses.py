@@ -1,6 +1,7 @@
 """Files by their address."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from components.addresses import exists, fetch, read_json, write_json
+from components.addresses import exists, fetch, read_json, remove, write_json
 from components.exceptions import MissingInputError, UnavailableError
 
 
@@ -67,8 +68,19 @@ def test_processes_that_need_the_same_fetch_it_once(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == found[:1]
 
 
-@pytest.mark.parametrize("method", ["exists", "get_file"])
-def test_whatever_a_store_raises_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "act"),
+    [
+        ("exists", lambda uri, cache: fetch(uri, cache)),
+        ("get_file", lambda uri, cache: fetch(uri, cache)),
+        ("cat_file", lambda uri, cache: read_json(uri)),
+        ("pipe_file", lambda uri, cache: write_json(uri, {})),
+        ("rm_file", lambda uri, cache: remove(uri)),
+    ],
+)
+def test_whatever_a_store_raises_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, act: Callable[[str, Path], object]
+) -> None:
     uri = f"memory://{tmp_path.name}/a.json"
     write_json(uri, {})
     assert exists(uri)
@@ -78,7 +90,7 @@ def test_whatever_a_store_raises_is_one_sentence(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(MemoryFileSystem, method, fail)
     with pytest.raises(UnavailableError, match=rf"object store of {uri}: expected an answer, got could not connect"):
-        fetch(uri, tmp_path / "cache")
+        act(uri, tmp_path / "cache")
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
