@@ -47,7 +47,7 @@ def read_result(stage: str, run_dir: str) -> dict[str, Any]:
         AirflowException: There is none, whatever the process or pod said.
     """
     uri = f"{run_dir}/{stage}/result.json"
-    result = read_json(uri)
+    result: dict[str, Any] | None = read_json(uri)
     if result is None:
         raise AirflowException(
             f"stage {stage}: expected {uri}, got nothing; the process ended early, so the task is tried again."
