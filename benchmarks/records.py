@@ -162,19 +162,19 @@ def render_pooled(config: str, seeds: Sequence[int] = SEEDS) -> str:
 def render_run(folder: str) -> str:
     """Every task of one kept run: recall per model, lift with interval, p-value after Holm."""
     run = read_run(str(FOLDER / folder), CONFIGS)
-    metrics, summary = run.metrics, summarise_run(folder)
-    every = order_tasks(run.config)
+    summary, every = summarise_run(folder), order_tasks(run.config)
+    lifts = find_lifts(summary.baseline)
+    p_values = dict(zip(summary.baseline.tasks, summary.baseline.p_different().tolist(), strict=True))
     models = [model for model in summary.models if _mean_recall(summary, model, every) > 0]
     rows = []
     for task in every:
-        result = metrics["tasks"][task]
-        lift = Figure(result["lift"], result["low"], result["high"])
+        result, lift = run.metrics["tasks"][task], lifts[task]
         recalls = [_recall(result["recall"][model]) for model in models]
-        p_value = _recall(result["p_value"])
+        p_value = _recall(p_values[task])
         rows.append([task, f"{result['examples']:,}", *recalls, lift.percent, lift.percent_interval, p_value])
     lift = find_mean_lift(summary.baseline)
     means = [_recall(_mean_recall(summary, model, every)) for model in models]
-    examples = sum(result["examples"] for result in metrics["tasks"].values())
+    examples = sum(result["examples"] for result in run.metrics["tasks"].values())
     rows.append(["mean", f"{examples:,}", *means, lift.percent, lift.percent_interval, ""])
     return markdown(["task", "examples", *map(title, models), "lift", "95 %", "p (Holm)"], rows)
 
