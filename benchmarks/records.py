@@ -38,6 +38,7 @@ DATA_SETS = {
 }
 SEEDS = (0, 1, 2)
 FILTERED_TASK = "cold_item"  # the 5-core filter of the Amazon sets makes its targets more frequent than such items are
+HISTORY = "history items"
 DOCS = "`python -m benchmarks.docs`"
 LONGER = {  # trainings of Complete Journey that differ in their length, folders in FOLDER
     "1,200 steps, an earlier commit": "complete_journey-1200-steps.main.seed0",
@@ -154,8 +155,9 @@ def render_pooled(config: str, seeds: Sequence[int] = SEEDS) -> str:
         cells = [_recall(means[model]) + more for model, more in zip(models, spread, strict=True)]
         seeds_cell = " / ".join(_percent(value) for value in by_seed)
         count = sum(counts[task] for task in tasks)
-        rows.append([label, f"{count:,}", *cells, lift.percent, lift.percent_interval, seeds_cell])
-    head = ["task", "examples", *map(title, models), "lift", "95 %", f"seed {' / '.join(map(str, seeds))}"]
+        history = _describe_history(summary, tasks)
+        rows.append([label, f"{count:,}", history, *cells, lift.percent, lift.percent_interval, seeds_cell])
+    head = ["task", "examples", HISTORY, *map(title, models), "lift", "95 %", f"seed {' / '.join(map(str, seeds))}"]
     return markdown(head, rows)
 
 
@@ -170,13 +172,13 @@ def render_run(folder: str) -> str:
     for task in every:
         result, lift = run.metrics["tasks"][task], lifts[task]
         recalls = [_recall(result["recall"][model]) for model in models]
-        p_value = _recall(p_values[task])
-        rows.append([task, f"{result['examples']:,}", *recalls, lift.percent, lift.percent_interval, p_value])
+        cells = [*recalls, lift.percent, lift.percent_interval, _recall(p_values[task])]
+        rows.append([task, f"{result['examples']:,}", _describe_history(summary, [task]), *cells])
     lift = find_mean_lift(summary.baseline)
     means = [_recall(_mean_recall(summary, model, every)) for model in models]
     examples = sum(result["examples"] for result in run.metrics["tasks"].values())
-    rows.append(["mean", f"{examples:,}", *means, lift.percent, lift.percent_interval, ""])
-    return markdown(["task", "examples", *map(title, models), "lift", "95 %", "p (Holm)"], rows)
+    rows.append(["mean", f"{examples:,}", "", *means, lift.percent, lift.percent_interval, ""])
+    return markdown(["task", "examples", HISTORY, *map(title, models), "lift", "95 %", "p (Holm)"], rows)
 
 
 def render_search() -> str:
@@ -191,8 +193,9 @@ def render_search() -> str:
         for task in order_tasks(config):
             if task not in behaviour:
                 recalls = [_recall(means[task, model]) if (task, model) in means else "" for model in models]
-                rows.append([name, task, *recalls, lifts[task].percent, lifts[task].percent_interval])
-    return markdown(["data set", "task", *map(title, models), "lift", "95 %"], rows)
+                history = _describe_history(summary, [task])
+                rows.append([name, task, history, *recalls, lifts[task].percent, lifts[task].percent_interval])
+    return markdown(["data set", "task", HISTORY, *map(title, models), "lift", "95 %"], rows)
 
 
 def render_trainings() -> str:
@@ -381,6 +384,12 @@ def _standing(comparison: Comparison) -> str:
         int((proven & (comparison.model < comparison.baseline)).sum()),
     )
     return f"{ahead} / {len(comparison.tasks) - ahead - behind} / {behind}"
+
+
+def _describe_history(summary: Summary, tasks: Iterable[str]) -> str:
+    """Whether items of the user's history are candidates; empty where the tasks differ in it."""
+    found = {"filtered" if summary.kinds[task].exclude_bought else "kept" for task in tasks}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _describe_best_other(summary: Summary, tasks: Sequence[str]) -> str:
