@@ -6,7 +6,7 @@ import ibis
 import ibis.expr.types as ir
 
 from components.config import RunConfig
-from components.features.log import Report, parts
+from components.features.log import parts
 from components.features.recent import judged_by_the_past, past_frequencies
 from components.features.sampling import (
     build_examples,
@@ -17,6 +17,7 @@ from components.features.sampling import (
 )
 from components.features.targets import answers
 from components.features.window import all_cuts, window_events
+from components.progress import Report
 
 _CHOICE = {"user_id": "string", "cut_ts": "timestamp('UTC', 6)", "split": "string", "task_index": "int64"}
 

@@ -5,8 +5,7 @@ memory for one.
 """
 
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import reduce
 from operator import add
@@ -20,6 +19,7 @@ from components.config import SplitConfig
 from components.engines.duckdb import memory_limit
 from components.exceptions import DataError
 from components.features.expressions import instant
+from components.progress import Progress, Report
 
 DAY = timedelta(days=1)
 # A history is built of every row of a user with every item up to then, so it costs his events times his rows at most;
@@ -27,8 +27,6 @@ DAY = timedelta(days=1)
 ROWS_PER_EVENT = 8
 # Of the engine's memory: by trial a pair takes 100 bytes, and there are a third to a fifth as many as at most.
 BYTES_PER_PAIR = 40
-
-Report = Callable[[str], None]
 
 
 def attribute_column(name: str) -> str:
@@ -76,15 +74,12 @@ def read_log(
 def parts(log: ir.Table, work: str, report: Report) -> Iterator[tuple[int, ir.Table]]:
     """The shards of a log one after another, with their numbers; reports the work, how far it is, and how fast."""
     sizes = log.group_by("shard").agg(events=_.count()).order_by("shard").execute()
-    started, done, total = time.monotonic(), 0, int(sizes["events"].sum())
+    total = int(sizes["events"].sum())
     report(f"{work}: {total:,} events in {len(sizes)} parts")
+    progress = Progress(report, work, "events", total)
     for number, events in sizes.itertuples(index=False):
         yield int(number), log.filter(log.shard == int(number))
-        done += int(events)
-        seconds = time.monotonic() - started
-        report(
-            f"{work}: {done / total:.0%}, {done / seconds:,.0f} events/s, {seconds * (total / done - 1):,.0f} s to go"
-        )
+        progress.add(int(events))
 
 
 def _shards(events: ir.Table, split: SplitConfig, memory: int) -> ir.Table:

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from components.config import FeaturesConfig
 from components.features.categories import word_label
 from components.features.histories import behavior_sequence, select_rows, user_statistics
-from components.features.log import Report, parts
+from components.features.log import parts
 from components.features.store import BEHAVIOR_SEQUENCE, USER_STATISTICS
+from components.progress import Report
 
 BATCH_ROWS = 8192  # also a row group: retrieval and back-fill read those of the users they ask about
 

@@ -38,6 +38,7 @@ from components.features.feast import (
     RepoConfig,
     get_online_store_from_config,
 )
+from components.progress import Progress, Report
 from components.settings import Settings
 
 SERVICE = "user_history"
@@ -153,7 +154,7 @@ def create_feature_store(folder: Path, settings: Settings, version: str) -> Feat
     return store
 
 
-def materialize(store: FeatureStore, end: datetime) -> None:
+def materialize(store: FeatureStore, end: datetime, report: Report) -> None:
     """Copy each user's newest row to the online store, all known by `end`. Call within `offline`.
 
     By batches of the sources, whose rows stand by user and instant: Feast's own materialisation holds all users' rows
@@ -165,8 +166,10 @@ def materialize(store: FeatureStore, end: datetime) -> None:
     start = datetime.fromtimestamp(0, UTC)
     with _service_errors():
         for view in store.list_feature_views():
+            progress = Progress(report, f"filling the online store, {view.name}", "users")
             for rows in _newest_rows(Path(f"{view.name}.parquet")):
                 store.write_to_online_store(view.name, rows.to_pandas())
+                progress.add(rows.num_rows)
             store.registry.apply_materialization(view, store.project, start, end)
         if not Path(_REGISTRY).exists():
             Path(_REGISTRY).write_bytes(_select_project(store.registry.proto(), store.project).SerializeToString())

@@ -9,18 +9,20 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from components.ingestion.reading import Reading
+from components.progress import Progress, Report
 
 BATCH_ROWS = 65_536
 
 
-def write_events(events: Reading, folder: Path) -> None:
+def write_events(events: Reading, folder: Path, report: Report) -> None:
     """Write readable events as `date=YYYY-MM-DD/part-0.parquet` (UTC days), each day sorted by time and event_id."""
     folder.mkdir()
     rows = events.readable()
     dated = rows.mutate(date=rows.ts.strftime("%Y-%m-%d")).order_by("ts", "event_id")
     with_date = events.schema.append(pa.field("date", pa.string()))
+    progress = Progress(report, "writing events", "rows")
     ds.write_dataset(
-        pa.RecordBatchReader.from_batches(with_date, _batches(dated, with_date)),
+        pa.RecordBatchReader.from_batches(with_date, _batches(dated, with_date, progress)),
         folder,
         format="parquet",
         file_options=ds.ParquetFileFormat().make_write_options(compression="zstd"),
@@ -32,16 +34,17 @@ def write_events(events: Reading, folder: Path) -> None:
     )
 
 
-def write_items(items: Reading, path: Path) -> int:
+def write_items(items: Reading, path: Path, report: Report) -> int:
     """Write readable items to one file, sorted by item_id; returns the number of rows."""
-    total = 0
+    total, progress = 0, Progress(report, "writing items", "rows")
     with pq.ParquetWriter(path, items.schema, compression="zstd") as writer:
-        for batch in _batches(items.readable().order_by("item_id"), items.schema):
+        for batch in _batches(items.readable().order_by("item_id"), items.schema, progress):
             writer.write_batch(batch)
             total += batch.num_rows
     return total
 
 
-def _batches(rows: ir.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _batches(rows: ir.Table, schema: pa.Schema, progress: Progress) -> Iterator[pa.RecordBatch]:
     for batch in rows.to_pyarrow_batches(chunk_size=BATCH_ROWS):
         yield batch.cast(schema)
+        progress.add(batch.num_rows)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import scipy.sparse as sp
@@ -25,6 +26,7 @@ Ints = npt.NDArray[np.int64]
 
 GAP_DECAY = 0.8
 SEQUENCE_REACH = 50
+_LEFT_OUT = -1  # place of an item that is not in the catalogue
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,35 @@ def read_baskets(events: Path, item_ids: Ints, split: SplitConfig, until: dateti
 
     Items that are not among the ascending `item_ids` are left out; windows are aligned to the first training cut.
     """
-    table = ds.dataset(events, partitioning="hive").to_table(
-        columns=["user_id", "item_id", "ts"], filter=pc.field("ts") < pc.scalar(until)
-    )
-    users = pc.dictionary_encode(table.column("user_id").combine_chunks()).indices.to_numpy().astype(np.int64)
-    instants = table.column("ts").to_numpy()
     start = np.datetime64(split.train_start.replace(tzinfo=None), "us")
-    windows = np.floor((instants - start) / np.timedelta64(split.window)).astype(np.int64)
-    bought = table.column("item_id").to_numpy()
-    items = np.minimum(np.searchsorted(item_ids, bought), len(item_ids) - 1)
-    keep = item_ids[items] == bought
+    named: list[pa.DictionaryArray] = []
+    columns = [(np.empty(0, np.int32),) * 2]  # narrow, and batch after batch: memory is what limits the log
+    for batch in ds.dataset(events, partitioning="hive").to_batches(
+        columns=["user_id", "item_id", "ts"], filter=pc.field("ts") < pc.scalar(until)
+    ):
+        named.append(pc.dictionary_encode(batch.column("user_id")))
+        bought = batch.column("item_id").to_numpy()
+        places = np.minimum(np.searchsorted(item_ids, bought), len(item_ids) - 1)
+        places[item_ids[places] != bought] = _LEFT_OUT
+        passed = np.floor((batch.column("ts").to_numpy() - start) / np.timedelta64(split.window))
+        columns.append((passed.astype(np.int32), places.astype(np.int32)))
+    windows, items = (np.concatenate(column) for column in zip(*columns, strict=True))
+    users = _number(named)
+    keep = items != _LEFT_OUT
     windows -= windows.min(initial=0)
-    keys = users * (windows.max(initial=0) + 1) + windows
-    _, first, baskets = np.unique(keys[keep], return_index=True, return_inverse=True)
+    keys = users[keep] * (int(windows.max(initial=0)) + 1) + windows[keep]
+    _, first, baskets = np.unique(keys, return_index=True, return_inverse=True)
     shape = (len(first), len(item_ids))
     matrix = sp.csr_array((np.ones(len(baskets), dtype=np.float32), (baskets, items[keep])), shape=shape)
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return Baskets(matrix, users[keep][first], SEQUENCE_REACH if split.kind == "leave_one_out" else 0)
+
+
+def _number(named: list[pa.DictionaryArray]) -> Ints:
+    """Users of all batches as numbers, in the order in which they come first."""
+    users = pa.chunked_array(named, type=pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
+    return np.concatenate([np.empty(0, dtype=np.int64), *(chunk.indices.to_numpy() for chunk in users.chunks)])
 
 
 def count_pairs(baskets: Baskets, backward: float) -> sp.csr_array:

@@ -64,8 +64,8 @@ def run(stage: StageRun) -> StageReport:
             batches = split_contexts(contexts, config.features, memory_limit(engine))
             table = pa.concat_tables(retrieve_contexts(store, batch) for batch in batches)
             pq.write_table(table.sort_by("context_id"), output / "contexts.parquet")
-            stage.report_progress("materialising the online store")
-            materialize(store, end=log.ts.max().execute().to_pydatetime() + timedelta(microseconds=1))
+            stage.report_progress("filling the online store")
+            materialize(store, end=log.ts.max().execute().to_pydatetime() + timedelta(microseconds=1), report=report)
         counts = {
             "events": log.count().execute(),
             "users": log.user_id.nunique().execute(),

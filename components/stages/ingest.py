@@ -27,9 +27,9 @@ def run(stage: StageRun) -> StageReport:
     with open_engine(stage.scratch / "duckdb", stage.settings) as engine, readable_errors(source):
         readings = {name: read_table(source, name, engine) for name in ("events", "items")}
         stage.report_progress(f"writing events of {source.kind}")
-        write_events(readings["events"], stage.output / "events")
+        write_events(readings["events"], stage.output / "events", stage.report_progress)
         stage.report_progress("writing items")
-        num_items = write_items(readings["items"], stage.output / "items.parquet")
+        num_items = write_items(readings["items"], stage.output / "items.parquet", stage.report_progress)
         rejected = write_rejected(readings.values(), stage.output / "rejected.parquet")
         num_events, num_users = _count_events(stage.output / "events", engine)
 

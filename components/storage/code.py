@@ -17,7 +17,7 @@ from components.storage.contract import StageResult
 ROOT = Path(package_file).parent.parent
 # Modules that carry a stage's work and do not decide its result.
 CARRIERS = (
-    *("storage", "tracking", "config", "flow", "addresses", "caches", "settings", "exceptions", "memory"),
+    *("storage", "tracking", "config", "flow", "addresses", "caches", "settings", "exceptions", "memory", "progress"),
     "redis_client",
 )
 # Code beside the package that a module runs without importing it.

@@ -118,7 +118,7 @@ def make_feature_store(folder: Path, settings: Settings) -> None:
     pq.write_table(pa.table(statistics), folder / "user_statistics.parquet")
     with offline(folder):
         store = create_feature_store(folder, settings, "a")
-        materialize(store, LAST_EVENT + timedelta(days=1))
+        materialize(store, LAST_EVENT + timedelta(days=1), print)
 
 
 def make_contexts() -> list[Row]:

@@ -62,7 +62,7 @@ def fill(engine: ibis.BaseBackend, tmp_path: Path) -> Callable[..., Path]:
         write_sources(log, items, features, written, print)
         store = create_feature_store(written, settings, version)
         with offline(written):
-            materialize(store, end=LATE)
+            materialize(store, end=LATE, report=print)
         written.rename(moved)
         return moved
 
@@ -298,7 +298,7 @@ def test_a_registry_with_code_is_refused_before_it_is_unpickled(folder: Path, se
 def test_the_digest_of_a_registry_is_that_of_its_definitions(folder: Path, settings: Settings) -> None:
     before = hash_registry(folder)
     with offline(folder):
-        materialize(open_feature_store(folder, settings), end=LATE + DAY)
+        materialize(open_feature_store(folder, settings), end=LATE + DAY, report=print)
     assert hash_registry(folder) == before
     registry = Registry()
     registry.ParseFromString((folder / "registry.db").read_bytes())
