@@ -94,6 +94,12 @@ class Training:
         """Address of a run's folder."""
         return Settings(runs_uri=f"{STORE}/runs").run_dir(run_id)
 
+    def result(self, run_id: str, stage: str) -> Object:
+        """Content of a stage's result.json."""
+        with fsspec.open(f"{self.run_dir(run_id)}/{stage}/result.json") as stream:
+            content: Object = json.load(stream)
+        return content
+
     def saved_steps(self, run_id: str) -> list[int]:
         """Steps of the complete checkpoints of a run's `sft`."""
         store = fsspec.filesystem("s3")
@@ -249,7 +255,7 @@ def test_a_promotion_gives_every_known_user_results(training: Training, whole_ru
     done, total, computed, current = map(int, figures.groups())
     assert total == done == computed + current > 20
     assert "--shards=2" in str(task["rendered_fields"]["job"])
-    contexts = pd.read_parquet(f"{training.run_dir(whole_run)}/features/contexts.parquet", columns=["user_id"])
+    contexts = pd.read_parquet(training.result(whole_run, "features")["outputs"]["contexts"], columns=["user_id"])
     with RecallClient(f"http://{training.kubectl.address(API)}:8000", training.token) as api:
         answers = api.recall_many(sorted(set(contexts["user_id"])))
     assert {answer.source for answer in answers} == {"model"}
@@ -391,8 +397,7 @@ def test_a_disrupted_training_ends_in_its_first_try_with_one_curve(training: Tra
     training.kubectl("delete", "pod", pod, "--wait=false")
     task = training.airflow.wait(whole_run)
     assert (task["state"], task["try_number"]) == ("success", number)
-    with fsspec.open(f"{training.run_dir(whole_run)}/sft/result.json") as stream:
-        summary = json.load(stream)["metrics"]["training"]
+    summary = training.result(whole_run, "sft")["metrics"]["training"]
     (run,) = [run for run in tracked_runs(training, whole_run) if run.info.run_id not in earlier]
     curve = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
     assert summary["steps"] == NUM_STEPS and {point.step for point in curve} == set(range(10, NUM_STEPS + 1, 10))
