@@ -17,9 +17,9 @@ Intervals are percentiles of the draws. A p-value is the share of draws on the o
 
 **Held-out categories.** A task with held-out queries claims something of categories that no training named, and has few
 of them. There categories are drawn as well, C of C and independently of the users, and an example of user u and
-category c counts w_u · v_c times: the pigeonhole bootstrap for crossed random effects (Owen 2007, "The pigeonhole
-bootstrap", Annals of Applied Statistics 1(2), arXiv 0712.1111). It is somewhat conservative: the part of the variance
-that belongs to neither users nor categories counts about three times.
+category c counts w_u · v_c times: the pigeonhole bootstrap for crossed random effects (Owen 2007, Annals of Applied
+Statistics 1(2), doi 10.1214/07-AOAS122). No bootstrap of crossed effects is exact; this one is mildly conservative
+(Owen and Eckles 2012, Annals of Applied Statistics 6(3), doi 10.1214/12-AOAS547).
 """
 
 from collections.abc import Iterable
