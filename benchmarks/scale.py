@@ -75,7 +75,8 @@ def measure(events: int, seed: int, work: Path, stages: Sequence[str], keep: boo
         try:
             cost = run_measured([sys.executable, "-m", "components", stage, *options], work)
         except subprocess.CalledProcessError as error:
-            yield line | {"failed": error.stderr.strip()[-_LAST_WORDS:]}
+            last = [f"exit code {error.returncode}", *error.stderr.split("\n")]
+            yield line | {"failed": [said for said in last if said.strip()][-1][-_LAST_WORDS:]}
             return
         outputs = json.loads((work / "run" / stage / "result.json").read_text())["outputs"].values()
         yield line | asdict(cost) | {"output_bytes": sum(_size_of(Path(output)) for output in outputs)}

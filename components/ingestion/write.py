@@ -28,7 +28,7 @@ def write_events(events: Reading, folder: Path, report: Report) -> None:
         file_options=ds.ParquetFileFormat().make_write_options(compression="zstd"),
         partitioning=ds.partitioning(pa.schema([with_date.field("date")]), flavor="hive"),
         basename_template="part-{i}.parquet",
-        max_open_files=64,  # rows come day by day, so that old days can be closed and little is buffered
+        max_open_files=2,  # rows come day by day: an open file holds up to `min_rows_per_group` of them
         min_rows_per_group=BATCH_ROWS,
         use_threads=False,
     )

@@ -53,3 +53,13 @@ def test_the_curve_shows_growth_per_doubling(tmp_path):
     assert [row[4] for row in rows[:3]] == ["", "2.00", "4.00"]
     assert rows[3][2] == "failed: no disk"
     assert read_lines(tmp_path / "nothing") == {}
+
+
+def test_a_stage_that_fails_ends_its_size_with_its_last_line(tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "complete").touch()
+    (tmp_path / "run").write_text("no folder")
+    lines = list(scale.measure(1000, 0, tmp_path, ["ingest", "validate"], keep=True))
+    assert [line["stage"] for line in lines] == ["ingest"]
+    assert "expected" in lines[0]["failed"]
+    assert "\n" not in lines[0]["failed"]
