@@ -168,24 +168,28 @@ def _machine(plan: Plan, done: Mapping[str, Mapping[str, Any]]) -> str:
         "torch, CUDA": f"{torch.__version__}, {torch.version.cuda or 'none'}",
         "CPU cores": len(os.sched_getaffinity(0)),
         "NVIDIA MPS": "yes" if shutil.which(MPS) else f"none: no command `{MPS}`",
-        "settings": ", ".join((*(TINY if plan.tiny else FULL), *plan.overrides)),
+        "settings": ", ".join((*(("tiny ones",) if plan.tiny else FULL), *plan.overrides)),
     }
     return _figures(rows)
 
 
 def _steps(plan: Plan, done: Mapping[str, Mapping[str, Any]]) -> str:
-    """What failed or is missing, and how long the steps took."""
-    ran, missing = [], []
-    for step in plan.steps():
-        (ran if step.name in done else missing).append(step)
-    lines = [f"**Failed: {step.name}**, see `{plan.folder / step.name}.log`." for step in ran
-             if not done[step.name]["succeeded"]]  # fmt: skip
-    lines += [f"Not run yet: {', '.join(step.name for step in missing)}."] if missing else []
+    """What failed, and how long every step took."""
+    steps = list(plan.steps())
+    lines = [f"**Failed: {step.name}**, see `{plan.folder / step.name}.log`." for step in steps
+             if step.name in done and not done[step.name]["succeeded"]]  # fmt: skip
     lines += [] if plan.data else ["Amazon Beauty is left out: no `--data`."]
-    for part in ("gpu", "preparation"):
-        seconds = {step.name: done[step.name]["seconds"] for step in ran if step.part == part}
-        lines.append(f"Minutes of the {part}: {sum(seconds.values()) / 60:.1f}. Seconds: {_text(seconds)}.")
-    return "\n".join(f"- {line}" for line in lines)
+    minutes = {part: sum(done[step.name]["seconds"] for step in steps if step.part == part and step.name in done) / 60
+               for part in ("preparation", "gpu")}  # fmt: skip
+    lines += [f"Minutes: {_text(minutes)}."]
+    rows = []
+    for step in steps:
+        note = done.get(step.name)
+        ended = ("done" if note["succeeded"] else "**failed**") if note else "not run yet"
+        rows.append(
+            {"step": step.name, "part": step.part, "result": ended, "seconds": note["seconds"] if note else "–"}
+        )
+    return "\n".join(f"- {line}" for line in lines) + "\n\n" + _rows(rows)
 
 
 def _tests(path: Path) -> str:
