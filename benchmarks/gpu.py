@@ -45,6 +45,7 @@ from components.device import choose_device
 from components.evaluation.bootstrap import compare
 from components.evaluation.report import markdown
 from components.evaluation.summary import BASELINE, CANDIDATE
+from components.schemas.hits import read_hits
 from components.settings import Settings, get_settings
 from components.storage import StageResult, load_result
 
@@ -234,9 +235,9 @@ def _recalls(plan: Plan, config: str, settings: Settings) -> str:
     columns |= {f"URM, {weights}": _by_task([run], CANDIDATE) for weights, run in runs.items()}
     parts = [_rows([{"task": task, **row} for task, row in pd.DataFrame(columns).iterrows()])] if runs else []
     if len(runs) == len(WEIGHTS):
-        hits = [pd.read_parquet(run.outputs["hits"]).assign(weights=weights) for weights, run in runs.items()]
-        urm = pd.concat(hits).query("model == @CANDIDATE").assign(model=lambda rows: rows["weights"])
-        paired = compare(urm, *WEIGHTS, k=runs["random"].metrics["k"], draws=2000, seed=0)
+        k = runs["random"].metrics["k"]
+        hits = [read_hits(run.outputs["hits"], k, [CANDIDATE]).assign(model=name) for name, run in runs.items()]
+        paired = compare(pd.concat(hits), *WEIGHTS, k=k, draws=2000, seed=0)
         low, high = paired.difference_interval(0.95)
         parts.append(f"Pretrained minus random: {paired.mean_difference:+.4f} (95 % {low:+.4f} … {high:+.4f}).")
     return "\n\n".join(parts)
