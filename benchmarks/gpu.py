@@ -45,6 +45,7 @@ from components.device import choose_device
 from components.evaluation.bootstrap import compare
 from components.evaluation.report import markdown
 from components.evaluation.summary import BASELINE, CANDIDATE
+from components.schemas.hits import read_hits
 from components.settings import Settings, get_settings
 from components.storage import StageResult, load_result
 
@@ -168,24 +169,28 @@ def _machine(plan: Plan, done: Mapping[str, Mapping[str, Any]]) -> str:
         "torch, CUDA": f"{torch.__version__}, {torch.version.cuda or 'none'}",
         "CPU cores": len(os.sched_getaffinity(0)),
         "NVIDIA MPS": "yes" if shutil.which(MPS) else f"none: no command `{MPS}`",
-        "settings": ", ".join((*(TINY if plan.tiny else FULL), *plan.overrides)),
+        "settings": ", ".join((*(("tiny ones",) if plan.tiny else FULL), *plan.overrides)),
     }
     return _figures(rows)
 
 
 def _steps(plan: Plan, done: Mapping[str, Mapping[str, Any]]) -> str:
-    """What failed or is missing, and how long the steps took."""
-    ran, missing = [], []
-    for step in plan.steps():
-        (ran if step.name in done else missing).append(step)
-    lines = [f"**Failed: {step.name}**, see `{plan.folder / step.name}.log`." for step in ran
-             if not done[step.name]["succeeded"]]  # fmt: skip
-    lines += [f"Not run yet: {', '.join(step.name for step in missing)}."] if missing else []
+    """What failed, and how long every step took."""
+    steps = list(plan.steps())
+    lines = [f"**Failed: {step.name}**, see `{plan.folder / step.name}.log`." for step in steps
+             if step.name in done and not done[step.name]["succeeded"]]  # fmt: skip
     lines += [] if plan.data else ["Amazon Beauty is left out: no `--data`."]
-    for part in ("gpu", "preparation"):
-        seconds = {step.name: done[step.name]["seconds"] for step in ran if step.part == part}
-        lines.append(f"Minutes of the {part}: {sum(seconds.values()) / 60:.1f}. Seconds: {_text(seconds)}.")
-    return "\n".join(f"- {line}" for line in lines)
+    minutes = {part: sum(done[step.name]["seconds"] for step in steps if step.part == part and step.name in done) / 60
+               for part in ("preparation", "gpu")}  # fmt: skip
+    lines += [f"Minutes: {_text(minutes)}."]
+    rows = []
+    for step in steps:
+        note = done.get(step.name)
+        ended = ("done" if note["succeeded"] else "**failed**") if note else "not run yet"
+        rows.append(
+            {"step": step.name, "part": step.part, "result": ended, "seconds": note["seconds"] if note else "–"}
+        )
+    return "\n".join(f"- {line}" for line in lines) + "\n\n" + _rows(rows)
 
 
 def _tests(path: Path) -> str:
@@ -230,9 +235,9 @@ def _recalls(plan: Plan, config: str, settings: Settings) -> str:
     columns |= {f"URM, {weights}": _by_task([run], CANDIDATE) for weights, run in runs.items()}
     parts = [_rows([{"task": task, **row} for task, row in pd.DataFrame(columns).iterrows()])] if runs else []
     if len(runs) == len(WEIGHTS):
-        hits = [pd.read_parquet(run.outputs["hits"]).assign(weights=weights) for weights, run in runs.items()]
-        urm = pd.concat(hits).query("model == @CANDIDATE").assign(model=lambda rows: rows["weights"])
-        paired = compare(urm, *WEIGHTS, k=runs["random"].metrics["k"], draws=2000, seed=0)
+        k = runs["random"].metrics["k"]
+        hits = [read_hits(run.outputs["hits"], k, [CANDIDATE]).assign(model=name) for name, run in runs.items()]
+        paired = compare(pd.concat(hits), *WEIGHTS, k=k, draws=2000, seed=0)
         low, high = paired.difference_interval(0.95)
         parts.append(f"Pretrained minus random: {paired.mean_difference:+.4f} (95 % {low:+.4f} … {high:+.4f}).")
     return "\n\n".join(parts)
