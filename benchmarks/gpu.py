@@ -108,7 +108,7 @@ class Plan:
                 yield Step(f"{config}-{weights}-{stage}", "preparation", (*URM, stage, *options), estimate)
         paths = [str(COMPONENTS / name) for name in (TESTS[:1] if self.tiny else TESTS)]
         pytest = (sys.executable, "-m", "pytest", "-q", "-W", "default", f"--junit-xml={self.folder / 'tests.xml'}")
-        yield _limit("tests", ("env", f"URM_DEVICE={self.device}", *pytest, *paths), 5.5)
+        yield _limit("tests", ("env", f"URM_DEVICE={self.device}", *pytest, *paths), 5)
         for number, ((config, weights), options) in enumerate(runs.items()):
             yield _limit(f"{config}-{weights}-sft", (*URM, "sft", *options), 3.75)
             yield _limit(f"{config}-{weights}-evaluate", (*URM, "evaluate", *options), 4 if "amazon" in config else 1.5)
@@ -119,7 +119,7 @@ class Plan:
         """Speed of a trained run, and of its release, whatever its gate says."""
         yield _limit("gate", (*URM, "gate", *options), 0.5)
         yield _limit("release", (*URM, "release", *options, "--promote-anyway"), 1)
-        for name, minutes in {"throughput": 2, "inference": 1, "instances": 2, "instances-mps": 2}.items():
+        for name, minutes in {"throughput": 2, "inference": 1.5, "instances": 2, "instances-mps": 2}.items():
             module, _, mps = name.partition("-")
             size = (*SIZES[module][self.tiny].split(), *(["--mps"] if mps else []))
             command = (sys.executable, "-m", f"benchmarks.{module}", *options, *size)
@@ -201,7 +201,7 @@ def _tests(path: Path) -> str:
         outcome = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
         outcomes[outcome].append(f"{case.get('classname')}::{case.get('name')}")
     counts = ", ".join(f"{len(outcomes[name])} {name}" for name in ("passed", "failure", "error", "skipped"))
-    return "\n".join([f"{counts}.", "", *(f"- {name}" for name in outcomes["failure"] + outcomes["error"])])
+    return "\n".join([f"- {counts}.", *(f"- {name}" for name in outcomes["failure"] + outcomes["error"])])
 
 
 def _trainings(plan: Plan, settings: Settings) -> str:
