@@ -146,12 +146,11 @@ STAGES: dict[str, StageSpec] = {
         StageSpec(
             name="sft",
             summary="Full-parameter SFT of the universal recommendation model on a pretrained language model.",
-            notes="A retry on the same disk resumes from the last checkpoint; a pod has a disk of its own and starts "
-            "again.",
+            notes="A retry, on whatever node, goes on from the last complete checkpoint.",
             access="training",
             inputs=("features", "encode"),
             outputs={
-                "model": "folder: `backbone/` (transformers, safetensors, tokenizer with the special tokens), "
+                "model": "folder: `backbone/` unless that is `none` (transformers, safetensors, tokenizer), "
                 "`urm.safetensors`, `urm.json`",
                 "item_table": "folder: encode's, beside the model that reads it",
                 "candidates": "folder: `keys.npy` int64 [n] (catalogue order), `vectors.npy` float32 [n, d]: an item's "
