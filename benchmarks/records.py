@@ -37,6 +37,7 @@ DATA_SETS = {
     "complete_journey": "Complete Journey",
 }
 SEEDS = (0, 1, 2)
+READERS = ("bm25", "bm25f", "category_rule", "text", "mix")  # rivals that read the words of a query
 FILTERED_TASK = "cold_item"  # the 5-core filter of the Amazon sets makes its targets more frequent than such items are
 HISTORY = "history items"
 DOCS = "`python -m benchmarks.docs`"
@@ -184,9 +185,11 @@ def render_run(folder: str) -> str:
 def render_search() -> str:
     """The search tasks of all data sets, with the rivals that read words."""
     rows = []
-    models = ("bm25", "text", BASELINE, CANDIDATE)
+    summaries = {config: pool_seeds(config, SEEDS) for config in DATA_SETS}
+    known = {model for summary in summaries.values() for model in summary.recalls["model"]}
+    models = [model for model in (*READERS, BASELINE, CANDIDATE) if model in known]
     for config, name in DATA_SETS.items():
-        summary = pool_seeds(config, SEEDS)
+        summary = summaries[config]
         behaviour = find_behaviour_tasks(config)
         means = summary.recalls.groupby(["task", "model"])["recall"].mean()
         lifts = find_lifts(summary.baseline)
