@@ -13,7 +13,8 @@ MODELS = {
     "popularity": "popu-\nlarity",
     "own_history": "own\nhistory",
     "item_knn": "item-\nkNN",
-    "target_attention": "target\nattention",
+    "category_rule": "cate-\ngory\nrule",
+    "target_attention": "target\natten-\ntion",
     "urm": "URM",
 }
 

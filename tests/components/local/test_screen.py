@@ -44,7 +44,7 @@ def test_table_has_every_model_lift_and_interval(console):
     text = _text(console)
     row = next(line for line in text.splitlines() if "next_purchase" in line)
     assert row.split() == [
-        "next_purchase", "1234", "0.050", "0.200", "–", "0.250", "0.260", "+4.0%", "-1.0…+9.3%",
+        "next_purchase", "1234", "0.050", "0.200", "–", "–", "0.250", "0.260", "+4.0%", "-1.0…+9.3%",
     ]  # fmt: skip
     assert "Recall@100" in text
     lines = [line.split() for line in text.splitlines()]
