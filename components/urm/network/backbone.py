@@ -173,8 +173,7 @@ def _convert_or_pull(file: Path, key: str, shared: SharedCache, folder: Path) ->
     with write_whole(folder.parent / f"{key}.tar") as archive:
         for name in shared.names():
             if name.startswith(f"{key}-") and shared.pull(name, archive):
-                with tarfile.open(archive) as packed:
-                    packed.extractall(folder, filter="data")
+                _unpack(archive, folder)
                 return
         _convert_gguf(file, folder)
         checksums = {path.name: hash_file(path) for path in folder.iterdir()}
@@ -185,10 +184,21 @@ def _convert_or_pull(file: Path, key: str, shared: SharedCache, folder: Path) ->
             shared.push(archive, name_entry(archive, key, ".tar"))
 
 
+def _unpack(archive: Path, folder: Path) -> None:
+    """Files of a flat archive; `extractall` with a filter needs Python 3.11.4."""
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            if source := packed.extractfile(member):  # None for the folder itself
+                with source, (folder / Path(member.name).name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+
+
 def _without_origin(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Who packed it, and when, is no part of an entry: equal conversions are one."""
-    mode = 0o755 if member.isdir() else 0o644
-    return member.replace(mtime=0, uid=0, gid=0, uname="", gname="", mode=mode, deep=False)
+    member.mtime = member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = 0o755 if member.isdir() else 0o644
+    return member
 
 
 def _conversion_digest(file: Path) -> str:
