@@ -40,9 +40,10 @@ class Group(Model):
             return {}
         places = {name: float(overrides[axis]) for name, overrides in self.variants.items()}
         if all(overrides.keys() == {axis} for overrides in self.variants.values()):
+            found: Any = reference
             for part in axis.split("."):
-                reference = reference[part]
-            places[REFERENCE] = float(reference)  # type: ignore[arg-type]  # a number, at the end of the path
+                found = found[part]
+            places[REFERENCE] = float(found)
         return places
 
 
