@@ -74,12 +74,13 @@ def read_json(uri: str) -> Any | None:
         UnavailableError: The store does not answer.
     """
     filesystem, path = open_store(uri)
-    try:
-        with store_errors(uri):
+    with store_errors(uri):
+        try:
             content = filesystem.cat_file(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    try:
         return json.loads(content)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"file {uri}", expected="JSON", got=str(error), remedy="delete it and run the stage again"
@@ -214,12 +215,10 @@ def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def store_errors(uri: str) -> Iterator[None]:
     """Turn what the driver of an object store raises into one sentence; each has exceptions of its own.
 
-    That nothing is there is an answer, and what a disk of this machine says is left as it is.
+    What a disk of this machine says is left as it is.
     """
     try:
         yield
-    except FileNotFoundError:
-        raise
     except Exception as error:
         if is_local(uri):
             raise

@@ -93,6 +93,15 @@ def test_whatever_a_store_raises_is_one_sentence(
         act(uri, tmp_path / "cache")
 
 
+def test_a_bucket_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", fail)
+    with pytest.raises(UnavailableError, match=r"object store of memory://none/a\.json: .*got The specified bucket"):
+        write_json("memory://none/a.json", {})
+
+
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match=r"input .*nowhere: expected a file or folder, got nothing"):
         fetch(str(tmp_path / "nowhere"), tmp_path)
