@@ -2,9 +2,10 @@
 
     history(i)     = Σ_p d^p · (a · cos(text_p, text_i) + (1 − a) · similarity(p, i)) / Σ_p d^p
     search(q, i)   = history(i) + t · cos(text_q, text_i) + b · BM25F(q, i) / greatest BM25F of the query's words
+                   + c · [q names a category of i, at any level]
 
 p runs over the history from its newest item, p = 0; similarity is that of item-kNN. a, d, and for examples with a query
-t and b, are chosen on validation. Departures: no ratings, and the query, which STAR does not have.
+t, b and c, are chosen on validation. Departures: no ratings, and the query, which STAR does not have.
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from components.baseline.bm25f import TIE, Bm25f
 from components.baseline.data import Dataset, Ints, newest
+from components.baseline.query_match import NameMatch
 from components.baseline.text import TextFeatures
 
 
@@ -46,19 +48,27 @@ class SearchMix:
     """What is like the history and fits the query; for examples with a query."""
 
     def __init__(
-        self, history: HistoryMix, words: Bm25f, text: TextFeatures, *, query_text: float, query_words: float
+        self,
+        history: HistoryMix,
+        words: Bm25f,
+        text: TextFeatures,
+        *,
+        query_text: float,
+        query_words: float,
+        query_category: float,
     ) -> None:
         self.history = history
         self.words = words
         self.text = text
+        self.categories = NameMatch(history.data.items.categories, history.data.examples.queries)
         self.query_text = query_text
         self.query_words = query_words
+        self.query_category = query_category
 
     def score(self, rows: Ints) -> torch.Tensor:
         """Scores of shape [len(rows), catalogue]."""
         query = self.history.data.examples.query[rows]
-        fit = self.words.index.share(self.words.queries[query]).toarray()
-        alike = self.text.queries[query] @ self.text.items.T
-        return self.history.score(rows) + torch.from_numpy(
-            (self.query_text * alike + self.query_words * fit).astype(np.float32)
-        )
+        fit = self.words.index.share(self.words.queries[query])
+        fit = self.query_words * fit + self.query_category * self.categories.of(query)
+        alike = self.query_text * (self.text.queries[query] @ self.text.items.T)
+        return self.history.score(rows) + torch.from_numpy((alike + fit.toarray()).astype(np.float32))

@@ -40,7 +40,11 @@ FIELD_WEIGHTS = {"title": (1.0,), "category": (0.0, 0.3, 1.0, 3.0, 10.0), "brand
 BM25F_HISTORY_ITEMS = (1.0, 3.0, 10.0)
 ID_GRID = {"age_decay": (0.5, 1.0, 1.5), "popularity": (0.0, 0.25, 0.5, 1.0)}
 MIX_GRID = {"text_share": (0.0, 0.02, 0.05, 0.1, 0.25), "decay": (0.4, 0.55, 0.7, 0.85)}
-SEARCH_MIX_GRID = {"query_text": (0.0, 0.05, 0.2), "query_words": (0.03, 0.1, 0.3, 1.0, 3.0)}
+SEARCH_MIX_GRID = {
+    "query_text": (0.0, 0.05, 0.2),
+    "query_words": (0.03, 0.1, 0.3, 1.0, 3.0),
+    "query_category": (0.0, 0.3, 1.0, 3.0),
+}
 
 
 class ItemTables(NamedTuple):

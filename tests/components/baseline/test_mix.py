@@ -36,13 +36,17 @@ def test_history_by_loops(data: Dataset, history: HistoryMix) -> None:
         assert scores.numpy() == pytest.approx(score_by_loops(history, row), abs=2e-4)
 
 
-def test_a_query_adds_its_text_and_its_words(data: Dataset, history: HistoryMix, text: TextFeatures) -> None:
+def test_a_query_adds_its_text_its_words_and_its_category(
+    data: Dataset, history: HistoryMix, text: TextFeatures
+) -> None:
     words = Bm25f(data, Fields(data.items), {"title": 1.0, "category": 1.0})
     rows = rows_with_query(data, wanted=True)
-    found = SearchMix(history, words, text, query_text=2.0, query_words=5.0).score(rows)
+    found = SearchMix(history, words, text, query_text=2.0, query_words=5.0, query_category=3.0).score(rows)
     for row, scores in zip(rows, found, strict=True):
         query = data.examples.query[row]
         greatest = float((words.queries[[query]] @ words.index.idf)[0])
         share = words.index.score(words.queries[[query]])[0] / greatest
-        expected = score_by_loops(history, row) + 2 * text.items @ text.queries[query] + 5 * share
+        named = [data.examples.queries[query] in path for path in data.items.categories]
+        assert any(named)
+        expected = score_by_loops(history, row) + 2 * text.items @ text.queries[query] + 5 * share + 3 * np.array(named)
         assert scores.numpy() == pytest.approx(expected, abs=3e-3)
