@@ -37,6 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for name in ("URM_MLFLOW_URI", "URM_MLFLOW_PUBLIC_URL", "URM_AIRFLOW_URL", "URM_AIRFLOW_PASSWORD", "URM_RUNS_URI"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("URM_REDIS_URL", "redis://127.0.0.1:1/0")  # not that of services which run on this machine
     monkeypatch.setenv("URM_HOME", str(tmp_path / ".urm"))
     monkeypatch.setenv("URM_CONFIGS_DIR", str(REPOSITORY / "configs"))
     monkeypatch.setenv("URM_FEATURE_REPO_DIR", str(REPOSITORY / "feature_repo"))
