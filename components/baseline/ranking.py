@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from components.baseline.data import Dataset, Floats, Ints, gather
@@ -73,17 +74,20 @@ class ByQuery:
         return scores
 
 
-def mean_recall(ranking: Ranking, data: Dataset, k: int) -> dict[str, float]:
-    """Recall@k per task, averaged over its examples, and under the key "mean" its mean over tasks.
-
-    Recall of an example is |top-k ∩ targets| / min(|targets|, k).
-    """
+def find_recall(ranking: Ranking, data: Dataset, k: int) -> npt.NDArray[np.float64]:
+    """Recall@k of each example of a ranking, |top-k ∩ targets| / min(|targets|, k), shape [E]."""
     targets, owner = gather(data.examples.targets, data.examples.target_offsets, ranking.rows)
     num_items = len(data.items)
     top = ranking.items[:, :k]
     recommended = (np.arange(len(top))[:, None] * num_items + top)[top >= 0]
     hits = np.bincount(owner[np.isin(owner * num_items + targets, recommended)], minlength=len(top))
-    recall = hits / np.minimum(np.bincount(owner, minlength=len(top)), k)
+    recall: npt.NDArray[np.float64] = hits / np.minimum(np.bincount(owner, minlength=len(top)), k)
+    return recall
+
+
+def mean_recall(ranking: Ranking, data: Dataset, k: int) -> dict[str, float]:
+    """Recall@k per task, averaged over its examples, and under the key "mean" its mean over tasks."""
+    recall = find_recall(ranking, data, k)
     tasks = data.examples.tasks[ranking.rows]
     by_task = {data.tasks[task].name: float(recall[tasks == task].mean()) for task in np.unique(tasks)}
     return by_task | {"mean": float(np.mean(list(by_task.values())))}
