@@ -47,6 +47,7 @@ class Reading:
     origin: str  # file, folder or glob it comes from, for messages
     raw: ir.Table  # the rows as they are
     columns: tuple[Column, ...]  # one for each field of the canonical schema
+    opened: ir.Table | None = None  # rows before ids are made of them, as many; None: `raw` is no more than they are
 
     @property
     def schema(self) -> pa.Schema:
@@ -58,6 +59,10 @@ class Reading:
         """True for the raw rows that lack a required value or hold an unreadable one."""
         problems = [column.absent for column in self.columns if column.required]
         return functools.reduce(operator.or_, [*problems, *(column.unreadable for column in self.columns)])
+
+    def num_rows(self) -> int:
+        """Number of the raw rows."""
+        return int((self.raw if self.opened is None else self.opened).count().execute())
 
     def readable(self) -> ir.Table:
         """Rows that fit the canonical schema, with its columns in its order."""

@@ -32,7 +32,7 @@ def read_events(source: TableSource, connection: ibis.BaseBackend) -> Reading:
     """
     mapping, defaults = source.event_columns, source.event_defaults
     _check_names("events", [*mapping, *defaults])
-    raw = open_files("events", source.events, connection)
+    opened = raw = open_files("events", source.events, connection)
     names = _column_names("events", source.events, raw, mapping, defaults, source.attributes)
     if "event_id" not in names and "event_id" not in defaults:
         raw = _with_event_id(raw, names, source.attributes)
@@ -42,7 +42,7 @@ def read_events(source: TableSource, connection: ibis.BaseBackend) -> Reading:
     ]
     kept = convert.attributes({name: raw[name] for name in source.attributes})
     columns.append(Column("attributes", ", ".join(source.attributes) or "none", kept, kept))
-    return Reading("events", source.events, raw, tuple(columns))
+    return Reading("events", source.events, raw, tuple(columns), opened)
 
 
 def read_items(source: TableSource, connection: ibis.BaseBackend) -> Reading:

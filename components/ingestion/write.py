@@ -14,8 +14,12 @@ from components.progress import Progress, Report
 BATCH_ROWS = 65_536
 
 
-def write_events(events: Reading, folder: Path, report: Report) -> None:
-    """Write readable events as `date=YYYY-MM-DD/part-0.parquet` (UTC days), each day sorted by time and event_id."""
+def write_events(events: Reading, folder: Path, report: Report) -> int:
+    """Write readable events as `date=YYYY-MM-DD/part-0.parquet` (UTC days), each day sorted by time and event_id.
+
+    Returns:
+        The number of rows.
+    """
     folder.mkdir()
     rows = events.readable()
     dated = rows.mutate(date=rows.ts.strftime("%Y-%m-%d")).order_by("ts", "event_id")
@@ -32,6 +36,7 @@ def write_events(events: Reading, folder: Path, report: Report) -> None:
         min_rows_per_group=BATCH_ROWS,
         use_threads=False,
     )
+    return progress.done
 
 
 def write_items(items: Reading, path: Path, report: Report) -> int:

@@ -27,13 +27,13 @@ def run(stage: StageRun) -> StageReport:
     with open_engine(stage.scratch / "duckdb", stage.settings) as engine, readable_errors(source):
         readings = {name: read_table(source, name, engine) for name in ("events", "items")}
         stage.report_progress(f"writing events of {source.kind}")
-        write_events(readings["events"], stage.output / "events", stage.report_progress)
+        written = {"events": write_events(readings["events"], stage.output / "events", stage.report_progress)}
         stage.report_progress("writing items")
-        num_items = write_items(readings["items"], stage.output / "items.parquet", stage.report_progress)
-        rejected = write_rejected(readings.values(), stage.output / "rejected.parquet")
-        num_events, num_users = _count_events(stage.output / "events", engine)
+        written["items"] = write_items(readings["items"], stage.output / "items.parquet", stage.report_progress)
+        rejected = write_rejected(readings.values(), written, stage.output / "rejected.parquet")
+        num_users = _count_users(stage.output / "events", engine)
 
-    counts = {"events": num_events, "users": num_users, "items": num_items}
+    counts = {"events": written["events"], "users": num_users, "items": written["items"]}
     for name in ("events", "items"):
         if counts[name] == 0:
             raise DataError(
@@ -46,11 +46,7 @@ def run(stage: StageRun) -> StageReport:
     return StageReport(outputs=outputs, counts=counts | {"rejected": sum(rejected.values())})
 
 
-def _count_events(folder: Path, engine: ibis.BaseBackend) -> tuple[int, int]:
-    """Events and distinct users of the written files."""
+def _count_users(folder: Path, engine: ibis.BaseBackend) -> int:
+    """Distinct users of the written files."""
     files = [str(path) for path in folder.rglob("*.parquet")]
-    if not files:
-        return 0, 0
-    events = engine.read_parquet(files)
-    counted = events.agg(events=events.count(), users=events.user_id.nunique()).to_pyarrow().to_pylist()[0]
-    return counted["events"], counted["users"]
+    return int(engine.read_parquet(files).user_id.nunique().execute()) if files else 0
