@@ -5,13 +5,18 @@ asked of a context, with the catalogue items that answer it. Examples refer to c
 stored once for all tasks.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from components.schemas.events import TIMESTAMP
+
+_BATCH_ROWS = 16_384
 
 # Rows sorted by item_id; the row number is the item's *catalogue index* in all models.
 CATALOGUE = pa.schema(
@@ -62,3 +67,18 @@ def ragged(table: pa.Table, column: str) -> tuple[npt.NDArray[Any], npt.NDArray[
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.to_numpy(zero_copy_only=False)
     return values[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def map_rows(parquet: Path, rows: ds.Expression, mapped: Path) -> pa.Table:
+    """The rows of a Parquet file that fulfil a condition, in their order, as a table over a memory-mapped Arrow file.
+
+    The file `mapped` takes its name once it is whole, so that several processes may write it at once.
+    """
+    source, own = ds.dataset(parquet), mapped.with_name(f"{mapped.name}.{os.getpid()}")
+    with pa.ipc.new_file(own, source.schema) as writer:
+        for batch in source.to_batches(
+            filter=rows, batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1, use_threads=False
+        ):
+            writer.write_batch(batch)
+    own.replace(mapped)
+    return pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
