@@ -22,7 +22,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from components.exceptions import DataError
-from components.memory import trim_memory
 from components.validation.rules import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_IS_KNOWN, KEYS, OCCURRENCE, SCHEMAS
 
 READ_ROWS = 65_536  # at a time, from a file
@@ -104,7 +103,6 @@ def _numbered(
     """The number of each batch's first row, and these columns of its rows with the occurrence of their key."""
     name = f"repeats_of_{files.table}"
     repeats = engine.create_table(name, _find_repeats(files, engine), temp=True)
-    trim_memory()  # what the engine took for it, and does not give back by itself
     first = 0
     for rows in _batches(files, columns, batch_rows):
         last = first + len(rows)
