@@ -107,8 +107,8 @@ def _read_groups(stage: StageRun, contexts: Path, examples: Path, split: str) ->
     recent = pc.field("cut_ts") >= pc.scalar(config.features.split.recent_start)
     chosen = of_split & recent if split == "train" else of_split
     return Groups(
-        map_rows(contexts, chosen, stage.scratch / f"{split}_contexts.arrow"),
-        map_rows(examples, of_split, stage.scratch / f"{split}_examples.arrow"),
+        map_rows(contexts, chosen, stage.scratch),
+        map_rows(examples, of_split, stage.scratch),
         {task.name: task for task in config.tasks},
         split,
     )
