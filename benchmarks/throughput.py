@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset
@@ -30,11 +31,11 @@ from benchmarks.bench import find_run, parse_run, write_figures
 from components.config import RunConfig
 from components.device import has_bfloat16, set_threads
 from components.memory import keep_freed_memory
+from components.schemas.examples import CONTEXTS, EXAMPLES
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
 from components.urm.data.batch import TrainingBatch
-from components.urm.data.examples import Example, read_examples
-from components.urm.data.request import UserContext
+from components.urm.data.examples import Groups
 from components.urm.inference import UrmRecaller
 from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.steps import NegativeSampler, TrainingSteps
@@ -43,7 +44,6 @@ from components.urm.training.validation import Validation
 
 WARM_UP_STEPS = 3
 MATRIX_SIZES = (1024, 2048, 4096)
-Groups = list[tuple[UserContext, list[Example]]]
 
 
 class ClockedSteps(Dataset[TrainingBatch]):
@@ -142,8 +142,9 @@ def measure(config: RunConfig, run: FinishedRun, num_steps: int) -> dict[str, An
     """Both speeds, the speed-up, and the share of the peak."""
     contexts = pq.read_table(run.path("features", "contexts"), filters=[("split", "=", "train")])
     tasks = {task.name: task for task in config.tasks}
-    groups = read_examples(contexts, pq.read_table(run.path("features", "recent_examples")), tasks, "train")
-    alone = [(context, [example]) for context, examples in groups for example in examples]
+    examples = pq.read_table(run.path("features", "recent_examples"), filters=[("split", "=", "train")])
+    groups = Groups(contexts, examples, tasks, "train")
+    alone = Groups(*_give_contexts(contexts, examples), tasks, "train")
     bench = Bench(config, run.recaller(), pq.read_table(run.path("features", "catalogue")))
     peak = {str(dtype).removeprefix("torch."): measure_peak(dtype, bench.device) for dtype in _dtypes(bench.device)}
 
@@ -164,6 +165,14 @@ def measure(config: RunConfig, run: FinishedRun, num_steps: int) -> dict[str, An
         "used_gflops": used / 1e9,
         "share_of_peak": used / max(peak.values()),
     }
+
+
+def _give_contexts(contexts: pa.Table, examples: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The same with a context of its own for every example."""
+    rows = pc.index_in(examples["context_id"], value_set=contexts["context_id"].combine_chunks())
+    place, ids = CONTEXTS.get_field_index("context_id"), pa.array(range(len(examples)), pa.int64())
+    own = EXAMPLES.get_field_index("context_id")
+    return contexts.take(rows).set_column(place, "context_id", ids), examples.set_column(own, "context_id", ids)
 
 
 def _count(bench: Bench, groups: Groups, num_steps: int) -> int:

@@ -22,6 +22,11 @@ class Progress:
         self._done, self._started = 0, time.monotonic()
         self._next = self._started + INTERVAL_SECONDS
 
+    @property
+    def done(self) -> int:
+        """How much is done."""
+        return self._done
+
     def add(self, amount: int) -> None:
         """Count so many more as done."""
         self._done += amount

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.baseline.data import Dataset, Floats, Ints, gather
+from components.baseline.data import Dataset, Floats, Ints, gather, places
 from components.baseline.network import NUM_MATCH, ExampleBatch, HistoryBatch, match_features
 from components.baseline.query_match import QueryMatcher
 
@@ -87,7 +87,7 @@ class Batcher:
     def match(self, contexts: Ints) -> tuple[Ints, Ints, Tensor]:
         """Whole histories of contexts as candidates: position in `contexts`, item, match features, all flat."""
         table = self.data.contexts
-        flat, owner = gather(np.arange(len(table.items)), table.offsets, contexts)
+        flat, owner = places(table.offsets, contexts)
         active_days = np.expm1(table.statistics[contexts, 2])[owner]
         counts, days = torch.from_numpy(table.counts[flat]), torch.from_numpy(table.days[flat])
         return owner, table.items[flat], match_features(counts, days, torch.from_numpy(active_days))

@@ -1,12 +1,13 @@
 """The stage's inputs as arrays in catalogue index space: items with features, contexts, examples.
 
 An item's *index* is its row in the catalogue (sorted by item_id); history items outside the catalogue are dropped.
-Ragged columns are flat values with offsets: row r is values[offsets[r]:offsets[r + 1]].
+Ragged columns are flat values with offsets: row r is values[offsets[r]:offsets[r + 1]]. Columns of contexts and
+examples are memory-mapped: of them, what a batch reads is in memory.
 """
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ import pyarrow.parquet as pq
 from components.config import Task
 from components.exceptions import DataError
 from components.items.table import POPULARITY, ItemTable
-from components.schemas.examples import ragged
+from components.schemas.examples import BATCH_ROWS, map_array
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 NUM_BUCKETS = 16  # quantile buckets of price and popularity; 0 stands for unknown
 _WORD = re.compile(r"[^\W_]+")
+_STATISTICS = ("num_events", "num_items", "num_active_days", "days_since_last")
 _HALF_PRECISION = 0.005  # item tables hold logarithms in 16 bits, and 2ᵏ - 1 baskets must not fall below k
 
 
@@ -106,19 +108,26 @@ class Dataset:
 
 
 def load_dataset(
-    catalogue: Path, items: Path, item_table: Path, contexts: Path, examples: Path, tasks: tuple[Task, ...]
+    catalogue: Path,
+    items: Path,
+    item_table: Path,
+    contexts: Path,
+    examples: Path,
+    tasks: tuple[Task, ...],
+    folder: Path | None = None,
 ) -> Dataset:
     """Read the tables of the features stage, the items, and their interaction counts from the item table.
+
+    Memory-mapped columns lie in `folder`, by default the system's for temporary files, and go with the process.
 
     Raises:
         DataError: A table names an item, a context or a task that is not there, or a split has no examples.
     """
     catalogue_items = _read_items(pq.read_table(catalogue), pq.read_table(items), ItemTable.open(item_table))
-    context_table, example_table = pq.read_table(contexts), pq.read_table(examples)
     return Dataset(
         items=catalogue_items,
-        contexts=_read_contexts(context_table, catalogue_items.ids),
-        examples=_read_examples(example_table, context_table, catalogue_items.ids, tasks),
+        contexts=_read_contexts(contexts, catalogue_items.ids, folder),
+        examples=_read_examples(examples, contexts, catalogue_items.ids, tasks, folder),
         tasks=tasks,
     )
 
@@ -136,7 +145,7 @@ def newest(contexts: Contexts, rows: Ints, num_items: int) -> tuple[Ints, Ints, 
         Places of these items in the flat columns of `contexts`; for each the position within `rows` that it belongs to;
         and its rank in the history, 0 for the newest item.
     """
-    flat, owner = gather(np.arange(len(contexts.items)), contexts.offsets, rows)
+    flat, owner = places(contexts.offsets, rows)
     rank = flat - contexts.offsets[rows][owner]
     keep = rank < num_items
     return flat[keep], owner[keep], rank[keep]
@@ -148,10 +157,16 @@ def gather(values: npt.NDArray[Any], offsets: Ints, rows: Ints) -> tuple[npt.NDA
     Returns:
         Their flat values, and for each value the position within `rows` that it belongs to.
     """
+    flat, owner = places(offsets, rows)
+    return values[flat], owner
+
+
+def places(offsets: Ints, rows: Ints) -> tuple[Ints, Ints]:
+    """Places of the given rows' values in a flat column, and for each the position within `rows` that it belongs to."""
     lengths = offsets[rows + 1] - offsets[rows]
     owner = np.repeat(np.arange(len(rows)), lengths)
     starts = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
-    return values[starts + np.arange(len(owner))], owner
+    return starts + np.arange(len(owner)), owner
 
 
 def bucket(values: npt.NDArray[Any], num_buckets: int = NUM_BUCKETS) -> Ints:
@@ -217,34 +232,47 @@ def _encode(values: Iterable[str | None]) -> Ints:
     return np.array([0 if value is None else codes[value] for value in values], dtype=np.int64)
 
 
-def _read_contexts(table: pa.Table, ids: Ints) -> Contexts:
-    items, offsets = ragged(table, "history_item_ids")
-    behaviors, _ = ragged(table, "history_behaviors")
-    in_training = np.repeat(table.column("split").to_numpy(zero_copy_only=False) == "train", np.diff(offsets))
-    known = sorted(set(behaviors[in_training].tolist()))
-    codes = {behavior: code for code, behavior in enumerate(known, start=1)}
-    behavior_codes = np.array([codes.get(behavior, 0) for behavior in behaviors.tolist()], dtype=np.int64)
-    indices = find(ids, items.astype(np.int64))
-    keep = indices >= 0
-    statistics = [
-        np.log1p(table.column(name).to_numpy().astype(np.float32))
-        for name in ("num_events", "num_items", "num_active_days", "days_since_last")
-    ]
+def _read_contexts(contexts: Path, ids: Ints, folder: Path | None) -> Contexts:
+    def keep(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        return find(ids, _flat(batch, "history_item_ids").astype(np.int64)) >= 0
+
+    def kept(name: str, kind: npt.DTypeLike, encode: Callable[[pa.Array], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        columns = dict.fromkeys(("history_item_ids", name))
+        parts = (encode(batch.column(name).flatten())[keep(batch)] for batch in _batches(contexts, *columns))
+        return map_array(parts, kind, folder)
+
+    known = sorted(
+        set().union(
+            *(
+                batch.filter(pc.equal(batch["split"], "train"))["history_behaviors"].flatten().unique().to_pylist()
+                for batch in _batches(contexts, "split", "history_behaviors")
+            )
+        )
+    )
+    codes = pa.array(known, pa.string())
+    table = pq.read_table(contexts, columns=["user_id", *_STATISTICS])
+    statistics = [np.log1p(table.column(name).to_numpy().astype(np.float32)) for name in _STATISTICS]
+    users = pc.dictionary_encode(table.column("user_id")).combine_chunks().indices.to_numpy()
+    lengths = (
+        np.diff(np.concatenate([[0], np.cumsum(keep(batch))])[_offsets(batch, "history_item_ids")])
+        for batch in _batches(contexts, "history_item_ids")
+    )
     return Contexts(
-        users=pc.dictionary_encode(table.column("user_id").combine_chunks()).indices.to_numpy().astype(np.int64),
-        items=indices[keep],
-        counts=ragged(table, "history_counts")[0].astype(np.float32)[keep],
-        days=ragged(table, "history_days_since")[0].astype(np.float32)[keep],
-        behaviors=behavior_codes[keep],
-        offsets=np.concatenate([[0], np.cumsum(keep)])[offsets],
+        users=map_array([users], np.int64, folder),
+        items=kept("history_item_ids", np.int64, lambda values: find(ids, values.to_numpy())),
+        counts=kept("history_counts", np.float32, pa.Array.to_numpy),
+        days=kept("history_days_since", np.float32, pa.Array.to_numpy),
+        behaviors=kept("history_behaviors", np.int64, lambda values: _code_of(values, codes) + 1),
+        offsets=map_array(_running_sums(lengths), np.int64, folder),
         statistics=np.nan_to_num(np.stack(statistics, axis=1)),
         num_behaviors=len(known) + 1,
     )
 
 
-def _read_examples(table: pa.Table, contexts: pa.Table, ids: Ints, tasks: tuple[Task, ...]) -> Examples:
-    splits = table.column("split").to_numpy(zero_copy_only=False)
-    missing = {"train", "validation", "test"} - set(splits.tolist())
+def _read_examples(examples: Path, contexts: Path, ids: Ints, tasks: tuple[Task, ...], folder: Path | None) -> Examples:
+    table = pq.read_table(examples, columns=["split", "task", "context_id", "query"])
+    splits = table["split"].dictionary_encode().combine_chunks()
+    missing = {"train", "validation", "test"} - set(splits.dictionary.to_pylist())
     if missing:
         raise DataError(
             "examples",
@@ -252,35 +280,70 @@ def _read_examples(table: pa.Table, contexts: pa.Table, ids: Ints, tasks: tuple[
             got=f"none of {', '.join(sorted(missing))}",
             remedy="widen features.split or give a longer log",
         )
-    names = {task.name: index for index, task in enumerate(tasks)}
-    targets, target_offsets = ragged(table, "target_item_ids")
-    target_indices = find(ids, targets.astype(np.int64))
-    rows = find(contexts.column("context_id").to_numpy(), table.column("context_id").to_numpy())
-    task_names = table.column("task").to_pylist()
-    if (target_indices < 0).any() or (rows < 0).any() or not names.keys() >= set(task_names):
+    found = (find(ids, _flat(batch, "target_item_ids")) for batch in _batches(examples, "target_item_ids"))
+    targets = map_array(found, np.int64, folder)
+    lengths = (np.diff(_offsets(batch, "target_item_ids")) for batch in _batches(examples, "target_item_ids"))
+    rows = find(
+        pq.read_table(contexts, columns=["context_id"])["context_id"].to_numpy(), table["context_id"].to_numpy()
+    )
+    task = _code_of(table["task"], pa.array([task.name for task in tasks]))
+    if (targets < 0).any() or (rows < 0).any() or (task < 0).any():
         raise DataError(
             "examples",
             expected="targets in the catalogue, known contexts, and tasks of this run",
             got="a row that breaks this",
             remedy="run `urm features` again with this configuration",
         )
-    texts = table.column("query").to_pylist()
-    query_words = [split_words(text or "") for text in texts]
-    in_training = [words for words, split in zip(query_words, splits, strict=True) if split == "train"]
-    vocabulary = sorted({word for words in in_training for word in words})
+    queries = sorted(pc.unique(table["query"]).drop_null().to_pylist())
+    query = _code_of(table["query"], pa.array(queries, pa.string()))
+    split_names = np.array(splits.dictionary.to_pylist(), dtype=object)[splits.indices.to_numpy()]
+    asked = np.unique(query[(split_names == "train") & (query >= 0)])
+    vocabulary = sorted({word for code in asked.tolist() for word in split_words(queries[code])})
     codes = {word: code for code, word in enumerate(vocabulary)}
-    known = [[codes[word] for word in words if word in codes] for words in query_words]
-    query = _encode(texts) - 1
+    known = [[codes[word] for word in split_words(text) if word in codes] for text in (*queries, "")]  # -1: no query
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in known])]).astype(np.int64)
+    flat = np.array([code for row in known for code in row], dtype=np.int64)
+    chunks = [query[start : start + BATCH_ROWS] % len(known) for start in range(0, len(query), BATCH_ROWS)]
     return Examples(
-        ids=table.column("example_id").to_numpy(),
-        contexts=rows,
-        tasks=np.array([names[name] for name in task_names], dtype=np.int64),
-        splits=splits,
-        words=np.array([code for row in known for code in row], dtype=np.int64),
-        word_offsets=np.concatenate([[0], np.cumsum([len(row) for row in known])]).astype(np.int64),
-        targets=target_indices,
-        target_offsets=target_offsets,
+        ids=map_array((batch["example_id"].to_numpy() for batch in _batches(examples, "example_id")), np.int64, folder),
+        contexts=map_array([rows], np.int64, folder),
+        tasks=map_array([task], np.int64, folder),
+        splits=split_names,
+        words=map_array((gather(flat, offsets, chunk)[0] for chunk in chunks), np.int64, folder),
+        word_offsets=map_array(_running_sums(np.diff(offsets)[chunk] for chunk in chunks), np.int64, folder),
+        targets=targets,
+        target_offsets=map_array(_running_sums(lengths), np.int64, folder),
         vocabulary=tuple(vocabulary),
-        query=query,
-        queries=tuple(sorted({text for text in texts if text is not None})),
+        query=map_array([query], np.int64, folder),
+        queries=tuple(queries),
     )
+
+
+def _batches(parquet: Path, *columns: str) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(parquet) as file:
+        yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
+
+
+def _flat(batch: pa.RecordBatch, column: str) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = batch.column(column).flatten().to_numpy()
+    return values
+
+
+def _offsets(batch: pa.RecordBatch, column: str) -> Ints:
+    return np.concatenate([[0], np.cumsum(pc.list_value_length(batch.column(column)).to_numpy())]).astype(np.int64)
+
+
+def _running_sums(parts: Iterable[Ints]) -> Iterator[Ints]:
+    """Offsets of rows of these lengths, which come in parts."""
+    total = np.zeros(1, dtype=np.int64)
+    yield total
+    for lengths in parts:
+        sums = total + np.cumsum(lengths)
+        yield sums
+        total = sums[-1:] if len(sums) else total
+
+
+def _code_of(values: pa.Array | pa.ChunkedArray, known: pa.Array) -> Ints:
+    """Places of values among the known ones; -1 where a value is not known."""
+    codes: Ints = pc.fill_null(pc.index_in(values, value_set=known), -1).to_numpy().astype(np.int64)
+    return codes

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from components.baseline.data import Dataset, Ints, gather
+from components.baseline.data import Dataset, Ints, places
 from components.baseline.rules import history_weights
 
 
@@ -20,7 +20,7 @@ class ItemKnn:
         """Scores of shape [len(rows), catalogue]; the same for all tasks of a context, -inf without any evidence."""
         contexts = self.data.contexts
         distinct, position = np.unique(self.data.examples.contexts[rows], return_inverse=True)
-        flat, owner = gather(np.arange(len(contexts.items)), contexts.offsets, distinct)
+        flat, owner = places(contexts.offsets, distinct)
         weights = history_weights(contexts.counts[flat], contexts.days[flat], self.half_life_days)
         shape = (len(distinct), len(self.data.items))
         histories = sp.csr_array((weights, (owner, contexts.items[flat])), shape=shape)

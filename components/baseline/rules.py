@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from components.baseline.data import Dataset, Floats, Ints, gather
+from components.baseline.data import Dataset, Floats, Ints, gather, places
 
 
 class Popularity:
@@ -39,7 +39,7 @@ class OwnHistory:
     def score(self, rows: Ints) -> torch.Tensor:
         """Scores of shape [len(rows), catalogue]; -inf outside the history."""
         contexts = self.data.contexts
-        flat, owner = gather(np.arange(len(contexts.items)), contexts.offsets, self.data.examples.contexts[rows])
+        flat, owner = places(contexts.offsets, self.data.examples.contexts[rows])
         scores = torch.full((len(rows), len(self.data.items)), -torch.inf)
         weights = history_weights(contexts.counts[flat], contexts.days[flat], self.half_life_days)
         scores[torch.from_numpy(owner), torch.from_numpy(contexts.items[flat])] = torch.from_numpy(weights)

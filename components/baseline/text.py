@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.baseline.data import Dataset, Floats, Ints, gather
+from components.baseline.data import Dataset, Floats, Ints, places
 from components.baseline.rules import history_weights
 from components.caches import CachePlace
 from components.config import ItemsConfig
@@ -56,7 +56,7 @@ class TextRetriever:
     def score(self, rows: Ints) -> Tensor:
         """Scores of shape [len(rows), catalogue]; -inf for items without text, and where nothing is known to ask."""
         contexts, query = self.data.contexts, self.data.examples.query[rows]
-        flat, owner = gather(np.arange(len(contexts.items)), contexts.offsets, self.data.examples.contexts[rows])
+        flat, owner = places(contexts.offsets, self.data.examples.contexts[rows])
         weights = history_weights(contexts.counts[flat], contexts.days[flat], self.half_life_days)
         wanted = np.zeros((len(rows), self.text.items.shape[1]), dtype=np.float32)
         np.add.at(wanted, owner, weights[:, None] * self.text.items[contexts.items[flat]])

@@ -29,7 +29,8 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
         UnavailableError: The disk is full.
     """
     options = {"threads": settings.num_threads} if settings.num_threads else {}
-    engine = ibis.duckdb.connect(temp_directory=str(spill), **options)
+    # Else its allocator (jemalloc) keeps what is freed until the engine is closed, half a gigabyte and more.
+    engine = ibis.duckdb.connect(temp_directory=str(spill), allocator_background_threads=True, **options)
     memory = settings.engine_memory or _half_of_memory(engine)
     engine.raw_sql(f"SET memory_limit = '{memory}'")
     before = ibis.options.default_backend

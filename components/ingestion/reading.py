@@ -6,6 +6,7 @@ be read and the rows that cannot, checking it and writing it are the same code f
 
 import functools
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ibis
@@ -47,6 +48,7 @@ class Reading:
     origin: str  # file, folder or glob it comes from, for messages
     raw: ir.Table  # the rows as they are
     columns: tuple[Column, ...]  # one for each field of the canonical schema
+    log: "Log | None" = None  # for events of the user's own files
 
     @property
     def schema(self) -> pa.Schema:
@@ -58,6 +60,10 @@ class Reading:
         """True for the raw rows that lack a required value or hold an unreadable one."""
         problems = [column.absent for column in self.columns if column.required]
         return functools.reduce(operator.or_, [*problems, *(column.unreadable for column in self.columns)])
+
+    def num_rows(self) -> int:
+        """Number of the raw rows."""
+        return int((self.log.rows if self.log else self.raw).count().execute())
 
     def readable(self) -> ir.Table:
         """Rows that fit the canonical schema, with its columns in its order."""
@@ -72,6 +78,15 @@ class Reading:
             *[(column.unreadable, f"unreadable_{column.name}") for column in self.columns],
         )
         return self.raw.filter(self.unfit).mutate(_reason=reason)
+
+
+@dataclass(frozen=True)
+class Log:
+    """Files of events before anything is made of their rows."""
+
+    rows: ir.Table
+    ts: ir.TimestampValue  # time of each row, null where it cannot be read
+    read: Callable[[ir.Table], Reading]  # the reading of some of the rows; equal ids are made for rows of one instant
 
 
 def canonical_type(schema: pa.Schema, name: str) -> dt.DataType:

@@ -1,7 +1,8 @@
 """Rows that cannot be held in the canonical tables, as quarantine rows with their reason."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,15 +15,20 @@ from components.schemas.events import QUARANTINE
 _KEYS = {"events": "event_id", "items": "item_id"}
 
 
-def write_rejected(readings: Iterable[Reading], path: Path) -> dict[str, int]:
-    """Write the rejected rows of all tables to one file; returns their number by table."""
+def write_rejected(tables: Mapping[str, Sequence[Reading]], written: Mapping[str, int], path: Path) -> dict[str, int]:
+    """Write the rejected rows of all tables, in parts, to one file; returns their number by table.
+
+    A table whose rows are all `written` is not read again.
+    """
     counts: dict[str, int] = {}
     with pq.ParquetWriter(path, QUARANTINE, compression="zstd") as writer:
-        for reading in readings:
-            counts[reading.name] = 0
-            for batch in quarantine_batches(reading):
+        for name, parts in tables.items():
+            counts[name] = 0
+            if sum(part.num_rows() for part in parts) == written[name]:
+                continue
+            for batch in chain.from_iterable(map(quarantine_batches, parts)):
                 writer.write_batch(batch)
-                counts[reading.name] += batch.num_rows
+                counts[name] += batch.num_rows
     return counts
 
 

@@ -4,6 +4,7 @@ CSV values are read as text, so that a value of the wrong type is found and show
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import ibis
@@ -13,7 +14,7 @@ from components.config import TableSource
 from components.exceptions import ConfigError, DataError
 from components.ingestion import convert
 from components.ingestion.files import find_files
-from components.ingestion.reading import SCHEMAS, Column, Reading, canonical_type
+from components.ingestion.reading import SCHEMAS, Column, Log, Reading, canonical_type
 
 REQUIRED = {"events": ("user_id", "item_id", "behavior", "scenario", "ts"), "items": ("item_id", "title")}
 EVENT_ID = "_event_id"  # made where the log has none
@@ -30,19 +31,23 @@ def read_events(source: TableSource, connection: ibis.BaseBackend) -> Reading:
         ConfigError: The column map names an unknown canonical column.
         DataError: No file matches, a column is missing (one sentence names all), or its type cannot be read.
     """
-    mapping, defaults = source.event_columns, source.event_defaults
-    _check_names("events", [*mapping, *defaults])
-    raw = open_files("events", source.events, connection)
+    _check_names("events", [*source.event_columns, *source.event_defaults])
+    return _event_reading(source, open_files("events", source.events, connection))
+
+
+def _event_reading(source: TableSource, rows: ir.Table) -> Reading:
+    mapping, defaults, raw = source.event_columns, source.event_defaults, rows
     names = _column_names("events", source.events, raw, mapping, defaults, source.attributes)
     if "event_id" not in names and "event_id" not in defaults:
-        raw = _with_event_id(raw, names, source.attributes)
+        raw = _with_event_id(rows, names, source.attributes)
         names["event_id"] = EVENT_ID
     columns = [
         _column(field, names, raw, defaults, source) for field in SCHEMAS["events"].names if field != "attributes"
     ]
     kept = convert.attributes({name: raw[name] for name in source.attributes})
     columns.append(Column("attributes", ", ".join(source.attributes) or "none", kept, kept))
-    return Reading("events", source.events, raw, tuple(columns))
+    log = Log(rows, _column("ts", names, rows, defaults, source).typed, partial(_event_reading, source))
+    return Reading("events", source.events, raw, tuple(columns), log)
 
 
 def read_items(source: TableSource, connection: ibis.BaseBackend) -> Reading:

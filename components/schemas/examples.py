@@ -5,13 +5,19 @@ asked of a context, with the catalogue items that answer it. Examples refer to c
 stored once for all tasks.
 """
 
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from components.schemas.events import TIMESTAMP
+
+BATCH_ROWS = 16_384  # that are in memory at a time
 
 # Rows sorted by item_id; the row number is the item's *catalogue index* in all models.
 CATALOGUE = pa.schema(
@@ -62,3 +68,28 @@ def ragged(table: pa.Table, column: str) -> tuple[npt.NDArray[Any], npt.NDArray[
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.to_numpy(zero_copy_only=False)
     return values[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def map_rows(parquet: Path, rows: ds.Expression, folder: Path) -> pa.Table:
+    """The rows of a Parquet file that fulfil a condition, in their order, as a table that is memory-mapped.
+
+    Its Arrow file lies in the folder without a name, as long as the table is used.
+    """
+    source = ds.dataset(parquet)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        with pa.ipc.new_file(file, source.schema) as writer:
+            for batch in source.to_batches(
+                filter=rows, batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=1, use_threads=False
+            ):
+                writer.write_batch(batch)
+        file.flush()
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+
+
+def map_array(parts: Iterable[npt.NDArray[Any]], kind: npt.DTypeLike, folder: Path | None) -> npt.NDArray[Any]:
+    """Parts, one after another, as one array that is memory-mapped; its file is as that of `map_rows`."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for part in parts:
+            part.astype(kind, copy=False).tofile(file)
+        file.flush()
+        return np.asarray(np.memmap(file, kind, "c")) if file.tell() else np.empty(0, dtype=kind)

@@ -51,7 +51,13 @@ def run(stage: StageRun) -> StageReport:
     config, inputs, k = stage.config, BaselineInputs.read(stage), stage.config.evaluation.k
     set_threads(stage.settings)
     data = load_dataset(
-        inputs.catalogue, inputs.items, inputs.tables.now, inputs.contexts, inputs.examples, config.tasks
+        inputs.catalogue,
+        inputs.items,
+        inputs.tables.now,
+        inputs.contexts,
+        inputs.examples,
+        config.tasks,
+        stage.scratch,
     )
 
     def log_curve(model: str, step: int, metrics: dict[str, float]) -> None:

@@ -1,7 +1,7 @@
 """Stage `ingest`: raw logs → the canonical tables events and items.
 
 1. Open the source: `complete_journey`, public `sequences`, or the user's own `tables`.
-2. Write events by date, and items, out of core.
+2. Write events by date, and items; a log larger than memory comes in parts by time.
 3. Set aside rows that do not fit the canonical types; `validate` puts them into its quarantine.
 """
 
@@ -11,6 +11,7 @@ import ibis
 
 from components.engines.duckdb import open_engine
 from components.exceptions import DataError
+from components.ingestion.parts import split_by_time
 from components.ingestion.rejects import write_rejected
 from components.ingestion.sources import read_table, readable_errors
 from components.ingestion.write import write_events, write_items
@@ -26,14 +27,16 @@ def run(stage: StageRun) -> StageReport:
     source = stage.config.source
     with open_engine(stage.scratch / "duckdb", stage.settings) as engine, readable_errors(source):
         readings = {name: read_table(source, name, engine) for name in ("events", "items")}
-        stage.report_progress(f"writing events of {source.kind}")
-        write_events(readings["events"], stage.output / "events", stage.report_progress)
+        stage.report_progress(f"reading events of {source.kind}")
+        parts = split_by_time(readings["events"], engine, stage.scratch / "parts")
+        written = {"events": write_events(parts, stage.output / "events", stage.report_progress)}
         stage.report_progress("writing items")
-        num_items = write_items(readings["items"], stage.output / "items.parquet", stage.report_progress)
-        rejected = write_rejected(readings.values(), stage.output / "rejected.parquet")
-        num_events, num_users = _count_events(stage.output / "events", engine)
+        written["items"] = write_items(readings["items"], stage.output / "items.parquet", stage.report_progress)
+        tables = {"events": parts, "items": [readings["items"]]}
+        rejected = write_rejected(tables, written, stage.output / "rejected.parquet")
+        num_users = _count_users(stage.output / "events", engine)
 
-    counts = {"events": num_events, "users": num_users, "items": num_items}
+    counts = {"events": written["events"], "users": num_users, "items": written["items"]}
     for name in ("events", "items"):
         if counts[name] == 0:
             raise DataError(
@@ -46,11 +49,7 @@ def run(stage: StageRun) -> StageReport:
     return StageReport(outputs=outputs, counts=counts | {"rejected": sum(rejected.values())})
 
 
-def _count_events(folder: Path, engine: ibis.BaseBackend) -> tuple[int, int]:
-    """Events and distinct users of the written files."""
+def _count_users(folder: Path, engine: ibis.BaseBackend) -> int:
+    """Distinct users of the written files."""
     files = [str(path) for path in folder.rglob("*.parquet")]
-    if not files:
-        return 0, 0
-    events = engine.read_parquet(files)
-    counted = events.agg(events=events.count(), users=events.user_id.nunique()).to_pyarrow().to_pylist()[0]
-    return counted["events"], counted["users"]
+    return int(engine.read_parquet(files).user_id.nunique().execute()) if files else 0

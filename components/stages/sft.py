@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import torch
 
 from components.caches import CachePlace
-from components.config import RunConfig
 from components.device import prepare_device
 from components.items.table import ItemTable, add_modalities
+from components.schemas.examples import map_rows
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
-from components.urm.data.examples import Groups, read_examples
+from components.urm.data.examples import Groups
 from components.urm.inference import write_candidates
 from components.urm.network.files import save_model
 from components.urm.training.checkpoints import Checkpoints
@@ -49,8 +49,8 @@ class SftInputs:
             catalogue=pq.read_table(stage.path("features", "catalogue")),
             recent_examples=recent,
             examples=examples,
-            training=_read_groups(stage.config, contexts, recent, "train"),
-            validation=_read_groups(stage.config, contexts, examples, "validation"),
+            training=_read_groups(stage, contexts, recent, "train"),
+            validation=_read_groups(stage, contexts, examples, "validation"),
         )
 
 
@@ -93,7 +93,7 @@ def run(stage: StageRun) -> StageReport:
     return StageReport(
         outputs={"model": "model", "item_table": "item_table", "candidates": "candidates"},
         counts={
-            "train_examples": sum(len(examples) for _, examples in inputs.training),
+            "train_examples": int(inputs.training.num_examples.sum()),
             "candidates": num_candidates,
             "parameters": sum(weight.numel() for weight in model.parameters()),
         },
@@ -101,10 +101,14 @@ def run(stage: StageRun) -> StageReport:
     )
 
 
-def _read_groups(config: RunConfig, contexts: Path, examples: Path, split: str) -> Groups:
+def _read_groups(stage: StageRun, contexts: Path, examples: Path, split: str) -> Groups:
     """Examples of a split by context; of the training split those of the newest cuts."""
-    chosen = pc.field("split") == split
-    if split == "train":
-        chosen &= pc.field("cut_ts") >= pc.scalar(config.features.split.recent_start)
-    tasks = {task.name: task for task in config.tasks}
-    return read_examples(pq.read_table(contexts, filters=chosen), pq.read_table(examples), tasks, split)
+    of_split, config = pc.field("split") == split, stage.config
+    recent = pc.field("cut_ts") >= pc.scalar(config.features.split.recent_start)
+    chosen = of_split & recent if split == "train" else of_split
+    return Groups(
+        map_rows(contexts, chosen, stage.scratch),
+        map_rows(examples, of_split, stage.scratch),
+        {task.name: task for task in config.tasks},
+        split,
+    )

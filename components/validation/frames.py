@@ -1,13 +1,13 @@
 """The narrow frames that Great Expectations looks at, with the helper columns its rules need.
 
 Rows are numbered across a table's files in the order of their paths, so that a row number leads back to a file and a
-position in it. Frames hold the checked columns only; the attributes stay on disk. They come in batches: what a helper
-column says is found over the whole table by DuckDB, and every rule about rows looks at one row at a time.
+position in it. Frames hold the checked columns only; the attributes stay on disk. They come in batches: which keys
+occur again is found over the whole table by DuckDB, and every rule about rows looks at one row at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,15 @@ import ibis.expr.types as ir
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from components.exceptions import DataError
 from components.validation.rules import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_IS_KNOWN, KEYS, OCCURRENCE, SCHEMAS
+
+READ_ROWS = 65_536  # at a time, from a file
 
 
 @dataclass(frozen=True)
@@ -71,36 +76,79 @@ def _check_schema(table: str, path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-def item_frames(files: Files, connection: ibis.BaseBackend, batch_rows: int) -> Iterator[pd.DataFrame]:
+def item_frames(files: Files, engine: ibis.BaseBackend, batch_rows: int) -> Iterator[pd.DataFrame]:
     """Checked columns of the items in batches of rows, index = row number."""
-    rows = _numbered(files, connection)
-    return _frames(rows.select(*ITEM_COLUMNS, OCCURRENCE, "_file", "_position"), batch_rows)
+    for first, rows in _numbered(files, engine, ITEM_COLUMNS, batch_rows):
+        yield _to_frame(first, rows)
 
 
 def event_frames(
-    files: Files, accepted_items: pd.Series[int], connection: ibis.BaseBackend, batch_rows: int
+    files: Files, accepted_items: pd.Series[int], engine: ibis.BaseBackend, batch_rows: int
 ) -> Iterator[pd.DataFrame]:
     """Checked columns of the events, as `item_frames`; `accepted_items` are the items that later stages will see."""
-    rows = _numbered(files, connection)
-    known = ibis.memtable(pd.DataFrame({"known_id": accepted_items.unique()}))
-    joined = rows.left_join(known, rows.item_id == known.known_id)
-    joined = joined.mutate(**{ITEM_IS_KNOWN: joined.known_id.notnull()})
-    return _frames(joined.select(*EVENT_COLUMNS, OCCURRENCE, ITEM_IS_KNOWN, "_file", "_position"), batch_rows)
+    known = pa.array(accepted_items.unique(), pa.int64())
+    for first, rows in _numbered(files, engine, EVENT_COLUMNS, batch_rows):
+        yield _to_frame(first, rows.append_column(ITEM_IS_KNOWN, pc.is_in(rows.column("item_id"), value_set=known)))
 
 
-def _numbered(files: Files, connection: ibis.BaseBackend) -> ir.Table:
-    rows = connection.read_parquet(
-        [str(path) for path in files.paths], filename=True, file_row_number=True, hive_partitioning=False
-    ).rename(_file="filename", _position="file_row_number")
-    first = ibis.row_number().over(group_by=KEYS[files.table], order_by=["_file", "_position"]) + 1
-    return rows.mutate(**{OCCURRENCE: first})
+def _to_frame(first: int, rows: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = rows.to_pandas()
+    frame.index = pd.RangeIndex(first, first + len(frame))
+    return frame
 
 
-def _frames(rows: ir.Table, batch_rows: int) -> Iterator[pd.DataFrame]:
-    ordered = rows.order_by("_file", "_position").drop("_file", "_position")
+def _numbered(
+    files: Files, engine: ibis.BaseBackend, columns: Sequence[str], batch_rows: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """The number of each batch's first row, and these columns of its rows with the occurrence of their key."""
+    name = f"repeats_of_{files.table}"
+    repeats = engine.create_table(name, _find_repeats(files, engine), temp=True)
     first = 0
-    for batch in ordered.to_pyarrow_batches(chunk_size=batch_rows):
-        frame: pd.DataFrame = batch.to_pandas()
-        frame.index = pd.RangeIndex(first, first + len(frame))
-        first += len(frame)
-        yield frame
+    for rows in _batches(files, columns, batch_rows):
+        last = first + len(rows)
+        found = repeats.filter(repeats.row >= first, repeats.row < last).to_pyarrow()
+        occurrences = np.ones(len(rows), dtype=np.int64)
+        occurrences[found["row"].to_numpy() - first] = found[OCCURRENCE].to_numpy()
+        yield first, rows.append_column(OCCURRENCE, pa.array(occurrences))
+        first = last
+    engine.drop_table(name)
+
+
+def _batches(files: Files, columns: Sequence[str], batch_rows: int) -> Iterator[pa.Table]:
+    """Rows of all files in their order, `batch_rows` at a time whatever the files hold."""
+    data = ds.dataset([str(path) for path in files.paths], SCHEMAS[files.table], format="parquet")
+    held: list[pa.RecordBatch] = []
+    missing = batch_rows
+    for batch in data.to_batches(
+        columns=list(columns), batch_size=READ_ROWS, batch_readahead=1, fragment_readahead=1, use_threads=False
+    ):
+        while batch.num_rows >= missing:
+            yield pa.Table.from_batches([*held, batch.slice(0, missing)])
+            batch, held, missing = batch.slice(missing), [], batch_rows
+        held.append(batch)
+        missing -= batch.num_rows
+    if missing < batch_rows:
+        yield pa.Table.from_batches(held)
+
+
+def _find_repeats(files: Files, engine: ibis.BaseBackend) -> ir.Table:
+    """Number and occurrence of the rows whose key an earlier row has.
+
+    Rows are counted by a hash of their key first, so that a key takes eight bytes of memory or disk. Only rows whose
+    hash occurs again are put in order.
+    """
+    offsets = pd.DataFrame({"path": [str(path) for path in files.paths], "offset": files.offsets[:-1]})
+    rows = engine.read_parquet(
+        list(offsets["path"]), filename=True, file_row_number=True, hive_partitioning=False
+    ).select("filename", "file_row_number", key=KEYS[files.table])
+    rows = rows.mutate(hash=rows.key.hash())
+    counted = rows.group_by("hash").agg(times=rows.count())
+    # A table, so that the engine knows how few they are and does not hold the rows instead.
+    again = engine.create_table(f"hashes_of_{files.table}", counted.filter(counted.times > 1), temp=True)
+    suspects = rows.semi_join(again, "hash")
+    starts = ibis.memtable(offsets)
+    placed = suspects.join(starts, suspects.filename == starts.path)
+    numbered = placed.select("key", row=placed.file_row_number + placed.offset)
+    occurrence = ibis.row_number().over(group_by="key", order_by="row") + 1
+    found = numbered.mutate(**{OCCURRENCE: occurrence})
+    return found.filter(found[OCCURRENCE] > 1).select("row", OCCURRENCE).order_by("row")

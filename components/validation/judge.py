@@ -1,5 +1,6 @@
 """Running the rules with Great Expectations: which rows are refused, which table rules fail, and the Data Docs."""
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +25,7 @@ from components.exceptions import UrmError
 from components.validation.frames import Files, event_frames, item_frames
 from components.validation.rules import REASON, Rule, event_rules, item_rules
 
-BATCH_ROWS = 500_000  # a quarter of a gigabyte as a frame
+BATCH_ROWS = 250_000
 _ROW_RESULTS = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
 
 
@@ -54,6 +55,7 @@ def judge_tables(
     `batch_rows` rows are in memory at once; the verdict does not depend on it.
     """
     context = open_context(data_docs)
+    gc.freeze()  # collections look at what a batch leaves behind, not at the modules
 
     def say(table: Files, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for frame in frames:
@@ -125,6 +127,7 @@ def judge(context: EphemeralDataContext, files: Files, frames: Iterable[pd.DataF
                 continue
             for row in rows:
                 judgement.refused.setdefault(int(row), []).append(rule)
+        gc.collect()  # a judged frame stands in circles of references
     precedence = {rule.reason: position for position, rule in enumerate(rules)}
     judgement.failed.sort(key=lambda failure: precedence[failure[0].reason])
     for broken in judgement.refused.values():

@@ -5,7 +5,6 @@ accepted and quarantined rows together are the input, no more and no less.
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.addresses import link_file
 from components.schemas.events import QUARANTINE
 from components.validation.frames import Files
 from components.validation.rules import KEYS, SCHEMAS, Rule
@@ -39,7 +39,7 @@ def write_accepted(files: Files, refused: Refused, target: Path) -> int:
             keep = np.delete(np.arange(last - first), bad)
             pq.write_table(_read(files, path).take(keep), place, compression="zstd")
         else:
-            shutil.copyfile(path, place)
+            link_file(path, place)
         written += last - first - len(bad)
     return written
 

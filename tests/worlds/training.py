@@ -20,7 +20,7 @@ from components.caches import CachePlace
 from components.config import RunConfig
 from components.exceptions import StoppedError
 from components.items.table import ItemTable
-from components.urm.data.examples import read_examples
+from components.urm.data.examples import Groups
 from components.urm.network.build import NewModel, build_model
 from components.urm.network.model import Urm
 from components.urm.training.checkpoints import Checkpoints
@@ -62,7 +62,7 @@ def run_training(
     catalogue, contexts, examples = (pq.read_table(folder / f"{name}.parquet") for name in TABLES)
     new = build_untrained(folder)
     tasks = {task.name: task for task in config.tasks}
-    training, measured = (read_examples(contexts, examples, tasks, split) for split in ("train", "validation"))
+    training, measured = (Groups(contexts, examples, tasks, split) for split in ("train", "validation"))
     asked = [example for _, of_context in measured for example in of_context]
     validation = Validation(asked, catalogue["item_id"].to_numpy(), new.builder, config.urm, config.evaluation.k)
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)

@@ -1,5 +1,6 @@
 """A tiny world: 60 items, 12 users, a Llama of random weights, and everything URM needs around them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,7 @@ from components.config import RunConfig, load_config
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.schemas.examples import CONTEXTS, EXAMPLES
 from components.urm.data.batch import Batch
-from components.urm.data.examples import Example, read_examples
-from components.urm.data.request import UserContext
+from components.urm.data.examples import Groups
 from components.urm.network.build import NewModel, build_model
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 from tests.worlds import CONFIGS
@@ -111,9 +111,16 @@ def new_model(config: RunConfig, table_dir: Path, tables: SimpleNamespace, tmp_p
 
 
 @pytest.fixture
-def groups(tables: SimpleNamespace, config: RunConfig) -> list[tuple[UserContext, list[Example]]]:
+def groups(tables: SimpleNamespace, config: RunConfig) -> Groups:
     """The contexts of training with their examples."""
-    return read_examples(tables.contexts, tables.examples, {task.name: task for task in config.tasks}, "train")
+    return keep_examples(tables, config, lambda context, place: True)
+
+
+def keep_examples(tables: SimpleNamespace, config: RunConfig, keep: Callable[[int, int], bool]) -> Groups:
+    """Of the contexts of training those examples that are kept by their context's number and their place in it."""
+    kept = [keep(*divmod(row, len(TASKS))) for row in range(len(tables.examples))]
+    examples = tables.examples.filter(pa.array(kept))
+    return Groups(tables.contexts, examples, {task.name: task for task in config.tasks}, "train")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from components.studies.abilities.likelihood import (
 from components.studies.abilities.text_quality import measure_f1, measure_loss
 from components.studies.finished import hide_progress_bars, load_recaller
 from components.tracking import track
-from components.urm.data.examples import Example, read_examples
+from components.urm.data.examples import Example, Groups
 from components.urm.inference import UrmRecaller
 from components.urm.network.backbone import count_layers, load_backbone
 
@@ -124,7 +124,7 @@ def _validation_examples(stage: StageRun) -> list[Example]:
     """A random sample of the validation examples that have a text."""
     contexts = pq.read_table(stage.path("features", "contexts"), filters=[("split", "=", "validation")])
     tasks = {task.name: task for task in stage.config.tasks}
-    groups = read_examples(contexts, pq.read_table(stage.path("features", "examples")), tasks, "validation")
+    groups = Groups(contexts, pq.read_table(stage.path("features", "examples")), tasks, "validation")
     examples = [example for _, group in groups for example in group if example.categories]
     order = np.random.default_rng(stage.config.seed).permutation(len(examples))[:LOSS_EXAMPLES]
     return [examples[place] for place in order.tolist()]

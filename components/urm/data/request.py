@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from components.config import Task
 from components.exceptions import DataError
-from components.schemas.examples import ragged
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -75,27 +74,19 @@ class RecallRequest:
         return self.context.item_ids if self.task.exclude_bought else np.empty(0, dtype=np.int64)
 
 
+def read_context(contexts: pa.Table, row: int) -> UserContext:
+    """The user context of a row of a table of schema CONTEXTS; its arrays are views of the table's memory."""
+    lists = {
+        name: contexts[f"history_{name}"][row].values for name in ("item_ids", "counts", "days_since", "behaviors")
+    }
+    plain = ("num_events", "num_items", "num_active_days", "days_since_last")
+    return UserContext(
+        **{name: values.to_numpy(zero_copy_only=False) for name, values in lists.items()},
+        **{name: contexts[name][row].as_py() for name in plain},
+        top_categories=tuple(contexts["top_categories"][row].as_py()),
+    )
+
+
 def read_contexts(contexts: pa.Table) -> dict[int, UserContext]:
-    """User contexts by context_id, from a table of schema CONTEXTS; arrays are views of the table's memory."""
-    items, offsets = ragged(contexts, "history_item_ids")
-    counts, _ = ragged(contexts, "history_counts")
-    days, _ = ragged(contexts, "history_days_since")
-    behaviors, _ = ragged(contexts, "history_behaviors")
-    categories, category_offsets = ragged(contexts, "top_categories")
-    plain = ["context_id", "num_events", "num_items", "num_active_days", "days_since_last"]
-    columns = zip(*(contexts.column(name).to_pylist() for name in plain), strict=True)
-    result: dict[int, UserContext] = {}
-    for row, (context_id, num_events, num_items, num_active_days, days_since_last) in enumerate(columns):
-        span = slice(offsets[row], offsets[row + 1])
-        result[context_id] = UserContext(
-            item_ids=items[span],
-            counts=counts[span],
-            days_since=days[span],
-            behaviors=behaviors[span],  # type: ignore[arg-type]  # an array of strings serves as a sequence
-            num_events=num_events,
-            num_items=num_items,
-            num_active_days=num_active_days,
-            days_since_last=days_since_last,
-            top_categories=tuple(categories[category_offsets[row] : category_offsets[row + 1]]),
-        )
-    return result
+    """User contexts by context_id, from a table of schema CONTEXTS."""
+    return {key: read_context(contexts, row) for row, key in enumerate(contexts["context_id"].to_pylist())}

@@ -76,7 +76,7 @@ def prepare(
     training cuts. Examples come by context; a random sample of the validation contexts is measured. `cache` keeps
     packaged backbones as converted.
     """
-    behaviors = sorted({str(name) for context, _ in training for name in context.behaviors})
+    behaviors = training.behaviors()
     new = build_model(config.urm, table, behaviors, cache, [task.prompt for task in config.tasks])
     reader = dataclasses.replace(new.builder.reader, table=past_table)
     builder = BatchBuilder(new.builder.writer, reader, behaviors, config.urm.copy_length)

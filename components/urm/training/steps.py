@@ -3,7 +3,6 @@
 Because a step's batch depends on nothing else, a resumed training sees exactly the batches of an uninterrupted one.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -17,9 +16,9 @@ from components.config import RunConfig
 from components.items.frequency import FrequencySampler
 from components.urm.data.batch import Targets, TrainingBatch
 from components.urm.data.batches import BatchBuilder
-from components.urm.data.examples import Example
+from components.urm.data.examples import Example, Groups
 from components.urm.data.prompt import Block
-from components.urm.data.request import Ids, UserContext
+from components.urm.data.request import Ids
 
 MAX_TARGETS = 32  # larger target sets are sampled down to this, to bound the memory of a batch
 BUCKET_STEPS = 32
@@ -46,7 +45,7 @@ class TrainingSteps(Dataset[TrainingBatch]):
 
     def __init__(
         self,
-        groups: Sequence[tuple[UserContext, list[Example]]],
+        groups: Groups,
         builder: BatchBuilder,
         sampler: NegativeSampler,
         config: RunConfig,
@@ -61,15 +60,10 @@ class TrainingSteps(Dataset[TrainingBatch]):
         self._length = config.urm.max_steps
         self._with_text = config.urm.text_loss_weight > 0
         self._tasks = config.urm.tasks_per_context
-        counted = Counter(example.request.task.name for _, examples in groups for example in examples)
-        self._rarity = {name: count**-0.5 for name, count in counted.items()}
+        self._rarity = {name: count**-0.5 for name, count in groups.count_tasks().items()}
         block = BLOCK_TOKENS + config.urm.num_user_vectors
-        self._lengths = np.array(
-            [
-                min(len(context.item_ids), config.urm.history_length) + block * min(len(asked), self._tasks)
-                for context, asked in groups
-            ]
-        )
+        blocks = np.minimum(groups.num_examples, self._tasks)
+        self._lengths = np.minimum(groups.history_lengths, config.urm.history_length) + block * blocks
 
     def __len__(self) -> int:
         """Number of steps."""

@@ -35,14 +35,32 @@ def test_words_are_lower_case() -> None:
     assert split_words("Fluid MILK-products") == ["fluid", "milk", "products"]
 
 
-def test_histories_and_targets_name_the_same_items_as_the_tables(data: Dataset, world) -> None:
+def test_histories_and_targets_are_those_of_the_tables(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.baseline.data.BATCH_ROWS", 7)  # many batches, and one that is not full
+    data = world.load()
     contexts = pq.read_table(world.folder / "contexts.parquet").to_pylist()
     examples = pq.read_table(world.folder / "examples.parquet").to_pylist()
-    for row in (0, 7, len(examples) - 1):
-        assert data.items.ids[targets_of(data, row)].tolist() == examples[row]["target_item_ids"]
-        context = contexts[data.examples.contexts[row]]
-        expected = [item for item in context["history_item_ids"] if item in set(data.items.ids)]
-        assert data.items.ids[data.contexts.items[history_of(data, row)]].tolist() == expected
+    trained = [name for context in contexts if context["split"] == "train" for name in context["history_behaviors"]]
+    known = sorted(set(trained))
+    columns = {"counts": data.contexts.counts, "days_since": data.contexts.days, "behaviors": data.contexts.behaviors}
+    assert len(data.contexts.offsets) == len(contexts) + 1
+    for row, example in enumerate(examples):
+        assert data.examples.ids[row] == example["example_id"]
+        assert data.examples.splits[row] == example["split"]
+        assert data.tasks[data.examples.tasks[row]].name == example["task"]
+        assert data.items.ids[targets_of(data, row)].tolist() == example["target_item_ids"]
+        context, history = contexts[data.examples.contexts[row]], history_of(data, row)
+        assert context["context_id"] == example["context_id"]
+        places = [place for place, item in enumerate(context["history_item_ids"]) if item in set(data.items.ids)]
+        assert data.items.ids[data.contexts.items[history]].tolist() == [
+            context["history_item_ids"][place] for place in places
+        ]
+        for name, column in columns.items():
+            expected = [context[f"history_{name}"][place] for place in places]
+            codes = (
+                [known.index(one) + 1 if one in known else 0 for one in expected] if name == "behaviors" else expected
+            )
+            assert column[history].tolist() == codes
 
 
 def test_items_have_what_the_item_table_counts_beside_baskets(data: Dataset) -> None:

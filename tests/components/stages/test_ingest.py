@@ -1,7 +1,9 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -9,6 +11,8 @@ import pytest
 
 from components.config import CompleteJourneySource, RunConfig, Source, TableSource
 from components.exceptions import DataError
+from components.ingestion.parts import split_by_time
+from components.ingestion.reading import Reading
 from components.schemas.events import EVENTS, ITEMS, QUARANTINE
 from components.settings import Settings
 from components.stages.ingest import run
@@ -60,6 +64,48 @@ def test_rejected_rows_keep_their_reason(ingest: Ingest, tmp_path: Path) -> None
     }
     assert json.loads(rows["events", "e3"]["row"])["event_id"] == "e3"
     assert result.counts == {"events": 1, "users": 1, "items": 1, "rejected": 3}
+
+
+def read_all(result: StageResult) -> tuple[dict[str, list[dict[str, object]]], list[tuple[object, ...]]]:
+    """Rows of each file of the events, and the rejected rows."""
+    folder = Path(result.outputs["events"])
+    days = {str(path.relative_to(folder)): pq.ParquetFile(path).read() for path in folder.rglob("*.parquet")}
+    rejected = pq.read_table(result.outputs["rejected"]).to_pylist()
+    return {name: day.to_pylist() for name, day in days.items()}, sorted(tuple(row.values()) for row in rejected)
+
+
+def test_a_log_in_parts_is_the_log_at_once(
+    configure: Callable[..., RunConfig], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    rows = [
+        f"u{random.integers(3)},{random.integers(4)},view,web,2024-05-{random.integers(1, 29):02} 12:00,phone"
+        for _ in range(2_000)
+    ]
+    faults = [",1,view,web,2024-05-06,", "u1,,view,web,2024-05-07,", "u1,1,view,web,never,", "u2,1,view,web,,"]
+    written = write_csv(tmp_path, "user_id,item_id,behavior,scenario,ts,device\n" + "\n".join([*rows, *faults, ""]))
+    config = configure(written.model_copy(update={"attributes": ["device"]}))
+    small = settings.model_copy(update={"engine_memory": "64MB"})
+
+    def ingest(name: str) -> StageResult:
+        return run_stage(
+            "ingest", run, config=config, run_dir=str(tmp_path / "runs" / name), settings=small, force=True
+        )
+
+    whole = read_all(ingest("whole"))
+    assert (len(whole[0]), len(whole[1])) == (28, len(faults))
+    assert any(row["event_id"].endswith("-1") for rows in whole[0].values() for row in rows)  # events that repeat
+    numbers: list[int] = []
+
+    def split(*arguments: Any) -> Sequence[Reading]:
+        parts = split_by_time(*arguments)
+        numbers.append(len(parts))
+        return parts
+
+    monkeypatch.setattr("components.stages.ingest.split_by_time", split)
+    monkeypatch.setattr("components.ingestion.parts.BYTES_PER_ROW", 200_000)  # 64 MB are for 320 rows then
+    assert read_all(ingest("parts")) == whole
+    assert numbers == [7]
 
 
 @pytest.mark.parametrize(

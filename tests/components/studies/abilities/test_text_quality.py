@@ -6,7 +6,7 @@ import torch
 
 from components.studies.abilities.text_quality import f1, measure_f1, measure_loss, named, target_text
 from components.studies.finished import FinishedRun
-from components.urm.data.examples import read_examples
+from components.urm.data.examples import Groups
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def run(finished, settings):
 def examples(run, finished):
     tasks = {task.name: task for task in finished[1].tasks}
     tables = [pq.read_table(run.path("features", name)) for name in ("contexts", "examples")]
-    return [example for _, group in read_examples(*tables, tasks, "validation") for example in group][:11]
+    return [example for _, group in Groups(*tables, tasks, "validation") for example in group][:11]
 
 
 def test_names_between_commas():

@@ -5,16 +5,17 @@ from components.exceptions import ConfigError
 from components.urm.training.loss import recall_loss, text_loss
 from components.urm.training.shares import Shares, take_share
 from components.urm.training.steps import NegativeSampler, TrainingSteps
+from tests.worlds.urm import keep_examples
 
 TEXT_WEIGHT = 0.3
 
 
 @pytest.fixture
-def steps(groups, tables, config, new_model):
+def steps(tables, config, new_model):
     # Contexts ask one task, two or three: no split into halves has equal numbers of examples.
-    groups = [(context, examples[: 1 + number % 3]) for number, (context, examples) in enumerate(groups)]
+    fewer = keep_examples(tables, config, lambda context, place: place < 1 + context % 3)
     spoken = config.model_copy(update={"urm": config.urm.model_copy(update={"text_loss_weight": TEXT_WEIGHT})})
-    return TrainingSteps(groups, new_model.builder, NegativeSampler(tables.catalogue, 16, 0.75), spoken)
+    return TrainingSteps(fewer, new_model.builder, NegativeSampler(tables.catalogue, 16, 0.75), spoken)
 
 
 def losses(model, batch):
