@@ -55,7 +55,7 @@ from components.recall.state.scripts import (
 from components.recall.state.store import Commit, RecentEvents, Result, UserStore
 from components.recall.state.stream import Entry, EventStream
 from components.redis_client import open_redis
-from components.release.publication import SERVING, Publication
+from components.release.publication import SERVING, Publication, name_worker
 from components.settings import get_settings
 
 PLAYERS = 2  # processes that play what was recorded
@@ -83,7 +83,8 @@ class World:
         self.users = [str(10_000_000 + number) for number in range(num_users)]
         self._activity = skewed(num_users, skew)
         self._random = np.random.default_rng(0)
-        self._stream = EventStream(self.client, "benchmark", self.config)
+        self._worker = name_worker()
+        self._stream = EventStream(self.client, self._worker, self.config)
         self._stream.ensure_group()
         self._store = UserStore(self.client, self.config)
         self._batches = 0
@@ -94,9 +95,12 @@ class World:
         for script in (ACCEPT, COMMIT, FILL):
             self.client.script_load(script)
 
-    def draw_events(self, count: int) -> list[Event]:
-        """Events of users by their activity."""
-        return self.make_events(self._random.choice(self.users, count, p=self._activity))
+    def feed(self, count: int, name: str, per_request: int = 1) -> None:
+        """Accept so many events of users by their activity, and finish them."""
+        users = self._random.choice(self.users, count, p=self._activity)
+        for block in _split(users, _BLOCK):
+            self.accept(self.make_events(block), name, per_request)
+            self.work()
 
     def make_events(self, users: Iterable[str]) -> list[Event]:
         """An event of each user, one millisecond apart."""
@@ -220,7 +224,7 @@ class World:
 
     def _commit(self, store: UserStore, commits: Sequence[Commit]) -> list[int | None]:
         self._batches += 1
-        return store.commit(commits, release=_RELEASE, order=1, batch=f"benchmark/{self._batches}")
+        return store.commit(commits, release=_RELEASE, order=1, batch=f"{self._worker}/{self._batches}")
 
     def _results(self, newest: Event | None) -> dict[str, Result]:
         chosen = self._random.integers(len(self._rankings), size=len(self.tasks))
@@ -266,13 +270,10 @@ def measure_users(world: World, options: argparse.Namespace) -> dict[str, Any]:
     empty = world.used_memory()
     world.fill()
     filled = world.used_memory()
-    num_events = max(_LIST, int(options.events_per_user * len(world.users)))
-    for start in range(0, num_events, _BLOCK):
-        world.accept(world.draw_events(min(_BLOCK, num_events - start)), "accept")
-        world.work()
+    num_events = int(options.events_per_user * len(world.users))
+    world.feed(num_events, "accept")
     active = world.used_memory()
-    world.accept(world.draw_events(min(_BLOCK, num_events)), "accept_list", _LIST)
-    world.work()
+    world.feed(num_events // 10, "accept_list", _LIST)
     world.read(options.reads, "read")
     world.read(options.reads, "read_shared", _SHARED)
     return {
