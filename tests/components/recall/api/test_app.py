@@ -32,9 +32,10 @@ from components.release.bundle import describe_files, hash_manifest, read_manife
 from components.release.publication import SERVING, WANTED, Publication, send_heartbeat
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release, StartWorker, free_address, serve_release, wait_until
-from tests.worlds.servers import RedisServer
+from tests.worlds.servers import RedisServer, own_server
 from tests.worlds.tiny import LAST_EVENT
 
+__all__ = ["own_server"]  # a fixture
 JSON = {"content-type": "application/json"}
 EVENT = {"event_id": "e1", "user_id": "3", "item_id": 1050, "ts": LAST_EVENT.isoformat()}
 
@@ -571,6 +572,27 @@ def test_redis_that_is_away_is_a_problem(releases: tuple[Release, Release], reca
             assert "expected Redis to serve, got no" in problem(response, 503)
             assert int(response.headers["retry-after"]) > 0
         assert api.get("/healthz").status_code == 200
+
+
+def test_an_api_on_a_replica_answers_reads_and_takes_no_events(
+    client: redis.Redis, redis_server: RedisServer, releases: tuple[Release, Release], own_server: RedisServer
+) -> None:
+    serve_release(client, releases[0])
+    store_result(client, releases[0], task="next_purchase", item_ids=[1001])
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as replica:
+        replica.replicaof("127.0.0.1", redis_server.port)
+        wait_until(lambda: replica.get(SERVING))
+        settings = releases[0].settings.model_copy(update={"redis_url": own_server.url})
+        limited = RecallConfig(requests_per_minute=1)  # which a replica cannot count
+        with TestClient(create_app(settings, limited)) as api:
+            for item in (1001, 1002):  # what comes later arrives, too
+                store_result(client, releases[0], task="next_purchase", item_ids=[item])
+                client.wait(1, 5000)
+                answer = api.get("/v1/users/3/recall?task=next_purchase").json()
+                assert (answer["source"], answer["items"][0]["item_id"]) == ("model", item)
+            assert api.get("/readyz").json()["release"] == releases[0].name
+            problem(api.post("/v1/events", json=EVENT), 503, "redis-unavailable")
+    assert client.xlen(STREAM) == 0
 
 
 @pytest.fixture(params=["READONLY", "MISCONF", "OOM", "MASTERDOWN"])

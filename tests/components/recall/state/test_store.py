@@ -2,6 +2,7 @@ import json
 import uuid
 from datetime import timedelta
 
+import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,15 @@ def test_result_reads_back_and_expires(client: redis.Redis, recall_config: Recal
     assert store.result("3", "t") == make_result(1)
     assert 0 < client.ttl(result_key("3", "t")) <= recall_config.result_ttl_seconds
     assert client.xlen(STREAM) == 0
+
+
+def test_scores_are_stored_with_as_many_digits_as_the_model_has(client: redis.Redis) -> None:
+    scores = [7.312345504760742, 1.1920928955078125e-07, -0.5]  # floats of 32 bits
+    stored = make_result(1).model_copy(update={"scores": scores}).model_dump_json()
+    assert '"scores":[7.312346,1.192093e-7,-0.5]' in stored
+    client.hset(result_key("3", "t"), "body", stored)
+    found = UserStore(client, RecallConfig()).result("3", "t")
+    assert found is not None and found.scores == pytest.approx(scores, rel=1e-7)
 
 
 def test_live_events_outlive_the_results(client: redis.Redis, recall_config: RecallConfig) -> None:
