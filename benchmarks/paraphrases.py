@@ -3,7 +3,7 @@
     python -m benchmarks.paraphrases --config amazon_beauty --run-dir default --output paraphrases.json
 
 needs the stages ingest, validate, features and encode of the run, and sft of each run of `--urm` (by default the run
-itself). `configs/paraphrases/NAME.yaml` has the phrases; none shares a word with the category's name. Every validation
+itself). `configs/paraphrases/` has the phrases; none shares a word with the category's name. Every validation
 example that asks for one of these categories is asked in three forms: without a query, in the category's own words,
 and in each phrase. Nothing is trained on the phrases. Rivals are those of `baseline.models` that need no training by
 gradient; their settings are chosen on validation, on the category queries in their own words and the examples without

@@ -42,7 +42,7 @@ COVERS = {
     "components.evaluation.models components.evaluation.report components.evaluation.summary components.schemas.hits",
     "components/stages/test_features.py": "components.features.examples components.schemas.examples",
     "components/stages/test_ingest.py": "components.ingestion.rejects components.ingestion.sources "
-    "components.ingestion.write components.schemas.events",
+    "components.ingestion.write components.ingestion.parts components.schemas.events",
     "components/stages/test_release.py": "components.release.assemble components.release.registered_model "
     "components.release.smoke components.schemas.predictions",
     "components/stages/test_sft.py": "components.urm.training.session",
