@@ -37,6 +37,39 @@ DATA_SETS = {
     "complete_journey": "Complete Journey",
 }
 SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Kept variants of one ablation study.
+
+    Attributes:
+        config: Data set.
+        name: Behind the data set in the names of the records.
+        reference: What the others are compared with.
+        seeds: Of every variant.
+        grid: In configs/ablations.
+    """
+
+    config: str
+    name: str = "ablation"
+    reference: str = REFERENCE
+    seeds: tuple[int, ...] = SEEDS[:2]
+    grid: str = "urm"
+
+    def folder(self, variant: str, seed: int) -> str:
+        """Name of a record."""
+        return variant_dir(f"{self.config}-{self.name}", variant, seed)
+
+    def kept(self) -> list[str]:
+        """Variants that every seed has, in the order of the grid."""
+        names = load_grid(self.grid, CONFIGS).variants
+        return [name for name in names if all((FOLDER / self.folder(name, seed)).is_dir() for seed in self.seeds)]
+
+
+BEAUTY, JOURNEY = Study("amazon_beauty"), Study("complete_journey", seeds=SEEDS[:1])
+BACKBONE = Study("amazon_beauty", "backbone", reference="none", grid="backbone")
+
 READERS = ("bm25", "bm25f", "category_rule", "text", "mix")  # rivals that read the words of a query
 FILTERED_TASK = "cold_item"  # the 5-core filter of the Amazon sets makes its targets more frequent than such items are
 HISTORY = "history items"
@@ -221,18 +254,17 @@ def render_trainings() -> str:
     return markdown(["record", "evaluated", *head, "ceiling", "URM's share"], rows)
 
 
-def render_ablations(config: str, seeds: Sequence[int]) -> str:
+def render_ablations(study: Study) -> str:
     """Every kept variant against the reference, on validation."""
-    tasks = order_tasks(config)
-    kept = [name for name in load_grid("urm", CONFIGS).variants if _has_variant(config, name, seeds)]
+    tasks, seeds = order_tasks(study.config), study.seeds
     rows = []
-    for variant in kept:
-        recalls = read_variant(config, variant, tuple(seeds))
+    for variant in study.kept():
+        recalls = read_variant(study, variant)
         by_task = recalls.groupby("task")["recall"].mean()
         by_seed = recalls.groupby(["seed", "task"])["recall"].mean().groupby("seed").mean()
-        change = compare_variant(config, variant, REFERENCE, tuple(seeds))
-        difference = "" if variant == REFERENCE else f"{change.difference} ({change.difference_interval})"
-        seconds = [_read(_variant_folder(config, variant, seed), "sft").seconds for seed in seeds]
+        change = compare_variant(study, variant, study.reference)
+        difference = "" if variant == study.reference else f"{change.difference} ({change.difference_interval})"
+        seconds = [_read(study.folder(variant, seed), "sft").seconds for seed in seeds]
         rows.append(
             ["reference" if variant == REFERENCE else variant, _recall(by_seed.mean(), 4)]
             + ([" / ".join(_recall(value, 4) for value in by_seed)] if len(seeds) > 1 else [])
@@ -250,7 +282,7 @@ def render_longer() -> str:
     for seed in SEEDS:
         recalls = _read(f"{config}-seed{seed}", "baseline").metrics["validation_recall"][BASELINE]
         rows.append(["target attention, 1 epoch" + (f", seed {seed}" if seed else ""), recalls["mean"], recalls, ""])
-    variants = {"300 steps, reference of the ablations": _variant_folder(config, REFERENCE, 0)} | LONGER
+    variants = {"300 steps, reference of the ablations": JOURNEY.folder(REFERENCE, 0)} | LONGER
     for name, folder in variants.items():
         measured = _read(folder, "measure").metrics
         training = _read(folder, "sft").metrics["training"]
@@ -286,23 +318,24 @@ def render_claims() -> str:
             claim = f"[{name}: queries for categories that no training query named](search.md)"
             rows.append([claim, lift.percent, lift.percent_interval, day, record, command])
     pairs = (
-        ("amazon_beauty", "h_1", REFERENCE, "One user vector instead of four"),
-        ("amazon_beauty", "h_16", REFERENCE, "Sixteen user vectors instead of four"),
-        ("complete_journey", "h_16", REFERENCE, "Sixteen user vectors instead of eight"),
-        ("amazon_beauty", "id_text", "id_only", "Text vectors beside ID vectors"),
-        ("amazon_beauty", "no_words", "id_text", "Brand and category beside these"),
-        ("amazon_beauty", REFERENCE, "no_words", "Words beside these"),
-        ("amazon_beauty", "random_backbone", REFERENCE, "A random backbone instead of the pretrained one"),
-        ("amazon_beauty", "layers_4", REFERENCE, "Four layers of the backbone instead of one"),
-        ("amazon_beauty", "no_copies_h_4", REFERENCE, "No copy path"),
+        (BEAUTY, "h_1", REFERENCE, "One user vector instead of four"),
+        (BEAUTY, "h_16", REFERENCE, "Sixteen user vectors instead of four"),
+        (JOURNEY, "h_16", REFERENCE, "Sixteen user vectors instead of eight"),
+        (BEAUTY, "id_text", "id_only", "Text vectors beside ID vectors"),
+        (BEAUTY, "no_words", "id_text", "Brand and category beside these"),
+        (BEAUTY, REFERENCE, "no_words", "Words beside these"),
+        (BEAUTY, "random_backbone", REFERENCE, "A random backbone instead of the pretrained one"),
+        (BEAUTY, "layers_4", REFERENCE, "Four layers of the backbone instead of one"),
+        (BEAUTY, "no_copies_h_4", REFERENCE, "No copy path"),
+        (BACKBONE, "pretrained_1", "none", "A pretrained layer instead of no language model"),
+        (BACKBONE, "random_1", "none", "A random layer instead of no language model"),
     )
-    for config, variant, other, what in pairs:
-        seeds = SEEDS[:2] if config == "amazon_beauty" else SEEDS[:1]
-        change = compare_variant(config, variant, other, seeds)
-        day = _days(_read(_variant_folder(config, variant, seed), "measure") for seed in seeds)
-        claim = f"[{what}, {DATA_SETS[config]}: validation recall](ablations.md)"
-        record = f"`{config}-ablation.{'main' if variant == REFERENCE else variant}.*`"
-        command = f"`urm ablation summary --config {config}`" if other == REFERENCE else DOCS
+    for study, variant, other, what in pairs:
+        change = compare_variant(study, variant, other)
+        day = _days(_read(study.folder(variant, seed), "measure") for seed in study.seeds)
+        claim = f"[{what}, {DATA_SETS[study.config]}: validation recall](ablations.md)"
+        record = f"`{study.config}-{study.name}.{'main' if variant == REFERENCE else variant}.*`"
+        command = f"`urm ablation summary --config {study.config}`" if other == REFERENCE else DOCS
         rows.append([claim, change.difference, change.difference_interval, day, record, command])
     return markdown(["claim", "figure", "95 %", "date", "record", "command"], rows).replace("---:", "---")
 
@@ -322,19 +355,19 @@ def summarise_run(folder: str) -> Summary:
 
 
 @cache
-def read_variant(config: str, variant: str, seeds: tuple[int, ...]) -> pd.DataFrame:
+def read_variant(study: Study, variant: str) -> pd.DataFrame:
     """Recall of each validation example: columns seed, example_id, user_id, task, recall."""
     parts = []
-    for seed in seeds:
-        measured = _read(_variant_folder(config, variant, seed), "measure")
+    for seed in study.seeds:
+        measured = _read(study.folder(variant, seed), "measure")
         parts.append(pd.read_parquet(measured.outputs["recalls"]).assign(seed=seed))
     return pd.concat(parts, ignore_index=True)
 
 
 @cache
-def compare_variant(config: str, variant: str, other: str, seeds: tuple[int, ...]) -> Figure:
+def compare_variant(study: Study, variant: str, other: str) -> Figure:
     """Difference in mean recall of a kept variant to another one, paired over users."""
-    found = compare_variants(read_variant(config, variant, seeds), read_variant(config, other, seeds), seed=0)
+    found = compare_variants(read_variant(study, variant), read_variant(study, other), seed=0)
     return Figure(found["difference"], found["low"], found["high"])
 
 
@@ -431,14 +464,6 @@ def _read(folder: str, stage: str) -> StageResult:
     return result
 
 
-def _variant_folder(config: str, variant: str, seed: int) -> str:
-    return variant_dir(f"{config}-ablation", variant, seed)
-
-
-def _has_variant(config: str, variant: str, seeds: Iterable[int]) -> bool:
-    return all((FOLDER / _variant_folder(config, variant, seed)).is_dir() for seed in seeds)
-
-
 def _describe_training(training: dict[str, Any] | None) -> list[str]:
     """Steps with what ended them, minutes, best validation recall with its step."""
     if training is None:
@@ -479,8 +504,9 @@ TABLES: dict[str, Table] = {
     "results_trainings": render_trainings,
     **{f"results_{config}": partial(render_pooled, config) for config in DATA_SETS},
     "results_amazon_toys_two_seeds": partial(render_pooled, "amazon_toys", SEEDS[:2]),
-    "ablations_amazon_beauty": partial(render_ablations, "amazon_beauty", SEEDS[:2]),
-    "ablations_complete_journey": partial(render_ablations, "complete_journey", SEEDS[:1]),
+    "ablations_amazon_beauty": partial(render_ablations, BEAUTY),
+    "ablations_amazon_beauty_backbone": partial(render_ablations, BACKBONE),
+    "ablations_complete_journey": partial(render_ablations, JOURNEY),
     "training_complete_journey": render_longer,
     **{
         f"run_{folder}": partial(render_run, folder)
