@@ -59,9 +59,9 @@ def read_folder(engine: ibis.BaseBackend, folder: Path) -> ir.Table:
 
 
 def read_numbered(engine: ibis.BaseBackend, paths: Sequence[Path]) -> ir.Table:
-    """These Parquet files with the columns `_file`, whose order is that of the paths, and `_position` in it."""
+    """These Parquet files with the columns `_file`, the absolute path, and `_position`, the row's number in it."""
     rows = engine.read_parquet(
-        [str(path) for path in paths], filename=True, file_row_number=True, hive_partitioning=False
+        [str(path.absolute()) for path in paths], filename=True, file_row_number=True, hive_partitioning=False
     )
     return rows.rename(_file="filename", _position="file_row_number")
 

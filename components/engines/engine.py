@@ -53,7 +53,7 @@ def read_folder(engine: ibis.BaseBackend, folder: Path) -> ir.Table:
 
 
 def read_numbered(engine: ibis.BaseBackend, paths: Sequence[Path]) -> ir.Table:
-    """These Parquet files with `_file`, ordered as the paths are, and `_position`, the row's number in its file."""
+    """These Parquet files with the columns `_file`, the absolute path, and `_position`, the row's number in it."""
     return _module(engine.name).read_numbered(engine, paths)
 
 

@@ -50,6 +50,10 @@ class SparkEngine(Backend):  # type: ignore[misc]  # Ibis has no types
 
     memory: int  # bytes of one executor
 
+    def create_table(self, name: str, /, obj: Any = None, *, temp: bool = False, **options: Any) -> ir.Table:
+        """As Ibis, which refuses temporary tables; here all are, since they end with the stage."""
+        return super().create_table(name, obj, **options)
+
     def read_parquet(self, path: str | Path, /, *, table_name: str | None = None, **options: Any) -> ir.Table:
         """As Ibis; a relative path is one of this process's working directory, not of the JVM's."""
         place = path if "://" in str(path) else os.path.abspath(path)
@@ -86,16 +90,24 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     """
     shutil.rmtree(spill / _TABLES, ignore_errors=True)  # of an attempt that was ended
     spill.mkdir(parents=True, exist_ok=True)
+    session = _start(spill.absolute(), settings)
+    context = session.sparkContext
+    on_cluster = not context.master.startswith("local")
     memory = _megabytes(settings)
+    if on_cluster and not settings.engine_memory:
+        memory = context._jvm.org.apache.spark.network.util.JavaUtils.byteStringAsMb(
+            context.getConf().get("spark.executor.memory", "1g")
+        )
     SparkEngine.register_options()
     engine = SparkEngine()
     engine.memory = memory << 20
-    engine.do_connect(_start(spill.absolute(), memory, settings))
+    engine.do_connect(session)
     before = ibis.options.default_backend
     ibis.set_backend(engine)
     try:
         with exhaustion_errors(spill, f"{memory}MiB"), _ended_errors():
-            _require_shared(engine, spill.absolute())
+            if on_cluster:
+                _require_shared(engine, spill.absolute())
             yield engine
     finally:
         ibis.options.default_backend = before
@@ -113,10 +125,11 @@ def read_folder(engine: SparkEngine, folder: Path) -> ir.Table:
 
 
 def read_numbered(engine: SparkEngine, paths: Sequence[Path]) -> ir.Table:
-    """These Parquet files with the columns `_file`, whose order is that of the paths, and `_position` in it."""
+    """These Parquet files with the columns `_file`, the absolute path, and `_position`, the row's number in it."""
     rows = engine._session.read.parquet(*(str(path.absolute()) for path in paths))
     name = f"numbered_{uuid4().hex}"
-    rows.selectExpr("*", "_metadata.file_path AS _file", "_metadata.row_index AS _position").createTempView(name)
+    path = "regexp_replace(url_decode(replace(_metadata.file_path, '+', '%2B')), '^file:(//)?', '')"
+    rows.selectExpr("*", f"{path} AS _file", "_metadata.row_index AS _position").createTempView(name)
     return engine.table(name)
 
 
@@ -125,21 +138,22 @@ def write_parts(engine: SparkEngine, table: ir.Table, folder: Path, column: str)
     engine.to_parquet(table, folder.absolute(), partitionBy=column)
 
 
-def _start(spill: Path, memory: int, settings: Settings) -> SparkSession:
+def _start(spill: Path, settings: Settings) -> SparkSession:
     """A session of its own; what it does not set is what spark-defaults.conf or spark-submit says."""
+    memory = f"{_megabytes(settings)}m"
     conf = SparkConf().setAll(list(_CORRECTNESS.items()))
     conf.setAppName("urm").set("spark.sql.warehouse.dir", str(spill / _TABLES))
-    master = settings.spark_master or conf.get("spark.master", None)
-    if settings.spark_master:
-        conf.setMaster(settings.spark_master)
-    if master is None or master.startswith("local"):
-        if settings.num_threads:
-            conf.setMaster(f"local[{settings.num_threads}]")
-        conf.set("spark.local.dir", str(spill)).set("spark.driver.memory", f"{memory}m")
+    master = settings.spark_master
+    if master == "local[*]" and settings.num_threads:
+        master = f"local[{settings.num_threads}]"
+    if master:
+        conf.setMaster(master)
+    if master.startswith("local"):
+        conf.set("spark.local.dir", str(spill)).set("spark.driver.memory", memory)
         conf.set("spark.ui.enabled", "false").set("spark.driver.host", "127.0.0.1")
         conf.set("spark.sql.shuffle.partitions", str(settings.num_threads or os.cpu_count() or 1))
     elif settings.engine_memory:
-        conf.set("spark.executor.memory", f"{memory}m").set("spark.driver.memory", f"{memory}m")
+        conf.set("spark.executor.memory", memory).set("spark.driver.memory", memory)
     try:
         return SparkSession.builder.config(conf=conf).getOrCreate()
     except (PySparkException, Py4JError, OSError) as error:
@@ -151,7 +165,10 @@ def _start(spill: Path, memory: int, settings: Settings) -> SparkSession:
                 remedy="install a Java runtime, set JAVA_HOME, or unset URM_ENGINE",
             ) from None
         raise UnavailableError(
-            f"Spark at {master}", expected="a session", got=_first_line(error), remedy="correct URM_SPARK_MASTER"
+            f"Spark at {master or 'the master of its configuration'}",
+            expected="a session",
+            got=_first_line(error),
+            remedy="correct URM_SPARK_MASTER",
         ) from error
 
 
@@ -175,8 +192,6 @@ def _megabytes(settings: Settings) -> int:
 
 def _require_shared(engine: SparkEngine, spill: Path) -> None:
     """Refuse a cluster whose executors do not see the files of this machine."""
-    if engine._session.sparkContext.master.startswith("local"):
-        return
     probe = spill / "probe.txt"
     probe.write_text("seen")
     try:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 from pyspark import SparkContext
 
-from components.engines.engine import memory_limit, open_engine, read_folder
+from components.engines.engine import memory_limit, open_engine, read_folder, read_numbered
 from components.exceptions import ConfigError, DataError, UnavailableError
 from components.features import log as log_module
 from components.schemas.events import EVENTS, ITEMS, QUARANTINE
@@ -173,7 +173,18 @@ def test_what_an_attempt_that_was_ended_left_is_no_obstacle(tmp_path: Path) -> N
     (tmp_path / "spill" / "tables" / "kept").mkdir(parents=True)
     (tmp_path / "spill" / "tables" / "kept" / "part.parquet").touch()
     with open_engine(tmp_path / "spill", with_engine(tmp_path, "spark")) as engine:
-        assert engine.create_table("kept", pa.table({"a": [1]})).count().execute() == 1
+        assert engine.create_table("kept", pa.table({"a": [1]}), temp=True).count().execute() == 1
+
+
+def test_rows_are_numbered_by_file_whatever_its_name(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "part=1 +é%.parquet" for name in ("b", "a")]
+    for path in paths:
+        write(path, pa.schema([("a", pa.int64())]), [{"a": 5}, {"a": 6}])
+    with open_engine(tmp_path / "spill", with_engine(tmp_path, "spark")) as engine:
+        rows = read_numbered(engine, paths).order_by("_file", "_position").to_pyarrow().to_pylist()
+    assert [(row["_file"], row["_position"]) for row in rows] == [
+        (str(path), position) for path in reversed(paths) for position in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(
