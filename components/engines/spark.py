@@ -92,10 +92,11 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     spill.mkdir(parents=True, exist_ok=True)
     session = _start(spill.absolute(), settings)
     context = session.sparkContext
-    on_cluster = not context.master.startswith("local")
+    on_cluster = not str(context.master).startswith("local")
     memory = _megabytes(settings)
     if on_cluster and not settings.engine_memory:
-        memory = context._jvm.org.apache.spark.network.util.JavaUtils.byteStringAsMb(
+        java: Any = context._jvm
+        memory = java.org.apache.spark.network.util.JavaUtils.byteStringAsMb(
             context.getConf().get("spark.executor.memory", "1g")
         )
     SparkEngine.register_options()
