@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from components.settings import get_settings
 
 STAGES = ("ingest", "validate", "features")
@@ -39,7 +41,7 @@ class Cost:
 
     seconds: float
     cpu_seconds: float  # of all its processes: on a machine that does other work too, the better measure
-    peak_bytes: int  # resident memory of its largest process, or of this one if that is more
+    peak_bytes: int  # resident memory of all its processes together, or of this one if that is more
     scratch_bytes: int  # most that lay in scratch folders at a time
 
 
@@ -71,6 +73,7 @@ def measure(events: int, seed: int, work: Path, stages: Sequence[str], keep: boo
     for stage in stages:
         print(f"{events:,} events: {stage}", flush=True)
         line: dict[str, Any] = {"events": events, "stage": stage, "engine_memory": settings.engine_memory}
+        line |= {"engine": settings.engine}
         line |= {"threads": settings.num_threads, "cores": os.cpu_count()}
         try:
             cost = run_measured([sys.executable, "-m", "components", stage, *options], work)
@@ -91,19 +94,26 @@ def run_measured(command: Sequence[str], work: Path) -> Cost:
         CalledProcessError: It failed; its last words are in `stderr`.
     """
     work.mkdir(parents=True, exist_ok=True)
-    ended, peak_scratch = threading.Event(), 0
+    ended, peak_scratch, peak_resident = threading.Event(), 0, 0
+    java: dict[int, float] = {}  # CPU seconds of child processes: Spark's outlives the command, which cannot count it
 
-    def watch() -> None:
-        nonlocal peak_scratch
+    def watch(pid: int) -> None:
+        nonlocal peak_scratch, peak_resident
         while not ended.wait(_LOOK_SECONDS):
             with contextlib.suppress(FileNotFoundError):  # spilled blocks come and go
                 peak_scratch = max(peak_scratch, sum(map(_size_of, work.glob("run/*/.scratch-*"))))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = psutil.Process(pid)
+                children = command.children(recursive=True)
+                java.update({child.pid: sum(child.cpu_times()[:2]) for child in children if child.name() == "java"})
+                resident = sum(each.memory_info().rss for each in (command, *children))
+                peak_resident = max(peak_resident, resident)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     started = time.monotonic()
     with (work / "said.txt").open("wb+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
+        watcher = threading.Thread(target=watch, args=(process.pid,))
+        watcher.start()
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - started
         ended.set()
@@ -112,8 +122,8 @@ def run_measured(command: Sequence[str], work: Path) -> Cost:
         if process.returncode:
             said.seek(0)
             raise subprocess.CalledProcessError(process.returncode, command, stderr=said.read().decode())
-    cpu = usage.ru_utime + usage.ru_stime
-    return Cost(round(seconds, 1), round(cpu, 1), usage.ru_maxrss * 1024, peak_scratch)
+    cpu = usage.ru_utime + usage.ru_stime + sum(java.values())
+    return Cost(round(seconds, 1), round(cpu, 1), max(usage.ru_maxrss * 1024, peak_resident), peak_scratch)
 
 
 def read_lines(output: Path) -> dict[tuple[int, str], dict[str, Any]]:

@@ -24,6 +24,7 @@ INHERITED = (
     *("OMP_*", "OPENBLAS_*", "MKL_*", "KMP_*", "NUMEXPR_*", "CUDA_*", "NVIDIA_*", "NCCL_*", "TORCH*", "PYTORCH_*"),
     *("HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("JAVA_HOME", "SPARK_*", "PYSPARK_*"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
     *("AWS_*", "GOOGLE_*", "AZURE_*", "FSSPEC_*"),  # fsspec: credentials of the stores that hold run directories
     "OTEL_*",
@@ -99,10 +100,17 @@ class Settings(BaseSettings):
     checkpoint_minutes: float = Field(
         default=10, gt=0, description="Most minutes between two checkpoints of a training; evaluations save, too."
     )
+    engine: Literal["duckdb", "spark"] = Field(
+        default="duckdb", description="Engine of `validate` and `features`; `ingest` and `encode` need DuckDB."
+    )
     engine_memory: str = Field(
         default="",
         pattern=r"^(\d+(\.\d+)? ?([KMGT]i?B))?$",
-        description="Memory limit of DuckDB, e.g. 8GB; what exceeds it goes to disk. Empty: half of what is there.",
+        description="Memory limit of the engine, e.g. 8GB; what exceeds it goes to disk. Empty: half of what is there.",
+    )
+    spark_master: str = Field(
+        default="local[*]",
+        description="Where Spark runs; empty: where spark-submit or spark-defaults.conf says.",
     )
     otlp_endpoint: str = Field(
         default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT", description="Where traces of the runtime go."

@@ -36,11 +36,12 @@ PARTS = {
 }
 # Reached by an import inside a function, for one command or where the package is there.
 BESIDES = {
+    "train": {"pyspark", "py4j"},  # the engine `spark` (extra `spark`)
     # traces, if wanted (extra `otel`); the API's half of them; Feast's registry, which only `features` writes
     "worker": {"opentelemetry", "fastapi", "sqlalchemy"},
     "api": {"opentelemetry"},
     "serve": {"opentelemetry", "sqlalchemy"},
-    "local": {"opentelemetry"},
+    "local": {"opentelemetry", "pyspark", "py4j"},
 }
 # Installed for another reason than an import of ours.
 NOT_IMPORTED = {

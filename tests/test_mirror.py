@@ -20,6 +20,8 @@ COVERS = {
     "components/deploy/test_lease.py": "cluster",
     "components/deploy/test_promotion.py": "target workers components.stages.promote components.release.registry "
     "components.release.publication",
+    "components/engines/test_duckdb.py": "exhaustion",
+    "components/engines/test_spark.py": "engine",
     "components/features/test_contexts.py": "expressions sources",
     "components/features/test_targets.py": "window",
     "components/ingestion/test_convert.py": "reading",

@@ -1,20 +1,18 @@
-"""The one opener of DuckDB: in this process, bounded in memory and threads, spilling to disk."""
+"""The opener of DuckDB: in this process, bounded in memory and threads, spilling to disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import duckdb
 import ibis
+import ibis.expr.types as ir
 
-from components.exceptions import ConfigError, UnavailableError, UrmError
+from components.engines.exhaustion import exhaustion_errors
 from components.settings import Settings
 
 # DuckDB takes 80 % of the memory by itself; this share of that is half of it. The other half is Python's: tables on
 # their way to files, Feast, Great Expectations.
 _SHARE = 5 / 8
-# As DuckDB, the system and SQLite, into which Feast writes, say it.
-_FULL_DISK = ("max_temp_directory_size", "No space left on device", "database or disk is full")
 
 
 @contextmanager
@@ -31,12 +29,12 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     options = {"threads": settings.num_threads} if settings.num_threads else {}
     # Else its allocator (jemalloc) keeps what is freed until the engine is closed, half a gigabyte and more.
     engine = ibis.duckdb.connect(temp_directory=str(spill), allocator_background_threads=True, **options)
-    memory = settings.engine_memory or _half_of_memory(engine)
+    memory = settings.engine_memory or half_of_memory(engine)
     engine.raw_sql(f"SET memory_limit = '{memory}'")
     before = ibis.options.default_backend
     ibis.set_backend(engine)
     try:
-        with _exhaustion_errors(spill, memory):
+        with exhaustion_errors(spill, memory):
             yield engine
     finally:
         ibis.options.default_backend = before
@@ -49,43 +47,28 @@ def memory_limit(engine: ibis.BaseBackend) -> int:
     return int(limit)
 
 
-def is_exhausted(error: BaseException) -> bool:
-    """Whether memory or disk gave out, as DuckDB and Arrow say it; no fault of the data."""
-    return _lacks_memory(error) or _lacks_disk(error)
-
-
-def _half_of_memory(engine: ibis.BaseBackend) -> str:
+def half_of_memory(engine: ibis.BaseBackend) -> str:
+    """Half of what this machine or container has, of an engine without a limit yet."""
     number, unit = engine.raw_sql("SELECT current_setting('memory_limit')").fetchone()[0].split()
     return f"{float(number) * _SHARE:.1f}{unit}"
 
 
-@contextmanager
-def _exhaustion_errors(spill: Path, memory: str) -> Iterator[None]:
-    try:
-        yield
-    except UrmError:
-        raise
-    except Exception as error:  # Arrow, which fetches results, wraps what DuckDB raises
-        if _lacks_disk(error):
-            raise UnavailableError(
-                f"disk of {spill}",
-                expected=f"room for what does not fit in {memory} of memory, and for the stage's files",
-                got="a full disk",
-                remedy="free it, move the run or URM_CACHE_DIR to a larger one, or raise URM_ENGINE_MEMORY",
-            ) from error
-        if _lacks_memory(error):
-            raise ConfigError(
-                "setting URM_ENGINE_MEMORY",
-                expected="more memory for these data",
-                got=memory,
-                remedy="raise it, or lower URM_NUM_THREADS, since each thread needs its own",
-            ) from error
-        raise
+def read_folder(engine: ibis.BaseBackend, folder: Path) -> ir.Table:
+    """All Parquet files below a folder; its parts by a column, `name=value`, become that column."""
+    return engine.read_parquet(f"{folder}/**/*.parquet", hive_partitioning=True)
 
 
-def _lacks_disk(error: BaseException) -> bool:
-    return any(part in str(error) for part in _FULL_DISK)
+def read_numbered(engine: ibis.BaseBackend, paths: Sequence[Path]) -> ir.Table:
+    """These Parquet files with the columns `_file`, the absolute path, and `_position`, the row's number in it."""
+    rows = engine.read_parquet(
+        [str(path.absolute()) for path in paths], filename=True, file_row_number=True, hive_partitioning=False
+    )
+    return rows.rename(_file="filename", _position="file_row_number")
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    return isinstance(error, (duckdb.OutOfMemoryException, MemoryError)) or "Out of Memory Error" in str(error)
+def write_parts(engine: ibis.BaseBackend, table: ir.Table, folder: Path, column: str) -> None:
+    """Write a table as Parquet files in a folder per value of a column."""
+    engine.raw_sql(
+        "SET partitioned_write_max_open_files = 10000"
+    )  # else parts beyond a hundred become many small files
+    engine.to_parquet(table, folder, partition_by=column)

@@ -65,12 +65,14 @@ def _choose(
     features, seed = config.features, config.seed
     chosen = engine.create_table("chosen", schema=ibis.schema(_CHOICE))
     cuts = all_cuts(features.split).drop("cut_end")
-    for _, part in parts(log, "choosing examples", report):
+    for number, part in parts(log, "choosing examples", report):
         keys = last_keys(chosen, features, len(config.tasks), seed)
         possible = possible_contexts(part, cuts, keys, seed)
         with window_events(part, items, catalogue, config, possible).cache() as events:
             candidates = ibis.union(_answers(events, config).select(*_CHOICE), chosen)
-            chosen = engine.create_table("chosen", choose_examples(candidates, features, seed), overwrite=True)
+            wider = engine.create_table(f"chosen_{number}", choose_examples(candidates, features, seed))
+        engine.drop_table(chosen.op().name)  # Spark overwrites no table that it reads from
+        chosen = wider
     return chosen
 
 

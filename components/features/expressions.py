@@ -16,6 +16,15 @@ def microseconds(timestamp: ir.TimestampValue) -> ir.IntegerValue:
     return timestamp.delta(instant(datetime.fromisoformat("1970-01-01T00:00:00+00:00")), unit="microsecond")
 
 
+def collect_in_order(order: ir.Value, value: ir.Value) -> ir.ArrayValue:
+    """The values of a group as a list, by `order`, then by themselves; by neither is null.
+
+    Lists of structs sort on every engine; an aggregate with an order is more than Spark has.
+    """
+    pairs = ibis.struct({"order": order, "value": value}).collect()
+    return pairs.sort().map(lambda pair: pair["value"])
+
+
 def seeded_key(seed: int, *values: ir.StringValue) -> ir.StringValue:
     """A text whose order is as good as random, the same for equal seed and values on every engine."""
     text = ibis.literal(str(seed))

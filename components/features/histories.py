@@ -11,7 +11,7 @@ import ibis
 import ibis.expr.types as ir
 from ibis import _
 
-from components.features.expressions import instant, microseconds
+from components.features.expressions import collect_in_order, instant, microseconds
 
 MAX_CATEGORIES = 5
 NEVER = 2**62  # a period after all others
@@ -78,7 +78,7 @@ def user_statistics(rows: ir.Table, events: ir.Table) -> ir.Table:
         pairs.mutate(rank=rank)
         .filter(_.rank < MAX_CATEGORIES)
         .group_by("user_id", "known_at")
-        .agg(top_categories=_.category.collect(order_by=_.rank))
+        .agg(top_categories=collect_in_order(_.rank, _.category))
     )
     joined = rows.left_join(top, ["user_id", "known_at"])
     return joined.select(
@@ -95,7 +95,9 @@ def user_statistics(rows: ir.Table, events: ir.Table) -> ir.Table:
 def _states(events: ir.Table, key: str) -> ir.Table:
     """State of each (user, key) from an active period on, up to before its next one in `until`."""
     active = events.group_by("user_id", key, "period").agg(
-        events=_.count(), last_ts=_.ts.max(), last_behavior=_.behavior.first(order_by=[_.ts.desc(), _.event_id.desc()])
+        events=_.count(),
+        last_ts=_.ts.max(),
+        last_behavior=_.behavior.argmax(ibis.struct({"ts": _.ts, "event_id": _.event_id})),
     )
     return active.mutate(
         total=_.events.sum().over(ibis.cumulative_window(group_by=["user_id", key], order_by="period")),

@@ -16,7 +16,7 @@ import ibis.expr.types as ir
 from ibis import _
 
 from components.config import SplitConfig
-from components.engines.duckdb import memory_limit
+from components.engines.engine import memory_limit, read_folder, write_parts
 from components.exceptions import DataError
 from components.features.expressions import instant
 from components.progress import Progress, Report
@@ -48,7 +48,7 @@ def read_log(
     """
     if not any(events.rglob("*.parquet")):
         raise _no_events(events)
-    raw = engine.read_parquet(f"{events}/**/*.parquet")
+    raw = read_folder(engine, events)
     kept = raw.select(
         "event_id",
         "user_id",
@@ -63,12 +63,9 @@ def read_log(
     if shards.count().execute() == 0:
         raise _no_events(events)
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was ended
-    engine.raw_sql(
-        "SET partitioned_write_max_open_files = 10000"
-    )  # else shards beyond a hundred become many small files
-    engine.to_parquet(kept.join(shards, "user_id"), folder, partition_by="shard")
+    write_parts(engine, kept.join(shards, "user_id"), folder, "shard")
     engine.drop_table("shards")
-    return engine.read_parquet(f"{folder}/*/*.parquet", hive_partitioning=True)
+    return read_folder(engine, folder)
 
 
 def parts(log: ir.Table, work: str, report: Report) -> Iterator[tuple[int, ir.Table]]:

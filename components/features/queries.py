@@ -6,7 +6,7 @@ from ibis import _
 
 from components.config import RunConfig, TargetFilter
 from components.features.categories import in_words, level_of
-from components.features.expressions import microseconds, seeded_key
+from components.features.expressions import collect_in_order, microseconds, seeded_key
 
 _HASH_DIGITS = 8  # hexadecimal digits of a hash that decide whether a category is held out
 
@@ -54,6 +54,6 @@ def _with_title_words(events: ir.Table, column: str, num_words: int, seed: int) 
     )
     rank = ibis.row_number().over(ibis.window(group_by=key, order_by=order))
     chosen = words.mutate(rank=rank).filter(_.rank < num_words)
-    queries = chosen.group_by(key).agg(**{column: chosen.word.group_concat(" ", order_by=chosen.place)})
+    queries = chosen.group_by(key).agg(**{column: collect_in_order(chosen.place, chosen.word).join(" ")})
     joined = events.left_join(queries, key)
     return joined.drop(*(name for name in joined.columns if name.endswith("_right")))

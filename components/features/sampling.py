@@ -5,7 +5,7 @@ import ibis.expr.types as ir
 from ibis import _
 
 from components.config import FeaturesConfig
-from components.features.expressions import microseconds, seeded_key
+from components.features.expressions import collect_in_order, microseconds, seeded_key
 
 MAX_CATEGORIES = 5
 
@@ -77,14 +77,14 @@ def build_examples(answers: ir.Table, chosen: ir.Table, contexts: ir.Table) -> i
         contexts.drop("split"), ["user_id", "cut_ts"]
     )
     by = ["context_id", "task_index"]
-    targets = kept.group_by([*by, "split", "task", "query"]).agg(target_item_ids=_.item_id.collect(order_by=_.item_id))
+    targets = kept.group_by([*by, "split", "task", "query"]).agg(target_item_ids=_.item_id.collect().sort())
     counts = kept.filter(_.category.notnull()).group_by([*by, "category"]).agg(items=_.count())
     rank = ibis.row_number().over(ibis.window(group_by=by, order_by=[_.items.desc(), _.category]))
     words = (
         counts.mutate(rank=rank)
         .filter(_.rank < MAX_CATEGORIES)
         .group_by(by)
-        .agg(target_categories=_.category.collect(order_by=_.rank))
+        .agg(target_categories=collect_in_order(_.rank, _.category))
     )
     joined = targets.left_join(words, by)
     return joined.select(

@@ -49,7 +49,8 @@ def answers(events: ir.Table, task: Task, task_index: int, config: RunConfig) ->
         return found
     key = seeded_key(config.seed, found.user_id, microseconds(found.cut_ts).cast("string"), found.query)
     of_context = ibis.window(group_by=["user_id", "cut_ts"])
-    return found.mutate(key=key).filter(_.key == _.key.min().over(of_context)).drop("key")
+    first = found.mutate(key=key).mutate(first=_.key.min().over(of_context))
+    return first.filter(_.key == _.first).drop("key", "first")
 
 
 def _about_event(events: ir.Table, target: TargetFilter) -> list[ir.BooleanValue]:

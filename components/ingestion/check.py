@@ -11,6 +11,7 @@ from rich.table import Table
 
 from components.config import Source
 from components.engines.duckdb import open_engine
+from components.engines.engine import require_duckdb
 from components.exceptions import UserError
 from components.ingestion.reading import Reading
 from components.ingestion.rejects import quarantine_batches
@@ -31,6 +32,7 @@ class CheckReport:
 
 def check_source(source: Source, settings: Settings) -> CheckReport:
     """Read both tables of a source once and report missing columns, types, null rates and the first bad rows."""
+    require_duckdb("ingest", settings)
     output = io.StringIO()
     console = Console(file=output, width=_WIDTH, highlight=False, markup=False)
     with (

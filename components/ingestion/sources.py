@@ -7,7 +7,7 @@ import duckdb
 import ibis
 
 from components.config import CompleteJourneySource, SequenceSource, Source
-from components.engines.duckdb import is_exhausted
+from components.engines.exhaustion import is_exhausted
 from components.exceptions import DataError
 from components.ingestion import complete_journey, sequences, tables
 from components.ingestion.reading import Reading

@@ -9,6 +9,7 @@ import torch
 from components.caches import CachePlace
 from components.device import prepare_device
 from components.engines.duckdb import open_engine
+from components.engines.engine import require_duckdb
 from components.items.content import read_items
 from components.items.encoding import encode_content, write_tables
 from components.storage import StageReport, StageRun
@@ -28,6 +29,7 @@ def run(stage: StageRun) -> StageReport:
         DataError: There are no events, an event's item is unknown, or no image can be read.
         ConfigError: The device or an encoder does not exist.
     """
+    require_duckdb("encode", stage.settings)
     events, items_file = stage.path("validate", "events"), stage.path("validate", "items")
     config, device = stage.config, torch.device(prepare_device(stage.settings))
     with open_engine(stage.scratch / "duckdb", stage.settings) as engine:

@@ -16,7 +16,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.engines.duckdb import memory_limit, open_engine
+from components.engines.engine import memory_limit, open_engine
 from components.features import checks
 from components.features.catalogue import build_catalogue
 from components.features.contexts import retrieve_contexts, split_contexts

@@ -10,6 +10,7 @@ from pathlib import Path
 import ibis
 
 from components.engines.duckdb import open_engine
+from components.engines.engine import require_duckdb
 from components.exceptions import DataError
 from components.ingestion.parts import split_by_time
 from components.ingestion.rejects import write_rejected
@@ -24,6 +25,7 @@ def run(stage: StageRun) -> StageReport:
     Raises:
         DataError: A file or column is missing or unreadable, or no event or item can be read.
     """
+    require_duckdb("ingest", stage.settings)
     source = stage.config.source
     with open_engine(stage.scratch / "duckdb", stage.settings) as engine, readable_errors(source):
         readings = {name: read_table(source, name, engine) for name in ("events", "items")}

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.engines.duckdb import open_engine
+from components.engines.engine import open_engine
 from components.schemas.events import QUARANTINE
 from components.storage import StageReport, StageRun
 from components.validation.frames import Files, open_files

@@ -2,7 +2,7 @@
 
 Rows are numbered across a table's files in the order of their paths, so that a row number leads back to a file and a
 position in it. Frames hold the checked columns only; the attributes stay on disk. They come in batches: which keys
-occur again is found over the whole table by DuckDB, and every rule about rows looks at one row at a time.
+occur again is found over the whole table by the engine, and every rule about rows looks at one row at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from components.engines.engine import read_numbered
 from components.exceptions import DataError
 from components.validation.rules import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_IS_KNOWN, KEYS, OCCURRENCE, SCHEMAS
 
@@ -137,18 +138,16 @@ def _find_repeats(files: Files, engine: ibis.BaseBackend) -> ir.Table:
     Rows are counted by a hash of their key first, so that a key takes eight bytes of memory or disk. Only rows whose
     hash occurs again are put in order.
     """
-    offsets = pd.DataFrame({"path": [str(path) for path in files.paths], "offset": files.offsets[:-1]})
-    rows = engine.read_parquet(
-        list(offsets["path"]), filename=True, file_row_number=True, hive_partitioning=False
-    ).select("filename", "file_row_number", key=KEYS[files.table])
+    offsets = pd.DataFrame({"path": [str(path.absolute()) for path in files.paths], "offset": files.offsets[:-1]})
+    rows = read_numbered(engine, files.paths).select("_file", "_position", key=KEYS[files.table])
     rows = rows.mutate(hash=rows.key.hash())
     counted = rows.group_by("hash").agg(times=rows.count())
     # A table, so that the engine knows how few they are and does not hold the rows instead.
     again = engine.create_table(f"hashes_of_{files.table}", counted.filter(counted.times > 1), temp=True)
     suspects = rows.semi_join(again, "hash")
     starts = ibis.memtable(offsets)
-    placed = suspects.join(starts, suspects.filename == starts.path)
-    numbered = placed.select("key", row=placed.file_row_number + placed.offset)
+    placed = suspects.join(starts, suspects["_file"] == starts.path)
+    numbered = placed.select("key", row=placed["_position"] + placed.offset)
     occurrence = ibis.row_number().over(group_by="key", order_by="row") + 1
     found = numbered.mutate(**{OCCURRENCE: occurrence})
     return found.filter(found[OCCURRENCE] > 1).select("row", OCCURRENCE).order_by("row")

@@ -1,0 +1,234 @@
+"""The one opener of Spark: in local mode, on a cluster's master, or as the driver that spark-submit has started.
+
+Every path that the driver reads and writes must be one path for the executors, too: a folder of this machine in local
+mode, a shared volume on a cluster.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.schema as sch
+import ibis.expr.types as ir
+import pyarrow as pa
+from ibis.backends.pyspark import Backend
+from py4j.protocol import Py4JError, Py4JNetworkError
+from pyspark import SparkConf
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from components.engines.duckdb import half_of_memory
+from components.engines.exhaustion import exhaustion_errors
+from components.exceptions import ConfigError, UnavailableError
+from components.settings import Settings
+
+_TABLES = "tables"
+_BYTES = {"K": 10, "M": 20, "G": 30, "T": 40}  # powers of two
+_LEAST_MEGABYTES = 512  # Spark refuses a heap below 450
+# What equal tables need, whatever the cluster's own configuration says.
+_CORRECTNESS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.parquet.int96RebaseModeInWrite": "CORRECTED",
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.driver.maxResultSize": "0",  # as much as a shard of users gives; the shards are as large as memory allows
+    "spark.sql.catalogImplementation": "in-memory",  # tables of the stage live in its scratch folder and end with it
+    "spark.ui.showConsoleProgress": "false",
+    "spark.log.level": "ERROR",
+}
+
+
+class SparkEngine(Backend):  # type: ignore[misc]  # Ibis has no types
+    """Ibis' Spark engine with paths of the working directory, schemas like DuckDB's, and results by Arrow."""
+
+    memory: int  # bytes of one executor
+
+    def create_table(self, name: str, /, obj: Any = None, *, temp: bool = False, **options: Any) -> ir.Table:
+        """As Ibis, which refuses temporary tables; here all are, since they end with the stage."""
+        return super().create_table(name, obj, **options)
+
+    def read_parquet(self, path: str | Path, /, *, table_name: str | None = None, **options: Any) -> ir.Table:
+        """As Ibis; a relative path is one of this process's working directory, not of the JVM's."""
+        place = path if "://" in str(path) else os.path.abspath(path)
+        return super().read_parquet(place, table_name=table_name, **options)
+
+    def get_schema(self, table_name: str, **where: Any) -> sch.Schema:
+        """As Ibis, but every column may be null and instants have microseconds, as DuckDB says of the same tables."""
+        schema = super().get_schema(table_name, **where)
+        return sch.Schema({name: _as_duckdb(kind) for name, kind in schema.items()})
+
+    def _create_cached_table(self, name: str, expr: ir.Table) -> ir.Table:
+        """As Ibis, which forgets the tables in memory that the expression reads."""
+        self._run_pre_execute_hooks(expr)
+        return super()._create_cached_table(name, expr)
+
+    def to_pyarrow(self, expr: ir.Expr, /, *, params: Any = None, limit: Any = None, **options: Any) -> Any:
+        """As Ibis, but not by way of pandas, which has no lists and no integers with nulls."""
+        self._run_pre_execute_hooks(expr)
+        table = expr.as_table()
+        result: pa.Table = self._session.sql(self.compile(table, params=params, limit=limit)).toArrow()
+        return expr.__pyarrow_result__(result.cast(table.schema().to_pyarrow()))
+
+
+@contextmanager
+def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
+    """A Spark session that is also Ibis' default backend, so that Feast's Ibis offline store uses it too.
+
+    `engine_memory` is the heap of each executor and of the driver, which in local mode are one. The stage's tables, and
+    in local mode what does not fit in memory, go to the folder `spill`.
+
+    Raises:
+        ConfigError: Java is missing, the memory is too small for Spark or the body, or executors do not see `spill`.
+        UnavailableError: The master does not answer, Spark ended, or the disk is full.
+    """
+    shutil.rmtree(spill / _TABLES, ignore_errors=True)  # of an attempt that was ended
+    spill.mkdir(parents=True, exist_ok=True)
+    session = _start(spill.absolute(), settings)
+    context = session.sparkContext
+    on_cluster = not str(context.master).startswith("local")
+    memory = _megabytes(settings)
+    if on_cluster and not settings.engine_memory:
+        java: Any = context._jvm
+        memory = java.org.apache.spark.network.util.JavaUtils.byteStringAsMb(
+            context.getConf().get("spark.executor.memory", "1g")
+        )
+    SparkEngine.register_options()
+    engine = SparkEngine()
+    engine.memory = memory << 20
+    engine.do_connect(session)
+    before = ibis.options.default_backend
+    ibis.set_backend(engine)
+    try:
+        with exhaustion_errors(spill, f"{memory}MiB"), _ended_errors():
+            if on_cluster:
+                _require_shared(engine, spill.absolute())
+            yield engine
+    finally:
+        ibis.options.default_backend = before
+        engine.disconnect()
+
+
+def memory_limit(engine: SparkEngine) -> int:
+    """Bytes of one executor's heap."""
+    return engine.memory
+
+
+def read_folder(engine: SparkEngine, folder: Path) -> ir.Table:
+    """All Parquet files below a folder; what a folder's name says, `name=value`, becomes a column."""
+    return engine.read_parquet(folder)
+
+
+def read_numbered(engine: SparkEngine, paths: Sequence[Path]) -> ir.Table:
+    """These Parquet files with the columns `_file`, the absolute path, and `_position`, the row's number in it."""
+    rows = engine._session.read.parquet(*(str(path.absolute()) for path in paths))
+    name = f"numbered_{uuid4().hex}"
+    path = "regexp_replace(url_decode(replace(_metadata.file_path, '+', '%2B')), '^file:(//)?', '')"
+    rows.selectExpr("*", f"{path} AS _file", "_metadata.row_index AS _position").createTempView(name)
+    return engine.table(name)
+
+
+def write_parts(engine: SparkEngine, table: ir.Table, folder: Path, column: str) -> None:
+    """Write a table as Parquet files in a folder per value of a column."""
+    engine.to_parquet(table, folder.absolute(), partitionBy=column)
+
+
+def _start(spill: Path, settings: Settings) -> SparkSession:
+    """A session of its own; what it does not set is what spark-defaults.conf or spark-submit says."""
+    memory = f"{_megabytes(settings)}m"
+    conf = SparkConf().setAll(list(_CORRECTNESS.items()))
+    conf.setAppName("urm").set("spark.sql.warehouse.dir", str(spill / _TABLES))
+    master = settings.spark_master
+    if master == "local[*]" and settings.num_threads:
+        master = f"local[{settings.num_threads}]"
+    if master:
+        conf.setMaster(master)
+    if master.startswith("local"):
+        conf.set("spark.local.dir", str(spill)).set("spark.driver.memory", memory)
+        conf.set("spark.ui.enabled", "false").set("spark.driver.host", "127.0.0.1")
+        conf.set("spark.sql.shuffle.partitions", str(settings.num_threads or os.cpu_count() or 1))
+    elif settings.engine_memory:
+        conf.set("spark.executor.memory", memory).set("spark.driver.memory", memory)
+    try:
+        return SparkSession.builder.config(conf=conf).getOrCreate()
+    except (PySparkException, Py4JError, OSError) as error:
+        if "JAVA_GATEWAY_EXITED" in str(error):
+            raise ConfigError(
+                "setting URM_ENGINE",
+                expected="Java 17 or 21 for spark",
+                got="none that starts",
+                remedy="install a Java runtime, set JAVA_HOME, or unset URM_ENGINE",
+            ) from None
+        raise UnavailableError(
+            f"Spark at {master or 'the master of its configuration'}",
+            expected="a session",
+            got=_first_line(error),
+            remedy="correct URM_SPARK_MASTER",
+        ) from error
+
+
+def _megabytes(settings: Settings) -> int:
+    """The heap that the settings allow: `engine_memory`, else half of what this machine has."""
+    text = settings.engine_memory
+    if not text:
+        with closing(ibis.duckdb.connect().con) as free:
+            text = half_of_memory(ibis.duckdb.from_connection(free))
+    number, unit, binary = re.fullmatch(r"([\d.]+) ?([KMGT])(i?)B", text).groups()  # type: ignore[union-attr]
+    size = float(number) * (2 ** _BYTES[unit] if binary else 10 ** (_BYTES[unit] * 3 // 10))
+    if (megabytes := int(size) >> 20) < _LEAST_MEGABYTES:
+        raise ConfigError(
+            "setting URM_ENGINE_MEMORY",
+            expected=f"at least {_LEAST_MEGABYTES}MiB for spark",
+            got=text,
+            remedy="raise it, or use the engine duckdb",
+        )
+    return megabytes
+
+
+def _require_shared(engine: SparkEngine, spill: Path) -> None:
+    """Refuse a cluster whose executors do not see the files of this machine."""
+    probe = spill / "probe.txt"
+    probe.write_text("seen")
+    try:
+        seen = engine._session.read.text(str(probe)).count()
+    except PySparkException:
+        seen = 0
+    if seen != 1:
+        raise ConfigError(
+            f"folder {spill}",
+            expected="one that Spark's executors see under the same path",
+            got="no such file there",
+            remedy="keep run directories and URM_CACHE_DIR on a volume that driver and executors share",
+        )
+
+
+@contextmanager
+def _ended_errors() -> Iterator[None]:
+    try:
+        yield
+    except (Py4JNetworkError, ConnectionError) as error:
+        raise UnavailableError(
+            "Spark", expected="a running driver", got=_first_line(error), remedy="raise URM_ENGINE_MEMORY, or try again"
+        ) from error
+
+
+def _as_duckdb(kind: dt.DataType) -> dt.DataType:
+    if kind.is_array():
+        return dt.Array(_as_duckdb(kind.value_type))
+    if kind.is_map():
+        return dt.Map(kind.key_type, _as_duckdb(kind.value_type))
+    if kind.is_struct():
+        return dt.Struct({name: _as_duckdb(each) for name, each in kind.items()})
+    if kind.is_timestamp():
+        return dt.Timestamp(timezone="UTC", scale=6)
+    return kind(nullable=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
