@@ -1,11 +1,12 @@
 """Writing the canonical tables with exactly their Arrow schemas, one day of events per folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import ibis.expr.types as ir
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.ingestion.reading import Reading
@@ -31,19 +32,28 @@ def write_events(parts: Sequence[Reading], folder: Path, report: Report) -> int:
         rows = part.readable()
         dated = rows.mutate(date=rows.ts.strftime("%Y-%m-%d")).order_by("ts", "event_id")
         with_date = part.schema.append(pa.field("date", pa.string()))
-        ds.write_dataset(
-            pa.RecordBatchReader.from_batches(with_date, _batches(dated, with_date, progress)),
-            folder,
-            format="parquet",
-            file_options=ds.ParquetFileFormat().make_write_options(compression="zstd"),
-            partitioning=ds.partitioning(pa.schema([with_date.field("date")]), flavor="hive"),
-            basename_template="part-{i}.parquet",
-            existing_data_behavior="overwrite_or_ignore",  # the folder has the days of the parts before
-            max_open_files=2,  # rows come day by day: an open file holds up to `min_rows_per_group` of them
-            min_rows_per_group=BATCH_ROWS,
-            use_threads=False,
-        )
+        _write_days(_batches(dated, with_date, progress), folder)
     return progress.done
+
+
+def _write_days(batches: Iterable[pa.RecordBatch], folder: Path) -> None:
+    """Write sorted rows with a column `date` to a file per day; a day's rows follow one another.
+
+    Not by `pyarrow.dataset.write_dataset`, which waits for ever once the disk is full (Arrow 25).
+    """
+    day: str | None = None
+    with ExitStack() as opened:
+        for batch in batches:
+            runs = pc.run_end_encode(batch.column("date"))
+            rows, first = batch.drop_columns(["date"]), 0
+            for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+                if name != day:
+                    opened.close()
+                    day, place = name, folder / f"date={name}" / "part-0.parquet"
+                    place.parent.mkdir()
+                    writer = opened.enter_context(pq.ParquetWriter(place, rows.schema, compression="zstd"))
+                writer.write_batch(rows.slice(first, end - first))
+                first = end
 
 
 def write_items(items: Reading, path: Path, report: Report) -> int:

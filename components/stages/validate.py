@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -54,8 +55,14 @@ def run(stage: StageRun) -> StageReport:
         QualityError: Too large a share of a table is refused, or a rule about a whole table fails.
         DataError: A table is empty or no canonical table, or no row of it is accepted.
     """
+    # All of it beside the engine, which says in one sentence that memory or disk gave out.
+    with open_engine(stage.scratch / "duckdb", stage.settings) as engine:
+        return _validate(stage, engine)
+
+
+def _validate(stage: StageRun, engine: ibis.BaseBackend) -> StageReport:
     inputs, limits, now = ValidateInputs.read(stage), stage.config.validation, datetime.now(UTC)
-    judgements = _judge(stage, inputs, now)
+    judgements = _judge(stage, inputs, engine, now)
     quarantine, data_docs = stage.scratch / _OUTPUTS["quarantine"], stage.scratch / _OUTPUTS["data_docs"]
     with pq.ParquetWriter(quarantine, QUARANTINE, compression="zstd") as writer:
         writer.write_table(inputs.rejected)
@@ -87,20 +94,19 @@ def run(stage: StageRun) -> StageReport:
     return StageReport(_OUTPUTS, counts | {"quarantined": sum(map(Counter.total, reasons.values()))}, metrics)
 
 
-def _judge(stage: StageRun, inputs: ValidateInputs, now: datetime) -> dict[str, Judgement]:
+def _judge(stage: StageRun, inputs: ValidateInputs, engine: ibis.BaseBackend, now: datetime) -> dict[str, Judgement]:
     data_docs = stage.scratch / _OUTPUTS["data_docs"]
     shutil.rmtree(data_docs, ignore_errors=True)
-    with open_engine(stage.scratch / "duckdb", stage.settings) as engine:
-        return judge_tables(
-            inputs.files["items"],
-            inputs.files["events"],
-            limits=stage.config.validation,
-            previous=_previous_rows(stage),
-            now=now,
-            engine=engine,
-            data_docs=data_docs,
-            report=stage.report_progress,
-        )
+    return judge_tables(
+        inputs.files["items"],
+        inputs.files["events"],
+        limits=stage.config.validation,
+        previous=_previous_rows(stage),
+        now=now,
+        engine=engine,
+        data_docs=data_docs,
+        report=stage.report_progress,
+    )
 
 
 def _previous_rows(stage: StageRun) -> dict[str, int]:
