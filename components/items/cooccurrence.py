@@ -9,13 +9,13 @@ repeats count.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import scipy.sparse as sp
@@ -26,7 +26,8 @@ Ints = npt.NDArray[np.int64]
 
 GAP_DECAY = 0.8
 SEQUENCE_REACH = 50
-_LEFT_OUT = -1  # place of an item that is not in the catalogue
+
+Columns = tuple[npt.NDArray[np.int32], ...]  # user, window and item of events
 
 
 @dataclass(frozen=True)
@@ -48,34 +49,48 @@ def read_baskets(events: Path, item_ids: Ints, split: SplitConfig, until: dateti
     Items that are not among the ascending `item_ids` are left out; windows are aligned to the first training cut.
     """
     start = np.datetime64(split.train_start.replace(tzinfo=None), "us")
-    named: list[pa.DictionaryArray] = []
-    columns = [(np.empty(0, np.int32),) * 2]  # narrow, and batch after batch: memory is what limits the log
+    numbers: dict[str, int] = {}  # of the users, in the order in which they come first
+    # Narrow, and batch after batch: memory is what limits the log.
+    columns: list[Columns] = [(np.empty(0, np.int32),) * 3]
     for batch in ds.dataset(events, partitioning="hive").to_batches(
         columns=["user_id", "item_id", "ts"], filter=pc.field("ts") < pc.scalar(until)
     ):
-        named.append(pc.dictionary_encode(batch.column("user_id")))
+        named = pc.dictionary_encode(batch.column("user_id"))
+        users = np.array([numbers.setdefault(name, len(numbers)) for name in named.dictionary.to_pylist()], np.int32)
         bought = batch.column("item_id").to_numpy()
         places = np.minimum(np.searchsorted(item_ids, bought), len(item_ids) - 1)
-        places[item_ids[places] != bought] = _LEFT_OUT
+        known = item_ids[places] == bought
         passed = np.floor((batch.column("ts").to_numpy() - start) / np.timedelta64(split.window))
-        columns.append((passed.astype(np.int32), places.astype(np.int32)))
-    windows, items = (np.concatenate(column) for column in zip(*columns, strict=True))
-    users = _number(named)
-    keep = items != _LEFT_OUT
-    windows -= windows.min(initial=0)
-    keys = users[keep] * (int(windows.max(initial=0)) + 1) + windows[keep]
-    _, first, baskets = np.unique(keys, return_index=True, return_inverse=True)
-    shape = (len(first), len(item_ids))
-    matrix = sp.csr_array((np.ones(len(baskets), dtype=np.float32), (baskets, items[keep])), shape=shape)
-    matrix.sum_duplicates()
-    matrix.data[:] = 1
-    return Baskets(matrix, users[keep][first], SEQUENCE_REACH if split.kind == "leave_one_out" else 0)
+        found = (users[named.indices.to_numpy()], passed.astype(np.int32), places.astype(np.int32))
+        columns.append(tuple(column[known] for column in found))
+    first = min(int(windows.min(initial=0)) for _, windows, _ in columns)
+    num_windows = max(int(windows.max(initial=0)) for _, windows, _ in columns) - first + 1
+    codes = np.concatenate(
+        [
+            (users.astype(np.int64) * num_windows + (windows - first)) * len(item_ids) + items
+            for users, windows, items in _taken(columns)
+        ]
+    )
+    return _group(codes, num_windows, len(item_ids), SEQUENCE_REACH if split.kind == "leave_one_out" else 0)
 
 
-def _number(named: list[pa.DictionaryArray]) -> Ints:
-    """Users of all batches as numbers, in the order in which they come first."""
-    users = pa.chunked_array(named, type=pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
-    return np.concatenate([np.empty(0, dtype=np.int64), *(chunk.indices.to_numpy() for chunk in users.chunks)])
+def _taken(columns: list[Columns]) -> Iterator[Columns]:
+    """The elements, each of which leaves the list."""
+    columns.reverse()
+    while columns:
+        yield columns.pop()
+
+
+def _group(codes: Ints, num_windows: int, num_items: int, reach: int) -> Baskets:
+    """Baskets of events, each coded as (user · windows + window) · items + item; the codes are sorted in place."""
+    codes.sort()
+    codes = codes[np.concatenate([[True], codes[1:] != codes[:-1]])[: len(codes)]]
+    items = (codes % num_items).astype(np.int32)
+    codes //= num_items
+    starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])[: len(codes)])
+    offsets = np.append(starts, len(codes))
+    matrix = sp.csr_array((np.ones(len(items), np.float32), items, offsets), shape=(len(starts), num_items))
+    return Baskets(matrix, codes[starts] // num_windows, reach)
 
 
 def count_pairs(baskets: Baskets, backward: float) -> sp.csr_array:
