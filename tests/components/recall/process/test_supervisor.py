@@ -310,8 +310,9 @@ def test_two_instances_serve_and_survive_the_death_of_one(
     users = [f"user{number}" for number in range(60)]
     feed(client, iter([make_event(user, event_id=user) for user in users]), recall_config)
     victim = random.Random(seed).choice(sorted(children))
-    name = name_worker(victim)
-    os.kill(victim, signal.SIGKILL)
+    name, killed = name_worker(victim), psutil.Process(victim)
+    killed.kill()
+    killed.wait(timeout=30)  # else it may send one more heartbeat
     unregister(client, name)  # instead of waiting until its heartbeat expires
     store = UserStore(client, recall_config)
     wait_until(lambda: all(store.result(user, "next_purchase") is not None for user in users), seconds=60)
