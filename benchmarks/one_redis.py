@@ -40,6 +40,7 @@ import psutil
 from benchmarks.redis_load import Call, Meter, Recorder, open_server, play
 from benchmarks.serving.load import percentiles, skewed
 from components.config import RunConfig, load_named_config
+from components.evaluation.report import markdown
 from components.recall.api.gateway import queue_reads
 from components.recall.state.events import Event, accept_arguments
 from components.recall.state.scripts import (
@@ -384,8 +385,7 @@ def show(lines: Iterable[dict[str, Any]]) -> str:
     shown = []
     for title, columns in tables if of_users else []:
         rows = [{"users": f"{line['users']:,}"} | columns(line) for line in of_users]
-        ruled = (rows[0].keys(), ["---:"] * len(rows[0]), *(row.values() for row in rows))
-        shown.append("\n".join([title, "", *(f"| {' | '.join(row)} |" for row in ruled)]))
+        shown.append(f"{title}\n\n{markdown(list(rows[0]), [list(row.values()) for row in rows])}")
     return "\n\n".join(shown)
 
 

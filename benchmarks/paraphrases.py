@@ -34,7 +34,7 @@ from components.baseline.rules import Popularity
 from components.caches import CachePlace
 from components.config import RunConfig
 from components.device import set_threads
-from components.evaluation.predict import build_requests
+from components.evaluation.predict import predict_urm
 from components.exceptions import ConfigError
 from components.schemas.examples import EXAMPLES
 from components.settings import get_settings
@@ -45,7 +45,6 @@ TRAINED = ("sasrec", "target_attention_text")  # models of `baseline.models` tha
 NO_QUERY, OWN_WORDS, OTHER_WORDS = "no query", "own words", "other words"
 FORMS = (NO_QUERY, OWN_WORDS, OTHER_WORDS)
 DRAWS = 2000
-CHUNK = 512  # requests per pass of URM
 
 Phrases = Mapping[str, Sequence[str]]
 
@@ -112,7 +111,7 @@ def fit_rivals(
     """The rivals that need no training by gradient."""
     models = tuple(model for model in config.baseline.models if model not in TRAINED)
     config = config.model_copy(update={"baseline": config.baseline.model_copy(update={"models": models})})
-    fitter = Fitter(data, config, folder, lambda message, **_: print(message, flush=True), lambda *_: None)
+    fitter = Fitter(data, config, folder, _report, lambda *_: None)
     vectors, events = CachePlace.of(run.settings) / "vectors", run.path("validate", "events")
     left = {"item_knn", *models}
     for model in fitter.fit(Popularity(data), events, tables, vectors):
@@ -124,15 +123,16 @@ def fit_rivals(
 
 def rank_urm(recaller: UrmRecaller, config: RunConfig, data: Dataset, asked: Questions, contexts: pa.Table) -> Ranking:
     """URM on all questions."""
-    requests = build_requests(config, asked.table, contexts)
-    k = config.evaluation.k
-    items = np.full((len(requests), k), -1, dtype=np.int64)
-    for start in range(0, len(requests), CHUNK):
-        found, _ = recaller.recall(requests[start : start + CHUNK], k)
-        for row, ids in enumerate(found, start):
-            items[row, : len(ids)] = find(data.items.ids, ids)
-    rows = find(data.examples.ids, asked.table.column("example_id").to_numpy())
+    predictions = predict_urm(recaller, config, asked.table, contexts, config.evaluation.k, _report)
+    items = np.full((len(predictions), config.evaluation.k), -1, dtype=np.int64)
+    for row, ids in enumerate(predictions["item_ids"]):
+        items[row, : len(ids)] = find(data.items.ids, ids.values.to_numpy())
+    rows = find(data.examples.ids, predictions["example_id"].to_numpy())
     return Ranking(rows, items, np.zeros(items.shape, np.float32))
+
+
+def _report(message: str, **figures: Any) -> None:
+    print(message, *(f"{name} {value}" for name, value in figures.items()), flush=True)
 
 
 def summarise(recalls: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> dict[str, dict[str, Any]]:

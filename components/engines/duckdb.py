@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -66,9 +67,8 @@ def read_numbered(engine: ibis.BaseBackend, paths: Sequence[Path]) -> ir.Table:
     return rows.rename(_file="filename", _position="file_row_number")
 
 
-def write_parts(engine: ibis.BaseBackend, table: ir.Table, folder: Path, column: str) -> None:
-    """Write a table as Parquet files in a folder per value of a column."""
-    engine.raw_sql(
-        "SET partitioned_write_max_open_files = 10000"
-    )  # else parts beyond a hundred become many small files
-    engine.to_parquet(table, folder, partition_by=column)
+def write_parts(engine: ibis.BaseBackend, table: ir.Table, folder: Path, column: str, **options: Any) -> None:
+    """Write a table as Parquet files in a folder per value of a column; `options` are those of DuckDB's COPY."""
+    # Else parts beyond a hundred become many small files.
+    engine.raw_sql("SET partitioned_write_max_open_files = 10000")
+    engine.to_parquet(table, folder, partition_by=column, **options)

@@ -5,7 +5,6 @@ mode, a shared volume on a cluster.
 """
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -20,6 +19,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 from ibis.backends.pyspark import Backend
 from py4j.protocol import Py4JError, Py4JNetworkError
+from pydantic import ByteSize, TypeAdapter
 from pyspark import SparkConf
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -30,7 +30,6 @@ from components.exceptions import ConfigError, UnavailableError
 from components.settings import Settings
 
 _TABLES = "tables"
-_BYTES = {"K": 10, "M": 20, "G": 30, "T": 40}  # powers of two
 _LEAST_MEGABYTES = 512  # Spark refuses a heap below 450
 # What equal tables need, whatever the cluster's own configuration says.
 _CORRECTNESS = {
@@ -45,7 +44,7 @@ _CORRECTNESS = {
 }
 
 
-class SparkEngine(Backend):  # type: ignore[misc]  # Ibis has no types
+class SparkEngine(Backend):  # type: ignore[misc]  # a class of Any to mypy, since Ibis has no types
     """Ibis' Spark engine with paths of the working directory, schemas like DuckDB's, and results by Arrow."""
 
     memory: int  # bytes of one executor
@@ -179,9 +178,7 @@ def _megabytes(settings: Settings) -> int:
     if not text:
         with closing(ibis.duckdb.connect().con) as free:
             text = half_of_memory(ibis.duckdb.from_connection(free))
-    number, unit, binary = re.fullmatch(r"([\d.]+) ?([KMGT])(i?)B", text).groups()  # type: ignore[union-attr]
-    size = float(number) * (2 ** _BYTES[unit] if binary else 10 ** (_BYTES[unit] * 3 // 10))
-    if (megabytes := int(size) >> 20) < _LEAST_MEGABYTES:
+    if (megabytes := TypeAdapter(ByteSize).validate_python(text) >> 20) < _LEAST_MEGABYTES:
         raise ConfigError(
             "setting URM_ENGINE_MEMORY",
             expected=f"at least {_LEAST_MEGABYTES}MiB for spark",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ibis
 
-from components.engines.duckdb import memory_limit
+from components.engines.duckdb import memory_limit, write_parts
 from components.ingestion.reading import Reading
 
 BYTES_PER_ROW = 1_000  # that sorting a row and numbering repeats takes, with room for attributes and queries
@@ -30,14 +30,8 @@ def split_by_time(events: Reading, engine: ibis.BaseBackend, folder: Path) -> Se
     before = days.events.sum().over(ibis.cumulative_window(order_by=days._day)) - days.events
     parts = engine.create_table("parts", days.select("_day", _part=before // most), temp=True)
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was ended
-    engine.raw_sql("SET partitioned_write_max_open_files = 10000")
-    engine.to_parquet(
-        dated.join(parts, "_day").select(*rows.columns, "_part"),
-        folder,
-        partition_by="_part",
-        row_group_size=_ROWS_PER_GROUP,
-        compression="zstd",
-    )
+    placed = dated.join(parts, "_day").select(*rows.columns, "_part")
+    write_parts(engine, placed, folder, "_part", row_group_size=_ROWS_PER_GROUP, compression="zstd")
     numbers = sorted(int(path.name.removeprefix("_part=")) for path in folder.iterdir())
     files = (f"{folder}/_part={number}/*.parquet" for number in numbers)
     return [events.log.read(engine.read_parquet(path, hive_partitioning=False)) for path in files]

@@ -82,7 +82,10 @@ def _taken(columns: list[Columns]) -> Iterator[Columns]:
 
 
 def _group(codes: Ints, num_windows: int, num_items: int, reach: int) -> Baskets:
-    """Baskets of events, each coded as (user · windows + window) · items + item; the codes are sorted in place."""
+    """Baskets of events, each coded as (user · windows + window) · items + item; the codes are sorted in place.
+
+    A window lasts a day at least, so that the codes of any shop's log have less than 63 bits.
+    """
     codes.sort()
     codes = codes[np.concatenate([[True], codes[1:] != codes[:-1]])[: len(codes)]]
     items = (codes % num_items).astype(np.int32)

@@ -55,7 +55,6 @@ def judge_tables(
     `batch_rows` rows are in memory at once; the verdict does not depend on it.
     """
     context = open_context(data_docs)
-    gc.freeze()  # collections look at what a batch leaves behind, not at the modules
 
     def say(table: Files, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for frame in frames:
@@ -69,11 +68,15 @@ def judge_tables(
             item_ids.append(frame["item_id"])
             yield frame
 
-    frames = keep_ids(say(items, item_frames(items, engine, batch_rows)))
-    about_items = judge(context, items, frames, item_rules(limits, previous.get("items")))
-    accepted: pd.Series[int] = pd.concat(item_ids).drop(list(about_items.refused))
-    frames = say(events, event_frames(events, accepted, engine, batch_rows))
-    about_events = judge(context, events, frames, event_rules(limits, now, previous.get("events")))
+    gc.freeze()  # collections look at what a batch leaves behind, not at the modules
+    try:
+        frames = keep_ids(say(items, item_frames(items, engine, batch_rows)))
+        about_items = judge(context, items, frames, item_rules(limits, previous.get("items")))
+        accepted: pd.Series[int] = pd.concat(item_ids).drop(list(about_items.refused))
+        frames = say(events, event_frames(events, accepted, engine, batch_rows))
+        about_events = judge(context, events, frames, event_rules(limits, now, previous.get("events")))
+    finally:
+        gc.unfreeze()
     return {"items": about_items, "events": about_events}
 
 
