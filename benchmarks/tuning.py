@@ -4,8 +4,14 @@
 
 needs the stages ingest, validate, features and encode of the run. Trial 0 has the settings of the configuration, the
 others are drawn from SPACES by the seed and their number, so that a trial is the same whenever it is run. `--set`
-changes what all trials share, e.g. `--set baseline.id_vectors=true`. Each trial is one JSON line, appended once it is
-done: stopped, the search goes on with the trials that the file lacks. Test examples are never ranked.
+changes what all trials share, e.g. `--set baseline.id_vectors=true`. For successive halving, make many trials short and
+train the best of them for longer:
+
+    … --trials 12 --epochs 1 --output short.jsonl
+    … --trials 4 --epochs 4 --output long.jsonl --best-of short.jsonl
+
+Each trial is one JSON line, appended once it is done: stopped, the search goes on with the trials that the file
+lacks. Test examples are never ranked.
 """
 
 from __future__ import annotations
@@ -75,15 +81,18 @@ def draw_settings(space: Space, seed: int, trial: int) -> dict[str, Any]:
     return {name: values[int(random.integers(len(values)))] for name, values in space.items()}
 
 
-def with_settings(config: RunConfig, settings: Mapping[str, Any], model: str, seconds: float) -> RunConfig:
-    """The configuration with these settings and the time limit of a trial.
+def with_settings(
+    config: RunConfig, settings: Mapping[str, Any], model: str, seconds: float, epochs: int | None = None
+) -> RunConfig:
+    """The configuration with these settings, the time limit of a trial and, if given, its number of epochs.
 
     Raises:
         ValidationError: A setting is out of range.
     """
     content = config.model_dump()
-    limit = "sasrec.max_seconds" if model == "sasrec" else "max_seconds"
-    for name, value in {**settings, limit: seconds}.items():
+    section = "sasrec." if model == "sasrec" else ""
+    limits = {f"{section}max_seconds": seconds} | ({f"{section}max_epochs": epochs} if epochs else {})
+    for name, value in {**settings, **limits}.items():
         section, (*folders, field) = content["baseline"], name.split(".")
         for folder in folders:
             section = section[folder]
@@ -106,9 +115,18 @@ def open_trainer(model: str, config: RunConfig, run: FinishedRun, settings: Sett
 
 
 def search(
-    model: str, config: RunConfig, train: Train, output: Path, *, seed: int, num_trials: int, seconds: float
+    model: str,
+    config: RunConfig,
+    train: Train,
+    output: Path,
+    *,
+    seed: int,
+    num_trials: int,
+    seconds: float,
+    epochs: int | None = None,
+    best_of: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the trials that the file lacks.
+    """Run the trials that the file lacks: the first of the seed, or the best of another search.
 
     Returns:
         All trials of this search in the file, the best mean validation recall first.
@@ -116,19 +134,28 @@ def search(
     Raises:
         DataError: The file is of another search.
     """
-    shared = {"model": model, "config": config.name, "seed": seed, "seconds_limit": seconds}
+    shared: dict[str, Any] = {"model": model, "config": config.name, "seed": seed}
     shared |= {"base": config.baseline.model_dump(mode="json"), "k": config.evaluation.k}
+    wanted = {trial: draw_settings(SPACES[model], seed, trial) for trial in range(num_trials)}
+    if best_of:
+        earlier = sorted(read_trials(best_of, shared), key=_worst_last)
+        wanted = {done["trial"]: done["settings"] for done in earlier[:num_trials]}
+    shared |= {"seconds_limit": seconds, "epochs": epochs}
     trials = read_trials(output, shared)
-    for trial in sorted(set(range(num_trials)) - {done["trial"] for done in trials}):
-        settings = draw_settings(SPACES[model], seed, trial)
-        summary = asdict(train(with_settings(config, settings, model, seconds)))
+    for trial in sorted(set(wanted) - {done["trial"] for done in trials}):
+        settings = wanted[trial]
+        summary = asdict(train(with_settings(config, settings, model, seconds, epochs)))
         recall = summary.pop("best_recall")
         trials.append(shared | {"trial": trial, "settings": settings, "validation_recall": recall} | summary)
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("a") as stream:
             stream.write(json.dumps(trials[-1]) + "\n")
         print(f"trial {trial}: {recall['mean']:.4f} {json.dumps(settings)}", flush=True)
-    return sorted(trials, key=lambda done: -done["validation_recall"]["mean"])
+    return sorted(trials, key=_worst_last)
+
+
+def _worst_last(trial: Mapping[str, Any]) -> float:
+    return -float(trial["validation_recall"]["mean"])
 
 
 def read_trials(output: Path, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -168,6 +195,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=sorted(SPACES), required=True)
     parser.add_argument("--trials", type=int, default=12, help="Number of trials in all")
     parser.add_argument("--seconds", type=float, default=900, help="Training time limit of a trial")
+    parser.add_argument("--epochs", type=int, help="Of every trial; without, as configured or drawn")
+    parser.add_argument("--best-of", type=Path, help="Trials of an earlier search, the best of which are run")
     parser.add_argument("--seed", type=int, default=0, help="Of the settings drawn; the run's own seed trains")
     return parser.parse_args(arguments)
 
@@ -181,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trials = search(
         options.model, config, train, options.output,
         seed=options.seed, num_trials=options.trials, seconds=options.seconds,
+        epochs=options.epochs, best_of=options.best_of,
     )  # fmt: skip
     print(json.dumps(trials[0], indent=2))
 

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.baseline.activation import activate
 from components.baseline.query_match import NUM_QUERY_MATCHES, QueryMatches
 
 NUM_STEPS = 12  # buckets of a history item's count and of its days, each the power of two it reaches
@@ -199,8 +200,7 @@ class TargetAttention(nn.Module):
 
     def activate(self, hidden: Tensor, users: Tensor, batch: ExampleBatch) -> Tensor:
         """Output of the MLP, [E, C], for the user-independent part of its first layer, [B, C, h]."""
-        hidden = hidden[batch.contexts] + self.user_to_hidden(users).unsqueeze(1)
-        return torch.einsum("ech,eh->ec", hidden.relu(), self.hidden_to_score[batch.tasks])
+        return activate(hidden, self.user_to_hidden(users), self.hidden_to_score[batch.tasks], batch.contexts)
 
     def popularity_bias(self) -> Tensor:
         """Part of the score that no user changes, [T, n]."""

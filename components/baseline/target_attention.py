@@ -95,23 +95,45 @@ def score_training_batch(network: TargetAttention, batch: TrainingBatch, negativ
     interest = network.encode_contexts(history, known)
     users = network.encode_users(batch.examples, interest)
     contexts, tasks = batch.examples.contexts, batch.examples.tasks
-    bias = network.popularity_bias()[tasks]
+    slots = _slots(contexts)
+    bias = network.popularity_bias()
 
     shared = known.select(torch.searchsorted(named, negatives))
     hidden = shared.hidden + network.attend(shared.queries.expand(len(interest.keys), -1, -1), interest)
-    negative_scores = users @ shared.vectors.T + bias[:, negatives] + network.activate(hidden, users, batch.examples)
+    negative_scores = (
+        users @ shared.vectors.T + bias[:, negatives][tasks] + network.activate(hidden, users, batch.examples)
+    )
 
     items, match = batch.own.items.clamp(max=num_items - 1), batch.own.match
     own = known.select(torch.searchsorted(named, batch.own.items).clamp(max=len(named) - 1))
     hidden = own.hidden + network.attend(own.queries, interest) + network.match_to_hidden(match)
     again = (match * network.item_to_match(own.vectors)).sum(-1)
-    own_scores = torch.einsum("ed,eod->eo", users, own.vectors[contexts])
-    own_scores = own_scores + bias.gather(1, items[contexts]) + again[contexts]
-    own_scores = own_scores + torch.einsum("eof,ef->eo", match[contexts], network.match_to_score[tasks])
+    own_scores = _of_own_context(own.vectors, users, contexts, slots) + again[contexts]
+    own_scores = own_scores + bias[tasks.unsqueeze(1), items[contexts]]
+    own_scores = own_scores + _of_own_context(match, network.match_to_score[tasks], contexts, slots)
     if network.shape.matched_features:
         own_scores = own_scores + _match_fields(network, batch, items)
         negative_scores = negative_scores + _match_fields(network, batch, negatives)
     return own_scores + network.activate(hidden, users, batch.examples), negative_scores
+
+
+def _slots(contexts: Tensor) -> Tensor:
+    """The how manyth example of its context each is, from 0, [E]."""
+    order = contexts.argsort(stable=True)
+    ordered = contexts[order]
+    slots = torch.empty_like(contexts)
+    slots[order] = torch.arange(len(contexts)) - torch.searchsorted(ordered, ordered)
+    return slots
+
+
+def _of_own_context(values: Tensor, weights: Tensor, contexts: Tensor, slots: Tensor) -> Tensor:
+    """Inner products of weights [E, f] with the values [B, O, f] of each example's context, [E, O].
+
+    Examples of one context share a matrix product; the values are not repeated for each.
+    """
+    grouped = weights.new_zeros(len(values), int(slots.max()) + 1, weights.shape[1])
+    grouped = grouped.index_put((contexts, slots), weights)
+    return torch.bmm(grouped, values.transpose(1, 2))[contexts, slots]
 
 
 def _match_fields(network: TargetAttention, batch: TrainingBatch, items: Tensor) -> Tensor:

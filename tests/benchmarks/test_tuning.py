@@ -79,3 +79,17 @@ def test_every_value_of_a_space_is_valid(model, config):
             of_model = changed.sasrec if model == "sasrec" else changed
             assert getattr(of_model, name.removeprefix("sasrec.")) == value
             assert of_model.max_seconds == 7.0
+
+
+def test_the_best_of_a_search_are_trained_for_longer(run, config, tmp_path):
+    short, long = tmp_path / "short.jsonl", tmp_path / "long.jsonl"
+    train = open_trainer("target_attention", config, run, run.settings)
+    trials = search("target_attention", config, train, short, seed=SEED, num_trials=3, seconds=60, epochs=1)
+    search("target_attention", config, train, long, seed=SEED, num_trials=2, seconds=90, epochs=2, best_of=short)
+    assert {line["trial"]: line["settings"] for line in read(long)} == {
+        trial["trial"]: trial["settings"] for trial in trials[:2]
+    }
+    steps = {line["trial"]: line["steps"] for line in read(short)}
+    assert all(line["steps"] == 2 * steps[line["trial"]] for line in read(long))
+    with pytest.raises(DataError, match=r"seed 5, got 3"):
+        search("target_attention", config, train, long, seed=5, num_trials=2, seconds=90, epochs=2, best_of=short)
