@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.bench import find_run, parse_run
 from benchmarks.catalogues import Catalogue
+from benchmarks.lines import append_line, read_lines
 from components.config import RunConfig
 from components.device import set_threads
 from components.settings import get_settings
@@ -228,8 +228,7 @@ def run_step(arguments: Sequence[str], step: str, size: int, kind: str) -> dict[
 
 def measure_all(arguments: argparse.Namespace, given: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Lines that the output lacks, as they come."""
-    lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
-    known = {(line["size"], line["kind"]) for line in map(json.loads, lines)}
+    known = {(line["size"], line["kind"]) for line in read_lines(arguments.output)}
     for size in arguments.sizes:
         bench = Bench(arguments, size)
         size, width = bench.catalogue.size, bench.catalogue.vectors.shape[1]
@@ -261,8 +260,7 @@ def main() -> None:
         return
     for line in measure_all(arguments, sys.argv[1:]):
         print(json.dumps(line), flush=True)
-        with arguments.output.open("a") as stream:
-            stream.write(json.dumps(line) + os.linesep)
+        append_line(arguments.output, line)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ is measured and not Python. `cpu_us` is Redis' own count and holds on a busy mac
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import signal
 import sys
@@ -37,6 +36,7 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
+from benchmarks.lines import append_line, read_lines
 from benchmarks.redis_load import Call, Meter, Recorder, open_server, play
 from benchmarks.serving.load import percentiles, skewed
 from components.config import RunConfig, load_named_config
@@ -418,15 +418,14 @@ def _show_rewrite(line: dict[str, Any]) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the tables."""
     options = _parse(arguments)
-    done = read_lines(options.output)
+    done = {line["users"]: line for line in read_lines(options.output)}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     for num_users in (0, *options.users):
         if num_users in done:
             continue
         print(f"{num_users:,} users" if num_users else "bytes", flush=True)
         line = _measure(num_users, options)
-        with options.output.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(options.output, line)
         done[num_users] = line
     print(show(done.values()))
 
@@ -447,12 +446,6 @@ def _measure(num_users: int, options: argparse.Namespace) -> dict[str, Any]:
         line = {"users": num_users, "server": f"{program} {about[f'{program}_version']}"}
         line |= {"tasks": len(world.tasks), "k": world.config.k}
         return line | (measure_users(world, options) if num_users else {"bytes": measure_bytes(world)})
-
-
-def read_lines(output: Path) -> dict[int, dict[str, Any]]:
-    """Lines of earlier runs by their number of users."""
-    lines = map(json.loads, output.read_text().splitlines()) if output.exists() else ()
-    return {line["users"]: line for line in lines}
 
 
 def _require(answers: Counter[str], expected: str, count: int) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.lines import append_line, read_lines
 from components.settings import get_settings
 
 STAGES = ("ingest", "validate", "features")
@@ -48,13 +49,12 @@ class Cost:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the curve."""
     options = _parse(arguments)
-    done = read_lines(options.output)
+    done = read_measured(options.output)
     for events in options.events:
         missing = [stage for stage in options.stages if (events, stage) not in done]
         if missing:
             for line in measure(events, options.seed, options.work / f"{events}", missing, options.keep):
-                with options.output.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_line(options.output, line)
                 done[events, line["stage"]] = line
     print(show_curve(done))
 
@@ -126,12 +126,9 @@ def run_measured(command: Sequence[str], work: Path) -> Cost:
     return Cost(round(seconds, 1), round(cpu, 1), max(usage.ru_maxrss * 1024, peak_resident), peak_scratch)
 
 
-def read_lines(output: Path) -> dict[tuple[int, str], dict[str, Any]]:
+def read_measured(output: Path) -> dict[tuple[int, str], dict[str, Any]]:
     """Lines of earlier runs by events and stage; failures do not count."""
-    if not output.exists():
-        return {}
-    lines = map(json.loads, output.read_text().splitlines())
-    return {(line["events"], line["stage"]): line for line in lines if "failed" not in line}
+    return {(line["events"], line["stage"]): line for line in read_lines(output) if "failed" not in line}
 
 
 def show_curve(lines: dict[tuple[int, str], dict[str, Any]]) -> str:

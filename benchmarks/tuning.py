@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench import find_run, parse_run
+from benchmarks.lines import append_line, read_lines
 from components.baseline.data import Dataset, load_dataset
 from components.baseline.models import ItemTables, train_sequences, train_target_attention
 from components.baseline.rules import Popularity
@@ -48,9 +49,8 @@ ATTENTION: Space = {
     "dropout": (0.0, 0.1, 0.2, 0.3, 0.5),
     "id_dropout": (0.0, 0.1, 0.2, 0.4),
     "weight_decay": (0.0, 0.01, 0.03, 0.1, 0.3),
-    "num_negatives": (512, 1024, 2048),
+    "num_negatives": (256, 512, 1024),
     "negative_power": (0.5, 0.75, 1.0),
-    "max_epochs": (3, 5, 8),
     "field_matches": (True,),
     "id_vectors": (False, True),
 }
@@ -147,9 +147,7 @@ def search(
         summary = asdict(train(with_settings(config, settings, model, seconds, epochs)))
         recall = summary.pop("best_recall")
         trials.append(shared | {"trial": trial, "settings": settings, "validation_recall": recall} | summary)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("a") as stream:
-            stream.write(json.dumps(trials[-1]) + "\n")
+        append_line(output, trials[-1])
         print(f"trial {trial}: {recall['mean']:.4f} {json.dumps(settings)}", flush=True)
     return sorted(trials, key=_worst_last)
 
@@ -159,18 +157,12 @@ def _worst_last(trial: Mapping[str, Any]) -> float:
 
 
 def read_trials(output: Path, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Trials of the file; a last line that was cut off is removed.
+    """Trials of the file.
 
     Raises:
         DataError: A line is of another search.
     """
-    if not output.exists():
-        return []
-    text = output.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        output.write_text(whole)
-    trials = [json.loads(line) for line in whole.splitlines()]
+    trials = read_lines(output)
     wanted = json.loads(json.dumps(shared))
     for done in trials:
         different = [name for name, value in wanted.items() if done.get(name) != value]

@@ -53,7 +53,7 @@ def train(
     rows = data.examples.rows("train")
     steps_per_epoch = -(-len(rows) // config.batch_size)
     num_steps = steps_per_epoch * config.max_epochs
-    eval_steps = max(MIN_EVAL_STEPS, steps_per_epoch // EVALUATIONS_PER_EPOCH)
+    eval_steps = max(MIN_EVAL_STEPS, -(-steps_per_epoch // EVALUATIONS_PER_EPOCH))
     best = BestWeights(network)
     summary, started = trainer.summary, time.monotonic()
 

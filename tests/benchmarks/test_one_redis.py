@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from benchmarks import one_redis
+from benchmarks.lines import read_lines
 from benchmarks.one_redis import plan_events, show
 from benchmarks.redis_load import Recorder, open_server, play
 from components.redis_client import open_redis
@@ -13,14 +14,14 @@ SMALL = ("--users", "40", "--events-per-user", "3", "--reads", "64", "--seconds"
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A small run of all phases, on a real Redis."""
+    """The output of a small run of all phases, on a real Redis."""
     output = tmp_path_factory.mktemp("one_redis") / "figures.jsonl"
     one_redis.main([*SMALL, "--output", str(output)])
     return output
 
 
 def test_every_operation_is_charged_to_redis(measured):
-    line = one_redis.read_lines(measured)[40]
+    _, line = read_lines(measured)
     costs = line["costs"]
     counts = {name: cost["operations"] for name, cost in costs.items()}
     assert (line["tasks"], line["k"], line["events"]) == (9, 10, 120)
@@ -35,13 +36,13 @@ def test_every_operation_is_charged_to_redis(measured):
 
 
 def test_bytes_follow_the_content(measured):
-    lines = one_redis.read_lines(measured)
-    by_length = {int(length): bytes_ for length, bytes_ in lines[0]["bytes"].items()}
+    no_users, users = read_lines(measured)
+    by_length = {int(length): bytes_ for length, bytes_ in no_users["bytes"].items()}
     assert list(by_length) == [1, 16, 64, 200]
     histories = [bytes_["history"] for bytes_ in by_length.values()]
     assert histories == sorted(histories) and histories[-1] > 200 * 150  # an event is a JSON document and its id
     assert by_length[1]["results"] > 9 * 10 * 20
-    assert lines[40]["bytes_per_user"] > 0.8 * by_length[1]["results"]  # these of few users come with Redis' buffers
+    assert users["bytes_per_user"] > 0.8 * by_length[1]["results"]  # these of few users come with Redis' buffers
     assert by_length[1]["mark"] > by_length[1]["mark_while_it_waits"]  # it names batch, release and revision by then
 
 

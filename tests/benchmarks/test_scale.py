@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import scale
-from benchmarks.scale import read_lines, run_measured, show_curve
+from benchmarks.scale import read_measured, run_measured, show_curve
 
 LINE = {"seconds": 10.0, "cpu_seconds": 8.0, "peak_bytes": 5e8, "scratch_bytes": 0, "output_bytes": 1e7}
 
@@ -52,7 +52,7 @@ def test_the_curve_shows_growth_per_doubling(tmp_path):
     rows = [row.split(" | ") for row in show_curve(lines).splitlines()[2:]]
     assert [row[4] for row in rows[:3]] == ["", "2.00", "4.00"]
     assert rows[3][2] == "failed: no disk"
-    assert read_lines(tmp_path / "nothing") == {}
+    assert read_measured(tmp_path / "nothing") == {}
 
 
 def test_a_stage_that_fails_ends_its_size_with_its_last_line(tmp_path):
