@@ -1,8 +1,8 @@
 """What a query means: its text vector, and the categories of the items with the nearest texts.
 
 The encoder is the one that encoded the texts of the items. "Something to wash my hair" is near shampoos, though it has
-no word of their name. Names of categories are too short to be compared with: of 110 such phrases the nearest name is the
-right category for 11 %, most of the nearest items are in it for more than 40 % (ADR 31).
+no word of their name. Names of categories are too short to be compared with: of 110 such phrases the nearest name is
+right for 11 %, and most of the nearest items are of the right category for more than 40 % (ADR 31).
 """
 
 from __future__ import annotations

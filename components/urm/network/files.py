@@ -73,6 +73,8 @@ def load_model(folder: Path) -> tuple[Urm, Writer, ModelDescription]:
     _require(folder, Path(DESCRIPTION), Path(WEIGHTS))
     try:
         description = ModelDescription.model_validate_json((folder / DESCRIPTION).read_text())
+        if description.meaning:
+            _require(folder, Path(TEXT_ENCODER) / "config.json")
         backbone, writer = _load_backbone(folder, description)
         model = Urm(
             backbone,

@@ -15,8 +15,8 @@ w = softmax(m - decay · log place), newest place first, moves the user vector t
 modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space that
 consist of words. s is what the query means (data/meaning.py), and r the doubt about its words: the share of them that a
 part of words lacks. All gains depend on r beside h, so that meaning and history count where words fit badly (ADR 31).
-A model without an encoder of texts has neither s nor r. f is popularity, each count as K ramps of its logarithm, so that
-its weights are the slopes of a piecewise linear function. `urm.copy_path: false` leaves W h and popularity.
+A model without an encoder of texts has neither s nor r. f is popularity, each count as K ramps of its logarithm, so
+that its weights are the slopes of a piecewise linear function. `urm.copy_path: false` leaves W h and popularity.
 
 In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and
 then mapped as items are: gains per modality and words of a query keep their meaning, up to the map's error.
