@@ -7,13 +7,16 @@ itself). `configs/paraphrases/` has the phrases; none shares a word with the cat
 example that asks for one of these categories is asked in three forms: without a query, in the category's own words,
 and in each phrase. Nothing is trained on the phrases. Rivals are those of `baseline.models` that need no training by
 gradient; their settings are chosen on validation, on the category queries in their own words and the examples without
-a query. Test examples are never ranked. The intervals draw categories.
+a query. With the models `category_rule` and `text` there are two rules more, which take a query that names no category
+for the nearest one by sentence vectors: that of the nearest name, or of most of the nearest items. Test examples are
+never ranked. The intervals draw categories.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,21 +27,26 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 import yaml
 
 from benchmarks.bench import find_run, parse_run, write_figures
+from components.baseline.category_rule import CategoryRule
 from components.baseline.data import Dataset, find, load_dataset, split_words
 from components.baseline.models import Fitter, ItemTables
 from components.baseline.ranking import Ranking, Scorer, find_recall, rank
 from components.baseline.rules import Popularity
+from components.baseline.text import TextFeatures, read_text_features
 from components.caches import CachePlace
 from components.config import RunConfig
 from components.device import set_threads
 from components.evaluation.predict import predict_urm
 from components.exceptions import ConfigError
+from components.items.text import TextEncoder, encode_texts
 from components.schemas.examples import EXAMPLES
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
+from components.urm.data.meaning import NEAREST_ITEMS
 from components.urm.inference import UrmRecaller
 
 TRAINED = ("sasrec", "target_attention_text")  # models of `baseline.models` that are left out
@@ -116,9 +124,37 @@ def fit_rivals(
     left = {"item_knn", *models}
     for model in fitter.fit(Popularity(data), events, tables, vectors):
         yield model.name, model.scorer
+        if isinstance(model.scorer, CategoryRule) and "text" in models:
+            text = read_text_features(data, tables.now, config.items, vectors)
+            names = sorted({path[-1] for path in data.items.categories if path})
+            encoder = TextEncoder(config.items.text_encoder, torch.device("cpu"), config.items.batch_size)
+            by_name = encode_texts(names, encoder, vectors).vectors.astype(np.float32)
+            nearest = [names[best] for best in (text.queries @ by_name.T).argmax(axis=1)]
+            yield "category rule, nearest name", _rule_of(model.scorer, data, nearest)
+            yield "category rule, nearest items", _rule_of(model.scorer, data, nearest_by_items(data, text))
         left.discard(model.name)
         if not left:
             return  # the next one would train target attention
+
+
+def nearest_by_items(data: Dataset, text: TextFeatures) -> list[str]:
+    """Leaf category of most of the items whose texts are nearest to each query; of equal ones that of the nearest."""
+    with_category = np.array([bool(path) for path in data.items.categories])
+    similarity = np.where(text.present & with_category, text.queries @ text.items.T, -np.inf)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :NEAREST_ITEMS]
+    leaves = [[data.items.categories[item][-1] for item in items] for items in order]
+    return [Counter(of_query).most_common(1)[0][0] for of_query in leaves]
+
+
+def _rule_of(rule: CategoryRule, data: Dataset, nearest: Sequence[str]) -> CategoryRule:
+    """The rule for queries that name a leaf category, and the nearest one for all others."""
+    named = {tuple(split_words(path[-1])) for path in data.items.categories if path}
+    queries = tuple(
+        query if tuple(split_words(query)) in named else name
+        for query, name in zip(data.examples.queries, nearest, strict=True)
+    )
+    understood = replace(data, examples=replace(data.examples, queries=queries))
+    return CategoryRule(understood, rule.neighbours, rule.popularity, leaf_only=1.0)
 
 
 def rank_urm(recaller: UrmRecaller, config: RunConfig, data: Dataset, asked: Questions, contexts: pa.Table) -> Ranking:
@@ -170,8 +206,8 @@ def measure(config: RunConfig, run: FinishedRun, urm_runs: Mapping[str, Finished
     names = [task.name for task in searches]
     asked = ask(validation, phrases, names, plain)
     tables = ItemTables(run.path("encode", "item_table"), run.path("encode", "item_table_past"))
-    chosen_by = pc.is_in(validation.column("task"), pa.array([*names, plain]))
-    others = pa.concat_tables([examples.filter(pc.field("split") == "train"), validation.filter(chosen_by)])
+    known = examples.filter(pc.field("split") != "test")
+    others = known.filter(pc.is_in(known.column("task"), pa.array([*names, plain])))
     offset = asked.table.num_rows
     ids = pa.array(np.arange(offset, offset + others.num_rows))
     others = others.set_column(others.schema.get_field_index("example_id"), EXAMPLES.field("example_id"), ids)

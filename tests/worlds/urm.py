@@ -95,6 +95,7 @@ def table_dir(tmp_path_factory: pytest.TempPathFactory, tables: SimpleNamespace)
 def config(backbone_dir: Path) -> RunConfig:
     """A run of a tiny URM."""
     model = {"backbone": str(backbone_dir), "num_layers": 2, "num_user_vectors": 3, "fusion_dimension": 16}
+    model["query_meaning"] = False  # the texts of this world are of no encoder
     batches = {"history_length": 6, "copy_length": 8, "num_negatives": 32, "contexts_per_batch": 4}
     steps = {"max_steps": 6, "eval_steps": 3, "validation_contexts": 4}
     overrides = {"tasks": TASKS, "evaluation.k": 10, "features.split.recent_cuts": 52}

@@ -2,7 +2,7 @@
 
     B contexts (sequences) · S tokens · E blocks (one per example) · H user tokens · T tokens of a block's task text ·
     I item tokens in all · M text labels · L history items · U distinct items · d_m width of modality m ·
-    G counts of popularity · Q width of query words · A targets · N negatives
+    G counts of popularity · Q width of query words · M width of query meanings · A targets · N negatives
 
 Numbers are int64 and vectors float32 unless noted. "Flat position" means an index into B·S.
 """
@@ -12,6 +12,7 @@ from typing import TypedDict
 from torch import Tensor
 
 WORDS = ("lexical", "category_words")  # the modalities that queries share with items
+MEANING = ("text", "category_words", "category")  # those that hold what a query means, see meaning.py
 
 
 class ItemInputs(TypedDict):
@@ -51,6 +52,8 @@ class Batch(PackedPrompts, History):
     """Input of the model."""
 
     queries: Tensor  # words of query and guidance [E, Q]
+    meanings: Tensor  # what the query means [E, M]; M = 0 in a model without meanings
+    doubts: Tensor  # share of the query's words that each part of words lacks, zero without a query [E, len(WORDS)]
     items: ItemInputs
 
 

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 
 from components.exceptions import ConfigError, DataError
-from components.items.codes import guidance_vectors, query_vector
+from components.items.codes import guidance_vectors, query_vector, unknown_share
 from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
 from components.urm.data.batch import WORDS, Batch, History, ItemInputs
+from components.urm.data.meaning import QueryMeaning
 from components.urm.data.packing import PromptParts, pack
 from components.urm.data.prompt import Block, Writer
 from components.urm.data.request import Ids, UserContext
@@ -64,11 +65,25 @@ class ItemReader:
         widths = [self.widths[name] for name in parts]
         vectors = np.zeros((len(blocks), sum(widths)), dtype=np.float32)
         for row, block in zip(vectors, blocks, strict=True):
-            row[:] = np.concatenate([query_vector(block.query, width) for width in (*widths, 0)])
+            query = "" if block.words_withheld else block.query
+            row[:] = np.concatenate([query_vector(query, width) for width in (*widths, 0)])
             if block.guidance:
                 known = [self.table.words.get(name, _NO_WORDS) for name in parts]
                 row += GUIDANCE_STRENGTH * np.concatenate([*guidance_vectors(block.guidance, known, widths), []])
         return torch.from_numpy(vectors)
+
+    def read_doubts(self, blocks: Sequence[Block]) -> torch.Tensor:
+        """Share of the words of each query that each part of words lacks [E, len(WORDS)]; 1 where they are withheld.
+
+        Zero without a query, and in a part whose words the item table does not list.
+        """
+        doubts = np.zeros((len(blocks), len(WORDS)), dtype=np.float32)
+        for row, block in zip(doubts, blocks, strict=True):
+            for place, name in enumerate(WORDS):
+                if block.query and name in self.table.words:
+                    known = self.table.words[name]
+                    row[place] = 1.0 if block.words_withheld else unknown_share(block.query, known)
+        return torch.from_numpy(doubts)
 
     def read(self, item_ids: Ids) -> ItemInputs:
         """Vectors, presence and popularity of items [U]."""
@@ -103,11 +118,19 @@ def usable_modalities(table: ItemTable, wanted: Sequence[str]) -> tuple[str, ...
 class BatchBuilder:
     """Turns contexts with their blocks into the model's input."""
 
-    def __init__(self, writer: Writer, reader: ItemReader, behaviors: Sequence[str], copy_length: int) -> None:
-        """Take the behaviours in the training data; any other gets number 0."""
+    def __init__(
+        self,
+        writer: Writer,
+        reader: ItemReader,
+        behaviors: Sequence[str],
+        copy_length: int,
+        meaning: QueryMeaning | None = None,
+    ) -> None:
+        """Take the behaviours in the training data, any other gets number 0; and what reads the meaning of queries."""
         self.writer = writer
         self.reader = reader
         self.copy_length = copy_length
+        self.meaning = meaning
         self.behaviors = {name: number + 1 for number, name in enumerate(behaviors)}
 
     def build(
@@ -131,10 +154,15 @@ class BatchBuilder:
             ],
             self.writer,
         )
+        asked = [block for _, blocks in groups for block in blocks]
+        queries = [block.query for block in asked]
+        meanings = np.zeros((len(asked), 0), np.float32) if self.meaning is None else self.meaning.read(queries)
         batch: Batch = {
             **packed,
             **self._history(groups, kept, where[1:]),
-            "queries": self.reader.read_words([block for _, blocks in groups for block in blocks]),
+            "queries": self.reader.read_words(asked),
+            "meanings": torch.from_numpy(meanings),
+            "doubts": self.reader.read_doubts(asked),
             "items": self.reader.read(distinct),
         }
         return batch, where[len(where) - len(more) :]

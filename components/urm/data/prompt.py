@@ -55,6 +55,7 @@ class Block:
     text: tuple[int, ...] = ()  # target text and end token; empty without a text target
     query: str = ""  # what the user searches for in words; empty without a query
     guidance: str = ""  # what the recall should prefer in words; empty without guidance. The prompt contains it, too
+    words_withheld: bool = False  # in training: the query acts by its meaning, and none of its words is copied
 
     def continued(self, generated: Sequence[int]) -> Block:
         """This block with the text generated so far; the last label is a placeholder for the next token."""

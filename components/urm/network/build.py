@@ -9,6 +9,7 @@ from components.caches import CachePlace
 from components.config import UrmConfig
 from components.items.table import ItemTable
 from components.urm.data.batches import BatchBuilder, ItemReader, usable_modalities
+from components.urm.data.meaning import QueryMeaning
 from components.urm.data.prompt import PromptWriter, TaskWriter, Writer, add_special_tokens
 from components.urm.network.backbone import TaskLookup, extend_vocabulary, load_backbone
 from components.urm.network.files import ModelDescription, make_lookup
@@ -25,20 +26,29 @@ class NewModel:
 
 
 def build_model(
-    config: UrmConfig, table: ItemTable, behaviors: Sequence[str], cache: CachePlace, prompts: Sequence[str] = ()
+    config: UrmConfig,
+    table: ItemTable,
+    behaviors: Sequence[str],
+    cache: CachePlace,
+    prompts: Sequence[str] = (),
+    text_encoder: str = "",
 ) -> NewModel:
     """Load the backbone, add the special tokens, fusion and heads.
 
     Modalities that the table lacks are skipped. `behaviors` are those of the training data; `cache` keeps
-    packaged backbones as converted; `prompts` are the templates that a model without a language model knows.
+    packaged backbones as converted; `prompts` are the templates that a model without a language model knows. With
+    `text_encoder`, that of the items' texts, the model reads what queries mean.
     """
     reader = ItemReader(table, usable_modalities(table, config.modalities))
+    reads_meaning = bool(text_encoder) and config.copy_path and "text" in reader.widths
+    meaning = QueryMeaning(text_encoder, table, reader.modalities) if reads_meaning else None
     description = ModelDescription(
         config=config,
         widths=reader.widths,
         num_counts=reader.num_counts,
         behaviors=tuple(behaviors),
         prompts=() if config.has_language_model else tuple(dict.fromkeys(prompts)),
+        meaning=reads_meaning,
     )
     backbone: PreTrainedModel | TaskLookup
     writer: Writer
@@ -52,7 +62,7 @@ def build_model(
     else:
         backbone, writer = make_lookup(description), TaskWriter(description.prompts, config.num_user_vectors)
     return NewModel(
-        model=Urm(backbone, config, reader.widths, reader.num_counts, len(behaviors)),
-        builder=BatchBuilder(writer, reader, behaviors, config.copy_length),
+        model=Urm(backbone, config, reader.widths, reader.num_counts, len(behaviors), meaning=reads_meaning),
+        builder=BatchBuilder(writer, reader, behaviors, config.copy_length, meaning),
         description=description,
     )

@@ -6,6 +6,7 @@ backbone/          the language model, if there is one, and its tokenizer with t
                    transformers
 urm.safetensors    the new modules
 urm.json           how to build them: configuration, widths of the modalities, behaviours, prompts of a lookup
+text_encoder/      the encoder of queries, if the model reads what they mean; it encoded the texts of the items
 """
 
 from pathlib import Path
@@ -17,11 +18,12 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from components.config import Model, UrmConfig
 from components.exceptions import DataError, MissingInputError
+from components.items.text import copy_encoder
 from components.urm.data.prompt import PromptWriter, TaskWriter, Writer
 from components.urm.network.backbone import TaskLookup, load_pretrained
 from components.urm.network.model import Urm
 
-BACKBONE, WEIGHTS, DESCRIPTION = "backbone", "urm.safetensors", "urm.json"
+BACKBONE, WEIGHTS, DESCRIPTION, TEXT_ENCODER = "backbone", "urm.safetensors", "urm.json", "text_encoder"
 _BACKBONE_PREFIX = "backbone."
 
 
@@ -33,6 +35,7 @@ class ModelDescription(Model):
     num_counts: int  # number of popularity counts
     behaviors: tuple[str, ...]  # behaviours in the training data, in the order of their numbers
     prompts: tuple[str, ...] = ()  # templates that a model without a language model knows, in the same order
+    meaning: bool = False  # whether it reads what queries mean; models from before ADR 31 do not
 
 
 def make_lookup(description: ModelDescription) -> TaskLookup:
@@ -41,9 +44,13 @@ def make_lookup(description: ModelDescription) -> TaskLookup:
     return TaskLookup(len(description.prompts), config.num_user_vectors, config.fusion_dimension)
 
 
-def save_model(folder: Path, model: Urm, writer: Writer, description: ModelDescription) -> None:
-    """Write a model to a folder."""
+def save_model(
+    folder: Path, model: Urm, writer: Writer, description: ModelDescription, text_encoder: Path | None = None
+) -> None:
+    """Write a model to a folder; one that reads what queries mean takes the folder of its encoder along."""
     folder.mkdir(parents=True, exist_ok=True)
+    if text_encoder is not None:
+        copy_encoder(text_encoder, folder / TEXT_ENCODER)
     if isinstance(writer, PromptWriter):
         model.language_model.save_pretrained(folder / BACKBONE)
         writer.tokenizer.save_pretrained(folder / BACKBONE)
@@ -66,6 +73,8 @@ def load_model(folder: Path) -> tuple[Urm, Writer, ModelDescription]:
     _require(folder, Path(DESCRIPTION), Path(WEIGHTS))
     try:
         description = ModelDescription.model_validate_json((folder / DESCRIPTION).read_text())
+        if description.meaning:
+            _require(folder, Path(TEXT_ENCODER) / "config.json")
         backbone, writer = _load_backbone(folder, description)
         model = Urm(
             backbone,
@@ -73,6 +82,7 @@ def load_model(folder: Path) -> tuple[Urm, Writer, ModelDescription]:
             dict(description.widths),
             description.num_counts,
             len(description.behaviors),
+            meaning=description.meaning,
         )
         result = model.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
     except (pydantic.ValidationError, SafetensorError, OSError, RuntimeError) as error:

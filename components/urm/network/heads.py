@@ -2,7 +2,7 @@
 
     E examples · H user vectors · D hidden width · B contexts · L history items · U distinct items · G counts · K knots
     vector of an item    v = [ item space p (P), one part per modality ; popularity f (G·K) ]
-    user vector          u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ q ; weights of popularity ]
+    user vector          u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ (1 - r) ⊙ q + c ⊙ s ; weights of popularity ]
     score(user, item)    combine over H of  u_h · v,  plus for history item i the copy score, mean over H of  g·zᵢ
 
 h is the hidden state of the user token, concatenated with the mean of those of the task text, each of length one: the
@@ -13,8 +13,10 @@ Departures from the paper, which has W h of the user token alone (ADR 4, ADR 18)
 path. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) scores that item itself, and
 w = softmax(m - decay · log place), newest place first, moves the user vector towards similar items, with one gain per
 modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space that
-consist of words. f is popularity, each count as K ramps of its logarithm, so that its weights are the slopes of a
-piecewise linear function. `urm.copy_path: false` leaves W h and popularity.
+consist of words. s is what the query means (data/meaning.py), and r the doubt about its words: the share of them that a
+part of words lacks. All gains depend on r beside h, so that meaning and history count where words fit badly (ADR 31).
+A model without an encoder of texts has neither s nor r. f is popularity, each count as K ramps of its logarithm, so
+that its weights are the slopes of a piecewise linear function. `urm.copy_path: false` leaves W h and popularity.
 
 In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and
 then mapped as items are: gains per modality and words of a query keep their meaning, up to the map's error.
@@ -22,7 +24,7 @@ then mapped as items are: gains per modality and words of a query keep their mea
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,13 +32,15 @@ from torch import nn
 from torch.nn import functional
 
 from components.items.id_vectors import URM_SCALE
-from components.urm.data.batch import WORDS
+from components.urm.data.batch import MEANING, WORDS
 
 POPULARITY_KNOTS = 12  # K; knot k lies at 2ᵏ - 1 baskets
 # Gains at the start, by modality; training moves all of them.
 FIRST_SIMILARITY_GAINS = {"id": 1.0, "text": 0.5}
 OTHER_SIMILARITY_GAIN = 0.1
 FIRST_COPY_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
+FIRST_MEANING_GAIN = 0.8
+DOUBT_SCALE = 10.0  # a step of Adam then moves a gain by hundredths
 FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of all baskets and of recent ones; zero for other counts
 
 
@@ -48,6 +52,7 @@ class Gains(NamedTuple):
     decay: torch.Tensor  # how fast older items matter less
     query: torch.Tensor  # one per modality of words
     popularity: torch.Tensor  # G·K of the knots
+    meaning: torch.Tensor  # one per modality of meanings
 
 
 class HeadInputs(NamedTuple):
@@ -61,6 +66,8 @@ class HeadInputs(NamedTuple):
     items: torch.Tensor  # their vectors side by side [B, L, P]
     known: torch.Tensor  # which history places hold an item, bool [B, L]
     queries: torch.Tensor  # words of query and guidance, zero without them [E, sum of the widths of WORDS]
+    meanings: torch.Tensor  # what the query means, zero without one [E, sum of the widths of MEANING]
+    doubts: torch.Tensor  # share of the query's words that each part of words lacks [E, len(WORDS)]
     place: Callable[[torch.Tensor], torch.Tensor]  # from vectors side by side to item space
 
 
@@ -78,12 +85,13 @@ class UserHead(nn.Module):
         *,
         item_width: int | None = None,
         copy_path: bool = True,
+        meaning: bool = False,
     ) -> None:
         """Start as a model of popularity and, with the copy path, of the user's habits and of similar items.
 
         `widths` are those of the parts of item space by modality; `pointer_width` is that of the queries and keys of
         the match; `item_width` is d of a low-rank item space. Without `copy_path`, history and query act through the
-        backbone only.
+        backbone only. With `meaning`, it copies what queries mean, too.
         """
         super().__init__()
         self.copy_path = copy_path
@@ -92,6 +100,9 @@ class UserHead(nn.Module):
         self.register_buffer("parts", torch.tensor(part_of), persistent=False)  # modality of each dimension
         starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
         self.words = [slice(starts[name], starts[name] + widths[name]) for name in WORDS if name in widths]
+        self.doubted = [place for place, name in enumerate(WORDS) if name in widths]  # column of each part's doubt
+        of_meaning = [name for name in MEANING if name in widths] if meaning else []
+        self.meanings = [slice(starts[name], starts[name] + widths[name]) for name in of_meaning]
         self.norm = nn.LayerNorm(hidden_width)
         self.task_centre = nn.Parameter(torch.zeros(hidden_width))  # set from data, see Urm.centre_tasks
         self.task_norm = nn.LayerNorm(hidden_width)
@@ -101,8 +112,12 @@ class UserHead(nn.Module):
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column does not depend on the user token
         # In the order of Gains.
-        self.gain_groups = (len(widths), 1, 1, len(self.words), num_counts * POPULARITY_KNOTS)
+        self.gain_groups = (len(widths), 1, 1, len(self.words), num_counts * POPULARITY_KNOTS, len(self.meanings))
         self.gains = nn.Linear(2 * hidden_width, sum(self.gain_groups))
+        self.doubt: nn.Linear | None = None
+        if meaning:
+            self.doubt = nn.Linear(len(WORDS), sum(self.gain_groups), bias=False)
+            nn.init.zeros_(self.doubt.weight)
         self.log_scale = nn.Parameter(torch.tensor([math.log(URM_SCALE)]))
         # Frozen vectors have a length of about one, and a step of Adam moves W h by a tenth of that, whatever the
         # width. Beside copies W h starts at zero, since its noise would drown them. Alone it starts at a length of one
@@ -122,7 +137,8 @@ class UserHead(nn.Module):
             others = [FIRST_COPY_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
             first = [*FIRST_POPULARITY_GAINS, *[0.0] * num_counts][:num_counts]
             popularity = [gain * math.log(2) for gain in first for _ in range(POPULARITY_KNOTS)]
-            self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity]))
+            meanings = [FIRST_MEANING_GAIN] * len(self.meanings)
+            self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity, *meanings]))
 
     def forward(self, inputs: HeadInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [E, H, P + G·K], and the copy scores of the history items [E, L]."""
@@ -130,7 +146,10 @@ class UserHead(nn.Module):
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
         own, asked = self.norm(inputs.hidden.float()), self.task_norm(inputs.task.float() - self.task_centre)
         unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(own.shape[-1])
-        gains = Gains(*self.gains(unit).split(self.gain_groups, dim=-1))
+        weights = self.gains(unit)
+        if self.doubt is not None:
+            weights = weights + self.doubt(DOUBT_SCALE * inputs.doubts)[:, None]
+        gains = Gains(*weights.split(self.gain_groups, dim=-1))
         direction = self.project(unit) * self.project_scale
         copy_scores = unit.new_zeros(len(rows), known.shape[1])
         if self.copy_path:
@@ -148,17 +167,26 @@ class UserHead(nn.Module):
         # The product only matters where no place is known: a softmax over padding alone would sum to one.
         attention = torch.softmax(match - gains.decay * places, dim=-1) * inputs.known[inputs.rows, None]
         copies = gains.similarity[..., self.parts] * _sum_history(attention, inputs.items, inputs.rows)
-        parts = torch.split(inputs.queries, [part.stop - part.start for part in self.words], dim=-1)
-        for number, part in enumerate(self.words):
-            words = gains.query[..., number, None] * parts[number][:, None]  # [E, H, width of the part]
-            copies = copies + functional.pad(words, (part.start, copies.shape[-1] - part.stop))
-        return copies
+        query = gains.query
+        if self.doubt is not None:
+            query = query * (1 - inputs.doubts[:, None, self.doubted])
+        copies = copies + _place_parts(query, inputs.queries, self.words, copies.shape[-1])
+        return copies + _place_parts(gains.meaning, inputs.meanings, self.meanings, copies.shape[-1])
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [B, L, pointer width] and weights [B, L] of history items."""
         hidden = functional.gelu(self.key_hidden(self.key_norm(tokens)))
         keys = self.key(hidden / math.sqrt(hidden.shape[-1]))
         return keys[..., :-1], keys[..., -1]
+
+
+def _place_parts(gains: torch.Tensor, vectors: torch.Tensor, parts: Sequence[slice], width: int) -> torch.Tensor:
+    """Parts of vectors [E, sum of their widths] by gains [E, H, number of parts], at their places [E, H, width]."""
+    pieces = torch.split(vectors, [part.stop - part.start for part in parts], dim=-1)
+    placed = gains.new_zeros(*gains.shape[:2], width)
+    for number, (part, piece) in enumerate(zip(parts, pieces, strict=True)):
+        placed = placed + functional.pad(gains[..., number, None] * piece[:, None], (part.start, width - part.stop))
+    return placed
 
 
 def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -52,11 +52,13 @@ class Urm(nn.Module):
         widths: dict[str, int],
         num_counts: int,
         num_behaviors: int,
+        *,
+        meaning: bool = False,
     ) -> None:
         """Put new modules around a backbone whose vocabulary already has the special tokens, or around a lookup.
 
         `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
-        `num_behaviors` counts the behaviours in the training data.
+        `num_behaviors` counts the behaviours in the training data. With `meaning`, it reads what queries mean.
         """
         super().__init__()
         self.backbone: PreTrainedModel | None = None
@@ -83,6 +85,7 @@ class Urm(nn.Module):
             config.fusion_dimension,
             item_width=self.fusion.item_width,
             copy_path=config.copy_path,
+            meaning=meaning,
         )
         self.dimension = self.fusion.item_width + num_counts * POPULARITY_KNOTS
 
@@ -127,6 +130,8 @@ class Urm(nn.Module):
                 items=as_history[batch["history_items"]],
                 known=batch["history_known"],
                 queries=batch["queries"],
+                meanings=batch["meanings"],
+                doubts=batch["doubts"],
                 place=self.fusion.place,
             )
             user_vectors, copy_scores = self.user_head(inputs)

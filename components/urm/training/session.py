@@ -77,9 +77,13 @@ def prepare(
     packaged backbones as converted.
     """
     behaviors = training.behaviors()
-    new = build_model(config.urm, table, behaviors, cache, [task.prompt for task in config.tasks])
+    encoder = (
+        config.items.text_encoder if config.urm.query_meaning and any(task.needs_query for task in config.tasks) else ""
+    )
+    new = build_model(config.urm, table, behaviors, cache, [task.prompt for task in config.tasks], encoder)
     reader = dataclasses.replace(new.builder.reader, table=past_table)
-    builder = BatchBuilder(new.builder.writer, reader, behaviors, config.urm.copy_length)
+    meaning = new.builder.meaning and new.builder.meaning.without_cache()
+    builder = BatchBuilder(new.builder.writer, reader, behaviors, config.urm.copy_length, meaning)
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
     steps = TrainingSteps(training, builder, sampler, config)
     new.model.centre_tasks(steps[0])

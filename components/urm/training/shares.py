@@ -72,6 +72,8 @@ def take_share(batch: TrainingBatch, process: int, num_processes: int) -> Traini
         "history_behaviors": batch["history_behaviors"][contexts],
         "history_known": batch["history_known"][contexts],
         "queries": batch["queries"][blocks],
+        "meanings": batch["meanings"][blocks],
+        "doubts": batch["doubts"][blocks],
         "items": batch["items"],
         "targets": batch["targets"][blocks],
         "target_mask": batch["target_mask"][blocks],

@@ -4,6 +4,7 @@ Because a step's batch depends on nothing else, a resumed training sees exactly 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +24,7 @@ from components.urm.data.request import Ids
 MAX_TARGETS = 32  # larger target sets are sampled down to this, to bound the memory of a batch
 BUCKET_STEPS = 32
 BLOCK_TOKENS = 12  # typical task text, for length bucketing
+WITHHELD_SHARE = 0.25  # of the queries: their words are not copied, so that their meaning has to do
 TEXT_SHARE = 0.25  # of the contexts, one block of each: text in all blocks would cost a third of a step
 
 
@@ -123,7 +125,7 @@ class TrainingSteps(Dataset[TrainingBatch]):
     def _blocks(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Block]:
         with_text = self._with_text and rng.random() < TEXT_SHARE
         chosen = int(rng.integers(len(examples))) if with_text else None
-        return [
+        blocks = [
             self._builder.writer.block(
                 example.request.task,
                 example.request.query,
@@ -131,6 +133,9 @@ class TrainingSteps(Dataset[TrainingBatch]):
             )
             for number, example in enumerate(examples)
         ]
+        if self._builder.meaning is None:
+            return blocks
+        return [replace(block, words_withheld=bool(block.query) and rng.random() < WITHHELD_SHARE) for block in blocks]
 
 
 def _sample(targets: Ids, rng: np.random.Generator) -> Ids:

@@ -8,7 +8,9 @@ import torch
 
 from components.items.id_vectors import URM_SCALE
 from components.urm.network.heads import (
+    DOUBT_SCALE,
     FIRST_COPY_GAIN,
+    FIRST_MEANING_GAIN,
     FIRST_POPULARITY_GAINS,
     POPULARITY_KNOTS,
     HeadInputs,
@@ -31,6 +33,8 @@ def ask(
         "items": torch.zeros(*prompts, sum(WIDTHS.values())),
         "known": torch.zeros(prompts, dtype=torch.bool),
         "queries": torch.zeros(len(hidden), 8),
+        "meanings": torch.zeros(len(hidden), 2 * len(head.meanings)),
+        "doubts": torch.zeros(len(hidden), 2),
         "place": lambda wide: wide,
     }
     with torch.no_grad():
@@ -80,6 +84,23 @@ def test_a_querys_words_reach_the_part_of_their_field_by_its_own_gain(field: str
     torch.testing.assert_close(after[1, :, place], 3 * before[1, :, place])
     other = slice(13, 15) if field == "lexical" else slice(4, 10)
     torch.testing.assert_close(after[1, :, other], before[1, :, other])
+
+
+def test_doubt_takes_words_away_and_leaves_the_meaning() -> None:
+    head = UserHead(WIDTH, WIDTHS, 1, 4, meaning=True)
+    said = {"queries": torch.arange(1.0, 9.0)[None], "meanings": torch.tensor([[3.0, 4.0]])}
+    hidden, task = torch.ones(1, 3, WIDTH), torch.ones(1, WIDTH)
+
+    def vectors(lexical: float, category_words: float) -> torch.Tensor:
+        doubts = torch.tensor([[lexical, category_words]])
+        return ask(head, hidden, task, (1, 1), doubts=doubts, **said)[0][0, 0]
+
+    torch.testing.assert_close(vectors(0.25, 1)[4:10], 0.75 * URM_SCALE * 2.0 * said["queries"][0, :6])
+    torch.testing.assert_close(vectors(0.25, 1)[13:15], URM_SCALE * FIRST_MEANING_GAIN * said["meanings"][0])
+    with torch.no_grad():
+        head.doubt.weight[-1, 1] = 0.3  # the gain of the meaning by the doubt about words of categories
+    grown = FIRST_MEANING_GAIN + 0.3 * DOUBT_SCALE
+    torch.testing.assert_close(vectors(0, 1)[13:15], URM_SCALE * grown * said["meanings"][0])
 
 
 def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> None:
@@ -166,6 +187,7 @@ def test_alone_w_starts_at_the_length_of_an_item_and_reaches_the_hidden_states()
         hidden, task = torch.randn(8, 3, 64, requires_grad=True), torch.randn(8, 64)
         given = {"tokens": torch.zeros(8, 1, 64), "items": torch.zeros(8, 1, 512), "habit": torch.zeros(8, 1)}
         given |= {"known": torch.zeros(8, 1, dtype=torch.bool), "queries": torch.zeros(8, 0)}
+        given |= {"meanings": torch.zeros(8, 0), "doubts": torch.zeros(8, 2)}
         rows = torch.arange(8)
         vectors, _ = head(HeadInputs(hidden=hidden, task=task, rows=rows, place=lambda wide: wide, **given))
         lengths = vectors[..., :512].detach().norm(dim=-1) / URM_SCALE
