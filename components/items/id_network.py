@@ -242,11 +242,15 @@ def _loss(
 def _batches(num_examples: int, steps: int, rng: np.random.Generator) -> list[npt.NDArray[np.signedinteger]]:
     batches: list[npt.NDArray[np.signedinteger]] = []
     while len(batches) < steps:
-        order = np.arange(num_examples, dtype=np.int32 if num_examples < 2**31 else np.int64)
+        order: npt.NDArray[np.signedinteger] = np.arange(num_examples, dtype=_narrowest(num_examples))
         rng.shuffle(order)
         order = order[: (steps - len(batches)) * BATCH_SIZE].copy()  # a few steps need a small part of a large log
         batches += [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
     return batches
+
+
+def _narrowest(number: int) -> type[np.signedinteger]:
+    return np.int32 if number < 2**31 else np.int64
 
 
 def _groups(network: IdNetwork) -> list[dict[str, object]]:
