@@ -119,7 +119,7 @@ def fit_rivals(
     """The rivals that need no training by gradient."""
     models = tuple(model for model in config.baseline.models if model not in TRAINED)
     config = config.model_copy(update={"baseline": config.baseline.model_copy(update={"models": models})})
-    fitter = Fitter(data, config, folder, _report, lambda *_: None)
+    fitter = Fitter(data, config, folder, folder, _report, lambda *_: None)
     vectors, events = CachePlace.of(run.settings) / "vectors", run.path("validate", "events")
     left = {"item_knn", *models}
     for model in fitter.fit(Popularity(data), events, tables, vectors):

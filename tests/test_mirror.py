@@ -25,7 +25,6 @@ COVERS = {
     "components/features/test_contexts.py": "expressions sources",
     "components/features/test_targets.py": "window",
     "components/ingestion/test_convert.py": "reading",
-    "components/items/test_id_network.py": "cooccurrence",
     "components/local/test_stack.py": "services",
     "components/recall/api/test_app.py": "gateway problems responses",
     "components/recall/operate/test_trace.py": "deadletters",

@@ -73,6 +73,7 @@ class Fitter:
     data: Dataset  # what they are fitted on
     config: RunConfig
     output: Path  # folder for the files of the trained ones
+    scratch: Path  # folder for what is mapped while they are fitted
     report: Callable[..., None]  # called with a message and figures by name
     # called with a model's name, the step and its metrics while one is trained
     curve: Callable[[str, int, dict[str, float]], None]
@@ -108,11 +109,11 @@ class Fitter:
         self.report("counting co-occurrence")
         split = self.config.features.split
         baskets = read_baskets(events, self.data.items.ids, split, until=split.validation_start)
-        pairs = lru_cache(maxsize=1)(partial(count_pairs, baskets))
+        pairs = lru_cache(maxsize=1)(partial(count_pairs, baskets, folder=self.scratch))
 
         @lru_cache(maxsize=1)
         def similarity(backward: float, shrinkage: float) -> sp.csr_array:
-            return shrunken_cosine(pairs(backward), shrinkage)
+            return shrunken_cosine(pairs(backward), shrinkage, self.scratch)
 
         def make(backward: float, shrinkage: float, half_life_days: float) -> ItemKnn:
             return ItemKnn(self.data, similarity(backward, shrinkage), half_life_days)

@@ -15,10 +15,10 @@ without events is placed by its text, category and brand.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 import torch
 from torch import nn
 from torch.nn import functional
@@ -45,15 +45,41 @@ class ItemContent:
     attributes: Ints  # number of each item's value of each attribute [n, a], 0 for none
 
 
+class FollowBatch(NamedTuple):
+    """Some of the examples [b]."""
+
+    history: Ints  # items of the user's baskets before, newest first [b, L]; n stands for none
+    ages: Ints  # how many baskets ago each was, from 1 on [b, L]
+    owners: Ints  # basket of each example [b]
+    targets: Ints  # the item that came next [b]
+
+
 @dataclass(frozen=True)
 class FollowExamples:
-    """Examples: each item of a basket that is not its user's first, given the user's earlier items."""
+    """Examples: each item of a basket that is not its user's first, given the user's earlier items.
 
-    history: Ints  # items of the user's baskets before, newest first [m, L]; n stands for none
-    ages: Ints  # how many baskets ago each was, from 1 on [m, L]
-    owners: Ints  # basket of each example, a place among the m [e]
-    targets: Ints  # the item that came next [e]
-    members: sp.csr_array  # binary, baskets × items [m, n]
+    Histories are read from the baskets when they are asked for: all at once take 40 times the memory of the log.
+    """
+
+    baskets: Baskets
+    owners: npt.NDArray[np.signedinteger]  # basket of each entry of the baskets' matrix
+    entries: npt.NDArray[np.signedinteger]  # of the matrix, one per example
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.entries)
+
+    def read(self, places: npt.NDArray[np.signedinteger]) -> FollowBatch:
+        """The examples at some places [b]."""
+        matrix, users = self.baskets.matrix, self.baskets.users
+        owners = self.owners[self.entries[places]].astype(np.int64)
+        oldest = matrix.indptr[np.searchsorted(users, users[owners])]  # the user's first entry
+        before = matrix.indptr[owners][:, None] - 1 - np.arange(REACH)  # newest first
+        known = before >= oldest[:, None]
+        before = np.where(known, before, 0)
+        history = np.where(known, matrix.indices[before], matrix.shape[1]).astype(np.int64)
+        ages = np.where(known, owners[:, None] - self.owners[before], 0)
+        return FollowBatch(history, ages, owners, matrix.indices[self.entries[places]].astype(np.int64))
 
 
 class IdNetwork(nn.Module):
@@ -154,18 +180,10 @@ class _Role(nn.Module):
 
 def follow_examples(baskets: Baskets) -> FollowExamples:
     """One example per item of every basket but the first of each user."""
-    matrix = baskets.matrix
-    num_baskets, num_items = matrix.shape
-    rows = np.arange(num_baskets)
-    owners = np.repeat(rows, np.diff(matrix.indptr))  # the basket of each entry
-    oldest = matrix.indptr[np.searchsorted(baskets.users, baskets.users)]  # the user's first entry
-    entries = matrix.indptr[:-1, None] - 1 - np.arange(REACH)  # before each basket, newest first
-    known = entries >= oldest[:, None]
-    entries = np.where(known, entries, 0)
-    history = np.where(known, matrix.indices[entries], num_items).astype(np.int64)
-    ages = np.where(known, rows[:, None] - owners[entries], 0)
-    chosen = known[owners, 0]
-    return FollowExamples(history, ages, owners[chosen], matrix.indices[chosen].astype(np.int64), matrix)
+    matrix, narrow = baskets.matrix, baskets.matrix.indices.dtype
+    owners = np.repeat(np.arange(matrix.shape[0], dtype=narrow), np.diff(matrix.indptr))
+    has_history = matrix.indptr[:-1] > matrix.indptr[np.searchsorted(baskets.users, baskets.users)]
+    return FollowExamples(baskets, owners, np.arange(len(owners), dtype=narrow)[has_history[owners]])
 
 
 def train_id_network(
@@ -183,14 +201,14 @@ def train_id_network(
     The learning rate falls linearly to the share `final_rate` of it; 1 keeps it. The seed is that of order, negatives
     and dropout. `report` is called every LOG_STEPS steps with the step, the number of steps, and the loss.
     """
-    steps = min(max_steps, epochs * -(-len(examples.targets) // BATCH_SIZE))
+    steps = min(max_steps, epochs * -(-len(examples) // BATCH_SIZE))
     rng = np.random.default_rng(seed)
     sampler = FrequencySampler(np.expm1(network.log_count.numpy()), NUM_NEGATIVES, NEGATIVE_POWER)
     optimizer = torch.optim.AdamW(_groups(network), lr=LEARNING_RATE)
     network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for step, batch in enumerate(_batches(len(examples.targets), steps, rng)):
+        for step, batch in enumerate(_batches(len(examples), steps, rng)):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * (1 - (1 - final_rate) * step / steps)
             loss = _loss(network, examples, batch, *sampler.draw(rng))
@@ -202,25 +220,37 @@ def train_id_network(
     network.eval()
 
 
-def _loss(network: IdNetwork, examples: FollowExamples, batch: Ints, drawn: Ints, log_expected: Floats) -> torch.Tensor:
-    owners, targets = examples.owners[batch], examples.targets[batch]
-    accidental = examples.members[owners][:, drawn].toarray() > 0
+def _loss(
+    network: IdNetwork,
+    examples: FollowExamples,
+    places: npt.NDArray[np.signedinteger],
+    drawn: Ints,
+    log_expected: Floats,
+) -> torch.Tensor:
+    batch = examples.read(places)
+    accidental = examples.baskets.matrix[batch.owners][:, drawn].toarray() > 0
     return network.loss(
-        torch.from_numpy(examples.history[owners]),
-        torch.from_numpy(examples.ages[owners]),
-        torch.from_numpy(targets),
+        torch.from_numpy(batch.history),
+        torch.from_numpy(batch.ages),
+        torch.from_numpy(batch.targets),
         torch.from_numpy(drawn),
         torch.from_numpy(log_expected),
         torch.from_numpy(accidental),
     )
 
 
-def _batches(num_examples: int, steps: int, rng: np.random.Generator) -> list[Ints]:
-    batches: list[Ints] = []
+def _batches(num_examples: int, steps: int, rng: np.random.Generator) -> list[npt.NDArray[np.signedinteger]]:
+    batches: list[npt.NDArray[np.signedinteger]] = []
     while len(batches) < steps:
-        order = rng.permutation(num_examples)
-        batches += [order[start : start + BATCH_SIZE] for start in range(0, num_examples, BATCH_SIZE)]
-    return batches[:steps]
+        order: npt.NDArray[np.signedinteger] = np.arange(num_examples, dtype=_narrowest(num_examples))
+        rng.shuffle(order)
+        order = order[: (steps - len(batches)) * BATCH_SIZE].copy()  # a few steps need a small part of a large log
+        batches += [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
+    return batches
+
+
+def _narrowest(number: int) -> type[np.signedinteger]:
+    return np.int32 if number < 2**31 else np.int64
 
 
 def _groups(network: IdNetwork) -> list[dict[str, object]]:

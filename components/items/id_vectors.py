@@ -67,8 +67,9 @@ def learn_id_vectors(
     `features` gives the split and the minimum number of events of an item with an ID embedding. `report` is called
     regularly with the name of the training, the step, the number of steps, and the loss.
     """
-    whole = read_baskets(events, item_ids, features.split, features.split.validation_start)
-    kept = _count(whole) >= max(1, features.min_item_events)
+    split = features.split
+    # Read again below: two sets of baskets in memory would need twice as much.
+    kept = _count(read_baskets(events, item_ids, split, split.validation_start)) >= max(1, features.min_item_events)
     shared = IdNetwork(content, kept, config.id_dimension, seed)
     train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2))
     shared_epochs = config.id_epochs // 2
@@ -76,19 +77,19 @@ def learn_id_vectors(
     # Each part has its own seed: repeated dropout and negatives would be memorised.
     seed_shared, seed_past, seed_now = np.random.SeedSequence(seed).generate_state(3).tolist()
 
-    def finish(name: str, baskets: Baskets, examples: FollowExamples, seed: int) -> ItemVectors:
+    def finish(name: str, examples: FollowExamples, seed: int) -> ItemVectors:
         network = copy.deepcopy(shared)
-        network.set_counts(_count(baskets), features.min_item_events)
+        network.set_counts(_count(examples.baskets), features.min_item_events)
         train(network, examples, epochs=own_epochs, final_rate=FINAL_RATE, seed=seed, report=partial(report, name))
         return read_vectors(network)
 
-    of_past = read_baskets(events, item_ids, features.split, features.split.recent_start)
-    examples = follow_examples(of_past)
-    shared.set_counts(_count(of_past), features.min_item_events)
+    examples = follow_examples(read_baskets(events, item_ids, split, split.recent_start))
+    shared.set_counts(_count(examples.baskets), features.min_item_events)
     train(shared, examples, epochs=shared_epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
-    return IdVectors(
-        past=finish("past", of_past, examples, seed_past), now=finish("now", whole, follow_examples(whole), seed_now)
-    )
+    past = finish("past", examples, seed_past)
+    del examples
+    examples = follow_examples(read_baskets(events, item_ids, split, split.validation_start))
+    return IdVectors(past, now=finish("now", examples, seed_now))
 
 
 def _count(baskets: Baskets) -> Floats:

@@ -69,7 +69,7 @@ def run(stage: StageRun) -> StageReport:
         _log_parameters(config)
         log_examples(inputs.examples, config.name, *SPLITS)
         popularity, models = Popularity(data), []
-        fitter = Fitter(data, config, stage.output, stage.report_progress, log_curve)
+        fitter = Fitter(data, config, stage.output, stage.scratch, stage.report_progress, log_curve)
         vectors = CachePlace.of(stage.settings) / "vectors"
         for model in fitter.fit(popularity, inputs.events, inputs.tables, vectors):
             _log_model(model)

@@ -1,6 +1,9 @@
 """Runs a stage: reuse of equal work, or computation that becomes visible at once at the end."""
 
+import errno
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,7 +11,7 @@ import structlog
 
 from components.addresses import absolute, exists, join, parent, remove, write_json
 from components.config import RunConfig
-from components.exceptions import ConfigError
+from components.exceptions import ConfigError, UnavailableError
 from components.flow import STAGES, StageSpec
 from components.settings import Settings
 from components.storage.code import fingerprint
@@ -39,7 +42,7 @@ def run_stage(
     Raises:
         MissingInputError: An earlier stage has not succeeded in this run directory.
         DataError: The run directory cannot be written, or an input's result.json is damaged.
-        UnavailableError: The stage is running in this run directory already.
+        UnavailableError: The stage is running in this run directory already, or the disk is full.
         ConfigError: There are several processes of a stage that knows only one.
     """
     spec = STAGES[stage] if isinstance(stage, str) else stage
@@ -63,7 +66,7 @@ def run_stage(
     folder = join(run_dir, stage, work_fingerprint[:16])
     if (force or not spec.reusable) and exists(folder):  # somebody may use what lies there
         folder = f"{folder}-{started:%Y%m%d%H%M%S}"
-    with Workspace(run_dir, stage, work_fingerprint, settings) as work:
+    with _full_disk_errors(run_dir), Workspace(run_dir, stage, work_fingerprint, settings) as work:
         if work.succeeds_another:  # which may be about to write to the folder of that name
             folder = f"{folder}-{work.attempt[:8]}"
         run = StageRun(
@@ -101,6 +104,21 @@ def run_stage(
             record_result(result, result_uri, index)
         work.remove_checkpoints()
     return result
+
+
+@contextmanager
+def _full_disk_errors(run_dir: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UnavailableError(
+            f"disk of {run_dir}",
+            expected="room for the stage's files",
+            got="a full disk",
+            remedy="free it, or move the run to a larger one",
+        ) from error
 
 
 def _check_processes(spec: StageSpec, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Running the rules with Great Expectations: which rows are refused, which table rules fail, and the Data Docs."""
 
 import gc
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,12 +22,14 @@ from great_expectations.data_context.types.base import (
 )
 
 from components.config import ValidationConfig
+from components.engines.exhaustion import is_exhausted
 from components.exceptions import UrmError
 from components.validation.frames import Files, event_frames, item_frames
 from components.validation.rules import REASON, Rule, event_rules, item_rules
 
 BATCH_ROWS = 250_000
 _ROW_RESULTS = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
+_PAGES_LOG = logging.getLogger("great_expectations.render.renderer.site_builder")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def judge_tables(
             yield frame
 
     gc.freeze()  # collections look at what a batch leaves behind, not at the modules
+    _PAGES_LOG.addFilter(_refuse_full_disk)
     try:
         frames = keep_ids(say(items, item_frames(items, engine, batch_rows)))
         about_items = judge(context, items, frames, item_rules(limits, previous.get("items")))
@@ -76,8 +80,17 @@ def judge_tables(
         frames = say(events, event_frames(events, accepted, engine, batch_rows))
         about_events = judge(context, events, frames, event_rules(limits, now, previous.get("events")))
     finally:
+        _PAGES_LOG.removeFilter(_refuse_full_disk)
         gc.unfreeze()
     return {"items": about_items, "events": about_events}
+
+
+def _refuse_full_disk(record: logging.LogRecord) -> bool:
+    """Great Expectations logs that it cannot write a page, and goes on: without this, Data Docs would lack it."""
+    error = OSError(record.getMessage())
+    if is_exhausted(error):
+        raise error
+    return True
 
 
 def open_context(data_docs: Path) -> EphemeralDataContext:

@@ -19,9 +19,10 @@ from tests.worlds.baseline import history_of
 from tests.worlds.tables import event_row, write
 
 
-def test_similarity_by_hand() -> None:
+def test_similarity_by_hand(tmp_path: Path) -> None:
     baskets = sp.csr_array(np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]], dtype=np.float32))
-    similarity = shrunken_cosine(count_pairs(Baskets(baskets, np.arange(3), 0), 1.0), shrinkage=1.0).toarray()
+    pairs = count_pairs(Baskets(baskets, np.arange(3), 0), 1.0, tmp_path)
+    similarity = shrunken_cosine(pairs, 1.0, tmp_path).toarray()
     expected = [
         [3 / (3 + 1), 2 / (np.sqrt(6) + 1), 1 / (np.sqrt(3) + 1)],
         [2 / (np.sqrt(6) + 1), 2 / (2 + 1), 1 / (np.sqrt(2) + 1)],
@@ -41,10 +42,10 @@ def test_baskets_hold_user_windows_before_validation_only(data: Dataset, world) 
     assert set(baskets.data) == {1.0}
 
 
-def test_score_is_the_weighted_sum_over_the_history(data: Dataset, world) -> None:
+def test_score_is_the_weighted_sum_over_the_history(data: Dataset, world, tmp_path: Path) -> None:
     split = world.config.features.split
     baskets = read_baskets(world.folder / "events", data.items.ids, split, split.validation_start)
-    similarity = shrunken_cosine(count_pairs(baskets, 1.0), shrinkage=2.0)
+    similarity = shrunken_cosine(count_pairs(baskets, 1.0, tmp_path), 2.0, tmp_path)
     rows = data.examples.rows("test")[:5]
     scores = ItemKnn(data, similarity, half_life_days=60).score(rows).numpy()
     dense = similarity.toarray()
@@ -64,12 +65,14 @@ def test_in_leave_one_out_later_items_count_by_their_distance(tmp_path: Path) ->
         for user, items in (("a", [10, 20, 30, 40]), ("b", [20, 30, 10, 10]))
         for item, day in zip(items, days, strict=True)
     ]  # fmt: skip
-    write(tmp_path / "part.parquet", EVENTS, rows)
-    baskets = read_baskets(tmp_path, np.array([10, 20, 30, 40]), split, split.validation_start)
+    events = tmp_path / "events"
+    events.mkdir()
+    write(events / "part.parquet", EVENTS, rows)
+    baskets = read_baskets(events, np.array([10, 20, 30, 40]), split, split.validation_start)
     assert baskets.users.tolist() == [0, 0, 0, 1, 1, 1]
     # a: 10, 20, 30 and b: 20, 30, 10; 40 is a validation target
-    assert count_pairs(baskets, 0.5).toarray() == pytest.approx(
+    assert count_pairs(baskets, 0.5, tmp_path).toarray() == pytest.approx(
         np.array([[2, 1 + 0.5 * 0.8, 0.8 + 0.5, 0], [0.8 + 0.5, 2, 2, 0], [1 + 0.5 * 0.8, 0.5 * 2, 2, 0], [0, 0, 0, 0]])
     )
-    earlier = read_baskets(tmp_path, np.array([10, 20, 30, 40]), split, until=days[-2])
-    assert count_pairs(earlier, 0.5).sum() == 2 + 2 * 1 + 2 * 1.5  # the first two events of each
+    earlier = read_baskets(events, np.array([10, 20, 30, 40]), split, until=days[-2])
+    assert count_pairs(earlier, 0.5, tmp_path).sum() == 2 + 2 * 1 + 2 * 1.5  # the first two events of each

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 import torch
 
 from components.items.cooccurrence import Baskets
-from components.items.id_network import IdNetwork, ItemContent, follow_examples, train_id_network
+from components.items.id_network import FollowBatch, IdNetwork, ItemContent, follow_examples, train_id_network
 from components.items.id_vectors import ItemVectors, read_vectors
 
 NUM_ITEMS = 40
@@ -31,6 +31,11 @@ def train(
     return read_vectors(network)
 
 
+def read_all(baskets: Baskets) -> FollowBatch:
+    examples = follow_examples(baskets)
+    return examples.read(np.arange(len(examples)))
+
+
 def no_content(num_items: int = NUM_ITEMS) -> ItemContent:
     return ItemContent(np.zeros((num_items, 4), np.float32), np.zeros((num_items, 2), np.int64))
 
@@ -44,12 +49,39 @@ def cycles(num_users: int = 300, length: int = 8) -> list[list[int]]:
 def test_every_item_but_those_of_the_first_basket_is_asked_for_with_what_came_before() -> None:
     matrix = np.zeros((4, 6), np.float32)
     matrix[0, [0, 1]], matrix[1, 2], matrix[2, [3, 4]], matrix[3, 5] = 1, 1, 1, 1
-    examples = follow_examples(Baskets(sp.csr_array(matrix), np.array([0, 0, 0, 1]), 0))
+    examples = read_all(Baskets(sp.csr_array(matrix), np.array([0, 0, 0, 1]), 0))
     assert list(zip(examples.owners.tolist(), examples.targets.tolist(), strict=True)) == [(1, 2), (2, 3), (2, 4)]
-    assert examples.history[1, :3].tolist() == [1, 0, 6]
-    assert examples.ages[1, :3].tolist() == [1, 1, 0]
-    assert examples.history[2, :4].tolist() == [2, 1, 0, 6]
-    assert examples.ages[2, :4].tolist() == [1, 2, 2, 0]
+    assert examples.history[0, :3].tolist() == [1, 0, 6]
+    assert examples.ages[0, :3].tolist() == [1, 1, 0]
+    assert examples.history[1, :4].tolist() == [2, 1, 0, 6]
+    assert examples.ages[1, :4].tolist() == [1, 2, 2, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_examples_read_in_parts_equal_those_of_all_baskets_at_once(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    users = np.sort(rng.integers(4, size=60))  # more baskets and items per user than a history is long
+    matrix = (rng.random((60, 9)) < 0.3).astype(np.float32)
+    matrix[np.arange(60), rng.integers(9, size=60)] = 1
+    expected = []
+    for basket, user in enumerate(users):
+        earlier = [
+            (item, basket - other)
+            for other in range(basket - 1, -1, -1)
+            if users[other] == user
+            for item in np.flatnonzero(matrix[other])[::-1].tolist()
+        ][:20]
+        padded = earlier + [(9, 0)] * (20 - len(earlier))
+        expected += [(basket, item, padded) for item in np.flatnonzero(matrix[basket]).tolist() if earlier]
+    examples = follow_examples(Baskets(sp.csr_array(matrix), users, 0))
+    order = rng.permutation(len(examples))
+    read = [examples.read(part) for part in np.array_split(order, 7)]
+    found = [
+        (owner, target, list(zip(items, ages, strict=True)))
+        for batch in read
+        for items, ages, owner, target in zip(*(values.tolist() for values in batch), strict=True)
+    ]
+    assert found == [expected[place] for place in order]
 
 
 def test_the_loss_is_the_sampled_softmax_of_its_formula() -> None:

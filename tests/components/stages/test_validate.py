@@ -10,11 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.config import ValidationConfig
-from components.exceptions import DataError, QualityError
+from components.config import ValidationConfig, load_config
+from components.exceptions import DataError, QualityError, UnavailableError
 from components.schemas.events import EVENTS, ITEMS, QUARANTINE
+from components.settings import Settings
+from components.stages.validate import run
+from components.storage import StageResult, run_stage
 from components.validation.freshness import NEWEST_EVENT, require_fresh
+from tests.worlds import CONFIGS
+from tests.worlds.disks import fill, mount_small_disk, occupied  # noqa: F401  # fixture
 from tests.worlds.validation import *  # noqa: F403  # fixtures
+from tests.worlds.validation import Bench
 
 Make = Callable[..., dict[str, Any]]
 Read = Callable[[str], list[dict[str, Any]]]
@@ -170,3 +176,33 @@ def test_a_file_of_another_schema(bench: Any, event: Make, item: Make) -> None:
     wrong = EVENTS.set(EVENTS.get_field_index("item_id"), pa.field("item_id", pa.string(), nullable=False))
     with pytest.raises(DataError, match="expected the columns of the canonical events, got others in item_id"):
         bench.run([event(item_id="1")], [item()], schema=wrong)
+
+
+@pytest.mark.parametrize("with_static_files", [False, True])
+def test_a_full_disk_is_one_sentence_and_costs_no_earlier_rows(
+    with_static_files: bool,
+    small_disk: Path,
+    settings: Settings,
+    event: Make,
+    item: Make,
+    read_rows: Read,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(small_disk / "runs", settings)
+    events = [event(f"e{number}", user_id="user" if number else "") for number in range(20)]
+    first = bench.run(events, [item()], max_quarantined_share=1.0)
+    # With the static files of the Data Docs, but not with a page of them: Great Expectations would go on without it.
+    left = (128 << 10) + occupied(Path(first.outputs["data_docs"]) / "static") if with_static_files else 0
+    filler = fill(small_disk, left)
+
+    def validate() -> StageResult:
+        overrides: dict[str, Any] = {"source": {"kind": "complete_journey"}, "validation.max_quarantined_share": 1.0}
+        config, run_dir = load_config(CONFIGS / "complete_journey.yaml", overrides), str(bench.root / "run-0")
+        return run_stage("validate", run, config=config, run_dir=run_dir, settings=settings, force=True)
+
+    with pytest.raises(UnavailableError, match=r"^disk of .*: expected room .*, got a full disk; free it, .*\.$"):
+        validate()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(read_rows(first.outputs["events"])) == first.counts["events"] == 19
+    filler.unlink()
+    assert validate().counts == first.counts

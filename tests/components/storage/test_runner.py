@@ -22,6 +22,7 @@ from components.flow import STAGES
 from components.settings import Settings
 from components.storage import StageReport, StageResult, StageRun, fingerprint, load_result, run_stage
 from tests.worlds import REPOSITORY
+from tests.worlds.disks import fill, mount_small_disk  # noqa: F401  # fixture
 
 Run = Callable[..., StageResult]
 CONFIG = REPOSITORY / "configs" / "complete_journey.yaml"
@@ -491,3 +492,18 @@ def test_a_report_that_differs_from_the_flow_fails(outputs: dict[str, str], tmp_
     with pytest.raises(RuntimeError, match=r"stage ingest: expected the outputs events, items, rejected .* got events"):
         run(spec, lambda stage: StageReport(outputs=outputs), tmp_path)
     assert load_result(str(tmp_path), "ingest") is None
+
+
+def test_a_disk_that_is_full_where_the_result_is_written_is_one_sentence(small_disk: Path, settings: Settings) -> None:
+    config, run_dir = load_config(CONFIG), small_disk / "run"
+
+    def work(stage: StageRun) -> StageReport:
+        report = Work()(stage)
+        fill(small_disk, left=0)
+        return report
+
+    with pytest.raises(UnavailableError, match=rf"^disk of {run_dir}: expected room .*, got a full disk; free it, .*"):
+        run_stage("ingest", work, config=config, run_dir=str(run_dir), settings=settings)
+    assert not (run_dir / "ingest" / "result.json").exists()
+    (small_disk / "filler").unlink()
+    assert run_stage("ingest", Work(), config=config, run_dir=str(run_dir), settings=settings).counts
