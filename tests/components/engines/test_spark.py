@@ -28,11 +28,12 @@ from tests.worlds.logs import START, WEEK, make_config, task
 from tests.worlds.tables import event_row, item_row, put, write, write_days
 
 pyspark = pytest.importorskip("pyspark", reason="the extra `spark` is not installed; `make` adds it where Java is")
+needs_java = pytest.mark.skipif(
+    shutil.which("java") is None and "JAVA_HOME" not in os.environ,
+    reason="Spark needs a Java runtime, and none is here",
+)
 pytestmark = [
-    pytest.mark.skipif(
-        shutil.which("java") is None and "JAVA_HOME" not in os.environ,
-        reason="Spark needs a Java runtime, and none is here",
-    ),
+    needs_java,
     pytest.mark.timeout(1800),  # on a machine that does other work
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of pyspark 4.0
 ]
@@ -43,6 +44,10 @@ DEFAULTS = """
 spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m
 spark.sql.codegen.wholeStage false
 spark.sql.adaptive.enabled false
+spark.driver.host 127.0.0.1
+spark.ui.enabled false
+spark.sql.shuffle.partitions 2
+spark.executor.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m
 """
 USERS = ("a", "b", "Ünal", "v", "user f", "", *map(str, range(9)))
 CATEGORIES = ([], ["Food"], *(["Food", f"VEG/fruit_f{n} ", f"Coffee-v:É\t{n}f"] for n in range(9)))
@@ -119,7 +124,7 @@ def read_outputs(result: StageResult) -> dict[str, pa.Table]:
     return found
 
 
-def run_stages(root: Path, tables: dict[str, Path], engine: str) -> dict[str, pa.Table]:
+def run_stages(root: Path, tables: dict[str, Path], engine: str, **changes: Any) -> dict[str, pa.Table]:
     """Validate and features of a log, on an engine."""
     put(root, "ingest", tables, config="small", fingerprint=str(root))
     limits = {"history_length": 4, "max_train_contexts": 3, "max_validation_examples": 2, "max_test_examples": 2}
@@ -127,7 +132,9 @@ def run_stages(root: Path, tables: dict[str, Path], engine: str) -> dict[str, pa
     config = config.model_copy(update={"validation": config.validation.model_copy(update={"max_quarantined_share": 1})})
     outputs: dict[str, pa.Table] = {}
     for name, stage in (("validate", validate), ("features", features)):
-        result = run_stage(name, stage.run, config=config, run_dir=str(root), settings=with_engine(root, engine))
+        result = run_stage(
+            name, stage.run, config=config, run_dir=str(root), settings=with_engine(root, engine, **changes)
+        )
         outputs |= {f"{name}/{key}": table for key, table in read_outputs(result).items()}
     return outputs
 
