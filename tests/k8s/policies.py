@@ -432,7 +432,7 @@ def commands_exist(objects: list[Object]) -> Iterator[str]:
 
 
 def settings_are_read(objects: list[Object]) -> Iterator[str]:
-    """Every `URM_` variable is a setting, with a value that fits; its files lie on a volume."""
+    """Every variable of ours is a setting, with a value that fits; its files lie on a volume."""
     for one in of_kind(objects, "ConfigMap"):
         if one["metadata"]["name"] == "urm-settings":
             yield from _judge_settings("ConfigMap/urm-settings", one["data"])
@@ -440,10 +440,10 @@ def settings_are_read(objects: list[Object]) -> Iterator[str]:
         for one in containers_of(spec):
             values = {variable["name"]: variable.get("value", "") for variable in one.get("env", [])}
             mounts = {mount["mountPath"] for mount in one.get("volumeMounts", [])}
-            for variable in ("HOME", "URM_CACHE_DIR", "URM_API_TOKENS_FILE"):
+            for variable in ("HOME", "SPARK_CONF_DIR", "URM_CACHE_DIR", "URM_API_TOKENS_FILE"):
                 if variable in values and mounts.isdisjoint([values[variable], str(Path(values[variable]).parent)]):
                     yield f"{name}: {one['name']}: {variable}={values[variable]} lies on no volume"
-            own = {variable: value for variable, value in values.items() if variable != "HOME"}
+            own = {variable: value for variable, value in values.items() if variable not in ("HOME", "SPARK_CONF_DIR")}
             yield from _judge_settings(f"{name}: {one['name']}", own)
 
 

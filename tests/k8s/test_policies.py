@@ -227,7 +227,7 @@ def test_a_task_reaches_what_its_class_needs() -> None:
         rules = [rule for spec in egress if is_selected(labels, spec["podSelector"]) for rule in spec["egress"]]
         assert {port["port"] for rule in rules for port in rule.get("ports", [])} == ports
         peers = [peer["podSelector"] for rule in rules if "ports" not in rule for peer in rule["to"]]
-        spread = {"sft": ["sft"], **dict.fromkeys(DRIVERS, [*DRIVERS, "spark-executor"])}.get(task, [])
+        spread = {"sft": ["sft"], **{stage: [*DRIVERS, "spark-executor"] for stage in DRIVERS}}.get(task, [])
         for component in {*reached, "spark-executor"}:
             meets = any(is_selected({"app.kubernetes.io/component": component}, peer) for peer in peers)
             assert meets is (component in spread)

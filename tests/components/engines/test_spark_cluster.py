@@ -31,14 +31,19 @@ pytestmark = [
 java = test_spark.java  # the driver's
 DEPLOY = "org.apache.spark.deploy"
 WORKER = ("--cores", 1, "--memory", "700m", "--port", 0, "--webui-port", 0, "--work-dir")
-SMALL_JAVA = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=64m -Xmx128m"
+SMALL_JAVA = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=64m"
 
 
 @contextmanager
 def daemon(name: str, folder: Path, *arguments: object) -> Iterator[psutil.Process]:
     """A process of Spark's own, ended with its executors."""
     command = [Path(pyspark.__file__).parent / "bin" / "spark-class", f"{DEPLOY}.{name}", "--host", "127.0.0.1"]
-    environment = {**os.environ, "SPARK_DAEMON_JAVA_OPTS": SMALL_JAVA, "SPARK_LOCAL_DIRS": str(folder)}
+    environment = {
+        **os.environ,
+        "SPARK_DAEMON_JAVA_OPTS": SMALL_JAVA,
+        "SPARK_DAEMON_MEMORY": "128m",
+        "SPARK_LOCAL_DIRS": str(folder),
+    }
     environment |= {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen([*command, *map(str, arguments)], env=environment, stdout=log, stderr=log)
@@ -61,6 +66,7 @@ def master(folder: Path) -> Iterator[str]:
     with daemon("master.Master", folder, "--port", port, "--webui-port", 0) as process:
 
         def listens() -> bool:
+            assert process.status() != psutil.STATUS_ZOMBIE, (folder / "master.Master.log").read_text()
             return any(each.laddr.port == port and each.status == "LISTEN" for each in process.net_connections())
 
         wait_until(listens, 120)
@@ -68,7 +74,8 @@ def master(folder: Path) -> Iterator[str]:
 
 
 def executors_of(worker: psutil.Process) -> list[psutil.Process]:
-    return [each for each in worker.children(recursive=True) if "ExecutorBackend" in " ".join(each.cmdline())]
+    living = [each for each in worker.children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in living if "ExecutorBackend" in " ".join(each.cmdline())]
 
 
 def kill_at_work(worker: psutil.Process, killed: list[int]) -> None:

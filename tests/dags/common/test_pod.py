@@ -172,9 +172,7 @@ def test_the_engine_reaches_the_stages_that_run_on_it_and_no_others(on_spark):
 def test_a_driver_of_spark_keeps_the_policies_of_the_manifests(on_spark, stage):
     pod = on_spark(stage)
     name = f"Pod/{pod['metadata']['name']}"
-    faults = {
-        fault for fault in policies.find_faults([*rendering.render("production", "spark"), pod]) if name in fault
-    }
+    faults = {fault for fault in policies.find_faults([*rendering.render("production", "spark"), pod]) if name in fault}
     probes = {f"{name}: base has no {probe}" for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert faults == {*probes, f"{name}: base has no limits of cpu", f"{name} has a token of the Kubernetes API"}
 
