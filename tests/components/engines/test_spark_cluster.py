@@ -16,10 +16,10 @@ from components.engines import spark as spark_module
 from components.engines.engine import open_engine
 from components.exceptions import ConfigError, UnavailableError
 from components.features import examples as examples_module
-from tests.components.engines import test_spark
-from tests.components.engines.test_spark import needs_java, run_stages, with_engine, write_log
 from tests.worlds import run_python, wait_until
+from tests.worlds import spark as world
 from tests.worlds.servers import free_port
+from tests.worlds.spark import needs_java, run_stages, with_engine, write_log
 from tests.worlds.tables import put
 
 pyspark = pytest.importorskip("pyspark", reason="the extra `spark` is not installed; `make` adds it where Java is")
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.timeout(1800),  # on a machine that does other work
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of pyspark 4.0
 ]
-java = test_spark.java  # the driver's
+java = world.java  # the driver's
 DEPLOY = "org.apache.spark.deploy"
 WORKER = ("--cores", 1, "--memory", "700m", "--port", 0, "--webui-port", 0, "--work-dir")
 SMALL_JAVA = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=64m"
@@ -96,7 +96,7 @@ def test_tables_are_those_of_duckdb_though_an_executor_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = write_log(tmp_path / "tables", seed=3)
-    monkeypatch.setattr(test_spark, "TASKS", test_spark.TASKS[:2])
+    monkeypatch.setattr(world, "TASKS", world.TASKS[:2])
     expected = run_stages(tmp_path / "duckdb", tables, "duckdb")
     killed: list[int] = []
     with master(tmp_path) as address, daemon("worker.Worker", tmp_path, *WORKER, tmp_path / "work", address) as worker:
