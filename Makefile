@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AUDIT := $(VENV)/audit
 EXTRAS := dev$(shell command -v java > /dev/null && echo ,spark)
+IMAGES ?= pipeline recall-worker recall-api
 BUILDER ?= docker
 BASE ?= python:3.11-slim
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/__init__.py)
@@ -89,8 +90,8 @@ audit: $(AUDIT)/.ready ## Fail on a known vulnerability of a package in the lock
 	@$(AUDIT)/bin/python .ci/audit.py $(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off --format json
 
 .PHONY: images
-images: ## Build the images of the pods with BUILDER (docker) from BASE; further arguments in BUILD_ARGS
-	for target in pipeline recall-worker recall-api; do \
+images: ## Build IMAGES (of the pods, without Spark's) with BUILDER (docker) from BASE; further arguments in BUILD_ARGS
+	for target in $(IMAGES); do \
 	  $(BUILDER) build --file k8s/images/Dockerfile --target $$target --tag $(REGISTRY)urm-$$target:$(VERSION) \
 	    --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) . || exit; \
 	done

@@ -44,6 +44,7 @@ class StageSpec:
     # its own MLflow run (`run`), notes on the run of the whole flow (`parent`), or `none`
     tracking: Literal["run", "parent", "none"] = "none"
     recall: bool = False  # whether it changes what the recall runtime serves
+    spark: bool = False  # whether it runs on Spark, too, as `URM_ENGINE` says
     parallel: bool = False  # whether torchrun may start several processes of it
     reusable: bool = True  # whether an equal earlier result may stand in; false for acts on the world
     module: str = ""  # where its code is, if not in `components/stages`
@@ -91,6 +92,7 @@ STAGES: dict[str, StageSpec] = {
                 "data_docs": "folder: GX Data Docs (HTML)",
             },
             sections=("validation",),
+            spark=True,
             resources=Resources(hours=1),
         ),
         StageSpec(
@@ -107,6 +109,7 @@ STAGES: dict[str, StageSpec] = {
             },
             sections=("features", "tasks"),
             resources=Resources(hours=3, memory="16Gi"),
+            spark=True,
         ),
         StageSpec(
             name="encode",

@@ -112,6 +112,13 @@ class Settings(BaseSettings):
         default="local[*]",
         description="Where Spark runs; empty: where spark-submit or spark-defaults.conf says.",
     )
+    spark_driver_host: str = Field(
+        default="",
+        description="Address at which executors on Kubernetes reach this process, its pod's; empty: Spark's guess.",
+    )
+    spark_driver_pod: str = Field(
+        default="", description="Pod of this process, with which executors on Kubernetes end; empty: none."
+    )
     otlp_endpoint: str = Field(
         default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT", description="Where traces of the runtime go."
     )

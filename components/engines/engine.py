@@ -47,6 +47,11 @@ def memory_limit(engine: ibis.BaseBackend) -> int:
     return int(_module(engine.name).memory_limit(engine))
 
 
+def holds_joins(engine: ibis.BaseBackend) -> bool:
+    """Whether a join needs memory for its rows; Spark lets them pass, in order, and spills what it sorts."""
+    return bool(engine.name == "duckdb")
+
+
 def read_folder(engine: ibis.BaseBackend, folder: Path) -> ir.Table:
     """All Parquet files below a folder; what a folder's name says, `name=value`, becomes a column."""
     return _module(engine.name).read_folder(engine, folder)

@@ -6,18 +6,23 @@ mode, a shared volume on a cluster.
 
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import ibis
 import ibis.expr.datatypes as dt
+import ibis.expr.operations as ops
 import ibis.expr.schema as sch
 import ibis.expr.types as ir
 import pyarrow as pa
+import pyarrow.parquet as pq
 from ibis.backends.pyspark import Backend
+from ibis.backends.sql.compilers.pyspark import PySparkCompiler
 from py4j.protocol import Py4JError, Py4JNetworkError
 from pydantic import ByteSize, TypeAdapter
 from pyspark import SparkConf
@@ -30,6 +35,9 @@ from components.exceptions import ConfigError, UnavailableError
 from components.settings import Settings
 
 _TABLES = "tables"
+_ANSWER_SECONDS = 5
+_EXECUTOR_SECONDS = 600  # a cluster may have to start machines for them
+_PARTITIONS_PER_CORE = 3
 _LEAST_MEGABYTES = 512  # Spark refuses a heap below 450
 # What equal tables need, whatever the cluster's own configuration says.
 _CORRECTNESS = {
@@ -39,15 +47,28 @@ _CORRECTNESS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.driver.maxResultSize": "0",  # as much as a shard of users gives; the shards are as large as memory allows
     "spark.sql.catalogImplementation": "in-memory",  # tables of the stage live in its scratch folder and end with it
+    # Else a job with a task per folder, one per day of the log, lists the files.
+    "spark.sql.sources.parallelPartitionDiscovery.threshold": "10000",
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "ERROR",
 }
+
+
+class _Compiler(PySparkCompiler):  # type: ignore[misc]  # as below
+    """Ibis' own, but lists are sorted by Spark's compiled order and not, pair by pair, by a lambda that it interprets.
+
+    The two differ in where nulls stand; the lists that the stages sort have none.
+    """
+
+    SIMPLE_OPS: ClassVar = {ops.ArraySort: "sort_array"}
 
 
 class SparkEngine(Backend):  # type: ignore[misc]  # a class of Any to mypy, since Ibis has no types
     """Ibis' Spark engine with paths of the working directory, schemas like DuckDB's, and results by Arrow."""
 
     memory: int  # bytes of one executor
+    folder: Path  # folder of the stage's tables
+    compiler = _Compiler()
 
     def create_table(self, name: str, /, obj: Any = None, *, temp: bool = False, **options: Any) -> ir.Table:
         """As Ibis, which refuses temporary tables; here all are, since they end with the stage."""
@@ -64,9 +85,11 @@ class SparkEngine(Backend):  # type: ignore[misc]  # a class of Any to mypy, sin
         return sch.Schema({name: _as_duckdb(kind) for name, kind in schema.items()})
 
     def _create_cached_table(self, name: str, expr: ir.Table) -> ir.Table:
-        """As Ibis, which forgets the tables in memory that the expression reads."""
-        self._run_pre_execute_hooks(expr)
-        return super()._create_cached_table(name, expr)
+        """As Ibis, but in files: later plans are short, and an executor that is lost takes none of it along."""
+        return self.create_table(name, expr)
+
+    def _drop_cached_table(self, name: str) -> None:
+        self.drop_table(name)
 
     def to_pyarrow(self, expr: ir.Expr, /, *, params: Any = None, limit: Any = None, **options: Any) -> Any:
         """As Ibis, but not by way of pandas, which has no lists and no integers with nulls."""
@@ -74,6 +97,20 @@ class SparkEngine(Backend):  # type: ignore[misc]  # a class of Any to mypy, sin
         table = expr.as_table()
         result: pa.Table = self._session.sql(self.compile(table, params=params, limit=limit)).toArrow()
         return expr.__pyarrow_result__(result.cast(table.schema().to_pyarrow()))
+
+    def to_pyarrow_batches(
+        self, expr: ir.Expr, /, *, chunk_size: int = 65_536, **options: Any
+    ) -> Iterator[pa.RecordBatch]:
+        """As Ibis, but executors write the rows to files, of which the driver holds one batch at a time."""
+        name = f"batches_{uuid4().hex}"
+        table = self.create_table(name, expr.as_table())
+        schema = table.schema().to_pyarrow()
+        # Spark names files by partition, and the partitions of a sorted result follow one another.
+        for path in sorted((self.folder / name).glob("*.parquet")):
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=chunk_size):
+                    yield from pa.Table.from_batches([batch]).cast(schema).to_batches()
+        self.drop_table(name)
 
 
 @contextmanager
@@ -101,13 +138,18 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     SparkEngine.register_options()
     engine = SparkEngine()
     engine.memory = memory << 20
+    engine.folder = spill.absolute() / _TABLES
     engine.do_connect(session)
     before = ibis.options.default_backend
     ibis.set_backend(engine)
     try:
         with exhaustion_errors(spill, f"{memory}MiB"), _ended_errors():
             if on_cluster:
+                _await_executor(session)
                 _require_shared(engine, spill.absolute())
+                if "spark.sql.shuffle.partitions" not in dict(context.getConf().getAll()):
+                    partitions = _PARTITIONS_PER_CORE * context.defaultParallelism
+                    session.conf.set("spark.sql.shuffle.partitions", partitions)
             yield engine
     finally:
         ibis.options.default_backend = before
@@ -148,6 +190,10 @@ def _start(spill: Path, settings: Settings) -> SparkSession:
         master = f"local[{settings.num_threads}]"
     if master:
         conf.setMaster(master)
+    if master.startswith("spark://"):
+        _require_answer(master)
+    if master.startswith("k8s://"):
+        _set_driver(conf, settings)
     if master.startswith("local"):
         conf.set("spark.local.dir", str(spill)).set("spark.driver.memory", memory)
         conf.set("spark.ui.enabled", "false").set("spark.driver.host", "127.0.0.1")
@@ -170,6 +216,62 @@ def _start(spill: Path, settings: Settings) -> SparkSession:
             got=_first_line(error),
             remedy="correct URM_SPARK_MASTER",
         ) from error
+
+
+def _set_driver(conf: SparkConf, settings: Settings) -> None:
+    """What a driver in a pod says of itself: how executors reach it, and that they end with it."""
+    conf.set("spark.kubernetes.namespace", settings.namespace)
+    if settings.spark_driver_host:
+        conf.set("spark.driver.host", settings.spark_driver_host)
+    if settings.spark_driver_pod:
+        conf.set("spark.kubernetes.driver.pod.name", settings.spark_driver_pod)
+
+
+def _require_answer(master: str) -> None:
+    """Refuse a standalone master that is down; Spark itself tries for a minute, and then ends with a traceback.
+
+    Raises:
+        ConfigError: The address is none.
+        UnavailableError: Nobody answers there.
+    """
+    got: object = "no answer"
+    for place in master.removeprefix("spark://").split(","):  # of several, one leads
+        host, _, port = place.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigError(
+                "setting URM_SPARK_MASTER",
+                expected="spark://host:port[,host:port]",
+                got=master,
+                remedy="correct it; the port of a master is usually 7077",
+            )
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+        except OSError as error:
+            got = error
+        else:
+            return
+    raise UnavailableError(
+        f"Spark at {master}", expected="an answer", got=got, remedy="start the master or correct URM_SPARK_MASTER"
+    )
+
+
+def _await_executor(session: SparkSession) -> None:
+    """Wait for the first executor: without one, Spark would wait for ever.
+
+    Raises:
+        UnavailableError: None came.
+    """
+    java: Any = session.sparkContext._jsc
+    deadline = time.monotonic() + _EXECUTOR_SECONDS
+    while java.sc().getExecutorMemoryStatus().size() < 2:  # the driver is one
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"Spark at {session.sparkContext.master}",
+                expected=f"an executor within {_EXECUTOR_SECONDS} s",
+                got="none",
+                remedy="start workers, or lower URM_ENGINE_MEMORY or spark.executor.cores to what they have free",
+            )
+        time.sleep(0.2)
 
 
 def _megabytes(settings: Settings) -> int:

@@ -17,13 +17,17 @@ from components.schemas.examples import CONTEXTS, ragged
 BYTES_PER_ITEM = 40  # of a history: id, count, instant, behaviour
 
 
-def split_contexts(contexts: ir.Table, features: FeaturesConfig, memory: int) -> Iterator[pa.Table]:
-    """Contexts by user, in batches that one retrieval joins within a quarter of the memory.
+def split_contexts(
+    contexts: ir.Table, features: FeaturesConfig, memory: int, *, join_is_held: bool = True
+) -> Iterator[pa.Table]:
+    """Contexts by user, in batches whose retrieval fits in a quarter of the memory.
 
-    Feast joins a context to every earlier row of its user, of which there is one per active day at most.
+    Feast joins a context to every earlier row of its user, of which there is one per active day at most. Where the
+    engine does not hold these (`join_is_held`), only the one that it keeps counts.
     """
     split = features.split
-    rows = (split.end - split.train_start) // timedelta(days=1) // 2 + 1  # half the days, on average
+    # Half the days, on average.
+    rows = (split.end - split.train_start) // timedelta(days=1) // 2 + 1 if join_is_held else 1
     size = max(memory // 4 // (rows * features.history_length * BYTES_PER_ITEM), 1)
     table = contexts.order_by("user_id", "cut_ts").to_pyarrow()
     return (table.slice(first, size) for first in range(0, table.num_rows, size))

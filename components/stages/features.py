@@ -16,7 +16,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.engines.engine import memory_limit, open_engine
+from components.engines.engine import holds_joins, memory_limit, open_engine
 from components.features import checks
 from components.features.catalogue import build_catalogue
 from components.features.contexts import retrieve_contexts, split_contexts
@@ -61,7 +61,8 @@ def run(stage: StageRun) -> StageReport:
         stage.report_progress("retrieving features at the cuts")
         store = create_feature_store(folder, stage.settings, version=stage.folder.rpartition("/")[2])
         with offline(folder):
-            batches = split_contexts(contexts, config.features, memory_limit(engine))
+            limit, held = memory_limit(engine), holds_joins(engine)
+            batches = split_contexts(contexts, config.features, limit, join_is_held=held)
             table = pa.concat_tables(retrieve_contexts(store, batch) for batch in batches)
             pq.write_table(table.sort_by("context_id"), output / "contexts.parquet")
             stage.report_progress("filling the online store")

@@ -50,6 +50,17 @@ def stage_arguments(stage: str, context: Context, jinja_env: Any = None) -> list
     return arguments + [f"--{flag.replace('_', '-')}" for flag in STAGES[stage].flags if params[flag]]
 
 
+def engine_variables(stage: str = "") -> dict[str, str]:
+    """The engine of a stage, as the environment of Airflow says; what Spark cannot do, DuckDB does."""
+    settings = get_settings()
+    if settings.engine == "duckdb":
+        return {}
+    if not (stage and STAGES[stage].spark):
+        return {"URM_ENGINE": "duckdb"}
+    named = {"URM_ENGINE": settings.engine, "URM_SPARK_MASTER": settings.spark_master}
+    return named | ({"URM_ENGINE_MEMORY": settings.engine_memory} if settings.engine_memory else {})
+
+
 def link_variables(context: Context, jinja_env: Any = None) -> dict[str, str]:
     """Settings that lead from the traces of a command back to this DAG run."""
     return {
@@ -59,6 +70,6 @@ def link_variables(context: Context, jinja_env: Any = None) -> dict[str, str]:
     }
 
 
-def process_variables(context: Context, jinja_env: Any = None) -> dict[str, str]:
+def process_variables(context: Context, jinja_env: Any = None, *, stage: str = "") -> dict[str, str]:
     """Settings of a command that runs on this machine; none of them holds credentials."""
-    return setting_variables() | link_variables(context)
+    return setting_variables() | link_variables(context) | engine_variables(stage)

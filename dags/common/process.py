@@ -81,6 +81,7 @@ class StageProcessOperator(UrmProcessOperator, StageMixin):
     def __init__(self, *, stage: str, **kwargs: Any) -> None:
         super().__init__(arguments=partial(stage_arguments, stage), credentials=STAGES[stage].credentials, **kwargs)
         self.stage = stage
+        self.environment = partial(process_variables, stage=stage)
 
     def execute(self, context: Context) -> None:
         """Run the stage and leave where its result is as XCom.

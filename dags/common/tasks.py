@@ -13,13 +13,15 @@ from airflow.sdk import BaseOperator, Context, Param, XComArg
 
 from components.flow import FLOWS, STAGES, Access, Resources, direct_inputs
 from components.settings import Settings, get_settings
-from dags.common.params import SERVING_RELEASE, announce_release, link_variables
+from dags.common.params import SERVING_RELEASE, announce_release, engine_variables, link_variables
 from dags.common.pod_table import PodNeeds, read_pod_needs
 
 POOL = "compute"  # one slot on one machine: heavy stages never share its cores
 OWNER = "recommendation"
 PROMOTERS = ("promote", "rollback")  # they change which release serves
 BACKFILL = Resources(hours=168, cpu="1", memory="1792Mi", pool=False)  # days, where there are millions of users
+# What `k8s/components/spark/` says of Spark: how many executors of which size, and the template of their pods.
+SPARK_CONFIGURATION, SPARK_CONF_DIR, SPARK_ACCOUNT = "urm-spark", "/etc/spark", "urm-spark"
 POD_TEMPLATE = Path(__file__).parents[2] / "k8s" / "jobs" / "stage-pod.yaml"
 
 # Transient faults (a service away, a process or pod killed) are tried again; a mistake in the input is not.
@@ -161,10 +163,13 @@ def _of_pod(common: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in common.items() if name != "execution_timeout"}
 
 
-def _pod_variables(gpus: int, context: Context, jinja_env: Any = None) -> dict[str, str]:
+def _pod_variables(gpus: int, stage: str, context: Context, jinja_env: Any = None) -> dict[str, str]:
     """Variables that a pod gets beside those of the cluster, which its template names."""
     # Otherwise an image for the CPU would train beside an idle GPU.
-    return link_variables(context) | ({"URM_DEVICE": "cuda"} if gpus else {})
+    cuda = {"URM_DEVICE": "cuda"} if gpus else {}
+    engine = engine_variables(stage)
+    conf = {"SPARK_CONF_DIR": SPARK_CONF_DIR} if engine.get("URM_ENGINE") == "spark" else {}
+    return link_variables(context) | cuda | engine | conf
 
 
 def pod_arguments(task_id: str, needs: PodNeeds, access: Access, settings: Settings) -> dict[str, Any]:
@@ -183,6 +188,14 @@ def pod_arguments(task_id: str, needs: PodNeeds, access: Access, settings: Setti
         memory = k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=needs.shared_memory)
         volumes.append(k8s.V1Volume(name="shared-memory", empty_dir=memory))
         mounts.append(k8s.V1VolumeMount(name="shared-memory", mount_path="/dev/shm"))  # noqa: S108
+    stage = task_id if task_id in STAGES else ""
+    on_spark = bool(stage) and STAGES[stage].spark and settings.engine == "spark"
+    if on_spark:
+        source = k8s.V1ConfigMapVolumeSource(name=SPARK_CONFIGURATION, optional=True)
+        volumes.append(k8s.V1Volume(name="spark", config_map=source))
+        mounts.append(k8s.V1VolumeMount(name="spark", mount_path=SPARK_CONF_DIR, read_only=True))
+    starts_pods = on_spark and settings.spark_master.startswith("k8s://")  # its executors
+    own = {"URM_SPARK_DRIVER_HOST": "status.podIP", "URM_SPARK_DRIVER_POD": "metadata.name"} if starts_pods else {}
     gpus = {"nvidia.com/gpu": str(needs.gpus)} if needs.gpus else {}
     queue = {"kueue.x-k8s.io/queue-name": needs.kueue_queue} if needs.kueue_queue else {}
     promotes = access == "promotion"
@@ -191,7 +204,11 @@ def pod_arguments(task_id: str, needs: PodNeeds, access: Access, settings: Setti
         "namespace": settings.namespace,
         "image": needs.image,
         "cmds": ["urm"],
-        "env_vars": partial(_pod_variables, needs.gpus),
+        "env_vars": partial(_pod_variables, needs.gpus, stage),
+        "pod_runtime_info_envs": [
+            k8s.V1EnvVar(name=name, value_from=k8s.V1EnvVarSource(field_ref=k8s.V1ObjectFieldSelector(field_path=path)))
+            for name, path in own.items()
+        ],
         "env_from": [k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=f"urm-{access}"))],
         "pod_template_file": str(POD_TEMPLATE),
         "container_resources": k8s.V1ResourceRequirements(
@@ -202,8 +219,8 @@ def pod_arguments(task_id: str, needs: PodNeeds, access: Access, settings: Setti
         "node_selector": needs.node_selector,
         "tolerations": [k8s.V1Toleration(**one.model_dump()) for one in needs.tolerations],
         "priority_class_name": needs.priority_class,
-        "service_account_name": f"urm-{access}",
-        "automount_service_account_token": promotes,
+        "service_account_name": SPARK_ACCOUNT if starts_pods else f"urm-{access}",
+        "automount_service_account_token": promotes or starts_pods,
         # The network policies know the pods of promotions, which reach the cluster's API, by this label.
         "labels": {"app.kubernetes.io/component": "promote" if promotes else task_id, **queue},
         "active_deadline_seconds": round(

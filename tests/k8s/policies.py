@@ -34,6 +34,7 @@ CLASSES = {
 CLASSES["urm-training"] += ["reference", "variant", "summary"]  # of ablation_study
 # Who may name a secret of credentials: the accounts of the recall pods, and for each class of stages its own account.
 READERS = {"urm-credentials": {"recall-api", "recall-worker"}} | {name: {name} for name in CLASSES}
+READERS["urm-data"] |= {"urm-spark"}  # of the same stages, where they start executors
 # What the manifests name and others make: the one list of it.
 EXTERNAL = {
     "Secret": {*READERS, "recall-tokens", "redis-users", "urm-keda-redis"},
@@ -48,6 +49,7 @@ EXTERNAL_PODS: list[tuple[dict[str, str], set[int]]] = [
     ({"app.kubernetes.io/component": "mlflow"}, {5000}),
     ({"app.kubernetes.io/component": "recall-backfill"}, {9101}),
     ({"k8s-app": "kube-dns"}, {53}),
+    ({"app.kubernetes.io/component": "spark-executor"}, set()),
     *(({"app.kubernetes.io/component": task, **STARTED_BY_AIRFLOW}, set()) for task in chain(*CLASSES.values())),
 ]
 EXTERNAL_PORTS = {443, 6443, 6379}  # by address: the object store, the Kubernetes API, a Redis elsewhere
@@ -86,7 +88,20 @@ AIRFLOW_RULES = [  # what the operators and triggers of dags/common and dags/tra
     {"apiGroups": ["trainer.kubeflow.org"], "resources": ["trainjobs"], "verbs": _WORK},
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "delete"]},
 ]
-RIGHTS = {"urm-promotion": PROMOTION_RULES, "urm-airflow": AIRFLOW_RULES}
+SPARK_RULES = [  # what Spark's driver calls for executors in client mode
+    {
+        "apiGroups": [""],
+        "resources": ["pods", "configmaps"],
+        "verbs": ["create", "get", "list", "watch", "patch", "delete", "deletecollection"],
+    },
+    {
+        "apiGroups": [""],
+        "resources": ["services", "persistentvolumeclaims"],
+        "verbs": ["list", "delete", "deletecollection"],
+    },
+]
+RIGHTS = {"urm-promotion": PROMOTION_RULES, "urm-airflow": AIRFLOW_RULES, "urm-spark": SPARK_RULES}
+OF_COMPONENTS = {"urm-airflow", "urm-spark"}
 
 
 def objects_are_labelled(objects: list[Object]) -> Iterator[str]:
@@ -373,10 +388,10 @@ def releases_come_from_promotion(objects: list[Object]) -> Iterator[str]:
             yield f"{name} does not verify its release"
 
 
-def only_promotion_and_airflow_have_rights(objects: list[Object]) -> Iterator[str]:
-    """A role each with exactly their rights, for the account of the same name; Airflow's is that of a component."""
+def only_who_needs_them_has_rights(objects: list[Object]) -> Iterator[str]:
+    """A role each with exactly their rights, for the account of the same name; some come with a component."""
     roles = {one["metadata"]["name"]: one for one in of_kind(objects, "Role", "ClusterRole")}
-    if roles.keys() | {"urm-airflow"} != RIGHTS.keys():
+    if roles.keys() | OF_COMPONENTS != RIGHTS.keys():
         yield f"there are roles {sorted(roles)}"
     for name, one in roles.items():
         if (one["kind"], one["rules"]) != ("Role", RIGHTS.get(name)):
@@ -417,7 +432,7 @@ def commands_exist(objects: list[Object]) -> Iterator[str]:
 
 
 def settings_are_read(objects: list[Object]) -> Iterator[str]:
-    """Every `URM_` variable is a setting, with a value that fits; its files lie on a volume."""
+    """Every variable of ours is a setting, with a value that fits; its files lie on a volume."""
     for one in of_kind(objects, "ConfigMap"):
         if one["metadata"]["name"] == "urm-settings":
             yield from _judge_settings("ConfigMap/urm-settings", one["data"])
@@ -425,10 +440,10 @@ def settings_are_read(objects: list[Object]) -> Iterator[str]:
         for one in containers_of(spec):
             values = {variable["name"]: variable.get("value", "") for variable in one.get("env", [])}
             mounts = {mount["mountPath"] for mount in one.get("volumeMounts", [])}
-            for variable in ("HOME", "URM_CACHE_DIR", "URM_API_TOKENS_FILE"):
+            for variable in ("HOME", "SPARK_CONF_DIR", "URM_CACHE_DIR", "URM_API_TOKENS_FILE"):
                 if variable in values and mounts.isdisjoint([values[variable], str(Path(values[variable]).parent)]):
                     yield f"{name}: {one['name']}: {variable}={values[variable]} lies on no volume"
-            own = {variable: value for variable, value in values.items() if variable != "HOME"}
+            own = {variable: value for variable, value in values.items() if variable not in ("HOME", "SPARK_CONF_DIR")}
             yield from _judge_settings(f"{name}: {one['name']}", own)
 
 
@@ -455,7 +470,7 @@ POLICIES: tuple[Policy, ...] = (
     commands_listen_where_declared,
     ports_are_served,
     releases_come_from_promotion,
-    only_promotion_and_airflow_have_rights,
+    only_who_needs_them_has_rights,
     credentials_go_to_their_class,
     commands_exist,
     settings_are_read,

@@ -26,7 +26,8 @@ TRAINING = {
 }
 MODEL = {"torch", "transformers", "faiss-cpu", "feast", "pandas", "scipy", "scikit-learn"}
 ABSENT = {
-    "pipeline": ORCHESTRATION,
+    "pipeline": ORCHESTRATION | {"pyspark"},
+    "pipeline-spark": ORCHESTRATION,
     "recall-worker": ORCHESTRATION | TRAINING,
     "recall-api": ORCHESTRATION | TRAINING | MODEL,
 }

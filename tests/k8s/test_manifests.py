@@ -1,6 +1,7 @@
 """Form of the manifests: kustomize builds them, schemas of Kubernetes and of the operators accept them."""
 
 import json
+import re
 from functools import cache
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from components.addresses import open_store
 from components.settings import Settings
 from tests.k8s import policies
 from tests.k8s.rendering import COMPONENTS, K8S, RENDERS, Object, needs_kubectl, of_kind, render
+from tests.worlds import REPOSITORY
 
 KUBERNETES = ("1.32", "1.35", "1.37")  # the oldest that is supported, the newest, and one between
 POD, BACKFILL = (yaml.safe_load((K8S / "jobs" / name).read_text()) for name in ("stage-pod.yaml", "backfill.yaml"))
@@ -207,3 +209,33 @@ def test_the_job_of_the_backfill_keeps_the_policies() -> None:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_the_job_of_the_backfill_is_valid(version: str) -> None:
     kubernetes_validate.validate(BACKFILL, version, strict=True)
+
+
+@needs_kubectl
+def test_executors_are_pods_that_keep_the_policies() -> None:
+    """As Spark completes their template; they serve nobody, so that they need no probe."""
+    objects = render("production", "spark", "training")
+    [content] = [one["data"] for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"] == "urm-spark"]
+    pod = yaml.safe_load(content["executor.yaml"])
+    size = {"cpu": "4", "memory": "13Gi"}
+    pod["metadata"] |= {"name": "executor", "namespace": "urm"}
+    pod["spec"]["containers"][0]["resources"] = {"requests": size, "limits": size}
+    for version in KUBERNETES:
+        kubernetes_validate.validate(pod, version, strict=True)
+    faults = [fault for fault in policies.find_faults([*objects, pod]) if "Pod/executor" in fault]
+    assert [fault for fault in faults if "Probe" not in fault] == []
+
+
+def test_executors_have_the_version_and_the_paths_of_their_drivers() -> None:
+    folder = K8S / "components" / "spark"
+    pod = yaml.safe_load((folder / "executor.yaml").read_text())["spec"]
+    lines = (line.split() for line in (folder / "spark-defaults.conf").read_text().splitlines() if line[:1] != "#")
+    values = dict(lines)
+    version = re.search(r"^pyspark==(.*)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    image = values["spark.kubernetes.container.image"]
+    assert image == pod["containers"][0]["image"]
+    assert version is not None and image.startswith(f"apache/spark:{version[1]}-")
+    assert values["spark.kubernetes.executor.podTemplateFile"] == "/etc/spark/executor.yaml"
+    caches = {one["value"] for one in POD["spec"]["containers"][0]["env"] if one["name"] == "URM_CACHE_DIR"}
+    assert caches < {one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+    assert pod["securityContext"] == POD["spec"]["securityContext"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from components.flow import STAGES
 from components.recall.state.scripts import GROUP, STREAM
 from tests.k8s import policies
 from tests.k8s.rendering import (
@@ -21,6 +22,7 @@ pytestmark = needs_kubectl
 ALL_ADDED = [name for name in COMPONENTS if name not in read_components("production")]
 API, WORKER, ADHOC = "Deployment/recall-api", "Deployment/recall-worker", "Deployment/recall-adhoc"
 POD, FIRST = "spec.template.spec", "spec.template.spec.containers.0"
+DRIVERS = [stage for stage in STAGES if STAGES[stage].spark]
 GONE = object()
 # By policy: object, place in it, what is put there, the fault.
 PLANTED: dict[policies.Policy, list[tuple[str, str, Any, str]]] = {
@@ -125,13 +127,14 @@ PLANTED: dict[policies.Policy, list[tuple[str, str, Any, str]]] = {
         (WORKER, f"{POD}.initContainers.0.env.0", {"name": "URM_RELEASE", "value": "r"}, "does not read its release"),
         (WORKER, f"{POD}.initContainers", [], "does not verify"),
     ],
-    policies.only_promotion_and_airflow_have_rights: [
+    policies.only_who_needs_them_has_rights: [
         ("Role/urm-promotion", "rules.0.verbs", ["*"], "Role/urm-promotion allows other"),
         ("Role/urm-promotion", "rules.0.resourceNames", GONE, "Role/urm-promotion allows other"),
         ("Role/urm-promotion", "kind", "ClusterRole", "ClusterRole/urm-promotion allows other"),
-        ("Role/urm-promotion", "metadata.name", "urm-data", "there are roles ['urm-airflow', 'urm-data']"),
+        ("Role/urm-promotion", "metadata.name", "urm-data", "there are roles ['urm-airflow', 'urm-data', 'urm-spark']"),
         ("Role/urm-airflow", "rules.1.resources", ["pods/log", "pods/exec"], "Role/urm-airflow allows other"),
         ("RoleBinding/urm-promotion", "subjects.0.name", "urm-data", "bound as"),
+        ("Role/urm-spark", "rules.0.resources", ["pods", "configmaps", "secrets"], "Role/urm-spark allows other"),
         ("RoleBinding/urm-airflow", "kind", "ClusterRoleBinding", "bound as"),
         ("ServiceAccount/urm-data", "automountServiceAccountToken", GONE, "its token"),
     ],
@@ -211,16 +214,20 @@ def test_the_backlog_is_that_of_the_workers() -> None:
 
 
 def test_a_task_reaches_what_its_class_needs() -> None:
-    """Ports by the policies of egress; the ranks of `sft` reach one another at every port."""
+    """Ports by the policies of egress; the ranks of `sft`, and Spark's pods, reach one another at every port."""
     egress = [one["spec"] for one in of_kind(render("production"), "NetworkPolicy") if "egress" in one["spec"]]
     store, tracking = {53, 443}, {53, 443, 5000}
     wanted = {"urm-data": store, "urm-training": tracking, "urm-tracking": tracking}
     wanted["urm-promotion"] = {*tracking, 6379, 6443, 8000}
     reached = {task: wanted[name] for name, tasks in policies.CLASSES.items() for task in tasks}
+    reached |= {stage: {*store, 6443} for stage in DRIVERS}
     for task, ports in {**reached, "recall-backfill": {*store, 6379}}.items():
         started = {} if task == "recall-backfill" else policies.STARTED_BY_AIRFLOW
         labels = {"app.kubernetes.io/component": task, **started}
         rules = [rule for spec in egress if is_selected(labels, spec["podSelector"]) for rule in spec["egress"]]
         assert {port["port"] for rule in rules for port in rule.get("ports", [])} == ports
-        ranks = [peer["podSelector"]["matchLabels"] for rule in rules if "ports" not in rule for peer in rule["to"]]
-        assert ranks == ([{"app.kubernetes.io/component": "sft"}] if task == "sft" else [])
+        peers = [peer["podSelector"] for rule in rules if "ports" not in rule for peer in rule["to"]]
+        spread = {"sft": ["sft"], **{stage: [*DRIVERS, "spark-executor"] for stage in DRIVERS}}.get(task, [])
+        for component in {*reached, "spark-executor"}:
+            meets = any(is_selected({"app.kubernetes.io/component": component}, peer) for peer in peers)
+            assert meets is (component in spread)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from components.config import RunConfig
 from components.engines.duckdb import open_engine
 from components.exceptions import DataError
-from components.features.contexts import retrieve_contexts
+from components.features.contexts import BYTES_PER_ITEM, retrieve_contexts, split_contexts
 from components.features.log import read_log
 from components.features.sources import write_sources
 from components.features.store import create_feature_store, offline
@@ -168,3 +168,13 @@ def test_a_user_without_features_is_refused(engine: ibis.BaseBackend, tmp_path: 
     chosen = pa.table({"context_id": [0], "user_id": ["a"], "cut_ts": [START], "split": ["train"]})
     with offline(tmp_path), pytest.raises(DataError, match=r"features of user a at 2024-01-08.*got none"):
         retrieve_contexts(store, chosen)
+
+
+@pytest.mark.parametrize(("join_is_held", "sizes"), [(True, [2] * 9 + [1]), (False, [19])])
+def test_a_batch_holds_the_join_only_where_the_engine_does(join_is_held: bool, sizes: list[int]) -> None:
+    """The splits span 21 days, of which a context is joined to eleven on average."""
+    contexts = ibis.memtable({"user_id": [f"{number:02}" for number in range(19)], "cut_ts": [START] * 19})
+    memory = 4 * 2 * 11 * HISTORY_LENGTH * BYTES_PER_ITEM
+    batches = list(split_contexts(contexts, ALIGNED.features, memory, join_is_held=join_is_held))
+    assert [len(batch) for batch in batches] == sizes
+    assert pa.concat_tables(batches)["user_id"].to_pylist() == [f"{number:02}" for number in range(19)]

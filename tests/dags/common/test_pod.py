@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from components.flow import STAGES
-from components.settings import Settings
+from components.settings import Settings, get_settings
 from tests.k8s import policies, rendering
 from tests.k8s.rendering import needs_kubectl
 from tests.worlds import pods
@@ -137,11 +137,51 @@ def test_the_table_decides_where_and_on_what_a_pod_runs(render_pod, tmp_path):
     assert mounts == {"cache": "/cache", "tmp": "/tmp", "shared-memory": "/dev/shm"}  # noqa: S108
 
 
-def test_the_pod_is_valid_kubernetes(render_pod):
+@pytest.fixture
+def on_spark(render_pod, monkeypatch):
+    """A pod as `render_pod` makes it where Airflow's environment names Spark on the cluster."""
+    master = "k8s://https://kubernetes.default.svc"
+    monkeypatch.setenv("URM_ENGINE", "spark")
+    monkeypatch.setenv("URM_SPARK_MASTER", master)
+    monkeypatch.setenv("URM_ENGINE_MEMORY", "12GB")
+    get_settings.cache_clear()
+    return lambda stage: render_pod(
+        stage, SETTINGS.model_copy(update={"engine": "spark", "spark_master": master, "namespace": "urm"})
+    )
+
+
+def test_the_engine_reaches_the_stages_that_run_on_it_and_no_others(on_spark):
+    pods = {stage: on_spark(stage)["spec"] for stage in STAGES}
+    environments = {stage: {one["name"]: one for one in pod["containers"][0]["env"]} for stage, pod in pods.items()}
+    engines = {stage: values["URM_ENGINE"]["value"] for stage, values in environments.items()}
+    assert engines == {stage: "spark" if stage in ("validate", "features") else "duckdb" for stage in STAGES}
+    for stage in ("validate", "features"):
+        values = environments[stage]
+        assert values["URM_SPARK_MASTER"]["value"] == "k8s://https://kubernetes.default.svc"
+        assert values["URM_ENGINE_MEMORY"]["value"] == "12GB"
+        fields = {name: values[name]["valueFrom"]["fieldRef"]["fieldPath"] for name in values if "_DRIVER_" in name}
+        assert fields == {"URM_SPARK_DRIVER_HOST": "status.podIP", "URM_SPARK_DRIVER_POD": "metadata.name"}
+        assert (pods[stage]["serviceAccountName"], pods[stage]["automountServiceAccountToken"]) == ("urm-spark", True)
+        mounts = {one["name"]: one["mountPath"] for one in pods[stage]["containers"][0]["volumeMounts"]}
+        assert mounts["spark"] == values["SPARK_CONF_DIR"]["value"]
+    assert not any("SPARK" in name for name in environments["ingest"])
+
+
+@needs_kubectl
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if STAGES[stage].spark])
+def test_a_driver_of_spark_keeps_the_policies_of_the_manifests(on_spark, stage):
+    pod = on_spark(stage)
+    name = f"Pod/{pod['metadata']['name']}"
+    faults = {fault for fault in policies.find_faults([*rendering.render("production", "spark"), pod]) if name in fault}
+    probes = {f"{name}: base has no {probe}" for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert faults == {*probes, f"{name}: base has no limits of cpu", f"{name} has a token of the Kubernetes API"}
+
+
+def test_the_pod_is_valid_kubernetes(render_pod, on_spark):
     import kubernetes_validate
 
-    for stage in ("ingest", "sft"):
-        kubernetes_validate.validate(render_pod(stage), "1.33", strict=True)
+    for pod in (render_pod("ingest"), render_pod("sft"), on_spark("features")):
+        kubernetes_validate.validate(pod, "1.33", strict=True)
 
 
 @needs_kubectl

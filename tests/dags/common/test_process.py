@@ -9,6 +9,7 @@ import threading
 import psutil
 import pytest
 
+from components.flow import STAGES
 from components.settings import get_settings
 from tests.worlds import wait_until
 
@@ -35,6 +36,19 @@ def test_a_mistake_in_the_input_and_a_missing_earlier_stage_are_not_tried_again(
         run(make_task("ingest"), config="no_such_config")
     with pytest.raises(AirflowFailException, match=r"run `urm ingest` with the same"):
         run(make_task("validate"))
+
+
+def test_the_engine_reaches_the_stages_that_run_on_it_and_no_others(make_task, render, monkeypatch):
+    from dags.common.process import UrmProcessOperator
+
+    monkeypatch.setenv("URM_ENGINE", "spark")
+    monkeypatch.setenv("URM_SPARK_MASTER", "spark://somewhere:7077")
+    get_settings.cache_clear()
+    tasks = {stage: render(make_task(stage))[0] for stage in STAGES}
+    tasks["show"] = render(UrmProcessOperator(task_id="show", arguments=["show"]))[0]
+    engines = {name: task.environment["URM_ENGINE"] for name, task in tasks.items()}
+    assert engines == {name: "spark" if name in ("validate", "features") else "duckdb" for name in tasks}
+    assert tasks["features"].environment["URM_SPARK_MASTER"] == "spark://somewhere:7077"
 
 
 def _when_running(task, act):
