@@ -20,7 +20,6 @@ TRAINING = {
     "mlflow-skinny",
     "great-expectations",
     "accelerate",
-    "sentence-transformers",
     "duckdb",
     "kubernetes",
 }
