@@ -7,7 +7,18 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.paraphrases import FORMS, NO_QUERY, OTHER_WORDS, OWN_WORDS, measure, read_phrases, summarise
+from benchmarks import paraphrases
+from benchmarks.paraphrases import (
+    FORMS,
+    NO_QUERY,
+    OTHER_WORDS,
+    OWN_WORDS,
+    measure,
+    nearest_by_items,
+    read_phrases,
+    summarise,
+)
+from components.baseline.text import TextFeatures
 from components.exceptions import ConfigError
 from components.studies.finished import FinishedRun
 from tests.worlds import CONFIGS, make_settings
@@ -54,6 +65,21 @@ def test_a_rule_by_names_understands_them_alone(world, tmp_path: Path) -> None:
     rule = found["category_rule"]["recall"]
     assert rule[OWN_WORDS] > max(rule[NO_QUERY], rule[OTHER_WORDS])
     assert found["bm25f"]["recall"][OTHER_WORDS] == 0  # words that no item has
+
+
+def test_the_nearest_category_is_that_of_most_of_the_nearest_items(data, monkeypatch) -> None:
+    monkeypatch.setattr(paraphrases, "NEAREST_ITEMS", 3)
+    leaves = [path[-1] if path else "" for path in data.items.categories]
+    names = sorted(name for name in set(leaves) if leaves.count(name) >= 2)
+    chosen = {name: np.flatnonzero(np.array(leaves) == name)[:2] for name in names}
+    stranger = {name: next(at for at, leaf in enumerate(leaves) if leaf not in ("", name)) for name in names}
+    items = np.zeros((len(leaves), len(names)), np.float32)
+    for axis, name in enumerate(names):
+        items[stranger[name], axis] = 3  # the nearest of all, and alone
+        items[chosen[name], axis] = 2
+    text = TextFeatures(items=items, present=np.ones(len(leaves), bool), queries=np.eye(len(names), dtype=np.float32))
+    assert len(names) > 1
+    assert nearest_by_items(data, text) == names
 
 
 def test_intervals_draw_categories() -> None:
