@@ -95,8 +95,12 @@ def launch(module: str, arguments: list[object], processes: int = 2, machines: b
     return [output for output, _ in answers]
 
 
-def main(world: Path, folder: Path, store: str = "", sharded: str = "", last_step: str = "0") -> None:
+def main(
+    world: Path, folder: Path, store: str = "", sharded: str = "", last_step: str = "0", float32: str = ""
+) -> None:
     """Train; with a store, each process in a folder of its own, and the last one gets SIGTERM at a step if asked."""
+    if float32:  # on every machine: how far sums in another order differ in bfloat16 is the processor's matter
+        torch.cpu._is_avx512_bf16_supported = lambda: False
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     rank = int(os.environ["RANK"])
 

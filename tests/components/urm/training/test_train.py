@@ -159,18 +159,19 @@ def test_the_weights_kept_are_those_of_the_best_evaluation(world, tmp_path):
 
 
 @pytest.mark.parametrize("form", [{}, {"copy_path": False, "item_dimension": 5}])
-def test_two_processes_train_the_weights_of_one(form, tmp_path, tables, table_dir, config):
+def test_two_processes_train_the_weights_of_one(form, tmp_path, tables, table_dir, config, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     world = make_world(tmp_path / "world", tables, table_dir, config, **form)
     # Three contexts a step: one for the first process, two for the second, so that their shares are unequal.
     run_training(world, Checkpoints(tmp_path / "one"), ignore)
-    outputs = launch("tests.worlds.training", [world, tmp_path / "two"])
+    outputs = launch("tests.worlds.training", [world, tmp_path / "two", "", "", 0, "float32"])
     alone, together = (load_file(tmp_path / name / "checkpoint-8" / "model.safetensors") for name in ("one", "two"))
     start = build_untrained(world).model.state_dict()
     assert alone.keys() == together.keys() == start.keys()
     for name, weight in alone.items():
         moved = (weight - start[name]).norm()
-        # Sums in another order, of bfloat16 where the machine has it: 2 per cent; a wrong share gives 40 and more.
-        assert (together[name] - weight).norm() <= 0.1 * moved + 1e-4, name
+        # Sums in another order, in 32 bits on every machine; a wrong share gives 40 per cent and more.
+        assert (together[name] - weight).norm() <= 0.02 * moved + 1e-4, name
     assert outputs[0].count('"validation_recall"') == 4
     assert outputs[1] == ""  # one of them reports
 
