@@ -42,8 +42,8 @@ down: $(READY) ## Stop them
 	urm down
 
 .PHONY: test
-test: $(READY) ## Run every test, or those of ARGS (starts its own services), file by file on up to four cores
-	env -u KUBECONFIG OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+test: $(READY) ## Run every test, or those of ARGS (starts its own services), three files at a time
+	env -u KUBECONFIG OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(READY) ## Run the tests of the cluster that KUBECONFIG names: in namespaces of their own, but they cordon a node
