@@ -118,7 +118,7 @@ def score_training_batch(network: TargetAttention, batch: TrainingBatch, negativ
 
 
 def _slots(contexts: Tensor) -> Tensor:
-    """The how manyth example of its context each is, from 0, [E]."""
+    """Position of each example among those of its context, from 0, [E]."""
     order = contexts.argsort(stable=True)
     ordered = contexts[order]
     slots = torch.empty_like(contexts)

@@ -171,7 +171,7 @@ def test_a_user_without_features_is_refused(engine: ibis.BaseBackend, tmp_path: 
 
 
 @pytest.mark.parametrize(("join_is_held", "sizes"), [(True, [2] * 9 + [1]), (False, [19])])
-def test_a_batch_holds_the_join_only_where_the_engine_does(join_is_held: bool, sizes: list[int]) -> None:
+def test_batches_are_small_where_the_engine_keeps_the_join_in_memory(join_is_held: bool, sizes: list[int]) -> None:
     """The splits span 21 days, of which a context is joined to eleven on average."""
     contexts = ibis.memtable({"user_id": [f"{number:02}" for number in range(19)], "cut_ts": [START] * 19})
     memory = 4 * 2 * 11 * HISTORY_LENGTH * BYTES_PER_ITEM

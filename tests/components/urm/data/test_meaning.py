@@ -105,7 +105,7 @@ def test_a_release_from_before_is_served_without_meanings(build, table, tmp_path
     np.testing.assert_array_equal(read.encode_users(ask("shampoo")).vectors, before.vectors)
 
 
-def test_a_request_without_a_query_means_nothing(build, tables, config):
+def test_a_request_without_a_query_has_no_meaning_vector(build, tables, config):
     new = build(ENCODER)
     context = next(iter(read_contexts(tables.contexts).values()))
     batch, _ = new.builder.build([(context, [new.builder.writer.block(config.task("next_purchase"), None)])])
