@@ -42,8 +42,9 @@ down: $(READY) ## Stop them
 	urm down
 
 .PHONY: test
-test: $(READY) ## Run every test, or those of ARGS (starts its own services), three files at a time
-	env -u KUBECONFIG OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile $(ARGS)
+test: $(READY) ## Run every test, or those of ARGS (starts its own services), three files at a time, at the lowest priority
+	@# A recall worker lowers its own priority: beside tests of a higher one it would hardly run.
+	nice -n 19 env -u KUBECONFIG OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(READY) ## Run the tests of the cluster that KUBECONFIG names: in namespaces of their own, but they cordon a node

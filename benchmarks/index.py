@@ -161,7 +161,7 @@ def build(bench: Bench, kind: str) -> dict[str, Any]:
     if kind == "exact":
         index = ExactIndex(catalogue.item_ids, np.concatenate(list(catalogue.blocks())))
     else:
-        index = build_approximate(kind, catalogue.item_ids, catalogue.blocks, bench.seed)
+        index = build_approximate(kind, catalogue.item_ids, catalogue.blocks, bench.seed, bench.work)
     built = time.perf_counter()
     path = bench.index_path(kind)
     save_index(index, path)

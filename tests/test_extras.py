@@ -99,10 +99,12 @@ def reach(packages: tuple[str, ...]) -> set[str]:
     return seen
 
 
-@cache
+installed = cache(packages_distributions)  # names of distributions by top-level package; reads them all
+
+
 def distributions(package: str) -> frozenset[str]:
     """What installs a top-level package; a package that is not installed stands for itself."""
-    return frozenset(_normalise(name) for name in packages_distributions().get(package, [package]))
+    return frozenset(_normalise(name) for name in installed().get(package, [package]))
 
 
 def third_party(module: str) -> set[str]:
@@ -185,11 +187,11 @@ for name in sys.argv[2].split(","):
     ],
 )
 def test_a_part_can_be_imported_with_its_extra_alone(extra: str, packages: tuple[str, ...]) -> None:
-    installed = closure(extra)
+    allowed = closure(extra)
     hidden = {
         package
-        for package, names in packages_distributions().items()
-        if package not in OURS and not {_normalise(name) for name in names} & installed
+        for package, names in installed().items()
+        if package not in OURS and not {_normalise(name) for name in names} & allowed
     }
     wanted = [name for name in sorted(modules()) if any(f"{name}.".startswith(f"{package}.") for package in packages)]
     optional = {"components.recall.telemetry.otel"}  # imported only where its packages are installed

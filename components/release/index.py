@@ -77,9 +77,10 @@ class Candidates:
 
     def write(self, kind: Kind, seed: int, target: Path) -> None:
         """Write an index of them."""
-        exact = kind == "exact"
-        index = ExactIndex(self.keys, self.vectors) if exact else build_approximate(kind, self.keys, self.blocks, seed)
-        save_index(index, target)
+        if kind == "exact":
+            save_index(ExactIndex(self.keys, self.vectors), target)
+        else:
+            save_index(build_approximate(kind, self.keys, self.blocks, seed, target.parent), target)
 
 
 class Probe:

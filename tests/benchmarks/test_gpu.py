@@ -2,7 +2,7 @@
 
 import json
 import sys
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,16 +38,12 @@ def test_the_plan_fits_its_time_and_its_settings_their_configurations(with_mps: 
 
 
 def test_every_option_of_a_measurement_exists(
-    with_mps: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    with_mps: None, unknown_options: Callable[[str, Sequence[str]], list[str]]
 ) -> None:
     for step in Plan(Path("gpu"), "cuda").steps():
         if step.name in ("throughput", "inference", "instances-mps"):
             module, *options = step.command[step.command.index("-m") + 1 :]
-            monkeypatch.setattr("sys.argv", [module, "--help"])
-            with pytest.raises(SystemExit):
-                import_module(module).main()
-            known = capsys.readouterr().out
-            assert [word for word in options if word.startswith("--") and word not in known] == []
+            assert unknown_options(module, options) == []
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

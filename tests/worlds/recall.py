@@ -2,10 +2,12 @@
 
 import math
 import shutil
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -37,7 +39,7 @@ from components.settings import Settings
 from components.stages.release import run as release_stage
 from components.storage import StageResult, run_stage
 from components.urm.data.request import RecallRequest
-from tests.worlds import make_settings, wait_until
+from tests.worlds import DEVICE, REPOSITORY, make_settings, wait_until
 from tests.worlds.servers import RedisServer, free_port
 from tests.worlds.tiny import LAST_EVENT, make_config, make_run
 
@@ -179,6 +181,40 @@ def start_worker(
     for _, thread in running:
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+
+@contextmanager
+def runtime_process(settings: Settings, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of `urm recall` as an operator starts it, with options of subprocess; killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "components", "recall", *arguments],
+        cwd=REPOSITORY,
+        env=runtime_environment(settings),
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def runtime_environment(settings: Settings) -> dict[str, str]:
+    """Of a process of the runtime: its settings, and nothing of this one's."""
+    return {
+        "PATH": "/usr/bin:/bin",
+        "URM_HOME": str(settings.home),
+        "URM_REDIS_URL": settings.redis_url,
+        "URM_DEVICE": DEVICE,
+        "URM_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def await_worker(client: redis.Redis, process: subprocess.Popen[bytes]) -> None:
+    """Return once the process is a live worker; beside other tests its imports may take minutes."""
+    wait_until(lambda: live_workers(client) or process.poll() is not None, seconds=300)
+    assert process.poll() is None, "the worker ended before it was ready"
 
 
 def _run(worker: ServingLoop) -> None:

@@ -13,7 +13,8 @@ subtract μ · v from the score of item v.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,9 +76,10 @@ def count_samples(num_items: int) -> int:
 class FaissIndex:
     """Candidates in an approximate index of faiss."""
 
-    def __init__(self, index: faiss.IndexIDMap) -> None:
-        """Take an index whose ids ascend."""
+    def __init__(self, index: faiss.IndexIDMap, owner: object = None) -> None:
+        """Take an index whose ids ascend, and what must live as long as it does."""
         self.inner = index
+        self._owner = owner
         self.item_ids: Ids = _view_ids(index)
 
     @property
@@ -130,11 +132,12 @@ class FaissIndex:
         return item_ids[known], scores[known]
 
 
-def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int) -> FaissIndex:
+def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int, folder: Path) -> FaissIndex:
     """An approximate inner-product index over ascending item ids [n], of any of KINDS but `exact`.
 
     `blocks` yields the vectors of all items in blocks, in the order of the ids; called twice. The seed is that of
-    k-means and rotation; equal input gives an equal index.
+    k-means and rotation; equal input gives an equal index. The codes for rescoring, its largest part, are mapped from a
+    file without a name in `folder`.
 
     Raises:
         DataError: The ids are not ascending, or do not match the vectors one to one.
@@ -142,20 +145,26 @@ def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], s
     shape = SHAPES[kind]
     sample = _draw_sample(item_ids, blocks(), seed)
     project = _train_projection(sample, shape.components)
-    cells = _train_cells(kind, project.apply(sample), len(item_ids), seed)
-    width = sample.shape[1]
-    again = faiss.IndexScalarQuantizer(width, shape.again, faiss.METRIC_INNER_PRODUCT)
+    again = faiss.IndexScalarQuantizer(sample.shape[1], shape.again, faiss.METRIC_INNER_PRODUCT)
     again.train(sample)
-    del sample
-    again.codes.resize(len(item_ids) * again.code_size)  # allocated once: growing would need half as much again
-    again.codes.resize(0)
+    projected = project.apply(sample)
+    del sample  # before k-means: it can take gigabytes
+    cells = _train_cells(kind, projected, len(item_ids), seed)
     refined = faiss.IndexRefine(faiss.IndexPreTransform(project, cells), again)
     refined.k_factor = shape.factor
     index = faiss.IndexIDMap(refined)
-    for ids, block in _pair(item_ids, blocks()):
-        index.add_with_ids(block, ids)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for block in blocks():
+            vectors = np.ascontiguousarray(block, dtype=np.float32)
+            refined.base_index.add(vectors)
+            file.write(again.sa_encode(vectors))
+        file.flush()
+        codes = np.memmap(file, np.uint8, "r")
+    again.codes = faiss.MaybeOwnedVectorUInt8.create_view(faiss.swig_ptr(codes), codes.size, again.codes.owner)
+    again.ntotal = refined.ntotal = index.ntotal = len(item_ids)
+    faiss.copy_array_to_vector(np.ascontiguousarray(item_ids, dtype=np.int64), index.id_map)
     cells.quantizer.metric_type = faiss.METRIC_INNER_PRODUCT  # items are in their nearest cells: now rank cells
-    return FaissIndex(index)
+    return FaissIndex(index, owner=codes)
 
 
 def save_index(index: ExactIndex | FaissIndex, path: Path) -> None:
@@ -201,14 +210,6 @@ def _union(items: Ids, scores: Floats) -> tuple[Ids, Floats]:
     first = np.ones(len(items), dtype=bool)
     first[1:] = items[1:] != items[:-1]
     return items[first], scores[first]
-
-
-def _pair(item_ids: Ids, blocks: Blocks) -> Iterator[tuple[Ids, Floats]]:
-    """Ids and vectors of each block."""
-    start = 0
-    for block in blocks:
-        yield item_ids[start : start + len(block)], np.ascontiguousarray(block, dtype=np.float32)
-        start += len(block)
 
 
 def _draw_sample(item_ids: Ids, blocks: Blocks, seed: int) -> Floats:

@@ -15,12 +15,13 @@ from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
 from components.local.processes import HOST
 from components.recall.operate.intake import feed
-from components.recall.process.launch import run_instances
+from components.recall.process.launch import run_backfill, run_instances, run_worker
 from components.recall.worker.stream import RecallWorker
 from components.release.publication import Publication
 from components.settings import Settings
 from tests.worlds import REPOSITORY
 from tests.worlds.recall import Release, StartWorker, make_event, wait_until
+from tests.worlds.tiny import make_config
 
 # Load a release and read a history as an instance does, after the imports of the fork server.
 SERVE = """
@@ -54,6 +55,26 @@ def test_what_instances_inherit_limits_the_products_before_the_fork_server_impor
     with pytest.raises(Prepared):
         run_instances(Settings(home=tmp_path), [], 1, 0, HOST, 0, 60.0)
     assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "0" and environment["LRU_CACHE_CAPACITY"] == "1"
+
+
+@pytest.mark.parametrize(("kind", "niceness"), [("worker", 10), ("ad-hoc", 0), ("back-fill", 19)])
+def test_what_can_wait_has_the_lower_priority(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, niceness: int
+) -> None:
+    """Reads come before events, events before back-fill; before there are threads, which would keep theirs."""
+
+    class Lowered(Exception):
+        """Ends the start."""
+
+    nice = Mock(side_effect=Lowered)
+    monkeypatch.setattr("components.recall.process.launch.os.nice", nice)
+    settings, config = Settings(home=tmp_path), make_config()
+    with pytest.raises(Lowered):
+        if kind == "back-fill":
+            run_backfill(settings, config, 0, 1, 0, HOST, 0)
+        else:
+            run_worker(settings, config, HOST, 0, ad_hoc=kind == "ad-hoc")
+    nice.assert_called_once_with(niceness)
 
 
 def test_memory_is_given_back_after_a_release_is_loaded_and_after_each_batch(

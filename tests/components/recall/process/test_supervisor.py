@@ -37,8 +37,8 @@ from components.release.publication import (
     read_publication,
     unregister,
 )
-from tests.worlds import DEVICE, REPOSITORY, run_python
-from tests.worlds.recall import Release, Store, make_event, store_release, wait_until
+from tests.worlds import REPOSITORY, run_python
+from tests.worlds.recall import Release, Store, make_event, runtime_environment, store_release, wait_until
 from tests.worlds.servers import RedisServer, free_port
 
 
@@ -213,14 +213,7 @@ def start_container(redis_server: RedisServer, releases: tuple[Release, Release]
         process = subprocess.Popen(
             [sys.executable, "-m", "components", "recall", *arguments, *place, *options],
             cwd=REPOSITORY,
-            env={
-                "PATH": "/usr/bin:/bin",
-                "URM_HOME": str(releases[0].settings.home),
-                "URM_REDIS_URL": redis_server.url,
-                "URM_DEVICE": DEVICE,
-                "URM_NUM_THREADS": "1",
-                **(environment or {}),
-            },
+            env=runtime_environment(releases[0].settings) | (environment or {}),
             text=True,
             **pipes,
         )

@@ -3,10 +3,7 @@
 import io
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -20,29 +17,10 @@ from components.deploy.workers import WorkerFlip
 from components.recall.operate.deadletters import list_letters
 from components.recall.state.scripts import STREAM, history_keys, result_key
 from components.recall.telemetry.logs import log_as_json, name_error
-from components.release.publication import live_workers
-from tests.worlds import DEVICE, REPOSITORY
-from tests.worlds.recall import Release, serve_release, wait_until
+from tests.worlds.recall import Release, await_worker, runtime_process, serve_release, wait_until
 from tests.worlds.servers import RedisServer, free_port
 
 SECRETS = ("madame-bovary", "blood pressure", "arsenic")
-
-
-@contextmanager
-def running(log: Path, home: Path, redis_url: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the runtime, its standard error in a file."""
-    environment = {
-        "PATH": "/usr/bin:/bin", "URM_HOME": str(home), "URM_REDIS_URL": redis_url, "URM_DEVICE": DEVICE,
-        "URM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "components", "recall", *arguments]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=stream, stderr=stream)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
 
 
 def read_lines(log: Path) -> list[dict[str, object]]:
@@ -60,7 +38,7 @@ def test_api_logs_no_user_and_no_query_even_of_errors(
     serve_release(client, releases[0])
     event = {"user_id": user, "query": query, "attributes": {"note": attribute}}
     ports = ("--port", str(port), "--metrics-port", str(metrics_port))
-    with running(log, releases[0].settings.home, redis_server.url, "serve", *ports) as process:
+    with log.open("wb") as stream, runtime_process(releases[0].settings, "serve", *ports, stderr=stream) as process:
         wait_until(lambda: log.exists() and "Uvicorn running" in log.read_text(), seconds=60)
         root = f"http://127.0.0.1:{port}/v1"
         assert httpx.post(f"{root}/events", json=event).status_code == 202
@@ -78,7 +56,8 @@ def test_api_logs_no_user_and_no_query_even_of_errors(
         assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 404
         for status in (200, 500):
             assert f'route="/v1/users/{{user_id}}/recall",status="{status}"}} 1.0' in metrics
-    assert process.returncode == 0  # told to stop, it stops
+        process.terminate()
+        assert process.wait(timeout=30) == 0  # told to stop, it stops
     lines = read_lines(log)
     events = [str(line["event"]) for line in lines]
     assert "redis is unavailable" in events
@@ -94,10 +73,9 @@ def test_worker_logs_no_user_and_no_query_even_of_what_it_gives_up(
 ) -> None:
     user, query, attribute = SECRETS
     log = tmp_path / "worker.log"
-    home = releases[0].settings.home
     options = [part for value in ("max_wait_ms=5", "max_deliveries=1") for part in ("--set", f"recall.{value}")]
-    with running(log, home, redis_server.url, "worker", *options):
-        wait_until(lambda: live_workers(client), seconds=120)
+    with log.open("wb") as stream, runtime_process(releases[0].settings, "worker", *options, stderr=stream) as process:
+        await_worker(client, process)
         roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
         good = {"event_id": "e1", "user_id": user, "query": query, "attributes": {"note": attribute}}
         client.xadd(STREAM, {"event": json.dumps(good)})
@@ -107,6 +85,8 @@ def test_worker_logs_no_user_and_no_query_even_of_what_it_gives_up(
         client.set(history_keys(user)[0], query)  # a key of another kind: the script's error quotes its arguments
         client.xadd(STREAM, {"event": json.dumps({**good, "event_id": "e2"})})
         wait_until(lambda: len(list_letters(client)) == 2)
+        process.terminate()
+        assert process.wait(timeout=30) == 0
     assert user in list_letters(client)[0].reason  # whoever may read the letters may read it
     lines = read_lines(log)
     events = [line["event"] for line in lines]

@@ -1,8 +1,6 @@
 """Ad-hoc recall: the API, the queue in a real Redis, and ad-hoc workers with a real model."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,14 +27,17 @@ from components.redis_client import open_redis
 from components.release.publication import Publication, live_workers
 from components.urm.data.request import RecallRequest
 from tests.components.recall.api.test_app import problem, read_metrics
-from tests.worlds import DEVICE, REPOSITORY
+from tests.worlds import run_python
 from tests.worlds.recall import (
     POISON_ITEM,
     Loader,
     Release,
     StartWorker,
     add_history,
+    await_worker,
     make_event,
+    runtime_environment,
+    runtime_process,
     serve_release,
     wait_until,
 )
@@ -261,28 +262,12 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
     with pytest.raises(UnavailableError, match="ad-hoc recall: expected an ad-hoc worker, got none"):
         request_and_wait(client, AdHocRequest(user_id="3", task="new_item", k=3), recall_config)
     settings = releases[0].settings
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "URM_HOME": str(settings.home),
-        "URM_REDIS_URL": settings.redis_url,
-        "URM_DEVICE": DEVICE,
-        "URM_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "components", "recall"]
-    root = REPOSITORY
-    process = subprocess.Popen([*command, "worker", "--ad-hoc"], cwd=root, env=environment)
-    try:
-        wait_until(lambda: live_workers(client), seconds=120)
+    with runtime_process(settings, "worker", "--ad-hoc") as process:
+        await_worker(client, process)
         roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
         wait_until(lambda: client.zcard(AD_HOC_WORKERS))
-        done = subprocess.run(
-            [*command, "ask", "3", "--task", "new_item", "--guidance", WORDS, "--k", "3"],
-            cwd=root,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        words = ("recall", "ask", "3", "--task", "new_item", "--guidance", WORDS, "--k", "3")
+        done = run_python("-m", "components", *words, env=runtime_environment(settings), check=True)
         request = AdHocRequest(user_id="3", task="new_item", k=3, guidance=WORDS)
         result = request_and_wait(open_redis(settings.redis_url), request, recall_config)
         assert all(f"item {item}" in done.stdout for item in result.item_ids)
@@ -291,6 +276,3 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
         assert live_workers(client) == set() and client.zcard(AD_HOC_WORKERS) == 0
-    finally:
-        process.kill()
-        process.wait()

@@ -2,7 +2,6 @@ import itertools
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -32,10 +31,22 @@ from components.recall.worker.stream import RecallWorker
 from components.redis_client import open_redis
 from components.release.publication import SERVING, WANTED, Publication, live_workers, read_publication
 from components.urm.data.request import RecallRequest
-from tests.worlds import DEVICE, REPOSITORY
-from tests.worlds.recall import POISON_ITEM, Loader, Release, StartWorker, add_history, make_event, wait_until
+from tests.worlds.recall import (
+    POISON_ITEM,
+    Loader,
+    Release,
+    StartWorker,
+    add_history,
+    await_worker,
+    make_event,
+    runtime_process,
+    wait_until,
+)
 from tests.worlds.servers import RedisServer, free_port
 from tests.worlds.tiny import NUM_USERS
+
+SETTINGS = ("claim_idle_seconds=0.5", "max_wait_ms=5", "batch_size=4", "k=10")  # of a worker in a process of its own
+OPTIONS = [part for setting in SETTINGS for part in ("--set", f"recall.{setting}")]
 
 
 def backlog(client: redis.Redis) -> int:
@@ -428,15 +439,15 @@ def test_switch_under_load_changes_the_release_of_later_results(
 
 
 def test_worker_outlives_redis_and_sigterm_drains_it(
-    releases: tuple[Release, Release], recall_config: RecallConfig, tmp_path: Path
+    releases: tuple[Release, Release], recall_config: RecallConfig, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     server = RedisServer(tmp_path)
+    request.addfinalizer(server.stop)
     server.start()
     settings = releases[0].settings.model_copy(update={"redis_url": server.url})
-    process = start_process(server.url, settings.home)
-    try:
+    with runtime_process(settings, "worker", *OPTIONS) as process:
         with redis.Redis.from_url(server.url, decode_responses=True, retry=None) as client:
-            wait_until(lambda: live_workers(client), seconds=120)
+            await_worker(client, process)
             roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
             feed(client, iter([make_event(event_id="before")]), recall_config)
             wait_until(lambda: backlog(client) == 0)
@@ -461,15 +472,10 @@ def test_worker_outlives_redis_and_sigterm_drains_it(
             store = UserStore(client, recall_config)
             done = sum(store.result(f"user{number}", "next_purchase") is not None for number in range(100))
             assert done + backlog(client) == 100  # the rest waits unread
-    finally:
-        process.kill()
-        process.wait()
-        server.stop()
 
 
 def test_killed_worker_loses_no_event(
     client: redis.Redis,
-    redis_server: RedisServer,
     releases: tuple[Release, Release],
     start_worker: StartWorker,
     recall_config: RecallConfig,
@@ -478,31 +484,31 @@ def test_killed_worker_loses_no_event(
     print("seed", seed)  # shown if the test fails
     chance = random.Random(seed)
     port = free_port()
-    process = start_process(redis_server.url, releases[0].settings.home, metrics_port=port)
-    wait_until(lambda: live_workers(client), seconds=120)
-    roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
+    with runtime_process(releases[0].settings, "worker", "--metrics-port", str(port), *OPTIONS) as process:
+        await_worker(client, process)
+        roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=90)
 
-    feed(client, iter([make_event("first")]), recall_config)
-    wait_until(lambda: backlog(client) == 0)
-    page = f"http://127.0.0.1:{port}/metrics"
-    wait_until(lambda: 'urm_worker_events_total{outcome="done"} 1.0' in httpx.get(page).text)
-    metrics = httpx.get(page).text
-    assert "urm_event_to_visible_seconds_count 1.0" in metrics
-    assert f'urm_worker_release{{kind="stream",release="{releases[0].name}"}} 1.0' in metrics
-    for thread in psutil.Process(process.pid).threads():
-        assert os.getpriority(os.PRIO_PROCESS, thread.id) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+        feed(client, iter([make_event("first")]), recall_config)
+        wait_until(lambda: backlog(client) == 0)
+        page = f"http://127.0.0.1:{port}/metrics"
+        wait_until(lambda: 'urm_worker_events_total{outcome="done"} 1.0' in httpx.get(page).text)
+        metrics = httpx.get(page).text
+        assert "urm_event_to_visible_seconds_count 1.0" in metrics
+        assert f'urm_worker_release{{kind="stream",release="{releases[0].name}"}} 1.0' in metrics
+        for thread in psutil.Process(process.pid).threads():
+            assert os.getpriority(os.PRIO_PROCESS, thread.id) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
 
-    users = [f"user{number}" for number in range(80)]
-    events = [
-        make_event(user, 1000 + chance.randrange(60), minutes=step, event_id=f"{user}-{step}")
-        for step in range(5)
-        for user in users
-    ]
-    feed(client, iter(events), recall_config)
-    wait_until(lambda: 0 < backlog(client) < len(events) - chance.randrange(50))
-    process.kill()
-    process.wait()
-    assert backlog(client) > 0, "the worker was too fast to be killed at work"
+        users = [f"user{number}" for number in range(80)]
+        events = [
+            make_event(user, 1000 + chance.randrange(60), minutes=step, event_id=f"{user}-{step}")
+            for step in range(5)
+            for user in users
+        ]
+        feed(client, iter(events), recall_config)
+        wait_until(lambda: 0 < backlog(client) < len(events) - chance.randrange(50))
+        process.kill()
+        process.wait()
+        assert backlog(client) > 0, "the worker was too fast to be killed at work"
 
     start_worker("worker-b")
     wait_until(lambda: backlog(client) == 0, seconds=60)
@@ -512,25 +518,6 @@ def test_killed_worker_loses_no_event(
         result = store.result(user, "next_purchase")
         assert result is not None and result.event_id == f"{user}-4"
         assert len(store.recent([user])[user].events) == 5
-
-
-def start_process(redis_url: str, home: Path, metrics_port: int = 0) -> subprocess.Popen[bytes]:
-    """A worker as an operator starts it."""
-    repository = REPOSITORY
-    settings = ("claim_idle_seconds=0.5", "max_wait_ms=5", "batch_size=4", "k=10")
-    options = [part for setting in settings for part in ("--set", f"recall.{setting}")]
-    return subprocess.Popen(
-        [sys.executable, "-m", "components", "recall", "worker", "--metrics-port", str(metrics_port), *options],
-        cwd=repository,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "URM_HOME": str(home),
-            "URM_REDIS_URL": redis_url,
-            "URM_DEVICE": DEVICE,
-            "URM_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-        },
-    )
 
 
 def test_republished_release_is_taken_without_loading(

@@ -46,8 +46,11 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def index(kind, vectors):
-    return build_approximate(kind, IDS, lambda: (vectors[:1500], vectors[1500:]), seed=0)
+def index(kind, vectors, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codes")
+    built = build_approximate(kind, IDS, lambda: (vectors[:1500], vectors[1500:]), 0, folder)
+    assert not any(folder.iterdir())
+    return built
 
 
 def test_kind_follows_the_size():
@@ -131,20 +134,20 @@ def test_index_file_answers_alike(index, users, tmp_path):
 
 def test_equal_input_gives_an_equal_file(kind, vectors, tmp_path):
     for name in ("a", "b"):
-        built = build_approximate(kind, IDS[:1000], lambda: [vectors[:1000]], seed=3)
+        built = build_approximate(kind, IDS[:1000], lambda: [vectors[:1000]], 3, tmp_path)
         save_index(built, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_handful_of_items_is_enough(kind, vectors, users):
-    built = build_approximate(kind, IDS[:20], lambda: [vectors[:20]], seed=0)
+def test_a_handful_of_items_is_enough(kind, vectors, users, tmp_path):
+    built = build_approximate(kind, IDS[:20], lambda: [vectors[:20]], 0, tmp_path)
     assert sorted(search(built, without_own(users), 20, "max")[0][0].tolist()) == IDS[:20].tolist()  # one cell
 
 
 @pytest.mark.parametrize("ids", [IDS[:999], IDS[999::-1], np.zeros(1000, dtype=np.int64)])
-def test_ids_that_do_not_fit_are_refused(ids, vectors):
+def test_ids_that_do_not_fit_are_refused(ids, vectors, tmp_path):
     with pytest.raises(DataError, match="expected one vector per item and ascending item ids"):
-        build_approximate("ivf_sq8", ids, lambda: [vectors[:1000]], seed=0)
+        build_approximate("ivf_sq8", ids, lambda: [vectors[:1000]], 0, tmp_path)
 
 
 def test_index_without_ids_is_refused(vectors, tmp_path):
