@@ -21,6 +21,7 @@ import ibis.expr.schema as sch
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 from ibis.backends.pyspark import Backend
 from ibis.backends.sql.compilers.pyspark import PySparkCompiler
 from py4j.protocol import Py4JError, Py4JNetworkError
@@ -33,6 +34,8 @@ from components.engines.duckdb import half_of_memory
 from components.engines.exhaustion import exhaustion_errors
 from components.exceptions import ConfigError, UnavailableError
 from components.settings import Settings
+
+log = structlog.get_logger()
 
 _TABLES = "tables"
 _ANSWER_SECONDS = 5
@@ -263,6 +266,7 @@ def _await_executor(session: SparkSession) -> None:
     """
     java: Any = session.sparkContext._jsc
     deadline = time.monotonic() + _EXECUTOR_SECONDS
+    log.info("waiting for an executor", master=session.sparkContext.master, at_most_seconds=_EXECUTOR_SECONDS)
     while java.sc().getExecutorMemoryStatus().size() < 2:  # the driver is one
         if time.monotonic() > deadline:
             raise UnavailableError(

@@ -13,14 +13,17 @@ from typing import Any
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from components.addresses import read_json
+from components.client import Event, RecallClient
 from components.config import load_config
 from components.flow import STAGES
 from components.local.round_trip import choose_visitor, go
 from components.local.stack import DAG_ID
 from components.storage import load_result
+from tests.worlds import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -223,6 +226,22 @@ def test_an_event_changes_the_users_recall(urm, promoted):
     assert len(answer["items"]) == 10
     assert all(item["title"] for item in answer["items"])
     assert seconds < 30
+
+
+def test_words_that_no_item_has_are_answered_by_what_they_mean(urm, promoted):
+    """From the event through the worker and its encoder to the stored result."""
+    words = "a hungry kitty"
+    config = load_config(urm.settings.configs_dir / "complete_journey.yaml")
+    visitor = choose_visitor(promoted.run_dir, config, urm.settings)
+    items = pq.read_table(load_result(promoted.run_dir, "validate").outputs["items"], columns=["title"])
+    titles = " ".join(items["title"].to_pylist()).lower()
+    assert not any(word in titles for word in ("hungry", "kitty"))
+    with RecallClient(urm.settings.api_url) as client:
+        client.send([Event(user_id=visitor.user_id, behavior="search", query=words)])
+        wait_until(lambda: client.recall(visitor.user_id, task="text_query").query == words)
+        answer = client.recall(visitor.user_id, task="text_query", k=10)
+    assert answer.source == "model"
+    assert sum(bool(re.search(r"\bcat\b", item.title.lower())) for item in answer.items) >= 5, answer.items
 
 
 def test_a_mistake_in_the_configuration_shows_before_anything_starts(urm, promoted):
