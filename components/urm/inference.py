@@ -36,6 +36,7 @@ from components.urm.retrieval.index import CandidateIndex, read_candidates, sear
 from components.urm.retrieval.users import Combine, UserVectors
 
 CONTEXTS_PER_PASS = 8  # of some 400 tokens each: enough to use all cores of a CPU
+ITEMS_PER_PASS = 4096
 
 
 class UrmRecaller:
@@ -127,12 +128,12 @@ class UrmRecaller:
         exclude = [request.excluded_items for request in requests]
         return self.top_k(self.encode_users(requests), k, exclude)
 
-    def encode_items(self, item_ids: Ids, chunk: int = 4096) -> Floats:
+    def encode_items(self, item_ids: Ids) -> Floats:
         """Candidate vectors, float32 [n, d]."""
         parts = [np.empty((0, self.dimension), dtype=np.float32)]
         with torch.inference_mode():
-            for start in range(0, len(item_ids), chunk):
-                items = to_device(self.builder.reader.read(item_ids[start : start + chunk]), self._device)
+            for start in range(0, len(item_ids), ITEMS_PER_PASS):
+                items = to_device(self.builder.reader.read(item_ids[start : start + ITEMS_PER_PASS]), self._device)
                 parts.append(self.model.item_vectors(items).cpu().numpy())
         return np.concatenate(parts)
 
@@ -201,5 +202,9 @@ def write_candidates(folder: Path, new: NewModel, catalogue: pa.Table) -> int:
     item_ids = catalogue["item_id"].to_numpy()
     recaller = UrmRecaller(new.model, new.builder, new.description.config.combine)
     np.save(folder / "keys.npy", item_ids)
-    np.save(folder / "vectors.npy", recaller.encode_items(item_ids))
+    shape = (len(item_ids), recaller.dimension)
+    with (folder / "vectors.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for start in range(0, len(item_ids), ITEMS_PER_PASS):  # of a large catalogue they do not fit in memory
+            file.write(recaller.encode_items(item_ids[start : start + ITEMS_PER_PASS]).astype("<f4").tobytes())
     return len(item_ids)

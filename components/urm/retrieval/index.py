@@ -44,7 +44,8 @@ def read_candidates(path: Path) -> CandidateIndex:
     if path.is_file():
         return load_index(path)
     try:
-        keys, vectors = (np.load(path / name, allow_pickle=False) for name in ("keys.npy", "vectors.npy"))
+        keys = np.load(path / "keys.npy", allow_pickle=False)
+        vectors = np.load(path / "vectors.npy", mmap_mode="c", allow_pickle=False)  # torch wants arrays it could write
     except FileNotFoundError as error:
         raise MissingInputError(
             f"candidates {path}",

@@ -100,8 +100,9 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_other_forms_train_and_serve_as_the_default_does(
-    form, tmp_path, backbone_dir, tables, table_dir, config, groups
+    form, tmp_path, backbone_dir, tables, table_dir, config, groups, monkeypatch
 ):
+    monkeypatch.setattr("components.urm.inference.ITEMS_PER_PASS", 7)  # several passes
     changed = {"backbone": str(backbone_dir)} | FORMS[form]
     world = make_world(tmp_path / "world", tables, table_dir, config, **changed)
     new = build_untrained(world)
@@ -121,6 +122,8 @@ def test_other_forms_train_and_serve_as_the_default_does(
     assert users.vectors.shape == (len(requests), 3, width)
     candidates = np.load(tmp_path / "candidates" / "vectors.npy")
     assert candidates.shape == (len(tables.item_ids), width)
+    assert len(candidates) > 7
+    np.testing.assert_array_equal(candidates, recaller.encode_items(tables.item_ids))
     for number, (found, scores) in enumerate(zip(*recaller.recall(requests, 4), strict=True)):
         every = (users.vectors[number] @ candidates.T).max(axis=0)
         every[np.searchsorted(tables.item_ids, users.copy_items[number])] += users.copy_scores[number]
