@@ -14,6 +14,7 @@ from components.settings import Settings
 # DuckDB takes 80 % of the memory by itself; this share of that is half of it. The other half is Python's: tables on
 # their way to files, Feast, Great Expectations.
 _SHARE = 5 / 8
+_ROWS_PER_GROUP = 16_384  # of files by part: where rows come in another order, a group of every part is in memory
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def read_numbered(engine: ibis.BaseBackend, paths: Sequence[Path]) -> ir.Table:
 
 
 def write_parts(engine: ibis.BaseBackend, table: ir.Table, folder: Path, column: str, **options: Any) -> None:
-    """Write a table as Parquet files in a folder per value of a column; `options` are those of DuckDB's COPY."""
+    """Add a table to Parquet files in a folder per value of a column; `options` are those of DuckDB's COPY."""
     # Else parts beyond a hundred become many small files.
     engine.raw_sql("SET partitioned_write_max_open_files = 10000")
-    engine.to_parquet(table, folder, partition_by=column, **options)
+    engine.to_parquet(table, folder, partition_by=column, append=True, row_group_size=_ROWS_PER_GROUP, **options)

@@ -63,7 +63,7 @@ def read_numbered(engine: ibis.BaseBackend, paths: Sequence[Path]) -> ir.Table:
 
 
 def write_parts(engine: ibis.BaseBackend, table: ir.Table, folder: Path, column: str) -> None:
-    """Write a table as Parquet files, in a folder per value of a column."""
+    """Add a table to Parquet files, in a folder per value of a column."""
     _module(engine.name).write_parts(engine, table, folder, column)
 
 

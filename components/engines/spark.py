@@ -179,8 +179,8 @@ def read_numbered(engine: SparkEngine, paths: Sequence[Path]) -> ir.Table:
 
 
 def write_parts(engine: SparkEngine, table: ir.Table, folder: Path, column: str) -> None:
-    """Write a table as Parquet files in a folder per value of a column."""
-    engine.to_parquet(table, folder.absolute(), partitionBy=column)
+    """Add a table to Parquet files in a folder per value of a column."""
+    engine.to_parquet(table, folder.absolute(), mode="append", partitionBy=column)
 
 
 def _start(spill: Path, settings: Settings) -> SparkSession:

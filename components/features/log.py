@@ -6,7 +6,7 @@ memory for one.
 
 import shutil
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -22,9 +22,11 @@ from components.features.expressions import instant
 from components.progress import Progress, Report
 
 DAY = timedelta(days=1)
+_SECONDS_PER_DAY = 86_400
 # A history is built of every row of a user with every item up to then, so it costs his events times his rows at most;
 # what else is done with an event counts as much as so many rows.
 ROWS_PER_EVENT = 8
+ROWS_PER_WRITE = 10_000_000  # of the log at a time, so that it can be said how far the reading is
 # Of the engine's memory: by trial a pair takes 100 bytes, and there are a third to a fifth as many as at most.
 BYTES_PER_PAIR = 40
 
@@ -35,9 +37,14 @@ def attribute_column(name: str) -> str:
 
 
 def read_log(
-    engine: ibis.BaseBackend, events: Path, split: SplitConfig, attributes: Sequence[str], folder: Path
+    engine: ibis.BaseBackend,
+    events: Path,
+    split: SplitConfig,
+    attributes: Sequence[str],
+    folder: Path,
+    report: Report,
 ) -> ir.Table:
-    """Read the events of a folder once, and write what the stage needs of them to another, by shard.
+    """Read the events of a folder once, some days after others, and write what the stage needs to another, by shard.
 
     Returns:
         A table over these files with event_id, user_id, item_id, behavior, scenario, ts, the wanted attributes as text,
@@ -63,7 +70,13 @@ def read_log(
     if shards.count().execute() == 0:
         raise _no_events(events)
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was ended
-    write_parts(engine, kept.join(shards, "user_id"), folder, "shard")
+    days = kept.group_by(day=_.ts.epoch_seconds() // _SECONDS_PER_DAY).agg(events=_.count()).order_by("day").execute()
+    progress = Progress(report, "reading the log", "events", int(days.events.sum()))
+    for _number, some in days.groupby((days.events.cumsum() - days.events) // ROWS_PER_WRITE):
+        first, last = (datetime.fromtimestamp(int(day) * _SECONDS_PER_DAY, UTC) for day in some.day.iloc[[0, -1]])
+        of_days = kept.filter((kept.ts >= instant(first)) & (kept.ts < instant(last + DAY)))
+        write_parts(engine, of_days.join(shards, "user_id"), folder, "shard")
+        progress.add(int(some.events.sum()))
     engine.drop_table("shards")
     return read_folder(engine, folder)
 

@@ -15,7 +15,6 @@ from components.engines.duckdb import memory_limit, write_parts
 from components.ingestion.reading import Reading
 
 BYTES_PER_ROW = 1_000  # that sorting a row and numbering repeats takes, with room for attributes and queries
-_ROWS_PER_GROUP = 16_384  # of the files: where a log has no order, a group of every part is in memory
 _SECONDS_PER_DAY = 86_400
 
 
@@ -31,7 +30,7 @@ def split_by_time(events: Reading, engine: ibis.BaseBackend, folder: Path) -> Se
     parts = engine.create_table("parts", days.select("_day", _part=before // most), temp=True)
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was ended
     placed = dated.join(parts, "_day").select(*rows.columns, "_part")
-    write_parts(engine, placed, folder, "_part", row_group_size=_ROWS_PER_GROUP, compression="zstd")
+    write_parts(engine, placed, folder, "_part", compression="zstd")
     numbers = sorted(int(path.name.removeprefix("_part=")) for path in folder.iterdir())
     files = (f"{folder}/_part={number}/*.parquet" for number in numbers)
     return [events.log.read(engine.read_parquet(path, hive_partitioning=False)) for path in files]

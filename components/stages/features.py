@@ -42,15 +42,15 @@ def run(stage: StageRun) -> StageReport:
     folder.mkdir()
     attributes = sorted({name for task in config.tasks for name in task.target.attributes})
     with open_engine(stage.scratch / "spill", stage.settings) as engine:
-        stage.report_progress("reading the log")
-        log = read_log(engine, events, config.features.split, attributes, stage.scratch / "log")
+        report = stage.report_progress
+        report("reading the log")
+        log = read_log(engine, events, config.features.split, attributes, stage.scratch / "log", report)
         items = engine.read_parquet(str(items_file))
         checks.require_tasks_in_log(log, config.tasks)
         catalogue = engine.create_table("catalogue", build_catalogue(log, config.features))
         checks.require_catalogue(catalogue, config.features)
         _write(catalogue.order_by("item_id"), CATALOGUE, output / "catalogue.parquet")
 
-        report = stage.report_progress
         examples, recent, contexts = make_examples(engine, log, items, catalogue, config, report)
         per_task = checks.count_examples(examples, log, config)
         _write(examples.order_by("example_id"), EXAMPLES, output / "examples.parquet")
@@ -58,14 +58,14 @@ def run(stage: StageRun) -> StageReport:
 
         rows = write_sources(log, items, config.features, folder, report)
 
-        stage.report_progress("retrieving features at the cuts")
+        report("retrieving features at the cuts")
         store = create_feature_store(folder, stage.settings, version=stage.folder.rpartition("/")[2])
         with offline(folder):
             limit, held = memory_limit(engine), holds_joins(engine)
             batches = split_contexts(contexts, config.features, limit, join_is_held=held)
             table = pa.concat_tables(retrieve_contexts(store, batch) for batch in batches)
             pq.write_table(table.sort_by("context_id"), output / "contexts.parquet")
-            stage.report_progress("filling the online store")
+            report("filling the online store")
             materialize(store, end=log.ts.max().execute().to_pydatetime() + timedelta(microseconds=1), report=report)
         counts = {
             "events": log.count().execute(),

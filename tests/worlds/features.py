@@ -28,6 +28,6 @@ def logged(engine: ibis.BaseBackend, tmp_path: Path) -> Callable[..., ir.Table]:
 
     def read(events: Sequence[Event], attributes: Sequence[str] = (), config: RunConfig | None = None) -> ir.Table:
         folder = write_events(tmp_path / "events", events)
-        return read_log(engine, folder, (config or make_config()).features.split, attributes, tmp_path / "log")
+        return read_log(engine, folder, (config or make_config()).features.split, attributes, tmp_path / "log", print)
 
     return read

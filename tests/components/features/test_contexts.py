@@ -59,7 +59,7 @@ def retrieve(events: Sequence[Event], config: RunConfig, settings: Settings) -> 
         with open_engine(folder / "spill", Settings(num_threads=1)) as engine:
             items = engine.read_parquet(str(write_items(folder / "items.parquet", CATEGORIES)))
             events_folder = write_events(folder / "events", events)
-            log = read_log(engine, events_folder, config.features.split, [], folder / "log")
+            log = read_log(engine, events_folder, config.features.split, [], folder / "log", print)
             write_sources(log, items, config.features, folder, print)
             store = create_feature_store(folder, settings, "a")
             with offline(folder):
@@ -162,7 +162,7 @@ def test_an_event_at_the_instant_of_the_cut_is_not_seen() -> None:
 def test_a_user_without_features_is_refused(engine: ibis.BaseBackend, tmp_path: Path, settings: Settings) -> None:
     items = engine.read_parquet(str(write_items(tmp_path / "items.parquet", CATEGORIES)))
     events = write_events(tmp_path / "events", [Event("a", 1, START)])
-    log = read_log(engine, events, ALIGNED.features.split, [], tmp_path / "log")
+    log = read_log(engine, events, ALIGNED.features.split, [], tmp_path / "log", print)
     write_sources(log, items, ALIGNED.features, tmp_path, print)
     store = create_feature_store(tmp_path, settings, "a")
     chosen = pa.table({"context_id": [0], "user_id": ["a"], "cut_ts": [START], "split": ["train"]})

@@ -10,7 +10,7 @@ from components.config import SplitConfig
 from components.exceptions import DataError
 from components.features import log as log_module
 from components.features.log import period_of, read_log
-from tests.worlds.logs import START, WEEK, Event, make_config
+from tests.worlds.logs import START, WEEK, Event, make_config, write_events
 
 MICROSECOND = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
@@ -42,6 +42,20 @@ def test_shards_split_users_by_their_events(logged: Callable[..., ir.Table], mon
     assert shards == {"a": 0, "b": 0, "c": 1}
 
 
+def test_a_large_log_is_read_some_days_at_a_time_and_says_how_far_it_is(
+    engine: ibis.BaseBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "ROWS_PER_WRITE", 4)
+    monkeypatch.setattr("components.progress.INTERVAL_SECONDS", 0)
+    days = [START + timedelta(days=number) for number in range(5)]
+    events = write_events(tmp_path / "events", [Event(user, 1, day) for day in days for user in ("a", "b", "c")])
+    said: list[str] = []
+    log = read_log(engine, events, make_config().features.split, [], tmp_path / "log", said.append)
+    assert [line.split(",")[0] for line in said] == [f"reading the log: {done} events" for done in (6, 9, 12, 15)]
+    kept = log.select("user_id", "ts").order_by("ts", "user_id").execute()
+    assert list(kept.itertuples(index=False, name=None)) == [(user, day) for day in days for user in ("a", "b", "c")]
+
+
 def test_attributes_become_columns(logged: Callable[..., ir.Table]) -> None:
     log = logged([Event("a", 1, START, attributes={"in_display": "true"}), Event("a", 2, START)], ["in_display"])
     values = log.order_by("item_id").execute()["attribute_in_display"].tolist()
@@ -51,6 +65,6 @@ def test_attributes_become_columns(logged: Callable[..., ir.Table]) -> None:
 def test_an_empty_log_is_refused(engine: ibis.BaseBackend, tmp_path: Path, logged: Callable[..., ir.Table]) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="at least one event, got none"):
-        read_log(engine, tmp_path / "nothing", make_config().features.split, [], tmp_path / "log")
+        read_log(engine, tmp_path / "nothing", make_config().features.split, [], tmp_path / "log", print)
     with pytest.raises(DataError, match="at least one event, got none"):
         logged([])

@@ -58,7 +58,7 @@ def fill(engine: ibis.BaseBackend, tmp_path: Path) -> Callable[..., Path]:
         written.mkdir()
         moved.parent.mkdir()
         folder = write_events(tmp_path / f"events-{version}", events)
-        log = read_log(engine, folder, features.split, [], tmp_path / f"log-{version}")
+        log = read_log(engine, folder, features.split, [], tmp_path / f"log-{version}", print)
         write_sources(log, items, features, written, print)
         store = create_feature_store(written, settings, version)
         with offline(written):

@@ -232,6 +232,7 @@ def test_the_result_is_the_same_in_however_many_parts(
     monkeypatch.setattr(features, "retrieve_contexts", lambda *args: asked.append(len(args[1])) or retrieve(*args))
     monkeypatch.setattr(sources, "select_rows", lambda *args: parts.add(len(parts)) or write_part(*args))
     monkeypatch.setattr(log_module, "BYTES_PER_PAIR", 800)
+    monkeypatch.setattr(log_module, "ROWS_PER_WRITE", 500)
     monkeypatch.setattr(contexts, "BYTES_PER_ITEM", 150)
     monkeypatch.setattr(sources, "BATCH_ROWS", 7)
     monkeypatch.setattr(store_module, "MATERIALIZE_ROWS", 7)
