@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -157,10 +157,11 @@ def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], s
         for block in blocks():
             vectors = np.ascontiguousarray(block, dtype=np.float32)
             refined.base_index.add(vectors)
-            file.write(again.sa_encode(vectors))
+            file.write(again.sa_encode(vectors).tobytes())
         file.flush()
         codes = np.memmap(file, np.uint8, "r")
-    again.codes = faiss.MaybeOwnedVectorUInt8.create_view(faiss.swig_ptr(codes), codes.size, again.codes.owner)
+    kept: Any = again.codes  # typed as another vector
+    again.codes = type(kept).create_view(faiss.swig_ptr(codes), codes.size, kept.owner)
     again.ntotal = refined.ntotal = index.ntotal = len(item_ids)
     faiss.copy_array_to_vector(np.ascontiguousarray(item_ids, dtype=np.int64), index.id_map)
     cells.quantizer.metric_type = faiss.METRIC_INNER_PRODUCT  # items are in their nearest cells: now rank cells
