@@ -228,6 +228,15 @@ def test_an_event_changes_the_users_recall(urm, promoted):
     assert seconds < 30
 
 
+def _search(client: RecallClient, user_id: str, words: str) -> set[int]:
+    """Items of the model's answer to a search, once it is there."""
+    client.send([Event(user_id=user_id, behavior="search", query=words)])
+    wait_until(lambda: client.recall(user_id, task="text_query").query == words)
+    answer = client.recall(user_id, task="text_query", k=50)
+    assert answer.source == "model"
+    return {item.item_id for item in answer.items}
+
+
 def test_words_that_no_item_has_are_answered_by_what_they_mean(urm, promoted):
     """From the event through worker and encoder to the result; by their words alone both would be answered alike."""
     searches = ("a hungry kitty", "a fizzy thirst quencher")
@@ -236,16 +245,10 @@ def test_words_that_no_item_has_are_answered_by_what_they_mean(urm, promoted):
     items = pq.read_table(load_result(promoted.run_dir, "validate").outputs["items"], columns=["title", "category"])
     texts = str(items.to_pydict()).lower()
     assert not any(word in texts for words in searches for word in words.split() if len(word) > 1)
-    found = []
     with RecallClient(urm.settings.api_url) as client:
-        for words in searches:
-            client.send([Event(user_id=visitor.user_id, behavior="search", query=words)])
-            wait_until(lambda: client.recall(visitor.user_id, task="text_query").query == words)  # noqa: B023  # at once
-            answer = client.recall(visitor.user_id, task="text_query", k=50)
-            assert answer.source == "model"
-            found.append([item.item_id for item in answer.items])
-    assert len(set(found[0])) == 50
-    assert set(found[0]) != set(found[1])
+        found = [_search(client, visitor.user_id, words) for words in searches]
+    assert len(found[0]) == 50
+    assert found[0] != found[1]
 
 
 def test_a_mistake_in_the_configuration_shows_before_anything_starts(urm, promoted):
