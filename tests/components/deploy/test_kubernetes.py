@@ -33,13 +33,18 @@ class Killed(BaseException):
 
 
 class MortalCluster(Cluster):
-    """A connection whose process is killed after some writes: nothing of it reaches the cluster any more."""
+    """A connection whose process is killed after some writes of the promotion: none of its later ones is made.
+
+    The Lease is renewed by another thread, as often as the machine's speed has it: those writes do not count.
+    """
 
     def __init__(self, cluster: Cluster, writes: int) -> None:
         super().__init__(cluster._api, cluster.namespace)
         self.left = writes
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Object:
+        if threading.current_thread() is not threading.main_thread():
+            return super()._call(method, *arguments, **options)
         if self.left <= 0:
             raise Killed
         answer = super()._call(method, *arguments, **options)
