@@ -44,7 +44,7 @@ down: $(READY) ## Stop them
 .PHONY: test
 test: $(READY) ## Run every test, or those of ARGS (starts its own services), three files at a time, at the lowest priority
 	@# A recall worker lowers its own priority: beside tests of a higher one it would hardly run.
-	nice -n 19 env -u KUBECONFIG OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile $(ARGS)
+	nice -n 19 env -u KUBECONFIG OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(READY) ## Run the tests of the cluster that KUBECONFIG names: in namespaces of their own, but they cordon a node
