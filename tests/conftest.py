@@ -27,4 +27,4 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """A file that was renamed would be run last again."""
     missing = [name for name in LONGEST if not (Path(__file__).parent / name).is_file()]
     if missing:
-        raise pytest.UsageError(f"LONGEST in tests/conftest.py: expected files, got {', '.join(missing)}; rename them there")
+        raise pytest.UsageError(f"LONGEST in tests/conftest.py: expected files, got {missing}; rename them there")
