@@ -58,27 +58,34 @@ def keep(run_dir: str, folder: Path, cache: Path) -> int:
             remedy="run `urm evaluate` or `urm ablation measure` on it",
         )
     if evaluation is not None:
-        _write(_hits(evaluation, cache), folder / "evaluate" / "hits.parquet")
-        _write_result(evaluation, folder, {"hits": "hits.parquet"})
+        wanted = [("k", "in", sorted({*CUTOFFS, evaluation.metrics["k"]}))]
+        hits = pq.read_table(fetch(evaluation.outputs["hits"], cache), schema=HITS, filters=wanted).to_pandas()
+        write_evaluation(evaluation, hits, folder)
     if measurement is not None:
         recalls = pd.read_parquet(fetch(measurement.outputs["recalls"], cache))
         table = pa.Table.from_pandas(recalls.sort_values(["user_id", "example_id"]), preserve_index=False)
         _write(table, folder / "measure" / "recalls.parquet")
-        _write_result(measurement, folder, {"recalls": "recalls.parquet"})
+        write_result(measurement, folder, {"recalls": "recalls.parquet"})
     for training in (load_result(run_dir, stage) for stage in _TRAININGS):
         if training is not None:
-            _write_result(training, folder, {})
+            write_result(training, folder, {})
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _hits(evaluation: StageResult, cache: Path) -> pa.Table:
-    wanted = [("k", "in", sorted({*CUTOFFS, evaluation.metrics["k"]}))]
-    hits = pq.read_table(fetch(evaluation.outputs["hits"], cache), schema=HITS, filters=wanted).to_pandas()
+def write_evaluation(evaluation: StageResult, hits: pd.DataFrame, folder: Path) -> None:
+    """Write the result of an evaluation with its per-example record, in the schema HITS."""
     hits.loc[~hits["k"].isin(NDCG_CUTOFFS), "ndcg"] = None
     # Numbered anew in the order of users, so that columns take little room; still one number an example.
     hits = hits.sort_values(["model", "k", "user_id", "task", "example_id"])
     hits["example_id"] = hits.groupby(["model", "k"]).cumcount()
-    return pa.Table.from_pandas(hits, HITS, preserve_index=False)
+    _write(pa.Table.from_pandas(hits, HITS, preserve_index=False), folder / "evaluate" / "hits.parquet")
+    write_result(evaluation, folder, {"hits": "hits.parquet"})
+
+
+def write_result(result: StageResult, folder: Path, outputs: dict[str, str]) -> None:
+    """Write the result of a stage, its outputs given by their paths beside it."""
+    kept = result.model_copy(update={"outputs": outputs, "reused_from": None})
+    write_json(str(folder / result.stage / "result.json"), kept.model_dump(mode="json"))
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -95,11 +102,6 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def _among(table: pa.Table, names: Iterable[str]) -> list[str]:
     return [name for name in names if name in table.column_names]
-
-
-def _write_result(result: StageResult, folder: Path, outputs: dict[str, str]) -> None:
-    kept = result.model_copy(update={"outputs": outputs, "reused_from": None})
-    write_json(str(folder / result.stage / "result.json"), kept.model_dump(mode="json"))
 
 
 def main() -> None:

@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import trial_tables
+
+
+@pytest.fixture
+def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(trial_tables, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_trials_of_all_searches_stand_in_one_table_by_their_behaviour_tasks(lines: Path) -> None:
+    def trial(number: int, epochs: int, *recalls: float, **settings: object) -> str:
+        recall = dict(zip(("next_item", "title_query", "mean"), recalls, strict=True))
+        line = {"model": "target_attention", "trial": number, "epochs": epochs, "seconds": 1234.5}
+        return json.dumps(line | {"settings": settings, "validation_recall": recall}) + "\n"
+
+    of_search = trial(0, 1, 0.1, 0.9, 0.5) + trial(1, 1, 0.2, 0.3, 0.25, dimension=64, id_vectors=True, dropout=0.0)
+    (lines / "amazon_toys.target_attention.jsonl").write_text(of_search)
+    (lines / "amazon_toys.target_attention.longer.jsonl").write_text(trial(1, 4, 0.15, 0.4, 0.275, field_matches=True))
+    (lines / "amazon_beauty.target_attention.jsonl").write_text(trial(0, 1, 1.0, 1.0, 1.0))
+    _, _, *rows = trial_tables.render_trials("amazon_toys").splitlines()
+    assert [row.strip("| ").split(" | ") for row in rows] == [
+        ["target attention", "1", "1", "width 64, ID vectors", ".200", ".200", ".300", ".250", "1,234"],
+        ["target attention", "1", "4", "fields", ".150", ".150", ".400", ".275", "1,234"],
+        ["target attention", "0", "1", "as configured", ".100", ".100", ".900", ".500", "1,234"],
+    ]
+
+
+def test_a_data_set_without_a_search_has_an_empty_table(lines: Path) -> None:
+    assert len(trial_tables.render_trials("amazon_sports").splitlines()) == 2
