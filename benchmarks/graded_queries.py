@@ -1,0 +1,262 @@
+"""Who knows which product a query wants: words, a sentence encoder, or a language model? On graded judgments.
+
+    python -m benchmarks.graded_queries --data chorus_icecat --output graded.json
+
+The folder holds products.parquet (item_id, title, brand, short_description) and judgments.parquet (query, item_id,
+rating from 0 to 3), as querqy/chorus publishes them. Nothing is trained, and there are no users. Each model orders the
+judged products of a query. The figure is NDCG@10 with gains 2^rating - 1, mean over queries whose ratings differ;
+products without a judgment are left out, since nothing is known of them.
+
+- `words`: BM25F over title, brand and description, weights chosen.
+- `text encoder`: cosine of the query with the title, or with title and description, as chosen.
+- `pretrained`: the backbone at full depth; log P(title | query) - log P(title | any query), log P(query | title), or
+  the mean of both as z-scores, as chosen. `random weights`: the same network untrained, by the same method.
+- Mixtures: mean z-score of two or three of these. `any order`: the mean over all orders.
+
+Choices are made on every other query, in alphabetical order; the figures are of the others. Intervals draw queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from benchmarks.bench import write_figures
+from components.baseline.bm25f import Bm25fIndex, Fields
+from components.baseline.data import Items, split_words
+from components.caches import CachePlace
+from components.config import load_named_config
+from components.device import choose_device, has_bfloat16, set_threads
+from components.items.text import TextEncoder
+from components.settings import Settings, get_settings
+from components.studies.abilities.likelihood import LanguageModel
+from components.studies.finished import hide_progress_bars
+from components.urm.network.backbone import count_layers, load_backbone
+
+CUTOFF, DRAWS, CONFIDENCE = 10, 2000, 0.95
+BY_TITLE, BY_QUERY, BY_BOTH = "log P(title | query) - log P(title)", "log P(query | title)", "both"
+SEARCH, ANY, PRODUCT = "A customer of a shop searched for {query}.", "something", "Best match:"
+CHANCE, WORDS, ENCODER = "any order", "words", "text encoder"
+PRETRAINED, RANDOM = "pretrained", "random weights"
+MIXTURES = ((WORDS, ENCODER), (WORDS, PRETRAINED), (ENCODER, PRETRAINED), (WORDS, ENCODER, PRETRAINED))
+Floats = npt.NDArray[np.float64]
+Scores = Sequence[Floats]  # of each query's judged products
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Queries with their judged products."""
+
+    queries: Sequence[str]  # alphabetical, [Q]
+    rows: Sequence[npt.NDArray[np.int64]]  # of the products that are judged for each query, in `products`
+    ratings: Sequence[npt.NDArray[np.int64]]  # of these, 0 to 3
+    products: pd.DataFrame  # title, brand and short_description
+
+    @property
+    def other_words(self) -> npt.NDArray[np.bool_]:
+        """Queries of which no best product has a word in its title, [Q]."""
+        titles = [set(split_words(title)) for title in self.products["title"]]
+        return np.array(
+            [
+                not any(set(split_words(query)) & titles[row] for row in rows[ratings == ratings.max()])
+                for query, rows, ratings in zip(self.queries, self.rows, self.ratings, strict=True)
+            ]
+        )
+
+
+def read_judged(folder: Path) -> Judged:
+    """Read the two files; queries with equal ratings alone are left out, since no order of theirs is wrong."""
+    products = pd.read_parquet(folder / "products.parquet").fillna({"brand": "", "short_description": ""})
+    judgments = pd.read_parquet(folder / "judgments.parquet")
+    judgments = judgments[judgments["item_id"].isin(products["item_id"])]
+    places = pd.Series(np.arange(len(products)), index=products["item_id"])
+    groups = [
+        (str(query), places[group["item_id"]].to_numpy(), group["rating"].to_numpy())
+        for query, group in judgments.groupby("query", sort=True)
+        if group["rating"].nunique() > 1
+    ]
+    queries, rows, ratings = zip(*groups, strict=True)
+    return Judged(queries, rows, ratings, products)
+
+
+def ndcg(scores: Floats, ratings: npt.NDArray[np.int64], k: int = CUTOFF) -> float:
+    """NDCG@k with gains 2^rating - 1; equal scores share their places, so that no order of the file counts."""
+    gains = 2.0**ratings - 1
+    discounts = 1 / np.log2(np.arange(len(ratings)) + 2)
+    discounts[k:] = 0
+    _, group = np.unique(-scores, return_inverse=True)
+    sizes = np.bincount(group)
+    shared = np.add.reduceat(discounts, np.cumsum(sizes) - sizes) / sizes
+    return float((gains * shared[group]).sum() / (np.sort(gains)[::-1] * discounts).sum())
+
+
+def score_by_words(judged: Judged, brand: float, description: float) -> Scores:
+    """BM25F; the description stands in the place of the categories, which these products have not."""
+    products, nothing = judged.products, np.zeros(len(judged.products))
+    items = Items(
+        ids=np.arange(len(products)),
+        titles=tuple(products["title"]),
+        categories=tuple((text,) for text in products["short_description"]),
+        brands=tuple(products["brand"]),
+        train_events=nothing.astype(np.int64),
+        popularity=nothing.astype(np.float32),
+        features=np.zeros((len(products), 0), dtype=np.int64),
+        names=(),
+    )
+    fields = Fields(items)
+    index = Bm25fIndex(fields, {"title": 1.0, "brand": brand, "category": description})
+    scores = index.score(fields.count([split_words(query) for query in judged.queries]))
+    return [row[rows].astype(np.float64) for row, rows in zip(scores, judged.rows, strict=True)]
+
+
+def score_by_encoder(judged: Judged, encoder: TextEncoder, with_description: bool) -> Scores:
+    """Cosines."""
+    products = judged.products
+    texts = products["title"] + (". " + products["short_description"] if with_description else "")
+    known = sorted({row for rows in judged.rows for row in rows.tolist()})
+    vectors = dict(zip(known, encoder.encode([texts.iloc[row] for row in known]).astype(np.float64), strict=True))
+    queries = encoder.encode(list(judged.queries)).astype(np.float64)
+    return [
+        np.stack([vectors[row] for row in rows.tolist()]) @ query
+        for rows, query in zip(judged.rows, queries, strict=True)
+    ]
+
+
+def score_by_titles(judged: Judged, model: LanguageModel) -> Scores:
+    """What a query adds to the log-likelihood of a title."""
+
+    def rate(query: str, rows: npt.NDArray[np.int64]) -> Floats:
+        titles = [f" {judged.products['title'].iloc[row]}" for row in rows]
+        prompt = f"{SEARCH.replace('{query}', query)} {PRODUCT}"
+        return np.array([float(tokens.sum()) for tokens in model.continuations(prompt, titles)])
+
+    every = np.unique(np.concatenate(judged.rows))
+    plain = dict(zip(every.tolist(), rate(ANY, every), strict=True))
+    return [
+        rate(query, rows) - np.array([plain[row] for row in rows.tolist()])
+        for query, rows in zip(judged.queries, judged.rows, strict=True)
+    ]
+
+
+def score_by_queries(judged: Judged, model: LanguageModel) -> Scores:
+    """The log-likelihood of the query after a title."""
+    scores = [np.zeros(len(rows)) for rows in judged.rows]
+    asked: dict[int, list[tuple[int, int]]] = {}
+    for query, rows in enumerate(judged.rows):
+        for place, row in enumerate(rows.tolist()):
+            asked.setdefault(row, []).append((query, place))
+    for row, places in asked.items():
+        prompt = f"{PRODUCT} {judged.products['title'].iloc[row]}. {SEARCH.partition('{query}')[0].rstrip()}"
+        found = model.continuations(prompt, [f" {judged.queries[query]}." for query, _ in places])
+        for (query, place), tokens in zip(places, found, strict=True):
+            scores[query][place] = float(tokens.sum())
+    return scores
+
+
+def mix(members: Sequence[Scores]) -> Scores:
+    """Mean z-score over the products of each query."""
+    return [np.mean([_standardise(scores) for scores in of_query], axis=0) for of_query in zip(*members, strict=True)]
+
+
+def _standardise(scores: Floats) -> Floats:
+    spread = scores.std()
+    return (scores - scores.mean()) / (spread if spread > 0 else 1)
+
+
+def open_network(settings: Settings, name: str, seed: int | None) -> LanguageModel:
+    """The backbone at full depth: pretrained, or with random weights of a seed."""
+    cache, device = CachePlace.of(settings), choose_device(settings)
+    torch.manual_seed(seed or 0)
+    model, tokenizer = load_backbone(name, num_layers=count_layers(name, cache), pretrained=seed is None, cache=cache)
+    torch.nn.Module.to(model, device, torch.bfloat16 if has_bfloat16(device) else torch.float32)
+    return LanguageModel(model, tokenizer)
+
+
+def score_network(judged: Judged, model: LanguageModel) -> dict[str, Scores]:
+    """Scores by method."""
+    found = {BY_TITLE: score_by_titles(judged, model), BY_QUERY: score_by_queries(judged, model)}
+    return found | {BY_BOTH: mix(list(found.values()))}
+
+
+def measure(judged: Judged, scores: Scores) -> Floats:
+    """NDCG of every query, [Q]."""
+    return np.array([ndcg(row, ratings) for row, ratings in zip(scores, judged.ratings, strict=True)])
+
+
+def choose(judged: Judged, by_method: Mapping[str, Scores]) -> str:
+    """The method with the best mean on every other query."""
+    return max(by_method, key=lambda method: measure(judged, by_method[method])[::2].mean())
+
+
+def summarise(judged: Judged, scores: Mapping[str, Scores], seed: int = 0) -> dict[str, Any]:
+    """Mean NDCG of each model over the queries of the report, that of queries in other words, and differences."""
+    report = np.arange(len(judged.queries)) % 2 == 1
+    others = judged.other_words[report]
+    values = {name: measure(judged, of_model)[report] for name, of_model in scores.items()}
+    weights = np.random.default_rng(seed).multinomial(report.sum(), np.full(report.sum(), 1 / report.sum()), DRAWS)
+
+    def interval(of_queries: Floats) -> dict[str, float]:
+        draws = weights @ of_queries / report.sum()
+        low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return {"value": float(of_queries.mean()), "low": float(low), "high": float(high)}
+
+    return {
+        "queries": int(report.sum()),
+        "queries_in_other_words": int(others.sum()),
+        "ndcg": {name: interval(of_model) for name, of_model in values.items()},
+        "in_other_words": {
+            name: float(of_model[others].mean()) if others.any() else None for name, of_model in values.items()
+        },
+        "minus_words": {name: interval(of_model - values[WORDS]) for name, of_model in values.items()},
+        "pretrained_minus_random": interval(values[PRETRAINED] - values[RANDOM]),
+    }
+
+
+def study(judged: Judged, settings: Settings, backbone: str, encoder: TextEncoder) -> dict[str, Any]:
+    """Score by every model, choose, compare."""
+    by_words = {
+        f"brand {brand:g}, description {description:g}": score_by_words(judged, brand, description)
+        for brand, description in product((0.0, 1.0), (0.0, 0.3, 1.0, 3.0))
+    }
+    by_encoder = {
+        name: score_by_encoder(judged, encoder, with_description)
+        for name, with_description in (("title", False), ("title and description", True))
+    }
+    candidates = {WORDS: by_words, ENCODER: by_encoder}
+    candidates |= {PRETRAINED: score_network(judged, open_network(settings, backbone, None))}
+    chosen = {name: choose(judged, by_method) for name, by_method in candidates.items()}
+    scores: dict[str, Scores] = {CHANCE: [np.zeros(len(rows)) for rows in judged.rows]}
+    scores |= {name: candidates[name][method] for name, method in chosen.items()}
+    scores[RANDOM] = score_network(judged, open_network(settings, backbone, 0))[chosen[PRETRAINED]]
+    scores |= {" + ".join(names): mix([scores[name] for name in names]) for names in MIXTURES}
+    every = {name: {method: measure(judged, row)[::2].mean() for method, row in methods.items()}
+             for name, methods in candidates.items()}  # fmt: skip
+    return {"chosen": chosen, "ndcg_of_the_choice": every} | summarise(judged, scores)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Folder of products.parquet and judgments.parquet")
+    parser.add_argument("--config", default="complete_journey", help="Its backbone and text encoder are taken")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    options, settings = parser.parse_args(arguments), get_settings()
+    set_threads(settings)
+    hide_progress_bars()
+    config = load_named_config(options.config, settings.configs_dir, [])
+    encoder = TextEncoder(config.items.text_encoder, torch.device(choose_device(settings)), config.items.batch_size)
+    figures = study(read_judged(options.data), settings, config.urm.backbone, encoder)
+    write_figures(options.output, figures)
+
+
+if __name__ == "__main__":
+    main()
