@@ -66,6 +66,7 @@ def read_log(
         period=period_of(raw.ts, split),
         **{attribute_column(name): raw.attributes.get(name, None) for name in attributes},
     )
+    report("counting the events of every user")
     shards = engine.create_table("shards", _shards(kept, split, memory_limit(engine)))
     if shards.count().execute() == 0:
         raise _no_events(events)

@@ -51,7 +51,8 @@ def test_a_large_log_is_read_some_days_at_a_time_and_says_how_far_it_is(
     events = write_events(tmp_path / "events", [Event(user, 1, day) for day in days for user in ("a", "b", "c")])
     said: list[str] = []
     log = read_log(engine, events, make_config().features.split, [], tmp_path / "log", said.append)
-    assert [line.split(",")[0] for line in said] == [f"reading the log: {done} events" for done in (6, 9, 12, 15)]
+    assert said[0] == "counting the events of every user"
+    assert [line.split(",")[0] for line in said[1:]] == [f"reading the log: {done} events" for done in (6, 9, 12, 15)]
     kept = log.select("user_id", "ts").order_by("ts", "user_id").execute()
     assert list(kept.itertuples(index=False, name=None)) == [(user, day) for day in days for user in ("a", "b", "c")]
 
