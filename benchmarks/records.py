@@ -126,9 +126,9 @@ def render_headline() -> str:
         behaviour, search = summary.groups.values()
         of_behaviour, of_search = summary.baseline.restrict(behaviour), summary.baseline.restrict(search)
         mean, ratios = find_mean_lift(of_behaviour), [find_ratio(group) for group in (of_behaviour, of_search)]
-        recalls = [_recall(_mean_recall(summary, model, behaviour)) for model in (CANDIDATE, BASELINE)]
+        recalls = [show_mean_recall(summary, model, behaviour) for model in (CANDIDATE, BASELINE)]
         cells = [f"{ratio.percent} ({ratio.percent_interval})" for ratio in ratios]
-        standings = [_standing(group) for group in (of_behaviour, of_search)]
+        standings = [describe_standing(group) for group in (of_behaviour, of_search)]
         rows.append([name, *recalls, cells[0], mean.percent, standings[0], cells[1], standings[1]])
     standing = "ahead / level / behind"
     head = ["data set", "behaviour tasks, Recall@100: URM", "target attention", "lift of the mean (95 %)"]
@@ -149,9 +149,13 @@ def render_behaviour() -> str:
         filtered = sum(summary.kinds[task].exclude_bought for task in tasks)
         rows.append(
             [name, str(len(tasks)), str(filtered), f"{comparison.examples.sum():,}"]
-            + [_recall(_mean_recall(summary, model, tasks)) for model in (CANDIDATE, BASELINE)]
+            + [show_mean_recall(summary, model, tasks) for model in (CANDIDATE, BASELINE)]
             + [ratio.percent, ratio.percent_interval, " / ".join(map(_percent, by_seed))]
-            + [_without(comparison, FILTERED_TASK), f"{mean.percent} ({mean.percent_interval})", _standing(comparison)]
+            + [
+                _without(comparison, FILTERED_TASK),
+                f"{mean.percent} ({mean.percent_interval})",
+                describe_standing(comparison),
+            ]
             + [_describe_best_other(summary, tasks), " / ".join(_ask_gate(config, seed) for seed in SEEDS)]
         )
     seeds = f"seed {' / '.join(map(str, SEEDS))}"
@@ -161,17 +165,19 @@ def render_behaviour() -> str:
     return markdown(head, rows)
 
 
-def render_pooled(config: str, seeds: Sequence[int] = SEEDS) -> str:
+def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
     """Every task of a data set over its seeds: recall per model, lift with interval, lift per seed.
+
+    `record` is the name of the records without the seed.
 
     Below stand the ratio of means over behaviour tasks and the mean of the lifts over all tasks.
     """
-    summary = pool_seeds(config, tuple(seeds))
-    every, behaviour = order_tasks(config), summary.groups["behaviour tasks"]
+    summary = pool_seeds(record, tuple(seeds))
+    every, behaviour = order_tasks(summary.config), summary.groups["behaviour tasks"]
     models = [model for model in summary.models if _mean_recall(summary, model, every) > 0]
     lifts = find_lifts(summary.baseline)
     counts = dict(zip(summary.baseline.tasks, summary.baseline.examples.tolist(), strict=True))
-    runs = [_read_evaluation(config, seed) for seed in seeds]
+    runs = [_read_evaluation(record, seed) for seed in seeds]
     lines: list[tuple[tuple[str, ...], str, Figure, list[float]]] = [
         ((task,), task, lifts[task], [run.metrics["tasks"][task]["lift"] for run in runs]) for task in every
     ]
@@ -209,7 +215,7 @@ def render_run(folder: str) -> str:
         cells = [*recalls, lift.percent, lift.percent_interval, _recall(p_values[task])]
         rows.append([task, f"{result['examples']:,}", _describe_history(summary, [task]), *cells])
     lift = find_mean_lift(summary.baseline)
-    means = [_recall(_mean_recall(summary, model, every)) for model in models]
+    means = [show_mean_recall(summary, model, every) for model in models]
     examples = sum(result["examples"] for result in run.metrics["tasks"].values())
     rows.append(["mean", f"{examples:,}", "", *means, lift.percent, lift.percent_interval, ""])
     return markdown(["task", "examples", HISTORY, *map(title, models), "lift", "95 %", "p (Holm)"], rows)
@@ -341,9 +347,9 @@ def render_claims() -> str:
 
 
 @cache
-def pool_seeds(config: str, seeds: tuple[int, ...]) -> Summary:
+def pool_seeds(record: str, seeds: tuple[int, ...]) -> Summary:
     """The kept runs of a data set, pooled over their seeds."""
-    runs = [_read_evaluation(config, seed) for seed in seeds]
+    runs = [_read_evaluation(record, seed) for seed in seeds]
     return summarise_runs(runs, cache=FOLDER, draws=DRAWS)[0]
 
 
@@ -412,7 +418,7 @@ def _without(comparison: Comparison, task: str) -> str:
     return f"{lift.percent} ({lift.percent_interval})"
 
 
-def _standing(comparison: Comparison) -> str:
+def describe_standing(comparison: Comparison) -> str:
     """Tasks in which URM is ahead beyond chance, level and behind beyond chance, Holm-corrected over these tasks."""
     proven = comparison.p_different() < 1 - CONFIDENCE
     ahead, behind = (
@@ -430,7 +436,7 @@ def _describe_history(summary: Summary, tasks: Iterable[str]) -> str:
 
 def _describe_best_other(summary: Summary, tasks: Sequence[str]) -> str:
     """The best model but URM in the mean over the tasks, of those that every seed has."""
-    recall = _recall(_mean_recall(summary, summary.best_name, tasks))
+    recall = show_mean_recall(summary, summary.best_name, tasks)
     return f"{title(summary.best_name)}, {recall}{'' if summary.best is not None else ' (its hits were not kept)'}"
 
 
@@ -443,13 +449,18 @@ def _ask_gate(config: str, seed: int) -> str:
     return "passes" if verdict["passed"] else "refused"
 
 
+def show_mean_recall(summary: Summary, model: str, tasks: Iterable[str]) -> str:
+    """Mean recall of a model over the tasks and seeds: `.299`."""
+    return _recall(_mean_recall(summary, model, tasks))
+
+
 def _mean_recall(summary: Summary, model: str, tasks: Iterable[str]) -> float:
     recalls = mean_recalls(summary.recalls, tasks)
     return float(recalls[recalls["model"] == model]["recall"].mean())
 
 
-def _read_evaluation(config: str, seed: int) -> FinishedRun:
-    return read_run(str(FOLDER / f"{config}-seed{seed}"), CONFIGS)
+def _read_evaluation(record: str, seed: int) -> FinishedRun:
+    return read_run(str(FOLDER / f"{record}-seed{seed}"), CONFIGS)
 
 
 def _read(folder: str, stage: str) -> StageResult:

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import trial_tables
+from benchmarks import rival_tables
 
 
 @pytest.fixture
 def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(trial_tables, "FOLDER", tmp_path)
+    monkeypatch.setattr(rival_tables, "TRIALS", tmp_path)
     return tmp_path
 
 
@@ -22,7 +22,7 @@ def test_trials_of_all_searches_stand_in_one_table_by_their_behaviour_tasks(line
     (lines / "amazon_toys.target_attention.jsonl").write_text(of_search)
     (lines / "amazon_toys.target_attention.longer.jsonl").write_text(trial(1, 4, 0.15, 0.4, 0.275, field_matches=True))
     (lines / "amazon_beauty.target_attention.jsonl").write_text(trial(0, 1, 1.0, 1.0, 1.0))
-    _, _, *rows = trial_tables.render_trials("amazon_toys").splitlines()
+    _, _, *rows = rival_tables.render_trials("amazon_toys").splitlines()
     assert [row.strip("| ").split(" | ") for row in rows] == [
         ["target attention", "1", "1", "width 64, ID vectors", ".200", ".200", ".300", ".250", "1,234"],
         ["target attention", "1", "4", "fields", ".150", ".150", ".400", ".275", "1,234"],
@@ -31,4 +31,4 @@ def test_trials_of_all_searches_stand_in_one_table_by_their_behaviour_tasks(line
 
 
 def test_a_data_set_without_a_search_has_an_empty_table(lines: Path) -> None:
-    assert len(trial_tables.render_trials("amazon_sports").splitlines()) == 2
+    assert len(rival_tables.render_trials("amazon_sports").splitlines()) == 2
