@@ -19,8 +19,9 @@ Choices are made on every other query, in alphabetical order; the figures are of
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ PRETRAINED, RANDOM = "pretrained", "random weights"
 MIXTURES = ((WORDS, ENCODER), (WORDS, PRETRAINED), (ENCODER, PRETRAINED), (WORDS, ENCODER, PRETRAINED))
 Floats = npt.NDArray[np.float64]
 Scores = Sequence[Floats]  # of each query's judged products
+Score = Callable[["Judged"], Scores]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Judged:
     rows: Sequence[npt.NDArray[np.int64]]  # of the products that are judged for each query, in `products`
     ratings: Sequence[npt.NDArray[np.int64]]  # of these, 0 to 3
     products: pd.DataFrame  # title, brand and short_description
+
+    def part(self, half: int) -> Judged:
+        """Every other query: the first half serves choices, the second one the report."""
+        queries, rows, ratings = (part[half::2] for part in (self.queries, self.rows, self.ratings))
+        return replace(self, queries=queries, rows=rows, ratings=ratings)
 
     @property
     def other_words(self) -> npt.NDArray[np.bool_]:
@@ -181,10 +188,10 @@ def open_network(settings: Settings, name: str, seed: int | None) -> LanguageMod
     return LanguageModel(model, tokenizer)
 
 
-def score_network(judged: Judged, model: LanguageModel) -> dict[str, Scores]:
-    """Scores by method."""
-    found = {BY_TITLE: score_by_titles(judged, model), BY_QUERY: score_by_queries(judged, model)}
-    return found | {BY_BOTH: mix(list(found.values()))}
+def methods_of(model: LanguageModel) -> dict[str, Score]:
+    """Ways to score by a language model."""
+    single = {BY_TITLE: partial(score_by_titles, model=model), BY_QUERY: partial(score_by_queries, model=model)}
+    return {**single, BY_BOTH: lambda judged: mix([score(judged) for score in single.values()])}
 
 
 def measure(judged: Judged, scores: Scores) -> Floats:
@@ -192,25 +199,18 @@ def measure(judged: Judged, scores: Scores) -> Floats:
     return np.array([ndcg(row, ratings) for row, ratings in zip(scores, judged.ratings, strict=True)])
 
 
-def choose(judged: Judged, by_method: Mapping[str, Scores]) -> str:
-    """The method with the best mean on every other query."""
-    return max(by_method, key=lambda method: measure(judged, by_method[method])[::2].mean())
-
-
 def summarise(judged: Judged, scores: Mapping[str, Scores], seed: int = 0) -> dict[str, Any]:
-    """Mean NDCG of each model over the queries of the report, that of queries in other words, and differences."""
-    report = np.arange(len(judged.queries)) % 2 == 1
-    others = judged.other_words[report]
-    values = {name: measure(judged, of_model)[report] for name, of_model in scores.items()}
-    weights = np.random.default_rng(seed).multinomial(report.sum(), np.full(report.sum(), 1 / report.sum()), DRAWS)
+    """Mean NDCG of each model, that of queries in other words, and differences, with intervals."""
+    size, others = len(judged.queries), judged.other_words
+    values = {name: measure(judged, of_model) for name, of_model in scores.items()}
+    weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), DRAWS)
 
     def interval(of_queries: Floats) -> dict[str, float]:
-        draws = weights @ of_queries / report.sum()
-        low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        low, high = np.quantile(weights @ of_queries / size, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return {"value": float(of_queries.mean()), "low": float(low), "high": float(high)}
 
     return {
-        "queries": int(report.sum()),
+        "queries": size,
         "queries_in_other_words": int(others.sum()),
         "ndcg": {name: interval(of_model) for name, of_model in values.items()},
         "in_other_words": {
@@ -222,25 +222,32 @@ def summarise(judged: Judged, scores: Mapping[str, Scores], seed: int = 0) -> di
 
 
 def study(judged: Judged, settings: Settings, backbone: str, encoder: TextEncoder) -> dict[str, Any]:
-    """Score by every model, choose, compare."""
-    by_words = {
-        f"brand {brand:g}, description {description:g}": score_by_words(judged, brand, description)
-        for brand, description in product((0.0, 1.0), (0.0, 0.3, 1.0, 3.0))
+    """Choose a method for every model on one half of the queries, and compare them on the other."""
+    methods: dict[str, dict[str, Score]] = {
+        WORDS: {
+            f"brand {brand:g}, description {description:g}": partial(
+                score_by_words, brand=brand, description=description
+            )
+            for brand, description in product((0.0, 1.0), (0.0, 0.3, 1.0, 3.0))
+        },
+        ENCODER: {
+            name: partial(score_by_encoder, encoder=encoder, with_description=with_description)
+            for name, with_description in (("title", False), ("title and description", True))
+        },
+        PRETRAINED: methods_of(open_network(settings, backbone, None)),
     }
-    by_encoder = {
-        name: score_by_encoder(judged, encoder, with_description)
-        for name, with_description in (("title", False), ("title and description", True))
+    choice, report = (judged.part(half) for half in (0, 1))
+    looks = {
+        name: {method: float(measure(choice, score(choice)).mean()) for method, score in of_model.items()}
+        for name, of_model in methods.items()
     }
-    candidates = {WORDS: by_words, ENCODER: by_encoder}
-    candidates |= {PRETRAINED: score_network(judged, open_network(settings, backbone, None))}
-    chosen = {name: choose(judged, by_method) for name, by_method in candidates.items()}
-    scores: dict[str, Scores] = {CHANCE: [np.zeros(len(rows)) for rows in judged.rows]}
-    scores |= {name: candidates[name][method] for name, method in chosen.items()}
-    scores[RANDOM] = score_network(judged, open_network(settings, backbone, 0))[chosen[PRETRAINED]]
+    chosen = {name: max(of_model, key=lambda method: of_model[method]) for name, of_model in looks.items()}
+    scores: dict[str, Scores] = {CHANCE: [np.zeros(len(rows)) for rows in report.rows]}
+    scores |= {name: methods[name][method](report) for name, method in chosen.items()}
+    del methods[PRETRAINED]
+    scores[RANDOM] = methods_of(open_network(settings, backbone, 0))[chosen[PRETRAINED]](report)
     scores |= {" + ".join(names): mix([scores[name] for name in names]) for names in MIXTURES}
-    every = {name: {method: measure(judged, row)[::2].mean() for method, row in methods.items()}
-             for name, methods in candidates.items()}  # fmt: skip
-    return {"chosen": chosen, "ndcg_of_the_choice": every} | summarise(judged, scores)
+    return {"chosen": chosen, "ndcg_of_the_choice": looks} | summarise(report, scores)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -67,17 +67,24 @@ def test_words_are_looked_for_in_the_fields_that_have_a_weight(judged: Judged) -
     assert (found(0, 0, "oak"), found(1, 0, "oak")) == ({2: True, 3: False}, {2: True, 3: True})
 
 
-def test_the_figures_are_of_the_queries_that_served_no_choice(judged: Judged) -> None:
+def test_halves_take_turns(judged: Judged) -> None:
+    choice, report = judged.part(0), judged.part(1)
+    assert (choice.queries, report.queries) == (("furniture", "soda"), ("oak", "something to sit on"))
+    assert report.other_words.tolist() == [False, True]
+
+
+def test_differences_have_intervals_over_queries(judged: Judged) -> None:
     perfect = [ratings.astype(float) for ratings in judged.ratings]
-    spoilt = [-row if place % 2 == 0 else row for place, row in enumerate(perfect)]  # on those of the choice alone
     wrong = [-row for row in perfect]
-    models = {"words": wrong, "pretrained": spoilt, "random weights": wrong}
+    models = {"words": wrong, "pretrained": perfect, "random weights": [*wrong[:2], *perfect[2:]]}
     figures = summarise(judged, models)
-    assert (figures["queries"], figures["queries_in_other_words"]) == (2, 1)
-    assert figures["ndcg"]["pretrained"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert figures["in_other_words"]["words"] == pytest.approx(ndcg(wrong[3], judged.ratings[3]))
+    assert (figures["queries"], figures["queries_in_other_words"]) == (4, 2)
+    assert figures["ndcg"]["pretrained"] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0})
+    worst = [ndcg(row, ratings) for row, ratings in zip(wrong, judged.ratings, strict=True)]
+    assert figures["in_other_words"]["words"] == pytest.approx((worst[0] + worst[3]) / 2)
     ahead = figures["pretrained_minus_random"]
-    assert 0 < ahead["low"] <= ahead["value"] <= ahead["high"] < 1
+    assert ahead["value"] == pytest.approx((2 - worst[0] - worst[1]) / 4)
+    assert 0 <= ahead["low"] < ahead["value"] < ahead["high"] < 1
     assert np.mean(mix([perfect, wrong])[0]) == pytest.approx(0)
 
 
