@@ -4,8 +4,9 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,8 @@ from components.exceptions import UnavailableError
 
 HOST = "127.0.0.1"
 _SAME_START_SECONDS = 1.0
+_POLL_SECONDS = 0.3
+_PORTS_LOCK = "\0urm-ports"
 # Handles of processes meant to outlive this one; a dropped handle would be reported as forgotten.
 _left_running: list[subprocess.Popen[bytes]] = []
 
@@ -131,6 +134,36 @@ def choose_port(*wanted: int, taken: set[int]) -> int:
         taken.add(chosen)
         return chosen
     raise UnavailableError("loopback ports", expected="a free one", got="none", remedy="stop some other service")
+
+
+@contextmanager
+def ports_reserved(say: Callable[[str], None], timeout_seconds: float = 300.0) -> Iterator[None]:
+    """Between the choice of a free port and its use nobody else on this machine chooses, whoever it is.
+
+    A name in the kernel's abstract space does it: it is free again as soon as its process has ended.
+
+    Raises:
+        UnavailableError: Another one does not end in time.
+    """
+    deadline, waiting = time.monotonic() + timeout_seconds, False
+    with socket.socket(socket.AF_UNIX) as lock:
+        while True:
+            try:
+                lock.bind(_PORTS_LOCK)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        "loopback ports",
+                        expected="other services that start on this machine to be ready",
+                        got=f"none within {timeout_seconds:.0f} s",
+                        remedy="look for another `urm up` or `urm demo`",
+                    ) from None
+            if not waiting:
+                say("waiting for other services that start on this machine")
+            waiting = True
+            time.sleep(_POLL_SECONDS)
+        yield
 
 
 def tail(log: Path, lines: int = 15) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from components.exceptions import UnavailableError
 from components.local.airflow import POOL
-from components.local.processes import find, run_to_end, spawn, stop, tail
+from components.local.processes import find, ports_reserved, run_to_end, spawn, stop, tail
 from components.local.registry import Registry, ServiceRecord
 from components.local.services import Service, Stack, describe_stack
 from components.settings import Settings
@@ -30,7 +30,7 @@ def up(settings: Settings, say: Say, config: str) -> Stack:
         UnavailableError: A service ends or does not get ready in time; the sentence names its log.
     """
     registry = Registry(settings.home.absolute())
-    with registry.locked():
+    with registry.locked(), ports_reserved(say):
         return _up(settings, registry, say, config)
 
 

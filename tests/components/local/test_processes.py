@@ -1,13 +1,24 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 
 import psutil
 import pytest
 
 from components.exceptions import UnavailableError
-from components.local.processes import ProcessRecord, choose_port, find, memory_bytes, run_to_end, spawn, stop, tail
+from components.local.processes import (
+    ProcessRecord,
+    choose_port,
+    find,
+    memory_bytes,
+    ports_reserved,
+    run_to_end,
+    spawn,
+    stop,
+    tail,
+)
 from tests.worlds import wait_until
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -103,6 +114,22 @@ def test_a_port_in_use_is_passed_over():
 def test_a_promised_port_is_passed_over():
     first = choose_port(taken=(taken := set()))
     assert choose_port(first, taken=taken) != first
+
+
+def test_ports_are_reserved_until_their_process_ends():
+    code = "import time; from components.local.processes import ports_reserved\n"
+    code += "with ports_reserved(print):\n    print('mine', flush=True)\n    time.sleep(600)"
+    said = []
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        while other.stdout.readline() != b"mine\n":  # another test may have them
+            assert other.poll() is None
+        with pytest.raises(UnavailableError, match="other services that start on this machine"):
+            with ports_reserved(said.append, timeout_seconds=0.1):
+                pass
+        assert said == ["waiting for other services that start on this machine"]
+        other.kill()
+    with ports_reserved(said.append):
+        pass
 
 
 def test_tail(tmp_path):

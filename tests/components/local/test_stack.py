@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -127,6 +128,21 @@ def test_two_homes_get_ports_of_their_own(settings, only, tmp_path):
         assert Registry(other.home).read()["redis"].port != Registry(settings.home).read()["redis"].port
     finally:
         down(other, lambda _: None)
+
+
+def test_two_homes_that_start_at_once_get_ports_of_their_own(settings, only, tmp_path):
+    only("redis")
+    homes = [settings, Settings(home=tmp_path / "other", **REPOSITORY_FOLDERS)]
+    said = [[], []]
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda place: up(homes[place], said[place].append, CONFIG), range(2)))
+        for home in homes:
+            with redis.Redis.from_url(Registry(home.home).read()["redis"].url) as client:
+                assert client.config_get("dir")["dir"] == str((home.home / "redis").absolute())
+    finally:
+        down(homes[1], lambda _: None)
+    assert any("waiting" in lines[0] for lines in said)
 
 
 def test_a_service_that_ends_is_named_with_its_log(settings, only):
