@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ Scores = Sequence[Floats]  # of each query's judged products
 Score = Callable[["Judged"], Scores]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Judged:
     """Queries with their judged products."""
 
@@ -189,8 +189,11 @@ def open_network(settings: Settings, name: str, seed: int | None) -> LanguageMod
 
 
 def methods_of(model: LanguageModel) -> dict[str, Score]:
-    """Ways to score by a language model."""
-    single = {BY_TITLE: partial(score_by_titles, model=model), BY_QUERY: partial(score_by_queries, model=model)}
+    """Ways to score by a language model; each scores the same queries once."""
+    single: dict[str, Score] = {
+        BY_TITLE: cache(partial(score_by_titles, model=model)),
+        BY_QUERY: cache(partial(score_by_queries, model=model)),
+    }
     return {**single, BY_BOTH: lambda judged: mix([score(judged) for score in single.values()])}
 
 
