@@ -54,11 +54,11 @@ def join(run: FinishedRun, config: RunConfig, record: str, folder: Path) -> None
     urm = pq.read_table(fetch(kept.outputs["hits"], run.settings.cache_path / "inputs"), schema=HITS).to_pandas()
     rivals, urm = _number(measure_rivals(run, config)), _number(urm[urm["model"] == CANDIDATE])
     examples = [_examples(hits) for hits in (rivals, urm)]
-    if not examples[0].equals(examples[1]):
+    if kept.metrics["seed"] != config.seed or not examples[0].equals(examples[1]):
         raise DataError(
             f"record {record}",
-            expected=f"URM on the {len(examples[0]):,} test examples of run {run.run_dir}",
-            got=f"{len(examples[1]):,} examples, or others",
+            expected=f"URM with seed {config.seed} on the {len(examples[0]):,} test examples of run {run.run_dir}",
+            got=f"seed {kept.metrics['seed']}, {len(examples[1]):,} examples, perhaps others",
             remedy="name the record of the same configuration and seed",
         )
     hits, training = pd.concat([rivals, urm], ignore_index=True), require_result(run.run_dir, "baseline")

@@ -48,6 +48,14 @@ def test_joined_with_its_own_urm_a_run_has_its_own_metrics(
     assert str(tmp_path) not in (tmp_path / "joined/evaluate/result.json").read_text()
 
 
+def test_a_record_of_another_seed_is_refused(
+    run: FinishedRun, finished: tuple[Path, RunConfig], tmp_path: Path
+) -> None:
+    config = finished[1].model_copy(update={"seed": 5})
+    with pytest.raises(DataError, match=r"expected URM with seed 5 .*, got seed 0"):
+        join(run, config, str(tmp_path / "kept"), tmp_path / "joined")
+
+
 @pytest.mark.parametrize("change", ["fewer", "other targets"])
 def test_a_record_of_other_examples_is_refused(
     change: str, run: FinishedRun, finished: tuple[Path, RunConfig], tmp_path: Path
