@@ -47,7 +47,7 @@ class Urm:
         return AirflowClient(self.settings.airflow_url, USERNAME, password)
 
 
-@pytest.fixture(scope="package")  # the services end with the last test of this folder
+@pytest.fixture(scope="module")  # the services end with the last test of the file
 def urm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urm]:
     """The command, with all services up."""
     command = Urm(tmp_path_factory.mktemp("e2e") / ".urm")
