@@ -1,8 +1,8 @@
 """Puts rivals that were trained anew beside a URM whose hits were kept, so that URM need not be trained again.
 
-    python -m benchmarks.rivals .urm/runs/tuned benchmarks/evaluations/amazon_beauty-seed0 \
-        benchmarks/evaluations/amazon_beauty-tuned-seed0
-    urm compare benchmarks/evaluations/amazon_beauty-tuned-seed0 …
+    python -m benchmarks.rivals --config amazon_toys --set seed=0 .urm/runs/tuned \
+        benchmarks/evaluations/amazon_toys-seed0 benchmarks/evaluations/amazon_toys-tuned-seed0
+    urm compare benchmarks/evaluations/amazon_toys-tuned-seed0 …
 
 The run needs the stages up to `baseline`, with the seed of the record. Its test examples must be those of the record:
 the same users, tasks and held-out queries. Of URM only the cut-offs that the record has are there.
