@@ -34,14 +34,13 @@ import torch
 from benchmarks.bench import write_figures
 from components.baseline.bm25f import Bm25fIndex, Fields
 from components.baseline.data import Items, split_words
-from components.caches import CachePlace
 from components.config import load_named_config
-from components.device import choose_device, has_bfloat16, set_threads
+from components.device import choose_device, set_threads
 from components.items.text import TextEncoder
 from components.settings import Settings, get_settings
-from components.studies.abilities.likelihood import LanguageModel
+from components.studies.abilities.association import standardise
+from components.studies.abilities.likelihood import LanguageModel, open_language_model
 from components.studies.finished import hide_progress_bars
-from components.urm.network.backbone import count_layers, load_backbone
 
 CUTOFF, DRAWS, CONFIDENCE = 10, 2000, 0.95
 BY_TITLE, BY_QUERY, BY_BOTH = "log P(title | query) - log P(title)", "log P(query | title)", "both"
@@ -171,21 +170,7 @@ def score_by_queries(judged: Judged, model: LanguageModel) -> Scores:
 
 def mix(members: Sequence[Scores]) -> Scores:
     """Mean z-score over the products of each query."""
-    return [np.mean([_standardise(scores) for scores in of_query], axis=0) for of_query in zip(*members, strict=True)]
-
-
-def _standardise(scores: Floats) -> Floats:
-    spread = scores.std()
-    return (scores - scores.mean()) / (spread if spread > 0 else 1)
-
-
-def open_network(settings: Settings, name: str, seed: int | None) -> LanguageModel:
-    """The backbone at full depth: pretrained, or with random weights of a seed."""
-    cache, device = CachePlace.of(settings), choose_device(settings)
-    torch.manual_seed(seed or 0)
-    model, tokenizer = load_backbone(name, num_layers=count_layers(name, cache), pretrained=seed is None, cache=cache)
-    torch.nn.Module.to(model, device, torch.bfloat16 if has_bfloat16(device) else torch.float32)
-    return LanguageModel(model, tokenizer)
+    return [standardise(np.stack(of_query)).mean(axis=0) for of_query in zip(*members, strict=True)]
 
 
 def methods_of(model: LanguageModel) -> dict[str, Score]:
@@ -237,7 +222,7 @@ def study(judged: Judged, settings: Settings, backbone: str, encoder: TextEncode
             name: partial(score_by_encoder, encoder=encoder, with_description=with_description)
             for name, with_description in (("title", False), ("title and description", True))
         },
-        PRETRAINED: methods_of(open_network(settings, backbone, None)),
+        PRETRAINED: methods_of(open_language_model(settings, backbone, None)),
     }
     choice, report = (judged.part(half) for half in (0, 1))
     looks = {
@@ -248,7 +233,7 @@ def study(judged: Judged, settings: Settings, backbone: str, encoder: TextEncode
     scores: dict[str, Scores] = {CHANCE: [np.zeros(len(rows)) for rows in report.rows]}
     scores |= {name: methods[name][method](report) for name, method in chosen.items()}
     del methods[PRETRAINED]
-    scores[RANDOM] = methods_of(open_network(settings, backbone, 0))[chosen[PRETRAINED]](report)
+    scores[RANDOM] = methods_of(open_language_model(settings, backbone, 0))[chosen[PRETRAINED]](report)
     scores |= {" + ".join(names): mix([scores[name] for name in names]) for names in MIXTURES}
     return {"chosen": chosen, "ndcg_of_the_choice": looks} | summarise(report, scores)
 

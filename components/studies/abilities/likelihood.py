@@ -12,8 +12,12 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from components.caches import CachePlace
 from components.config import Model
+from components.device import choose_device, has_bfloat16
 from components.exceptions import DataError
+from components.settings import Settings
+from components.urm.network.backbone import count_layers, load_backbone
 
 COMMENT = "#"
 _TEXTS_PER_BATCH = 64
@@ -76,6 +80,15 @@ class LanguageModel:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def open_language_model(settings: Settings, name: str, seed: int | None = None) -> LanguageModel:
+    """A backbone at full depth: pretrained, or with random weights of a seed."""
+    cache, device = CachePlace.of(settings), choose_device(settings)
+    torch.manual_seed(seed or 0)
+    model, tokenizer = load_backbone(name, num_layers=count_layers(name, cache), pretrained=seed is None, cache=cache)
+    torch.nn.Module.to(model, device, torch.bfloat16 if has_bfloat16(device) else torch.float32)
+    return LanguageModel(model, tokenizer)
 
 
 def read_passages(path: Path) -> list[str]:

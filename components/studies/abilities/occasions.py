@@ -27,9 +27,8 @@ import torch
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from components.caches import CachePlace
 from components.config import RunConfig, load_document
-from components.device import choose_device, has_bfloat16, set_threads
+from components.device import choose_device, set_threads
 from components.exceptions import DataError
 from components.items.text import TextEncoder
 from components.settings import Settings
@@ -42,10 +41,9 @@ from components.studies.abilities.association import (
     score_all,
 )
 from components.studies.abilities.calendar import Calendar, CategoryPath, count_events, measure_lifts
-from components.studies.abilities.likelihood import LanguageModel
+from components.studies.abilities.likelihood import open_language_model
 from components.studies.finished import hide_progress_bars
 from components.tracking import track
-from components.urm.network.backbone import count_layers, load_backbone
 
 MIN_LIFTED = 3  # categories of an occasion; the AUC of fewer is chance
 MIN_EVENTS = 500  # of a category before the test split: the lift of a rarer one is mostly noise
@@ -263,13 +261,7 @@ def _read_world(stage: StageRun) -> World:
 
 def _open_network(stage: StageRun, seed: int | None = None) -> Rate:
     """The backbone at full depth: pretrained, or with random weights of a seed."""
-    name, cache = stage.config.urm.backbone, CachePlace.of(stage.settings)
-    torch.manual_seed(seed or 0)
-    depth = count_layers(name, cache)
-    model, tokenizer = load_backbone(name, num_layers=depth, pretrained=seed is None, cache=cache)
-    device = choose_device(stage.settings)
-    torch.nn.Module.to(model, device, torch.bfloat16 if has_bfloat16(device) else torch.float32)
-    return rate_by_language_model(LanguageModel(model, tokenizer))
+    return rate_by_language_model(open_language_model(stage.settings, stage.config.urm.backbone, seed))
 
 
 def _open_encoder(stage: StageRun) -> Rate:
