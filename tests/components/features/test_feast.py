@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worlds import run_python
+from tests.worlds import REPOSITORY, run_python
 
 PROBE = """
 import json, os, components.recall.worker.stream
@@ -34,3 +34,19 @@ def test_a_folder_for_metrics_that_the_user_names_stays(tmp_path: Path, name: st
     _, names = probe(tmp_path, **{name: str(folder)})
     assert sorted(names, key=str) == sorted([None, str(folder)], key=str)
     assert folder.is_dir()
+
+
+UNCHECKED = """
+import typeguard, components.features.feast as ours
+from feast import FeatureView
+assert "typeguard" not in FeatureView.__init__.__code__.co_names, "typeguard has rewritten Feast's classes"
+def check(number: int) -> None: ...
+assert "typeguard" in typeguard.typechecked(check).__code__.co_names
+"""
+
+
+def test_feast_is_imported_without_the_checks_of_every_call_and_others_keep_theirs(tmp_path: Path) -> None:
+    """They are more than half of the CPU time that importing it takes."""
+    script = tmp_path / "unchecked.py"  # typeguard reads the source of what it rewrites
+    script.write_text(UNCHECKED)
+    run_python(str(script), check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
