@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from benchmarks import scale
 from benchmarks.scale import read_measured, run_measured, show_curve
+from components.items.text import TextEncoder
 
 LINE = {"seconds": 10.0, "cpu_seconds": 8.0, "peak_bytes": 5e8, "scratch_bytes": 0, "output_bytes": 1e7}
 
@@ -41,8 +43,8 @@ def test_sizes_that_the_output_has_are_not_measured_again(tmp_path, monkeypatch,
     monkeypatch.setattr(scale, "measure", measure)
     for _ in range(2):
         scale.main(["--work", str(tmp_path), "--output", str(output), "--events", "1e3"])
-    assert measured == [(1000, ["validate", "features"])]
-    assert capsys.readouterr().out.count("| features | 1,000 | 10 | 8 |") == 2
+    assert measured == [(1000, ["validate", "features", "encode"])]
+    assert capsys.readouterr().out.count("| encode | 1,000 | 10 | 8 |") == 2
 
 
 def test_the_curve_shows_growth_per_doubling(tmp_path):
@@ -63,3 +65,10 @@ def test_a_stage_that_fails_ends_its_size_with_its_last_line(tmp_path):
     assert [line["stage"] for line in lines] == ["ingest"]
     assert "expected" in lines[0]["failed"]
     assert "\n" not in lines[0]["failed"]
+
+
+def test_the_encoder_of_the_benchmark_is_one_that_encode_can_open(tmp_path):
+    encoder = TextEncoder(str(scale.save_encoder(tmp_path, seed=0)), torch.device("cpu"), batch_size=2)
+    near, same, far = encoder.encode(["article 7 of shelf 1", "of shelf 1 article 7", "brand"]).astype(float)
+    assert encoder.dimension == 384
+    assert near @ far < 0.9 < near @ same
