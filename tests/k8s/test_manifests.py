@@ -8,9 +8,6 @@ from typing import Any, Literal
 import kubernetes_validate
 import pytest
 import yaml
-from cloudcoil.models.keda import v1alpha1 as keda
-from cloudcoil.models.prometheus_operator import v1 as prometheus
-from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime as TrainingRuntime
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.addresses import open_store
@@ -112,16 +109,35 @@ class ExternalSecret(_Documented):
     spec: _SecretSpec
 
 
-# Models of the operators' objects: published ones, and ours where none are.
-CUSTOM: dict[str, type[BaseModel]] = {
-    "ScaledObject": keda.ScaledObject,
-    "TriggerAuthentication": keda.TriggerAuthentication,
-    "PodMonitor": prometheus.PodMonitor,
-    "PrometheusRule": prometheus.PrometheusRule,
-    "HTTPRoute": HttpRoute,
-    "ExternalSecret": ExternalSecret,
-    "TrainingRuntime": TrainingRuntime,
-}
+CUSTOM = (
+    "ScaledObject",
+    "TriggerAuthentication",
+    "PodMonitor",
+    "PrometheusRule",
+    "HTTPRoute",
+    "ExternalSecret",
+    "TrainingRuntime",
+)
+
+
+@cache
+def custom_models() -> dict[str, type[BaseModel]]:
+    """Models of the operators' objects by kind: published ones, and ours where none are."""
+    # Ten seconds to import, which every process of the tests would take at its start.
+    from cloudcoil.models.keda import v1alpha1 as keda
+    from cloudcoil.models.prometheus_operator import v1 as prometheus
+    from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime as TrainingRuntime
+
+    models = (
+        keda.ScaledObject,
+        keda.TriggerAuthentication,
+        prometheus.PodMonitor,
+        prometheus.PrometheusRule,
+        HttpRoute,
+        ExternalSecret,
+        TrainingRuntime,
+    )
+    return dict(zip(CUSTOM, models, strict=True))
 
 
 @cache
@@ -133,7 +149,7 @@ def every_object() -> tuple[Object, ...]:
 
 def is_documented(one: Object) -> bool:
     """Whether the model of an operator's object accepts it and knows all its fields."""
-    model = CUSTOM[one["kind"]]
+    model = custom_models()[one["kind"]]
     try:
         return model.model_validate(one).model_dump(by_alias=True, exclude_unset=True, mode="json") == one
     except ValueError:
