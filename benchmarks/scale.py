@@ -9,7 +9,10 @@ its size.
 `encode` is measured for what it counts and learns from the log: the texts go through a sentence encoder that only looks
 its words up in a random table, since the packaged one takes hours for a million texts on a CPU, however long the log.
 
-    python -m benchmarks.scale --work scale --output scale.jsonl --events 1e6 3e6 1e7
+`--minutes` goes on to the largest log that the stages get through in so long: its size follows from the growth between
+the two largest sizes so far, and it is measured like the others.
+
+    python -m benchmarks.scale --work scale --output scale.jsonl --events 1e6 3e6 1e7 --minutes 30
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from benchmarks.lines import append_line, read_lines
 from components.settings import get_settings
 
 STAGES = ("ingest", "validate", "features", "encode")
+Lines = dict[tuple[int, str], dict[str, Any]]  # what was measured, by events and stage
 _LOOK_SECONDS = 0.2
 _TEXT_WIDTH = 384  # that of the packaged encoder
 _LAST_WORDS = 300  # characters of a failure
@@ -54,13 +58,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the curve."""
     options = _parse(arguments)
     done = read_measured(options.output)
-    for events in options.events:
+
+    def complete(events: int) -> None:
         missing = [stage for stage in options.stages if (events, stage) not in done]
         if missing:
             for line in measure(events, options.seed, options.work / f"{events}", missing, options.keep):
                 append_line(options.output, line)
                 done[events, line["stage"]] = line
+
+    for events in options.events:
+        complete(events)
+    if options.minutes:
+        complete(estimate_largest(done, options.stages, 60 * options.minutes))
     print(show_curve(done))
+    if options.minutes:
+        print(show_largest(done, options.stages, 60 * options.minutes))
+
+
+def estimate_largest(lines: Lines, stages: Sequence[str], seconds: float) -> int:
+    """Events of the log whose stages would take so long, to two digits, rounded down.
+
+    Raises:
+        SystemExit: Fewer than two sizes have all stages.
+    """
+    totals = _total_seconds(lines, stages)
+    if len(totals) < 2:
+        sys.exit(f"--minutes: expected two sizes with {', '.join(stages)}, got {len(totals)}; name more --events")
+    (few, shorter), (many, longer) = sorted(totals.items())[-2:]
+    growth = math.log(longer / shorter) / math.log(many / few)
+    events = many * (seconds / longer) ** (1 / growth)
+    step = 10 ** (int(math.log10(events)) - 1)
+    return int(events // step * step)
+
+
+def show_largest(lines: Lines, stages: Sequence[str], seconds: float) -> str:
+    """The largest log that was done in so long."""
+    done = {events: total for events, total in _total_seconds(lines, stages).items() if total <= seconds}
+    if not done:
+        return f"no size was done within {seconds:.0f} s"
+    return f"{max(done):,} events in {done[max(done)]:.0f} of {seconds:.0f} s"
+
+
+def _total_seconds(lines: Lines, stages: Sequence[str]) -> dict[int, float]:
+    """Seconds of the stages together, by size, of the sizes that have them all."""
+    sizes = {events for events, _ in lines if all("seconds" in lines.get((events, stage), {}) for stage in stages)}
+    return {events: sum(lines[events, stage]["seconds"] for stage in stages) for events in sizes}
 
 
 def measure(events: int, seed: int, work: Path, stages: Sequence[str], keep: bool) -> Iterator[dict[str, Any]]:
@@ -149,12 +191,12 @@ def run_measured(command: Sequence[str], work: Path) -> Cost:
     return Cost(round(seconds, 1), round(cpu, 1), max(usage.ru_maxrss * 1024, peak_resident), peak_scratch)
 
 
-def read_measured(output: Path) -> dict[tuple[int, str], dict[str, Any]]:
+def read_measured(output: Path) -> Lines:
     """Lines of earlier runs by events and stage; failures do not count."""
     return {(line["events"], line["stage"]): line for line in read_lines(output) if "failed" not in line}
 
 
-def show_curve(lines: dict[tuple[int, str], dict[str, Any]]) -> str:
+def show_curve(lines: Lines) -> str:
     """A Markdown table; the growth is that of CPU seconds per doubling of the events, so that 2 is linear."""
     columns = ("stage", "events", "s", "CPU s", "× per doubling", "peak GB", "scratch GB", "output GB")
     rows: list[Sequence[str]] = [columns, ("---", *("---:",) * (len(columns) - 1))]
@@ -186,6 +228,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=lambda text: int(float(text)), nargs="+", default=[1_000_000, 3_000_000])
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=STAGES, help="the earlier ones must be there")
+    parser.add_argument("--minutes", type=float, help="also measure the largest log that the stages do in so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for logs and runs")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines")

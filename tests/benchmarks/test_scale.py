@@ -67,6 +67,23 @@ def test_a_stage_that_fails_ends_its_size_with_its_last_line(tmp_path):
     assert "\n" not in lines[0]["failed"]
 
 
+def test_the_largest_log_follows_from_the_growth_of_the_largest_sizes_and_is_measured(tmp_path, monkeypatch, capsys):
+    """Twice the events take twice the time, but for the smallest: 30 minutes are 60 million events."""
+    output = tmp_path / "scale.jsonl"
+
+    def measure(events, seed, work, stages, keep):
+        for stage in stages:
+            yield {"events": events, "stage": stage} | LINE | {"seconds": max(events / 100_000, 9)}
+
+    monkeypatch.setattr(scale, "measure", measure)
+    options = ["--work", str(tmp_path), "--output", str(output), "--stages", "ingest", "validate", "features"]
+    scale.main([*options, "--events", "1e5", "1e6", "4e6", "--minutes", "30"])
+    assert capsys.readouterr().out.endswith("60,000,000 events in 1800 of 1800 s\n")
+    with pytest.raises(SystemExit, match="expected two sizes with ingest"):
+        scale.main(["--work", str(tmp_path), "--output", str(tmp_path / "new"), "--events", "1e6", "--minutes", "30"])
+    assert scale.show_largest({}, scale.STAGES, 60) == "no size was done within 60 s"
+
+
 def test_the_encoder_of_the_benchmark_is_one_that_encode_can_open(tmp_path):
     encoder = TextEncoder(str(scale.save_encoder(tmp_path, seed=0)), torch.device("cpu"), batch_size=2)
     near, same, far = encoder.encode(["article 7 of shelf 1", "of shelf 1 article 7", "brand"]).astype(float)
