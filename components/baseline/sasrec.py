@@ -130,7 +130,9 @@ def train_sasrec(
     """
     settings, sequences = config.sasrec, training_sequences(data)
     model = SasRec(len(data.items), config.history_length, settings)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
     loss_of = _choose_loss(model, data, config, seed)
     summary, best = TrainingSummary(), BestWeights(model)
     validation, random = data.examples.rows("validation"), np.random.default_rng(seed)

@@ -94,7 +94,7 @@ class _Trainer:
         self.batcher = batcher
         train_events = batcher.data.items.train_events
         self.sampler = NegativeSampler(train_events, config.negative_power, config.num_negatives, seed)
-        self.optimizer = torch.optim.AdamW(_groups(network, config.weight_decay), lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(_groups(network, config.weight_decay), lr=config.learning_rate, fused=True)
         self.peak_rate = config.learning_rate
         self.summary = TrainingSummary()
         self.losses: deque[float] = deque(maxlen=LOG_STEPS)

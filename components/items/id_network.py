@@ -204,7 +204,7 @@ def train_id_network(
     steps = min(max_steps, epochs * -(-len(examples) // BATCH_SIZE))
     rng = np.random.default_rng(seed)
     sampler = FrequencySampler(np.expm1(network.log_count.numpy()), NUM_NEGATIVES, NEGATIVE_POWER)
-    optimizer = torch.optim.AdamW(_groups(network), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(_groups(network), lr=LEARNING_RATE, fused=True)
     network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -28,14 +28,15 @@ needs_java = pytest.mark.skipif(
 MEMORY = "600MB"
 # What Spark's configuration file says beside the settings: less optimisation, since each query here runs once.
 DEFAULTS = """
-spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m
+spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m -XX:+UseSerialGC
 spark.sql.codegen.wholeStage false
 spark.sql.adaptive.enabled false
 spark.driver.host 127.0.0.1
 spark.ui.enabled false
 spark.sql.shuffle.partitions 2
-spark.executor.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m
+spark.executor.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m -XX:+UseSerialGC
 """
+INTERPRETED = "spark.sql.codegen.factoryMode NO_CODEGEN\n"  # compiling them took a third of the time
 USERS = ("a", "b", "Ünal", "v", "user f", "", *map(str, range(9)))
 CATEGORIES = ([], ["Food"], *(["Food", f"VEG/fruit_f{n} ", f"Coffee-v:É\t{n}f"] for n in range(9)))
 NUM_ITEMS, NUM_EVENTS = 20, 260
@@ -50,10 +51,10 @@ TASKS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def java(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Java process for the module, which ends with it."""
+def java(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Java process for the module, which ends with it; the module's `SPARK` is added to what Spark is told."""
     folder = tmp_path_factory.mktemp("spark")
-    (folder / "spark-defaults.conf").write_text(DEFAULTS)
+    (folder / "spark-defaults.conf").write_text(DEFAULTS + getattr(request.module, "SPARK", ""))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARK_CONF_DIR", str(folder))
         yield

@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of pyspark 4.0
 ]
 java = world.java
+SPARK = world.INTERPRETED  # on a cluster expressions are compiled (test_spark_cluster.py)
 
 
 @settings(
