@@ -157,9 +157,8 @@ class _Role(nn.Module):
     def __init__(self, kept: torch.Tensor, sizes: list[int], text_width: int, dimension: int) -> None:
         super().__init__()
         # Drawn for all items, so that an item's start does not depend on which others are kept.
-        self.identity = nn.Embedding(
-            int(kept.sum()), dimension, _weight=FIRST_SPREAD * torch.randn(len(kept), dimension)[kept]
-        )
+        first = torch.randn(len(kept), dimension).mul_(FIRST_SPREAD)[kept]
+        self.identity = nn.Embedding(len(first), dimension, _weight=first)
         self.register_buffer("places", (kept.cumsum(0) - 1).clamp(min=0))
         tables = [nn.Embedding(size, dimension) for size in sizes]
         for table in tables:

@@ -77,8 +77,7 @@ def learn_id_vectors(
     # Each part has its own seed: repeated dropout and negatives would be memorised.
     seed_shared, seed_past, seed_now = np.random.SeedSequence(seed).generate_state(3).tolist()
 
-    def finish(name: str, examples: FollowExamples, seed: int) -> ItemVectors:
-        network = copy.deepcopy(shared)
+    def finish(name: str, network: IdNetwork, examples: FollowExamples, seed: int) -> ItemVectors:
         network.set_counts(_count(examples.baskets), features.min_item_events)
         train(network, examples, epochs=own_epochs, final_rate=FINAL_RATE, seed=seed, report=partial(report, name))
         return read_vectors(network)
@@ -86,10 +85,10 @@ def learn_id_vectors(
     examples = follow_examples(read_baskets(events, item_ids, split, split.recent_start))
     shared.set_counts(_count(examples.baskets), features.min_item_events)
     train(shared, examples, epochs=shared_epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
-    past = finish("past", examples, seed_past)
+    past = finish("past", copy.deepcopy(shared), examples, seed_past)
     del examples
     examples = follow_examples(read_baskets(events, item_ids, split, split.validation_start))
-    return IdVectors(past, now=finish("now", examples, seed_now))
+    return IdVectors(past, now=finish("now", shared, examples, seed_now))
 
 
 def _count(baskets: Baskets) -> Floats:
@@ -102,6 +101,11 @@ def read_vectors(network: IdNetwork) -> ItemVectors:
     parts = torch.split(torch.arange(len(network.seen)), ROWS_AT_ONCE)
     history, candidate = (torch.cat([network.vectors(role, part) for part in parts]).numpy() for role in (0, 1))
     present = (network.seen | (network.attributes > 0).any(dim=1) | (network.text != 0).any(dim=1)).numpy()
-    history, candidate = history * present[:, None], candidate * present[:, None]
-    length = float(np.sqrt(np.square(candidate[present]).sum(axis=1).mean())) if present.any() else 1.0
-    return ItemVectors(candidate / length, history * (length * float(network.log_scale.exp()) / URM_SCALE), present)
+    # In place: with a million items each copy is a gigabyte.
+    history *= present[:, None]
+    candidate *= present[:, None]
+    squares = np.einsum("nd,nd->n", candidate, candidate)
+    length = float(np.sqrt(squares[present].mean())) if present.any() else 1.0
+    candidate /= length
+    history *= length * float(network.log_scale.exp()) / URM_SCALE
+    return ItemVectors(candidate, history, present)
