@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer,
 from components.items.hashing import GAMMA, mix_bits
 
 Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]  # as an item table stores vectors
 Words = npt.NDArray[np.uint64]  # hashes of words, sorted
 
 _BITS = 64
@@ -29,22 +30,32 @@ WORD = r"\w{2,}"
 STOP_WORDS = ENGLISH_STOP_WORDS - {"bottom", "fire", "front", "full", "thick", "thin", "top"}
 
 
-def codes_of(numbers: npt.NDArray[np.int64], width: int) -> Floats:
-    """Codes of numbers, of shape [n, width] with entries ±1/√width; `width` is a multiple of 64, zero allowed."""
-    words = np.arange(1, width // _BITS + 1, dtype=np.uint64)
+def codes_of(numbers: npt.NDArray[np.int64], width: int, part: slice = slice(None)) -> Floats:
+    """Codes of numbers, of shape [n, width] with entries ±1/√width; `width` is a multiple of 64, zero allowed.
+
+    `part` chooses some of the blocks of 64 columns.
+    """
+    words = np.arange(1, width // _BITS + 1, dtype=np.uint64)[part]
     state = numbers.astype(np.uint64)[:, None] * np.uint64(0xD1B54A32D192ED03) + words * GAMMA
-    bits = np.unpackbits(mix_bits(state).view(np.uint8).reshape(len(numbers), -1), axis=1)
-    return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(max(width, 1)))
+    codes = np.unpackbits(mix_bits(state).view(np.uint8).reshape(len(numbers), -1), axis=1).astype(np.float32)
+    codes *= 2
+    codes -= 1
+    codes /= np.float32(np.sqrt(max(width, 1)))
+    return codes
 
 
-def lexical_vectors(texts: Sequence[str], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def lexical_vectors(texts: Sequence[str], width: int) -> tuple[Halves, npt.NDArray[np.bool_]]:
     """Vectors [n, width] of texts, weighted by the words' rarity among them, and whether each text has a word [n]."""
     counter = CountVectorizer(token_pattern=WORD)
     present = np.array([bool(_words(text)) for text in texts])
-    if not present.any():
-        return np.zeros((len(texts), width), dtype=np.float32), present
-    weights = TfidfTransformer().fit_transform(counter.fit_transform(texts).sqrt())
-    return np.asarray(weights @ _codes_of(counter.get_feature_names_out(), width), dtype=np.float32), present
+    vectors = np.zeros((len(texts), width), dtype=np.float16)
+    if present.any():
+        weights = TfidfTransformer().fit_transform(counter.fit_transform(texts).sqrt())
+        hashes = _hashes(counter.get_feature_names_out()).astype(np.int64)
+        for block in range(width // _BITS):  # all at once are gigabytes: there may be as many words as texts
+            codes = codes_of(hashes, width, slice(block, block + 1))
+            vectors[:, block * _BITS : (block + 1) * _BITS] = (weights @ codes).astype(np.float32)
+    return vectors, present
 
 
 def query_vector(text: str, width: int) -> Floats:
@@ -91,10 +102,14 @@ def unknown_share(text: str, known: Words) -> float:
     return 1.0 - float(np.isin(_hashes(said), known).mean()) if said else 1.0
 
 
-def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Halves, npt.NDArray[np.bool_]]:
     """Code of each value [n, width], and where there is a value [n]."""
     present = np.array([bool(value) for value in values])
-    return _codes_of([value or "" for value in values], width) * present[:, None], present
+    numbers: dict[str, int] = {}
+    places = [numbers.setdefault(value or "", len(numbers)) for value in values]
+    codes = _codes_of(list(numbers), width).astype(np.float16)[places]
+    codes[~present] = 0
+    return codes, present
 
 
 def _words(text: str) -> list[str]:

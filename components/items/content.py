@@ -45,7 +45,7 @@ def describe_items(items: pa.Table, text: npt.NDArray[np.floating]) -> ItemConte
     """Text, category (its whole path) and brand of the items, for the ID network."""
     columns = [pa.array(_categories(items), pa.string()), items.column("brand").combine_chunks()]
     numbers = [column.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64) + 1 for column in columns]
-    return ItemContent(text.astype(np.float32), np.stack(numbers, axis=1))
+    return ItemContent(text, np.stack(numbers, axis=1))
 
 
 def make_codes(items: pa.Table, config: ItemsConfig) -> Modalities:

@@ -41,7 +41,7 @@ LOG_STEPS = 50
 class ItemContent:
     """Content of n items."""
 
-    text: Floats  # frozen text vectors [n, t], zero where absent
+    text: npt.NDArray[np.floating]  # frozen text vectors [n, t], zero where absent; computed with in float32
     attributes: Ints  # number of each item's value of each attribute [n, a], 0 for none
 
 
@@ -119,7 +119,7 @@ class IdNetwork(nn.Module):
         own = self.seen[items]
         if self.training:
             own = own & (torch.rand(len(items)) >= ID_DROPOUT)
-        vectors: torch.Tensor = self.roles[role](items, own, self.attributes[items], self.text[items])
+        vectors: torch.Tensor = self.roles[role](items, own, self.attributes[items], self.text[items].float())
         return functional.dropout(vectors, DROPOUT, self.training)
 
     def users(self, history: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:

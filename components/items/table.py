@@ -149,13 +149,12 @@ def write_item_table(
     folder = _new_folder(folder)
     ids = np.ascontiguousarray(keys, dtype=np.int64)
     slots = _build_slots(ids)
-    checked = {name: _check_modality(name, len(ids), *arrays) for name, arrays in modalities.items()}
-    np.save(folder / "keys.npy", ids)
-    np.save(folder / "slots.npy", slots)
-    for name, modality in checked.items():
-        _save_modality(folder, name, modality)
+    for name, arrays in modalities.items():  # one after another: each check makes a copy
+        _save_modality(folder, name, _check_modality(name, len(ids), *arrays))
     for name, table in (words or {}).items():
         np.save(folder / f"{name}.words.npy", table)
+    np.save(folder / "slots.npy", slots)
+    np.save(folder / "keys.npy", ids)  # the last: without it there is no table
 
 
 def add_modalities(

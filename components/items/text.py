@@ -112,8 +112,8 @@ def encode_texts(
 
     position = {text: index for index, text in enumerate(distinct)}
     rows = np.array([position.get(text, -1) for text in texts], dtype=np.int64)
-    result = np.zeros((len(texts), encoder.dimension), dtype=np.float16)
-    result[rows >= 0] = vectors[rows[rows >= 0]]
+    result = vectors[rows] if distinct else np.zeros((len(texts), encoder.dimension), dtype=np.float16)
+    result[rows < 0] = 0
     return TextVectors(result, rows >= 0, len(distinct), len(distinct) - num_encoded, seconds)
 
 

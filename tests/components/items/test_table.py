@@ -71,6 +71,15 @@ def test_duplicate_ids_are_refused_and_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_table_that_could_not_be_written_is_none_and_can_be_written_again(tmp_path: Path) -> None:
+    good, bad = (np.ones((2, 2)), np.ones(2, dtype=bool)), (np.full((2, 2), np.inf), np.ones(2, dtype=bool))
+    with pytest.raises(DataError, match="modality 'worse': expected values finite"):
+        write(tmp_path, [1, 2], text=good, worse=bad)
+    with pytest.raises(MissingInputError, match=r"expected file keys\.npy, got none"):
+        ItemTable.open(tmp_path)
+    assert len(write(tmp_path, [1, 2], text=good)) == 2
+
+
 def test_empty_table_answers(tmp_path: Path) -> None:
     table = write(tmp_path, [], text=(np.zeros((0, 4)), np.zeros(0, dtype=bool)))
     assert len(table) == 0
