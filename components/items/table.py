@@ -149,7 +149,10 @@ def write_item_table(
     folder = _new_folder(folder)
     ids = np.ascontiguousarray(keys, dtype=np.int64)
     slots = _build_slots(ids)
-    for name, arrays in modalities.items():  # one after another: each check makes a copy
+    # A check makes a copy in 16 bits. All checks come before the first file, and only one copy is there at a time.
+    for name, arrays in modalities.items():
+        _check_modality(name, len(ids), *arrays)
+    for name, arrays in modalities.items():
         _save_modality(folder, name, _check_modality(name, len(ids), *arrays))
     for name, table in (words or {}).items():
         np.save(folder / f"{name}.words.npy", table)
