@@ -37,7 +37,7 @@ def test_a_folder_for_metrics_that_the_user_names_stays(tmp_path: Path, name: st
 
 
 UNCHECKED = """
-import typeguard, components.features.feast as ours
+import components.features.feast, typeguard
 from feast import FeatureView
 assert "typeguard" not in FeatureView.__init__.__code__.co_names, "typeguard has rewritten Feast's classes"
 def check(number: int) -> None: ...
