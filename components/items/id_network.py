@@ -216,6 +216,7 @@ def train_id_network(
             optimizer.step()
             if (step + 1) % LOG_STEPS == 0:
                 report(step + 1, steps, loss.item())
+    optimizer.zero_grad()  # gradients take as much memory as the network
     network.eval()
 
 
