@@ -13,13 +13,14 @@ import contextlib
 import importlib
 import os
 import shutil
+from typing import Any
 
 import prometheus_client.values  # noqa: F401  # chooses here where values are kept
 
 _NAMES = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
 _before = {name: os.environ[name] for name in _NAMES if name in os.environ}
-_typeguard = importlib.import_module("typeguard")  # of Feast's installation
-_typechecked, _typeguard.typechecked = _typeguard.typechecked, lambda checked: checked  # type: ignore[attr-defined]
+_typeguard: Any = importlib.import_module("typeguard")  # of Feast's installation
+_typechecked, _typeguard.typechecked = _typeguard.typechecked, lambda checked: checked
 
 import feast.infra.online_stores.sqlite  # noqa: E402, F401  # else at the first read, after the fork
 from feast import Entity, FeatureService, FeatureStore, FeatureView  # noqa: E402
@@ -28,7 +29,7 @@ from feast.infra.online_stores.helpers import get_online_store_from_config  # no
 from feast.protos.feast.core.Registry_pb2 import Registry  # noqa: E402
 from feast.repo_config import RepoConfig  # noqa: E402
 
-_typeguard.typechecked = _typechecked  # type: ignore[attr-defined]
+_typeguard.typechecked = _typechecked
 
 __all__ = [
     "Entity",
