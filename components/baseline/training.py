@@ -57,7 +57,7 @@ def train(
     best = BestWeights(network)
     summary, started = trainer.summary, time.monotonic()
 
-    for batch_rows in _batches(data, rows, config, seed):
+    for batch_rows in shuffle_batches(data, rows, config, seed):
         trainer.step(batch_rows, progress=max(summary.steps / num_steps, elapsed_share(started, config.max_seconds)))
         if summary.steps % LOG_STEPS == 0:
             log(summary.steps, trainer.latest())
@@ -72,6 +72,20 @@ def train(
             break
     best.restore()
     return summary
+
+
+def shuffle_batches(data: Dataset, rows: Ints, config: BaselineConfig, seed: int) -> Iterator[Ints]:
+    """Rows of examples by batches, epoch after epoch; contexts are shuffled, the examples of one stay together.
+
+    All tasks of a context share its attention, which is what costs.
+    """
+    random = np.random.default_rng(seed)
+    _, ordinal = np.unique(data.examples.contexts[rows], return_inverse=True)
+    for _ in range(config.max_epochs):
+        place = random.permutation(int(ordinal.max()) + 1)
+        shuffled = rows[np.argsort(place[ordinal], kind="stable")]
+        for start in range(0, len(shuffled), config.batch_size):
+            yield shuffled[start : start + config.batch_size]
 
 
 def elapsed_share(started: float, max_seconds: float) -> float:
@@ -150,17 +164,3 @@ def _groups(network: TargetAttention, weight_decay: float) -> list[dict[str, obj
         {"params": [named[name] for name in named if name in decayed], "weight_decay": weight_decay},
         {"params": [named[name] for name in named if name not in decayed], "weight_decay": 0.0},
     ]
-
-
-def _batches(data: Dataset, rows: Ints, config: BaselineConfig, seed: int) -> Iterator[Ints]:
-    """Batches, epoch after epoch; contexts are shuffled, the examples of one stay together.
-
-    All tasks of a context share its attention, which is what costs.
-    """
-    random = np.random.default_rng(seed)
-    _, ordinal = np.unique(data.examples.contexts[rows], return_inverse=True)
-    for _ in range(config.max_epochs):
-        place = random.permutation(int(ordinal.max()) + 1)
-        shuffled = rows[np.argsort(place[ordinal], kind="stable")]
-        for start in range(0, len(shuffled), config.batch_size):
-            yield shuffled[start : start + config.batch_size]

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import mlflow
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from components.caches import CachePlace
 from components.device import prepare_device
 from components.items.table import ItemTable, add_modalities
-from components.schemas.examples import map_rows
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
-from components.urm.data.examples import Groups
+from components.urm.data.examples import Groups, read_groups
 from components.urm.inference import write_candidates
 from components.urm.network.files import save_model
 from components.urm.training.checkpoints import Checkpoints
@@ -49,8 +47,8 @@ class SftInputs:
             catalogue=pq.read_table(stage.path("features", "catalogue")),
             recent_examples=recent,
             examples=examples,
-            training=_read_groups(stage, contexts, recent, "train"),
-            validation=_read_groups(stage, contexts, examples, "validation"),
+            training=read_groups(contexts, recent, stage.config, "train", stage.scratch),
+            validation=read_groups(contexts, examples, stage.config, "validation", stage.scratch),
         )
 
 
@@ -100,17 +98,4 @@ def run(stage: StageRun) -> StageReport:
             "parameters": sum(weight.numel() for weight in model.parameters()),
         },
         metrics={"training": asdict(summary), "validation_recall": summary.best_recall},
-    )
-
-
-def _read_groups(stage: StageRun, contexts: Path, examples: Path, split: str) -> Groups:
-    """Examples of a split by context; of the training split those of the newest cuts."""
-    of_split, config = pc.field("split") == split, stage.config
-    recent = pc.field("cut_ts") >= pc.scalar(config.features.split.recent_start)
-    chosen = of_split & recent if split == "train" else of_split
-    return Groups(
-        map_rows(contexts, chosen, stage.scratch),
-        map_rows(examples, of_split, stage.scratch),
-        {task.name: task for task in config.tasks},
-        split,
     )

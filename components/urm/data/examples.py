@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.config import Task
+from components.config import RunConfig, Task
 from components.exceptions import DataError
+from components.schemas.examples import map_rows
 from components.urm.data.request import Ids, RecallRequest, UserContext, read_context
 
 Ints = npt.NDArray[np.int64]
@@ -119,3 +121,21 @@ class Groups(Sequence[Group]):
         read: dict[str, Any] = {name: self._examples[name][row] for name in self._examples.column_names}
         request = RecallRequest(context, self._tasks[read["task"].as_py()], read["query"].as_py())
         return Example(request, read["target_item_ids"].values.to_numpy(), tuple(read["target_categories"].as_py()))
+
+
+def read_groups(contexts: Path, examples: Path, config: RunConfig, split: str, folder: Path) -> Groups:
+    """Examples of a split; of the training split those of the newest cuts.
+
+    The files are tables of the schemas CONTEXTS and EXAMPLES; what is mapped lies in `folder` (`map_rows`).
+
+    Raises:
+        DataError: As `Groups`.
+    """
+    of_split = pc.field("split") == split
+    recent = pc.field("cut_ts") >= pc.scalar(config.features.split.recent_start)
+    return Groups(
+        map_rows(contexts, of_split & recent if split == "train" else of_split, folder),
+        map_rows(examples, of_split, folder),
+        {task.name: task for task in config.tasks},
+        split,
+    )
