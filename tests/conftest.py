@@ -1,5 +1,6 @@
-"""The order of the files: the longest first, so that none is left to run alone at the end of `make test`."""
+"""For `make test` as a whole: the longest files first, so that none is left to run alone; no garbage among imports."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """A file that was renamed would be run last again."""
+    gc.disable()  # until all is imported
     missing = [name for name in LONGEST if not (Path(__file__).parent / name).is_file()]
     if missing:
         raise pytest.UsageError(f"LONGEST in tests/conftest.py: expected files, got {missing}; rename them there")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """No collection looks at what the imports of all tests made: it stays, and each would take a second."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()

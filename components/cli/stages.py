@@ -1,6 +1,5 @@
 """One command per stage, derived from the table of the flow."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ import typer
 
 from components.cli.options import DEFAULT_CONFIG, ConfigOption, ForceOption, RunDirOption, SetOption, read_config
 from components.flow import STAGES, StageSpec
-from components.memory import keep_freed_memory
+from components.memory import import_quickly, keep_freed_memory
 from components.settings import get_settings
 from components.storage import StageFunction, StageReport, StageResult, StageRun, run_stage
 
@@ -40,7 +39,7 @@ def run_spec(
 
     def compute(stage: StageRun) -> StageReport:
         # Imported only now, since it may take seconds: a reused result or a missing input needs none of it.
-        report: StageReport = (function or importlib.import_module(spec.entry).run)(stage)
+        report: StageReport = (function or import_quickly(spec.entry).run)(stage)
         return report
 
     return run_stage(

@@ -71,7 +71,6 @@ def judge_tables(
             item_ids.append(frame["item_id"])
             yield frame
 
-    gc.freeze()  # collections look at what a batch leaves behind, not at the modules
     _PAGES_LOG.addFilter(_refuse_full_disk)
     try:
         frames = keep_ids(say(items, item_frames(items, engine, batch_rows)))
@@ -81,7 +80,6 @@ def judge_tables(
         about_events = judge(context, events, frames, event_rules(limits, now, previous.get("events")))
     finally:
         _PAGES_LOG.removeFilter(_refuse_full_disk)
-        gc.unfreeze()
     return {"items": about_items, "events": about_events}
 
 
