@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -39,7 +40,8 @@ from components.settings import get_settings
 
 STAGES = ("ingest", "validate", "features", "encode")
 Lines = dict[tuple[int, str], dict[str, Any]]  # what was measured, by events and stage
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.2  # at the memory
+_LOOKS_PER_DISK_LOOK = 20  # a scratch folder of a thousand files takes longer to look through
 _TEXT_WIDTH = 384  # that of the packaged encoder
 _LAST_WORDS = 300  # characters of a failure
 
@@ -163,9 +165,10 @@ def run_measured(command: Sequence[str], work: Path) -> Cost:
 
     def watch(pid: int) -> None:
         nonlocal peak_scratch, peak_resident
-        while not ended.wait(_LOOK_SECONDS):
-            with contextlib.suppress(FileNotFoundError):  # spilled blocks come and go
-                peak_scratch = max(peak_scratch, sum(map(_size_of, work.glob("run/*/.scratch-*"))))
+        for look in itertools.takewhile(lambda _: not ended.wait(_LOOK_SECONDS), itertools.count()):
+            if look % _LOOKS_PER_DISK_LOOK == 0:
+                with contextlib.suppress(FileNotFoundError):  # spilled blocks come and go
+                    peak_scratch = max(peak_scratch, sum(map(_size_of, work.glob("run/*/.scratch-*"))))
             with contextlib.suppress(psutil.NoSuchProcess):
                 command = psutil.Process(pid)
                 children = command.children(recursive=True)

@@ -17,14 +17,12 @@ from kubeflow_trainer_api.models.io_k8s_apimachinery_pkg_apis_meta_v1_object_met
     IoK8sApimachineryPkgApisMetaV1ObjectMeta as ObjectMeta,
 )
 from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob as TrainJob
-from kubernetes.client import ApiException, V1DeleteOptions, V1Pod, V1Preconditions
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
+from kubernetes.client import ApiException, V1Pod
 from urllib3.exceptions import HTTPError
 
+from dags.trainjob.cluster import TASK_LABEL, Cluster, ask_again
 from dags.trainjob.job import (
     GROUP,
-    JOBSET_LABEL,
-    PLURAL,
     VERSION,
     Progress,
     count_nodes,
@@ -45,18 +43,10 @@ from dags.trainjob.job import (
 from dags.trainjob.logs import seconds_to_read, split_new
 from dags.trainjob.trigger import TrainJobTrigger
 
-TASK_LABEL = "airflow.apache.org/task-instance"  # of a TrainJob: the digest of its task instance, whatever the try
-CHECKED_LABEL = "airflow.apache.org/checked"  # its outcome has been told to Airflow; it is not taken up again
 STATE_KEY = "train_job"
 # JobSet adds "-node-0-0-" and five letters for the name of a pod, which has at most 63 characters.
 NAME_LENGTH = 40
 LAST_LINES = 20
-
-
-# Before anything waits in the triggerer, a request that is not answered is repeated for about a minute.
-ask_again = retry(
-    retry=retry_if_exception(is_transient), stop=stop_after_attempt(6), wait=wait_exponential(max=30), reraise=True
-)
 
 
 class TrainJobOperator(BaseOperator):
@@ -175,6 +165,11 @@ class TrainJobOperator(BaseOperator):
             cluster_context=self.cluster_context,
         )
 
+    @cached_property
+    def cluster(self) -> Cluster:
+        """What is asked of it."""
+        return Cluster(self.hook)
+
     def execute(self, context: Context) -> None:
         """Submit the TrainJob, or go on with the one that an earlier process of this task submitted.
 
@@ -196,7 +191,7 @@ class TrainJobOperator(BaseOperator):
     def on_kill(self) -> None:
         """Delete the TrainJob, if a person ends the task while a worker has it."""
         if self._progress is not None and self.on_kill_action == "delete":
-            self._delete(self._progress)
+            self.cluster.delete(self._progress, self.propagation_policy)
 
     def _wait(self, context: Context) -> None:
         """Wait for the next event, again and again if not deferred, until the TrainJob has ended well."""
@@ -254,7 +249,7 @@ class TrainJobOperator(BaseOperator):
         if job is None:
             self._submit_again(context, f"TrainJob {progress.name} is gone")
             return
-        nodes = self._list_nodes(job)
+        nodes = select_nodes(job, self.cluster.list_pods(job), self.replicated_job)
         self._write_log(nodes)
         ended = find_condition(job, "Complete", "Failed")
         if ended is None:
@@ -301,7 +296,7 @@ class TrainJobOperator(BaseOperator):
 
     def _give_up(self, context: Context, what: str, waiting: str) -> None:
         progress = self._require_progress()
-        warning = self._last_warning(progress)
+        warning = self.cluster.last_warning(progress)
         self._close(context, delete=True)
         said = f" Its last warning: {warning}." if warning else ""
         raise AirflowException(f"TrainJob {progress.name}: {what}: {waiting}.{said} It is deleted.")
@@ -316,7 +311,10 @@ class TrainJobOperator(BaseOperator):
         text = f"TrainJob {progress.name} failed ({ended.reason}: {ended.message})"
         failed = find_failed(nodes, container)
         if failed is not None:
-            text += f": {self.describe(failed)}" + "".join(f"\n  {line}" for line in self._last_lines(failed))
+            lines = self.cluster.read_log(
+                failed, container, tail_lines=LAST_LINES
+            )  # the first node's are all written already
+            text += "".join([f": {self.describe(failed)}", *(f"\n  {line}" for line in lines)])
         codes = {exit_code(pod, container) for pod in newest(nodes) if rank(pod) == 0}
         self._close(context, delete=self.on_finish_action == "delete")
         raise AirflowFailException(text) if codes & self.fail_on_exit_code else AirflowException(text)
@@ -339,8 +337,6 @@ class TrainJobOperator(BaseOperator):
         self.log.warning("%s; a new one follows (%d of at most %d in this try)", why, count, self.disruptions)
         self._progress = replace(self._submit(context), disruptions=count)
         self._store(context)
-
-    # -- one TrainJob in the cluster ---------------------------------------------------------------------------------
 
     def build(self, context: Context) -> TrainJob:
         """The TrainJob as it is submitted."""
@@ -369,7 +365,7 @@ class TrainJobOperator(BaseOperator):
 
     def _submit(self, context: Context) -> Progress:
         job = self.build(context)
-        meta = self._create(job)["metadata"]
+        meta = self.cluster.create(job, own_name=self.random_name_suffix)["metadata"]
         uid, suspended = meta["uid"], is_suspended(job)
         self._progress = Progress(meta["name"], meta["namespace"], uid, waiting_since=time.time(), suspended=suspended)
         self._store(context)
@@ -378,28 +374,15 @@ class TrainJobOperator(BaseOperator):
         return self._progress
 
     @ask_again
-    def _create(self, job: TrainJob) -> dict[str, Any]:
-        meta = job.metadata
-        try:
-            found: dict[str, Any] = self.hook.create_custom_object(
-                GROUP, VERSION, PLURAL, job.to_dict(), meta.namespace
-            )
-        except ApiException as error:
-            if error.status != 409:
-                raise
-            found = self.hook.get_custom_object(GROUP, VERSION, PLURAL, meta.name, meta.namespace)
-            labels = found["metadata"].get("labels") or {}
-            if not self.random_name_suffix or labels.get(TASK_LABEL) != meta.labels[TASK_LABEL]:
-                raise  # another one has the name; else the answer to the first request was lost
-        return found
-
-    @ask_again
     def _find(self, context: Context) -> Progress | None:
         """What an earlier process of this task submitted and has not seen the end of."""
         store = context.get("task_state_store")
         kept: Any = store.get(STATE_KEY) if store is not None else None
         progress = Progress.from_json(kept) if kept else None
-        job = self._get(progress) if progress else self._find_by_label(context)
+        if progress:
+            job = self._get(progress)
+        else:
+            job = self.cluster.find_unchecked(self.build(context).metadata.namespace, _digest(context))
         if job is None:
             if progress:
                 self.log.warning("TrainJob %s (uid %s) is gone; a new one follows", progress.name, progress.uid)
@@ -415,35 +398,15 @@ class TrainJobOperator(BaseOperator):
         self._store(context)
         return progress
 
-    def _find_by_label(self, context: Context) -> TrainJob | None:
-        labels = f"{TASK_LABEL}={_digest(context)},!{CHECKED_LABEL}"
-        items = self.hook.custom_object_client.list_namespaced_custom_object(
-            GROUP, VERSION, self.build(context).metadata.namespace, PLURAL, label_selector=labels
-        )["items"]
-        return max(map(TrainJob.from_dict, items), key=lambda job: job.metadata.creation_timestamp, default=None)
-
     def _get(self, progress: Progress) -> TrainJob | None:
         """The TrainJob; none if it is gone, or another one has its name."""
-        try:
-            found = self.hook.get_custom_object(GROUP, VERSION, PLURAL, progress.name, progress.namespace)
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            return None
-        job = TrainJob.from_dict(found)
-        if job.metadata.uid != progress.uid:
-            self.log.warning(
-                "TrainJob %s has uid %s, not %s: it is another one", progress.name, job.metadata.uid, progress.uid
-            )
-            return None
-        return job
-
-    def _list_nodes(self, job: TrainJob) -> list[V1Pod]:
-        meta = job.metadata
-        pods = self.hook.core_v1_client.list_namespaced_pod(
-            meta.namespace, label_selector=f"{JOBSET_LABEL}={meta.name}"
-        ).items
-        return select_nodes(job, pods, self.replicated_job)
+        job = self.cluster.get(progress.name, progress.namespace)
+        if job is None or job.metadata.uid == progress.uid:
+            return job
+        self.log.warning(
+            "TrainJob %s has uid %s, not %s: it is another one", progress.name, job.metadata.uid, progress.uid
+        )
+        return None
 
     def _write_log(self, nodes: list[V1Pod]) -> None:
         """Write what the first node has logged since the last time; of a pod that was replaced, first its end."""
@@ -454,64 +417,21 @@ class TrainJobOperator(BaseOperator):
             if pod.status.phase == "Pending":
                 continue
             since = seconds_to_read(position, pod.metadata.uid, now)
-            lines = self._read_log(pod, **({} if since is None else {"since_seconds": since}), timestamps=True)
+            lines = self.cluster.read_log(
+                *(pod, self.base_container_name), timestamps=True, **({} if since is None else {"since_seconds": since})
+            )
             new, position = split_new(lines, position, pod.metadata.uid)
             for line in new:
                 self.log.info("[%s] %s", pod.metadata.name, line)
         self._progress = replace(progress, log=position)
 
-    def _last_lines(self, pod: V1Pod) -> list[str]:
-        """What a failed pod said last; the first node's whole log has been written already."""
-        return self._read_log(pod, tail_lines=LAST_LINES)
-
-    def _read_log(self, pod: V1Pod, **options: Any) -> list[str]:
-        try:
-            answer = self.hook.core_v1_client.read_namespaced_pod_log(
-                *(pod.metadata.name, pod.metadata.namespace),
-                container=self.base_container_name,
-                _preload_content=False,
-                **options,
-            )
-        except ApiException as error:
-            if error.status not in (400, 404):  # the container has not started; the pod is gone
-                raise
-            return []
-        text: str = answer.data.decode(errors="replace")
-        return text.splitlines()
-
-    def _last_warning(self, progress: Progress) -> str:
-        events = self.hook.core_v1_client.list_namespaced_event(
-            progress.namespace, field_selector=f"involvedObject.uid={progress.uid},type=Warning"
-        ).items
-        return str(events[-1].message) if events else ""
-
-    def _delete(self, progress: Progress) -> None:
-        """Delete this TrainJob, and none that has taken its name."""
-        options = V1DeleteOptions(
-            preconditions=V1Preconditions(uid=progress.uid), propagation_policy=self.propagation_policy
-        )
-        try:
-            self.hook.custom_object_client.delete_namespaced_custom_object(
-                GROUP, VERSION, progress.namespace, PLURAL, progress.name, body=options
-            )
-        except ApiException as error:
-            if error.status not in (404, 409):  # gone, or another one
-                raise
-
     def _close(self, context: Context, *, delete: bool) -> None:
         """Be done with a TrainJob that has ended: nothing takes it up again."""
         progress = self._require_progress()
         if delete:
-            self._delete(progress)
+            self.cluster.delete(progress, self.propagation_policy)
         else:
-            patch = {"metadata": {"uid": progress.uid, "labels": {CHECKED_LABEL: "True"}}}
-            try:
-                self.hook.custom_object_client.patch_namespaced_custom_object(
-                    GROUP, VERSION, progress.namespace, PLURAL, progress.name, patch
-                )
-            except ApiException as error:
-                if error.status not in (404, 409, 422):  # gone, or another one
-                    raise
+            self.cluster.mark_checked(progress)
         store = context.get("task_state_store")
         if store is not None:
             store.delete(STATE_KEY)

@@ -13,7 +13,8 @@ from components.items.text import TextEncoder
 LINE = {"seconds": 10.0, "cpu_seconds": 8.0, "peak_bytes": 5e8, "scratch_bytes": 0, "output_bytes": 1e7}
 
 
-def test_memory_and_scratch_of_a_command_are_seen(tmp_path):
+def test_memory_and_scratch_of_a_command_are_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "_LOOKS_PER_DISK_LOOK", 1)
     scratch = tmp_path / "run" / "features" / ".scratch-1"
     scratch.mkdir(parents=True)
     work = f"import pathlib, time; held = b'x' * 600_000_000; f = pathlib.Path({str(scratch / 'spilled')!r}); "

@@ -12,7 +12,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubeflow_trainer_api import models
 
-from dags.trainjob.operator import CHECKED_LABEL, STATE_KEY, TASK_LABEL, TrainJobOperator
+from dags.trainjob.cluster import CHECKED_LABEL, TASK_LABEL
+from dags.trainjob.operator import STATE_KEY, TrainJobOperator
 from tests.worlds.deferral import DeferredTask, Store
 from tests.worlds.trainer import NAMESPACE
 
