@@ -34,7 +34,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """No collection looks at what the imports of all tests made: it stays, and each would take a second."""
+    """All is imported."""
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _exempt_from_collections() -> None:
+    """No collection looks at what imports and earlier files left: it stays, and each would take a second."""
     gc.collect()
     gc.freeze()

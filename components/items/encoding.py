@@ -19,6 +19,7 @@ from components.items.image import ImageEncoder, ImageVectors, encode_images
 from components.items.popularity import count_popularity
 from components.items.table import HISTORY_ROLE, POPULARITY, write_item_table
 from components.items.text import TextEncoder, TextVectors, encode_texts, item_text
+from components.memory import trim_memory
 
 log = structlog.get_logger()
 
@@ -84,6 +85,7 @@ def write_tables(
     item_ids, words = items.column("item_id").to_numpy(), words_of(items)
     described = describe_items(items, content["text"][0])
     learned = learn_id_vectors(events, item_ids, described, config.features, config.items, config.seed, report_step)
+    trim_memory()  # gigabytes of baskets and gradients, which the allocator would keep beside the counts
     counted = count_popularity(engine, events, items, config.features.split)
     everyone = np.ones(len(item_ids), dtype=bool)
     for name, vectors, popularity in (

@@ -28,6 +28,7 @@ import torch
 from components.config import FeaturesConfig, ItemsConfig
 from components.items.cooccurrence import Baskets, Ints, read_baskets
 from components.items.id_network import FollowExamples, IdNetwork, ItemContent, follow_examples, train_id_network
+from components.memory import trim_memory
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,6 +71,7 @@ def learn_id_vectors(
     split = features.split
     # Read again below: two sets of baskets in memory would need twice as much.
     kept = _count(read_baskets(events, item_ids, split, split.validation_start)) >= max(1, features.min_item_events)
+    trim_memory()
     shared = IdNetwork(content, kept, config.id_dimension, seed)
     train = partial(train_id_network, max_steps=-(-config.id_max_steps // 2))
     shared_epochs = config.id_epochs // 2
@@ -85,8 +87,10 @@ def learn_id_vectors(
     examples = follow_examples(read_baskets(events, item_ids, split, split.recent_start))
     shared.set_counts(_count(examples.baskets), features.min_item_events)
     train(shared, examples, epochs=shared_epochs, final_rate=1.0, seed=seed_shared, report=partial(report, "shared"))
-    past = finish("past", copy.deepcopy(shared), examples, seed_past)
+    content_of_both = {id(shared.text): shared.text, id(shared.attributes): shared.attributes}  # is not copied
+    past = finish("past", copy.deepcopy(shared, content_of_both), examples, seed_past)
     del examples
+    trim_memory()
     examples = follow_examples(read_baskets(events, item_ids, split, split.validation_start))
     return IdVectors(past, now=finish("now", shared, examples, seed_now))
 

@@ -71,6 +71,7 @@ def judge_tables(
             item_ids.append(frame["item_id"])
             yield frame
 
+    gc.freeze()  # the collection after each batch looks at what the batch left behind
     _PAGES_LOG.addFilter(_refuse_full_disk)
     try:
         frames = keep_ids(say(items, item_frames(items, engine, batch_rows)))

@@ -417,9 +417,8 @@ class TrainJobOperator(BaseOperator):
             if pod.status.phase == "Pending":
                 continue
             since = seconds_to_read(position, pod.metadata.uid, now)
-            lines = self.cluster.read_log(
-                *(pod, self.base_container_name), timestamps=True, **({} if since is None else {"since_seconds": since})
-            )
+            options: dict[str, Any] = {} if since is None else {"since_seconds": since}
+            lines = self.cluster.read_log(pod, self.base_container_name, timestamps=True, **options)
             new, position = split_new(lines, position, pod.metadata.uid)
             for line in new:
                 self.log.info("[%s] %s", pod.metadata.name, line)

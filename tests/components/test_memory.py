@@ -1,11 +1,13 @@
 """What a process keeps of freed memory and of prepared products."""
 
 import ctypes
+import gc
+import sys
 
 import psutil
 import pytest
 
-from components.memory import trim_memory
+from components.memory import import_quickly, trim_memory
 from tests.worlds import run_python
 
 MIB = 2**20
@@ -77,3 +79,17 @@ def test_products_of_many_shapes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -
 def test_freed_arrays_stay_with_a_process_that_will_ask_for_them_again() -> None:
     assert held(FREE, "none") < 20
     assert held(FREE, "all") > 200
+
+
+def test_no_garbage_is_collected_during_a_quick_import_nor_among_what_it_made(tmp_path, monkeypatch):
+    (tmp_path / "quick.py").write_text("import gc\nenabled = gc.isenabled()\ncells = [[] for _ in range(1000)]\n")
+    (tmp_path / "broken.py").write_text("raise ValueError('broken')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    frozen = gc.get_freeze_count()
+    module = import_quickly("quick")
+    assert module is sys.modules.pop("quick")
+    assert not module.enabled
+    assert gc.get_freeze_count() >= frozen + 1000
+    with pytest.raises(ValueError, match="broken"):
+        import_quickly("broken")
+    assert gc.isenabled()
