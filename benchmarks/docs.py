@@ -18,13 +18,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import flow_tables, records, rival_tables
+from benchmarks import claims, flow_tables, records, rival_tables
 from benchmarks.records import Table
 from components.exceptions import UrmError, UserError
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = ("README.md", "docs/**/*.md", "k8s/**/*.md")
-TABLES: dict[str, Table] = {**flow_tables.TABLES, **records.TABLES, **rival_tables.TABLES}
+TABLES: dict[str, Table] = {**flow_tables.TABLES, **records.TABLES, **claims.TABLES, **rival_tables.TABLES}
 _MARKER = re.compile(r"^<!--\s*(?:table:\s*(?P<name>\S+)|/table)\s*-->$", re.MULTILINE)
 
 

@@ -73,7 +73,6 @@ BACKBONE = Study("amazon_beauty", "backbone", reference="none", grid="backbone")
 READERS = ("bm25", "bm25f", "category_rule", "text", "mix")  # rivals that read the words of a query
 FILTERED_TASK = "cold_item"  # the 5-core filter of the Amazon sets makes its targets more frequent than such items are
 HISTORY = "history items"
-DOCS = "`python -m benchmarks.docs`"
 LONGER = {  # trainings of Complete Journey that differ in their length, folders in FOLDER
     "1,200 steps, an earlier commit": "complete_journey-1200-steps.main.seed0",
     "1,200 steps, the 16 newest cuts instead of 8": "complete_journey-16-cuts.main.seed0",
@@ -129,9 +128,11 @@ def render_headline() -> str:
         recalls = [show_mean_recall(summary, model, behaviour) for model in (CANDIDATE, BASELINE)]
         cells = [f"{ratio.percent} ({ratio.percent_interval})" for ratio in ratios]
         standings = [describe_standing(group) for group in (of_behaviour, of_search)]
-        rows.append([name, *recalls, cells[0], mean.percent, standings[0], cells[1], standings[1]])
+        row = [name, *recalls, cells[0], _show_lift_over_tuned(config), mean.percent, standings[0]]
+        rows.append([*row, cells[1], standings[1]])
     standing = "ahead / level / behind"
     head = ["data set", "behaviour tasks, Recall@100: URM", "target attention", "lift of the mean (95 %)"]
+    head += ["the same over tuned target attention (95 %)"]
     head += ["mean of lifts", standing, "search tasks: lift of the mean (95 %)", standing]
     return markdown(head, rows)
 
@@ -191,8 +192,8 @@ def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
     for tasks, label, lift, by_seed in lines:
         recalls = mean_recalls(summary.recalls, tasks).groupby("model")["recall"]
         means, deviations = recalls.mean(), recalls.std()
-        spread = [f" ± {_recall(deviations[model])}" if model in (CANDIDATE, BASELINE) else "" for model in models]
-        cells = [_recall(means[model]) + more for model, more in zip(models, spread, strict=True)]
+        spread = {model: f" ± {_recall(deviations[model])}" for model in (CANDIDATE, BASELINE) if len(seeds) > 1}
+        cells = [_recall(means[model]) + spread.get(model, "") for model in models]
         seeds_cell = " / ".join(_percent(value) for value in by_seed)
         count = sum(counts[task] for task in tasks)
         history = _describe_history(summary, tasks)
@@ -246,7 +247,7 @@ def render_trainings() -> str:
     for config in DATA_SETS:
         for seed in SEEDS:
             folder = f"{config}-seed{seed}"
-            evaluation = _read(folder, "evaluate")
+            evaluation = read_result(folder, "evaluate")
             urm, baseline = (load_result(str(FOLDER / folder), stage) for stage in ("sft", "baseline"))
             cells = [
                 *_describe_training(None if urm is None else urm.metrics["training"]),
@@ -270,7 +271,7 @@ def render_ablations(study: Study) -> str:
         by_seed = recalls.groupby(["seed", "task"])["recall"].mean().groupby("seed").mean()
         change = compare_variant(study, variant, study.reference)
         difference = "" if variant == study.reference else f"{change.difference} ({change.difference_interval})"
-        seconds = [_read(study.folder(variant, seed), "sft").seconds for seed in seeds]
+        seconds = [read_result(study.folder(variant, seed), "sft").seconds for seed in seeds]
         rows.append(
             ["reference" if variant == REFERENCE else variant, _recall(by_seed.mean(), 4)]
             + ([" / ".join(_recall(value, 4) for value in by_seed)] if len(seeds) > 1 else [])
@@ -286,64 +287,18 @@ def render_longer() -> str:
     tasks = order_tasks(config)
     rows = []
     for seed in SEEDS:
-        recalls = _read(f"{config}-seed{seed}", "baseline").metrics["validation_recall"][BASELINE]
+        recalls = read_result(f"{config}-seed{seed}", "baseline").metrics["validation_recall"][BASELINE]
         rows.append(["target attention, 1 epoch" + (f", seed {seed}" if seed else ""), recalls["mean"], recalls, ""])
     variants = {"300 steps, reference of the ablations": JOURNEY.folder(REFERENCE, 0)} | LONGER
     for name, folder in variants.items():
-        measured = _read(folder, "measure").metrics
-        training = _read(folder, "sft").metrics["training"]
+        measured = read_result(folder, "measure").metrics
+        training = read_result(folder, "sft").metrics["training"]
         rows.append([f"URM, {name}", measured["mean_recall"], measured["recall"], f"{training['best_step']:,}"])
     cells = [
         [str(name), _recall(mean, 4), *(_recall(recalls[task]) for task in tasks), best]
         for name, mean, recalls, best in rows
     ]
     return markdown(["model", "mean", *tasks, "best step"], cells)
-
-
-def render_claims() -> str:
-    """The claims that a kept record proves, each with its figure."""
-    rows: list[list[str]] = []
-    for config, name in DATA_SETS.items():
-        summary = pool_seeds(config, SEEDS)
-        record = f"`{config}-seed{{0,1,2}}`"
-        command = "`urm compare benchmarks/evaluations/" + record[1:]
-        behaviour = summary.baseline.restrict(summary.groups["behaviour tasks"])
-        day = _days(_read(f"{config}-seed{seed}", "evaluate") for seed in SEEDS)
-        for what, lift, how in (
-            ("behaviour tasks: mean recall over that of target attention", find_ratio(behaviour), command),
-            ("behaviour tasks: mean lift over target attention", find_mean_lift(behaviour), command),
-            ("all tasks: mean lift over target attention", find_mean_lift(summary.baseline), DOCS),
-        ):
-            rows.append([f"[{name}, {what}](quality.md)", lift.percent, lift.percent_interval, day, record, how])
-        low, high = summary.baseline.difference_interval(CONFIDENCE)
-        gap = Figure(summary.baseline.mean_difference, low, high)
-        claim = f"[{name}, all tasks: mean recall, URM minus target attention](quality.md)"
-        rows.append([claim, gap.difference, gap.difference_interval, day, record, DOCS])
-        if "unseen_category_query" in summary.baseline.tasks:
-            lift = find_lifts(summary.baseline)["unseen_category_query"]
-            claim = f"[{name}: queries for categories that no training query named](search.md)"
-            rows.append([claim, lift.percent, lift.percent_interval, day, record, command])
-    pairs = (
-        (BEAUTY, "h_1", REFERENCE, "One user vector instead of four"),
-        (BEAUTY, "h_16", REFERENCE, "Sixteen user vectors instead of four"),
-        (JOURNEY, "h_16", REFERENCE, "Sixteen user vectors instead of eight"),
-        (BEAUTY, "id_text", "id_only", "Text vectors beside ID vectors"),
-        (BEAUTY, "no_words", "id_text", "Brand and category beside these"),
-        (BEAUTY, REFERENCE, "no_words", "Words beside these"),
-        (BEAUTY, "random_backbone", REFERENCE, "A random backbone instead of the pretrained one"),
-        (BEAUTY, "layers_4", REFERENCE, "Four layers of the backbone instead of one"),
-        (BEAUTY, "no_copies_h_4", REFERENCE, "No copy path"),
-        (BACKBONE, "pretrained_1", "none", "A pretrained layer instead of no language model"),
-        (BACKBONE, "random_1", "none", "A random layer instead of no language model"),
-    )
-    for study, variant, other, what in pairs:
-        change = compare_variant(study, variant, other)
-        day = _days(_read(study.folder(variant, seed), "measure") for seed in study.seeds)
-        claim = f"[{what}, {DATA_SETS[study.config]}: validation recall](ablations.md)"
-        record = f"`{study.config}-{study.name}.{'main' if variant == REFERENCE else variant}.*`"
-        command = f"`urm ablation summary --config {study.config}`" if other == REFERENCE else DOCS
-        rows.append([claim, change.difference, change.difference_interval, day, record, command])
-    return markdown(["claim", "figure", "95 %", "date", "record", "command"], rows).replace("---:", "---")
 
 
 @cache
@@ -365,7 +320,7 @@ def read_variant(study: Study, variant: str) -> pd.DataFrame:
     """Recall of each validation example: columns seed, example_id, user_id, task, recall."""
     parts = []
     for seed in study.seeds:
-        measured = _read(study.folder(variant, seed), "measure")
+        measured = read_result(study.folder(variant, seed), "measure")
         parts.append(pd.read_parquet(measured.outputs["recalls"]).assign(seed=seed))
     return pd.concat(parts, ignore_index=True)
 
@@ -375,6 +330,11 @@ def compare_variant(study: Study, variant: str, other: str) -> Figure:
     """Difference in mean recall of a kept variant to another one, paired over users."""
     found = compare_variants(read_variant(study, variant), read_variant(study, other), seed=0)
     return Figure(found["difference"], found["low"], found["high"])
+
+
+def find_tuned_seeds(config: str) -> tuple[int, ...]:
+    """Seeds whose comparison with tuned rivals is kept."""
+    return tuple(seed for seed in SEEDS if (FOLDER / f"{config}-tuned-seed{seed}").is_dir())
 
 
 def find_behaviour_tasks(config: str) -> tuple[str, ...]:
@@ -408,6 +368,17 @@ def _find_ratio_of_run(run: FinishedRun, tasks: Iterable[str]) -> float:
     """Lift of the mean recall over these tasks of one run."""
     results = [run.metrics["tasks"][task] for task in tasks]
     return float(sum(result["urm"] for result in results) / sum(result["baseline"] for result in results) - 1)
+
+
+def _show_lift_over_tuned(config: str) -> str:
+    """Lift of the mean recall of behaviour tasks over the tuned rival, with its seeds; says where none was kept."""
+    seeds = find_tuned_seeds(config)
+    if not seeds:
+        return "not measured"
+    summary = pool_seeds(f"{config}-tuned", seeds)
+    lift = find_ratio(summary.baseline.restrict(summary.groups["behaviour tasks"]))
+    which = "" if seeds == SEEDS else f", seed{'s' * (len(seeds) > 1)} {' and '.join(map(str, seeds))}"
+    return f"{lift.percent} ({lift.percent_interval}{which})"
 
 
 def _without(comparison: Comparison, task: str) -> str:
@@ -463,7 +434,12 @@ def _read_evaluation(record: str, seed: int) -> FinishedRun:
     return read_run(str(FOLDER / f"{record}-seed{seed}"), CONFIGS)
 
 
-def _read(folder: str, stage: str) -> StageResult:
+def read_result(folder: str, stage: str) -> StageResult:
+    """What a stage left in a record.
+
+    Raises:
+        MissingInputError: The record lacks it.
+    """
     result = load_result(str(FOLDER / folder), stage)
     if result is None:
         raise MissingInputError(
@@ -488,10 +464,6 @@ def _describe_training(training: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _days(results: Iterable[StageResult]) -> str:
-    return ", ".join(sorted({f"{result.finished_at:%Y-%m-%d}" for result in results}))
-
-
 def _recall(value: float, digits: int = 3) -> str:
     """`.299`."""
     return f"{value:.{digits}f}".removeprefix("0")
@@ -510,7 +482,6 @@ def _difference(value: float) -> str:
 TABLES: dict[str, Table] = {
     "results_headline": render_headline,
     "results_behaviour": render_behaviour,
-    "results_claims": render_claims,
     "results_search": render_search,
     "results_trainings": render_trainings,
     **{f"results_{config}": partial(render_pooled, config) for config in DATA_SETS},

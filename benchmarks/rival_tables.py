@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 
 from benchmarks.lines import read_lines
 from benchmarks.records import (
@@ -21,10 +23,12 @@ from benchmarks.records import (
     describe_standing,
     find_behaviour_tasks,
     find_ratio,
+    find_tuned_seeds,
     pool_seeds,
     render_pooled,
     show_mean_recall,
 )
+from components.evaluation.metrics import recall
 from components.evaluation.report import markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE
 
@@ -62,7 +66,7 @@ def render_tuned() -> str:
     """URM against tuned rivals on test: the data sets and seeds that have been kept."""
     rows = []
     for config, name in DATA_SETS.items():
-        seeds = find_seeds(config)
+        seeds = find_tuned_seeds(config)
         if not seeds:
             continue
         summary = pool_seeds(f"{config}-tuned", seeds)
@@ -78,13 +82,30 @@ def render_tuned() -> str:
 
 def render_tuned_tasks(config: str) -> str:
     """Every task of a data set against the tuned rivals; empty where none was kept."""
-    seeds = find_seeds(config)
+    seeds = find_tuned_seeds(config)
     return render_pooled(f"{config}-tuned", seeds) if seeds else ""
 
 
-def find_seeds(config: str) -> tuple[int, ...]:
-    """Seeds whose comparison with tuned rivals is kept."""
-    return tuple(seed for seed in range(10) if (FOLDER / f"{config}-tuned-seed{seed}").is_dir())
+def render_first(config: str) -> str:
+    """The first items of the lists for the next item, mean over the kept seeds; the best at ten first.
+
+    Only models whose records have these cut-offs.
+    """
+    columns = {"R@5": ("recall", 5), "R@10": ("recall", 10), "N@5": ("ndcg", 5), "N@10": ("ndcg", 10)}
+    columns |= {"R@20": ("recall", 20), "R@100": ("recall", 100)}
+    parts = []
+    for seed in find_tuned_seeds(config):
+        path = FOLDER / f"{config}-tuned-seed{seed}" / "evaluate" / "hits.parquet"
+        hits = pq.read_table(path, filters=[("task", "==", "next_item")]).to_pandas()
+        hits["recall"] = recall(hits["hits"], hits["targets"], hits["k"])
+        parts.append(hits.groupby(["model", "k"])[["recall", "ndcg"]].mean())
+    means = pd.concat(parts).groupby(["model", "k"]).mean().unstack("k")[[*columns.values()]].dropna()
+    rows = [
+        [title(str(model)), *(f"{value:.4f}".removeprefix("0") for value in row)]
+        for model, row in means.sort_values(("recall", 10), ascending=False).iterrows()
+        if row.any()
+    ]
+    return markdown(["model", *columns], rows)
 
 
 def describe(settings: Mapping[str, Any]) -> str:
@@ -103,6 +124,7 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 TABLES: dict[str, Table] = {
     "results_tuned": render_tuned,
+    **{f"first_{config}": partial(render_first, config) for config in DATA_SETS},
     **{f"trials_{config}": partial(render_trials, config) for config in DATA_SETS},
     **{f"results_{config}_tuned": partial(render_tuned_tasks, config) for config in DATA_SETS},
 }

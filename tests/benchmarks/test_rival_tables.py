@@ -1,9 +1,10 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from benchmarks import rival_tables
+from benchmarks import records, rival_tables
 
 
 @pytest.fixture
@@ -32,3 +33,25 @@ def test_trials_of_all_searches_stand_in_one_table_by_their_behaviour_tasks(line
 
 def test_a_data_set_without_a_search_has_an_empty_table(lines: Path) -> None:
     assert len(rival_tables.render_trials("amazon_sports").splitlines()) == 2
+
+
+def test_first_items_are_those_of_models_with_every_cut_off_mean_over_the_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(seed: int, *rows: tuple[str, str, int, int]) -> None:
+        hits = pd.DataFrame(rows, columns=["task", "model", "k", "hits"]).assign(targets=2, ndcg=0.25)
+        folder = tmp_path / f"amazon_toys-tuned-seed{seed}" / "evaluate"
+        folder.mkdir(parents=True)
+        hits.to_parquet(folder / "hits.parquet")
+
+    for module in (records, rival_tables):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    cutoffs = (5, 10, 20, 100)
+    mix = [("next_item", "mix", k, int(k > 5)) for k in cutoffs]
+    keep(0, *mix, ("next_item", "urm", 100, 2), *(("title_query", "text", k, 2) for k in cutoffs))
+    keep(2, *[(task, model, k, 1) for task, model, k, _ in mix], *(("next_item", "popularity", k, 0) for k in cutoffs))
+    _, _, *rows = rival_tables.render_first("amazon_toys").splitlines()
+    assert [row.strip("| ").split(" | ") for row in rows] == [
+        ["mix", ".2500", ".5000", ".2500", ".2500", ".5000", ".5000"],
+        ["popularity", ".0000", ".0000", ".2500", ".2500", ".0000", ".0000"],
+    ]

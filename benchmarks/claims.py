@@ -1,0 +1,102 @@
+"""The claims table of docs/results/: each with figure, 95 % interval, date, record and command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from benchmarks.records import (
+    BACKBONE,
+    BEAUTY,
+    DATA_SETS,
+    JOURNEY,
+    SEEDS,
+    Figure,
+    Table,
+    compare_variant,
+    find_lifts,
+    find_mean_lift,
+    find_ratio,
+    find_tuned_seeds,
+    pool_seeds,
+    read_result,
+)
+from components.evaluation.report import markdown
+from components.storage import StageResult
+from components.studies.ablation.grid import REFERENCE
+from components.studies.ablation.summary import CONFIDENCE
+
+DOCS = "`python -m benchmarks.docs`"
+
+
+def render_claims() -> str:
+    """The claims that a kept record proves, each with its figure."""
+    rows = [*_claim_headline(), *_claim_tuned(), *_claim_ablations()]
+    return markdown(["claim", "figure", "95 %", "date", "record", "command"], rows).replace("---:", "---")
+
+
+def _claim_headline() -> Iterator[list[str]]:
+    """URM against the target attention of the headline runs."""
+    for config, name in DATA_SETS.items():
+        summary = pool_seeds(config, SEEDS)
+        record = f"`{config}-seed{{0,1,2}}`"
+        command = "`urm compare benchmarks/evaluations/" + record[1:]
+        behaviour = summary.baseline.restrict(summary.groups["behaviour tasks"])
+        day = _list_days(read_result(f"{config}-seed{seed}", "evaluate") for seed in SEEDS)
+        for what, lift, how in (
+            ("behaviour tasks: mean recall over that of target attention", find_ratio(behaviour), command),
+            ("behaviour tasks: mean lift over target attention", find_mean_lift(behaviour), command),
+            ("all tasks: mean lift over target attention", find_mean_lift(summary.baseline), DOCS),
+        ):
+            yield [f"[{name}, {what}](quality.md)", lift.percent, lift.percent_interval, day, record, how]
+        low, high = summary.baseline.difference_interval(CONFIDENCE)
+        gap = Figure(summary.baseline.mean_difference, low, high)
+        claim = f"[{name}, all tasks: mean recall, URM minus target attention](quality.md)"
+        yield [claim, gap.difference, gap.difference_interval, day, record, DOCS]
+        if "unseen_category_query" in summary.baseline.tasks:
+            lift = find_lifts(summary.baseline)["unseen_category_query"]
+            claim = f"[{name}: queries for categories that no training query named](search.md)"
+            yield [claim, lift.percent, lift.percent_interval, day, record, command]
+
+
+def _claim_tuned() -> Iterator[list[str]]:
+    """URM against the tuned target attention, behaviour tasks."""
+    for config, name in DATA_SETS.items():
+        if seeds := find_tuned_seeds(config):
+            record = f"{config}-tuned-seed{{{','.join(map(str, seeds))}}}"
+            summary = pool_seeds(f"{config}-tuned", seeds)
+            lift = find_ratio(summary.baseline.restrict(summary.groups["behaviour tasks"]))
+            claim = f"[{name}, behaviour tasks: mean recall over that of the tuned target attention](rivals.md)"
+            day = _list_days(read_result(f"{config}-tuned-seed{seed}", "evaluate") for seed in seeds)
+            command = f"`urm compare benchmarks/evaluations/{record}`"
+            yield [claim, lift.percent, lift.percent_interval, day, f"`{record}`", command]
+
+
+def _claim_ablations() -> Iterator[list[str]]:
+    """What parts of URM are worth, on validation."""
+    pairs = (
+        (BEAUTY, "h_1", REFERENCE, "One user vector instead of four"),
+        (BEAUTY, "h_16", REFERENCE, "Sixteen user vectors instead of four"),
+        (JOURNEY, "h_16", REFERENCE, "Sixteen user vectors instead of eight"),
+        (BEAUTY, "id_text", "id_only", "Text vectors beside ID vectors"),
+        (BEAUTY, "no_words", "id_text", "Brand and category beside these"),
+        (BEAUTY, REFERENCE, "no_words", "Words beside these"),
+        (BEAUTY, "random_backbone", REFERENCE, "A random backbone instead of the pretrained one"),
+        (BEAUTY, "layers_4", REFERENCE, "Four layers of the backbone instead of one"),
+        (BEAUTY, "no_copies_h_4", REFERENCE, "No copy path"),
+        (BACKBONE, "pretrained_1", "none", "A pretrained layer instead of no language model"),
+        (BACKBONE, "random_1", "none", "A random layer instead of no language model"),
+    )
+    for study, variant, other, what in pairs:
+        change = compare_variant(study, variant, other)
+        day = _list_days(read_result(study.folder(variant, seed), "measure") for seed in study.seeds)
+        claim = f"[{what}, {DATA_SETS[study.config]}: validation recall](ablations.md)"
+        record = f"`{study.config}-{study.name}.{'main' if variant == REFERENCE else variant}.*`"
+        command = f"`urm ablation summary --config {study.config}`" if other == REFERENCE else DOCS
+        yield [claim, change.difference, change.difference_interval, day, record, command]
+
+
+def _list_days(results: Iterable[StageResult]) -> str:
+    return ", ".join(sorted({f"{result.finished_at:%Y-%m-%d}" for result in results}))
+
+
+TABLES: dict[str, Table] = {"results_claims": render_claims}
