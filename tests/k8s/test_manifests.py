@@ -230,7 +230,7 @@ def test_the_job_of_the_backfill_is_valid(version: str) -> None:
 @needs_kubectl
 def test_executors_are_pods_that_keep_the_policies() -> None:
     """As Spark completes their template; they serve nobody, so that they need no probe."""
-    objects = render("production", "spark", "training")
+    objects = render("production", "spark", "cache")
     [content] = [one["data"] for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"] == "urm-spark"]
     pod = yaml.safe_load(content["executor.yaml"])
     size = {"cpu": "4", "memory": "13Gi"}
