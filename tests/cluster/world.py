@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,10 +179,16 @@ def kubectl() -> Kubectl:
 
 
 @contextmanager
-def apply_base(folder: Path, config: RunConfig, settings: dict[str, str]) -> Iterator[Kubectl]:
-    """A namespace with the base and the components redis and airflow, and an object store; `config` is what serves.
+def apply_base(
+    folder: Path,
+    config: RunConfig,
+    settings: dict[str, str],
+    components: Sequence[str] = COMPONENTS,
+    patches: Sequence[Object] = (),
+) -> Iterator[Kubectl]:
+    """A namespace with the base and components, and an object store; `config` is what serves.
 
-    `settings` go before those of the base. The kustomization lies in the folder.
+    `settings` go before those of the base, and `patches` to the kustomization, which lies in the folder.
     """
     name = f"urm-test-{secrets.token_hex(3)}"
     own = Kubectl(name)
@@ -190,8 +196,9 @@ def apply_base(folder: Path, config: RunConfig, settings: dict[str, str]) -> Ite
     kustomization = {
         "namespace": name,
         "resources": [os.path.relpath(REPOSITORY / "k8s" / "base", folder)],
-        "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / one, folder) for one in COMPONENTS],
-        "patches": yaml.safe_load((HERE / "patches.yaml").read_text().replace("NAME-OF-CONFIG", config.name)),
+        "components": [os.path.relpath(REPOSITORY / "k8s" / "components" / one, folder) for one in components],
+        "patches": yaml.safe_load((HERE / "patches.yaml").read_text().replace("NAME-OF-CONFIG", config.name))
+        + list(patches),
         "configMapGenerator": [
             {"name": "urm-settings", "behavior": "merge", "literals": [f"{key}={settings[key]}" for key in settings]},
             {"name": "test-configs", "files": [f"{config.name}.yaml"]},

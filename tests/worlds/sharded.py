@@ -1,7 +1,6 @@
 """One process of a model sharded by FSDP2 over several; prints how far it is from the whole model."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -24,11 +23,11 @@ def loss_of(model: Urm, batch: TrainingBatch) -> torch.Tensor:
     return recall * batch["recall_share"] + 0.3 * text * batch["text_share"]
 
 
-def main(world: Path, batch_file: Path) -> None:
+def main(world: str, batch_file: str) -> None:
     """Compare gradients, item vectors and gathered weights."""
     torch.distributed.init_process_group("gloo")
     batch: TrainingBatch = torch.load(batch_file, weights_only=True)
-    whole, new = build_untrained(world).model, build_untrained(world)
+    whole, new = build_untrained(Path(world)).model, build_untrained(Path(world))
     expected = loss_of(whole, batch)
     expected.backward()
 
@@ -51,8 +50,3 @@ def main(world: Path, batch_file: Path) -> None:
     alike = all(torch.equal(gathered[name], weight) for name, weight in weights.items() if name in gathered)
     print(json.dumps(figures | {"gathered": gathered.keys() == weights.keys() and alike}))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,18 +1,22 @@
-"""One training of the tiny world, callable from a test or as a process: `python -m tests.worlds.training`.
+"""One training of the tiny world, in a test or in processes of its own.
 
 Always on the CPU: its tests compare weights bit for bit, and several processes cannot share a GPU.
 """
 
+import importlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
-from subprocess import PIPE
+from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
+import pytest
 import structlog
 import torch
 
@@ -27,7 +31,6 @@ from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 from components.urm.training.train import TrainingSummary, train
 from components.urm.training.validation import Validation
-from tests.worlds import REPOSITORY
 from tests.worlds.servers import free_port
 
 TABLES = ("catalogue", "contexts", "examples")
@@ -73,31 +76,48 @@ def run_training(
 
 
 def launch(module: str, arguments: list[object], processes: int = 2, machines: bool = False) -> list[str]:
-    """Run a module in processes connected by gloo; returns what each wrote to its standard output.
+    """Run a module's `main` in processes connected by gloo; returns what each wrote to its standard output.
 
-    With `machines`, each believes that it is alone on its machine.
+    They are forks of one process that has imported everything. With `machines`, each believes that it is alone on its
+    machine.
     """
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common = meeting | {"WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-    command, pipes = [sys.executable, "-m", module, *map(str, arguments)], dict.fromkeys(("stdout", "stderr"), PIPE)
-    started = [
-        subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | common | ranks, text=True, **pipes)
-        for ranks in ({"RANK": str(rank), "LOCAL_RANK": "0" if machines else str(rank)} for rank in range(processes))
-    ]
-    try:
-        answers = [process.communicate(timeout=240) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (_, errors) in zip(started, answers, strict=True):
-        if process.returncode != 0:
-            raise RuntimeError(errors)
-    return [output for output, _ in answers]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.worlds.training", "tests.worlds.sharded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # read once, when the common process imports torch
+        forkserver.ensure_running()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        started = []
+        for rank in range(processes):
+            place = common | {"RANK": str(rank), "LOCAL_RANK": "0" if machines else str(rank)}
+            given = (module, [*map(str, arguments)], place, folder / f"{rank}.out", folder / f"{rank}.err")
+            started.append(context.Process(target=_run, args=given))
+            started[-1].start()
+        try:
+            deadline = time.monotonic() + 240
+            for process in started:
+                process.join(deadline - time.monotonic())
+        finally:
+            for process in started:
+                process.kill()
+                process.join()
+        for rank, process in enumerate(started):
+            if process.exitcode != 0:
+                raise RuntimeError(f"exit code {process.exitcode}: {(folder / f'{rank}.err').read_text()}")
+        return [(folder / f"{rank}.out").read_text() for rank in range(processes)]
 
 
-def main(
-    world: Path, folder: Path, store: str = "", sharded: str = "", last_step: str = "0", float32: str = ""
-) -> None:
+def _run(module: str, arguments: list[str], place: dict[str, str], out: Path, err: Path) -> None:
+    os.environ.update(place)
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    torch.set_num_threads(1)
+    importlib.import_module(module).main(*arguments)
+
+
+def main(world: str, folder: str, store: str = "", sharded: str = "", last_step: str = "0", float32: str = "") -> None:
     """Train; with a store, each process in a folder of its own, and the last one gets SIGTERM at a step if asked."""
     if float32:  # on every machine: how far sums in another order differ in bfloat16 is the processor's matter
         torch.cpu._is_avx512_bf16_supported = lambda: False
@@ -109,17 +129,12 @@ def main(
         if step == int(last_step):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    own = folder / str(rank) if store else folder
+    own = Path(folder) / str(rank) if store else Path(folder)
     try:
-        model, summary = run_training(world, Checkpoints(own, store), report, sharded=bool(sharded))
+        model, summary = run_training(Path(world), Checkpoints(own, store), report, sharded=bool(sharded))
     except StoppedError as error:
         print(json.dumps(str(error)))
         return
     if rank == 0:
-        torch.save(model.state_dict(), folder / "model.pt")
+        torch.save(model.state_dict(), Path(folder) / "model.pt")
         print(json.dumps(summary.best_step))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(*map(Path, sys.argv[1:3]), *sys.argv[3:])
