@@ -26,9 +26,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from components.config import SplitConfig
+from components.engines.duckdb import memory_limit
 
 Floats = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
 CATEGORY_LEVELS = 3  # of the category path that `opened` looks at, from the top
+_BYTES_PER_EVENT = 128  # of the engine's memory, while baskets are sorted by user and category
 
 
 class Popularity(NamedTuple):
@@ -46,9 +49,14 @@ def count_popularity(engine: ibis.BaseBackend, events: Path, items: pa.Table, sp
     table = engine.read_parquet(f"{events}/**/*.parquet", hive_partitioning=True)
     attributes = _yes_no_attributes(table.filter(table.ts < split.validation_start))
     levels = _with_levels(items)
-    past = _count(table, levels, split, split.recent_start, attributes)
-    now = _count(table, levels, split, split.validation_start, attributes)
-    return Popularity(np.log1p(past), np.log1p(now))
+    most = table.filter(table.ts < split.validation_start).count().execute() * _BYTES_PER_EVENT
+    shares = 1 << int(most // memory_limit(engine)).bit_length()
+    users = [table.filter(table.user_id.hash() & (shares - 1) == share) for share in range(shares)]
+    past, now = (
+        sum(_count(of_share, levels, split, until, attributes) for of_share in users)
+        for until in (split.recent_start, split.validation_start)
+    )
+    return Popularity(np.log1p(past, dtype=np.float32), np.log1p(now, dtype=np.float32))
 
 
 def _yes_no_attributes(events: ir.Table) -> list[str]:
@@ -57,8 +65,8 @@ def _yes_no_attributes(events: ir.Table) -> list[str]:
     return sorted(by_name.filter(by_name.others == 0).name.to_pyarrow().to_pylist())
 
 
-def _count(events: ir.Table, items: pa.Table, split: SplitConfig, until: datetime, attributes: list[str]) -> Floats:
-    """Baskets before an instant [n, G]."""
+def _count(events: ir.Table, items: pa.Table, split: SplitConfig, until: datetime, attributes: list[str]) -> Counts:
+    """Baskets of these events before an instant [n, G]."""
     seconds = events.ts.epoch_seconds() - int(split.train_start.timestamp())
     before = events.filter(events.ts < until).mutate(window=(seconds / split.window.total_seconds()).floor())
     said = {f"said_{name}": (before.attributes.get(name, "false") == "true").max() for name in attributes}
@@ -69,7 +77,7 @@ def _count(events: ir.Table, items: pa.Table, split: SplitConfig, until: datetim
     names = ["had", *newest, *said]
     found = baskets.group_by("item_id").agg(**{name: baskets[name].sum() for name in names}).to_pyarrow()
     rows = np.searchsorted(items.column("item_id").to_numpy(), found.column("item_id").to_numpy())
-    counts = np.zeros((len(items), len(names)), dtype=np.float32)
+    counts = np.zeros((len(items), len(names)), dtype=np.int64)
     for column, name in enumerate(names):
         counts[rows, column] = found.column(name).to_numpy()
     return counts

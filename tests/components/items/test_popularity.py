@@ -9,6 +9,7 @@ import pytest
 
 from components.config import SplitConfig
 from components.engines.duckdb import open_engine
+from components.items import popularity
 from components.items.popularity import Popularity, count_popularity
 from components.schemas.events import EVENTS
 from components.settings import Settings
@@ -84,3 +85,17 @@ def test_only_attributes_that_say_yes_or_no_are_counted(counted: Popularity) -> 
 
 def test_events_without_attributes_give_counts_of_baskets_recent_ones_and_openings(tmp_path: Path) -> None:
     assert count(tmp_path, [("a", 5, 1, []), ("b", 7, 2, [])]).now.shape == (4, 5)
+
+
+def test_many_shares_of_users_count_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    events = [
+        (f"user {random.integers(40)}", int(random.choice([5, 7, 9])), float(random.uniform(0, 75)), attributes)
+        for attributes in 150 * [SHOWN, PLAIN]
+    ]
+    at_once = count(tmp_path / "one", events)
+    monkeypatch.setattr(popularity, "memory_limit", lambda engine: 5_000)
+    in_shares = count(tmp_path / "many", events)
+    for one, many in zip(at_once, in_shares, strict=True):
+        assert one.sum() > 10
+        np.testing.assert_array_equal(one, many)

@@ -1,0 +1,59 @@
+"""Draws the figure of the README from the kept records: `python -m benchmarks.figures`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Drawing
+
+from benchmarks.records import DATA_SETS, REPOSITORY, SEEDS, Figure, find_ratio, find_tuned_seeds, pool_seeds
+
+HEADLINE = REPOSITORY / "docs" / "figures" / "headline.png"
+RIVALS = {  # how the kept records of a data set end, and how the rival is drawn
+    "": ("over target attention", "#9aa5b1", 0.14),
+    "-tuned": ("over target attention, tuned, with ID vectors and field matches", "#1f5fa8", -0.14),
+}
+
+
+def find_lifts(config: str) -> dict[str, Figure]:
+    """Lift of the mean recall of behaviour tasks over each rival whose records are kept."""
+    found = {}
+    for ending in RIVALS:
+        seeds = find_tuned_seeds(config) if ending else SEEDS
+        if seeds:
+            summary = pool_seeds(config + ending, seeds)
+            found[ending] = find_ratio(summary.baseline.restrict(summary.groups["behaviour tasks"]))
+    return found
+
+
+def draw_headline(path: Path = HEADLINE) -> Drawing:
+    """One row per data set: lift of URM over each rival, with its 95 % interval."""
+    drawing = Drawing(figsize=(8, 2.7), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    for row, config in enumerate(reversed(DATA_SETS)):
+        for ending, lift in find_lifts(config).items():
+            label, colour, shift = RIVALS[ending]
+            whiskers = [[lift.value - lift.low], [lift.high - lift.value]]
+            axes.errorbar(
+                100 * lift.value, row + shift, xerr=[[100 * each[0]] for each in whiskers], fmt="o", color=colour,
+                label=label if config == next(iter(DATA_SETS)) else None, capsize=3,
+            )  # fmt: skip
+            axes.annotate(
+                lift.percent, (100 * lift.high, row + shift), (6, -3.5), textcoords="offset points", color=colour
+            )
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(DATA_SETS)), reversed(DATA_SETS.values()))
+    axes.set_ylim(-0.5, len(DATA_SETS) - 0.5)
+    axes.set_xlabel("Recall@100 of URM, behaviour tasks: lift of the mean, % (95 % interval)")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small")
+    axes.margins(x=0.12)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    drawing.savefig(path, dpi=120)
+    return drawing
+
+
+if __name__ == "__main__":
+    draw_headline()
