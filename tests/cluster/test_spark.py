@@ -41,9 +41,9 @@ CLAIM, EXECUTORS = "urm-cache", "app.kubernetes.io/component=spark-executor"
 class Spark(Training):
     """The flow, with two executors per driver."""
 
-    def executors(self, phase: str = "Running") -> list[Object]:
-        """Executors of all drivers that are not ending."""
-        return [pod for pod in self.kubectl.pods("spark-executor") if pod["status"]["phase"] == phase]
+    def executors(self) -> list[Object]:
+        """Executors of all drivers that run and are not ending."""
+        return [pod for pod in self.kubectl.pods("spark-executor") if pod["status"]["phase"] == "Running"]
 
     def wait_for_executors(self) -> list[Object]:
         """Both executors, running."""
