@@ -35,9 +35,9 @@ def draw_headline(path: Path = HEADLINE) -> Drawing:
     for row, config in enumerate(reversed(DATA_SETS)):
         for ending, lift in find_lifts(config).items():
             label, colour, shift = RIVALS[ending]
-            whiskers = [[lift.value - lift.low], [lift.high - lift.value]]
+            whiskers = [[100 * (lift.value - lift.low)], [100 * (lift.high - lift.value)]]
             axes.errorbar(
-                100 * lift.value, row + shift, xerr=[[100 * each[0]] for each in whiskers], fmt="o", color=colour,
+                100 * lift.value, row + shift, xerr=whiskers, fmt="o", color=colour,
                 label=label if config == next(iter(DATA_SETS)) else None, capsize=3,
             )  # fmt: skip
             axes.annotate(

@@ -142,7 +142,8 @@ class Training:
         """Step at which a pod has gone on with the training."""
         pattern = r"resuming +checkpoint=checkpoint-(\d+)"
         pause_until(lambda: re.search(pattern, self.kubectl("logs", pod, fails=True)), 240)
-        return int(re.search(pattern, self.kubectl("logs", pod))[1])  # type: ignore[index]
+        (step,) = re.findall(pattern, self.kubectl("logs", pod))[:1]
+        return int(step)
 
 
 @contextmanager
