@@ -135,8 +135,7 @@ class Urm(nn.Module):
                 place=self.fusion.place,
             )
             user_vectors, copy_scores = self.user_head(inputs)
-        logits = states.text if self.backbone is None else language_head(self.backbone)(states.text)  # [M, V]
-        return UrmOutput(user_vectors, copy_scores, self._candidates(candidates, items), logits)
+        return UrmOutput(user_vectors, copy_scores, self._candidates(candidates, items), self._text_logits(states.text))
 
     @torch.no_grad()
     def centre_tasks(self, batch: Batch) -> None:
@@ -156,10 +155,21 @@ class Urm(nn.Module):
 
     def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
         """Tokens of the history's items [B, L, D]."""
-        tokens: torch.Tensor = self.fusion.tokens(fused)[batch["history_items"]] + self.history(
+        distinct, places = batch["history_items"].unique(return_inverse=True)  # few, beside the negatives
+        tokens: torch.Tensor = self.fusion.tokens(fused[distinct])[places] + self.history(
             batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
         )
         return tokens
+
+    def _text_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [M, V] of states [M, D]; without text a tied head is not asked: its gradient would be V x D zeros."""
+        if self.backbone is None:
+            return states
+        head = language_head(self.backbone)
+        if len(states) == 0 and self.backbone.config.tie_word_embeddings:
+            return states.new_zeros(0, head.out_features)
+        logits: torch.Tensor = head(states)
+        return logits
 
     def _read_prompts(self, batch: Batch, tokens: torch.Tensor) -> PromptStates:
         if self.lookup is not None:

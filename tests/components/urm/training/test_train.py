@@ -170,8 +170,9 @@ def test_two_processes_train_the_weights_of_one(form, tmp_path, tables, table_di
     assert alone.keys() == together.keys() == start.keys()
     for name, weight in alone.items():
         moved = (weight - start[name]).norm()
-        # Sums in another order, in 32 bits on every machine; a wrong share gives 40 per cent and more.
-        assert (together[name] - weight).norm() <= 0.02 * moved + 1e-4, name
+        # Sums in another order, in 32 bits on every machine: a step of Adam turns where a gradient is next to zero.
+        # A wrong share gives 40 per cent and more.
+        assert (together[name] - weight).norm() <= 0.1 * moved + 1e-4, name
     assert outputs[0].count('"validation_recall"') == 4
     assert outputs[1] == ""  # one of them reports
 
