@@ -71,4 +71,4 @@ class TrainingBatch(Batch, Targets):
     log_expected: Tensor  # log of how often each negative is expected among the N [N]
     accidental: Tensor  # negatives that are targets of the example, bool [E, N]
     recall_share: Tensor  # weight of the recall loss: 1 for a whole batch, see training/shares.py []
-    text_share: Tensor  # weight of the text loss []
+    text_share: Tensor  # weight of the text loss, zero without text []

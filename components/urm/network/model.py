@@ -155,7 +155,7 @@ class Urm(nn.Module):
 
     def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
         """Tokens of the history's items [B, L, D]."""
-        distinct, places = batch["history_items"].unique(return_inverse=True)  # few, beside the negatives
+        distinct, places = torch.unique(batch["history_items"], return_inverse=True)  # few, beside the negatives
         tokens: torch.Tensor = self.fusion.tokens(fused[distinct])[places] + self.history(
             batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
         )

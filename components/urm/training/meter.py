@@ -20,16 +20,13 @@ class Meter:
     def __init__(self, *losses: str) -> None:
         """Take the names of the parts of the loss."""
         self._losses = losses
-        self._sums = [0.0] * len(losses)
-        self._examples = 0.0
-        self._steps = 0
-        self._since = time.monotonic()
+        self._sums: list[float] = []
+        self._reset()
 
-    def add(self, *losses: float, examples: int) -> None:
-        """Add a step of this process: its parts of the loss and its number of examples."""
-        self._sums = [total + loss for total, loss in zip(self._sums, losses, strict=True)]
-        self._examples += examples
-        self._steps += 1
+    def add(self, *losses: tuple[float, float], examples: int) -> None:
+        """Add a step of this process: each part of the loss with its weight, and the number of examples."""
+        own = [part for loss, weight in losses for part in (weight * loss, weight)]
+        self._sums = [total + part for total, part in zip(self._sums, [*own, examples], strict=True)]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -42,25 +39,33 @@ class Meter:
 
     def state(self, total: Sum) -> dict[str, Any]:
         """The sums over all processes, for a checkpoint."""
-        sums = total(torch.tensor([*self._sums, self._examples], dtype=torch.float64)).tolist()
-        return {"sums": sums, "steps": self._steps, "seconds": time.monotonic() - self._since}
+        return {"sums": self._total(total), "seconds": time.monotonic() - self._since}
 
     def resume(self, state: dict[str, Any], *, first: bool) -> None:
         """Continue from the state of a checkpoint; the first process takes the sums of all."""
         if first:
-            *self._sums, self._examples = state["sums"]
-        self._steps = state["steps"]
+            self._sums = state["sums"]
         self._since = time.monotonic() - state["seconds"]
 
-    def report(self, total: Sum, num_processes: int) -> dict[str, float]:
-        """Mean losses and examples per second over all processes; then reset. `total` sums over the processes."""
-        sums = total(torch.tensor([*self._sums, self._examples], dtype=torch.float64)).tolist()
-        count = max(self._steps, 1) * num_processes
-        figures = {name: value / count for name, value in zip(self._losses, sums[:-1], strict=True)}
-        figures["examples_per_second"] = sums[-1] / max(time.monotonic() - self._since, 1e-9)
-        self._sums, self._examples, self._steps = [0.0] * len(self._losses), 0.0, 0
-        self._since = time.monotonic()
+    def report(self, total: Sum) -> dict[str, float]:
+        """Weighted mean of each part of the loss that had a weight, and examples per second; then reset.
+
+        `total` sums over the processes.
+        """
+        *parts, examples = self._total(total)
+        pairs = zip(self._losses, parts[::2], parts[1::2], strict=True)
+        figures = {name: weighted / weight for name, weighted, weight in pairs if weight > 0}
+        figures["examples_per_second"] = examples / max(time.monotonic() - self._since, 1e-9)
+        self._reset()
         return figures
+
+    def _total(self, total: Sum) -> list[float]:
+        sums: list[float] = total(torch.tensor(self._sums, dtype=torch.float64)).tolist()
+        return sums
+
+    def _reset(self) -> None:
+        self._sums = [0.0] * (2 * len(self._losses) + 1)  # weighted sum and weight of each part; examples
+        self._since = time.monotonic()
 
 
 def peak_memory(device: str) -> dict[str, float]:

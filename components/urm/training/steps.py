@@ -91,7 +91,8 @@ class TrainingSteps(Dataset[TrainingBatch]):
             "log_expected": torch.from_numpy(log_expected),
             "accidental": torch.from_numpy(np.stack([np.isin(negatives, targets) for targets in full])),
             "recall_share": torch.tensor(1.0),
-            "text_share": torch.tensor(1 / TEXT_SHARE),  # so that η is its weight in the mean over the steps
+            # η is the weight of the text in the mean over all steps.
+            "text_share": torch.tensor(1 / TEXT_SHARE if len(batch["labels"]) else 0.0),
         }
 
     def _places(self, step: int) -> npt.NDArray[np.int64]:

@@ -159,10 +159,14 @@ class UrmTrainer(Trainer):
         output: UrmOutput = model(inputs)
         with mixed_precision(output.user_vectors.device.type):  # enough for the sampled loss; retrieval needs more
             recall = recall_loss(output, inputs, self.urm_config.combine)
-        recall, text = recall * inputs["recall_share"], text_loss(output.text_logits, inputs["labels"])
-        text = text * inputs["text_share"]
-        self.meter.add(float(recall.detach()), float(text.detach()), examples=len(inputs["block_rows"]))
-        loss = recall + self.urm_config.text_loss_weight * text
+        text = text_loss(output.text_logits, inputs["labels"])
+        recall_share, text_share = inputs["recall_share"], inputs["text_share"]
+        self.meter.add(
+            (float(recall.detach()), float(recall_share)),
+            (float(text.detach()), float(text_share)),
+            examples=len(inputs["block_rows"]),
+        )
+        loss = recall_share * recall + self.urm_config.text_loss_weight * text_share * text
         return (loss, output) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -204,9 +208,9 @@ class UrmTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add losses, speed, memory and the backbone's learning rate to the Trainer's metrics."""
         if "loss" in logs:
-            logs |= self.meter.report(self._total, self.accelerator.num_processes)
+            logs |= self.meter.report(self._total)
             # The Trainer's own sum does not outlive an interruption between two reports.
-            logs["loss"] = logs["recall_loss"] + self.urm_config.text_loss_weight * logs["text_loss"]
+            logs["loss"] = logs["recall_loss"] + self.urm_config.text_loss_weight * logs.get("text_loss", 0.0)
             logs |= peak_memory(self.args.device.type)
             share = self.urm_config.backbone_learning_rate / self.urm_config.learning_rate
             logs["backbone_learning_rate"] = logs["learning_rate"] * share

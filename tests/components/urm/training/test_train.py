@@ -225,13 +225,14 @@ def test_curves_show_speed_memory_gradients_and_both_rates(world, tmp_path, conf
 
     run_training(world, Checkpoints(tmp_path / "scratch"), note)
     for step in (2, 4, 6, 8):
-        assert {"loss", "recall_loss", "text_loss", "grad_norm", "validation_recall"} <= logged[step].keys()
+        assert {"loss", "recall_loss", "grad_norm", "validation_recall"} <= logged[step].keys()
         assert all(math.isfinite(value) for value in logged[step].values())
-        loss = logged[step]["recall_loss"] + 0.3 * logged[step]["text_loss"]
+        loss = logged[step]["recall_loss"] + 0.3 * logged[step].get("text_loss", 0.0)
         assert logged[step]["loss"] == pytest.approx(loss, rel=1e-3)
         assert logged[step]["grad_norm"] > 0
         assert 0.1 < logged[step]["peak_memory_gib"] < 24
         assert logged[step]["examples_per_second"] > 1
         ratio = config.urm.backbone_learning_rate / config.urm.learning_rate
         assert logged[step]["backbone_learning_rate"] == pytest.approx(logged[step]["learning_rate"] * ratio)
+    assert 0 < sum("text_loss" in metrics for metrics in logged.values()) < 4  # some steps have text
     assert logged[8]["learning_rate"] < logged[2]["learning_rate"] <= config.urm.learning_rate
