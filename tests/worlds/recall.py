@@ -261,6 +261,11 @@ def api(client: redis.Redis, releases: tuple[Release, Release], recall_config: R
         yield http
 
 
+def backlog(client: redis.Redis) -> int:
+    """Entries of the stream that no worker has done."""
+    return int(client.xlen(STREAM))
+
+
 def make_event(user_id: str = "3", item_id: int | None = 1050, minutes: float = 60.0, **fields: Any) -> Event:
     """An event some minutes after the tiny world's last one."""
     return Event(user_id=user_id, item_id=item_id, ts=LAST_EVENT + timedelta(minutes=minutes), **fields)
