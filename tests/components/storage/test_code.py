@@ -6,10 +6,9 @@ from components.config import RunConfig, load_config
 from components.flow import STAGES, STUDIES
 from components.storage import StageResult, code, fingerprint
 from components.storage.code import source_files
-from tests.worlds import CONFIGS, REPOSITORY
+from tests.worlds import REPOSITORY
+from tests.worlds.stages import CONFIG
 from tests.worlds.tables import put
-
-CONFIG = CONFIGS / "complete_journey.yaml"
 
 
 @pytest.fixture

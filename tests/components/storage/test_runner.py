@@ -1,77 +1,25 @@
-import fcntl
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import pytest
 from structlog.testing import capture_logs
 
-from components.config import RunConfig, load_config
-from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
+from components.config import load_config
+from components.exceptions import DataError, MissingInputError, UnavailableError
 from components.flow import STAGES
 from components.settings import Settings
-from components.storage import StageReport, StageResult, StageRun, fingerprint, load_result, run_stage
+from components.storage import StageReport, StageRun, fingerprint, load_result, run_stage
 from tests.worlds import REPOSITORY
 from tests.worlds.disks import fill, mount_small_disk  # noqa: F401  # fixture
-
-Run = Callable[..., StageResult]
-CONFIG = REPOSITORY / "configs" / "complete_journey.yaml"
-
-
-class Work:
-    """A stage function that counts its calls and writes what it was told to."""
-
-    def __init__(self, content: str = "rows") -> None:
-        self.content = content
-        self.runs: list[StageRun] = []
-
-    def __call__(self, stage: StageRun) -> StageReport:
-        self.runs.append(stage)
-        (stage.output / "events").mkdir()
-        (stage.output / "events" / "part.txt").write_text(self.content)
-        (stage.output / "items.txt").write_text(self.content)
-        outputs = {"events": "events", "items": "items.txt"}
-        return StageReport(outputs=outputs, counts={"events": 3}, metrics={"share": 0.5})
-
-
-@pytest.fixture(autouse=True)
-def toy_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy stages of these tests leave some of the real ones' outputs, and some of their own."""
-    for name in ("ingest", "validate", "sft"):
-        outputs = {**STAGES[name].outputs, "deep": "", "x": ""}
-        monkeypatch.setitem(STAGES, name, replace(STAGES[name], outputs=outputs, optional=tuple(outputs)))
-
-
-@pytest.fixture
-def config() -> RunConfig:
-    return load_config(CONFIG)
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    store = fsspec.filesystem("memory")
-    yield "memory://runs"
-    store.rm("/runs", recursive=True)
-
-
-@pytest.fixture
-def run(settings: Settings, config: RunConfig) -> Run:
-    """Run a function as a stage."""
-
-    def run(name: str, work: Any, run_dir: object, config: RunConfig = config, **options: Any) -> StageResult:
-        return run_stage(name, work, config=config, run_dir=str(run_dir), settings=settings, **options)
-
-    return run
+from tests.worlds.stages import CONFIG, Run, Work
 
 
 def files(folder: Path) -> set[str]:
@@ -360,117 +308,6 @@ def test_progress_is_told_and_never_fatal(tmp_path: Path, run: Run) -> None:
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["progress cannot be written"]
 
 
-def test_a_remote_store_holds_a_run(tmp_path: Path, run: Run, memory: str) -> None:
-    work = Work("far away")
-    first = run("ingest", work, f"{memory}/a")
-    assert first.outputs["items"] == f"memory://runs/a/ingest/{first.fingerprint[:16]}/items.txt"
-
-    def validate(stage: StageRun) -> StageReport:
-        assert stage.path("ingest", "items").read_text() == "far away"
-        assert (stage.path("ingest", "events") / "part.txt").read_text() == "far away"
-        stage.report_progress("checking")
-        (stage.output / "deep" / "er").mkdir(parents=True)
-        (stage.output / "deep" / "er" / "x.txt").write_text("deep")
-        return StageReport(outputs={"deep": "deep"})
-
-    second = run("validate", validate, f"{memory}/a")
-    with fsspec.open(second.outputs["deep"] + "/er/x.txt", "r") as stream:
-        assert stream.read() == "deep"
-    assert load_result(f"{memory}/a", "validate") == second
-
-    third = run("ingest", work, f"{memory}/b")
-    assert len(work.runs) == 1
-    assert third.reused_from == "memory://runs/a/ingest/result.json"
-
-
-def test_a_forced_result_of_a_remote_store_is_not_mistaken_for_a_fetched_one(run: Run, memory: str) -> None:
-    def read(stage: StageRun) -> StageReport:
-        return StageReport(metrics={"content": stage.path("ingest", "items").read_text()})
-
-    def content(force: bool) -> str:
-        result = run("validate", read, f"{memory}/a", force=force)
-        return str(result.metrics["content"])
-
-    run("ingest", Work("old"), f"{memory}/a")
-    assert content(force=False) == "old"
-    run("ingest", Work("new"), f"{memory}/a", force=True)
-    assert content(force=True) == "new"
-
-
-def test_a_failed_attempt_leaves_a_remote_store_clean(run: Run, memory: str) -> None:
-    def fail(stage: StageRun) -> StageReport:
-        (stage.output / "half").write_text("")
-        raise DataError("log", expected="rows", got="none", remedy="check the source")
-
-    with pytest.raises(DataError):
-        run("ingest", fail, f"{memory}/a")
-    assert fsspec.filesystem("memory").find("/runs/a") == []
-    run("ingest", Work(), f"{memory}/a")
-
-
-def test_an_attempt_that_another_one_replaced_ends_and_changes_nothing(run: Run, memory: str) -> None:
-    """A pod on a node that nobody reaches goes on beside its successor."""
-
-    def orphan(stage: StageRun) -> StageReport:
-        assert stage.is_current()
-        (stage.output / "items.txt").write_text("of the orphan")
-        with fsspec.open(f"{memory}/a/ingest/.attempt", "w") as note:
-            note.write("the successor")
-        assert not stage.is_current()
-        return StageReport(outputs={"items": "items.txt"})
-
-    with pytest.raises(UnavailableError, match=r"stage folder memory://.*: expected one attempt at a time, got ano"):
-        run("ingest", orphan, f"{memory}/a")
-    assert fsspec.filesystem("memory").find("/runs/a") == ["/runs/a/ingest/.attempt"]
-
-    # The orphan may write to its folder whenever it likes: the successor has another one.
-    result = run("ingest", Work("of the successor"), f"{memory}/a")
-    assert result.outputs["items"].startswith(f"{memory}/a/ingest/{result.fingerprint[:16]}-")
-    assert not fsspec.filesystem("memory").exists("/runs/a/ingest/.attempt")
-
-
-def test_a_shared_cache_is_cleared_of_dead_attempts_and_no_others(run: Run, settings: Settings, memory: str) -> None:
-    def work(stage: StageRun) -> StageReport:
-        for name in ("dead", "alive"):
-            (stage.scratch.parents[1] / name / ".scratch-0").mkdir(parents=True)
-            (stage.scratch.parents[1] / name / ".lock").touch()
-        return StageReport(metrics={"x": 1})
-
-    def look(stage: StageRun) -> StageReport:
-        return StageReport(metrics={"machines": sorted(path.name for path in stage.scratch.parents[1].iterdir())})
-
-    run("ingest", work, f"{memory}/a")
-    (alive,) = settings.cache_path.glob("work/*/ingest/alive")
-    with (alive / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = run("ingest", look, f"{memory}/a", force=True)
-    assert result.metrics["machines"] == sorted(["alive", platform.node()])
-
-
-def test_checkpoints_in_a_store_outlive_a_failure_and_go_after_success(run: Run, memory: str) -> None:
-    store = fsspec.filesystem("memory")
-
-    def keep(stage: StageRun) -> None:
-        store.pipe_file(f"{stage.checkpoints.removeprefix('memory:/')}/checkpoint-3/budget.json", b"{}")
-
-    def fail(stage: StageRun) -> StageReport:
-        keep(stage)
-        raise DataError("log", expected="rows", got="none", remedy="check the source")
-
-    def work(stage: StageRun) -> StageReport:
-        assert stage.lasting == stage.checkpoints
-        assert store.exists(f"{stage.checkpoints.removeprefix('memory:/')}/checkpoint-3/budget.json")
-        return StageReport(metrics={"x": 1})
-
-    other = load_config(CONFIG, {"seed": 1})
-    for config in (None, other):
-        with pytest.raises(DataError):
-            run("ingest", fail, f"{memory}/a", **({"config": config} if config else {}))
-    assert len(store.find("/runs/a")) == 2
-    run("ingest", work, f"{memory}/a")
-    assert [path.rsplit("/", 1)[1] for path in store.find("/runs/a")] == ["result.json"]
-
-
 def test_file_uris_and_relative_paths_are_local(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work()
     monkeypatch.chdir(tmp_path)
@@ -479,11 +316,6 @@ def test_file_uris_and_relative_paths_are_local(tmp_path: Path, run: Run, monkey
     assert first.outputs["items"].startswith(f"{tmp_path}/run/ingest/")
     colon = run("ingest", Work(), tmp_path / "a:b" / "run", load_config(CONFIG, {"seed": 1}))
     assert Path(colon.outputs["items"]).exists()
-
-
-def test_a_store_nobody_knows(run: Run) -> None:
-    with pytest.raises(ConfigError, match=r"address nosuch://x/.*: expected a local path or a store that fsspec can"):
-        run("ingest", Work(), "nosuch://x/run")
 
 
 @pytest.mark.parametrize("outputs", [{"events": "e"}, {"events": "e", "items": "i", "rejected": "r", "extra": "x"}])
