@@ -135,7 +135,8 @@ class Urm(nn.Module):
                 place=self.fusion.place,
             )
             user_vectors, copy_scores = self.user_head(inputs)
-        return UrmOutput(user_vectors, copy_scores, self._candidates(candidates, items), self._text_logits(states.text))
+        logits = states.text if self.backbone is None else language_head(self.backbone)(states.text)  # [M, V]
+        return UrmOutput(user_vectors, copy_scores, self._candidates(candidates, items), logits)
 
     @torch.no_grad()
     def centre_tasks(self, batch: Batch) -> None:
@@ -155,21 +156,10 @@ class Urm(nn.Module):
 
     def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
         """Tokens of the history's items [B, L, D]."""
-        distinct, places = torch.unique(batch["history_items"], return_inverse=True)  # few, beside the negatives
-        tokens: torch.Tensor = self.fusion.tokens(fused[distinct])[places] + self.history(
+        tokens: torch.Tensor = self.fusion.tokens(fused)[batch["history_items"]] + self.history(
             batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
         )
         return tokens
-
-    def _text_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [M, V] of states [M, D]; without text a tied head is not asked: its gradient would be V x D zeros."""
-        if self.backbone is None:
-            return states
-        head = language_head(self.backbone)
-        if len(states) == 0 and self.backbone.config.tie_word_embeddings:
-            return states.new_zeros(0, head.out_features)
-        logits: torch.Tensor = head(states)
-        return logits
 
     def _read_prompts(self, batch: Batch, tokens: torch.Tensor) -> PromptStates:
         if self.lookup is not None:

@@ -29,7 +29,7 @@ def recall_loss(output: UrmOutput, batch: TrainingBatch, combine: Combine) -> to
         output.user_vectors,
         output.item_vectors[batch["targets"]],
         batch["target_mask"],
-        output.item_vectors.index_select(0, batch["negatives"]),
+        output.item_vectors[batch["negatives"]],
         batch["log_expected"],
         batch["accidental"],
         copies.gather(1, batch["targets"]),

@@ -25,7 +25,7 @@ MAX_TARGETS = 32  # larger target sets are sampled down to this, to bound the me
 BUCKET_STEPS = 32
 BLOCK_TOKENS = 12  # typical task text, for length bucketing
 WITHHELD_SHARE = 0.25  # of the queries: their words are not copied, so that their meaning has to do
-TEXT_SHARE = 0.25  # of the steps, in one block of each context: a vocabulary's gradient costs a sixth of a step
+TEXT_SHARE = 0.25  # of the contexts, one block of each: text in all blocks would cost a third of a step
 
 
 class NegativeSampler:
@@ -78,8 +78,7 @@ class TrainingSteps(Dataset[TrainingBatch]):
         groups = [
             (context, self._choose(examples, rng)) for context, examples in (self._groups[place] for place in places)
         ]
-        with_text = self._with_text and rng.random() < TEXT_SHARE
-        prompts = [(context, self._blocks(examples, rng, with_text=with_text)) for context, examples in groups]
+        prompts = [(context, self._blocks(examples, rng)) for context, examples in groups]
         answers = [_sample(example.targets, rng) for _, examples in groups for example in examples]
         negatives, log_expected = self._sampler.draw(rng)
         batch, where = self._builder.build(prompts, np.concatenate([negatives, *answers]))
@@ -91,8 +90,7 @@ class TrainingSteps(Dataset[TrainingBatch]):
             "log_expected": torch.from_numpy(log_expected),
             "accidental": torch.from_numpy(np.stack([np.isin(negatives, targets) for targets in full])),
             "recall_share": torch.tensor(1.0),
-            # η is the weight of the text in the mean over all steps.
-            "text_share": torch.tensor(1 / TEXT_SHARE if len(batch["labels"]) else 0.0),
+            "text_share": torch.tensor(1.0 if len(batch["labels"]) else 0.0),
         }
 
     def _places(self, step: int) -> npt.NDArray[np.int64]:
@@ -124,7 +122,8 @@ class TrainingSteps(Dataset[TrainingBatch]):
         chosen = rng.choice(len(examples), size=self._tasks, replace=False, p=weights / weights.sum())
         return [examples[place] for place in sorted(chosen)]
 
-    def _blocks(self, examples: Sequence[Example], rng: np.random.Generator, *, with_text: bool) -> list[Block]:
+    def _blocks(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Block]:
+        with_text = self._with_text and rng.random() < TEXT_SHARE
         chosen = int(rng.integers(len(examples))) if with_text else None
         blocks = [
             self._builder.writer.block(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from components.urm.network.backbone import language_head, token_embeddings
+from components.urm.network.backbone import token_embeddings
 from tests.worlds.urm import build_batch
 
 
@@ -123,17 +123,3 @@ def test_centred_states_of_tasks_differ_and_others_would_not(new_model, steps):
         return float((means @ means.T)[torch.triu(torch.ones(3, 3), 1) > 0].mean())
 
     assert likeness(after) < likeness(before) - 0.3
-
-
-def test_a_tied_head_that_has_no_text_to_predict_is_not_asked(new_model, groups):
-    model, batch = new_model.model, build_batch(new_model, groups[:2])
-    silent = {**batch, "lm_positions": batch["lm_positions"][:0]}
-    asked = []
-    head = language_head(model.backbone)
-    hook = head.register_forward_hook(lambda *_: asked.append(head))
-    assert model._forward(silent).text_logits.shape == (0, head.out_features)
-    assert model.backbone.config.tie_word_embeddings and asked == []
-    model.backbone.config.tie_word_embeddings = False
-    assert model._forward(silent).text_logits.shape == (0, head.out_features)
-    assert asked == [head]  # its weight needs a gradient of its own, if only of zeros
-    hook.remove()

@@ -170,9 +170,8 @@ def test_two_processes_train_the_weights_of_one(form, tmp_path, tables, table_di
     assert alone.keys() == together.keys() == start.keys()
     for name, weight in alone.items():
         moved = (weight - start[name]).norm()
-        # Sums in another order, in 32 bits on every machine: a step of Adam turns where a gradient is next to zero.
-        # A wrong share gives 40 per cent and more.
-        assert (together[name] - weight).norm() <= 0.1 * moved + 1e-4, name
+        # Sums in another order, in 32 bits on every machine; a wrong share gives 40 per cent and more.
+        assert (together[name] - weight).norm() <= 0.02 * moved + 1e-4, name
     assert outputs[0].count('"validation_recall"') == 4
     assert outputs[1] == ""  # one of them reports
 
@@ -234,5 +233,5 @@ def test_curves_show_speed_memory_gradients_and_both_rates(world, tmp_path, conf
         assert logged[step]["examples_per_second"] > 1
         ratio = config.urm.backbone_learning_rate / config.urm.learning_rate
         assert logged[step]["backbone_learning_rate"] == pytest.approx(logged[step]["learning_rate"] * ratio)
-    assert 0 < sum("text_loss" in metrics for metrics in logged.values()) < 4  # some steps have text
+    assert any("text_loss" in metrics for metrics in logged.values())
     assert logged[8]["learning_rate"] < logged[2]["learning_rate"] <= config.urm.learning_rate
