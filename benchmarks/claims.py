@@ -62,7 +62,8 @@ def _claim_tuned() -> Iterator[list[str]]:
     """URM against the tuned target attention, behaviour tasks."""
     for config, name in DATA_SETS.items():
         if seeds := find_tuned_seeds(config):
-            record = f"{config}-tuned-seed{{{','.join(map(str, seeds))}}}"
+            which = ",".join(map(str, seeds))
+            record = f"{config}-tuned-seed" + (f"{{{which}}}" if len(seeds) > 1 else which)
             summary = pool_seeds(f"{config}-tuned", seeds)
             lift = find_ratio(summary.baseline.restrict(summary.groups["behaviour tasks"]))
             claim = f"[{name}, behaviour tasks: mean recall over that of the tuned target attention](rivals.md)"

@@ -20,7 +20,6 @@ with at most 20 other viewers, `other words` those that share no word of four le
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,18 +30,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
-from benchmarks.bench import write_figures
+from benchmarks.bench import open_packaged, write_figures
 from components.baseline.data import split_words
-from components.config import load_named_config
-from components.device import choose_device, set_threads
 from components.exceptions import DataError
 from components.items.text import TextEncoder
-from components.settings import Settings, get_settings
+from components.settings import Settings
 from components.studies.abilities.association import TOKENS, Rate, rate_by_language_model, standardise
 from components.studies.abilities.likelihood import open_language_model
-from components.studies.finished import hide_progress_bars
 
 HISTORY, NEGATIVES, LIKED, RARE = 8, 20, 4, 20
 LONG_WORD = 4  # letters
@@ -287,17 +282,9 @@ def study(films: Films, cases: Cases, settings: Settings, backbone: str, encoder
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="Folder of ml-100k.item and ml-100k.inter")
-    parser.add_argument("--config", default="complete_journey", help="Its backbone and text encoder are taken")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    options, settings = parser.parse_args(arguments), get_settings()
-    set_threads(settings)
-    hide_progress_bars()
-    config = load_named_config(options.config, settings.configs_dir, [])
-    encoder = TextEncoder(config.items.text_encoder, torch.device(choose_device(settings)), config.items.batch_size)
-    films, cases = read_films(options.data)
-    write_figures(options.output, study(films, cases, settings, config.urm.backbone, encoder))
+    models = open_packaged(__doc__, "ml-100k.item and ml-100k.inter", arguments)
+    films, cases = read_films(models.data)
+    write_figures(models.output, study(films, cases, models.settings, models.backbone, models.encoder))
 
 
 if __name__ == "__main__":

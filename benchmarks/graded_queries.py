@@ -18,7 +18,6 @@ Choices are made on every other query, in alphabetical order; the figures are of
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -29,18 +28,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
-from benchmarks.bench import write_figures
+from benchmarks.bench import open_packaged, write_figures
 from components.baseline.bm25f import Bm25fIndex, Fields
 from components.baseline.data import Items, split_words
-from components.config import load_named_config
-from components.device import choose_device, set_threads
 from components.items.text import TextEncoder
-from components.settings import Settings, get_settings
+from components.settings import Settings
 from components.studies.abilities.association import standardise
 from components.studies.abilities.likelihood import LanguageModel, open_language_model
-from components.studies.finished import hide_progress_bars
 
 CUTOFF, DRAWS, CONFIDENCE = 10, 2000, 0.95
 BY_TITLE, BY_QUERY, BY_BOTH = "log P(title | query) - log P(title)", "log P(query | title)", "both"
@@ -240,17 +235,9 @@ def study(judged: Judged, settings: Settings, backbone: str, encoder: TextEncode
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="Folder of products.parquet and judgments.parquet")
-    parser.add_argument("--config", default="complete_journey", help="Its backbone and text encoder are taken")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    options, settings = parser.parse_args(arguments), get_settings()
-    set_threads(settings)
-    hide_progress_bars()
-    config = load_named_config(options.config, settings.configs_dir, [])
-    encoder = TextEncoder(config.items.text_encoder, torch.device(choose_device(settings)), config.items.batch_size)
-    figures = study(read_judged(options.data), settings, config.urm.backbone, encoder)
-    write_figures(options.output, figures)
+    models = open_packaged(__doc__, "products.parquet and judgments.parquet", arguments)
+    figures = study(read_judged(models.data), models.settings, models.backbone, models.encoder)
+    write_figures(models.output, figures)
 
 
 if __name__ == "__main__":
