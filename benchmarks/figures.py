@@ -40,8 +40,9 @@ def draw_headline(path: Path = HEADLINE) -> Drawing:
                 100 * lift.value, row + shift, xerr=whiskers, fmt="o", color=colour,
                 label=label if config == next(iter(DATA_SETS)) else None, capsize=3,
             )  # fmt: skip
+            end, aside, side = (lift.low, -6, "right") if lift.value < 0 else (lift.high, 6, "left")  # away from zero
             axes.annotate(
-                lift.percent, (100 * lift.high, row + shift), (6, -3.5), textcoords="offset points", color=colour
+                lift.percent, (100 * end, row + shift), (aside, -3.5), ha=side, textcoords="offset points", color=colour
             )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(DATA_SETS)), reversed(DATA_SETS.values()))
