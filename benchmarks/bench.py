@@ -26,6 +26,7 @@ from components.urm.data.request import RecallRequest, UserContext, read_context
 from components.urm.inference import UrmRecaller
 
 QUERY = "frozen pizza"  # asked of tasks that need one
+DRAWS = 2000
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -137,6 +138,14 @@ def query_gpu(what: str) -> str:
         return ""
     command = ("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader")
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().replace("\n", "; ")
+
+
+def mean_with_interval(values: npt.NDArray[np.float64], seed: int = 0) -> dict[str, float]:
+    """Mean, and its 95 % interval by bootstrap; equal seeds draw the same places, so that differences are paired."""
+    size = len(values)
+    weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), DRAWS)
+    low, high = np.quantile(weights @ values / size, [0.025, 0.975])
+    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:

@@ -21,8 +21,9 @@ with at most 20 other viewers, `other words` those that share no word of four le
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.bench import open_packaged, write_figures
+from benchmarks.bench import mean_with_interval, open_packaged, write_figures
 from components.baseline.data import split_words
 from components.exceptions import DataError
 from components.items.text import TextEncoder
@@ -42,7 +43,7 @@ from components.studies.abilities.likelihood import open_language_model
 HISTORY, NEGATIVES, LIKED, RARE = 8, 20, 4, 20
 LONG_WORD = 4  # letters
 CHOICE_VIEWERS = 200
-DRAWS, CONFIDENCE = 2000, 0.95
+SHOWN = 50  # viewers between two reports of progress
 TEMPLATES = (
     "A viewer liked these films: {films}. The viewer also liked",
     "Films for the same taste: {films},",
@@ -88,12 +89,7 @@ class Cases:
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> Cases:
         """Some of them."""
-        return replace(
-            self,
-            viewers=self.viewers[chosen],
-            histories=self.histories[chosen],
-            candidates=self.candidates[chosen],
-        )
+        return Cases(self.viewers[chosen], self.histories[chosen], self.candidates[chosen])
 
 
 def read_films(folder: Path, seed: int = 0) -> tuple[Films, Cases]:
@@ -163,6 +159,8 @@ def score_by_titles(films: Films, cases: Cases, rate: Rate, template: str) -> di
         for name, found in ask(", ".join(films.titles[row] for row in history), candidates).items():
             scores[f"{name}, plain"][case] = found
             scores[f"{name}, more"][case] = found - plain[name][np.searchsorted(every, candidates)]
+        if (case + 1) % SHOWN == 0:
+            print(f"{template}: {case + 1} of {len(cases.viewers)} viewers", file=sys.stderr, flush=True)
     return scores
 
 
@@ -238,16 +236,11 @@ def summarise(films: Films, cases: Cases, scores: Mapping[str, Floats], seed: in
     values = {name: measure(of_model) for name, of_model in scores.items()}
 
     def summarise_group(members: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        size = int(members.sum())
-        weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), DRAWS)
-
         def interval(of_cases: Floats) -> dict[str, float]:
-            drawn = weights @ of_cases[members] / size
-            low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-            return {"value": float(of_cases[members].mean()), "low": float(low), "high": float(high)}
+            return mean_with_interval(of_cases[members], seed)
 
         return {
-            "viewers": size,
+            "viewers": int(members.sum()),
             "auc": {name: interval(of_model) for name, of_model in values.items()},
             "differences": {f"{one} - {other}": interval(values[one] - values[other]) for one, other in CONTRASTS},
         }

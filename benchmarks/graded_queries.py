@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.bench import open_packaged, write_figures
+from benchmarks.bench import mean_with_interval, open_packaged, write_figures
 from components.baseline.bm25f import Bm25fIndex, Fields
 from components.baseline.data import Items, split_words
 from components.items.text import TextEncoder
@@ -37,7 +37,7 @@ from components.settings import Settings
 from components.studies.abilities.association import standardise
 from components.studies.abilities.likelihood import LanguageModel, open_language_model
 
-CUTOFF, DRAWS, CONFIDENCE = 10, 2000, 0.95
+CUTOFF = 10
 BY_TITLE, BY_QUERY, BY_BOTH = "log P(title | query) - log P(title)", "log P(query | title)", "both"
 SEARCH, ANY, PRODUCT = "A customer of a shop searched for {query}.", "something", "Best match:"
 CHANCE, WORDS, ENCODER = "any order", "words", "text encoder"
@@ -184,16 +184,11 @@ def measure(judged: Judged, scores: Scores) -> Floats:
 
 def summarise(judged: Judged, scores: Mapping[str, Scores], seed: int = 0) -> dict[str, Any]:
     """Mean NDCG of each model, that of queries in other words, and differences, with intervals."""
-    size, others = len(judged.queries), judged.other_words
+    others = judged.other_words
     values = {name: measure(judged, of_model) for name, of_model in scores.items()}
-    weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), DRAWS)
-
-    def interval(of_queries: Floats) -> dict[str, float]:
-        low, high = np.quantile(weights @ of_queries / size, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return {"value": float(of_queries.mean()), "low": float(low), "high": float(high)}
-
+    interval = partial(mean_with_interval, seed=seed)
     return {
-        "queries": size,
+        "queries": len(judged.queries),
         "queries_in_other_words": int(others.sum()),
         "ndcg": {name: interval(of_model) for name, of_model in values.items()},
         "in_other_words": {

@@ -81,7 +81,7 @@ def take_share(batch: TrainingBatch, process: int, num_processes: int) -> Traini
         "log_expected": batch["log_expected"],
         "accidental": batch["accidental"][blocks],
         "recall_share": torch.tensor(num_processes * int(blocks.sum()) / len(blocks)),
-        "text_share": batch["text_share"] * num_processes * int(spoken.sum()) / max(len(spoken), 1),
+        "text_share": torch.tensor(num_processes * int(spoken.sum()) / max(len(spoken), 1)),
     }
 
 

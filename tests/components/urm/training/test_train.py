@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from components.exceptions import StoppedError
 from components.urm.training.checkpoints import Checkpoints
+from components.urm.training.steps import TrainingSteps
 from components.urm.training.trainer import UrmTrainer
 from tests.worlds.training import build_untrained, launch, run_training, write_world
 
@@ -216,8 +217,15 @@ def test_patience_ends_a_training_that_no_longer_improves(tmp_path, tables, tabl
     assert (summary.steps, summary.stopped_by) == (40, "steps")
 
 
-def test_curves_show_speed_memory_gradients_and_both_rates(world, tmp_path, config):
-    logged = {}
+def test_curves_show_speed_memory_gradients_and_both_rates(world, tmp_path, config, monkeypatch):
+    logged, labels, build = {}, {}, TrainingSteps.__getitem__
+
+    def look(steps, step):
+        batch = build(steps, step)
+        labels[step] = len(batch["labels"])
+        return batch
+
+    monkeypatch.setattr(TrainingSteps, "__getitem__", look)
 
     def note(step, metrics):
         logged.setdefault(step, {}).update(metrics)
@@ -226,6 +234,7 @@ def test_curves_show_speed_memory_gradients_and_both_rates(world, tmp_path, conf
     for step in (2, 4, 6, 8):
         assert {"loss", "recall_loss", "grad_norm", "validation_recall"} <= logged[step].keys()
         assert all(math.isfinite(value) for value in logged[step].values())
+        assert ("text_loss" in logged[step]) == (labels[step - 2] + labels[step - 1] > 0)
         loss = logged[step]["recall_loss"] + 0.3 * logged[step].get("text_loss", 0.0)
         assert logged[step]["loss"] == pytest.approx(loss, rel=1e-3)
         assert logged[step]["grad_norm"] > 0
