@@ -86,6 +86,17 @@ def require_no_eviction(memory: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def connect(url: str) -> Iterator[redis.Redis]:
+    """What `open_redis` gives, closed at the end, with the sentences of `redis_errors`.
+
+    Raises:
+        UnavailableError: Redis does not answer, is full or cannot serve now.
+    """
+    with redis_errors(url), open_redis(url) as client:
+        yield client
+
+
+@contextmanager
 def redis_errors(url: str) -> Iterator[None]:
     """Turn a lost or refused connection, and a Redis that is full or cannot serve now, into one sentence.
 

@@ -3,7 +3,7 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,7 +13,7 @@ from components.cli.options import DEFAULT_CONFIG, ConfigOption, SetOption, read
 from components.exceptions import ConfigError, UnavailableError
 from components.memory import collect_rarely
 from components.recall.telemetry.logs import log_as_json
-from components.redis_client import open_redis, redis_errors
+from components.redis_client import connect
 from components.settings import get_settings
 
 app = typer.Typer(no_args_is_help=True, help="The asynchronous recall runtime.")
@@ -143,8 +143,8 @@ def backfill(
     if shard >= shards:
         raise ConfigError("option --shard", expected=f"a number below {shards}", got=shard, remedy="correct it")
     if show:
-        with redis_errors(settings.redis_url):
-            Console().print(describe_backfill(open_redis(settings.redis_url)))
+        with connect(settings.redis_url) as client:
+            Console().print(describe_backfill(client))
         return
     log_as_json()
     run_backfill(settings, run_config, shard, shards, rate, host, metrics_port)
@@ -166,8 +166,8 @@ def events(
     recall, settings = read_config(config, set_).recall, get_settings()
     refusals = Refusals(lambda sentence: typer.echo(sentence, err=True))
     rows = read_events(file, recall.max_future_seconds, refusals, limit=limit)
-    with redis_errors(settings.redis_url):
-        report = feed(open_redis(settings.redis_url), rows, recall)
+    with connect(settings.redis_url) as client:
+        report = feed(client, rows, recall)
     for event_id in report.conflicts:
         refusals.add_conflict(event_id)
     typer.echo(f"{report.accepted} accepted, {report.duplicates} accepted before, {refusals.count} refused")
@@ -185,8 +185,8 @@ def show(
     from components.recall.operate.show import describe_user
 
     settings = get_settings()
-    with redis_errors(settings.redis_url):
-        Console().print(describe_user(settings, read_config(config, None).recall, user, task, k))
+    with connect(settings.redis_url) as client:
+        Console().print(describe_user(client, settings, read_config(config, None).recall, user, task, k))
 
 
 @app.command(rich_help_panel="Operate")
@@ -197,8 +197,7 @@ def trace(
     """Print what became of an event: accepted, waiting, done or given up, and the results that know it."""
     from components.recall.operate.trace import describe_trace, read_tasks, trace_event
 
-    client, url = _connect()
-    with redis_errors(url):
+    with connect(get_settings().redis_url) as client:
         found = trace_event(client, event_id, read_tasks(client), user)
     Console().print(describe_trace(found))
 
@@ -208,8 +207,7 @@ def forget(user: Annotated[str, typer.Argument(help="User id.")]) -> None:
     """Delete everything that Redis holds of a user, and print what that was."""
     from components.recall.operate.forget import forget_user
 
-    client, url = _connect()
-    with redis_errors(url):
+    with connect(get_settings().redis_url) as client:
         deleted = forget_user(client, user)
     typer.echo("deleted: " + ", ".join(f"{count} {what}" for what, count in deleted.items()))
 
@@ -230,8 +228,8 @@ def ask(
 
     settings = get_settings()
     asked = AdHocRequest(user_id=user, task=task, k=k, query=query, guidance=guidance)
-    with redis_errors(settings.redis_url):
-        Console().print(ask_model(settings, read_config(config, set_).recall, asked))
+    with connect(settings.redis_url) as client:
+        Console().print(ask_model(client, settings, read_config(config, set_).recall, asked))
 
 
 @token_app.command("create")
@@ -281,8 +279,7 @@ def list_letters(limit: Annotated[int, typer.Option(min=1, help="At most so many
     from components.recall.operate.deadletters import list_letters as read_letters
     from components.recall.operate.terminal import show as show_text
 
-    client, url = _connect()
-    with redis_errors(url):
+    with connect(get_settings().redis_url) as client:
         letters = read_letters(client, limit)
     table = Table("id", "given up at", "tries", "reason", "event")
     for letter in letters:
@@ -302,8 +299,7 @@ def replay_letters(
     from components.recall.operate.deadletters import replay
 
     _require_choice(letter_ids, every)
-    client, url = _connect()
-    with redis_errors(url):
+    with connect(get_settings().redis_url) as client:
         typer.echo(f"{replay(client, letter_ids or [], read_config(config, set_).recall)} replayed")
 
 
@@ -313,16 +309,10 @@ def drop_letters(letter_ids: LetterIds = None, every: AllOption = False) -> None
     from components.recall.operate.deadletters import drop
 
     _require_choice(letter_ids, every)
-    client, url = _connect()
-    with redis_errors(url):
+    with connect(get_settings().redis_url) as client:
         typer.echo(f"{drop(client, letter_ids or [])} dropped")
 
 
 def _require_choice(letter_ids: list[str] | None, every: bool) -> None:
     if bool(letter_ids) == every:
         raise typer.BadParameter("expected ids or --all, got both or neither; see `urm recall dead-letters list`")
-
-
-def _connect() -> tuple[Any, str]:
-    url = get_settings().redis_url
-    return open_redis(url), url

@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from components.config import ReleaseConfig
 from components.exceptions import UrmError
-from components.redis_client import open_redis, redis_errors
+from components.redis_client import connect
 from components.release.publication import SERVING, Publication, read_publication
 from components.release.registry import PROMOTION_TAG, open_registry
 from components.settings import Settings
@@ -87,7 +87,7 @@ def _read_serving(settings: Settings) -> tuple[Publication | None, str]:
             from components.deploy.kubernetes import WORKER, read_template
 
             return read_template(Cluster.open(settings.namespace).read_deployment(WORKER)), ""
-        with redis_errors(settings.redis_url):
-            return read_publication(open_redis(settings.redis_url), SERVING), ""
+        with connect(settings.redis_url) as client:
+            return read_publication(client, SERVING), ""
     except UrmError as error:
         return None, str(error)

@@ -54,8 +54,8 @@ def test_lines_that_are_there_are_not_measured_again(measured, capsys):
 
 
 def test_what_is_recorded_is_what_redis_would_have_got(tmp_path):
-    with open_server(tmp_path) as url:
-        recorder, client = Recorder(open_redis(url)), open_redis(url)
+    with open_server(tmp_path) as url, open_redis(url) as client:
+        recorder = Recorder(client)
         script = recorder.register_script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
         client.script_load(script.script)
         with recorder.pipeline(transaction=False) as pipe:

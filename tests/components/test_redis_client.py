@@ -141,18 +141,18 @@ def test_the_documented_rights_are_enough(client: redis.Redis, redis_server: Red
             assert api.post("/v1/events", json=event).status_code == 202
             assert api.get("/v1/events/e1?user_id=3").json()["state"] == "waiting"
             assert api.post("/v1/recall", json={"user_id": "3"}).status_code == 503
-        limited = open_redis(url)
-        feed(limited, iter([make_event(event_id="e2")]), RecallConfig())
-        assert client.xlen(STREAM) == 2
-        publish(limited, "urm-x", "/nowhere")
-        worker = RecallWorker(limited, RecallConfig(), refuse, "worker-a")
-        worker.step()  # heartbeat, group, gauges
-        assert worker.metrics.registry.get_sample_value("urm_stream_entries") == 2
-        assert live_workers(limited) == {"worker-a"}
-        assert forget_user(limited, "3")["waiting events"] == 2
-        for forbidden in (["FLUSHALL"], ["CONFIG", "SET", "save", ""], ["GET", "other"], ["KEYS", "*"], ["SHUTDOWN"]):
-            with pytest.raises(redis.exceptions.NoPermissionError):
-                limited.execute_command(*forbidden)
+        with open_redis(url) as limited:
+            feed(limited, iter([make_event(event_id="e2")]), RecallConfig())
+            assert client.xlen(STREAM) == 2
+            publish(limited, "urm-x", "/nowhere")
+            worker = RecallWorker(limited, RecallConfig(), refuse, "worker-a")
+            worker.step()  # heartbeat, group, gauges
+            assert worker.metrics.registry.get_sample_value("urm_stream_entries") == 2
+            assert live_workers(limited) == {"worker-a"}
+            assert forget_user(limited, "3")["waiting events"] == 2
+            for forbidden in (["FLUSHALL"], ["CONFIG", "SET", "save", ""], ["GET", "x"], ["KEYS", "*"], ["SHUTDOWN"]):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    limited.execute_command(*forbidden)
     finally:
         client.execute_command("ACL", "DELUSER", "urm")
 
@@ -206,6 +206,7 @@ def test_tls_and_an_acl_user_need_nothing_but_the_url(
     finally:
         worker.stop()
         thread.join(timeout=30)
+        client.close()
     strange = tls_server.partition("?")[0]
     with pytest.raises(UnavailableError, match="certificate verify failed"), redis_errors(strange):
         open_redis(strange).ping()

@@ -13,12 +13,13 @@ from components.recall.state.adhoc import AdHocRequest, request_and_wait
 from components.recall.state.backfill import read_progress
 from components.recall.state.events import Event
 from components.recall.state.store import UserStore
-from components.redis_client import open_redis
 from components.release.publication import SERVING, Publication, read_publication
 from components.settings import Settings
 
 
-def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: str | None, k: int) -> Table:
+def describe_user(
+    client: redis.Redis, settings: Settings, config: RecallConfig, user_id: str, task: str | None, k: int
+) -> Table:
     """A table with the user's live events, newest first, beside the recalled items, best first.
 
     The task is the release's first if none is named.
@@ -28,7 +29,6 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
         ConfigError: The release has no such task.
         DataError: The user has no result.
     """
-    client = open_redis(settings.redis_url)
     catalogue = _read_catalogue(client, settings)
     task = task or catalogue.tasks[0]
     if task not in catalogue.tasks:
@@ -60,13 +60,12 @@ def describe_user(settings: Settings, config: RecallConfig, user_id: str, task: 
     return table
 
 
-def ask_model(settings: Settings, config: RecallConfig, request: AdHocRequest) -> Table:
+def ask_model(client: redis.Redis, settings: Settings, config: RecallConfig, request: AdHocRequest) -> Table:
     """A table of what the model recalls now, best first; a request without a task is one for the release's first.
 
     Raises:
         UnavailableError: No release is serving, or there is no answer.
     """
-    client = open_redis(settings.redis_url)
     catalogue = _read_catalogue(client, settings)
     request = request.model_copy(update={"task": request.task or catalogue.tasks[0]})
     result = request_and_wait(client, request, config)

@@ -159,6 +159,7 @@ class Supervisor:
                 time.sleep(_TURN_SECONDS)
         finally:
             self._end_all()
+            self._client.close()
 
     def _turn(self) -> None:
         heartbeats = self._read_heartbeats()

@@ -95,7 +95,10 @@ class Backfill(PatientLoop):
             ReleaseError: No release serves, or it cannot be loaded.
             SickWorkerError: Whatever user it computes fails.
         """
-        self._repeat()
+        try:
+            self._repeat()
+        finally:
+            self._client.close()
         if self._release is not None and not self.finished:
             log.info("back-fill stopped", **self._figures())
 

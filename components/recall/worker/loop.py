@@ -125,6 +125,7 @@ class ServingLoop(PatientLoop):
         finally:
             if not self._pause:  # a Redis that is away would cost the rest of the grace; what this worker holds expires
                 self._leave()
+            self._client.close()
             log.info("worker stopped", worker=self.name)
 
     @abstractmethod

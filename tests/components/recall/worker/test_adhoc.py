@@ -23,7 +23,6 @@ from components.recall.state.adhoc import AdHocQueue, AdHocRefusal, AdHocRequest
 from components.recall.state.scripts import AD_HOC_REQUESTS, AD_HOC_WORKERS, ENQUEUE, STREAM
 from components.recall.state.store import UserStore
 from components.recall.worker.adhoc import AdHocWorker
-from components.redis_client import open_redis
 from components.release.publication import Publication, live_workers
 from components.urm.data.request import RecallRequest
 from tests.components.recall.api.test_app import problem, read_metrics
@@ -269,7 +268,7 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
         words = ("recall", "ask", "3", "--task", "new_item", "--guidance", WORDS, "--k", "3")
         done = run_python("-m", "components", *words, env=runtime_environment(settings), check=True)
         request = AdHocRequest(user_id="3", task="new_item", k=3, guidance=WORDS)
-        result = request_and_wait(open_redis(settings.redis_url), request, recall_config)
+        result = request_and_wait(client, request, recall_config)
         assert all(f"item {item}" in done.stdout for item in result.item_ids)
         heading = f"User 3, new_item, “{WORDS}”: release {releases[0].name}"
         assert heading in " ".join(done.stdout.split())  # it wraps in a narrow terminal
