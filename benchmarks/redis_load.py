@@ -162,6 +162,7 @@ class Meter:
 
 def _answers(url: str) -> bool:
     try:
-        return bool(open_redis(url).ping())
+        with open_redis(url) as client:
+            return bool(client.ping())
     except redis.RedisError:
         return False
