@@ -27,7 +27,7 @@ class Urm:
         # Caches are keyed by content, so one folder may serve every run of these tests.
         own = {name for name in os.environ if name.startswith("URM_")} - {"URM_CACHE_DIR"}
         self._environment = {name: value for name, value in os.environ.items() if name not in own}
-        self._environment |= {"URM_HOME": str(home), "OMP_NUM_THREADS": "2"}
+        self._environment |= {"URM_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run to the end, from the root of the repository."""
