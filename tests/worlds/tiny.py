@@ -27,6 +27,7 @@ from components.urm.data.prompt import PromptWriter, add_special_tokens
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
 from components.urm.network.files import ModelDescription, save_model
+from components.urm.network.heads import POPULARITY_SCALE
 from components.urm.network.model import Urm
 from tests.worlds.backbone import tiny_llama
 from tests.worlds.tables import Row, add_examples, context_row, item_row, put, write
@@ -151,7 +152,9 @@ def make_model(folder: Path, seed: int) -> None:
     widths = {name: array.shape[1] for name, array in vectors.items()}
     model = Urm(LlamaForCausalLM(llama), config, widths, num_counts=1, num_behaviors=1).eval()
     writer = PromptWriter(tokenizer, config)
-    description = ModelDescription(config=config, widths=widths, num_counts=1, behaviors=("purchase",))
+    description = ModelDescription(
+        config=config, widths=widths, num_counts=1, behaviors=("purchase",), popularity_scale=POPULARITY_SCALE
+    )
     save_model(folder / "model", model, writer, description)
     reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities)
     recaller = UrmRecaller(model, BatchBuilder(writer, reader, ("purchase",), config.copy_length), config.combine)

@@ -16,6 +16,8 @@ from components.schemas.examples import map_rows
 from components.urm.data.request import Ids, RecallRequest, UserContext, read_context
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+_ROWS_PER_READ = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,24 @@ class Groups(Sequence[Group]):
         names = self._examples["task"].dictionary_encode().combine_chunks()
         counts = np.bincount(names.indices.to_numpy()[self._rows], minlength=len(names.dictionary))
         return {name: int(count) for name, count in zip(names.dictionary.to_pylist(), counts, strict=True) if count}
+
+    def count_targets(self, item_ids: Ids) -> dict[str, Floats]:
+        """How often each of these items is a target of each task [n]; the targets of an example count one together."""
+        order = np.argsort(item_ids)
+        counts = {name: np.zeros(len(item_ids)) for name in self.count_tasks()}
+        rows = np.sort(self._rows)
+        for start in range(0, len(rows), _ROWS_PER_READ):
+            read = self._examples.select(["task", "target_item_ids"]).take(rows[start : start + _ROWS_PER_READ])
+            targets = read["target_item_ids"].combine_chunks()
+            lengths = np.diff(targets.offsets.to_numpy())
+            flat, weights = targets.flatten().to_numpy(), np.repeat(1 / np.maximum(lengths, 1), lengths)
+            places = order[np.minimum(np.searchsorted(item_ids, flat, sorter=order), len(order) - 1)]
+            found = item_ids[places] == flat
+            names = np.repeat(read["task"].to_numpy(), lengths)
+            for name, of_task in counts.items():
+                mine = found & (names == name)
+                of_task += np.bincount(places[mine], weights=weights[mine], minlength=len(item_ids))
+        return counts
 
     def behaviors(self) -> list[str]:
         """The distinct behaviours in the histories, sorted."""

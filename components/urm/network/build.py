@@ -13,6 +13,7 @@ from components.urm.data.meaning import QueryMeaning
 from components.urm.data.prompt import PromptWriter, TaskWriter, Writer, add_special_tokens
 from components.urm.network.backbone import TaskLookup, extend_vocabulary, load_backbone
 from components.urm.network.files import ModelDescription, make_lookup
+from components.urm.network.heads import POPULARITY_SCALE
 from components.urm.network.model import Urm
 
 
@@ -49,6 +50,7 @@ def build_model(
         behaviors=tuple(behaviors),
         prompts=() if config.has_language_model else tuple(dict.fromkeys(prompts)),
         meaning=reads_meaning,
+        popularity_scale=POPULARITY_SCALE,
     )
     backbone: PreTrainedModel | TaskLookup
     writer: Writer

@@ -42,6 +42,8 @@ FIRST_COPY_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
 FIRST_MEANING_GAIN = 0.8
 DOUBT_SCALE = 10.0  # a step of Adam then moves a gain by hundredths
 FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of all baskets and of recent ones; zero for other counts
+# A step of Adam would move each slope of popularity by a tenth, in which what a task had learned of it drowns (ADR 32).
+POPULARITY_SCALE = 0.05
 
 
 class Gains(NamedTuple):
@@ -75,6 +77,7 @@ class UserHead(nn.Module):
     """User vectors from hidden states, with the copy path."""
 
     parts: torch.Tensor
+    scales: torch.Tensor
 
     def __init__(
         self,
@@ -86,12 +89,14 @@ class UserHead(nn.Module):
         item_width: int | None = None,
         copy_path: bool = True,
         meaning: bool = False,
+        popularity_scale: float = POPULARITY_SCALE,
     ) -> None:
         """Start as a model of popularity and, with the copy path, of the user's habits and of similar items.
 
         `widths` are those of the parts of item space by modality; `pointer_width` is that of the queries and keys of
         the match; `item_width` is d of a low-rank item space. Without `copy_path`, history and query act through the
-        backbone only. With `meaning`, it copies what queries mean, too.
+        backbone only. With `meaning`, it copies what queries mean, too. `popularity_scale` times what the
+        layer of the gains gives are the weights of popularity.
         """
         super().__init__()
         self.copy_path = copy_path
@@ -113,6 +118,10 @@ class UserHead(nn.Module):
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column does not depend on the user token
         # In the order of Gains.
         self.gain_groups = (len(widths), 1, 1, len(self.words), num_counts * POPULARITY_KNOTS, len(self.meanings))
+        scales = [popularity_scale if name == "popularity" else 1.0 for name in Gains._fields]
+        self.register_buffer(
+            "scales", torch.tensor(scales).repeat_interleave(torch.tensor(self.gain_groups)), persistent=False
+        )
         self.gains = nn.Linear(2 * hidden_width, sum(self.gain_groups))
         self.doubt: nn.Linear | None = None
         if meaning:
@@ -136,9 +145,31 @@ class UserHead(nn.Module):
             similar = [FIRST_SIMILARITY_GAINS.get(name, OTHER_SIMILARITY_GAIN) for name in widths]
             others = [FIRST_COPY_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
             first = [*FIRST_POPULARITY_GAINS, *[0.0] * num_counts][:num_counts]
-            popularity = [gain * math.log(2) for gain in first for _ in range(POPULARITY_KNOTS)]
+            popularity = [gain * math.log(2) / popularity_scale for gain in first for _ in range(POPULARITY_KNOTS)]
             meanings = [FIRST_MEANING_GAIN] * len(self.meanings)
             self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity, *meanings]))
+
+    @torch.no_grad()
+    def begin_with_popularity(self, states: torch.Tensor, tasks: torch.Tensor, weights: torch.Tensor) -> None:
+        """Make the popularity weights those given wherever the task text is one of these, whatever the user tokens.
+
+        Gains are linear in the state of the task text: the smallest matrix that leads from the mean state of each task
+        to its weights does it, and a text between two tasks gets weights between theirs.
+
+        Args:
+            states: Mean hidden states of task texts [E, D].
+            tasks: Number of the task of each [E].
+            weights: Of the popularity features, by task [T, G·K].
+        """
+        asked = self.task_norm(states.float() - self.task_centre) / math.sqrt(states.shape[-1])
+        of_task = functional.one_hot(tasks, len(weights)).float()
+        means = of_task.T @ asked / of_task.sum(dim=0)[:, None]  # [T, D]
+        first = sum(self.gain_groups[: Gains._fields.index("popularity")])
+        rows = slice(first, first + weights.shape[1])
+        weights = weights / self.scales[rows]
+        mean = weights.mean(dim=0)
+        self.gains.bias[rows] = mean
+        self.gains.weight[rows, states.shape[-1] :] = (torch.linalg.pinv(means) @ (weights - mean)).T
 
     def forward(self, inputs: HeadInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [E, H, P + G·K], and the copy scores of the history items [E, L]."""
@@ -146,7 +177,7 @@ class UserHead(nn.Module):
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
         own, asked = self.norm(inputs.hidden.float()), self.task_norm(inputs.task.float() - self.task_centre)
         unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(own.shape[-1])
-        weights = self.gains(unit)
+        weights = self.scales * self.gains(unit)
         if self.doubt is not None:
             weights = weights + self.doubt(DOUBT_SCALE * inputs.doubts)[:, None]
         gains = Gains(*weights.split(self.gain_groups, dim=-1))

@@ -18,7 +18,7 @@ from components.urm.data.batch import Batch, ItemInputs
 from components.urm.data.packing import attention_mask
 from components.urm.network.backbone import TaskLookup, language_head, token_embeddings
 from components.urm.network.fusion import HistoryEmbedding, ItemFusion
-from components.urm.network.heads import POPULARITY_KNOTS, HeadInputs, UserHead, popularity_features
+from components.urm.network.heads import POPULARITY_KNOTS, POPULARITY_SCALE, HeadInputs, UserHead, popularity_features
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,13 @@ class Urm(nn.Module):
         num_behaviors: int,
         *,
         meaning: bool = False,
+        popularity_scale: float = POPULARITY_SCALE,
     ) -> None:
         """Put new modules around a backbone whose vocabulary already has the special tokens, or around a lookup.
 
         `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
-        `num_behaviors` counts the behaviours in the training data. With `meaning`, it reads what queries mean.
+        `num_behaviors` counts the behaviours in the training data. With `meaning`, it reads what queries mean;
+        `popularity_scale` is that of the user head.
         """
         super().__init__()
         self.backbone: PreTrainedModel | None = None
@@ -86,6 +88,7 @@ class Urm(nn.Module):
             item_width=self.fusion.item_width,
             copy_path=config.copy_path,
             meaning=meaning,
+            popularity_scale=popularity_scale,
         )
         self.dimension = self.fusion.item_width + num_counts * POPULARITY_KNOTS
 
@@ -145,6 +148,20 @@ class Urm(nn.Module):
             fused = self.fusion(batch["items"]["vectors"], batch["items"]["present"])
             states = self._read_prompts(batch, self._tokens(batch, fused))
         self.user_head.task_centre.copy_(states.task.mean(dim=0))
+
+    @torch.no_grad()
+    def begin_with_popularity(self, batch: Batch, tasks: torch.Tensor, weights: torch.Tensor) -> None:
+        """Let the user head weigh popularity as each task asks, see training/popularity.py; once, after `centre_tasks`.
+
+        Args:
+            batch: Blocks of the tasks.
+            tasks: Number of each block's task [E].
+            weights: Of the popularity features, by task [T, G·K].
+        """
+        with mixed_precision(batch["token_ids"].device.type):
+            fused = self.fusion(batch["items"]["vectors"], batch["items"]["present"])
+            states = self._read_prompts(batch, self._tokens(batch, fused))
+        self.user_head.begin_with_popularity(states.task, tasks, weights)
 
     def item_vectors(self, items: ItemInputs) -> torch.Tensor:
         """Candidate vectors [U, P + G·K] of items alone, in float32."""

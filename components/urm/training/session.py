@@ -17,6 +17,7 @@ from components.urm.data.examples import Example, Groups
 from components.urm.network.build import NewModel, build_model
 from components.urm.training.callbacks import Report
 from components.urm.training.checkpoints import Checkpoints
+from components.urm.training.popularity import begin_with_popularity
 from components.urm.training.steps import NegativeSampler, TrainingSteps
 from components.urm.training.train import TrainingSummary, train
 from components.urm.training.validation import Validation
@@ -87,6 +88,7 @@ def prepare(
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)
     steps = TrainingSteps(training, builder, sampler, config)
     new.model.centre_tasks(steps[0])
+    begin_with_popularity(new.model, training, builder, sampler.item_ids)
     examples = _sample_contexts(validation, config.urm.validation_contexts, config.seed)
     item_ids = catalogue["item_id"].to_numpy()
     measure = Validation(examples, item_ids, new.builder, config.urm, config.evaluation.k)

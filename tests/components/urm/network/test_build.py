@@ -1,6 +1,7 @@
 """Other families of language models, a lookup in their place, low-rank item spaces: trained, saved, read again."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -76,6 +77,22 @@ def test_a_family_is_built_trained_saved_and_read_again(family, tmp_path, tokeni
     torch.testing.assert_close(after.user_vectors, before.user_vectors)
     torch.testing.assert_close(after.text_logits, before.text_logits)
     assert writer.user_ids == new.builder.writer.user_ids
+
+
+def test_a_model_of_before_the_scale_of_popularity_is_read_as_it_was(tmp_path, new_model, groups):
+    """Its description has no scale, and its layer gives the weights themselves."""
+    folder, head = tmp_path / "model", new_model.model.user_head
+    batch = build_batch(new_model, groups[:4])
+    with torch.inference_mode():
+        wanted = new_model.model._forward(batch).user_vectors
+    for part in (head.gains.weight, head.gains.bias):
+        part.data *= head.scales.reshape(-1, *[1] * (part.dim() - 1))
+    save_model(folder, new_model.model, new_model.builder.writer, new_model.description)
+    description = json.loads((folder / "urm.json").read_text())
+    assert description.pop("popularity_scale") < 1
+    (folder / "urm.json").write_text(json.dumps(description))
+    with torch.inference_mode():
+        torch.testing.assert_close(load_model(folder)[0].eval()._forward(batch).user_vectors, wanted)
 
 
 @pytest.mark.parametrize("family", ["mistral_window", "qwen2_window"])
