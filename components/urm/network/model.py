@@ -144,10 +144,7 @@ class Urm(nn.Module):
     @torch.no_grad()
     def centre_tasks(self, batch: Batch) -> None:
         """Make the mean state of a batch's task texts the origin of such states; once, before training."""
-        with mixed_precision(batch["token_ids"].device.type):
-            fused = self.fusion(batch["items"]["vectors"], batch["items"]["present"])
-            states = self._read_prompts(batch, self._tokens(batch, fused))
-        self.user_head.task_centre.copy_(states.task.mean(dim=0))
+        self.user_head.task_centre.copy_(self._read_tasks(batch).mean(dim=0))
 
     @torch.no_grad()
     def begin_with_popularity(self, batch: Batch, tasks: torch.Tensor, weights: torch.Tensor) -> None:
@@ -158,10 +155,13 @@ class Urm(nn.Module):
             tasks: Number of each block's task [E].
             weights: Of the popularity features, by task [T, G·K].
         """
+        self.user_head.begin_with_popularity(self._read_tasks(batch), tasks, weights)
+
+    def _read_tasks(self, batch: Batch) -> torch.Tensor:
+        """Mean state of each block's task text [E, D]."""
         with mixed_precision(batch["token_ids"].device.type):
             fused = self.fusion(batch["items"]["vectors"], batch["items"]["present"])
-            states = self._read_prompts(batch, self._tokens(batch, fused))
-        self.user_head.begin_with_popularity(states.task, tasks, weights)
+            return self._read_prompts(batch, self._tokens(batch, fused)).task
 
     def item_vectors(self, items: ItemInputs) -> torch.Tensor:
         """Candidate vectors [U, P + G·K] of items alone, in float32."""

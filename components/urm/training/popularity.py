@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from components.items.table import POPULARITY
 from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example, Groups
 from components.urm.data.request import Ids, UserContext
@@ -36,7 +37,8 @@ def begin_with_popularity(model: Urm, groups: Groups, builder: BatchBuilder, ite
     tasks = sorted({example.request.task.name for _, examples in asked for example in examples})
     if not tasks:
         return
-    weights = fit_popularity(builder.reader.read(item_ids)["popularity"], np.stack([targets[task] for task in tasks]))
+    log_counts, _ = builder.reader.table.gather(POPULARITY, item_ids)
+    weights = fit_popularity(torch.from_numpy(log_counts), np.stack([targets[task] for task in tasks]))
     requests = [(context, [example.request for example in examples]) for context, examples in asked]
     blocks = [
         (context, [builder.writer.block(one.task, one.query) for one in of_context]) for context, of_context in requests
