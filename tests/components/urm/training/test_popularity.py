@@ -43,16 +43,8 @@ def test_items_of_equal_counts_count_as_often_as_they_are(log_counts):
 
 def popularity_weights(new, batch):
     """What the user head weighs popularity with in each block [E, G·K]; all of its user vectors agree."""
-    captured = {}
-    handle = new.model.user_head.register_forward_hook(
-        lambda _module, _inputs, output: captured.update(vectors=output[0])
-    )
-    new.model(batch)
-    handle.remove()
-    width = sum(new.model.user_head.gain_groups[: Gains._fields.index("popularity") + 1])
     size = new.model.user_head.gain_groups[Gains._fields.index("popularity")]
-    assert width > size
-    weights = captured["vectors"][..., -size:]
+    weights = new.model(batch).user_vectors[..., -size:]
     assert torch.allclose(weights, weights[:, :1].expand_as(weights), atol=1e-5)
     return weights[:, 0].detach()
 
