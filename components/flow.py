@@ -119,8 +119,8 @@ STAGES: dict[str, StageSpec] = {
             outputs={
                 "item_table": "folder, see below, of the items with accepted events: modalities id (in two roles), "
                 "popularity (several counts, see `components/items/popularity.py`), text, lexical, category_words, "
-                "brand, category and, where the run has an image encoder, image; what comes from events ends with the "
-                "training window",
+                "brand, category, its kinds by level (see `components/items/kinds.py`) and, where the run has an image "
+                "encoder, image; what comes from events ends with the training window",
                 "item_table_past": "the same, its ID vectors and counts those of what came before the newest training "
                 "cuts (`features.split.recent_cuts`), on which URM trains",
             },

@@ -120,7 +120,10 @@ class UrmConfig(Model):
     pretrained: bool = True
     num_user_vectors: int = Field(default=8, gt=0, description="H, the number of [UM] tokens.")
     combine: Literal["max", "logsumexp", "mean"] = "max"
-    modalities: tuple[str, ...] = ("id", "text", "image", "lexical", "category_words", "brand", "category")
+    modalities: tuple[str, ...] = (
+        *("id", "text", "image", "lexical", "category_words", "brand", "category"),
+        *("category_0", "category_1", "category_2"),
+    )
     fusion_dimension: int = Field(default=256, gt=0, description="Width of a fused item.")
     item_dimension: int | None = Field(
         default=None,

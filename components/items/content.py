@@ -11,6 +11,7 @@ from components.config import ItemsConfig
 from components.exceptions import DataError
 from components.items.codes import Words, attribute_vectors, lexical_vectors, list_words
 from components.items.id_network import ItemContent
+from components.items.kinds import kind_vectors
 
 Modalities = dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]]
 
@@ -49,13 +50,14 @@ def describe_items(items: pa.Table, text: npt.NDArray[np.floating]) -> ItemConte
 
 
 def make_codes(items: pa.Table, config: ItemsConfig) -> Modalities:
-    """The modalities that are computed, not encoded: words of title and brand, of the category; brand; category."""
+    """Modalities that are computed, not encoded: words of title and brand, of the category; brand; category; kinds."""
     texts = _texts_of_words(items)
     return {
         "lexical": lexical_vectors(texts["lexical"], config.lexical_dimension),
         "category_words": lexical_vectors(texts["category_words"], config.lexical_dimension // 2),
         "brand": attribute_vectors(items.column("brand").to_pylist(), config.attribute_dimension),
         "category": attribute_vectors(_categories(items), config.attribute_dimension),
+        **kind_vectors(items.column("category").to_pylist()),
     }
 
 

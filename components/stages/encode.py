@@ -20,8 +20,8 @@ def run(stage: StageRun) -> StageReport:
 
     Outputs:
         item_table: Folder in the form of `components.items.table`; modalities id (in both roles, see id_vectors.py),
-            popularity, text, lexical, category_words, brand, category and, where the configuration has an image
-            encoder, image.
+            popularity, text, lexical, category_words, brand, category, its kinds by level and, where the configuration
+            has an image encoder, image.
         item_table_past: The same, its ID vectors and popularity those of what came before the newest training cuts; for
             training.
 

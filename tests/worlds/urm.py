@@ -78,13 +78,14 @@ def tables() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def table_dir(tmp_path_factory: pytest.TempPathFactory, tables: SimpleNamespace) -> Path:
-    """An item table with the modalities id (absent for the last five items) and text."""
+    """An item table with the modalities id (absent for the last five items), text and three kinds."""
     rng = np.random.default_rng(1)
     folder = tmp_path_factory.mktemp("item_table")
     everyone = np.ones(NUM_ITEMS, dtype=bool)
     modalities = {
         "id": (rng.normal(size=(NUM_ITEMS, 8)), np.arange(NUM_ITEMS) < NUM_ITEMS - 5),
         "text": (rng.normal(size=(NUM_ITEMS, 12)), everyone),
+        "category_0": (np.eye(3)[np.arange(NUM_ITEMS) % 3], everyone),
         POPULARITY: (np.log1p(np.arange(NUM_ITEMS, 0, -1))[:, None], everyone),
     }
     write_item_table(folder, tables.item_ids, modalities)

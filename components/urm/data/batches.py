@@ -13,6 +13,7 @@ import torch
 
 from components.exceptions import ConfigError, DataError
 from components.items.codes import guidance_vectors, query_vector, unknown_share
+from components.items.kinds import KINDS
 from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
 from components.urm.data.batch import WORDS, Batch, History, ItemInputs
 from components.urm.data.meaning import QueryMeaning
@@ -105,7 +106,7 @@ def usable_modalities(table: ItemTable, wanted: Sequence[str]) -> tuple[str, ...
     usable = tuple(
         name for modality in wanted for name in (modality, modality + HISTORY_ROLE) if name in table.modalities
     )
-    if not usable:
+    if not set(usable) - set(KINDS):  # which say nothing to the token of an item
         raise ConfigError(
             "field urm.modalities",
             expected=f"at least one of {', '.join(table.modalities)}",

@@ -8,6 +8,8 @@
     item  = [ x_1 ; x_2 ; … ] + MLP₀(fused) / √P,  MLP₀ zero at the start  [P]
     low rank: item = R [ x_1 ; x_2 ; … ] / √d + MLP₀(fused) / √d,  R drawn from N(0, 1)  [d]
 
+Kinds (items/kinds.py) are part of item space alone: words, category and text say to the fused token what they say.
+
 A modality may have different vectors for history items and candidates, the former under its name plus HISTORY_ROLE,
 since "follows" is not symmetric. Item space then has two vectors per item, which differ in that modality.
 
@@ -22,6 +24,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from components.items.kinds import KINDS
 from components.items.table import HISTORY_ROLE
 
 COUNT_EDGES = (1.5, 2.5, 3.5, 5.5, 8.5, 12.5, 20.5, 40.5)
@@ -39,10 +42,10 @@ class ItemFusion(nn.Module):
     ) -> None:
         """Take the width of each modality by name, and d of a low-rank item space."""
         super().__init__()
-        self.names = tuple(widths)
+        self.names = tuple(name for name in widths if name not in KINDS)
         self.space = item_space_widths(widths)
-        self.encoders = nn.ModuleDict({name: _mlp(width, fusion_width, fusion_width) for name, width in widths.items()})
-        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(fusion_width)) for name in widths})
+        self.encoders = nn.ModuleDict({name: _mlp(widths[name], fusion_width, fusion_width) for name in self.names})
+        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(fusion_width)) for name in self.names})
         self.norm = nn.LayerNorm(fusion_width)
         self.to_token = _mlp(fusion_width, token_width, token_width)
         self.token_norm = nn.RMSNorm(token_width)

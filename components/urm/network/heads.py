@@ -2,7 +2,7 @@
 
     E examples · H user vectors · D hidden width · B contexts · L history items · U distinct items · G counts · K knots
     vector of an item    v = [ item space p (P), one part per modality ; popularity f (G·K) ]
-    user vector          u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ (1 - r) ⊙ q + c ⊙ s ; weights of popularity ]
+    user vector          u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ (1 - r) ⊙ q + c ⊙ s + e ⊙ k ; weights of popularity ]
     score(user, item)    combine over H of  u_h · v,  plus for history item i the copy score, mean over H of  g·zᵢ
 
 h is the hidden state of the user token, concatenated with the mean of those of the task text, each of length one: the
@@ -15,8 +15,10 @@ w = softmax(m - decay · log place), newest place first, moves the user vector t
 modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space that
 consist of words. s is what the query means (data/meaning.py), and r the doubt about its words: the share of them that a
 part of words lacks. All gains depend on r beside h, so that meaning and history count where words fit badly (ADR 31).
-A model without an encoder of texts has neither s nor r. f is popularity, each count as K ramps of its logarithm, so
-that its weights are the slopes of a piecewise linear function. `urm.copy_path: false` leaves W h and popularity.
+A model without an encoder of texts has neither s nor r. k is log(1 + history items of each kind): wᵢ sum to one, so
+that from pᵢ a category that the user never had looks almost like one that he had once (ADR 33). f is popularity, each
+count as K ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
+`urm.copy_path: false` leaves W h and popularity.
 
 In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and
 then mapped as items are: gains per modality and words of a query keep their meaning, up to the map's error.
@@ -32,11 +34,12 @@ from torch import nn
 from torch.nn import functional
 
 from components.items.id_vectors import URM_SCALE
+from components.items.kinds import KINDS
 from components.urm.data.batch import MEANING, WORDS
 
 POPULARITY_KNOTS = 12  # K; knot k lies at 2ᵏ - 1 baskets
 # Gains at the start, by modality; training moves all of them.
-FIRST_SIMILARITY_GAINS = {"id": 1.0, "text": 0.5}
+FIRST_SIMILARITY_GAINS = {"id": 1.0, "text": 0.5, **dict.fromkeys(KINDS, 0.0)}
 OTHER_SIMILARITY_GAIN = 0.1
 FIRST_COPY_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
 FIRST_MEANING_GAIN = 0.8
@@ -55,6 +58,7 @@ class Gains(NamedTuple):
     query: torch.Tensor  # one per modality of words
     popularity: torch.Tensor  # G·K of the knots
     meaning: torch.Tensor  # one per modality of meanings
+    kinds: torch.Tensor  # one per level of the kinds
 
 
 class HeadInputs(NamedTuple):
@@ -66,6 +70,7 @@ class HeadInputs(NamedTuple):
     tokens: torch.Tensor  # history item tokens [B, L, D]
     habit: torch.Tensor  # how much of a habit each of them is, a prior of the match [B, L]
     items: torch.Tensor  # their vectors side by side [B, L, P]
+    kinds: torch.Tensor  # log(1 + history items of each kind) [B, sum of the widths of KINDS]
     known: torch.Tensor  # which history places hold an item, bool [B, L]
     queries: torch.Tensor  # words of query and guidance, zero without them [E, sum of the widths of WORDS]
     meanings: torch.Tensor  # what the query means, zero without one [E, sum of the widths of MEANING]
@@ -78,6 +83,8 @@ class UserHead(nn.Module):
 
     parts: torch.Tensor
     scales: torch.Tensor
+    kind_columns: torch.Tensor
+    kind_levels: torch.Tensor
 
     def __init__(
         self,
@@ -108,6 +115,11 @@ class UserHead(nn.Module):
         self.doubted = [place for place, name in enumerate(WORDS) if name in widths]  # column of each part's doubt
         of_meaning = [name for name in MEANING if name in widths] if meaning else []
         self.meanings = [slice(starts[name], starts[name] + widths[name]) for name in of_meaning]
+        kinds = [name for name in KINDS if name in widths]
+        columns = [column for name in kinds for column in range(starts[name], starts[name] + widths[name])]
+        levels = [level for level, name in enumerate(kinds) for _ in range(widths[name])]
+        self.register_buffer("kind_columns", torch.tensor(columns, dtype=torch.long), persistent=False)
+        self.register_buffer("kind_levels", torch.tensor(levels, dtype=torch.long), persistent=False)
         self.norm = nn.LayerNorm(hidden_width)
         self.task_centre = nn.Parameter(torch.zeros(hidden_width))  # set from data, see Urm.centre_tasks
         self.task_norm = nn.LayerNorm(hidden_width)
@@ -117,7 +129,8 @@ class UserHead(nn.Module):
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column does not depend on the user token
         # In the order of Gains.
-        self.gain_groups = (len(widths), 1, 1, len(self.words), num_counts * POPULARITY_KNOTS, len(self.meanings))
+        counts = num_counts * POPULARITY_KNOTS
+        self.gain_groups = (len(widths), 1, 1, len(self.words), counts, len(self.meanings), len(kinds))
         scales = [popularity_scale if name == "popularity" else 1.0 for name in Gains._fields]
         self.register_buffer(
             "scales", torch.tensor(scales).repeat_interleave(torch.tensor(self.gain_groups)), persistent=False
@@ -147,7 +160,7 @@ class UserHead(nn.Module):
             first = [*FIRST_POPULARITY_GAINS, *[0.0] * num_counts][:num_counts]
             popularity = [gain * math.log(2) / popularity_scale for gain in first for _ in range(POPULARITY_KNOTS)]
             meanings = [FIRST_MEANING_GAIN] * len(self.meanings)
-            self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity, *meanings]))
+            self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity, *meanings, *[0.0] * len(kinds)]))
 
     @torch.no_grad()
     def begin_with_popularity(self, states: torch.Tensor, tasks: torch.Tensor, weights: torch.Tensor) -> None:
@@ -202,7 +215,9 @@ class UserHead(nn.Module):
         if self.doubt is not None:
             query = query * (1 - inputs.doubts[:, None, self.doubted])
         copies = copies + _place_parts(query, inputs.queries, self.words, copies.shape[-1])
-        return copies + _place_parts(gains.meaning, inputs.meanings, self.meanings, copies.shape[-1])
+        copies = copies + _place_parts(gains.meaning, inputs.meanings, self.meanings, copies.shape[-1])
+        counted = gains.kinds[..., self.kind_levels] * inputs.kinds[inputs.rows, None]
+        return copies.index_add(-1, self.kind_columns, counted)
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [B, L, pointer width] and weights [B, L] of history items."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from components.config import UrmConfig
 from components.device import full_precision, mixed_precision
 from components.exceptions import ConfigError
+from components.items.kinds import KINDS
 from components.urm.data.batch import Batch, ItemInputs
 from components.urm.data.packing import attention_mask
 from components.urm.network.backbone import TaskLookup, language_head, token_embeddings
@@ -131,6 +132,7 @@ class Urm(nn.Module):
                 tokens=tokens,
                 habit=self.history.habit(batch["history_counts"], batch["history_days_since"]),
                 items=as_history[batch["history_items"]],
+                kinds=self._count_kinds(batch),
                 known=batch["history_known"],
                 queries=batch["queries"],
                 meanings=batch["meanings"],
@@ -177,6 +179,14 @@ class Urm(nn.Module):
             batch["history_counts"], batch["history_days_since"], batch["history_behaviors"]
         )
         return tokens
+
+    def _count_kinds(self, batch: Batch) -> torch.Tensor:
+        """log(1 + history items of each kind) [B, sum of the widths of KINDS]."""
+        vectors, known = batch["items"]["vectors"], batch["history_known"][..., None]
+        counts = [
+            (vectors[name].float()[batch["history_items"]] * known).sum(dim=1) for name in KINDS if name in vectors
+        ]
+        return torch.cat([known.new_zeros(len(known), 0, dtype=torch.float32), *counts], dim=-1).log1p()
 
     def _read_prompts(self, batch: Batch, tokens: torch.Tensor) -> PromptStates:
         if self.lookup is not None:

@@ -135,7 +135,7 @@ def test_other_forms_train_and_serve_as_the_default_does(
     recaller = UrmRecaller.load(tmp_path / "model", table_dir, tmp_path / "candidates")
     requests = [example.request for _, examples in groups[:4] for example in examples]
     users = recaller.encode_users(requests)
-    width = changed.get("item_dimension", 8 + 12) + POPULARITY_KNOTS
+    width = changed.get("item_dimension", 8 + 12 + 3) + POPULARITY_KNOTS
     assert users.vectors.shape == (len(requests), 3, width)
     candidates = np.load(tmp_path / "candidates" / "vectors.npy")
     assert candidates.shape == (len(tables.item_ids), width)

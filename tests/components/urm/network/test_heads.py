@@ -31,6 +31,7 @@ def ask(
         "tokens": torch.zeros(*prompts, WIDTH),
         "habit": torch.zeros(prompts),
         "items": torch.zeros(*prompts, sum(WIDTHS.values())),
+        "kinds": torch.zeros(prompts[0], 0),
         "known": torch.zeros(prompts, dtype=torch.bool),
         "queries": torch.zeros(len(hidden), 8),
         "meanings": torch.zeros(len(hidden), 2 * len(head.meanings)),
@@ -101,6 +102,25 @@ def test_doubt_takes_words_away_and_leaves_the_meaning() -> None:
         head.doubt.weight[-1, 1] = 0.3  # the gain of the meaning by the doubt about words of categories
     grown = FIRST_MEANING_GAIN + 0.3 * DOUBT_SCALE
     torch.testing.assert_close(vectors(0, 1)[13:15], URM_SCALE * grown * said["meanings"][0])
+
+
+def test_kinds_of_the_history_count_by_level_and_not_before_training() -> None:
+    widths = WIDTHS | {"category_0": 2, "category_1": 3}
+    head = UserHead(WIDTH, widths, 1, 4)
+    counts = torch.tensor([[0.0, 1.0, 2.0, 0.0, 0.5], [3.0, 0.0, 0.0, 4.0, 0.0]])
+    given = {"items": torch.zeros(2, 1, sum(widths.values())), "rows": torch.tensor([1, 0]), "kinds": counts}
+
+    def vectors() -> torch.Tensor:
+        return ask(head, torch.ones(2, 3, WIDTH), torch.ones(2, WIDTH), (2, 1), **given)[0]
+
+    untrained = vectors()
+    assert not untrained[..., 15:20].any()
+    with torch.no_grad():
+        head.gains.bias[-2:] = torch.tensor([0.5, -2.0])
+    change = (vectors() - untrained)[:, 0] / URM_SCALE
+    torch.testing.assert_close(change[:, 15:17], 0.5 * counts[[1, 0], :2])
+    torch.testing.assert_close(change[:, 17:20], -2.0 * counts[[1, 0], 2:])
+    assert not change[:, :15].any()
 
 
 def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> None:
@@ -187,7 +207,7 @@ def test_alone_w_starts_at_the_length_of_an_item_and_reaches_the_hidden_states()
         hidden, task = torch.randn(8, 3, 64, requires_grad=True), torch.randn(8, 64)
         given = {"tokens": torch.zeros(8, 1, 64), "items": torch.zeros(8, 1, 512), "habit": torch.zeros(8, 1)}
         given |= {"known": torch.zeros(8, 1, dtype=torch.bool), "queries": torch.zeros(8, 0)}
-        given |= {"meanings": torch.zeros(8, 0), "doubts": torch.zeros(8, 2)}
+        given |= {"meanings": torch.zeros(8, 0), "doubts": torch.zeros(8, 2), "kinds": torch.zeros(8, 0)}
         rows = torch.arange(8)
         vectors, _ = head(HeadInputs(hidden=hidden, task=task, rows=rows, place=lambda wide: wide, **given))
         lengths = vectors[..., :512].detach().norm(dim=-1) / URM_SCALE

@@ -123,3 +123,15 @@ def test_centred_states_of_tasks_differ_and_others_would_not(new_model, steps):
         return float((means @ means.T)[torch.triu(torch.ones(3, 3), 1) > 0].mean())
 
     assert likeness(after) < likeness(before) - 0.3
+
+
+def test_kinds_are_counted_over_the_items_of_each_history(groups, new_model):
+    batch = build_batch(new_model, groups[:5])
+    counted = new_model.model._count_kinds(batch)
+    lengths = []
+    for row, (context, _) in zip(counted, groups[:5], strict=True):
+        items = new_model.builder.known_items(context)
+        vectors, _ = new_model.builder.reader.table.gather("category_0", items)
+        torch.testing.assert_close(row, torch.from_numpy(vectors).float().sum(dim=0).log1p())
+        lengths.append(len(items))
+    assert len(set(lengths)) > 1  # so that some are padded, and padding counts for nothing
