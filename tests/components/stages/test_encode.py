@@ -20,8 +20,10 @@ from tests.worlds.tables import Row, event_row, item_row, write, write_days
 CONFIG = CONFIGS / "complete_journey.yaml"
 
 
-def item(item_id: int, title: str, image_uri: str | None = None, available: bool = True) -> Row:
-    return item_row(item_id, title=title, category=["grocery"], image_uri=image_uri, available=available)
+def item(
+    item_id: int, title: str, image_uri: str | None = None, available: bool = True, category: str = "grocery"
+) -> Row:
+    return item_row(item_id, title=title, category=[category], image_uri=image_uri, available=available)
 
 
 def event(number: int, item_id: int, day: int) -> Row:
@@ -47,7 +49,8 @@ def encode(run_dir: Path, settings: Settings, config: RunConfig) -> StageResult:
 
 def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settings: Settings) -> None:
     config = load_config(CONFIG)
-    items = [item(30, "cola", available=False), item(-5, "rye bread"), item(7, "cola"), item(8, "never bought")]
+    breads = {"category": "bakery"}
+    items = [item(30, "cola", available=False), item(-5, "rye bread", **breads), item(7, "cola"), item(8, "unwanted")]
     events = [event(1, 7, 1), event(2, 30, 2), event(3, -5, 2), event(4, 7, 3)]
     accept(tmp_path / "run", settings, config, events, items)
 
@@ -58,10 +61,11 @@ def test_items_with_events_are_encoded_and_others_counted(tmp_path: Path, settin
     assert result.metrics["texts_per_second"] > 0
     table = ItemTable.open(result.outputs["item_table"])
     assert table.keys.tolist() == [-5, 7, 30]
-    computed = {"id", "id_history", "popularity", "lexical", "category_words", "brand", "category"}
+    computed = {"id", "id_history", "popularity", "lexical", "category_words", "brand", "category", "category_0"}
     assert set(table.modalities) == computed | {"text"}
     assert set(table.words) == {"lexical", "category_words"}
     assert ItemTable.open(result.outputs["item_table_past"]).keys.tolist() == [-5, 7, 30]
+    assert table.gather("category_0", [7, 30, -5])[0].tolist() == [[1, 0], [1, 0], [0, 1]]
     vectors, present = table.gather("text", [7, 30, -5, 8])
     assert present.tolist() == [True, True, True, False]
     np.testing.assert_array_equal(vectors[0], vectors[1])
