@@ -107,9 +107,10 @@ def usable_modalities(table: ItemTable, wanted: Sequence[str]) -> tuple[str, ...
         name for modality in wanted for name in (modality, modality + HISTORY_ROLE) if name in table.modalities
     )
     if not set(usable) - set(KINDS):  # which say nothing to the token of an item
+        others = [name for name in table.modalities if name not in (*KINDS, POPULARITY)]
         raise ConfigError(
             "field urm.modalities",
-            expected=f"at least one of {', '.join(table.modalities)}",
+            expected=f"at least one of {', '.join(others)}",
             got=", ".join(wanted),
             remedy="name a modality of the item table",
         )

@@ -17,6 +17,8 @@ from transformers import (
 )
 
 from components.exceptions import ConfigError
+from components.items.table import ItemTable
+from components.urm.data.batches import usable_modalities
 from components.urm.data.request import RecallRequest
 from components.urm.inference import UrmRecaller, write_candidates
 from components.urm.network.files import load_model, save_model
@@ -179,3 +181,10 @@ def test_without_a_language_model_there_is_no_text_and_no_new_task(lookup, confi
     task = config.tasks[0].model_copy(update={"prompt": "Task: something else."})
     with pytest.raises(ConfigError, match=r"expected a prompt of the training.*got 'Task: something else\.'"):
         lookup.encode_users([RecallRequest(request.context, task)])
+
+
+def test_kinds_alone_make_no_token_and_the_error_names_what_does(table_dir):
+    table = ItemTable.open(table_dir)
+    with pytest.raises(ConfigError, match=r"urm.modalities: expected at least one of id, text, got category_0"):
+        usable_modalities(table, ["category_0"])
+    assert usable_modalities(table, ["category_0", "text", "image"]) == ("category_0", "text")
