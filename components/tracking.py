@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,8 +158,10 @@ def _open_experiment(settings: Settings, name: str) -> None:
     if settings.tracking_uri.startswith("sqlite:///"):
         folder = (settings.home / "mlflow").absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        if mlflow.get_experiment_by_name(name) is None:
-            mlflow.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the first access makes the tables, which two processes cannot at once
+            if mlflow.get_experiment_by_name(name) is None:
+                mlflow.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment(name)
 
 

@@ -1,5 +1,7 @@
 import http.server
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from components.flow import STAGES
 from components.settings import Settings
 from components.storage import StageRun
 from components.tracking import parent_run_id, track
-from tests.worlds import CONFIGS
+from tests.worlds import CONFIGS, REPOSITORY, wait_until
 from tests.worlds.servers import free_port
 
 CONFIG = CONFIGS / "complete_journey.yaml"
@@ -76,6 +78,31 @@ def test_files_go_to_the_home_and_not_to_the_working_folder(
         mlflow.log_text("x", "note.txt")
     assert len(list((home / "mlflow" / "artifacts").rglob("note.txt"))) == 1
     assert not (tmp_path / "mlruns").exists()
+
+
+OPEN = """
+import sys, time
+from pathlib import Path
+import mlflow
+from components.settings import Settings
+from components.tracking import track_study
+home, ready, go = map(Path, sys.argv[1:])
+ready.touch()
+while not go.exists():
+    time.sleep(0.01)
+with track_study(Settings(home=home), "new", ready.name):
+    pass
+"""
+
+
+def test_the_first_two_stages_of_a_new_home_may_come_at_once(tmp_path: Path) -> None:
+    ready, go = [tmp_path / "one", tmp_path / "other"], tmp_path / "go"
+    arguments = [[sys.executable, "-c", OPEN, tmp_path / "home", path, go] for path in ready]
+    both = [subprocess.Popen(given, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for given in arguments]
+    wait_until(lambda: all(path.exists() for path in ready))
+    go.touch()
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
 
 
 def test_a_failing_stage_is_marked_failed(stage: StageRun) -> None:
