@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from components.urm.network.heads import POPULARITY_KNOTS
+from components.items.ramps import POPULARITY_KNOTS
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

@@ -110,6 +110,7 @@ def score_by_words(judged: Judged, brand: float, description: float) -> Scores:
         brands=tuple(products["brand"]),
         train_events=nothing.astype(np.int64),
         popularity=nothing.astype(np.float32),
+        log_counts=np.zeros((len(products), 0), dtype=np.float32),
         features=np.zeros((len(products), 0), dtype=np.int64),
         names=(),
     )

@@ -30,7 +30,6 @@ from benchmarks.bench import find_run, parse_run
 from benchmarks.lines import append_line, read_lines
 from components.baseline.data import Dataset, load_dataset
 from components.baseline.models import ItemTables, train_sequences, train_target_attention
-from components.baseline.rules import Popularity
 from components.baseline.text import read_text_features
 from components.baseline.training import TrainingSummary
 from components.caches import CachePlace
@@ -110,8 +109,7 @@ def open_trainer(model: str, config: RunConfig, run: FinishedRun, settings: Sett
     text = None
     if model == "target_attention_text":
         text = read_text_features(data, tables.now, config.items, CachePlace.of(settings) / "vectors")
-    popularity = Popularity(data)
-    return lambda trial: train_target_attention(data, trial, popularity, tables, text, _log)[1]
+    return lambda trial: train_target_attention(data, trial, tables, text, _log)[1]
 
 
 def search(

@@ -42,6 +42,7 @@ class Items:
     brands: tuple[str, ...]  # brand of each, shape [n]; "" where it has none
     train_events: Ints  # events in the training window, shape [n]
     popularity: Floats  # popularity quantile, 0 rarest … 1 most frequent, shape [n]
+    log_counts: Floats  # log(1 + baskets), all and of several kinds (items/popularity.py), shape [n, G]
     features: Ints  # one code per feature, shape [n, F]; 0 stands for unknown
     names: tuple[str, ...]  # names of the F features
 
@@ -216,6 +217,7 @@ def _read_items(catalogue: pa.Table, items: pa.Table, item_table: ItemTable) -> 
         brands=tuple(brand or "" for brand in table.column("brand").to_pylist()),
         train_events=catalogue.column("train_events").to_numpy(),
         popularity=popularity,
+        log_counts=counts.astype(np.float32),
         features=np.stack(list(features.values()), axis=1),
         names=tuple(features),
     )

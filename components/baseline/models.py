@@ -81,7 +81,7 @@ class Fitter:
     def fit(
         self, popularity: Popularity, events: Path, tables: ItemTables, vectors: CachePlace
     ) -> Iterator[FittedModel]:
-        """Fit them in the order of the predictions; `popularity` is fitted already, since others start from its counts.
+        """Fit them in the order of the predictions; `popularity` is fitted already.
 
         `events` is the folder of the validated events; text vectors of queries are cached in `vectors`.
         """
@@ -101,9 +101,9 @@ class Fitter:
         yield from self._retrievers(neighbours, text)
         if "sasrec" in wanted:
             yield self._sasrec()
-        yield self._target_attention("target_attention", popularity, tables, None)
+        yield self._target_attention("target_attention", tables, None)
         if "target_attention_text" in wanted:
-            yield self._target_attention("target_attention_text", popularity, tables, text)
+            yield self._target_attention("target_attention_text", tables, text)
 
     def _item_knn(self, events: Path) -> tuple[ItemKnn, Mapping[str, list[Settings]]]:
         self.report("counting co-occurrence")
@@ -174,13 +174,9 @@ class Fitter:
         write_sasrec(self.output / "sasrec", model, self.config.baseline)
         return FittedModel("sasrec", SasRecScorer(model, self.data), summary=summary, output="sasrec")
 
-    def _target_attention(
-        self, name: str, popularity: Popularity, tables: ItemTables, text: TextFeatures | None
-    ) -> FittedModel:
+    def _target_attention(self, name: str, tables: ItemTables, text: TextFeatures | None) -> FittedModel:
         """The target-attention network, with frozen text vectors or without."""
-        scorer, summary = train_target_attention(
-            self.data, self.config, popularity, tables, text, partial(self.curve, name)
-        )
+        scorer, summary = train_target_attention(self.data, self.config, tables, text, partial(self.curve, name))
         output = "model" if text is None else name
         write_network(self.output / output, scorer.network, self.data)
         return FittedModel(name, scorer, summary=summary, output=output)
@@ -195,7 +191,6 @@ def train_sequences(data: Dataset, config: RunConfig, log: LogFunction) -> tuple
 def train_target_attention(
     data: Dataset,
     config: RunConfig,
-    popularity: Popularity,
     tables: ItemTables,
     text: TextFeatures | None,
     log: LogFunction,
@@ -208,7 +203,7 @@ def train_target_attention(
     )
     frozen = Frozen(text.items if text else None, ids, past)
     torch.manual_seed(config.seed)
-    network = build_network(data, settings, popularity.counts, frozen)
+    network = build_network(data, settings, frozen)
     matcher = QueryMatcher(data) if settings.field_matches else None
     batcher = Batcher(data, settings.history_length, text.queries if text else None, matcher)
     summary = train(network, batcher, settings, k=config.evaluation.k, seed=config.seed, log=log)

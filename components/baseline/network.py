@@ -9,6 +9,8 @@ Notable against the paper:
 - Whether the candidate itself is in the history, how often and how recently, is given as *match* features: over IDs,
   attention amounts to this, and repeats are nearly half of what people buy.
 - A two-tower term beside the MLP (user · item) carries what needs more width than the hidden layer has.
+- What no user changes is a piecewise linear function of each count of popularity, one per task. Nothing is counted from
+  the training targets: the network would trust what knows the answer (ADR 34).
 
 Letters: n catalogue, B contexts, E examples, C shared candidates, O own candidates of a context, L history items,
 d item width, h hidden width, T tasks that differ in their prompt, S user statistics, t text width.
@@ -33,6 +35,7 @@ from torch.nn import functional as F
 
 from components.baseline.activation import activate
 from components.baseline.query_match import NUM_QUERY_MATCHES, QueryMatches
+from components.items.ramps import POPULARITY_KNOTS
 
 NUM_STEPS = 12  # buckets of a history item's count and of its days, each the power of two it reaches
 NUM_MATCH = 8  # features of a candidate that is in the history
@@ -50,6 +53,7 @@ class NetworkShape(BaseModel):
     num_words: int
     num_tasks: int
     num_statistics: int
+    num_counts: int  # counts of popularity
     dimension: int
     hidden: int
     text_dimension: int = 0  # width of the frozen text vectors; 0: a network without text
@@ -107,7 +111,7 @@ class TargetAttention(nn.Module):
     item_text: Tensor
     item_ids: Tensor
     item_ids_past: Tensor
-    task_popularity: Tensor
+    popularity: Tensor
 
     def __init__(self, shape: NetworkShape, dropout: float = 0.0, id_dropout: float = 0.0) -> None:
         super().__init__()
@@ -118,7 +122,8 @@ class TargetAttention(nn.Module):
         self.register_buffer("item_text", torch.zeros(shape.num_items, shape.text_dimension), persistent=False)
         for name in ("item_ids", "item_ids_past"):
             self.register_buffer(name, torch.zeros(shape.num_items, shape.id_dimension), persistent=False)
-        self.register_buffer("task_popularity", torch.zeros(num_tasks, shape.num_items))  # log share of targets
+        counts = shape.num_counts * POPULARITY_KNOTS
+        self.register_buffer("popularity", torch.zeros(shape.num_items, counts), persistent=False)
         self.identity = _embedding(shape.num_items, d)
         self.features = nn.ModuleList(_embedding(size, d) for size in shape.feature_sizes)
         self.behavior, self.count, self.recency = (
@@ -138,8 +143,9 @@ class TargetAttention(nn.Module):
         start = torch.tensor([3.0, 1.0] + [0.0] * (NUM_MATCH - 2))
         self.match_to_score = nn.Parameter(start.repeat(num_tasks, 1))
         self.item_to_match = nn.Linear(d, NUM_MATCH, bias=False)  # how much an item is one to be bought again
-        self.popularity_to_score = nn.Parameter(torch.ones(num_tasks))
-        self.bias = nn.Parameter(torch.zeros(shape.num_items))
+        # At first the score is log(1 + baskets).
+        slopes = [math.log(2)] * POPULARITY_KNOTS + [0.0] * (counts - POPULARITY_KNOTS)
+        self.popularity_to_score = nn.Parameter(torch.tensor(slopes).repeat(num_tasks, 1))
         if shape.text_dimension:
             self.text_to_item = _text_map(shape.text_dimension, shape.text_hidden, d)
             self.query_to_user = _text_map(shape.text_dimension, shape.text_hidden, d)
@@ -204,7 +210,7 @@ class TargetAttention(nn.Module):
 
     def popularity_bias(self) -> Tensor:
         """Part of the score that no user changes, [T, n]."""
-        return self.bias + self.popularity_to_score.unsqueeze(1) * self.task_popularity
+        return self.popularity_to_score @ self.popularity.T
 
     def match_history(self, history: Tensor, items: Tensor) -> Tensor:
         """log(1 + history items with the candidate's value) of each matched feature, [B, C, F].

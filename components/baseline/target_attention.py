@@ -11,6 +11,7 @@ from components.baseline.data import Dataset, Floats, Ints
 from components.baseline.loss import NegativeSampler, accidental_hits, sampled_softmax_loss
 from components.baseline.network import Candidates, Interest, NetworkShape, TargetAttention
 from components.config import BaselineConfig
+from components.items.ramps import popularity_features
 
 
 class Frozen(NamedTuple):
@@ -21,23 +22,17 @@ class Frozen(NamedTuple):
     ids_past: Floats | None = None  # the same of the past, for training
 
 
-def build_network(
-    data: Dataset, config: BaselineConfig, task_counts: Floats, frozen: Frozen | None = None
-) -> TargetAttention:
-    """A network for this data, its popularity parts set from the training window.
-
-    `task_counts` are the training targets of each task and item, [tasks, n].
-    """
+def build_network(data: Dataset, config: BaselineConfig, frozen: Frozen | None = None) -> TargetAttention:
+    """A network for this data, before training."""
     frozen = frozen or Frozen()
-    counts = np.zeros((int(data.prompts.max()) + 1, len(data.items)), dtype=np.float32)
-    np.add.at(counts, data.prompts, task_counts)
     shape = NetworkShape(
         num_items=len(data.items),
         feature_sizes=tuple(int(size) + 1 for size in data.items.features.max(axis=0)),
         num_behaviors=data.contexts.num_behaviors,
         num_words=len(data.examples.vocabulary),
-        num_tasks=len(counts),
+        num_tasks=int(data.prompts.max()) + 1,
         num_statistics=data.contexts.statistics.shape[1],
+        num_counts=data.items.log_counts.shape[1],
         dimension=config.dimension,
         hidden=config.hidden,
         text_dimension=0 if frozen.text is None else frozen.text.shape[1],
@@ -54,11 +49,7 @@ def build_network(
     ):
         if vectors is not None:
             buffer.copy_(torch.from_numpy(vectors))
-    events = data.items.train_events / max(1, data.items.train_events.sum())
-    # One training event of a thousand pseudo-targets smooths what a task never saw.
-    smoothed = counts + 1000 * events
-    share = smoothed / smoothed.sum(axis=1, keepdims=True)
-    network.task_popularity.copy_(torch.from_numpy(np.log(np.maximum(share, 1e-9) * len(data.items))))
+    network.popularity.copy_(popularity_features(torch.from_numpy(data.items.log_counts)))
     return network
 
 

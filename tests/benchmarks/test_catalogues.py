@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks.catalogues import BLOCK, Catalogue
-from components.urm.network.heads import POPULARITY_KNOTS
+from components.items.ramps import POPULARITY_KNOTS
 
 SPACE, COUNTS = 20, 2
 POPULARITY_AT = slice(SPACE, None)

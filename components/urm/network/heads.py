@@ -35,9 +35,9 @@ from torch.nn import functional
 
 from components.items.id_vectors import URM_SCALE
 from components.items.kinds import KINDS
+from components.items.ramps import POPULARITY_KNOTS
 from components.urm.data.batch import MEANING, WORDS
 
-POPULARITY_KNOTS = 12  # K; knot k lies at 2ᵏ - 1 baskets
 # Gains at the start, by modality; training moves all of them.
 FIRST_SIMILARITY_GAINS = {"id": 1.0, "text": 0.5, **dict.fromkeys(KINDS, 0.0)}
 OTHER_SIMILARITY_GAIN = 0.1
@@ -251,13 +251,3 @@ def _sum_history(weights: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
 def spread_copy_scores(copy_scores: torch.Tensor, places: torch.Tensor, num_items: int) -> torch.Tensor:
     """Copy scores by item [E, U], zero outside the history, from those by history place and the items there [E, L]."""
     return copy_scores.new_zeros(len(copy_scores), num_items).scatter_add(1, places, copy_scores)
-
-
-def popularity_features(log_counts: torch.Tensor) -> torch.Tensor:
-    """Progress of each log(1 + baskets) [U, G] from each knot to the next, from 0 to 1 [U, G·K].
-
-    Weights of such features are slopes.
-    """
-    place = log_counts / math.log(2)
-    knots = torch.arange(POPULARITY_KNOTS, device=log_counts.device)
-    return (place[..., None] - knots).clamp(min=0, max=1).flatten(1)

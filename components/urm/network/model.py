@@ -15,11 +15,12 @@ from components.config import UrmConfig
 from components.device import full_precision, mixed_precision
 from components.exceptions import ConfigError
 from components.items.kinds import KINDS
+from components.items.ramps import POPULARITY_KNOTS, popularity_features
 from components.urm.data.batch import Batch, ItemInputs
 from components.urm.data.packing import attention_mask
 from components.urm.network.backbone import TaskLookup, language_head, token_embeddings
 from components.urm.network.fusion import HistoryEmbedding, ItemFusion
-from components.urm.network.heads import POPULARITY_KNOTS, POPULARITY_SCALE, HeadInputs, UserHead, popularity_features
+from components.urm.network.heads import POPULARITY_SCALE, HeadInputs, UserHead
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from components.items.ramps import popularity_features
 from components.items.table import POPULARITY
 from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example, Groups
 from components.urm.data.request import Ids, UserContext
-from components.urm.network.heads import popularity_features
 from components.urm.network.model import Urm
 
 _ITERATIONS = 200

@@ -12,7 +12,6 @@ from components.baseline.data import Dataset
 from components.baseline.network import TargetAttention, match_features
 from components.baseline.query_match import QueryMatcher
 from components.baseline.ranking import mean_recall, rank
-from components.baseline.rules import Popularity
 from components.baseline.target_attention import Frozen, TargetAttentionScorer, build_network, score_training_batch
 from components.config import BaselineConfig, RunConfig
 from tests.worlds.baseline import history_of, targets_of
@@ -36,7 +35,7 @@ def settings(request: pytest.FixtureRequest, config: RunConfig) -> BaselineConfi
 def network(data: Dataset, settings: BaselineConfig) -> TargetAttention:
     torch.manual_seed(0)
     frozen = make_ids(data) if settings.field_matches else None
-    network = build_network(data, settings, Popularity(data).counts, frozen).eval()
+    network = build_network(data, settings, frozen).eval()
     with torch.no_grad():
         for parameter in network.parameters():  # nothing may hide behind a zero
             parameter.add_(0.2 * torch.randn(parameter.shape))
@@ -125,12 +124,8 @@ def test_tasks_of_one_prompt_are_one_task_to_the_network(data: Dataset, config: 
     first, second, third = data.tasks
     world = dataclasses.replace(data, tasks=(first, second.model_copy(update={"prompt": first.prompt}), third))
     torch.manual_seed(0)
-    network = build_network(world, config.baseline, Popularity(world).counts)
+    network = build_network(world, config.baseline)
     assert network.shape.num_tasks == 2
-    counts = Popularity(world).counts
-    smoothed = counts[0] + counts[1] + 1000 * data.items.train_events / data.items.train_events.sum()
-    expected = np.log(smoothed / smoothed.sum() * len(data.items))
-    assert network.task_popularity[0].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-4)
     rows = data.examples.rows("test")
     pair = next(
         [row, other] for row, other in itertools.pairwise(rows)
@@ -142,10 +137,41 @@ def test_tasks_of_one_prompt_are_one_task_to_the_network(data: Dataset, config: 
     assert batch.exclude_bought.tolist() == [False, True]  # the candidate filter stays that of the task
 
 
+def test_popularity_begins_as_the_logarithm_of_all_baskets_and_each_task_learns_its_own(
+    data: Dataset, config: RunConfig
+) -> None:
+    network = build_network(data, config.baseline)
+    bias = network.popularity_bias()
+    expected = np.broadcast_to(data.items.log_counts[:, 0], bias.shape)
+    assert bias.detach().numpy() == pytest.approx(expected, abs=1e-3)
+    rare = int(np.argmin(data.items.log_counts[:, 0]))
+    bias[1, rare].neg().backward()
+    assert network.popularity_to_score.grad is not None
+    assert network.popularity_to_score.grad[[0, 2]].abs().sum() == 0
+
+
+def test_no_input_is_counted_from_the_training_targets(data: Dataset, config: RunConfig) -> None:
+    """An item that stands among the counted answers would be trusted for it, and is not at work."""
+    trained = data.examples.rows("train")
+    targets = data.examples.targets.copy()
+    places = np.concatenate([np.arange(*data.examples.target_offsets[row : row + 2]) for row in trained])
+    targets[places] = np.random.default_rng(0).permutation(targets[places])
+    other = dataclasses.replace(data, examples=dataclasses.replace(data.examples, targets=targets))
+    assert not np.array_equal(targets, data.examples.targets)
+    networks = []
+    for world in (data, other):
+        torch.manual_seed(0)
+        networks.append(build_network(world, config.baseline.model_copy(update=OPTIONS)))
+    for (name, one), (_, another) in zip(*(list(n.named_buffers()) for n in networks), strict=True):
+        assert torch.equal(one, another), name
+    for (name, one), (_, another) in zip(*(list(n.named_parameters()) for n in networks), strict=True):
+        assert torch.equal(one, another), name
+
+
 def test_training_drops_ids_and_entries_and_reads_ids_of_the_past(data: Dataset, config: RunConfig) -> None:
     def vectors(**settings: float) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(0)
-        network = build_network(data, config.baseline.model_copy(update=settings), Popularity(data).counts)
+        network = build_network(data, config.baseline.model_copy(update=settings))
         return network.train().item_vectors().detach(), network.eval().item_vectors().detach()
 
     trained, plain = vectors()
@@ -160,7 +186,7 @@ def test_training_drops_ids_and_entries_and_reads_ids_of_the_past(data: Dataset,
     assert float(dropped.float().mean()) == pytest.approx(0.5, abs=0.1)
     ids = make_ids(data)
     torch.manual_seed(0)
-    network = build_network(data, config.baseline, Popularity(data).counts, ids)
+    network = build_network(data, config.baseline, ids)
     for training, frozen in ((True, ids.ids_past), (False, ids.ids)):
         expected = plain + network.ids_to_item(torch.from_numpy(frozen))
         assert torch.allclose(network.train(training).item_vectors(), expected, atol=1e-5)
@@ -169,7 +195,7 @@ def test_training_drops_ids_and_entries_and_reads_ids_of_the_past(data: Dataset,
 
 def test_matches_with_the_history_by_loops(data: Dataset, config: RunConfig) -> None:
     settings = config.baseline.model_copy(update=OPTIONS)
-    network = build_network(data, settings, Popularity(data).counts)
+    network = build_network(data, settings)
     row = data.examples.rows("test")[0]
     history = data.contexts.items[history_of(data, row)][:30]
     padded = torch.from_numpy(np.append(history, len(data.items)))[None]
@@ -190,7 +216,7 @@ def test_field_matches_find_a_category_before_any_training(data: Dataset, config
     for matched in (False, True):
         torch.manual_seed(0)
         settings = config.baseline.model_copy(update={"field_matches": matched})
-        network = build_network(data, settings, Popularity(data).counts)
+        network = build_network(data, settings)
         scorer = TargetAttentionScorer(network, Batcher(data, 30, matcher=QueryMatcher(data) if matched else None))
         recall = mean_recall(rank(scorer, data, data.examples.rows("validation"), 20), data, 20)
         recalls.append(recall["text_query"])

@@ -8,7 +8,6 @@ import torch
 
 from components.baseline.batches import Batcher
 from components.baseline.data import Dataset
-from components.baseline.rules import Popularity
 from components.baseline.target_attention import (
     Frozen,
     TargetAttentionScorer,
@@ -60,7 +59,7 @@ def test_text_of_items_and_query_moves_target_attention(
 ) -> None:
     torch.manual_seed(0)
     settings = config.baseline.model_copy(update={"text_hidden": text_hidden})
-    network = build_network(data, settings, Popularity(data).counts, Frozen(text.items))
+    network = build_network(data, settings, Frozen(text.items))
     assert network.text_to_item(torch.zeros(1, 384)).shape == (1, config.baseline.dimension)
     assert ("text_to_item.2.weight" in network.state_dict()) == (text_hidden > 0)
     batcher = Batcher(data, 30, text.queries)

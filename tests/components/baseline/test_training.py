@@ -9,7 +9,6 @@ import components.baseline.training as training
 from components.baseline.batches import Batcher
 from components.baseline.data import Dataset
 from components.baseline.network import TargetAttention
-from components.baseline.rules import Popularity
 from components.baseline.target_attention import build_network
 from components.baseline.training import TrainingSummary, train, validation_recall
 from components.config import RunConfig
@@ -20,7 +19,7 @@ def run(
 ) -> tuple[TargetAttention, TrainingSummary, list[tuple[int, dict[str, float]]]]:
     torch.manual_seed(0)
     baseline = config.baseline.model_copy(update=changes)
-    network, logged = build_network(data, baseline, Popularity(data).counts), []
+    network, logged = build_network(data, baseline), []
     batcher = Batcher(data, baseline.history_length)
     summary = train(network, batcher, baseline, k=20, seed=0, log=lambda *entry: logged.append(entry))
     return network, summary, logged
@@ -40,7 +39,7 @@ def test_learns_and_ends_with_the_best_weights(data: Dataset, config: RunConfig)
 def test_learns_what_only_training_can_tell(data: Dataset, config: RunConfig) -> None:
     """A query asks for one category: nothing but training links its words to items."""
     torch.manual_seed(0)
-    untrained = build_network(data, config.baseline, Popularity(data).counts)
+    untrained = build_network(data, config.baseline)
     before = validation_recall(untrained, Batcher(data, 30), 20)["text_query"]
     _, _, logged = run(data, config, max_epochs=40)
     after = max(metrics.get("validation_recall.text_query", 0.0) for _, metrics in logged)

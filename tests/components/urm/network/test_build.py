@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from components.exceptions import ConfigError
+from components.items.ramps import POPULARITY_KNOTS
 from components.items.table import ItemTable
 from components.urm.data.batches import usable_modalities
 from components.urm.data.request import RecallRequest
 from components.urm.inference import UrmRecaller, write_candidates
 from components.urm.network.files import load_model, save_model
-from components.urm.network.heads import POPULARITY_KNOTS
 from components.urm.training.checkpoints import Checkpoints
 from tests.worlds.backbone import TINY
 from tests.worlds.training import build_untrained, run_training, write_world

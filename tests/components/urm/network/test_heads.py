@@ -1,21 +1,19 @@
-"""The user head: popularity as a piecewise linear function, and words of a query by field."""
+"""The user head: popularity by its logarithm, and words of a query by field."""
 
-import math
 from typing import Any
 
 import pytest
 import torch
 
 from components.items.id_vectors import URM_SCALE
+from components.items.ramps import POPULARITY_KNOTS, popularity_features
 from components.urm.network.heads import (
     DOUBT_SCALE,
     FIRST_COPY_GAIN,
     FIRST_MEANING_GAIN,
     FIRST_POPULARITY_GAINS,
-    POPULARITY_KNOTS,
     HeadInputs,
     UserHead,
-    popularity_features,
     spread_copy_scores,
 )
 
@@ -49,15 +47,6 @@ def user_vectors(head: UserHead, queries: torch.Tensor) -> torch.Tensor:
     vectors, own = ask(head, hidden, task, (1, 1), queries=queries)
     assert not own.any()
     return vectors
-
-
-def test_weights_of_popularity_are_the_slopes_between_the_knots() -> None:
-    counts = torch.tensor([0.0, 1.0, 2.0, 3.0, 1e9])
-    features = popularity_features(torch.log1p(counts)[:, None])
-    slopes = torch.arange(POPULARITY_KNOTS).float() + 1
-    between = math.log2(3) - 1  # how far two baskets lie from the knot of one to that of three
-    expected = torch.tensor([0, 1, 1 + between * 2, 3, slopes.sum()])
-    torch.testing.assert_close(features @ slopes, expected)
 
 
 def test_before_training_popularity_counts_by_its_logarithm() -> None:

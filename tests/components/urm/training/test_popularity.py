@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from components.urm.network.heads import Gains, popularity_features
+from components.items.ramps import popularity_features
+from components.urm.network.heads import Gains
 from components.urm.training.popularity import begin_with_popularity, fit_popularity
 from tests.worlds.urm import build_batch, keep_examples
 
