@@ -35,7 +35,7 @@ from components.schemas.examples import CONTEXTS, EXAMPLES
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
 from components.urm.data.batch import TrainingBatch
-from components.urm.data.examples import Groups
+from components.urm.data.examples import TRAINING_OUTPUTS, Groups
 from components.urm.inference import UrmRecaller
 from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.steps import NegativeSampler, TrainingSteps
@@ -142,7 +142,9 @@ def measure(config: RunConfig, run: FinishedRun, num_steps: int) -> dict[str, An
     """Both speeds, the speed-up, and the share of the peak."""
     contexts = pq.read_table(run.path("features", "contexts"), filters=[("split", "=", "train")])
     tasks = {task.name: task for task in config.tasks}
-    examples = pq.read_table(run.path("features", "recent_examples"), filters=[("split", "=", "train")])
+    examples = pq.read_table(
+        run.path("features", TRAINING_OUTPUTS[config.urm.train_cuts].examples), filters=[("split", "=", "train")]
+    )
     groups = Groups(contexts, examples, tasks, "train")
     alone = Groups(*_give_contexts(contexts, examples), tasks, "train")
     bench = Bench(config, run.recaller(), pq.read_table(run.path("features", "catalogue")))

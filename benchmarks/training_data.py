@@ -29,7 +29,7 @@ from components.config import RunConfig
 from components.device import set_threads
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
-from components.urm.data.examples import read_groups
+from components.urm.data.examples import TRAINING_OUTPUTS, read_groups
 
 Opened = tuple[dict[str, int], Iterator[Any]]  # how many of what; batches as they are asked for
 
@@ -77,7 +77,9 @@ def _own_bytes(process: psutil.Process) -> int:
 def open_sft(config: RunConfig, run: FinishedRun, folder: Path) -> Opened:
     """Training and validation examples by context; batches are the contexts of a training step, in a random order."""
     contexts = run.path("features", "contexts")
-    training = read_groups(contexts, run.path("features", "recent_examples"), config, "train", folder)
+    training = read_groups(
+        contexts, run.path("features", TRAINING_OUTPUTS[config.urm.train_cuts].examples), config, "train", folder
+    )
     validation = read_groups(contexts, run.path("features", "examples"), config, "validation", folder)
     counts = {
         "contexts": len(training),

@@ -105,7 +105,7 @@ STAGES: dict[str, StageSpec] = {
                 "contexts": "file, CONTEXTS, sorted by context_id",
                 "examples": "file, EXAMPLES, sorted by example_id",
                 "recent_examples": "the same of the newest training cuts (`features.split.recent_cuts`), with what is "
-                "rare judged by what came before them; URM trains on these (ADR 19)",
+                "rare judged by what came before them; URM trains on these (ADR 19) unless `urm.train_cuts` is all",
             },
             sections=("features", "tasks"),
             resources=Resources(hours=3, memory="16Gi"),
@@ -122,7 +122,7 @@ STAGES: dict[str, StageSpec] = {
                 "brand, category, its kinds by level (see `components/items/kinds.py`) and, where the run has an image "
                 "encoder, image; what comes from events ends with the training window",
                 "item_table_past": "the same, its ID vectors and counts those of what came before the newest training "
-                "cuts (`features.split.recent_cuts`), on which URM trains",
+                "cuts (`features.split.recent_cuts`), with which URM trains unless `urm.train_cuts` is all",
             },
             sections=("items", "features"),
             resources=Resources(hours=3),

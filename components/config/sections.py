@@ -148,6 +148,11 @@ class UrmConfig(Model):
         description="User vectors copy what a query means (ADR 31), by the encoder of the items' texts, which the "
         "model carries along.",
     )
+    train_cuts: Literal["recent", "all"] = Field(
+        default="recent",
+        description="recent: train on the newest cuts, with ID vectors and counts of what was before (ADR 19); all: on "
+        "every training cut, with those of the whole training window, as target attention does (ADR 35).",
+    )
     num_negatives: int = Field(default=2048, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
     text_loss_weight: float = Field(default=0.02, ge=0, description="η, weight of the [LM] loss.")

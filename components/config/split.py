@@ -36,7 +36,8 @@ class SplitConfig(Model):
     recent_cuts: int = Field(
         default=8,
         gt=0,
-        description="Newest training cuts; URM trains on them, with ID vectors that know only what was before.",
+        description="Newest training cuts; URM trains on them, with ID vectors that know only what was before, unless "
+        "`urm.train_cuts` is all.",
     )
     train_start: AwareDatetime = Field(description="First training cut.")
     validation_start: AwareDatetime = Field(description="First validation cut; the training window ends here.")

@@ -15,7 +15,7 @@ from components.device import prepare_device
 from components.items.table import ItemTable, add_modalities
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
-from components.urm.data.examples import Groups, read_groups
+from components.urm.data.examples import TRAINING_OUTPUTS, Groups, read_groups
 from components.urm.inference import write_candidates
 from components.urm.network.files import save_model
 from components.urm.training.checkpoints import Checkpoints
@@ -29,25 +29,26 @@ class SftInputs:
     """What the stage reads."""
 
     item_table: Path  # folder of the item table for validation and serving
-    past_table: ItemTable  # item table built from events before the training cuts
+    training_table: ItemTable  # item table for training, see `urm.train_cuts`
     catalogue: pa.Table  # table of schema CATALOGUE
-    recent_examples: Path  # file of the training examples, for MLflow
+    training_examples: Path  # file of the training examples, for MLflow
     examples: Path  # file of the other examples, for MLflow
-    training: Groups  # examples of the newest training cuts by context; rare items are judged by the past
+    training: Groups  # training examples by context
     validation: Groups  # validation examples by context
 
     @classmethod
     def read(cls, stage: StageRun) -> SftInputs:
         """Read the outputs of `features` and `encode`."""
         contexts = stage.path("features", "contexts")
-        recent, examples = (stage.path("features", name) for name in ("recent_examples", "examples"))
+        chosen = TRAINING_OUTPUTS[stage.config.urm.train_cuts]
+        trained, examples = (stage.path("features", name) for name in (chosen.examples, "examples"))
         return cls(
             item_table=stage.path("encode", "item_table"),
-            past_table=ItemTable.open(stage.path("encode", "item_table_past")),
+            training_table=ItemTable.open(stage.path("encode", chosen.item_table)),
             catalogue=pq.read_table(stage.path("features", "catalogue")),
-            recent_examples=recent,
+            training_examples=trained,
             examples=examples,
-            training=read_groups(contexts, recent, stage.config, "train", stage.scratch),
+            training=read_groups(contexts, trained, stage.config, "train", stage.scratch),
             validation=read_groups(contexts, examples, stage.config, "validation", stage.scratch),
         )
 
@@ -61,7 +62,7 @@ def run(stage: StageRun) -> StageReport:
     # The model and the table it reads stay together; unchanged files are links.
     table = add_modalities(inputs.item_table, stage.output / "item_table", [], {})
     stage.report_progress("building the model", train_contexts=len(inputs.training))
-    tables = (table, inputs.past_table, inputs.catalogue)
+    tables = (table, inputs.training_table, inputs.catalogue)
     cache = CachePlace.of(stage.settings)
     session = prepare(config, *tables, inputs.training, inputs.validation, cache=cache, device=device)
 
@@ -80,7 +81,7 @@ def run(stage: StageRun) -> StageReport:
         # An earlier attempt of this run may have had another device or number of threads: MLflow keeps the first.
         known = tracked.data.params.keys()
         mlflow.log_params({name: value for name, value in session.parameters.items() if name not in known})
-        log_examples(inputs.recent_examples, config.name, "train")
+        log_examples(inputs.training_examples, config.name, "train")
         log_examples(inputs.examples, config.name, "validation")
         summary = session.train(checkpoints, report, sharded=sharded)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})

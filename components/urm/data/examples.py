@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,19 @@ from components.urm.data.request import Ids, RecallRequest, UserContext, read_co
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _ROWS_PER_READ = 100_000
+
+
+class TrainingOutputs(NamedTuple):
+    """Names of the outputs of `features` and `encode` that a training reads."""
+
+    examples: str
+    item_table: str
+
+
+TRAINING_OUTPUTS = {
+    "recent": TrainingOutputs("recent_examples", "item_table_past"),
+    "all": TrainingOutputs("examples", "item_table"),
+}  # by `urm.train_cuts`
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +157,7 @@ class Groups(Sequence[Group]):
 
 
 def read_groups(contexts: Path, examples: Path, config: RunConfig, split: str, folder: Path) -> Groups:
-    """Examples of a split; of the training split those of the newest cuts.
+    """Examples of a split; of the training split, those of the cuts that URM trains on (`urm.train_cuts`).
 
     The files are tables of the schemas CONTEXTS and EXAMPLES; what is mapped lies in `folder` (`map_rows`).
 
@@ -152,9 +165,11 @@ def read_groups(contexts: Path, examples: Path, config: RunConfig, split: str, f
         DataError: As `Groups`.
     """
     of_split = pc.field("split") == split
-    recent = pc.field("cut_ts") >= pc.scalar(config.features.split.recent_start)
+    of_cuts = of_split
+    if split == "train" and config.urm.train_cuts == "recent":
+        of_cuts &= pc.field("cut_ts") >= pc.scalar(config.features.split.recent_start)
     return Groups(
-        map_rows(contexts, of_split & recent if split == "train" else of_split, folder),
+        map_rows(contexts, of_cuts, folder),
         map_rows(examples, of_split, folder),
         {task.name: task for task in config.tasks},
         split,

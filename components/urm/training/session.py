@@ -63,7 +63,7 @@ class Session:
 def prepare(
     config: RunConfig,
     table: ItemTable,
-    past_table: ItemTable,
+    training_table: ItemTable,
     catalogue: pa.Table,
     training: Groups,
     validation: Groups,
@@ -73,16 +73,16 @@ def prepare(
 ) -> Session:
     """Build a model and everything that trains it.
 
-    `table` is the item table for validation and serving, `past_table` that for training, built from events before the
-    training cuts. Examples come by context; a random sample of the validation contexts is measured. `cache` keeps
-    packaged backbones as converted.
+    `table` is the item table for validation and serving, `training_table` that for training, see `urm.train_cuts`.
+    Examples come by context; a random sample of the validation contexts is measured. `cache` keeps packaged backbones
+    as converted.
     """
     behaviors = training.behaviors()
     encoder = (
         config.items.text_encoder if config.urm.query_meaning and any(task.needs_query for task in config.tasks) else ""
     )
     new = build_model(config.urm, table, behaviors, cache, [task.prompt for task in config.tasks], encoder)
-    reader = dataclasses.replace(new.builder.reader, table=past_table)
+    reader = dataclasses.replace(new.builder.reader, table=training_table)
     meaning = new.builder.meaning and new.builder.meaning.without_cache()
     builder = BatchBuilder(new.builder.writer, reader, behaviors, config.urm.copy_length, meaning)
     sampler = NegativeSampler(catalogue, config.urm.num_negatives, config.urm.negative_power)

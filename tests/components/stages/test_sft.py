@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import mlflow
@@ -84,15 +85,29 @@ def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_di
     assert {item.dataset.name for item in inputs} == {"complete_journey.train", "complete_journey.validation"}
 
 
-def test_training_reads_vectors_of_the_past_and_validation_of_now(config: RunConfig, run_dir, settings, monkeypatch):
-    """Of the two tables only the past one lacks the vector of one more item."""
-    with_vector = {}
+@pytest.mark.parametrize(("cuts", "with_vector", "num_contexts"), [("recent", 54, 6), ("all", 55, 16)])
+def test_the_newest_cuts_are_judged_by_the_past_and_all_cuts_by_the_present(
+    config: RunConfig, run_dir, settings, tables, monkeypatch, cuts, with_vector, num_contexts
+):
+    """Of the two tables only the past one lacks the vector of one more item; six of 16 contexts are of newest cuts."""
+    config = config.model_copy(update={"urm": config.urm.model_copy(update={"train_cuts": cuts})})
+    old = pc.less(tables.contexts["context_id"], 10)
+    starts = pc.if_else(old, config.features.split.train_start - timedelta(days=7), tables.contexts["cut_ts"])
+    place = tables.contexts.schema.get_field_index("cut_ts")
+    field = tables.contexts.schema.field("cut_ts")
+    files = run_dir.parent.parent / "files"
+    pq.write_table(tables.contexts.set_column(place, field, starts.cast(field.type)), files / "contexts.parquet")
+    pq.write_table(tables.examples, files / "examples.parquet")
+    newest = pc.greater_equal(tables.examples["context_id"], 10)
+    trains = pc.equal(tables.examples["split"], "train")
+    pq.write_table(tables.examples.filter(pc.and_(newest, trains)), files / "recent_examples.parquet")
+    found = {}
 
     def watch(name, place):
         made = getattr(session, name)
 
         def make(*arguments):
-            with_vector[name] = int(arguments[place].reader.table.modalities["id"].present.sum())
+            found[name] = int(arguments[place].reader.table.modalities["id"].present.sum())
             return made(*arguments)
 
         monkeypatch.setattr(session, name, make)
@@ -100,8 +115,9 @@ def test_training_reads_vectors_of_the_past_and_validation_of_now(config: RunCon
     watch("TrainingSteps", 1)
     watch("Validation", 2)
     result = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings)
-    with_vector["served"] = int(ItemTable.open(result.outputs["item_table"]).modalities["id"].present.sum())
-    assert with_vector == {"TrainingSteps": 54, "Validation": 55, "served": 55}
+    found["served"] = int(ItemTable.open(result.outputs["item_table"]).modalities["id"].present.sum())
+    assert found == {"TrainingSteps": with_vector, "Validation": 55, "served": 55}
+    assert result.counts["train_examples"] == len(config.tasks) * num_contexts
 
 
 def test_time_limit_ends_the_training_cleanly(config: RunConfig, run_dir, settings):
