@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from components.baseline.activation import activate
 from components.baseline.query_match import NUM_QUERY_MATCHES, QueryMatches
-from components.items.ramps import POPULARITY_KNOTS
+from components.items.ramps import POPULARITY_KNOTS, popularity_features
 
 NUM_STEPS = 12  # buckets of a history item's count and of its days, each the power of two it reaches
 NUM_MATCH = 8  # features of a candidate that is in the history
@@ -111,7 +111,7 @@ class TargetAttention(nn.Module):
     item_text: Tensor
     item_ids: Tensor
     item_ids_past: Tensor
-    popularity: Tensor
+    log_counts: Tensor
 
     def __init__(self, shape: NetworkShape, dropout: float = 0.0, id_dropout: float = 0.0) -> None:
         super().__init__()
@@ -122,8 +122,7 @@ class TargetAttention(nn.Module):
         self.register_buffer("item_text", torch.zeros(shape.num_items, shape.text_dimension), persistent=False)
         for name in ("item_ids", "item_ids_past"):
             self.register_buffer(name, torch.zeros(shape.num_items, shape.id_dimension), persistent=False)
-        counts = shape.num_counts * POPULARITY_KNOTS
-        self.register_buffer("popularity", torch.zeros(shape.num_items, counts), persistent=False)
+        self.register_buffer("log_counts", torch.zeros(shape.num_items, shape.num_counts), persistent=False)
         self.identity = _embedding(shape.num_items, d)
         self.features = nn.ModuleList(_embedding(size, d) for size in shape.feature_sizes)
         self.behavior, self.count, self.recency = (
@@ -144,7 +143,7 @@ class TargetAttention(nn.Module):
         self.match_to_score = nn.Parameter(start.repeat(num_tasks, 1))
         self.item_to_match = nn.Linear(d, NUM_MATCH, bias=False)  # how much an item is one to be bought again
         # At first the score is log(1 + baskets).
-        slopes = [math.log(2)] * POPULARITY_KNOTS + [0.0] * (counts - POPULARITY_KNOTS)
+        slopes = [math.log(2)] * POPULARITY_KNOTS + [0.0] * POPULARITY_KNOTS * (shape.num_counts - 1)
         self.popularity_to_score = nn.Parameter(torch.tensor(slopes).repeat(num_tasks, 1))
         if shape.text_dimension:
             self.text_to_item = _text_map(shape.text_dimension, shape.text_hidden, d)
@@ -208,9 +207,10 @@ class TargetAttention(nn.Module):
         """Output of the MLP, [E, C], for the user-independent part of its first layer, [B, C, h]."""
         return activate(hidden, self.user_to_hidden(users), self.hidden_to_score[batch.tasks], batch.contexts)
 
-    def popularity_bias(self) -> Tensor:
-        """Part of the score that no user changes, [T, n]."""
-        return self.popularity_to_score @ self.popularity.T
+    def popularity_bias(self, items: Tensor | None = None) -> Tensor:
+        """Part of the scores of items [m] that no user changes, [T, m]; of the whole catalogue by default."""
+        log_counts = self.log_counts if items is None else self.log_counts[items]
+        return self.popularity_to_score @ popularity_features(log_counts).T
 
     def match_history(self, history: Tensor, items: Tensor) -> Tensor:
         """log(1 + history items with the candidate's value) of each matched feature, [B, C, F].

@@ -11,7 +11,6 @@ from components.baseline.data import Dataset, Floats, Ints
 from components.baseline.loss import NegativeSampler, accidental_hits, sampled_softmax_loss
 from components.baseline.network import Candidates, Interest, NetworkShape, TargetAttention
 from components.config import BaselineConfig
-from components.items.ramps import popularity_features
 
 
 class Frozen(NamedTuple):
@@ -49,7 +48,7 @@ def build_network(data: Dataset, config: BaselineConfig, frozen: Frozen | None =
     ):
         if vectors is not None:
             buffer.copy_(torch.from_numpy(vectors))
-    network.popularity.copy_(popularity_features(torch.from_numpy(data.items.log_counts)))
+    network.log_counts.copy_(torch.from_numpy(data.items.log_counts))
     return network
 
 
@@ -87,20 +86,20 @@ def score_training_batch(network: TargetAttention, batch: TrainingBatch, negativ
     users = network.encode_users(batch.examples, interest)
     contexts, tasks = batch.examples.contexts, batch.examples.tasks
     slots = _slots(contexts)
-    bias = network.popularity_bias()
+    bias = network.popularity_bias(named)
+    drawn = torch.searchsorted(named, negatives)
+    owned = torch.searchsorted(named, batch.own.items).clamp(max=len(named) - 1)  # any row where there is none
 
-    shared = known.select(torch.searchsorted(named, negatives))
+    shared = known.select(drawn)
     hidden = shared.hidden + network.attend(shared.queries.expand(len(interest.keys), -1, -1), interest)
-    negative_scores = (
-        users @ shared.vectors.T + bias[:, negatives][tasks] + network.activate(hidden, users, batch.examples)
-    )
+    negative_scores = users @ shared.vectors.T + bias[:, drawn][tasks] + network.activate(hidden, users, batch.examples)
 
     items, match = batch.own.items.clamp(max=num_items - 1), batch.own.match
-    own = known.select(torch.searchsorted(named, batch.own.items).clamp(max=len(named) - 1))
+    own = known.select(owned)
     hidden = own.hidden + network.attend(own.queries, interest) + network.match_to_hidden(match)
     again = (match * network.item_to_match(own.vectors)).sum(-1)
     own_scores = _of_own_context(own.vectors, users, contexts, slots) + again[contexts]
-    own_scores = own_scores + bias[tasks.unsqueeze(1), items[contexts]]
+    own_scores = own_scores + bias[tasks.unsqueeze(1), owned[contexts]]
     own_scores = own_scores + _of_own_context(match, network.match_to_score[tasks], contexts, slots)
     if network.shape.matched_features:
         own_scores = own_scores + _match_fields(network, batch, items)
