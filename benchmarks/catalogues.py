@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from components.items.ramps import POPULARITY_KNOTS
+from components.items.ramps import num_ramps
+from components.urm.network.heads import POPULARITY_RAMPS
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -62,6 +63,6 @@ class Catalogue:
         share = random.uniform(*MIXED, size=(number, 1)).astype(np.float32)
         kept = np.sqrt(1 - share**2)
         mixed = kept * self.vectors[first] + share * self.vectors[second] + (1 - kept - share) * mean
-        popularity = mixed.shape[1] - POPULARITY_KNOTS * self.num_counts
+        popularity = mixed.shape[1] - num_ramps(self.num_counts, POPULARITY_RAMPS)
         mixed[:, popularity:] = self.vectors[first, popularity:]
         return mixed

@@ -35,11 +35,12 @@ from torch.nn import functional as F
 
 from components.baseline.activation import activate
 from components.baseline.query_match import NUM_QUERY_MATCHES, QueryMatches
-from components.items.ramps import POPULARITY_KNOTS, popularity_features
+from components.items.ramps import logarithm_slopes, ramp_features
 
 NUM_STEPS = 12  # buckets of a history item's count and of its days, each the power of two it reaches
 NUM_MATCH = 8  # features of a candidate that is in the history
 HALF_LIVES_DAYS = (7.0, 28.0, 112.0)
+RAMPS = 1  # of popularity, for each doubling; more make no difference (ADR 37)
 
 
 class NetworkShape(BaseModel):
@@ -143,8 +144,8 @@ class TargetAttention(nn.Module):
         self.match_to_score = nn.Parameter(start.repeat(num_tasks, 1))
         self.item_to_match = nn.Linear(d, NUM_MATCH, bias=False)  # how much an item is one to be bought again
         # At first the score is log(1 + baskets).
-        slopes = [math.log(2)] * POPULARITY_KNOTS + [0.0] * POPULARITY_KNOTS * (shape.num_counts - 1)
-        self.popularity_to_score = nn.Parameter(torch.tensor(slopes).repeat(num_tasks, 1))
+        slopes = logarithm_slopes([1.0, *[0.0] * (shape.num_counts - 1)], RAMPS)
+        self.popularity_to_score = nn.Parameter(slopes.repeat(num_tasks, 1))
         if shape.text_dimension:
             self.text_to_item = _text_map(shape.text_dimension, shape.text_hidden, d)
             self.query_to_user = _text_map(shape.text_dimension, shape.text_hidden, d)
@@ -210,7 +211,7 @@ class TargetAttention(nn.Module):
     def popularity_bias(self, items: Tensor | None = None) -> Tensor:
         """Part of the scores of items [m] that no user changes, [T, m]; of the whole catalogue by default."""
         log_counts = self.log_counts if items is None else self.log_counts[items]
-        return self.popularity_to_score @ popularity_features(log_counts).T
+        return self.popularity_to_score @ ramp_features(log_counts, RAMPS).T
 
     def match_history(self, history: Tensor, items: Tensor) -> Tensor:
         """log(1 + history items with the candidate's value) of each matched feature, [B, C, F].

@@ -72,6 +72,14 @@ def list_words(texts: Sequence[str]) -> Words:
     return np.unique(_hashes(sorted({word for text in texts for word in _words(text)})))
 
 
+def name_hashes(names: Sequence[str]) -> Words:
+    """A hash of each name [n]; equal for names of the same words in the same order, 0 for one without words."""
+    words = [" ".join(_words(name)) for name in names]
+    hashes = _hashes(words)
+    hashes[[not of_name for of_name in words]] = 0
+    return hashes
+
+
 def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -> list[Floats]:
     """Vectors of a free text in word spaces, one per set of texts that a space is built from.
 

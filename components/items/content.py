@@ -11,7 +11,7 @@ from components.config import ItemsConfig
 from components.exceptions import DataError
 from components.items.codes import Words, attribute_vectors, lexical_vectors, list_words
 from components.items.id_network import ItemContent
-from components.items.kinds import kind_vectors
+from components.items.kinds import kind_names, kind_vectors
 
 Modalities = dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]]
 
@@ -64,6 +64,11 @@ def make_codes(items: pa.Table, config: ItemsConfig) -> Modalities:
 def words_of(items: pa.Table) -> dict[str, Words]:
     """The words that each modality of words is made of."""
     return {name: list_words(texts) for name, texts in _texts_of_words(items).items()}
+
+
+def names_of(items: pa.Table) -> dict[str, Words]:
+    """The names of the columns of each modality that has one column per category."""
+    return kind_names(items.column("category").to_pylist())
 
 
 def _texts_of_words(items: pa.Table) -> dict[str, list[str]]:

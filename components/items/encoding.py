@@ -13,7 +13,7 @@ import torch
 
 from components.caches import CachePlace
 from components.config import ItemsConfig, RunConfig
-from components.items.content import Modalities, describe_items, make_codes, words_of
+from components.items.content import Modalities, describe_items, make_codes, names_of, words_of
 from components.items.id_vectors import learn_id_vectors
 from components.items.image import ImageEncoder, ImageVectors, encode_images
 from components.items.popularity import count_popularity
@@ -82,7 +82,7 @@ def write_tables(
     def report_step(name: str, step: int, steps: int, loss: float) -> None:
         report(f"learning ID vectors: {name}", step=step, steps=steps, loss=round(loss, 3))
 
-    item_ids, words = items.column("item_id").to_numpy(), words_of(items)
+    item_ids, words, names = items.column("item_id").to_numpy(), words_of(items), names_of(items)
     described = describe_items(items, content["text"][0])
     learned = learn_id_vectors(events, item_ids, described, config.features, config.items, config.seed, report_step)
     trim_memory()  # gigabytes of baskets and gradients, which the allocator would keep beside the counts
@@ -97,7 +97,7 @@ def write_tables(
             "id" + HISTORY_ROLE: (vectors.history, vectors.present),
             POPULARITY: (popularity, everyone),
         }
-        write_item_table(output / name, item_ids, content | of_events, words)
+        write_item_table(output / name, item_ids, content | of_events, words, names)
     return int(learned.now.present.sum())
 
 

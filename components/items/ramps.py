@@ -1,20 +1,31 @@
 """Counts as features whose weights make a piecewise linear function of the logarithm, for URM and target attention.
 
-G counts of popularity (popularity.py) · K knots of each
+G counts of popularity (popularity.py) · m ramps for each doubling · R = G · m · DOUBLINGS ramps in all
 """
 
 import math
 
 import torch
 
-POPULARITY_KNOTS = 12  # K; knot k lies at 2ᵏ - 1 baskets
+DOUBLINGS = 12  # that have ramps: up to 4,095 baskets
 
 
-def popularity_features(log_counts: torch.Tensor) -> torch.Tensor:
-    """Progress of each log(1 + baskets) [n, G] from each knot to the next, from 0 to 1 [n, G·K].
+def num_ramps(num_counts: int, per_doubling: int) -> int:
+    """R for G counts."""
+    return num_counts * DOUBLINGS * per_doubling
 
-    Weights of such features are slopes.
+
+def ramp_features(log_counts: torch.Tensor, per_doubling: int) -> torch.Tensor:
+    """Progress of each log(1 + baskets) [n, G] along each of its ramps, from 0 to 1 [n, R].
+
+    Ramp k leads from 2^(k/m) - 1 to 2^((k+1)/m) - 1 baskets. Weights of such features are slopes.
     """
-    place = log_counts / math.log(2)
-    knots = torch.arange(POPULARITY_KNOTS, device=log_counts.device)
-    return (place[..., None] - knots).clamp(min=0, max=1).flatten(1)
+    place = log_counts * (per_doubling / math.log(2))
+    starts = torch.arange(DOUBLINGS * per_doubling, device=log_counts.device)
+    return (place[..., None] - starts).clamp(min=0, max=1).flatten(1)
+
+
+def logarithm_slopes(gains: list[float], per_doubling: int) -> torch.Tensor:
+    """Weights [R] that make Σ gain · log(1 + baskets) of the features of G counts, for G gains."""
+    slopes = torch.tensor(gains) * (math.log(2) / per_doubling)
+    return slopes.repeat_interleave(DOUBLINGS * per_doubling)

@@ -5,6 +5,7 @@
     <name>.npy            float16 [n, d] vectors of a modality; zero where absent
     <name>.present.npy    bool [n]       whether the item has a vector of that modality
     <name>.words.npy      uint64 [w]    of a modality made of words: hashes of these words, sorted
+    <name>.names.npy      uint64 [d]    of a modality with a name for each column: hashes of these names
 
 Nothing is rebuilt when a table is opened: the files *are* the hash table, so that any number of processes of a
 machine share one copy in the page cache. A table never changes once written; `add_modalities` makes a new one and
@@ -40,7 +41,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = ("keys", "slots")
-_WORDS = ".words.npy"
+_WORDS, _NAMES = ".words.npy", ".names.npy"
 
 
 class Modality(NamedTuple):
@@ -58,6 +59,7 @@ class ItemTable:
     modalities: Mapping[str, Modality]  # name → vectors and presence
     _slots: Keys
     words: Mapping[str, Words]  # name of a modality made of words → hashes of its words, sorted; empty in older tables
+    names: Mapping[str, Words]  # name of a modality → hash of the name of each column [d]; empty in older tables
 
     @classmethod
     def open(cls, folder: str | Path) -> ItemTable:
@@ -79,9 +81,12 @@ class ItemTable:
                 if len(array) != len(keys):
                     raise _damaged(folder / f"{part}.npy", f"{len(keys)} rows as in keys.npy", len(array))
             modalities[name] = modality
-        found = {path.name.removesuffix(_WORDS) for path in folder.glob(f"*{_WORDS}")}
-        words = {name: _map(folder, f"{name}.words", np.uint64, 1) for name in sorted(found)}
-        return cls(keys, MappingProxyType(modalities), slots, MappingProxyType(words))
+        words, names = _map_hashes(folder, _WORDS), _map_hashes(folder, _NAMES)
+        for name, hashes in names.items():
+            width = modalities[name].vectors.shape[1] if name in modalities else 0
+            if len(hashes) != width:
+                raise _damaged(folder / f"{name}{_NAMES}", f"{width} names as in {name}.npy", len(hashes))
+        return cls(keys, MappingProxyType(modalities), slots, words, names)
 
     def __len__(self) -> int:
         """Number of items."""
@@ -134,6 +139,7 @@ def write_item_table(
     keys: npt.ArrayLike,
     modalities: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
     words: Mapping[str, Words] | None = None,
+    names: Mapping[str, Words] | None = None,
 ) -> None:
     """Write a new table.
 
@@ -142,6 +148,7 @@ def write_item_table(
         keys: Distinct item ids, int64 [n].
         modalities: Name → (vectors [n, d], present bool [n]); stored as float16.
         words: Name of a modality made of words → its words, see `codes.list_words`.
+        names: Name of a modality → the names of its columns [d], see `codes.name_hashes`.
 
     Raises:
         DataError: A key repeats, shapes disagree, a vector is not finite in float16, or a table is there already.
@@ -154,8 +161,9 @@ def write_item_table(
         _check_modality(name, len(ids), *arrays)
     for name, arrays in modalities.items():
         _save_modality(folder, name, _check_modality(name, len(ids), *arrays))
-    for name, table in (words or {}).items():
-        np.save(folder / f"{name}.words.npy", table)
+    for suffix, tables in ((_WORDS, words), (_NAMES, names)):
+        for name, hashes in (tables or {}).items():
+            np.save(folder / f"{name}{suffix}", hashes)
     np.save(folder / "slots.npy", slots)
     np.save(folder / "keys.npy", ids)  # the last: without it there is no table
 
@@ -299,6 +307,11 @@ def _map(folder: Path, name: str, dtype: type[_Scalar], ndim: int) -> npt.NDArra
     if array.dtype != dtype or array.ndim != ndim:
         raise _damaged(path, f"{np.dtype(dtype)} of {ndim} dimension(s)", f"{array.dtype} of {array.ndim}")
     return array
+
+
+def _map_hashes(folder: Path, suffix: str) -> Mapping[str, Words]:
+    found = sorted(path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}"))
+    return MappingProxyType({name: _map(folder, (name + suffix).removesuffix(".npy"), np.uint64, 1) for name in found})
 
 
 def _damaged(path: Path, expected: str, got: object) -> DataError:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from benchmarks.catalogues import BLOCK, Catalogue
-from components.items.ramps import POPULARITY_KNOTS
+from components.items.ramps import num_ramps
+from components.urm.network.heads import POPULARITY_RAMPS
 
 SPACE, COUNTS = 20, 2
 POPULARITY_AT = slice(SPACE, None)
@@ -14,7 +15,7 @@ def catalogue():
     rng = np.random.default_rng(0)
     keys = np.arange(300) * 7 + 5
     space = rng.normal(size=(300, SPACE)) * 0.8 ** np.arange(SPACE) + 1
-    popularity = rng.uniform(size=(300, COUNTS * POPULARITY_KNOTS))
+    popularity = rng.uniform(size=(300, num_ramps(COUNTS, POPULARITY_RAMPS)))
     vectors = np.concatenate([space, popularity], axis=1).astype(np.float32)
     return Catalogue(keys, vectors, num_counts=COUNTS, size=300 + BLOCK + 11)
 

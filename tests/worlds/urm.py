@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from components.caches import CachePlace
 from components.config import RunConfig, load_config
+from components.items.codes import name_hashes
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.schemas.examples import CONTEXTS, EXAMPLES
 from components.urm.data.batch import Batch
@@ -88,7 +89,7 @@ def table_dir(tmp_path_factory: pytest.TempPathFactory, tables: SimpleNamespace)
         "category_0": (np.eye(3)[np.arange(NUM_ITEMS) % 3], everyone),
         POPULARITY: (np.log1p(np.arange(NUM_ITEMS, 0, -1))[:, None], everyone),
     }
-    write_item_table(folder, tables.item_ids, modalities)
+    write_item_table(folder, tables.item_ids, modalities, names={"category_0": name_hashes(CATEGORIES)})
     return folder
 
 

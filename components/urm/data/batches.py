@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from components.exceptions import ConfigError, DataError
-from components.items.codes import guidance_vectors, query_vector, unknown_share
+from components.items.codes import guidance_vectors, name_hashes, query_vector, unknown_share
 from components.items.kinds import KINDS
 from components.items.table import HISTORY_ROLE, POPULARITY, ItemTable
 from components.urm.data.batch import WORDS, Batch, History, ItemInputs
@@ -85,6 +85,18 @@ class ItemReader:
                     known = self.table.words[name]
                     row[place] = 1.0 if block.words_withheld else unknown_share(block.query, known)
         return torch.from_numpy(doubts)
+
+    def read_named(self, blocks: Sequence[Block]) -> torch.Tensor:
+        """1 at the kinds that the query of each block names, by all its words in their order [E, widths of KINDS].
+
+        Zero without a query and where its words are withheld, and at kinds whose names the item table does not list.
+        """
+        queries = name_hashes(["" if block.words_withheld else block.query for block in blocks])
+        kinds = [name for name in KINDS if name in self.widths]
+        names = [self.table.names.get(name, np.zeros(self.widths[name], np.uint64)) for name in kinds]
+        columns = np.concatenate([*names, np.zeros(0, np.uint64)])
+        named = (queries[:, None] == columns) & (columns != 0)
+        return torch.from_numpy(named.astype(np.float32))
 
     def read(self, item_ids: Ids) -> ItemInputs:
         """Vectors, presence and popularity of items [U]."""
@@ -165,6 +177,7 @@ class BatchBuilder:
             "queries": self.reader.read_words(asked),
             "meanings": torch.from_numpy(meanings),
             "doubts": self.reader.read_doubts(asked),
+            "named": self.reader.read_named(asked),
             "items": self.reader.read(distinct),
         }
         return batch, where[len(where) - len(more) :]

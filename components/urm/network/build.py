@@ -13,7 +13,7 @@ from components.urm.data.meaning import QueryMeaning
 from components.urm.data.prompt import PromptWriter, TaskWriter, Writer, add_special_tokens
 from components.urm.network.backbone import TaskLookup, extend_vocabulary, load_backbone
 from components.urm.network.files import ModelDescription, make_lookup
-from components.urm.network.heads import POPULARITY_SCALE
+from components.urm.network.heads import POPULARITY_RAMPS, POPULARITY_SCALE
 from components.urm.network.model import Urm
 
 
@@ -43,6 +43,7 @@ def build_model(
     reader = ItemReader(table, usable_modalities(table, config.modalities))
     reads_meaning = bool(text_encoder) and config.copy_path and "text" in reader.widths
     meaning = QueryMeaning(text_encoder, table, reader.modalities) if reads_meaning else None
+    reads_names = config.copy_path and any(name in table.names for name in reader.modalities)
     description = ModelDescription(
         config=config,
         widths=reader.widths,
@@ -50,7 +51,9 @@ def build_model(
         behaviors=tuple(behaviors),
         prompts=() if config.has_language_model else tuple(dict.fromkeys(prompts)),
         meaning=reads_meaning,
+        names=reads_names,
         popularity_scale=POPULARITY_SCALE,
+        ramps=POPULARITY_RAMPS,
     )
     backbone: PreTrainedModel | TaskLookup
     writer: Writer
@@ -64,7 +67,9 @@ def build_model(
     else:
         backbone, writer = make_lookup(description), TaskWriter(description.prompts, config.num_user_vectors)
     return NewModel(
-        model=Urm(backbone, config, reader.widths, reader.num_counts, len(behaviors), meaning=reads_meaning),
+        model=Urm(
+            backbone, config, reader.widths, reader.num_counts, len(behaviors), meaning=reads_meaning, names=reads_names
+        ),
         builder=BatchBuilder(writer, reader, behaviors, config.copy_length, meaning),
         description=description,
     )

@@ -36,7 +36,9 @@ class ModelDescription(Model):
     behaviors: tuple[str, ...]  # behaviours in the training data, in the order of their numbers
     prompts: tuple[str, ...] = ()  # templates that a model without a language model knows, in the same order
     meaning: bool = False  # whether it reads what queries mean; models from before ADR 31 do not
+    names: bool = False  # whether it reads which kinds queries name; models from before ADR 36 do not
     popularity_scale: float = 1.0  # of the user head; models from before ADR 32 have none
+    ramps: int = 1  # of popularity, for each doubling; models from before ADR 37 have one
 
 
 def make_lookup(description: ModelDescription) -> TaskLookup:
@@ -84,7 +86,9 @@ def load_model(folder: Path) -> tuple[Urm, Writer, ModelDescription]:
             description.num_counts,
             len(description.behaviors),
             meaning=description.meaning,
+            names=description.names,
             popularity_scale=description.popularity_scale,
+            ramps=description.ramps,
         )
         result = model.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
     except (pydantic.ValidationError, SafetensorError, OSError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """h_UM: hidden states of the [UM] tokens become H user vectors, and how H inner products become one score.
 
-    E examples · H user vectors · D hidden width · B contexts · L history items · U distinct items · G counts · K knots
-    vector of an item    v = [ item space p (P), one part per modality ; popularity f (G·K) ]
-    user vector          u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ (1 - r) ⊙ q + c ⊙ s + e ⊙ k ; weights of popularity ]
+    E examples · H user vectors · D hidden width · B contexts · L history items · U distinct items · R ramps
+    vector of an item    v = [ item space p (P), one part per modality ; popularity f (R) ]
+    user vector          u = [ W h + a ⊙ Σᵢ wᵢ pᵢ + b ⊙ (1 - r) ⊙ q + c ⊙ s + e ⊙ k + d ⊙ j ; weights of popularity ]
     score(user, item)    combine over H of  u_h · v,  plus for history item i the copy score, mean over H of  g·zᵢ
 
 h is the hidden state of the user token, concatenated with the mean of those of the task text, each of length one: the
@@ -16,8 +16,9 @@ modality; the gains and the decay depend on h. q holds the words of the block's 
 consist of words. s is what the query means (data/meaning.py), and r the doubt about its words: the share of them that a
 part of words lacks. All gains depend on r beside h, so that meaning and history count where words fit badly (ADR 31).
 A model without an encoder of texts has neither s nor r. k is log(1 + history items of each kind): wᵢ sum to one, so
-that from pᵢ a category that the user never had looks almost like one that he had once (ADR 33). f is popularity, each
-count as K ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
+that from pᵢ a category that the user never had looks almost like one that he had once (ADR 33). j is 1 at the kinds
+that the query names: q has their words, too, but with them those of kinds of similar names (ADR 36). f is popularity,
+each count as K ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
 `urm.copy_path: false` leaves W h and popularity.
 
 In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and
@@ -35,7 +36,7 @@ from torch.nn import functional
 
 from components.items.id_vectors import URM_SCALE
 from components.items.kinds import KINDS
-from components.items.ramps import POPULARITY_KNOTS
+from components.items.ramps import logarithm_slopes, num_ramps
 from components.urm.data.batch import MEANING, WORDS
 
 # Gains at the start, by modality; training moves all of them.
@@ -43,10 +44,12 @@ FIRST_SIMILARITY_GAINS = {"id": 1.0, "text": 0.5, **dict.fromkeys(KINDS, 0.0)}
 OTHER_SIMILARITY_GAIN = 0.1
 FIRST_COPY_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
 FIRST_MEANING_GAIN = 0.8
+FIRST_NAME_GAIN = 2.0
 DOUBT_SCALE = 10.0  # a step of Adam then moves a gain by hundredths
 FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of all baskets and of recent ones; zero for other counts
 # A step of Adam would move each slope of popularity by a tenth, in which what a task had learned of it drowns (ADR 32).
 POPULARITY_SCALE = 0.05
+POPULARITY_RAMPS = 4  # for each doubling, so that "at most 53" can be said (ADR 37)
 
 
 class Gains(NamedTuple):
@@ -56,9 +59,10 @@ class Gains(NamedTuple):
     copy: torch.Tensor  # of the history items themselves
     decay: torch.Tensor  # how fast older items matter less
     query: torch.Tensor  # one per modality of words
-    popularity: torch.Tensor  # G·K of the knots
+    popularity: torch.Tensor  # one per ramp
     meaning: torch.Tensor  # one per modality of meanings
     kinds: torch.Tensor  # one per level of the kinds
+    named: torch.Tensor  # the same, of kinds that the query names
 
 
 class HeadInputs(NamedTuple):
@@ -75,6 +79,7 @@ class HeadInputs(NamedTuple):
     queries: torch.Tensor  # words of query and guidance, zero without them [E, sum of the widths of WORDS]
     meanings: torch.Tensor  # what the query means, zero without one [E, sum of the widths of MEANING]
     doubts: torch.Tensor  # share of the query's words that each part of words lacks [E, len(WORDS)]
+    named: torch.Tensor  # 1 at the kinds that the query names [E, sum of the widths of KINDS]
     place: Callable[[torch.Tensor], torch.Tensor]  # from vectors side by side to item space
 
 
@@ -96,14 +101,17 @@ class UserHead(nn.Module):
         item_width: int | None = None,
         copy_path: bool = True,
         meaning: bool = False,
+        names: bool = False,
         popularity_scale: float = POPULARITY_SCALE,
+        ramps: int = POPULARITY_RAMPS,
     ) -> None:
         """Start as a model of popularity and, with the copy path, of the user's habits and of similar items.
 
         `widths` are those of the parts of item space by modality; `pointer_width` is that of the queries and keys of
         the match; `item_width` is d of a low-rank item space. Without `copy_path`, history and query act through the
-        backbone only. With `meaning`, it copies what queries mean, too. `popularity_scale` times what the
-        layer of the gains gives are the weights of popularity.
+        backbone only. With `meaning`, it copies what queries mean, too, with `names` the kinds that they name.
+        `popularity_scale` times what the layer of the gains gives are the weights of popularity, which has so many
+        `ramps` for each doubling.
         """
         super().__init__()
         self.copy_path = copy_path
@@ -129,8 +137,10 @@ class UserHead(nn.Module):
         self.key_hidden = nn.Linear(hidden_width, pointer_width)
         self.key = nn.Linear(pointer_width, pointer_width + 1)  # the last column does not depend on the user token
         # In the order of Gains.
-        counts = num_counts * POPULARITY_KNOTS
-        self.gain_groups = (len(widths), 1, 1, len(self.words), counts, len(self.meanings), len(kinds))
+        counts = num_ramps(num_counts, ramps)
+        self.names = names
+        num_named = len(kinds) if names else 0
+        self.gain_groups = (len(widths), 1, 1, len(self.words), counts, len(self.meanings), len(kinds), num_named)
         scales = [popularity_scale if name == "popularity" else 1.0 for name in Gains._fields]
         self.register_buffer(
             "scales", torch.tensor(scales).repeat_interleave(torch.tensor(self.gain_groups)), persistent=False
@@ -158,9 +168,16 @@ class UserHead(nn.Module):
             similar = [FIRST_SIMILARITY_GAINS.get(name, OTHER_SIMILARITY_GAIN) for name in widths]
             others = [FIRST_COPY_GAIN, FIRST_DECAY, *[FIRST_QUERY_GAIN] * len(self.words)]
             first = [*FIRST_POPULARITY_GAINS, *[0.0] * num_counts][:num_counts]
-            popularity = [gain * math.log(2) / popularity_scale for gain in first for _ in range(POPULARITY_KNOTS)]
+            popularity = (logarithm_slopes(first, ramps) / popularity_scale).tolist()
             meanings = [FIRST_MEANING_GAIN] * len(self.meanings)
-            self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity, *meanings, *[0.0] * len(kinds)]))
+            kind_gains = [0.0] * len(kinds) + [FIRST_NAME_GAIN] * num_named
+            self.gains.bias.copy_(torch.tensor([*similar, *others, *popularity, *meanings, *kind_gains]))
+
+    def gain_rows(self, name: str) -> slice:
+        """Outputs of the layer of the gains that are those of a source."""
+        place = Gains._fields.index(name)
+        first = sum(self.gain_groups[:place])
+        return slice(first, first + self.gain_groups[place])
 
     @torch.no_grad()
     def begin_with_popularity(self, states: torch.Tensor, tasks: torch.Tensor, weights: torch.Tensor) -> None:
@@ -172,20 +189,19 @@ class UserHead(nn.Module):
         Args:
             states: Mean hidden states of task texts [E, D].
             tasks: Number of the task of each [E].
-            weights: Of the popularity features, by task [T, G·K].
+            weights: Of the popularity features, by task [T, R].
         """
         asked = self.task_norm(states.float() - self.task_centre) / math.sqrt(states.shape[-1])
         of_task = functional.one_hot(tasks, len(weights)).float()
         means = of_task.T @ asked / of_task.sum(dim=0)[:, None]  # [T, D]
-        first = sum(self.gain_groups[: Gains._fields.index("popularity")])
-        rows = slice(first, first + weights.shape[1])
+        rows = self.gain_rows("popularity")
         weights = weights / self.scales[rows]
         mean = weights.mean(dim=0)
         self.gains.bias[rows] = mean
         self.gains.weight[rows, states.shape[-1] :] = (torch.linalg.pinv(means) @ (weights - mean)).T
 
     def forward(self, inputs: HeadInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """User vectors [E, H, P + G·K], and the copy scores of the history items [E, L]."""
+        """User vectors [E, H, P + R], and the copy scores of the history items [E, L]."""
         rows, known = inputs.rows, inputs.known
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
         own, asked = self.norm(inputs.hidden.float()), self.task_norm(inputs.task.float() - self.task_centre)
@@ -216,8 +232,10 @@ class UserHead(nn.Module):
             query = query * (1 - inputs.doubts[:, None, self.doubted])
         copies = copies + _place_parts(query, inputs.queries, self.words, copies.shape[-1])
         copies = copies + _place_parts(gains.meaning, inputs.meanings, self.meanings, copies.shape[-1])
-        counted = gains.kinds[..., self.kind_levels] * inputs.kinds[inputs.rows, None]
-        return copies.index_add(-1, self.kind_columns, counted)
+        of_kinds = gains.kinds[..., self.kind_levels] * inputs.kinds[inputs.rows, None]
+        if self.names:
+            of_kinds = of_kinds + gains.named[..., self.kind_levels] * inputs.named[:, None]
+        return copies.index_add(-1, self.kind_columns, of_kinds)
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [B, L, pointer width] and weights [B, L] of history items."""

@@ -1,7 +1,7 @@
 """URM: sequence in, set out. Backbone, fusion and heads as one module.
 
 Tensor letters: B contexts · S tokens · E examples · H user vectors · L history items · U distinct items of the batch ·
-D hidden width · P width of item space (d where it is low-rank) · G counts of popularity, K knots of each.
+D hidden width · P width of item space (d where it is low-rank) · G counts of popularity · R ramps of them.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from components.config import UrmConfig
 from components.device import full_precision, mixed_precision
 from components.exceptions import ConfigError
 from components.items.kinds import KINDS
-from components.items.ramps import POPULARITY_KNOTS, popularity_features
+from components.items.ramps import num_ramps, ramp_features
 from components.urm.data.batch import Batch, ItemInputs
 from components.urm.data.packing import attention_mask
 from components.urm.network.backbone import TaskLookup, language_head, token_embeddings
 from components.urm.network.fusion import HistoryEmbedding, ItemFusion
-from components.urm.network.heads import POPULARITY_SCALE, HeadInputs, UserHead
+from components.urm.network.heads import POPULARITY_RAMPS, POPULARITY_SCALE, HeadInputs, UserHead
 
 
 @dataclass(frozen=True)
 class UrmOutput:
     """Output of one pass."""
 
-    user_vectors: torch.Tensor  # [E, H, P + G·K], float32
+    user_vectors: torch.Tensor  # [E, H, P + R], float32
     copy_scores: torch.Tensor  # copy score of each history item [E, L]
-    item_vectors: torch.Tensor  # vectors of the batch's items as candidates [U, P + G·K], float32
+    item_vectors: torch.Tensor  # vectors of the batch's items as candidates [U, P + R], float32
     text_logits: torch.Tensor  # at the positions that predict text [M, V]
 
 
@@ -56,13 +56,15 @@ class Urm(nn.Module):
         num_behaviors: int,
         *,
         meaning: bool = False,
+        names: bool = False,
         popularity_scale: float = POPULARITY_SCALE,
+        ramps: int = POPULARITY_RAMPS,
     ) -> None:
         """Put new modules around a backbone whose vocabulary already has the special tokens, or around a lookup.
 
         `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
-        `num_behaviors` counts the behaviours in the training data. With `meaning`, it reads what queries mean;
-        `popularity_scale` is that of the user head.
+        `num_behaviors` counts the behaviours in the training data. With `meaning`, it reads what queries mean,
+        with `names` which kinds they name; `popularity_scale` and `ramps` are those of the user head.
         """
         super().__init__()
         self.backbone: PreTrainedModel | None = None
@@ -90,9 +92,12 @@ class Urm(nn.Module):
             item_width=self.fusion.item_width,
             copy_path=config.copy_path,
             meaning=meaning,
+            names=names,
             popularity_scale=popularity_scale,
+            ramps=ramps,
         )
-        self.dimension = self.fusion.item_width + num_counts * POPULARITY_KNOTS
+        self.ramps = ramps
+        self.dimension = self.fusion.item_width + num_ramps(num_counts, ramps)
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -138,6 +143,7 @@ class Urm(nn.Module):
                 queries=batch["queries"],
                 meanings=batch["meanings"],
                 doubts=batch["doubts"],
+                named=batch["named"],
                 place=self.fusion.place,
             )
             user_vectors, copy_scores = self.user_head(inputs)
@@ -156,7 +162,7 @@ class Urm(nn.Module):
         Args:
             batch: Blocks of the tasks.
             tasks: Number of each block's task [E].
-            weights: Of the popularity features, by task [T, G·K].
+            weights: Of the popularity features, by task [T, R].
         """
         self.user_head.begin_with_popularity(self._read_tasks(batch), tasks, weights)
 
@@ -167,12 +173,12 @@ class Urm(nn.Module):
             return self._read_prompts(batch, self._tokens(batch, fused)).task
 
     def item_vectors(self, items: ItemInputs) -> torch.Tensor:
-        """Candidate vectors [U, P + G·K] of items alone, in float32."""
+        """Candidate vectors [U, P + R] of items alone, in float32."""
         fused = self.fusion(items["vectors"], items["present"])
         return self._candidates(self.fusion.items(fused, items["vectors"], items["present"])[0], items)
 
     def _candidates(self, item_space: torch.Tensor, items: ItemInputs) -> torch.Tensor:
-        return torch.cat([item_space, popularity_features(items["popularity"])], dim=-1)
+        return torch.cat([item_space, ramp_features(items["popularity"], self.ramps)], dim=-1)
 
     def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
         """Tokens of the history's items [B, L, D]."""

@@ -1,6 +1,6 @@
 """Where training begins with popularity: weights of the counts that explain the targets of each task.
 
-    U items · G·K popularity features f (heads.py) · T tasks
+    U items · R popularity features f (heads.py) · T tasks
     n_t examples of task t · p_t(i) share of item i among their targets
 
     W_t = argmin  -Σᵢ p_t(i) f_i·w  +  log Σᵢ exp f_i·w  +  |w|² / (2 n_t)
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from components.items.ramps import popularity_features
+from components.items.ramps import ramp_features
 from components.items.table import POPULARITY
 from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example, Groups
@@ -38,7 +38,7 @@ def begin_with_popularity(model: Urm, groups: Groups, builder: BatchBuilder, ite
     if not tasks:
         return
     log_counts, _ = builder.reader.table.gather(POPULARITY, item_ids)
-    weights = fit_popularity(torch.from_numpy(log_counts), np.stack([targets[task] for task in tasks]))
+    weights = fit_popularity(torch.from_numpy(log_counts), np.stack([targets[task] for task in tasks]), model.ramps)
     requests = [(context, [example.request for example in examples]) for context, examples in asked]
     blocks = [
         (context, [builder.writer.block(one.task, one.query) for one in of_context]) for context, of_context in requests
@@ -47,11 +47,14 @@ def begin_with_popularity(model: Urm, groups: Groups, builder: BatchBuilder, ite
     model.begin_with_popularity(builder.build(blocks)[0], torch.tensor(numbers), weights)
 
 
-def fit_popularity(log_counts: torch.Tensor, targets: Floats) -> torch.Tensor:
-    """W [T, G·K], from log(1 + baskets) [U, G] and how often each item is a target of each task, somewhere [T, U]."""
+def fit_popularity(log_counts: torch.Tensor, targets: Floats, ramps: int) -> torch.Tensor:
+    """W [T, R], from log(1 + baskets) [U, G] and how often each item is a target of each task, somewhere [T, U].
+
+    `ramps`: for each doubling of a count.
+    """
     # Most of a catalogue is sold rarely, so that many items have the same counts: one row stands for all of them.
     distinct, where, sizes = np.unique(log_counts.numpy(), axis=0, return_inverse=True, return_counts=True)
-    features = popularity_features(torch.from_numpy(distinct).float())
+    features = ramp_features(torch.from_numpy(distinct).float(), ramps)
     log_sizes = torch.from_numpy(sizes).float().log()[:, None]
     of_tasks = [np.bincount(where.ravel(), weights=counts, minlength=len(distinct)) for counts in targets]
     counted = torch.from_numpy(np.stack(of_tasks, axis=1)).float()  # [distinct, T]

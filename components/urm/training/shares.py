@@ -74,6 +74,7 @@ def take_share(batch: TrainingBatch, process: int, num_processes: int) -> Traini
         "queries": batch["queries"][blocks],
         "meanings": batch["meanings"][blocks],
         "doubts": batch["doubts"][blocks],
+        "named": batch["named"][blocks],
         "items": batch["items"],
         "targets": batch["targets"][blocks],
         "target_mask": batch["target_mask"][blocks],

@@ -7,6 +7,7 @@ from components.items.codes import (
     guidance_vectors,
     lexical_vectors,
     list_words,
+    name_hashes,
     query_vector,
 )
 
@@ -22,6 +23,14 @@ def test_codes_are_fixed_unit_vectors_nearly_orthogonal():
     assert abs(products.mean()) < 1e-3
     assert products.std() == pytest.approx(1 / 16, rel=0.02)
     assert codes_of(ids, 0).shape == (5, 0)
+
+
+def test_names_are_the_same_with_the_same_words_in_the_same_order():
+    meat, same, turned, milk, *empty = name_hashes(
+        ["Meat - shelf stable", "MEAT/Shelf  stable", "shelf stable meat", "milk", "", "?"]
+    )
+    assert meat == same and len({meat, turned, milk, np.uint64(0)}) == 4
+    assert empty == [0, 0]
 
 
 def test_a_query_finds_the_text_with_its_words_and_rare_words_count_more():

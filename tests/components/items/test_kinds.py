@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from components.items import kinds
-from components.items.kinds import kind_vectors
+from components.items.codes import name_hashes
+from components.items.kinds import kind_names, kind_vectors
 
 PATHS = [["food", "ice"], ["food", "bread", "rolls"], ["food", "ice"], ["home", "ice"], ["home"], None, []]
 
@@ -34,6 +35,13 @@ def test_columns_are_given_from_the_top_until_there_are_none_left(monkeypatch: p
     assert list(kind_vectors(PATHS)) == ["category_0"]
 
 
+def test_columns_have_the_names_of_their_categories() -> None:
+    names = kind_names(PATHS)
+    assert list(names) == list(kind_vectors(PATHS))
+    np.testing.assert_array_equal(names["category_0"], name_hashes(["food", "home"]))
+    np.testing.assert_array_equal(names["category_1"], name_hashes(["ice", "bread", "ice"]))
+
+
 def test_a_catalogue_without_categories_has_no_kinds() -> None:
-    assert kind_vectors([None, [], None]) == {}
-    assert kind_vectors([["all"], ["all"]]) == {}
+    assert kind_vectors([None, [], None]) == kind_names([None, [], None]) == {}
+    assert kind_vectors([["all"], ["all"]]) == kind_names([["all"], ["all"]]) == {}

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from components.exceptions import DataError, MissingInputError
 from components.items import table as table_module
-from components.items.codes import list_words
+from components.items.codes import list_words, name_hashes
 from components.items.table import ItemTable, add_modalities, write_item_table
 
 INT64 = np.iinfo(np.int64)
@@ -123,6 +123,18 @@ def test_words_of_a_modality_stay_with_the_table(tmp_path: Path) -> None:
     np.save(tmp_path / "target" / "lexical.words.npy", np.ones(3))
     with pytest.raises(DataError, match=r"lexical\.words\.npy: expected .*, got float64 of 1"):
         ItemTable.open(tmp_path / "target")
+
+
+def test_names_of_columns_stay_with_the_table(tmp_path: Path) -> None:
+    names = name_hashes(["lips", "hands"])
+    arrays = (np.eye(2), np.ones(2, dtype=bool))
+    write_item_table(tmp_path / "source", [1, 2], {"category_0": arrays}, names={"category_0": names})
+    table = add_modalities(tmp_path / "source", tmp_path / "target", np.array([1]), {"id": np.ones((1, 1))})
+    np.testing.assert_array_equal(table.names["category_0"], names)
+    assert not table.words and not write(tmp_path / "older", [1, 2], category_0=arrays).names
+    np.save(tmp_path / "source" / "category_0.names.npy", names[:1])
+    with pytest.raises(DataError, match=r"category_0\.names\.npy: expected 2 names as in category_0\.npy, got 1"):
+        ItemTable.open(tmp_path / "source")
 
 
 def test_add_modalities_copies_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,13 +17,16 @@ from transformers import (
     Qwen3Config,
 )
 
+from components.caches import CachePlace
 from components.exceptions import ConfigError
-from components.items.ramps import POPULARITY_KNOTS
+from components.items.ramps import num_ramps
 from components.items.table import ItemTable
 from components.urm.data.batches import usable_modalities
 from components.urm.data.request import RecallRequest
 from components.urm.inference import UrmRecaller, write_candidates
+from components.urm.network.build import build_model
 from components.urm.network.files import load_model, save_model
+from components.urm.network.heads import POPULARITY_RAMPS
 from components.urm.training.checkpoints import Checkpoints
 from tests.worlds.backbone import TINY
 from tests.worlds.training import build_untrained, run_training, write_world
@@ -97,6 +101,24 @@ def test_a_model_of_before_the_scale_of_popularity_is_read_as_it_was(tmp_path, n
         torch.testing.assert_close(load_model(folder)[0].eval()._forward(batch).user_vectors, wanted)
 
 
+def test_a_model_of_before_names_of_kinds_is_read_as_it_was(tmp_path, new_model, groups, config, table_dir):
+    """Its item table names no kind, and its description does not speak of them."""
+    shutil.copytree(table_dir, tmp_path / "table", ignore=shutil.ignore_patterns("*.names.npy"))
+    new = build_model(config.urm, ItemTable.open(tmp_path / "table"), ["purchase"], CachePlace(tmp_path))
+    wanted = new_model.model.user_head.gains.out_features - 1
+    assert new.model.user_head.gains.out_features == wanted
+    save_model(tmp_path / "model", new.model.eval(), new.builder.writer, new.description)
+    description = json.loads((tmp_path / "model" / "urm.json").read_text())
+    assert description.pop("names") is False
+    (tmp_path / "model" / "urm.json").write_text(json.dumps(description))
+    batch = build_batch(new, groups[:4])
+    with torch.inference_mode():
+        vectors = [
+            model._forward(batch).user_vectors for model in (new.model, load_model(tmp_path / "model")[0].eval())
+        ]
+    torch.testing.assert_close(*vectors)
+
+
 @pytest.mark.parametrize("family", ["mistral_window", "qwen2_window"])
 def test_a_sliding_window_does_not_hide_the_prefix(family, tmp_path, tokenizer, tables, table_dir, config, groups):
     """The mask is ours (packing.py): a block sees its whole prefix, also where the model was trained with a window."""
@@ -137,7 +159,7 @@ def test_other_forms_train_and_serve_as_the_default_does(
     recaller = UrmRecaller.load(tmp_path / "model", table_dir, tmp_path / "candidates")
     requests = [example.request for _, examples in groups[:4] for example in examples]
     users = recaller.encode_users(requests)
-    width = changed.get("item_dimension", 8 + 12 + 3) + POPULARITY_KNOTS
+    width = changed.get("item_dimension", 8 + 12 + 3) + num_ramps(1, POPULARITY_RAMPS)
     assert users.vectors.shape == (len(requests), 3, width)
     candidates = np.load(tmp_path / "candidates" / "vectors.npy")
     assert candidates.shape == (len(tables.item_ids), width)

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from components.items.id_vectors import URM_SCALE
-from components.items.ramps import POPULARITY_KNOTS, popularity_features
+from components.items.ramps import num_ramps, ramp_features
 from components.urm.network.heads import (
     DOUBT_SCALE,
     FIRST_COPY_GAIN,
     FIRST_MEANING_GAIN,
+    FIRST_NAME_GAIN,
     FIRST_POPULARITY_GAINS,
+    POPULARITY_RAMPS,
     HeadInputs,
     UserHead,
     spread_copy_scores,
@@ -34,6 +36,7 @@ def ask(
         "queries": torch.zeros(len(hidden), 8),
         "meanings": torch.zeros(len(hidden), 2 * len(head.meanings)),
         "doubts": torch.zeros(len(hidden), 2),
+        "named": torch.zeros(len(hidden), len(head.kind_columns)),
         "place": lambda wide: wide,
     }
     with torch.no_grad():
@@ -52,7 +55,7 @@ def user_vectors(head: UserHead, queries: torch.Tensor) -> torch.Tensor:
 def test_before_training_popularity_counts_by_its_logarithm() -> None:
     vectors = user_vectors(UserHead(WIDTH, WIDTHS, 3, 4), torch.zeros(2, 8))
     log_counts = torch.log1p(torch.tensor([[0.0, 5.0, 9.0], [2.0, 0.0, 9.0], [40.0, 7.0, 9.0]]))
-    scores = vectors[..., -3 * POPULARITY_KNOTS :] @ popularity_features(log_counts).T
+    scores = vectors[..., -num_ramps(3, POPULARITY_RAMPS) :] @ ramp_features(log_counts, POPULARITY_RAMPS).T
     in_all, recent = FIRST_POPULARITY_GAINS
     expected = in_all * log_counts[:, 0] + recent * log_counts[:, 1]  # and nothing of the third
     torch.testing.assert_close(scores, expected.expand_as(scores))
@@ -88,7 +91,9 @@ def test_doubt_takes_words_away_and_leaves_the_meaning() -> None:
     torch.testing.assert_close(vectors(0.25, 1)[4:10], 0.75 * URM_SCALE * 2.0 * said["queries"][0, :6])
     torch.testing.assert_close(vectors(0.25, 1)[13:15], URM_SCALE * FIRST_MEANING_GAIN * said["meanings"][0])
     with torch.no_grad():
-        head.doubt.weight[-1, 1] = 0.3  # the gain of the meaning by the doubt about words of categories
+        head.doubt.weight[head.gain_rows("meaning"), 1] = (
+            0.3  # the gain of the meaning by the doubt about words of categories
+        )
     grown = FIRST_MEANING_GAIN + 0.3 * DOUBT_SCALE
     torch.testing.assert_close(vectors(0, 1)[13:15], URM_SCALE * grown * said["meanings"][0])
 
@@ -105,11 +110,28 @@ def test_kinds_of_the_history_count_by_level_and_not_before_training() -> None:
     untrained = vectors()
     assert not untrained[..., 15:20].any()
     with torch.no_grad():
-        head.gains.bias[-2:] = torch.tensor([0.5, -2.0])
+        head.gains.bias[head.gain_rows("kinds")] = torch.tensor([0.5, -2.0])
     change = (vectors() - untrained)[:, 0] / URM_SCALE
     torch.testing.assert_close(change[:, 15:17], 0.5 * counts[[1, 0], :2])
     torch.testing.assert_close(change[:, 17:20], -2.0 * counts[[1, 0], 2:])
     assert not change[:, :15].any()
+
+
+def test_kinds_that_the_query_names_are_copied_by_level_and_by_no_model_from_before() -> None:
+    widths = WIDTHS | {"category_0": 2, "category_1": 3}
+    named = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    given = {"items": torch.zeros(1, 1, sum(widths.values())), "kinds": torch.zeros(1, 5)}
+
+    def kinds(head: UserHead) -> torch.Tensor:
+        vectors = ask(head, torch.ones(2, 3, WIDTH), torch.ones(2, WIDTH), (1, 1), named=named, **given)[0]
+        return vectors[:, 0, 15:20] / URM_SCALE
+
+    assert not kinds(UserHead(WIDTH, widths, 1, 4)).any()
+    head = UserHead(WIDTH, widths, 1, 4, names=True)
+    torch.testing.assert_close(kinds(head), FIRST_NAME_GAIN * named)
+    with torch.no_grad():
+        head.gains.bias[head.gain_rows("named")] = torch.tensor([0.5, 3.0])
+    torch.testing.assert_close(kinds(head), torch.tensor([0.5, 0.5, 3.0, 3.0, 3.0]) * named)
 
 
 def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> None:
@@ -124,7 +146,7 @@ def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> Non
 
 def test_a_model_without_words_takes_queries_of_no_width() -> None:
     head = UserHead(WIDTH, {"id": 4, "brand": 11}, 1, 4)
-    assert user_vectors(head, torch.zeros(2, 0)).shape == (2, 3, 15 + POPULARITY_KNOTS)
+    assert user_vectors(head, torch.zeros(2, 0)).shape == (2, 3, 15 + num_ramps(1, POPULARITY_RAMPS))
 
 
 def test_copy_scores_are_gain_times_softplus_of_the_match_and_zero_for_unknown_places() -> None:
@@ -197,6 +219,7 @@ def test_alone_w_starts_at_the_length_of_an_item_and_reaches_the_hidden_states()
         given = {"tokens": torch.zeros(8, 1, 64), "items": torch.zeros(8, 1, 512), "habit": torch.zeros(8, 1)}
         given |= {"known": torch.zeros(8, 1, dtype=torch.bool), "queries": torch.zeros(8, 0)}
         given |= {"meanings": torch.zeros(8, 0), "doubts": torch.zeros(8, 2), "kinds": torch.zeros(8, 0)}
+        given |= {"named": torch.zeros(8, 0)}
         rows = torch.arange(8)
         vectors, _ = head(HeadInputs(hidden=hidden, task=task, rows=rows, place=lambda wide: wide, **given))
         lengths = vectors[..., :512].detach().norm(dim=-1) / URM_SCALE

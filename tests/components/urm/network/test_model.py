@@ -3,6 +3,8 @@
 And what all tasks have in common is taken off the states of their texts, so that they differ from the first step on.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -135,3 +137,12 @@ def test_kinds_are_counted_over_the_items_of_each_history(groups, new_model):
         torch.testing.assert_close(row, torch.from_numpy(vectors).float().sum(dim=0).log1p())
         lengths.append(len(items))
     assert len(set(lengths)) > 1  # so that some are padded, and padding counts for nothing
+
+
+def test_a_query_names_kinds_by_all_its_words_and_not_where_they_are_withheld(config, new_model):
+    writer, reader = new_model.builder.writer, new_model.builder.reader
+    task = config.task("text_query")
+    asked = [writer.block(task, query) for query in ("Bread!", "bread milk", "breads", "?")]
+    asked += [replace(asked[0], words_withheld=True), writer.block(config.task("next_purchase"), None)]
+    assert new_model.model.user_head.names
+    assert reader.read_named(asked).tolist() == [[0, 1, 0], *[[0, 0, 0]] * 5]

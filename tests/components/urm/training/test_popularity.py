@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from components.items.ramps import popularity_features
-from components.urm.network.heads import Gains
+from components.items.ramps import ramp_features
+from components.urm.network.heads import POPULARITY_RAMPS, Gains
 from components.urm.training.popularity import begin_with_popularity, fit_popularity
 from tests.worlds.urm import build_batch, keep_examples
 
 
 def likelihood_gradient(log_counts, targets, weights):
     """Of one task: features that are wanted minus those that are given, and minus the pull of the prior [F]."""
-    features = popularity_features(log_counts).double()
+    features = ramp_features(log_counts, 2).double()
     given = torch.softmax(features @ weights.double(), dim=0)
     wanted = torch.from_numpy(targets / targets.sum())
     return (wanted - given) @ features - weights.double() / targets.sum()
@@ -25,11 +25,11 @@ def log_counts():
 def test_nothing_explains_the_targets_better(log_counts):
     rng = np.random.default_rng(1)
     targets = rng.poisson(np.exp(log_counts.numpy().T))  # a task for each count
-    weights = fit_popularity(log_counts, targets.astype(float))
+    weights = fit_popularity(log_counts, targets.astype(float), 2)
     for of_task, fitted in zip(targets, weights, strict=True):
         assert likelihood_gradient(log_counts, of_task, fitted).abs().max() < 2e-3
         assert likelihood_gradient(log_counts, of_task, torch.zeros_like(fitted)).abs().max() > 0.02
-    own = [popularity_features(log_counts) @ fitted for fitted in weights]
+    own = [ramp_features(log_counts, 2) @ fitted for fitted in weights]
     for task, scores in enumerate(own):  # targets that follow one count are found by it
         by_count = [np.corrcoef(scores, log_counts[:, count])[0, 1] for count in range(2)]
         assert by_count[task] > 0.95 > abs(by_count[1 - task]) + 0.5
@@ -38,12 +38,12 @@ def test_nothing_explains_the_targets_better(log_counts):
 def test_items_of_equal_counts_count_as_often_as_they_are(log_counts):
     repeated = torch.cat([log_counts, log_counts[:40], log_counts[:40]])
     targets = np.random.default_rng(2).integers(0, 5, (1, len(repeated))).astype(float)
-    fitted = fit_popularity(repeated, targets)[0]
+    fitted = fit_popularity(repeated, targets, 2)[0]
     assert likelihood_gradient(repeated, targets[0], fitted).abs().max() < 2e-3
 
 
 def popularity_weights(new, batch):
-    """What the user head weighs popularity with in each block [E, G·K]; all of its user vectors agree."""
+    """What the user head weighs popularity with in each block [E, R]; all of its user vectors agree."""
     size = new.model.user_head.gain_groups[Gains._fields.index("popularity")]
     weights = new.model(batch).user_vectors[..., -size:]
     assert torch.allclose(weights, weights[:, :1].expand_as(weights), atol=1e-5)
@@ -58,7 +58,7 @@ def test_each_task_begins_with_its_own_weights(new_model, groups, steps, tables)
     some = [groups[number] for number in range(4)]
     found = popularity_weights(new_model, build_batch(new_model, some))
     names = [example.request.task.name for _, examples in some for example in examples]
-    fitted = {name: fit_popularity(log_counts, counts[name][None])[0] for name in names}
+    fitted = {name: fit_popularity(log_counts, counts[name][None], POPULARITY_RAMPS)[0] for name in names}
     assert not torch.allclose(fitted["new_item"], fitted["next_purchase"], atol=0.01)
     for name, wanted in fitted.items():
         mine = found[[place for place, other in enumerate(names) if other == name]].mean(dim=0)
@@ -70,7 +70,9 @@ def test_a_task_without_a_known_target_begins_with_the_mean_of_the_others(new_mo
     first = keep_examples(tables, config, lambda context, place: place == 0)
     begin_with_popularity(new_model.model, first, new_model.builder, tables.item_ids)
     log_counts = new_model.builder.reader.read(tables.item_ids)["popularity"]
-    wanted = fit_popularity(log_counts, first.count_targets(tables.item_ids)["next_purchase"][None])[0]
+    wanted = fit_popularity(log_counts, first.count_targets(tables.item_ids)["next_purchase"][None], POPULARITY_RAMPS)[
+        0
+    ]
     others = keep_examples(tables, config, lambda context, place: place > 0)
     found = popularity_weights(new_model, build_batch(new_model, [others[0]]))
     assert torch.allclose(found, wanted.expand_as(found), atol=1e-3)
