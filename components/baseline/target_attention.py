@@ -161,10 +161,7 @@ class TargetAttentionScorer:
         scores += self.bias[examples.tasks]
         if examples.matches is not None:
             scores += examples.matches.weighted(self.network.query_match_to_score[examples.tasks])
-            alike = self.network.match_history(histories.items, torch.arange(len(data.items)))
-            weights = self.network.history_match_to_score[examples.tasks]
-            for row, position in enumerate(positions):
-                scores[row] += alike[position] @ weights[row]
+        everything = torch.arange(len(data.items))
         owner, items, match = (torch.as_tensor(part) for part in self.batcher.match(contexts))
         for position in range(len(contexts)):
             mine = owner == position
@@ -177,6 +174,9 @@ class TargetAttentionScorer:
                 interest.pooled[here],
             )
             selected = torch.from_numpy(np.flatnonzero(positions == position))
+            if examples.matches is not None:  # of one context at a time: a number per item of the catalogue and feature
+                alike = self.network.match_history(histories.items[here], everything)[0]
+                scores[selected] += self.network.history_match_to_score[examples.tasks[selected]] @ alike.T
             self._add_attention(scores, selected, examples.tasks, users, one, items[mine], match[mine])
         return scores
 

@@ -81,7 +81,11 @@ class SasRecConfig(Model):
 
 
 class BaselineConfig(Model):
-    """The target-attention network (DIN) and the models beside it."""
+    """The target-attention network (DIN) and the models beside it.
+
+    The network's defaults are the best that a search found on validation (docs/results/rivals.md): a gate is worth what
+    its rival is.
+    """
 
     models: tuple[
         Literal["bm25f", "category_rule", "text", "id_vectors", "mix", "sasrec", "target_attention_text"], ...
@@ -89,18 +93,18 @@ class BaselineConfig(Model):
     dimension: int = Field(default=64, gt=0, description="Width of the network's item vectors.")
     hidden: int = Field(default=32, gt=0, description="Width of the attention and of the scoring MLP.")
     history_length: int = Field(default=100, gt=0)
-    num_negatives: int = Field(default=512, gt=0)
+    num_negatives: int = Field(default=1024, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)
     learning_rate: float = Field(default=1e-2, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0, description="Of the network's matrices (AdamW).")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Of the entries of item and user vectors.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Of the network's matrices (AdamW).")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="Of the entries of item and user vectors.")
     id_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Of an item's own embedding, so that features carry."
+        default=0.4, ge=0, lt=1, description="Of an item's own embedding, so that features carry."
     )
     field_matches: bool = Field(
-        default=False, description="The network knows in which fields a candidate matches query and history."
+        default=True, description="The network knows in which fields a candidate matches query and history."
     )
-    id_vectors: bool = Field(default=False, description="The network reads the ID vectors of the item table.")
+    id_vectors: bool = Field(default=True, description="The network reads the ID vectors of the item table.")
     text_hidden: int = Field(default=0, ge=0, description="Hidden width of its maps of texts; 0: linear maps.")
     batch_size: int = Field(default=256, gt=0)
     max_epochs: int = Field(default=2, gt=0, description="The learning rate falls over them, or over max_seconds.")

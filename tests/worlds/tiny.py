@@ -27,7 +27,7 @@ from components.urm.data.prompt import PromptWriter, add_special_tokens
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
 from components.urm.network.files import ModelDescription, save_model
-from components.urm.network.heads import POPULARITY_SCALE
+from components.urm.network.heads import POPULARITY_RAMPS, POPULARITY_SCALE
 from components.urm.network.model import Urm
 from tests.worlds.backbone import tiny_llama
 from tests.worlds.tables import Row, add_examples, context_row, item_row, put, write
@@ -153,7 +153,12 @@ def make_model(folder: Path, seed: int) -> None:
     model = Urm(LlamaForCausalLM(llama), config, widths, num_counts=1, num_behaviors=1).eval()
     writer = PromptWriter(tokenizer, config)
     description = ModelDescription(
-        config=config, widths=widths, num_counts=1, behaviors=("purchase",), popularity_scale=POPULARITY_SCALE
+        config=config,
+        widths=widths,
+        num_counts=1,
+        behaviors=("purchase",),
+        popularity_scale=POPULARITY_SCALE,
+        ramps=POPULARITY_RAMPS,
     )
     save_model(folder / "model", model, writer, description)
     reader = ItemReader(ItemTable.open(folder / "item_table"), config.modalities)

@@ -171,7 +171,8 @@ def test_no_input_is_counted_from_the_training_targets(data: Dataset, config: Ru
 def test_training_drops_ids_and_entries_and_reads_ids_of_the_past(data: Dataset, config: RunConfig) -> None:
     def vectors(**settings: float) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(0)
-        network = build_network(data, config.baseline.model_copy(update=settings))
+        without = {"dropout": 0.0, "id_dropout": 0.0}
+        network = build_network(data, config.baseline.model_copy(update=without | settings))
         return network.train().item_vectors().detach(), network.eval().item_vectors().detach()
 
     trained, plain = vectors()
@@ -186,7 +187,7 @@ def test_training_drops_ids_and_entries_and_reads_ids_of_the_past(data: Dataset,
     assert float(dropped.float().mean()) == pytest.approx(0.5, abs=0.1)
     ids = make_ids(data)
     torch.manual_seed(0)
-    network = build_network(data, config.baseline, ids)
+    network = build_network(data, config.baseline.model_copy(update={"dropout": 0.0, "id_dropout": 0.0}), ids)
     for training, frozen in ((True, ids.ids_past), (False, ids.ids)):
         expected = plain + network.ids_to_item(torch.from_numpy(frozen))
         assert torch.allclose(network.train(training).item_vectors(), expected, atol=1e-5)
