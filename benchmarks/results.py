@@ -28,12 +28,14 @@ ABLATED = (("complete_journey", "urm"), ("amazon_beauty", "urm"), ("amazon_beaut
 LONGER = {  # than `make demo`, which is for minutes: both models as long as it helps them on validation
     "complete_journey": (
         "features.max_test_examples=2000",
-        "baseline.max_epochs=1",
-        "baseline.max_seconds=2700",
-        "urm.max_steps=1200",
-        "urm.eval_steps=300",
-        "urm.validation_contexts=300",
-        "urm.max_seconds=6000",
+        "features.max_validation_examples=3000",
+        "baseline.max_seconds=7200",
+        "urm.contexts_per_batch=32",
+        "urm.num_negatives=1024",
+        "urm.max_steps=600",
+        "urm.eval_steps=150",
+        "urm.validation_contexts=1000",
+        "urm.max_seconds=20000",
     )
 }
 SEEDS = (0, 1, 2)

@@ -8,9 +8,13 @@ from benchmarks import figures
 from benchmarks.records import Figure
 
 
-def test_a_data_set_without_a_tuned_rival_has_one_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_point_for_each_group_of_tasks_that_has_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "DATA_SETS", {"a": "A", "b": "B"})
-    lifts = {"a": {"": Figure(0.1, 0.05, 0.2), "-tuned": Figure(0.05, -0.01, 0.1)}, "b": {"": Figure(-0.1, -0.2, 0.0)}}
+    behaviour, search = figures.GROUPS
+    lifts = {
+        "a": {behaviour: Figure(0.1, 0.05, 0.2), search: Figure(0.05, -0.01, 0.1)},
+        "b": {behaviour: Figure(-0.1, -0.2, 0.0)},
+    }
     monkeypatch.setattr(figures, "find_lifts", lifts.__getitem__)
     axes = figures.draw_headline(tmp_path / "figure.png").axes[0]
     assert (tmp_path / "figure.png").stat().st_size > 5_000
