@@ -18,7 +18,7 @@ part of words lacks. All gains depend on r beside h, so that meaning and history
 A model without an encoder of texts has neither s nor r. k is log(1 + history items of each kind): wᵢ sum to one, so
 that from pᵢ a category that the user never had looks almost like one that he had once (ADR 33). j is 1 at the kinds
 that the query names: q has their words, too, but with them those of kinds of similar names (ADR 36). f is popularity,
-each count as K ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
+each count as ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
 `urm.copy_path: false` leaves W h and popularity.
 
 In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and

@@ -25,8 +25,9 @@ from components.urm.data.batches import usable_modalities
 from components.urm.data.request import RecallRequest
 from components.urm.inference import UrmRecaller, write_candidates
 from components.urm.network.build import build_model
-from components.urm.network.files import load_model, save_model
+from components.urm.network.files import load_model, make_lookup, save_model
 from components.urm.network.heads import POPULARITY_RAMPS
+from components.urm.network.model import Urm
 from components.urm.training.checkpoints import Checkpoints
 from tests.worlds.backbone import TINY
 from tests.worlds.training import build_untrained, run_training, write_world
@@ -116,6 +117,23 @@ def test_a_model_of_before_names_of_kinds_is_read_as_it_was(tmp_path, new_model,
         vectors = [
             model._forward(batch).user_vectors for model in (new.model, load_model(tmp_path / "model")[0].eval())
         ]
+    torch.testing.assert_close(*vectors)
+
+
+def test_a_model_of_before_finer_ramps_is_read_as_it_was(tmp_path, groups, config, table_dir):
+    """Its description does not speak of ramps, and it has one for each doubling."""
+    plain = config.urm.model_copy(update={"backbone": "none"})
+    prompts = [task.prompt for task in config.tasks]
+    new = build_model(plain, ItemTable.open(table_dir), ["purchase"], CachePlace(tmp_path), prompts)
+    old = Urm(make_lookup(new.description), plain, new.description.widths, 1, 1, names=True, ramps=1).eval()
+    assert old.dimension == new.model.dimension - num_ramps(1, POPULARITY_RAMPS) + num_ramps(1, 1)
+    save_model(tmp_path / "model", old, new.builder.writer, new.description)
+    description = json.loads((tmp_path / "model" / "urm.json").read_text())
+    assert description.pop("ramps") == POPULARITY_RAMPS
+    (tmp_path / "model" / "urm.json").write_text(json.dumps(description))
+    batch = build_batch(new, groups[:4])
+    with torch.inference_mode():
+        vectors = [model._forward(batch).user_vectors for model in (old, load_model(tmp_path / "model")[0].eval())]
     torch.testing.assert_close(*vectors)
 
 
