@@ -99,7 +99,7 @@ def test_show_prints_the_resolved_configuration(home: Path) -> None:
     process = urm("show", "--set", "urm.max_steps=7")
     assert process.returncode == 0
     assert "  max_steps: 7\n" in process.stdout
-    assert "  max_epochs: 2\n" in process.stdout  # a default
+    assert "  text_hidden: 0\n" in process.stdout  # a default
 
 
 def test_version(home: Path) -> None:
