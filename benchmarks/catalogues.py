@@ -16,9 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from components.items.ramps import num_ramps
-from components.urm.network.heads import POPULARITY_RAMPS
-
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
@@ -33,14 +30,14 @@ class Catalogue:
     Attributes:
         keys: Ids of the real items, ascending.
         vectors: Their vectors [real, d].
-        num_counts: G, counts of popularity.
+        popularity: Numbers at the end of each vector that are its popularity.
         size: Items in all, at least the real ones.
         seed: Of the mixtures.
     """
 
     keys: Ids
     vectors: Floats
-    num_counts: int
+    popularity: int
     size: int
     seed: int = 0
 
@@ -63,6 +60,5 @@ class Catalogue:
         share = random.uniform(*MIXED, size=(number, 1)).astype(np.float32)
         kept = np.sqrt(1 - share**2)
         mixed = kept * self.vectors[first] + share * self.vectors[second] + (1 - kept - share) * mean
-        popularity = mixed.shape[1] - num_ramps(self.num_counts, POPULARITY_RAMPS)
-        mixed[:, popularity:] = self.vectors[first, popularity:]
+        mixed[:, -self.popularity :] = self.vectors[first, -self.popularity :]
         return mixed

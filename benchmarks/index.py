@@ -34,6 +34,7 @@ from benchmarks.catalogues import Catalogue
 from benchmarks.lines import append_line, read_lines
 from components.config import RunConfig
 from components.device import set_threads
+from components.items.ramps import num_ramps
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
 from components.urm.data.request import RecallRequest, read_contexts
@@ -129,7 +130,7 @@ class Bench:
         self.catalogue = Catalogue(
             keys=keys,
             vectors=np.load(candidates / "vectors.npy", mmap_mode="r"),
-            num_counts=description["num_counts"],
+            popularity=num_ramps(description["num_counts"], description.get("ramps", 1)),
             size=size or len(keys),
             seed=self.seed,
         )

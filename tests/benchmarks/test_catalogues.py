@@ -17,7 +17,7 @@ def catalogue():
     space = rng.normal(size=(300, SPACE)) * 0.8 ** np.arange(SPACE) + 1
     popularity = rng.uniform(size=(300, num_ramps(COUNTS, POPULARITY_RAMPS)))
     vectors = np.concatenate([space, popularity], axis=1).astype(np.float32)
-    return Catalogue(keys, vectors, num_counts=COUNTS, size=300 + BLOCK + 11)
+    return Catalogue(keys, vectors, popularity=num_ramps(COUNTS, POPULARITY_RAMPS), size=300 + BLOCK + 11)
 
 
 def test_real_items_come_first_and_ids_ascend(catalogue):

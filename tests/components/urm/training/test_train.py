@@ -201,8 +201,10 @@ def test_two_machines_that_share_only_a_store_go_on_with_empty_disks(world, tmp_
     start = build_untrained(world).model.state_dict()
     if best_step == summary.best_step:  # the recall of this tiny world has ties
         for name, weight in model.state_dict().items():
-            # Adam moves an entry by the sign of its gradient, which is chance where there is hardly any.
-            assert (together[name] - weight).norm() <= 0.3 * (weight - start[name]).norm() + 1e-4, name
+            # Adam moves an entry by the sign of its gradient, chance where there is hardly any: one may differ.
+            apart = (together[name] - weight).abs().flatten().sort().values
+            apart = apart[:-1] if len(apart) >= 16 else apart
+            assert apart.norm() <= 0.1 * (weight - start[name]).norm() + 1e-4, name
 
 
 def test_patience_ends_a_training_that_no_longer_improves(tmp_path, tables, table_dir, config):
