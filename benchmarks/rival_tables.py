@@ -1,7 +1,6 @@
 """Tables of docs/results/ about tuned rivals: the trials of `benchmarks.tuning`, and URM beside what they led to.
 
-The trials are kept in benchmarks/trials/*.jsonl, the comparisons on test in benchmarks/evaluations/*-tuned-seed*, as
-`benchmarks.rivals` wrote them.
+The trials are kept in benchmarks/trials/*.jsonl, the comparisons on test in benchmarks/evaluations/*-tuned-seed*.
 """
 
 from __future__ import annotations
