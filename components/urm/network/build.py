@@ -52,7 +52,6 @@ def build_model(
         prompts=() if config.has_language_model else tuple(dict.fromkeys(prompts)),
         meaning=reads_meaning,
         names=reads_names,
-        lengths=config.copy_path,
         popularity_scale=POPULARITY_SCALE,
         ramps=POPULARITY_RAMPS,
     )
@@ -69,14 +68,7 @@ def build_model(
         backbone, writer = make_lookup(description), TaskWriter(description.prompts, config.num_user_vectors)
     return NewModel(
         model=Urm(
-            backbone,
-            config,
-            reader.widths,
-            reader.num_counts,
-            len(behaviors),
-            meaning=reads_meaning,
-            names=reads_names,
-            lengths=config.copy_path,
+            backbone, config, reader.widths, reader.num_counts, len(behaviors), meaning=reads_meaning, names=reads_names
         ),
         builder=BatchBuilder(writer, reader, behaviors, config.copy_length, meaning),
         description=description,

@@ -18,8 +18,7 @@ part of words lacks. All gains depend on r beside h, so that meaning and history
 A model without an encoder of texts has neither s nor r. k is log(1 + history items of each kind): wᵢ sum to one, so
 that from pᵢ a category that the user never had looks almost like one that he had once (ADR 33). j is 1 at the kinds
 that the query names: q has their words, too, but with them those of kinds of similar names (ADR 36). f is popularity,
-each count as ramps of its logarithm, so that its weights are the slopes of a piecewise linear function. All gains also
-depend on how many items the history has, piecewise linear in its logarithm (ADR 38), since wᵢ sum to one in any case.
+each count as ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
 `urm.copy_path: false` leaves W h and popularity.
 
 In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and
@@ -37,7 +36,7 @@ from torch.nn import functional
 
 from components.items.id_vectors import URM_SCALE
 from components.items.kinds import KINDS
-from components.items.ramps import logarithm_slopes, num_ramps, ramp_features
+from components.items.ramps import logarithm_slopes, num_ramps
 from components.urm.data.batch import MEANING, WORDS
 
 # Gains at the start, by modality; training moves all of them.
@@ -46,7 +45,7 @@ OTHER_SIMILARITY_GAIN = 0.1
 FIRST_COPY_GAIN, FIRST_DECAY, FIRST_QUERY_GAIN = 5.0, 1.0, 2.0
 FIRST_MEANING_GAIN = 0.8
 FIRST_NAME_GAIN = 2.0
-DOUBT_SCALE, LENGTH_SCALE = 10.0, 4.0  # a step of Adam then moves a gain by hundredths
+DOUBT_SCALE = 10.0  # a step of Adam then moves a gain by hundredths
 FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of all baskets and of recent ones; zero for other counts
 # A step of Adam would move each slope of popularity by a tenth, in which what a task had learned of it drowns (ADR 32).
 POPULARITY_SCALE = 0.05
@@ -103,7 +102,6 @@ class UserHead(nn.Module):
         copy_path: bool = True,
         meaning: bool = False,
         names: bool = False,
-        lengths: bool = False,
         popularity_scale: float = POPULARITY_SCALE,
         ramps: int = POPULARITY_RAMPS,
     ) -> None:
@@ -112,7 +110,6 @@ class UserHead(nn.Module):
         `widths` are those of the parts of item space by modality; `pointer_width` is that of the queries and keys of
         the match; `item_width` is d of a low-rank item space. Without `copy_path`, history and query act through the
         backbone only. With `meaning`, it copies what queries mean, too, with `names` the kinds that they name.
-        With `lengths`, gains depend on how many items a history has.
         `popularity_scale` times what the layer of the gains gives are the weights of popularity, which has so many
         `ramps` for each doubling.
         """
@@ -153,10 +150,6 @@ class UserHead(nn.Module):
         if meaning:
             self.doubt = nn.Linear(len(WORDS), sum(self.gain_groups), bias=False)
             nn.init.zeros_(self.doubt.weight)
-        self.length: nn.Linear | None = None
-        if lengths:
-            self.length = nn.Linear(num_ramps(1, 1), sum(self.gain_groups), bias=False)
-            nn.init.zeros_(self.length.weight)
         self.log_scale = nn.Parameter(torch.tensor([math.log(URM_SCALE)]))
         # Frozen vectors have a length of about one, and a step of Adam moves W h by a tenth of that, whatever the
         # width. Beside copies W h starts at zero, since its noise would drown them. Alone it starts at a length of one
@@ -213,11 +206,7 @@ class UserHead(nn.Module):
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
         own, asked = self.norm(inputs.hidden.float()), self.task_norm(inputs.task.float() - self.task_centre)
         unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(own.shape[-1])
-        weights = self.gains(unit)
-        if self.length is not None:
-            lengths = ramp_features(known.sum(dim=1).log1p()[:, None], 1)  # [B, ramps]
-            weights = weights + self.length(LENGTH_SCALE * lengths)[rows, None]
-        weights = self.scales * weights
+        weights = self.scales * self.gains(unit)
         if self.doubt is not None:
             weights = weights + self.doubt(DOUBT_SCALE * inputs.doubts)[:, None]
         gains = Gains(*weights.split(self.gain_groups, dim=-1))

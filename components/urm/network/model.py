@@ -57,7 +57,6 @@ class Urm(nn.Module):
         *,
         meaning: bool = False,
         names: bool = False,
-        lengths: bool = False,
         popularity_scale: float = POPULARITY_SCALE,
         ramps: int = POPULARITY_RAMPS,
     ) -> None:
@@ -65,7 +64,7 @@ class Urm(nn.Module):
 
         `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
         `num_behaviors` counts the behaviours in the training data. With `meaning`, it reads what queries mean,
-        with `names` which kinds they name; `lengths`, `popularity_scale` and `ramps` are those of the user head.
+        with `names` which kinds they name; `popularity_scale` and `ramps` are those of the user head.
         """
         super().__init__()
         self.backbone: PreTrainedModel | None = None
@@ -94,7 +93,6 @@ class Urm(nn.Module):
             copy_path=config.copy_path,
             meaning=meaning,
             names=names,
-            lengths=lengths,
             popularity_scale=popularity_scale,
             ramps=ramps,
         )

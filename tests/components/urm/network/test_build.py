@@ -125,30 +125,11 @@ def test_a_model_of_before_finer_ramps_is_read_as_it_was(tmp_path, groups, confi
     plain = config.urm.model_copy(update={"backbone": "none"})
     prompts = [task.prompt for task in config.tasks]
     new = build_model(plain, ItemTable.open(table_dir), ["purchase"], CachePlace(tmp_path), prompts)
-    old = Urm(
-        make_lookup(new.description), plain, new.description.widths, 1, 1, names=True, lengths=True, ramps=1
-    ).eval()
+    old = Urm(make_lookup(new.description), plain, new.description.widths, 1, 1, names=True, ramps=1).eval()
     assert old.dimension == new.model.dimension - num_ramps(1, POPULARITY_RAMPS) + num_ramps(1, 1)
     save_model(tmp_path / "model", old, new.builder.writer, new.description)
     description = json.loads((tmp_path / "model" / "urm.json").read_text())
     assert description.pop("ramps") == POPULARITY_RAMPS
-    (tmp_path / "model" / "urm.json").write_text(json.dumps(description))
-    batch = build_batch(new, groups[:4])
-    with torch.inference_mode():
-        vectors = [model._forward(batch).user_vectors for model in (old, load_model(tmp_path / "model")[0].eval())]
-    torch.testing.assert_close(*vectors)
-
-
-def test_a_model_of_before_gains_by_length_is_read_as_it_was(tmp_path, groups, config, table_dir):
-    """Its description does not speak of lengths, and it has no weights for them."""
-    plain = config.urm.model_copy(update={"backbone": "none"})
-    prompts = [task.prompt for task in config.tasks]
-    new = build_model(plain, ItemTable.open(table_dir), ["purchase"], CachePlace(tmp_path), prompts)
-    assert new.model.user_head.length is not None
-    old = Urm(make_lookup(new.description), plain, new.description.widths, 1, 1, names=True).eval()
-    save_model(tmp_path / "model", old, new.builder.writer, new.description)
-    description = json.loads((tmp_path / "model" / "urm.json").read_text())
-    assert description.pop("lengths") is True
     (tmp_path / "model" / "urm.json").write_text(json.dumps(description))
     batch = build_batch(new, groups[:4])
     with torch.inference_mode():

@@ -13,7 +13,6 @@ from components.urm.network.heads import (
     FIRST_MEANING_GAIN,
     FIRST_NAME_GAIN,
     FIRST_POPULARITY_GAINS,
-    LENGTH_SCALE,
     POPULARITY_RAMPS,
     HeadInputs,
     UserHead,
@@ -227,26 +226,3 @@ def test_alone_w_starts_at_the_length_of_an_item_and_reaches_the_hidden_states()
         assert low <= float(lengths.min()) <= float(lengths.max()) <= high
         (gradient,) = torch.autograd.grad(vectors[..., :512].sum(), hidden)
         assert bool(gradient.any()) is not copy_path
-
-
-def test_gains_depend_on_the_number_of_history_items_and_by_no_model_from_before() -> None:
-    """A gain learned for each doubling: two items pass the first ramp and part of the second, eight more of them."""
-    known = torch.zeros(2, 8, dtype=torch.bool)
-    known[0, :2] = known[1] = True
-    generator = torch.Generator().manual_seed(0)
-    items = torch.randn(2, 1, sum(WIDTHS.values()), generator=generator).expand(-1, 8, -1)
-    given = {"items": items, "known": known, "rows": torch.tensor([0, 1])}
-
-    def ids(head: UserHead) -> torch.Tensor:
-        return ask(head, torch.ones(2, 3, WIDTH), torch.ones(2, WIDTH), (2, 8), **given)[0][:, 0, :4]
-
-    assert UserHead(WIDTH, WIDTHS, 1, 4).length is None
-    head = UserHead(WIDTH, WIDTHS, 1, 4, lengths=True)
-    untrained = ids(head)
-    torch.testing.assert_close(untrained, URM_SCALE * items[:, 0, :4])  # whatever the length
-    with torch.no_grad():
-        assert head.length is not None
-        head.length.weight[0, :] = 0.1  # the gain of similar items by ID
-    progress = ramp_features(torch.tensor([[2.0], [8.0]]).log1p(), 1).sum(dim=1, keepdim=True)
-    assert 1 < progress[0] < 2 < 3 < progress[1] < 4
-    torch.testing.assert_close(ids(head), untrained * (1 + 0.1 * LENGTH_SCALE * progress))
