@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from benchmarks.ablation_tables import BACKBONE, BEAUTY, JOURNEY, compare_variant
 from benchmarks.records import (
-    BACKBONE,
-    BEAUTY,
     DATA_SETS,
-    JOURNEY,
     SEEDS,
     Figure,
     Table,
-    compare_variant,
     find_lifts,
     find_mean_lift,
     find_ratio,

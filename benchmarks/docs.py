@@ -18,13 +18,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import claims, flow_tables, records, rival_tables
+from benchmarks import ablation_tables, claims, flow_tables, records, rival_tables
 from benchmarks.records import Table
 from components.exceptions import UrmError, UserError
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = ("README.md", "docs/**/*.md", "k8s/**/*.md")
-TABLES: dict[str, Table] = {**flow_tables.TABLES, **records.TABLES, **claims.TABLES, **rival_tables.TABLES}
+MODULES = (flow_tables, records, ablation_tables, claims, rival_tables)
+TABLES: dict[str, Table] = {name: table for module in MODULES for name, table in module.TABLES.items()}
 _MARKER = re.compile(r"^<!--\s*(?:table:\s*(?P<name>\S+)|/table)\s*-->$", re.MULTILINE)
 
 

@@ -12,8 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from components.config import load_named_config
 from components.evaluation.bootstrap import Comparison
 from components.evaluation.policy import judge
@@ -21,9 +19,7 @@ from components.evaluation.report import markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE
 from components.exceptions import MissingInputError
 from components.storage import StageResult, load_result
-from components.studies.ablation.grid import REFERENCE, load_grid, variant_dir
 from components.studies.ablation.summary import CONFIDENCE, DRAWS
-from components.studies.ablation.summary import compare as compare_variants
 from components.studies.comparison import FinishedRun, Summary, mean_recalls, read_run, summarise_runs
 
 Table = Callable[[], str]
@@ -39,47 +35,9 @@ DATA_SETS = {
 SEEDS = (0, 1, 2)
 
 
-@dataclass(frozen=True)
-class Study:
-    """Kept variants of one ablation study.
-
-    Attributes:
-        config: Data set.
-        name: Behind the data set in the names of the records.
-        reference: What the others are compared with.
-        seeds: Of every variant.
-        grid: In configs/ablations.
-    """
-
-    config: str
-    name: str = "ablation"
-    reference: str = REFERENCE
-    seeds: tuple[int, ...] = SEEDS[:2]
-    grid: str = "urm"
-
-    def folder(self, variant: str, seed: int) -> str:
-        """Name of a record."""
-        return variant_dir(f"{self.config}-{self.name}", variant, seed)
-
-    def kept(self) -> list[str]:
-        """Variants that every seed has, in the order of the grid."""
-        names = load_grid(self.grid, CONFIGS).variants
-        return [name for name in names if all((FOLDER / self.folder(name, seed)).is_dir() for seed in self.seeds)]
-
-
-BEAUTY, JOURNEY = Study("amazon_beauty"), Study("complete_journey", seeds=SEEDS[:1])
-BACKBONE = Study("amazon_beauty", "backbone", reference="none", grid="backbone")
-
 READERS = ("bm25", "bm25f", "category_rule", "text", "mix")  # rivals that read the words of a query
 FILTERED_TASK = "cold_item"  # the 5-core filter of the Amazon sets makes its targets more frequent than such items are
 HISTORY = "history items"
-LONGER = {  # trainings of Complete Journey that differ in their length, folders in FOLDER
-    "1,200 steps, an earlier commit": "complete_journey-1200-steps.main.seed0",
-    "1,200 steps, the 16 newest cuts instead of 8": "complete_journey-16-cuts.main.seed0",
-    "3,000 steps": "complete_journey-3000-steps.main.seed0",
-    "3,000 steps, seed 1": "complete_journey-3000-steps.main.seed1",
-    "1,200 steps, learning rate 1e-3, seed 1": "complete_journey-rate-1e-3.main.seed1",
-}
 
 
 @dataclass(frozen=True)
@@ -193,8 +151,8 @@ def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
     for tasks, label, lift, by_seed in lines:
         recalls = mean_recalls(summary.recalls, tasks).groupby("model")["recall"]
         means, deviations = recalls.mean(), recalls.std()
-        spread = {model: f" ± {_recall(deviations[model])}" for model in (CANDIDATE, BASELINE) if len(seeds) > 1}
-        cells = [_recall(means[model]) + spread.get(model, "") for model in models]
+        spread = {model: f" ± {show_recall(deviations[model])}" for model in (CANDIDATE, BASELINE) if len(seeds) > 1}
+        cells = [show_recall(means[model]) + spread.get(model, "") for model in models]
         seeds_cell = " / ".join(_percent(value) for value in by_seed)
         count = sum(counts[task] for task in tasks)
         history = _describe_history(summary, tasks)
@@ -213,8 +171,8 @@ def render_run(folder: str) -> str:
     rows = []
     for task in every:
         result, lift = run.metrics["tasks"][task], lifts[task]
-        recalls = [_recall(result["recall"][model]) for model in models]
-        cells = [*recalls, lift.percent, lift.percent_interval, _recall(p_values[task])]
+        recalls = [show_recall(result["recall"][model]) for model in models]
+        cells = [*recalls, lift.percent, lift.percent_interval, show_recall(p_values[task])]
         rows.append([task, f"{result['examples']:,}", _describe_history(summary, [task]), *cells])
     lift = find_mean_lift(summary.baseline)
     means = [show_mean_recall(summary, model, every) for model in models]
@@ -236,7 +194,7 @@ def render_search() -> str:
         lifts = find_lifts(summary.baseline)
         for task in order_tasks(config):
             if task not in behaviour:
-                recalls = [_recall(means[task, model]) if (task, model) in means else "" for model in models]
+                recalls = [show_recall(means[task, model]) if (task, model) in means else "" for model in models]
                 history = _describe_history(summary, [task])
                 rows.append([name, task, history, *recalls, lifts[task].percent, lifts[task].percent_interval])
     return markdown(["data set", "task", HISTORY, *map(title, models), "lift", "95 %"], rows)
@@ -256,50 +214,10 @@ def render_trainings() -> str:
             ]
             ceiling = evaluation.metrics["ceiling"]
             share = f"{100 * ceiling['share']:.1f} %"
-            rows.append([folder, f"{evaluation.finished_at:%Y-%m-%d}", *cells, _recall(ceiling["mean"]), share])
+            rows.append([folder, f"{evaluation.finished_at:%Y-%m-%d}", *cells, show_recall(ceiling["mean"]), share])
     network = ("steps, ended by", "minutes", "validation at step")
     head = [f"{name}: {what}" for name in ("URM", "target attention") for what in network]
     return markdown(["record", "evaluated", *head, "ceiling", "URM's share"], rows)
-
-
-def render_ablations(study: Study) -> str:
-    """Every kept variant against the reference, on validation."""
-    tasks, seeds = order_tasks(study.config), study.seeds
-    rows = []
-    for variant in study.kept():
-        recalls = read_variant(study, variant)
-        by_task = recalls.groupby("task")["recall"].mean()
-        by_seed = recalls.groupby(["seed", "task"])["recall"].mean().groupby("seed").mean()
-        change = compare_variant(study, variant, study.reference)
-        difference = "" if variant == study.reference else f"{change.difference} ({change.difference_interval})"
-        seconds = [read_result(study.folder(variant, seed), "sft").seconds for seed in seeds]
-        rows.append(
-            ["reference" if variant == REFERENCE else variant, _recall(by_seed.mean(), 4)]
-            + ([" / ".join(_recall(value, 4) for value in by_seed)] if len(seeds) > 1 else [])
-            + [difference, *(_recall(by_task[task]) for task in tasks), f"{sum(seconds) / len(seconds):.0f}"]
-        )
-    head = ["variant", "recall", *([f"seed {' / '.join(map(str, seeds))}"] if len(seeds) > 1 else [])]
-    return markdown([*head, "difference (95 %)", *tasks, "seconds of sft"], rows)
-
-
-def render_longer() -> str:
-    """Complete Journey, validation: longer trainings of URM, and target attention of one epoch."""
-    config = "complete_journey"
-    tasks = order_tasks(config)
-    rows = []
-    for seed in SEEDS:
-        recalls = read_result(f"{config}-seed{seed}", "baseline").metrics["validation_recall"][BASELINE]
-        rows.append(["target attention, 1 epoch" + (f", seed {seed}" if seed else ""), recalls["mean"], recalls, ""])
-    variants = {"300 steps, reference of the ablations": JOURNEY.folder(REFERENCE, 0)} | LONGER
-    for name, folder in variants.items():
-        measured = read_result(folder, "measure").metrics
-        training = read_result(folder, "sft").metrics["training"]
-        rows.append([f"URM, {name}", measured["mean_recall"], measured["recall"], f"{training['best_step']:,}"])
-    cells = [
-        [str(name), _recall(mean, 4), *(_recall(recalls[task]) for task in tasks), best]
-        for name, mean, recalls, best in rows
-    ]
-    return markdown(["model", "mean", *tasks, "best step"], cells)
 
 
 @cache
@@ -314,23 +232,6 @@ def summarise_run(folder: str) -> Summary:
     """One kept run by itself, with the draws that its evaluation made."""
     run = read_run(str(FOLDER / folder), CONFIGS)
     return summarise_runs([run], cache=FOLDER, draws=DRAWS, seed=run.metrics["seed"])[0]
-
-
-@cache
-def read_variant(study: Study, variant: str) -> pd.DataFrame:
-    """Recall of each validation example: columns seed, example_id, user_id, task, recall."""
-    parts = []
-    for seed in study.seeds:
-        measured = read_result(study.folder(variant, seed), "measure")
-        parts.append(pd.read_parquet(measured.outputs["recalls"]).assign(seed=seed))
-    return pd.concat(parts, ignore_index=True)
-
-
-@cache
-def compare_variant(study: Study, variant: str, other: str) -> Figure:
-    """Difference in mean recall of a kept variant to another one, paired over users."""
-    found = compare_variants(read_variant(study, variant), read_variant(study, other), seed=0)
-    return Figure(found["difference"], found["low"], found["high"])
 
 
 def find_tuned_seeds(config: str) -> tuple[int, ...]:
@@ -412,7 +313,7 @@ def _ask_gate(config: str, seed: int) -> str:
 
 def show_mean_recall(summary: Summary, model: str, tasks: Iterable[str]) -> str:
     """Mean recall of a model over the tasks and seeds: `.299`."""
-    return _recall(_mean_recall(summary, model, tasks))
+    return show_recall(_mean_recall(summary, model, tasks))
 
 
 def _mean_recall(summary: Summary, model: str, tasks: Iterable[str]) -> float:
@@ -450,11 +351,11 @@ def _describe_training(training: dict[str, Any] | None) -> list[str]:
     return [
         f"{training['steps']:,}, {training['stopped_by']}",
         f"{training['seconds'] / 60:.1f}",
-        f"{_recall(recall, 4)} at {training['best_step']:,}",
+        f"{show_recall(recall, 4)} at {training['best_step']:,}",
     ]
 
 
-def _recall(value: float, digits: int = 3) -> str:
+def show_recall(value: float, digits: int = 3) -> str:
     """`.299`."""
     return f"{value:.{digits}f}".removeprefix("0")
 
@@ -476,10 +377,6 @@ TABLES: dict[str, Table] = {
     "results_trainings": render_trainings,
     **{f"results_{config}": partial(render_pooled, config) for config in DATA_SETS},
     "results_amazon_toys_two_seeds": partial(render_pooled, "amazon_toys", SEEDS[:2]),
-    "ablations_amazon_beauty": partial(render_ablations, BEAUTY),
-    "ablations_amazon_beauty_backbone": partial(render_ablations, BACKBONE),
-    "ablations_complete_journey": partial(render_ablations, JOURNEY),
-    "training_complete_journey": render_longer,
     **{
         f"run_{folder}": partial(render_run, folder)
         for folder in (
