@@ -89,7 +89,7 @@ def render_slopes(study: Study) -> str:
     grid = load_grid(study.grid, CONFIGS).only(study.kept())
     tasks = order_tasks(study.config)
     rows = []
-    for group in grid.groups.values():
+    for name, group in grid.groups.items():
         places = group.places({})
         recalls = {variant: read_variant(study, variant) for variant in places}
         parts = {"mean": recalls} | {
@@ -97,8 +97,8 @@ def render_slopes(study: Study) -> str:
         }
         slopes = [fit_slope(part, places, seed=0) for part in parts.values()]
         cells = [Figure(slope["slope"], slope["low"], slope["high"]) for slope in slopes]
-        rows.append([group.title, *(f"{cell.difference} ({cell.difference_interval})" for cell in cells)])
-    return markdown(["item space", "mean", *tasks], rows)
+        rows.append([f"`{name}`", *(f"{cell.difference} ({cell.difference_interval})" for cell in cells)])
+    return markdown(["group", "mean", *tasks], rows)
 
 
 def render_longer() -> str:

@@ -26,8 +26,8 @@ def test_the_slope_of_a_task_is_what_a_doubling_of_the_user_vectors_adds(monkeyp
     monkeypatch.setattr(Study, "kept", lambda study: kept)
     monkeypatch.setattr(ablation_tables, "read_variant", read)
     head, _, *rows = [line.strip("| ").split(" | ") for line in render_slopes(NARROW).splitlines()]
-    assert head == ["item space", "mean", *TASKS]
-    assert len(rows) == 2
+    assert head == ["group", "mean", *TASKS]
+    assert [row[0] for row in rows] == ["`d_64`", "`d_128`"]
     for row in rows:
         assert row[2] == "+.0200 (+.0200 … +.0200)"
         assert set(row[3:]) == {"+.0000 (+.0000 … +.0000)"}
