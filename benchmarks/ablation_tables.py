@@ -85,15 +85,16 @@ def render_ablations(study: Study) -> str:
 
 
 def render_slopes(study: Study) -> str:
-    """What a doubling of the number of user vectors changes, by group of the grid, on validation."""
+    """What a doubling of the number of user vectors changes, by group of the grid with two numbers, on validation."""
     grid = load_grid(study.grid, CONFIGS).only(study.kept())
     tasks = order_tasks(study.config)
     rows = []
     for name, group in grid.groups.items():
-        places = group.places({})
+        if len(places := group.places({})) < 2:
+            continue
         recalls = {variant: read_variant(study, variant) for variant in places}
         parts = {"mean": recalls} | {
-            task: {name: of_all[of_all["task"] == task] for name, of_all in recalls.items()} for task in tasks
+            task: {variant: of_all[of_all["task"] == task] for variant, of_all in recalls.items()} for task in tasks
         }
         slopes = [fit_slope(part, places, seed=0) for part in parts.values()]
         cells = [Figure(slope["slope"], slope["low"], slope["high"]) for slope in slopes]

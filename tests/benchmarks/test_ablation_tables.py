@@ -11,8 +11,8 @@ TASKS = order_tasks(NARROW.config)
 
 
 def test_the_slope_of_a_task_is_what_a_doubling_of_the_user_vectors_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One task gains .02 with each doubling, the others nothing; of two groups one lacks a variant."""
-    kept = ["d_64_h_1", "d_64_h_4", "d_64_h_16", "d_128_h_1", "d_128_h_4"]
+    """One task gains .02 with each doubling, the others nothing; groups with a single number, or none, have no row."""
+    kept = ["d_64_h_1", "d_64_h_4", "d_64_h_16", "d_128_h_1", "d_128_h_4", "d_256_h_1", "none"]
 
     def read(study: Study, variant: str) -> pd.DataFrame:
         doublings = {"1": 0, "4": 2, "16": 4}[variant.rsplit("_", 1)[1]]
