@@ -126,6 +126,11 @@ def config_options(arguments: argparse.Namespace) -> list[str]:
     return ["--config", arguments.config, *(part for value in arguments.set for part in ("--set", value))]
 
 
+def report(message: str, **figures: Any) -> None:
+    """Print how far a benchmark has come."""
+    print(message, *(f"{name} {value}" for name, value in figures.items()), flush=True)
+
+
 def write_figures(output: Path, figures: Any) -> None:
     """Write them as JSON."""
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from benchmarks.bench import find_run, parse_run, write_figures
+from benchmarks.bench import find_run, parse_run, report, write_figures
 from components.baseline.category_rule import CategoryRule
 from components.baseline.data import Dataset, find, load_dataset, split_words
 from components.baseline.models import Fitter, ItemTables
@@ -119,7 +119,7 @@ def fit_rivals(
     """The rivals that need no training by gradient."""
     models = tuple(model for model in config.baseline.models if model not in TRAINED)
     config = config.model_copy(update={"baseline": config.baseline.model_copy(update={"models": models})})
-    fitter = Fitter(data, config, folder, folder, _report, lambda *_: None)
+    fitter = Fitter(data, config, folder, folder, report, lambda *_: None)
     vectors, events = CachePlace.of(run.settings) / "vectors", run.path("validate", "events")
     left = {"item_knn", *models}
     for model in fitter.fit(Popularity(data), events, tables, vectors):
@@ -157,18 +157,16 @@ def _rule_of(rule: CategoryRule, data: Dataset, nearest: Sequence[str]) -> Categ
     return CategoryRule(understood, rule.neighbours, rule.popularity, leaf_only=1.0)
 
 
-def rank_urm(recaller: UrmRecaller, config: RunConfig, data: Dataset, asked: Questions, contexts: pa.Table) -> Ranking:
-    """URM on all questions."""
-    predictions = predict_urm(recaller, config, asked.table, contexts, config.evaluation.k, _report)
+def rank_urm(
+    recaller: UrmRecaller, config: RunConfig, data: Dataset, examples: pa.Table, contexts: pa.Table
+) -> Ranking:
+    """URM on examples in the schema EXAMPLES."""
+    predictions = predict_urm(recaller, config, examples, contexts, config.evaluation.k, report)
     items = np.full((len(predictions), config.evaluation.k), -1, dtype=np.int64)
     for row, ids in enumerate(predictions["item_ids"]):
         items[row, : len(ids)] = find(data.items.ids, ids.values.to_numpy())
     rows = find(data.examples.ids, predictions["example_id"].to_numpy())
     return Ranking(rows, items, np.zeros(items.shape, np.float32))
-
-
-def _report(message: str, **figures: Any) -> None:
-    print(message, *(f"{name} {value}" for name, value in figures.items()), flush=True)
 
 
 def summarise(recalls: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -221,7 +219,7 @@ def measure(config: RunConfig, run: FinishedRun, urm_runs: Mapping[str, Finished
             found[name] = rank(scorer, data, rows, k)
     for name, urm_run in urm_runs.items():
         print("asking", name, flush=True)
-        found[name] = rank_urm(urm_run.recaller(), config, data, asked, contexts)
+        found[name] = rank_urm(urm_run.recaller(), config, data, asked.table, contexts)
     held_out = {task.name for task in searches if task.target.held_out_query}
     unseen = {row["query"] for row in validation.to_pylist() if row["task"] in held_out}
     frames = []

@@ -23,14 +23,9 @@ from components.exceptions import ConfigError
 from components.studies.finished import FinishedRun
 from tests.worlds import CONFIGS, make_settings
 from tests.worlds.baseline import *  # noqa: F403  # fixtures
-from tests.worlds.tables import put
+from tests.worlds.baseline import finish_stages
 
 PHRASES = ("zzz qqq", "yyy")
-FILES = {
-    "validate": {"items": "items.parquet", "events": "events"},
-    "features": {name: f"{name}.parquet" for name in ("catalogue", "contexts", "examples")},
-    "encode": {name: name for name in ("item_table", "item_table_past")},
-}
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "paraphrases").glob("*.yaml")), ids=lambda path: path.stem)
@@ -47,8 +42,7 @@ def test_a_phrase_that_names_its_category_is_refused(phrase: str, tmp_path: Path
 
 
 def test_a_rule_by_names_understands_them_alone(world, tmp_path: Path) -> None:
-    for stage, names in FILES.items():
-        put(tmp_path / "run", stage, {name: world.folder / path for name, path in names.items()})
+    finish_stages(world, tmp_path / "run")
     run = FinishedRun(str(tmp_path / "run"), make_settings(tmp_path / "home"))
     asked = pq.read_table(world.folder / "examples.parquet").to_pandas()
     asked = asked[(asked["split"] == "validation") & (asked["task"] == "text_query")]

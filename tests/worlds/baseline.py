@@ -23,7 +23,7 @@ from components.items.text import TextEncoder, encode_texts
 from components.schemas.events import EVENTS, ITEMS
 from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
 from tests.worlds import CONFIGS
-from tests.worlds.tables import Row, add_examples, context_row, event_row, item_row, write
+from tests.worlds.tables import Row, add_examples, context_row, event_row, item_row, put, write
 
 __all__ = ["config", "data", "text", "with_table", "world"]  # fixtures
 
@@ -99,6 +99,17 @@ def world(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> World:
     for name in ("item_table", "item_table_past"):
         write_item_table(folder / name, products["product_id"], modalities | ids)
     return World(folder, config)
+
+
+def finish_stages(world: World, run_dir: Path) -> None:
+    """Put the world's files where the stages before `baseline` leave them."""
+    files = {
+        "validate": {"items": "items.parquet", "events": "events"},
+        "features": {name: f"{name}.parquet" for name in ("catalogue", "contexts", "examples")},
+        "encode": {name: name for name in ("item_table", "item_table_past")},
+    }
+    for stage, names in files.items():
+        put(run_dir, stage, {name: world.folder / path for name, path in names.items()})
 
 
 @pytest.fixture(scope="session")
