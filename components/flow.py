@@ -241,10 +241,10 @@ STUDIES: dict[str, StageSpec] = {
         StageSpec(
             name="language",
             summary="Plain English, zero-shot questions and the [LM] text, before and after SFT.",
-            inputs=("features", "sft"),
+            inputs=("validate", "features", "sft"),
             outputs={
                 "language": "file, JSON: perplexity and zero-shot accuracy at full depth, before and after SFT; loss "
-                "and category F1 of the [LM] text on validation examples"
+                "and category F1 of the [LM] text on validation examples, and of two rules that name categories"
             },
             sections=("urm", "tasks"),
             tracking="run",

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import bootstrap
 from statsmodels.stats.multitest import multipletests
 
 from components.evaluation.metrics import Floats, Ints, Mask, recall
@@ -149,6 +150,15 @@ def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int
         categories=drawn,
         names=(model, baseline),
     )
+
+
+def mean_interval(values: Floats, seed: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean of independent values."""
+    if len(values) < 2 or np.ptp(values) == 0:  # the bootstrap needs variance
+        return float(values.mean()), float(values.mean())
+    random = np.random.default_rng(seed)
+    found = bootstrap((values,), np.mean, confidence_level=confidence, method="percentile", rng=random)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def relative_lift(model: Floats, baseline: Floats) -> Floats:

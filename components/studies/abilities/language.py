@@ -6,10 +6,12 @@ measured too, because cutting the depth costs more language than SFT does.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ibis
 import mlflow
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +21,8 @@ from rich.table import Table
 from components.caches import CachePlace
 from components.config import RunConfig, load_document
 from components.device import set_threads
+from components.evaluation.bootstrap import mean_interval
+from components.features.categories import word_label
 from components.settings import Settings
 from components.storage import StageReport, StageRun
 from components.studies.abilities.likelihood import (
@@ -30,15 +34,23 @@ from components.studies.abilities.likelihood import (
     perplexity,
     read_passages,
 )
-from components.studies.abilities.text_quality import measure_f1, measure_loss
+from components.studies.abilities.text_quality import (
+    Names,
+    choose_number,
+    listed_names,
+    measure_loss,
+    score_names,
+    score_texts,
+    usual_names,
+)
 from components.studies.finished import hide_progress_bars, load_recaller
 from components.tracking import track
 from components.urm.data.examples import Example, Groups
 from components.urm.inference import UrmRecaller
 from components.urm.network.backbone import count_layers, load_backbone
 
-LOSS_EXAMPLES = 200  # of the validation split
-SPOKEN_EXAMPLES = 40  # of them; each generated token takes a forward pass
+SPOKEN_EXAMPLES = 200  # of the validation split; each generated token takes a forward pass
+CHOICE_EXAMPLES = 400  # other ones
 REPORT_EVERY = 10
 _TEXT, _QUESTIONS = "plain_text.txt", "questions.yaml"
 
@@ -82,10 +94,16 @@ def table(metrics: dict[str, Any]) -> Table:
     shown.add_row("guessing", "", f"{100 * metrics['chance']:.0f} %")
     text = metrics["text"]
     shown.caption = (
-        f"[LM] text on {text['examples']} validation examples: {text['loss']:.3f} nats per token; category F1 on "
-        f"{text['spoken']} of them {text['f1']:.3f}, naming the user's usual categories {text['f1_usual']:.3f}"
+        f"[LM] text on {text['examples']} validation examples: {text['loss']:.3f} nats per token; category F1 "
+        f"{text['f1']:.3f}, naming the user's usual categories {text['f1_usual']:.3f} ({_ahead(text, 'usual')}), "
+        f"those of the recalled items {text['f1_listed']:.3f} ({_ahead(text, 'listed')})"
     ).replace("[LM]", r"\[LM]")
     return shown
+
+
+def _ahead(text: dict[str, float], rule: str) -> str:
+    ahead, low, high = (text[f"ahead_of_{rule}{end}"] for end in ("", "_low", "_high"))
+    return f"text ahead by {ahead:+.3f}, {low:+.3f} … {high:+.3f}"
 
 
 def _untrained(config: RunConfig, cache: CachePlace) -> dict[str, LanguageModel]:
@@ -107,26 +125,44 @@ def _measure_language(model: LanguageModel, passages: Sequence[str], questions: 
 
 
 def _measure_text(stage: StageRun, recaller: UrmRecaller) -> dict[str, Any]:
-    examples = _validation_examples(stage)
-    stage.report_progress("text after [LM]: loss", examples=len(examples))
-    loss = measure_loss(recaller, examples)
-    spoken = examples[:SPOKEN_EXAMPLES]
+    order = _validation_examples(stage)
+    spoken, others = order[:SPOKEN_EXAMPLES], order[SPOKEN_EXAMPLES:][:CHOICE_EXAMPLES]
+    stage.report_progress("text after [LM]: loss", examples=len(spoken))
+    loss = measure_loss(recaller, spoken)
 
     def progress(done: int) -> None:
         if done % REPORT_EVERY == 0:
             stage.report_progress("text after [LM]: generating", done=done, of=len(spoken))
 
-    said, usual = measure_f1(recaller, spoken, progress)
-    return {"examples": len(examples), "spoken": len(spoken), "loss": loss, "f1": said, "f1_usual": usual}
+    said = score_texts(recaller, spoken, progress)
+    found: dict[str, Any] = {"examples": len(spoken), "loss": loss, "f1": float(said.mean())}
+    labels = _read_labels(stage.path("validate", "items"))
+    rules: dict[str, Callable[[Sequence[Example]], Names]]
+    rules = {"usual": usual_names, "listed": partial(listed_names, recaller, labels=labels)}
+    for name, rule in rules.items():
+        number = choose_number(rule(others), others)
+        scores = score_names(rule(spoken), spoken, number)
+        low, high = mean_interval(said - scores, stage.config.seed)
+        ahead = f"ahead_of_{name}"
+        found |= {f"names_{name}": number, f"f1_{name}": float(scores.mean())}
+        found |= {ahead: float((said - scores).mean()), f"{ahead}_low": low, f"{ahead}_high": high}
+    return found
+
+
+def _read_labels(path: Path) -> dict[int, str]:
+    """Category in words of each item that has one."""
+    items = ibis.memtable(pq.read_table(path, columns=["item_id", "category"]))
+    table = items.select("item_id", label=word_label(items.category)).drop_null("label").to_pyarrow()
+    return dict(zip(table["item_id"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
 def _validation_examples(stage: StageRun) -> list[Example]:
-    """A random sample of the validation examples that have a text."""
+    """The validation examples that have a text, in random order."""
     contexts = pq.read_table(stage.path("features", "contexts"), filters=[("split", "=", "validation")])
     tasks = {task.name: task for task in stage.config.tasks}
     groups = Groups(contexts, pq.read_table(stage.path("features", "examples")), tasks, "validation")
     examples = [example for _, group in groups for example in group if example.categories]
-    order = np.random.default_rng(stage.config.seed).permutation(len(examples))[:LOSS_EXAMPLES]
+    order = np.random.default_rng(stage.config.seed).permutation(len(examples))
     return [examples[place] for place in order.tolist()]
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 from rich.table import Table
-from scipy.stats import bootstrap
 
 from components.config import RunConfig, Task, load_document
 from components.device import set_threads
+from components.evaluation.bootstrap import mean_interval
 from components.settings import Settings
 from components.storage import StageReport, StageRun
 from components.studies.abilities.phrases import Phrase, PhraseBook
@@ -30,7 +30,6 @@ from components.urm.data.request import Ids, RecallRequest, UserContext, read_co
 from components.urm.inference import UrmRecaller
 
 NUM_USERS = 100
-CONFIDENCE = 0.95
 Shares = npt.NDArray[np.float64]
 _VALIDATION = [("split", "=", "validation")]
 Asked = tuple[UserContext, Ids]  # a user and next items
@@ -92,7 +91,7 @@ def compare(
     """
     wanted = np.array([item for item, path in categories.items() if phrase.fits(path)], dtype=np.int64)
     without, with_it = _shares(plain, [wanted] * len(users)), _shares(guided, [wanted] * len(users))
-    low, high = _interval(with_it - without, seed)
+    low, high = mean_interval(with_it - without, seed)
     histories = [user.item_ids for user in users]
     return {
         "phrase": phrase.phrase,
@@ -220,13 +219,3 @@ def _shares(lists: Sequence[Ids], wanted: Sequence[Ids]) -> Shares:
     return np.array(
         [np.isin(items, some).mean() if len(items) else 0.0 for items, some in zip(lists, wanted, strict=True)]
     )
-
-
-def _interval(differences: Shares, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over users."""
-    if len(differences) < 2 or np.ptp(differences) == 0:  # the bootstrap needs variance
-        return float(differences.mean()), float(differences.mean())
-    interval = bootstrap(
-        (differences,), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

@@ -1,12 +1,18 @@
-"""Quality of the text after [LM]: token-level loss, and F1 of the categories in it."""
+"""Quality of the text after [LM]: token-level loss, and F1 of the categories in it.
 
-from collections.abc import Callable, Sequence
+Two rules stand beside the text. They name the categories that the user has most often, and those that are most often
+among the first items of the model's own list; how many of them, is chosen on other examples.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import jinja2
 import numpy as np
 import torch
 
 from components.device import to_device
+from components.evaluation.metrics import Floats
 from components.urm.data.examples import Example
 from components.urm.inference import UrmRecaller
 from components.urm.training.loss import text_loss
@@ -14,7 +20,9 @@ from components.urm.training.loss import text_loss
 SEPARATOR = ","
 MAX_TOKENS = 32  # of a generated text
 EXAMPLES_PER_PASS = 8
+LISTED_ITEMS = 20  # of a list, whose categories are counted
 Progress = Callable[[int], None]
+Names = Sequence[Sequence[str]]  # of categories, by example, the likeliest first
 
 
 def measure_loss(recaller: UrmRecaller, examples: Sequence[Example]) -> float:
@@ -38,18 +46,41 @@ def measure_loss(recaller: UrmRecaller, examples: Sequence[Example]) -> float:
     return total / tokens
 
 
-def measure_f1(recaller: UrmRecaller, examples: Sequence[Example], progress: Progress) -> tuple[float, float]:
-    """Mean F1 of the examples' target categories in the generated text, and in the user's most frequent categories.
+def score_texts(recaller: UrmRecaller, examples: Sequence[Example], progress: Progress) -> Floats:
+    """F1 of the target categories in each example's generated text [E].
 
     `progress` is called with the number of examples done.
     """
-    said, rule = [], []
+    found = []
     for number, example in enumerate(examples):
-        wanted = named(target_text(example))
-        said.append(f1(named(recaller.generate_text(example.request, MAX_TOKENS)), wanted))
-        rule.append(f1(set(example.request.context.top_categories), wanted))
+        said = named(recaller.generate_text(example.request, MAX_TOKENS))
+        found.append(f1(said, named(target_text(example))))
         progress(number + 1)
-    return float(np.mean(said)), float(np.mean(rule))
+    return np.array(found)
+
+
+def usual_names(examples: Sequence[Example]) -> Names:
+    """The user's most frequent categories."""
+    return [example.request.context.top_categories for example in examples]
+
+
+def listed_names(recaller: UrmRecaller, examples: Sequence[Example], labels: Mapping[int, str]) -> Names:
+    """The most frequent categories among the first items that the model recalls; `labels` are those of the items."""
+    lists = recaller.recall([example.request for example in examples], LISTED_ITEMS)[0]
+    counts = [Counter(labels[item] for item in items.tolist() if item in labels) for items in lists]
+    return [[name for name, _ in of_list.most_common()] for of_list in counts]
+
+
+def score_names(names: Names, examples: Sequence[Example], number: int) -> Floats:
+    """F1 of the target categories in the first names of each example [E]."""
+    pairs = zip(names, examples, strict=True)
+    return np.array([f1(set(some[:number]), named(target_text(example))) for some, example in pairs])
+
+
+def choose_number(names: Names, examples: Sequence[Example]) -> int:
+    """How many names have the best mean F1; of equals the fewest."""
+    numbers = range(1, 1 + max(1, *(len(some) for some in names)))
+    return max(numbers, key=lambda number: score_names(names, examples, number).mean())
 
 
 def target_text(example: Example) -> str:

@@ -20,6 +20,7 @@ def short(settings, monkeypatch):
         "questions:\n  - {question: 'A cat', choices: [sat, ran]}\n  - {question: 'Who?', choices: [cat, dog, cow]}\n"
     )
     monkeypatch.setattr(language, "SPOKEN_EXAMPLES", 2)
+    monkeypatch.setattr(language, "CHOICE_EXAMPLES", 3)
     return settings
 
 
@@ -33,7 +34,12 @@ def test_language_before_and_after_is_measured_and_tracked(short, finished):
     assert all(metrics[name]["perplexity"] > 1 for name in ("before", "after", "full_depth"))
     # The tiny model of the run was never trained, and the special tokens take hardly any probability.
     assert metrics["after"]["perplexity"] == pytest.approx(metrics["before"]["perplexity"], rel=0.1)
-    assert metrics["text"]["loss"] > 0
+    text = metrics["text"]
+    assert text["examples"] == 2
+    assert text["loss"] > 0
+    for rule in ("usual", "listed"):
+        assert text[f"ahead_of_{rule}"] == pytest.approx(text["f1"] - text[f"f1_{rule}"])
+        assert text[f"ahead_of_{rule}_low"] <= text[f"ahead_of_{rule}"] <= text[f"ahead_of_{rule}_high"]
     assert json.loads(Path(result.outputs["language"]).read_text()) == metrics
     logged = mlflow.search_runs(search_all_experiments=True, filter_string="tags.`urm.stage` = 'language'")
     assert math.isclose(logged["metrics.after.perplexity"].iloc[0], metrics["after"]["perplexity"])

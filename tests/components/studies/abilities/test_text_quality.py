@@ -4,7 +4,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from components.studies.abilities.text_quality import f1, measure_f1, measure_loss, named, target_text
+from components.studies.abilities.text_quality import (
+    LISTED_ITEMS,
+    choose_number,
+    f1,
+    listed_names,
+    measure_loss,
+    named,
+    score_names,
+    score_texts,
+    target_text,
+    usual_names,
+)
 from components.studies.finished import FinishedRun
 from components.urm.data.examples import Groups
 
@@ -56,13 +67,31 @@ def test_a_head_without_preference_has_the_loss_of_guessing(run, examples):
     assert measure_loss(recaller, examples) == pytest.approx(math.log(vocabulary), rel=1e-3)
 
 
-def test_f1_of_what_is_said_and_of_the_usual_categories(run, examples, monkeypatch):
+def test_f1_of_what_is_said(run, examples, monkeypatch):
     recaller = run.recaller()
     monkeypatch.setattr(recaller, "generate_text", lambda request, max_tokens: answers.pop(0))
     answers = [target_text(examples[0]), "nonsense"]
     done = []
-    said, usual = measure_f1(recaller, examples[:2], done.append)
-    assert said == pytest.approx(0.5)
+    assert score_texts(recaller, examples[:2], done.append).tolist() == [1, 0]
     assert done == [1, 2]
-    expected = [f1({"milk"}, set(example.categories)) for example in examples[:2]]
-    assert usual == pytest.approx(sum(expected) / 2)
+
+
+def test_names_are_the_usual_ones(examples):
+    assert usual_names(examples) == [example.request.context.top_categories for example in examples]
+
+
+def test_names_of_the_list_begin_with_the_most_frequent(run, examples):
+    recaller = run.recaller()
+    top = recaller.recall([examples[0].request], LISTED_ITEMS)[0][0].tolist()
+    labels = dict.fromkeys(top[:3], "tea") | dict.fromkeys(top[3:8], "milk") | {top[8]: "rice"}
+    assert listed_names(recaller, examples[:1], labels) == [["milk", "tea", "rice"]]
+
+
+def test_a_rule_names_as_many_categories_as_did_best(examples):
+    wanted = [sorted(named(target_text(example))) for example in examples]
+    assert {len(names) for names in wanted} != {1}
+    right_first = [[*names, "x", "y", "z"] for names in wanted]
+    assert score_names(right_first, examples, 1).tolist() == [2 / (1 + len(names)) for names in wanted]
+    assert choose_number([["x", names[0], "y"] for names in wanted], examples) == 2
+    assert choose_number([["x"]] * len(examples), examples) == 1
+    assert choose_number([[]] * len(examples), examples) == 1
