@@ -2,9 +2,9 @@
 
     python -m benchmarks.join_logs data/amazon_beauty data/amazon_sports data/joined
 
-Each folder has `sequences.txt.gz` and `items.parquet`, as in configs/amazon_toys.yaml. Numbers of users and items of
-each but the first begin where those of the one before end; shops share neither. Items keep `asin`, marked by the shop's
-folder, and `phrase`, which all of these files have.
+Each folder has the two files that configs/amazon_toys.yaml describes. Numbers of users and items of each but the first
+begin where those of the one before end; shops share neither. Items keep `asin`, marked by the shop's folder, and
+`phrase`, which all of these files have.
 """
 
 from __future__ import annotations
