@@ -31,7 +31,7 @@ def predict_urm(
     requests = build_requests(config, examples, contexts)
     parts = []
     for start in range(0, len(requests), EXAMPLES_PER_CHUNK):
-        report("ranking the test examples", done=start, of=len(requests))
+        report("ranking examples", done=start, of=len(requests))
         items, scores = recaller.recall(requests[start : start + EXAMPLES_PER_CHUNK], depth)
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in items])]).astype(np.int32)
         columns = {
