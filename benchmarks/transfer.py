@@ -10,7 +10,7 @@ are never read.
 
 Beside them stand rivals that need no training by gradient: popularity, item-kNN, and `text`, the text vectors of query
 and history, which is what a shop has without a model. Their few settings are chosen on the same validation examples, in
-their favour. Differences to `text` are per task, with intervals that draw users.
+their favour. Differences to `text` and to the first run of `--urm` are per task, with intervals that draw users.
 """
 
 from __future__ import annotations
@@ -95,10 +95,17 @@ def measure(config: RunConfig, run: FinishedRun, models: Mapping[str, Path]) -> 
     return pd.concat(frames, ignore_index=True)
 
 
-def summarise(recalls: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Recall of each model by task and in the mean, and its differences to `text`, of what `measure` returns."""
+def summarise(recalls: pd.DataFrame, first: str, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Recall of each model by task and in the mean, of what `measure` returns, and its differences to two of them.
+
+    Returns:
+        By the model that stands against it, `text` or the first one, and then by model: figures of `compare_tasks`.
+    """
     parts = {str(model): of_model for model, of_model in recalls.groupby("model", sort=False)}
-    return {model: compare_tasks(of_model, parts[TEXT], seed) for model, of_model in parts.items()}
+    return {
+        against: {model: compare_tasks(of_model, parts[against], seed) for model, of_model in parts.items()}
+        for against in (TEXT, first)
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,14 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config, run = find_run(options, settings)
     runs = {Path(name).name: FinishedRun(settings.find_run_dir(name), settings) for name in options.urm}
     recalls = measure(config, run, {name: urm.path("sft", "model") for name, urm in runs.items()})
-    figures = summarise(recalls)
-    for model, by_task in figures.items():
-        cells = [
-            f"{task} {found['recall']:.3f} {found['difference']:+.3f} ({found['low']:+.3f} … {found['high']:+.3f})"
-            for task, found in by_task.items()
-        ]
-        print(model, *cells, sep=" | ", flush=True)
-    write_figures(options.output, {"config": config.name, "k": config.evaluation.k, "models": figures})
+    figures = summarise(recalls, first=next(iter(runs)))
+    for against, models in figures.items():
+        for model, by_task in models.items():
+            cells = [
+                f"{task} {found['recall']:.3f} {found['difference']:+.3f} ({found['low']:+.3f} … {found['high']:+.3f})"
+                for task, found in by_task.items()
+            ]
+            print(f"{model} minus {against}", *cells, sep=" | ", flush=True)
+    write_figures(options.output, {"config": config.name, "k": config.evaluation.k, "minus": figures})
 
 
 if __name__ == "__main__":
