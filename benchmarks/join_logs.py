@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from components.exceptions import ConfigError
+from components.exceptions import ConfigError, DataError
 
 SEQUENCES, ITEMS = "sequences.txt.gz", "items.parquet"
 
@@ -26,7 +26,12 @@ def join(shops: Sequence[Path], folder: Path) -> None:
 
     Raises:
         ConfigError: Two shops have folders of one name, so that their items could not be told apart.
+        DataError: A file is missing.
     """
+    for path in (shop / name for shop in shops for name in (SEQUENCES, ITEMS)):
+        if not path.is_file():
+            remedy = "see configs/amazon_toys.yaml for what a folder holds"
+            raise DataError(f"shop {path.parent}", expected=f"file {path.name}", got="none", remedy=remedy)
     names = [shop.name for shop in shops]
     if len(set(names)) < len(names):
         raise ConfigError("shops", expected="folders of different names", got=", ".join(names), remedy="rename one")

@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_threads(settings)
     hide_progress_bars()
     config, run = find_run(options, settings)
-    runs = {Path(name).name: FinishedRun(settings.find_run_dir(name), settings) for name in options.urm}
+    runs = {name: FinishedRun(settings.find_run_dir(name), settings) for name in options.urm}
     recalls = measure(config, run, {name: urm.path("sft", "model") for name, urm in runs.items()})
     figures = summarise(recalls, first=next(iter(runs)))
     for against, models in figures.items():

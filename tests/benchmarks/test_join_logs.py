@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.join_logs import ITEMS, SEQUENCES, join
-from components.exceptions import ConfigError
+from components.exceptions import ConfigError, DataError
 
 
 def write_shop(folder: Path, lines: str, phrases: list[str]) -> Path:
@@ -43,3 +43,13 @@ def test_shops_of_one_name_are_refused(tmp_path: Path) -> None:
     shops = [write_shop(tmp_path / place / "toys", "1 1\n", ["ball"]) for place in ("here", "there")]
     with pytest.raises(ConfigError, match="expected folders of different names, got toys, toys; rename one"):
         join(shops, tmp_path / "joined")
+
+
+def test_a_shop_without_items_is_refused(tmp_path: Path) -> None:
+    shops = [write_shop(tmp_path / name, "1 1\n", ["ball"]) for name in ("tea", "toys")]
+    (shops[1] / ITEMS).unlink()
+    with pytest.raises(
+        DataError, match=r"shop .*toys: expected file items\.parquet, got none; see configs/amazon_toys"
+    ):
+        join(shops, tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()

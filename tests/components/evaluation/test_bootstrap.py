@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from components.evaluation.bootstrap import Comparison, compare, holm, relative_lift
+from components.evaluation.bootstrap import Comparison, compare, holm, mean_interval, relative_lift
 
 K = 10
 
@@ -181,3 +181,13 @@ def test_categories_are_drawn_in_their_task_only() -> None:
     place = beside.tasks.index("next")
     assert beside.categories[place] == 0
     assert np.allclose(beside.model_draws[:, place], alone.model_draws[:, 0])
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error():
+    values = np.random.default_rng(0).normal(5, 2, size=400)
+    low, high = mean_interval(values, seed=0)
+    error = values.std() / np.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=error / 5)
+    wide = mean_interval(values, seed=0, confidence=0.99)
+    assert wide[0] < low < high < wide[1]
+    assert mean_interval(np.array([0.5]), seed=0) == mean_interval(np.full(3, 0.5), seed=0) == (0.5, 0.5)

@@ -95,3 +95,4 @@ def test_a_rule_names_as_many_categories_as_did_best(examples):
     assert choose_number([["x", names[0], "y"] for names in wanted], examples) == 2
     assert choose_number([["x"]] * len(examples), examples) == 1
     assert choose_number([[]] * len(examples), examples) == 1
+    assert choose_number([], []) == 1
