@@ -22,6 +22,7 @@ from components.caches import CachePlace
 from components.config import RunConfig, load_document
 from components.device import set_threads
 from components.evaluation.bootstrap import mean_interval
+from components.exceptions import DataError
 from components.features.categories import word_label
 from components.settings import Settings
 from components.storage import StageReport, StageRun
@@ -137,6 +138,7 @@ def _measure_text(stage: StageRun, recaller: UrmRecaller) -> dict[str, Any]:
     said = score_texts(recaller, spoken, progress)
     found: dict[str, Any] = {"examples": len(spoken), "loss": loss, "f1": float(said.mean())}
     labels = _read_labels(stage.path("validate", "items"))
+    stage.report_progress("text after [LM]: naming categories by rules", examples=len(spoken) + len(others))
     rules: dict[str, Callable[[Sequence[Example]], Names]]
     rules = {"usual": usual_names, "listed": partial(listed_names, recaller, labels=labels)}
     for name, rule in rules.items():
@@ -157,11 +159,22 @@ def _read_labels(path: Path) -> dict[int, str]:
 
 
 def _validation_examples(stage: StageRun) -> list[Example]:
-    """The validation examples that have a text, in random order."""
+    """The validation examples that have a text, in random order.
+
+    Raises:
+        DataError: There is none.
+    """
     contexts = pq.read_table(stage.path("features", "contexts"), filters=[("split", "=", "validation")])
     tasks = {task.name: task for task in stage.config.tasks}
     groups = Groups(contexts, pq.read_table(stage.path("features", "examples")), tasks, "validation")
     examples = [example for _, group in groups for example in group if example.categories]
+    if not examples:
+        raise DataError(
+            "text after [LM]",
+            expected="validation examples whose items have a category",
+            got="none",
+            remedy="study a configuration whose items have categories",
+        )
     order = np.random.default_rng(stage.config.seed).permutation(len(examples))
     return [examples[place] for place in order.tolist()]
 

@@ -3,8 +3,11 @@ import math
 from pathlib import Path
 
 import mlflow
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from components.exceptions import DataError
 from components.flow import STUDIES
 from components.storage import run_stage
 from components.studies.abilities import language
@@ -50,3 +53,22 @@ def test_another_text_is_another_result(short):
     before = options(short)
     (short.configs_dir / "language" / "plain_text.txt").write_text("Something else.\n")
     assert options(short) != before
+
+
+def test_items_without_categories_have_no_text(short, finished, monkeypatch):
+    run_dir, config = finished
+    read = pq.read_table
+
+    def without_categories(path, **options):
+        table = read(path, **options)
+        if "target_categories" not in table.column_names:
+            return table
+        nothing = pa.array([[]] * len(table), pa.list_(pa.string()))
+        return table.set_column(
+            table.column_names.index("target_categories"), table.schema.field("target_categories"), nothing
+        )
+
+    monkeypatch.setattr(language.pq, "read_table", without_categories)
+    given = {"config": config, "run_dir": str(run_dir), "settings": short, "options": options(short)}
+    with pytest.raises(DataError, match="validation examples whose items have a category, got none; study a config"):
+        run_stage(STUDIES["language"], run, **given, force=True)
