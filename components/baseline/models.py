@@ -14,6 +14,7 @@ import torch
 
 from components.baseline.batches import Batcher
 from components.baseline.bm25f import Bm25f, Fields
+from components.baseline.calibration import calibrate_popularity
 from components.baseline.category_rule import CategoryRule
 from components.baseline.data import Dataset, Ints
 from components.baseline.files import write_network, write_sasrec
@@ -207,6 +208,8 @@ def train_target_attention(
     matcher = QueryMatcher(data) if settings.field_matches else None
     batcher = Batcher(data, settings.history_length, text.queries if text else None, matcher)
     summary = train(network, batcher, settings, k=config.evaluation.k, seed=config.seed, log=log)
+    calibrations = calibrate_popularity(network, batcher, config.evaluation.k)
+    summary.calibrated_recall = {task: calibration.recall for task, calibration in calibrations.items()}
     return TargetAttentionScorer(network, batcher), summary
 
 

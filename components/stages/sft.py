@@ -86,6 +86,9 @@ def run(stage: StageRun) -> StageReport:
         summary = session.train(checkpoints, report, sharded=sharded)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
+        stage.report_progress("setting popularity on validation", examples=len(session.validation.examples))
+        calibrations = session.calibrate()
+        mlflow.log_metrics({f"calibrated_recall_{task}": one.recall for task, one in calibrations.items()})
     model = session.new.model.cpu().eval()
     builder = session.new.builder
     encoder = builder.meaning.folder if builder.meaning else None
@@ -98,5 +101,9 @@ def run(stage: StageRun) -> StageReport:
             "candidates": num_candidates,
             "parameters": sum(weight.numel() for weight in model.parameters()),
         },
-        metrics={"training": asdict(summary), "validation_recall": summary.best_recall},
+        metrics={
+            "training": asdict(summary),
+            "validation_recall": summary.best_recall,
+            "calibrated_recall": {task: one.recall for task, one in calibrations.items()},
+        },
     )

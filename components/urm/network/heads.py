@@ -183,6 +183,17 @@ class UserHead(nn.Module):
     def begin_with_popularity(self, states: torch.Tensor, tasks: torch.Tensor, weights: torch.Tensor) -> None:
         """Make the popularity weights those given wherever the task text is one of these, whatever the user tokens.
 
+        Args: as of `shift_popularity`.
+        """
+        rows = self.gain_rows("popularity")
+        self.gains.bias[rows] = 0
+        self.gains.weight[rows, states.shape[-1] :] = 0
+        self.shift_popularity(states, tasks, weights)
+
+    @torch.no_grad()
+    def shift_popularity(self, states: torch.Tensor, tasks: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add to the popularity weights wherever the task text is one of these, whatever the user tokens.
+
         Gains are linear in the state of the task text: the smallest matrix that leads from the mean state of each task
         to its weights does it, and a text between two tasks gets weights between theirs.
 
@@ -197,8 +208,8 @@ class UserHead(nn.Module):
         rows = self.gain_rows("popularity")
         weights = weights / self.scales[rows]
         mean = weights.mean(dim=0)
-        self.gains.bias[rows] = mean
-        self.gains.weight[rows, states.shape[-1] :] = (torch.linalg.pinv(means) @ (weights - mean)).T
+        self.gains.bias[rows] += mean
+        self.gains.weight[rows, states.shape[-1] :] += (torch.linalg.pinv(means) @ (weights - mean)).T
 
     def forward(self, inputs: HeadInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [E, H, P + R], and the copy scores of the history items [E, L]."""

@@ -166,6 +166,11 @@ class Urm(nn.Module):
         """
         self.user_head.begin_with_popularity(self._read_tasks(batch), tasks, weights)
 
+    @torch.no_grad()
+    def shift_popularity(self, batch: Batch, tasks: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add to what popularity weighs in each task, see training/calibration.py; arguments as above."""
+        self.user_head.shift_popularity(self._read_tasks(batch), tasks, weights)
+
     def _read_tasks(self, batch: Batch) -> torch.Tensor:
         """Mean state of each block's task text [E, D]."""
         with mixed_precision(batch["token_ids"].device.type):

@@ -1,7 +1,7 @@
 """A training session: a new model with the steps and the validation that train it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 
 from components.caches import CachePlace
 from components.config import RunConfig
+from components.items.calibration import Calibration
 from components.items.table import ItemTable
 from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example, Groups
 from components.urm.network.build import NewModel, build_model
+from components.urm.training.calibration import calibrate_popularity
 from components.urm.training.callbacks import Report
 from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.popularity import begin_with_popularity
@@ -58,6 +60,10 @@ class Session:
             report=report,
             sharded=sharded,
         )
+
+    def calibrate(self) -> Mapping[str, Calibration]:
+        """After `train`, in the process that has the whole model: let each task follow popularity as far as it pays."""
+        return calibrate_popularity(self.new.model, self.validation)
 
 
 def prepare(

@@ -71,6 +71,10 @@ def test_trained_models_leave_weights_and_say_how_they_were_trained(result: Stag
     training = result.metrics["training"]
     assert set(training) == {"target_attention", "target_attention_text", "sasrec"}
     assert all(summary["best_recall"]["mean"] > 0 for summary in training.values())
+    for name in ("target_attention", "target_attention_text"):  # rules choose their weight of popularity in a grid
+        calibrated, best = (training[name][recall] for recall in ("calibrated_recall", "best_recall"))
+        assert calibrated.keys() <= best.keys()
+        assert all(calibrated[task] >= best[task] - 1e-6 for task in calibrated)
 
 
 def test_popularity_table_holds_every_task(result: StageResult, world) -> None:
