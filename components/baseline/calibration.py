@@ -37,7 +37,7 @@ def _of_prompt(ranking: Ranking, data: Dataset, mine: Ints) -> Shortlists:
     num_items = len(data.items)
     keys = np.where(items >= 0, np.arange(len(rows))[:, None] * num_items + items, -1)
     return Shortlists(
-        users=data.examples.contexts[rows],
+        contexts=data.examples.contexts[rows],
         scores=ranking.scores[mine],
         log_counts=data.items.log_counts[items, 0],
         wanted=np.isin(keys, owner * num_items + targets),

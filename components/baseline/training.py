@@ -37,7 +37,7 @@ class TrainingSummary:
     best_step: int = 0  # step whose weights were kept
     # validation recall per task, and "mean" over them, at that step
     best_recall: dict[str, float] = field(default_factory=lambda: {"mean": -1.0})
-    # validation recall per task by a calibration that other users chose (calibration.py), where there was one
+    # validation recall per task by a calibration that other examples chose (calibration.py), where there was one
     calibrated_recall: dict[str, float] = field(default_factory=dict)
     stopped_by: str = "epochs"  # epochs | time
 

@@ -9,8 +9,8 @@ scores, as a model that has weights of popularity can take it up (ADR 38):
 
     w = argmin  Σ_e [ log Σᵢ exp(s_ei + f_i·w)  -  mean over T_e of (s_ei + f_i·w) ] / E  +  λ |w|²
 
-A task keeps what it has unless the users that did not choose w gain by it: w of one half of the users is judged by the
-other half, and the other way round.
+A task keeps what it has unless the examples that did not choose w gain by it: w of one half of the contexts is judged
+by the other half, and the other way round.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ Flags = npt.NDArray[np.bool_]
 class Shortlists:
     """The best items of the examples of one task by a model, K of each."""
 
-    users: Ints  # whose example it is, any numbers [E]
+    contexts: Ints  # number of each example's user context [E]
     scores: Floats  # [E, K]; -inf where there is no item
     log_counts: Floats  # log(1 + baskets) of the items [E, K]
     wanted: Flags  # whether the example asks for the item [E, K]
@@ -50,7 +50,7 @@ class Calibration:
     Attributes:
         slopes: w, one per doubling of a count [R]; zero where the task keeps what it has.
         before: Recall@k of the examples as they are.
-        after: Recall@k of each half of the users by the w of the other half.
+        after: Recall@k of each half of the contexts by the w of the other half.
     """
 
     slopes: torch.Tensor
@@ -71,15 +71,15 @@ class Calibration:
 def calibrate(lists: Shortlists, k: int) -> Calibration:
     """Fit w to the examples of one task, and judge it."""
     nothing = torch.zeros(DOUBLINGS)
-    if not len(lists.users):
+    if not len(lists.contexts):
         return Calibration(nothing, 0.0, 0.0)
-    second_half = np.unique(lists.users, return_inverse=True)[1] % 2 == 1
-    before, after = _recall(lists, nothing, k), np.empty(len(lists.users))
+    second_half = np.unique(lists.contexts, return_inverse=True)[1] % 2 == 1
+    before, after = _recall(lists, nothing, k), np.empty(len(lists.contexts))
     for judged in (second_half, ~second_half):
         after[judged] = _recall(lists, fit_slopes(lists, ~judged), k)[judged]
     if after.mean() <= before.mean():
         return Calibration(nothing, float(before.mean()), float(after.mean()))
-    everyone = np.ones(len(lists.users), dtype=bool)
+    everyone = np.ones(len(lists.contexts), dtype=bool)
     return Calibration(fit_slopes(lists, everyone), float(before.mean()), float(after.mean()))
 
 

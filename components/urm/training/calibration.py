@@ -22,8 +22,10 @@ def calibrate_popularity(model: Urm, validation: Validation) -> Mapping[str, Cal
     """
     examples, k = validation.examples, validation.k
     by_task: dict[str, list[int]] = {}
+    contexts: dict[int, int] = {}  # by identity: requests that share a context share the object
     for number, example in enumerate(examples):
         by_task.setdefault(example.request.task.name, []).append(number)
+        contexts.setdefault(id(example.request.context), len(contexts))
     found, scores = validation.recall(model, max(DEPTH, 2 * k))
     table = validation.builder.reader.table
     calibrations = {}
@@ -31,7 +33,7 @@ def calibrate_popularity(model: Urm, validation: Validation) -> Mapping[str, Cal
         width = max(len(found[number]) for number in numbers)
         items = np.stack([np.pad(found[n], (0, width - len(found[n])), constant_values=-1) for n in numbers])
         lists = Shortlists(
-            users=np.array([id(examples[n].request.context) for n in numbers]),
+            contexts=np.array([contexts[id(examples[n].request.context)] for n in numbers]),
             scores=np.stack([np.pad(scores[n], (0, width - len(scores[n])), constant_values=-np.inf) for n in numbers]),
             log_counts=table.gather(POPULARITY, items.ravel())[0][:, 0].reshape(items.shape),
             wanted=np.stack([np.isin(row, examples[n].targets) for row, n in zip(items, numbers, strict=True)]),

@@ -9,7 +9,7 @@ EXAMPLES, ITEMS, K = 1000, 40, 5
 MISSING = np.linspace(-1.2, 0.2, DOUBLINGS)  # what the scores lack, for each doubling of a count
 
 
-def lists(missing, *, users=None, seed=0):
+def lists(missing, *, contexts=None, seed=0):
     """Shortlists of scores that lack a function of the count; the targets follow the whole."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(EXAMPLES, ITEMS)).astype(np.float32)
@@ -18,7 +18,7 @@ def lists(missing, *, users=None, seed=0):
     chosen = (truth + rng.gumbel(size=truth.shape)).argmax(axis=1)
     wanted = np.zeros(scores.shape, dtype=bool)
     wanted[np.arange(EXAMPLES), chosen] = True
-    owners = np.arange(EXAMPLES) if users is None else users
+    owners = np.arange(EXAMPLES) if contexts is None else contexts
     return Shortlists(owners, scores, counts, wanted, np.ones(EXAMPLES, dtype=np.int64))
 
 
@@ -49,24 +49,24 @@ def test_no_slopes_explain_the_targets_better():
     assert slopes.grad.abs().max() < 1e-3
 
 
-def test_a_task_keeps_what_it_has_where_other_users_do_not_gain():
-    one, other = lists(MISSING), lists(-MISSING, seed=1)  # each half of the users would mislead the other
+def test_a_task_keeps_what_it_has_where_others_do_not_gain():
+    one, other = lists(MISSING), lists(-MISSING, seed=1)  # each half would mislead the other
     parts = {
         name: np.concatenate([getattr(one, name), getattr(other, name)])
         for name in ("scores", "log_counts", "wanted", "num_targets")
     }
-    users = np.concatenate([np.arange(EXAMPLES) * 2, np.arange(EXAMPLES) * 2 + 1])
-    found = calibrate(Shortlists(users, **parts), K)
+    contexts = np.concatenate([np.arange(EXAMPLES) * 2, np.arange(EXAMPLES) * 2 + 1])
+    found = calibrate(Shortlists(contexts, **parts), K)
     assert not found.taken
     assert found.after < found.before == found.recall
     assert not found.slopes.any()
 
 
-def test_examples_of_one_user_judge_together():
-    users = np.repeat(np.arange(EXAMPLES // 2), 2)
-    found = calibrate(lists(MISSING, users=users), K)
+def test_examples_of_one_context_judge_together():
+    contexts = np.repeat(np.arange(EXAMPLES // 2), 2)
+    found = calibrate(lists(MISSING, contexts=contexts), K)
     assert found.taken
-    alone = calibrate(lists(MISSING, users=np.zeros(EXAMPLES)), K)  # nobody is left to choose for this user
+    alone = calibrate(lists(MISSING, contexts=np.zeros(EXAMPLES)), K)  # no other context chooses
     assert (alone.taken, alone.after) == (False, alone.before)
 
 
@@ -76,9 +76,9 @@ def test_items_that_are_not_there_are_never_found_and_targets_beyond_the_list_co
     scores[:, 30:] = -np.inf
     wanted[:, 30:] = False
     targets = np.full(EXAMPLES, 2)
-    found = calibrate(Shortlists(given.users, scores, given.log_counts, wanted, targets), K)
+    found = calibrate(Shortlists(given.contexts, scores, given.log_counts, wanted, targets), K)
     assert found.slopes.isfinite().all()
-    whole = calibrate(Shortlists(given.users, scores[:, :30], given.log_counts[:, :30], wanted[:, :30], targets), K)
+    whole = calibrate(Shortlists(given.contexts, scores[:, :30], given.log_counts[:, :30], wanted[:, :30], targets), K)
     torch.testing.assert_close(found.slopes, whole.slopes, atol=1e-3, rtol=0)
     assert found.after <= wanted.any(axis=1).mean() / 2
 

@@ -29,35 +29,59 @@ def scores_of(model, validation):
     return rows
 
 
-def test_every_task_gets_its_own_function_of_the_count(new_model, groups, validation, steps, tables):
+@pytest.fixture
+def wrong_model(new_model, validation, steps, tables):
+    """A model that has popularity, which is what matters, the wrong way round."""
     model, table = new_model.model, new_model.builder.reader.table
     model.centre_tasks(steps[0])
-    log_counts = torch.from_numpy(table.gather(POPULARITY, tables.item_ids)[0])
-    asked = {example.request.task.name for example in validation.examples}
-    # Popularity is what matters, and the model has it the wrong way round.
-    popular = np.argsort(-log_counts[:, 0].numpy(), kind="stable")[:K]
+    log_counts, _ = table.gather(POPULARITY, tables.item_ids)
+    popular = tables.item_ids[np.argsort(-log_counts[:, 0], kind="stable")[: 2 * K]]
+    rng = np.random.default_rng(0)
     validation.examples = [
-        dataclasses.replace(example, targets=tables.item_ids[popular]) for example in validation.examples
+        dataclasses.replace(example, targets=rng.choice(popular, 3, replace=False)) for example in validation.examples
     ]
     rows = model.user_head.gain_rows("popularity")
     wrong = logarithm_slopes([-2.0, *[0.0] * (log_counts.shape[1] - 1)], model.ramps)
     with torch.no_grad():
         model.user_head.gains.bias[rows] = wrong / model.user_head.scales[rows]
         model.user_head.gains.weight[rows] = 0
-    before, recall = scores_of(model, validation), validation.measure(model)
-    found = calibrate_popularity(model, validation)
-    after = scores_of(model, validation)
-    assert set(found) == asked
+    return model
+
+
+def test_every_task_gets_its_own_function_of_the_count(wrong_model, new_model, validation, tables):
+    log_counts, _ = new_model.builder.reader.table.gather(POPULARITY, tables.item_ids)
+    before, recall = scores_of(wrong_model, validation), validation.measure(wrong_model)
+    found = calibrate_popularity(wrong_model, validation)
+    after = scores_of(wrong_model, validation)
+    assert set(found) == {example.request.task.name for example in validation.examples}
     assert all(calibration.taken for calibration in found.values())
-    assert validation.measure(model)["mean"] > 3 * recall["mean"]
+    assert validation.measure(wrong_model)["mean"] > 3 * recall["mean"]
     for example, old, new in zip(validation.examples, before, after, strict=True):
         slopes = found[example.request.task.name].slopes
         known = np.isfinite(old)
         assert known.sum() > K
-        wanted = (ramp_features(log_counts[:, :1], 1) @ slopes).numpy()
+        wanted = (ramp_features(torch.from_numpy(log_counts[:, :1]), 1) @ slopes).numpy()
         np.testing.assert_allclose((new - old)[known], wanted[known], atol=0.1 * np.abs(wanted).max())  # by query
     assert len(tables.item_ids) < DEPTH
     assert len(slopes) == DOUBLINGS
+
+
+def test_equal_examples_in_new_objects_choose_the_same(wrong_model, validation):
+    state = {name: weight.clone() for name, weight in wrong_model.state_dict().items()}
+    first = calibrate_popularity(wrong_model, validation)
+    gains = wrong_model.user_head.gains.weight.clone()
+    wrong_model.load_state_dict(state, strict=False)  # without a tied output embedding
+    contexts = {id(example.request.context): example.request.context for example in validation.examples}
+    copies = {number: dataclasses.replace(contexts[number]) for number in reversed(contexts)}
+    validation.examples = [
+        dataclasses.replace(
+            example, request=dataclasses.replace(example.request, context=copies[id(example.request.context)])
+        )
+        for example in validation.examples
+    ]
+    second = calibrate_popularity(wrong_model, validation)
+    assert {task: one.after for task, one in second.items()} == {task: one.after for task, one in first.items()}
+    assert torch.equal(wrong_model.user_head.gains.weight, gains)
 
 
 def test_a_model_that_gains_nothing_is_left_as_it_is(new_model, validation, tables):
