@@ -16,18 +16,22 @@ from components.items.calibration import DEPTH, Calibration, Shortlists, calibra
 def calibrate_popularity(network: TargetAttention, batcher: Batcher, k: int) -> Mapping[str, Calibration]:
     """Shift the popularity weights of each task that gains by it, as URM's are; returns what every task got.
 
-    Tasks with one prompt are one task to the network, under the name of the first.
+    Tasks with one prompt are one task to the network.
     """
     data = batcher.data
     ranking = rank(TargetAttentionScorer(network, batcher), data, data.examples.rows("validation"), max(DEPTH, 2 * k))
-    prompts = data.prompts[data.examples.tasks[ranking.rows]]
+    tasks = data.examples.tasks[ranking.rows]
+    prompts = data.prompts[tasks]
     calibrations = {int(prompt): calibrate(_of_prompt(ranking, data, prompts == prompt), k) for prompt in set(prompts)}
     slopes = {prompt: calibration.slopes for prompt, calibration in calibrations.items()}
     weights = spread_slopes(slopes, len(network.popularity_to_score), network.shape.num_counts, RAMPS)
     with torch.no_grad():
         network.popularity_to_score.add_(weights)
-    names = {int(prompt): task.name for task, prompt in reversed(list(zip(data.tasks, data.prompts, strict=True)))}
-    return {names[prompt]: calibration for prompt, calibration in sorted(calibrations.items())}
+    found = {}
+    for task in np.unique(tasks):
+        prompt = int(data.prompts[task])
+        found[data.tasks[task].name] = calibrations[prompt].part(tasks[prompts == prompt] == task)
+    return found
 
 
 def _of_prompt(ranking: Ranking, data: Dataset, mine: Ints) -> Shortlists:

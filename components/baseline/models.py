@@ -210,6 +210,7 @@ def train_target_attention(
     summary = train(network, batcher, settings, k=config.evaluation.k, seed=config.seed, log=log)
     calibrations = calibrate_popularity(network, batcher, config.evaluation.k)
     summary.calibrated_recall = {task: calibration.recall for task, calibration in calibrations.items()}
+    log(summary.steps, {f"calibrated_recall.{task}": recall for task, recall in summary.calibrated_recall.items()})
     return TargetAttentionScorer(network, batcher), summary
 
 

@@ -1,7 +1,7 @@
 """How far a trained model should follow popularity, measured on examples that it was not trained on.
 
 Training asks for purchases with tables that know only what was before them (ADR 19); at work the tables hold more, and
-another part of the catalogue is asked for. So each task gets a function of how often an item was bought, added to its
+another part of the catalogue is asked for. So each prompt gets a function of how often an item was bought, added to its
 scores, as a model that has weights of popularity can take it up (ADR 38):
 
     E examples · K items with the highest scores s · R = 12 ramps f of log(1 + baskets), see ramps.py
@@ -9,12 +9,15 @@ scores, as a model that has weights of popularity can take it up (ADR 38):
 
     w = argmin  Σ_e [ log Σᵢ exp(s_ei + f_i·w)  -  mean over T_e of (s_ei + f_i·w) ] / E  +  λ |w|²
 
-A task keeps what it has unless the examples that did not choose w gain by it: w of one half of the contexts is judged
+A prompt keeps what it has unless the examples that did not choose w gain by it: w of one half of the contexts is judged
 by the other half, and the other way round.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +37,7 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Shortlists:
-    """The best items of the examples of one task by a model, K of each."""
+    """The best items of the examples of one prompt by a model, K of each."""
 
     contexts: Ints  # number of each example's user context [E]
     scores: Floats  # [E, K]; -inf where there is no item
@@ -42,45 +45,59 @@ class Shortlists:
     wanted: Flags  # whether the example asks for the item [E, K]
     num_targets: Ints  # how many items it asks for, in the shortlist or not [E]
 
+    @cached_property
+    def features(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the distinct counts [n, R], and which of them each item has [E, K]."""
+        distinct, where = np.unique(self.log_counts, return_inverse=True)
+        features = ramp_features(torch.from_numpy(distinct).float()[:, None], 1)
+        return features, torch.from_numpy(where.reshape(self.log_counts.shape))
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one task gets.
+    """What the examples of one prompt get.
 
     Attributes:
-        slopes: w, one per doubling of a count [R]; zero where the task keeps what it has.
-        before: Recall@k of the examples as they are.
-        after: Recall@k of each half of the contexts by the w of the other half.
+        slopes: w, one per doubling of a count [R]; zero where nothing is taken.
+        taken: Whether the halves gain by the w of each other.
+        recalls: Recall@k of each example as it was [E].
+        calibrated: Recall@k of each example by the w of the other half [E].
     """
 
     slopes: torch.Tensor
-    before: float
-    after: float
+    taken: bool
+    recalls: npt.NDArray[np.float64]
+    calibrated: npt.NDArray[np.float64]
+
+    def part(self, rows: Flags) -> Calibration:
+        """The same of some examples [E]: those of one task, where tasks share a prompt."""
+        return replace(self, recalls=self.recalls[rows], calibrated=self.calibrated[rows])
+
+    @property
+    def before(self) -> float:
+        """Mean recall as it was."""
+        return float(self.recalls.mean())
+
+    @property
+    def after(self) -> float:
+        """Mean recall by the w of the other half."""
+        return float(self.calibrated.mean())
 
     @property
     def recall(self) -> float:
-        """Of the task from now on, on examples that did not choose w."""
-        return max(self.before, self.after)
-
-    @property
-    def taken(self) -> bool:
-        """Whether the other halves gain by it."""
-        return self.after > self.before
+        """Mean recall from now on, on examples that did not choose w."""
+        return self.after if self.taken else self.before
 
 
 def calibrate(lists: Shortlists, k: int) -> Calibration:
-    """Fit w to the examples of one task, and judge it."""
-    nothing = torch.zeros(DOUBLINGS)
-    if not len(lists.contexts):
-        return Calibration(nothing, 0.0, 0.0)
+    """Fit w to examples, at least one, and judge it."""
+    nothing, everyone = torch.zeros(DOUBLINGS), np.ones(len(lists.contexts), dtype=bool)
     second_half = np.unique(lists.contexts, return_inverse=True)[1] % 2 == 1
     before, after = _recall(lists, nothing, k), np.empty(len(lists.contexts))
     for judged in (second_half, ~second_half):
         after[judged] = _recall(lists, fit_slopes(lists, ~judged), k)[judged]
-    if after.mean() <= before.mean():
-        return Calibration(nothing, float(before.mean()), float(after.mean()))
-    everyone = np.ones(len(lists.contexts), dtype=bool)
-    return Calibration(fit_slopes(lists, everyone), float(before.mean()), float(after.mean()))
+    taken = bool(after.mean() > before.mean())
+    return Calibration(fit_slopes(lists, everyone) if taken else nothing, taken, before, after)
 
 
 def fit_slopes(lists: Shortlists, rows: Flags) -> torch.Tensor:
@@ -90,7 +107,7 @@ def fit_slopes(lists: Shortlists, rows: Flags) -> torch.Tensor:
     if not rows.any():
         return slopes.detach()
     scores, wanted = _scores(lists)[rows], torch.from_numpy(lists.wanted[rows])
-    features, where = _features(lists)
+    features, where = lists.features
     where, hits = where[rows], wanted.sum(dim=1)
     optimizer = torch.optim.LBFGS([slopes], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
@@ -128,7 +145,7 @@ def spread_slopes(
 
 def _recall(lists: Shortlists, slopes: torch.Tensor, k: int) -> npt.NDArray[np.float64]:
     """Recall@k of each example with these slopes [E]."""
-    features, where = _features(lists)
+    features, where = lists.features
     shifted = _scores(lists) + (features @ slopes)[where]
     best = shifted.topk(min(k, shifted.shape[1]), dim=1).indices
     hits = torch.from_numpy(lists.wanted).gather(1, best).sum(dim=1).numpy()
@@ -138,10 +155,3 @@ def _recall(lists: Shortlists, slopes: torch.Tensor, k: int) -> npt.NDArray[np.f
 
 def _scores(lists: Shortlists) -> torch.Tensor:
     return torch.from_numpy(lists.scores).float().clamp(min=_NO_ITEM)
-
-
-def _features(lists: Shortlists) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of the distinct counts [n, R], and which of them each item has [E, K]."""
-    distinct, where = np.unique(lists.log_counts, return_inverse=True)
-    features = ramp_features(torch.from_numpy(distinct).float()[:, None], 1)
-    return features, torch.from_numpy(where.reshape(lists.log_counts.shape))

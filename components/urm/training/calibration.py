@@ -1,6 +1,6 @@
 """After training: how far each task should follow popularity, by the validation examples (items/calibration.py)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,28 +8,31 @@ import torch
 from components.device import to_device
 from components.items.calibration import DEPTH, Calibration, Shortlists, calibrate, spread_slopes
 from components.items.table import POPULARITY
+from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example
 from components.urm.network.model import Urm
 from components.urm.training.validation import Validation
 
-_EXAMPLES_PER_TASK = 16  # whose prompts stand for the task's
+_EXAMPLES_PER_PROMPT = 16  # whose texts stand for the prompt's
 
 
 def calibrate_popularity(model: Urm, validation: Validation) -> Mapping[str, Calibration]:
     """Shift the popularity weights of each task that gains by it; returns what every task got.
 
-    The scores of all user vectors move by the same function of an item's count.
+    The scores of all user vectors move by the same function of an item's count. Tasks with one prompt are one task to
+    the model: the states of their texts differ by queries alone.
     """
     examples, k = validation.examples, validation.k
-    by_task: dict[str, list[int]] = {}
+    by_prompt: dict[str, list[int]] = {}
     contexts: dict[int, int] = {}  # by identity: requests that share a context share the object
     for number, example in enumerate(examples):
-        by_task.setdefault(example.request.task.name, []).append(number)
+        by_prompt.setdefault(example.request.task.prompt, []).append(number)
         contexts.setdefault(id(example.request.context), len(contexts))
     found, scores = validation.recall(model, max(DEPTH, 2 * k))
     table = validation.builder.reader.table
-    calibrations = {}
-    for task, numbers in by_task.items():
+    calibrations: list[Calibration] = []
+    of_tasks: dict[str, Calibration] = {}
+    for numbers in by_prompt.values():
         width = max(len(found[number]) for number in numbers)
         items = np.stack([np.pad(found[n], (0, width - len(found[n])), constant_values=-1) for n in numbers])
         lists = Shortlists(
@@ -39,23 +42,23 @@ def calibrate_popularity(model: Urm, validation: Validation) -> Mapping[str, Cal
             wanted=np.stack([np.isin(row, examples[n].targets) for row, n in zip(items, numbers, strict=True)]),
             num_targets=np.array([len(examples[n].targets) for n in numbers]),
         )
-        calibrations[task] = calibrate(lists, k)
-    _shift(model, validation, {task: by_task[task][:_EXAMPLES_PER_TASK] for task in by_task}, calibrations)
-    return calibrations
+        calibrations.append(calibrate(lists, k))
+        tasks = np.array([examples[n].request.task.name for n in numbers])
+        of_tasks |= {str(task): calibrations[-1].part(tasks == task) for task in np.unique(tasks)}
+    if any(calibration.taken for calibration in calibrations):
+        asked = [[examples[n] for n in numbers[:_EXAMPLES_PER_PROMPT]] for numbers in by_prompt.values()]
+        _shift(model, validation.builder, asked, [calibration.slopes for calibration in calibrations])
+    return of_tasks
 
 
 def _shift(
-    model: Urm, validation: Validation, asked: Mapping[str, list[int]], calibrations: Mapping[str, Calibration]
+    model: Urm, builder: BatchBuilder, asked: Sequence[Sequence[Example]], slopes: Sequence[torch.Tensor]
 ) -> None:
-    """Add the slopes to the weights of each task, which the states of some of its prompts stand for."""
-    if not any(calibration.taken for calibration in calibrations.values()):
-        return
-    names, builder = list(calibrations), validation.builder
-    some: list[Example] = [validation.examples[number] for numbers in asked.values() for number in numbers]
-    blocks = [(one.request.context, [builder.writer.block(one.request.task, one.request.query)]) for one in some]
+    """Add the slopes to the weights of each prompt, which the states of some of its texts stand for."""
+    some = [one.request for examples in asked for one in examples]
+    blocks = [(one.context, [builder.writer.block(one.task, one.query)]) for one in some]
+    prompts = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(examples) for examples in asked]))
     counts = builder.reader.table.modalities[POPULARITY].vectors.shape[1]
-    slopes = {place: calibrations[name].slopes for place, name in enumerate(names)}
-    weights = spread_slopes(slopes, len(names), counts, model.ramps)
-    tasks = torch.tensor([names.index(one.request.task.name) for one in some])
+    weights = spread_slopes(dict(enumerate(slopes)), len(slopes), counts, model.ramps)
     device = model.user_head.log_scale.device
-    model.shift_popularity(to_device(builder.build(blocks)[0], device), tasks.to(device), weights.to(device))
+    model.shift_popularity(to_device(builder.build(blocks)[0], device), prompts.to(device), weights.to(device))

@@ -83,7 +83,7 @@ def test_items_that_are_not_there_are_never_found_and_targets_beyond_the_list_co
     assert found.after <= wanted.any(axis=1).mean() / 2
 
 
-@pytest.mark.parametrize("num", [0, 1])
+@pytest.mark.parametrize("num", [1, 2])
 def test_without_targets_nothing_changes(num):
     empty = np.zeros((num, 3), dtype=np.float32)
     found = calibrate(Shortlists(np.arange(num), empty, empty, empty > 0, np.ones(num, dtype=np.int64)), K)
@@ -100,3 +100,12 @@ def test_finer_ramps_make_the_same_function():
     wanted = ramp_features(log_counts[:, :1], 1) @ slopes
     torch.testing.assert_close(scores[:, 1], wanted)
     assert not scores[:, [0, 2]].any()
+
+
+def test_tasks_that_share_a_prompt_are_judged_together_and_told_apart():
+    found = calibrate(lists(MISSING), K)
+    first = np.arange(EXAMPLES) < 300
+    parts = [found.part(rows) for rows in (first, ~first)]
+    assert all(part.taken and part.slopes is found.slopes for part in parts)
+    assert [part.after for part in parts] == [found.calibrated[:300].mean(), found.calibrated[300:].mean()]
+    assert 0.3 * parts[0].recall + 0.7 * parts[1].recall == pytest.approx(found.recall)

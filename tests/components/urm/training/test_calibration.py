@@ -66,6 +66,20 @@ def test_every_task_gets_its_own_function_of_the_count(wrong_model, new_model, v
     assert len(slopes) == DOUBLINGS
 
 
+def test_tasks_of_one_prompt_get_one_function(wrong_model, validation):
+    renamed = []
+    for number, example in enumerate(validation.examples):
+        task = example.request.task
+        if task.name == "next_purchase" and number % 2:
+            task = task.model_copy(update={"name": "purchase_again"})
+        renamed.append(dataclasses.replace(example, request=dataclasses.replace(example.request, task=task)))
+    validation.examples = renamed
+    found = calibrate_popularity(wrong_model, validation)
+    assert found["purchase_again"].slopes is found["next_purchase"].slopes
+    assert found["new_item"].slopes is not found["next_purchase"].slopes
+    assert set(found) == {"next_purchase", "purchase_again", "new_item", "text_query"}
+
+
 def test_equal_examples_in_new_objects_choose_the_same(wrong_model, validation):
     state = {name: weight.clone() for name, weight in wrong_model.state_dict().items()}
     first = calibrate_popularity(wrong_model, validation)
