@@ -45,13 +45,11 @@ ATTENTION: Space = {
     "dimension": (32, 64, 128),
     "hidden": (32, 64),
     "learning_rate": (3e-3, 5e-3, 1e-2, 2e-2),
-    "dropout": (0.0, 0.1, 0.2, 0.3, 0.5),
-    "id_dropout": (0.0, 0.1, 0.2, 0.4),
-    "weight_decay": (0.0, 0.01, 0.03, 0.1, 0.3),
-    "num_negatives": (256, 512, 1024),
+    "dropout": (0.0, 0.1, 0.2, 0.3),
+    "id_dropout": (0.1, 0.2, 0.4, 0.6),
+    "weight_decay": (0.0, 0.03, 0.1, 0.3, 1.0),
+    "num_negatives": (512, 1024, 2048),
     "negative_power": (0.5, 0.75, 1.0),
-    "field_matches": (True,),
-    "id_vectors": (False, True),
 }
 SPACES: Mapping[str, Space] = {
     "target_attention": ATTENTION,

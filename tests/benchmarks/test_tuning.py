@@ -10,7 +10,7 @@ from tests.worlds import make_settings
 from tests.worlds.baseline import *  # noqa: F403  # fixtures
 from tests.worlds.tables import put
 
-SEED = 3  # of it, trial 1 reads ID vectors and has an MLP for texts
+SEED = 3  # of it, trial 1 has an MLP for texts
 TABLES = {
     "validate": {"items": "items.parquet"},
     "features": {name: f"{name}.parquet" for name in ("catalogue", "contexts", "examples")},
@@ -66,9 +66,9 @@ def test_a_stopped_search_repeats_no_trial(model, run, config, tmp_path):
         search(model, config, train, output, seed=5, num_trials=3, seconds=1.5)
 
 
-def test_the_first_drawn_trial_has_the_options_that_need_other_tables():
+def test_the_first_drawn_trial_reads_texts_by_an_mlp():
     settings = draw_settings(SPACES["target_attention_text"], SEED, 1)
-    assert settings["id_vectors"] and settings["text_hidden"]
+    assert settings["text_hidden"]
 
 
 @pytest.mark.parametrize("model", SPACES)
