@@ -19,6 +19,7 @@ import torch
 
 from components.config import RunConfig, load_named_config
 from components.device import choose_device, set_threads
+from components.evaluation.bootstrap import mean_interval
 from components.items.text import TextEncoder
 from components.settings import Settings, get_settings
 from components.studies.finished import FinishedRun, hide_progress_bars
@@ -26,7 +27,6 @@ from components.urm.data.request import RecallRequest, UserContext, read_context
 from components.urm.inference import UrmRecaller
 
 QUERY = "frozen pizza"  # asked of tasks that need one
-DRAWS = 2000
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -146,11 +146,9 @@ def query_gpu(what: str) -> str:
 
 
 def mean_with_interval(values: npt.NDArray[np.float64], seed: int = 0) -> dict[str, float]:
-    """Mean, and its 95 % interval by bootstrap; equal seeds draw the same places, so that differences are paired."""
-    size = len(values)
-    weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), DRAWS)
-    low, high = np.quantile(weights @ values / size, [0.025, 0.975])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    """Mean, and its 95 % interval by bootstrap."""
+    low, high = mean_interval(values, seed)
+    return {"value": float(values.mean()), "low": low, "high": high}
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:

@@ -133,7 +133,8 @@ def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
     Below stand the ratio of means over behaviour tasks and the mean of the lifts over all tasks.
     """
     summary = pool_seeds(record, tuple(seeds))
-    every, behaviour = order_tasks(summary.config), summary.groups["behaviour tasks"]
+    known, behaviour = order_tasks(summary.config), summary.groups["behaviour tasks"]
+    every = (*known, *(task for task in summary.baseline.tasks if task not in known))
     models = [model for model in summary.models if _mean_recall(summary, model, every) > 0]
     lifts = find_lifts(summary.baseline)
     counts = dict(zip(summary.baseline.tasks, summary.baseline.examples.tolist(), strict=True))

@@ -126,4 +126,5 @@ TABLES: dict[str, Table] = {
     **{f"first_{config}": partial(render_first, config) for config in DATA_SETS},
     **{f"trials_{config}": partial(render_trials, config) for config in DATA_SETS},
     **{f"results_{config}_tuned": partial(render_tuned_tasks, config) for config in DATA_SETS},
+    "results_cold": partial(render_pooled, "complete_journey-cold", [0]),
 }
