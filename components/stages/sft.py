@@ -86,7 +86,7 @@ def run(stage: StageRun) -> StageReport:
         summary = session.train(checkpoints, report, sharded=sharded)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
-        stage.report_progress("setting popularity on validation", examples=len(session.validation.examples))
+        stage.report_progress("setting popularity on validation", examples=len(session.whole_validation.examples))
         calibrations = session.calibrate()
         mlflow.log_metrics({f"calibrated_recall_{task}": one.recall for task, one in calibrations.items()})
     model = session.new.model.cpu().eval()

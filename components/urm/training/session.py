@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -32,7 +33,8 @@ class Session:
     config: RunConfig
     new: NewModel  # the model and its batch builder, which reads the item table for serving
     steps: TrainingSteps
-    validation: Validation  # measures the recall that selects the best checkpoint
+    validation: Validation  # measures the recall that selects the best checkpoint, on a sample
+    whole_validation: Validation  # all validation examples
     device: str  # "cpu" or "cuda"
 
     @property
@@ -62,8 +64,11 @@ class Session:
         )
 
     def calibrate(self) -> Mapping[str, Calibration]:
-        """After `train`, in the process that has the whole model: let each task follow popularity as far as it pays."""
-        return calibrate_popularity(self.new.model, self.validation)
+        """After `train`, in the process that has the whole model: let each task follow popularity as far as it pays.
+
+        By all validation examples: of a thousand, chance decides for some tasks (ADR 38).
+        """
+        return calibrate_popularity(self.new.model, self.whole_validation)
 
 
 def prepare(
@@ -80,8 +85,8 @@ def prepare(
     """Build a model and everything that trains it.
 
     `table` is the item table for validation and serving, `training_table` that for training, see `urm.train_cuts`.
-    Examples come by context; a random sample of the validation contexts is measured. `cache` keeps packaged backbones
-    as converted.
+    Examples come by context; a random sample of the validation contexts is measured during the training. `cache` keeps
+    packaged backbones as converted.
     """
     behaviors = training.behaviors()
     encoder = (
@@ -95,13 +100,15 @@ def prepare(
     steps = TrainingSteps(training, builder, sampler, config)
     new.model.centre_tasks(steps[0])
     begin_with_popularity(new.model, training, builder, sampler.item_ids)
-    examples = _sample_contexts(validation, config.urm.validation_contexts, config.seed)
     item_ids = catalogue["item_id"].to_numpy()
-    measure = Validation(examples, item_ids, new.builder, config.urm, config.evaluation.k)
-    return Session(config, new, steps, measure, device)
+    order = np.random.default_rng(config.seed).permutation(len(validation))
+    sample, everyone = (
+        Validation(_examples_of(validation, places), item_ids, new.builder, config.urm, config.evaluation.k)
+        for places in (order[: config.urm.validation_contexts], order)
+    )
+    return Session(config, new, steps, sample, everyone, device)
 
 
-def _sample_contexts(groups: Groups, num_contexts: int, seed: int) -> Sequence[Example]:
-    """All examples of a random sample of contexts."""
-    order = np.random.default_rng(seed).permutation(len(groups))[:num_contexts]
-    return [example for place in sorted(order.tolist()) for example in groups[place][1]]
+def _examples_of(groups: Groups, places: npt.NDArray[np.int64]) -> Sequence[Example]:
+    """All examples of some contexts, in the order of the contexts."""
+    return [example for place in sorted(places.tolist()) for example in groups[place][1]]
