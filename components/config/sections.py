@@ -31,7 +31,11 @@ class FeaturesConfig(Model):
         default=5, ge=0, description="Training events that put an item in the catalogue; 0: every item of the log."
     )
     max_train_contexts: int = Field(default=20_000, gt=0, description="User-cuts sampled for training.")
-    max_validation_examples: int = Field(default=300, gt=0, description="Per task.")
+    max_validation_examples: int = Field(
+        default=300,
+        gt=0,
+        description="Per task; with less than a thousand chance decides how far each follows popularity.",
+    )
     max_test_examples: int = Field(default=700, gt=0, description="Per task.")
     held_out_query_share: float = Field(
         default=0.2,
