@@ -46,7 +46,6 @@ COVERS = {
     "components.ingestion.write components.ingestion.parts components.schemas.events",
     "components/stages/test_release.py": "components.release.assemble components.release.registered_model "
     "components.release.smoke components.schemas.predictions",
-    "components/stages/test_sft.py": "components.urm.training.session",
     "components/stages/test_validate.py": "components.validation.frames components.validation.freshness "
     "components.validation.limits components.validation.rules",
     "components/storage/test_runner.py": "contract results workspace",
