@@ -13,9 +13,7 @@ def test_training_is_measured_on_a_sample_and_popularity_set_on_all_validation_e
 ):
     table = ItemTable.open(table_dir)
     held = Groups(tables.contexts, tables.examples, {task.name: task for task in config.tasks}, "validation")
-    session = prepare(
-        config, table, table, tables.catalogue, groups, held, cache=CachePlace(tmp_path), device=str(DEVICE)
-    )
+    session = prepare(config, table, table, tables.catalogue, groups, held, cache=CachePlace(tmp_path), device=DEVICE)
 
     measured = {id(example.request.context) for example in session.validation.examples}
     assert len(measured) == config.urm.validation_contexts < len(held)
