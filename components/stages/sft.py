@@ -86,8 +86,13 @@ def run(stage: StageRun) -> StageReport:
         summary = session.train(checkpoints, report, sharded=sharded)
         mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
         mlflow.set_tag("stopped_by", summary.stopped_by)
-        stage.report_progress("setting popularity on validation", examples=len(session.whole_validation.examples))
-        calibrations = session.calibrate()
+        num_examples = len(session.whole_validation.examples)
+
+        def report_ranked(done: int) -> None:
+            stage.report_progress("setting popularity on validation", done=done, of=num_examples)
+
+        report_ranked(0)
+        calibrations = session.calibrate(report_ranked)
         mlflow.log_metrics({f"calibrated_recall_{task}": one.recall for task, one in calibrations.items()})
     model = session.new.model.cpu().eval()
     builder = session.new.builder

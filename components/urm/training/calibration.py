@@ -1,6 +1,6 @@
 """After training: how far each task should follow popularity, by the validation examples (items/calibration.py)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from components.urm.training.validation import Validation
 _EXAMPLES_PER_PROMPT = 16  # whose texts stand for the prompt's
 
 
-def calibrate_popularity(model: Urm, validation: Validation) -> Mapping[str, Calibration]:
+def calibrate_popularity(
+    model: Urm, validation: Validation, report: Callable[[int], None] | None = None
+) -> Mapping[str, Calibration]:
     """Shift the popularity weights of each task that gains by it; returns what every task got.
+
+    `report` is told how many examples are ranked.
 
     The scores of all user vectors move by the same function of an item's count. Tasks with one prompt are one task to
     the model: the states of their texts differ by queries alone.
@@ -28,7 +32,7 @@ def calibrate_popularity(model: Urm, validation: Validation) -> Mapping[str, Cal
     for number, example in enumerate(examples):
         by_prompt.setdefault(example.request.task.prompt, []).append(number)
         contexts.setdefault(id(example.request.context), len(contexts))
-    found, scores = validation.recall(model, max(DEPTH, 2 * k))
+    found, scores = validation.recall(model, max(DEPTH, 2 * k), report)
     table = validation.builder.reader.table
     calibrations: list[Calibration] = []
     of_tasks: dict[str, Calibration] = {}

@@ -1,7 +1,7 @@
 """A training session: a new model with the steps and the validation that train it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,13 @@ class Session:
             sharded=sharded,
         )
 
-    def calibrate(self) -> Mapping[str, Calibration]:
+    def calibrate(self, report: Callable[[int], None] | None = None) -> Mapping[str, Calibration]:
         """After `train`, in the process that has the whole model: let each task follow popularity as far as it pays.
 
-        By all validation examples: of a thousand, chance decides for some tasks (ADR 38).
+        By all validation examples: of a thousand, chance decides for some tasks (ADR 38). `report` is told how many of
+        them are ranked.
         """
-        return calibrate_popularity(self.new.model, self.whole_validation)
+        return calibrate_popularity(self.new.model, self.whole_validation, report)
 
 
 def prepare(

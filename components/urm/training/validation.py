@@ -1,6 +1,6 @@
 """Recall of a model in training, on validation examples and the full catalogue."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from components.urm.data.request import Floats, Ids
 from components.urm.inference import UrmRecaller
 from components.urm.network.model import Urm
 from components.urm.retrieval.exact import ExactIndex
+
+REQUESTS_PER_PASS = 2048  # their user vectors are in memory at once
 
 
 class Validation:
@@ -36,12 +38,23 @@ class Validation:
         recall = {task: float(np.mean(values)) for task, values in shares.items()}
         return recall | {"mean": float(np.mean(list(recall.values())))}
 
-    def recall(self, model: Urm, k: int) -> tuple[list[Ids], list[Floats]]:
-        """The k best items of each example and their scores, best first; the model stays in its mode."""
+    def recall(self, model: Urm, k: int, report: Callable[[int], None] | None = None) -> tuple[list[Ids], list[Floats]]:
+        """The k best items of each example and their scores, best first; the model stays in its mode.
+
+        `report` is told how many examples are done.
+        """
         training = model.training
         model.eval()
         recaller = UrmRecaller(model, self.builder, self.combine)
         recaller.index = ExactIndex(self.item_ids, recaller.encode_items(self.item_ids))
-        found = recaller.recall([example.request for example in self.examples], k)
+        requests = [example.request for example in self.examples]
+        items: list[Ids] = []
+        scores: list[Floats] = []
+        for start in range(0, len(requests), REQUESTS_PER_PASS):
+            found, of_found = recaller.recall(requests[start : start + REQUESTS_PER_PASS], k)
+            items += found
+            scores += of_found
+            if report:
+                report(len(items))
         model.train(training)
-        return found
+        return items, scores

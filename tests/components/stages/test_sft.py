@@ -57,6 +57,8 @@ def run_dir(tables, tmp_path):
 
 
 def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_dir, settings, tables):
+    # All eight validation contexts, so that the training is measured on those that set popularity.
+    config = config.model_copy(update={"urm": config.urm.model_copy(update={"validation_contexts": 8})})
     result = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings)
 
     table = ItemTable.open(result.outputs["item_table"])
@@ -77,7 +79,7 @@ def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_di
     assert 0 <= result.metrics["validation_recall"] <= 1
     calibrated = result.metrics["calibrated_recall"]
     assert set(calibrated) == {task.name for task in config.tasks}
-    assert all(0 <= recall <= 1 for recall in calibrated.values())
+    assert np.mean(list(calibrated.values())) >= result.metrics["validation_recall"] - 1e-6
     mlflow.set_tracking_uri(settings.tracking_uri)
     runs = mlflow.search_runs(experiment_names=["complete_journey"], filter_string="tags.`urm.stage` = 'sft'")
     assert len(runs) == 1
