@@ -1,6 +1,6 @@
 """Where training begins with popularity: weights of the counts that explain the targets of each task.
 
-    U items · R popularity features f (heads.py) · T tasks
+    U items · R popularity features f (heads.py) · T tasks, those with one prompt as one
     n_t examples of task t · p_t(i) share of item i among their targets
 
     W_t = argmin  -Σᵢ p_t(i) f_i·w  +  log Σᵢ exp f_i·w  +  |w|² / (2 n_t)
@@ -30,20 +30,26 @@ Floats = npt.NDArray[np.float64]
 def begin_with_popularity(model: Urm, groups: Groups, builder: BatchBuilder, item_ids: Ids) -> None:
     """Fit the popularity weights of each task to its targets in training, among all items of the catalogue.
 
-    A task without an example in the first contexts, or without a known target, begins with the mean of the others.
+    Tasks with one prompt are one task here: their texts differ by queries alone, so that no weights could lead from
+    them to two fits. A task without an example in the first contexts, or without a known target, begins with the mean
+    of the others.
     """
     targets = {task: counts for task, counts in groups.count_targets(item_ids).items() if counts.any()}
-    asked = _some_of_each_task(groups, list(targets))
-    tasks = sorted({example.request.task.name for _, examples in asked for example in examples})
-    if not tasks:
-        return
-    log_counts, _ = builder.reader.table.gather(POPULARITY, item_ids)
-    weights = fit_popularity(torch.from_numpy(log_counts), np.stack([targets[task] for task in tasks]), model.ramps)
-    requests = [(context, [example.request for example in examples]) for context, examples in asked]
-    blocks = [
-        (context, [builder.writer.block(one.task, one.query) for one in of_context]) for context, of_context in requests
+    asked = [
+        (context, [example.request for example in examples])
+        for context, examples in _some_of_each_task(groups, list(targets))
     ]
-    numbers = [tasks.index(one.task.name) for _, of_context in requests for one in of_context]
+    if not asked:
+        return
+    prompts = {one.task.name: one.task.prompt for _, requests in asked for one in requests}
+    by_prompt = {prompt: np.zeros(len(item_ids)) for _, prompt in sorted(prompts.items())}
+    for task, prompt in prompts.items():
+        by_prompt[prompt] += targets[task]
+    log_counts, _ = builder.reader.table.gather(POPULARITY, item_ids)
+    weights = fit_popularity(torch.from_numpy(log_counts), np.stack(list(by_prompt.values())), model.ramps)
+    blocks = [(context, [builder.writer.block(one.task, one.query) for one in requests]) for context, requests in asked]
+    places = {prompt: place for place, prompt in enumerate(by_prompt)}
+    numbers = [places[one.task.prompt] for _, requests in asked for one in requests]
     model.begin_with_popularity(builder.build(blocks)[0], torch.tensor(numbers), weights)
 
 

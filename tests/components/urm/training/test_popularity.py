@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from components.items.ramps import ramp_features
+from components.urm.data.examples import Groups
 from components.urm.network.heads import POPULARITY_RAMPS, Gains
 from components.urm.training.popularity import begin_with_popularity, fit_popularity
 from tests.worlds.urm import build_batch, keep_examples
@@ -63,6 +64,23 @@ def test_each_task_begins_with_its_own_weights(new_model, groups, steps, tables)
     for name, wanted in fitted.items():
         mine = found[[place for place, other in enumerate(names) if other == name]].mean(dim=0)
         assert torch.allclose(mine, wanted, atol=1e-3), name
+
+
+def test_tasks_with_one_prompt_begin_alike(new_model, steps, tables, config):
+    new_model.model.centre_tasks(steps[0])
+    search = next(task.prompt for task in config.tasks if task.name == "text_query")
+    tasks = [task.model_copy(update={"prompt": search}) if task.name == "new_item" else task for task in config.tasks]
+    groups = Groups(tables.contexts, tables.examples, {task.name: task for task in tasks}, "train")
+    begin_with_popularity(new_model.model, groups, new_model.builder, tables.item_ids)
+    counts = groups.count_targets(tables.item_ids)
+    log_counts = new_model.builder.reader.read(tables.item_ids)["popularity"]
+    wanted = fit_popularity(log_counts, (counts["text_query"] + counts["new_item"])[None], POPULARITY_RAMPS)[0]
+    some = [groups[number] for number in range(4)]
+    found = popularity_weights(new_model, build_batch(new_model, some))
+    names = [example.request.task.name for _, examples in some for example in examples]
+    rows = [place for place, name in enumerate(names) if name != "next_purchase"]
+    assert torch.allclose(found[rows].mean(dim=0), wanted, atol=1e-3)
+    assert torch.allclose(found[rows], wanted.expand(len(rows), -1), atol=0.1)  # whatever the query
 
 
 def test_a_task_without_a_known_target_begins_with_the_mean_of_the_others(new_model, steps, tables, config):
