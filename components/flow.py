@@ -124,7 +124,7 @@ STAGES: dict[str, StageSpec] = {
                 "item_table_past": "the same, its ID vectors and counts those of what came before the newest training "
                 "cuts (`features.split.recent_cuts`), with which URM trains unless `urm.train_cuts` is all",
             },
-            sections=("items", "features"),
+            sections=("items", "features.split", "features.min_item_events"),
             resources=Resources(hours=3),
         ),
         StageSpec(

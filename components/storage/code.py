@@ -15,22 +15,28 @@ from components.flow import StageSpec
 from components.storage.contract import StageResult
 
 ROOT = Path(package_file).parent.parent
-# Modules that carry a stage's work and do not decide its result.
+# Packages that carry a stage's work and do not decide its result.
 CARRIERS = (
     *("storage", "tracking", "config", "flow", "addresses", "caches", "settings", "exceptions", "memory", "progress"),
     "redis_client",
 )
+# But what these make of a configuration (the cuts of a split, whom a task trains) stands in no section of it.
+DECIDING = ("components.config.split", "components.config.tasks")
 # Code beside the package that a module runs without importing it.
 DEFINITIONS = {"components.features.feast": "feature_repo"}
 
 
 def fingerprint(spec: StageSpec, config: RunConfig, inputs: dict[str, StageResult], options: dict[str, Any]) -> str:
-    """SHA-256 over everything that decides a stage's result: code, configuration, inputs, options."""
+    """SHA-256 over everything that decides a stage's result: code, configuration, inputs, options.
+
+    An input is a result, not the work that made it: trainings end by the clock, so that equal work may leave another
+    model. Its instant tells them apart; a reused result keeps the one that it had.
+    """
     digest = hashlib.sha256(f"{spec.name} {__version__} {config.fingerprint(spec.sections)}".encode())
     for source in source_files(spec.entry, ROOT):
         digest.update(str(source.relative_to(ROOT)).encode() + source.read_bytes())
     for name in sorted(inputs):
-        digest.update(f"{name}={inputs[name].fingerprint}".encode())
+        digest.update(f"{name}={inputs[name].fingerprint} {inputs[name].finished_at.isoformat()}".encode())
     digest.update(json.dumps(options, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -38,6 +44,8 @@ def fingerprint(spec: StageSpec, config: RunConfig, inputs: dict[str, StageResul
 @lru_cache(maxsize=16)
 def source_files(module: str, root: Path) -> tuple[Path, ...]:
     """Source of a module and of all that it imports from `components`, inside functions too, but for the carriers.
+
+    What decides in the carriers is there whether or not it is imported.
 
     `root` is the folder that holds `components`.
 
@@ -47,10 +55,10 @@ def source_files(module: str, root: Path) -> tuple[Path, ...]:
     if not _is_module(root, module):
         raise FileNotFoundError(f"no module {module} under {root}")
     found: dict[str, Path] = {}
-    waiting = [module]
+    waiting = [module, *(name for name in DECIDING if _is_module(root, name))]
     while waiting:
         name = waiting.pop()
-        if name in found or name.split(".")[1] in CARRIERS:
+        if name in found or (name.split(".")[1] in CARRIERS and name not in DECIDING):
             continue
         found[name] = _path(root, name)
         waiting += (other for other in _imported(found[name], root) if other not in found)

@@ -1,3 +1,4 @@
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def tree(tmp_path: Path) -> Path:
         "items/table": "def read():\n    import components.schemas.events\n",
         "schemas/events": "EVENTS = 1\n",
         "urm/model": "y = 1\n",
-    } | {f"{package}__init__": "" for package in ("", "stages/", "items/", "schemas/", "urm/")}
+        "config/split": "WEEKS = 1\n",
+        "config/run": "x = 1\n",
+    } | {f"{package}__init__": "" for package in ("", "stages/", "items/", "schemas/", "urm/", "config/")}
     for name, text in files.items():
         path = tmp_path / "components" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +35,7 @@ def tree(tmp_path: Path) -> Path:
 def test_the_code_of_a_stage_is_all_that_it_imports(tree: Path) -> None:
     found = {str(path.relative_to(tree / "components")) for path in source_files("components.stages.encode", tree)}
     packages = {"stages/__init__.py", "items/__init__.py", "schemas/__init__.py"}
-    assert found - packages == {"stages/encode.py", "items/table.py", "schemas/events.py"}
+    assert found - packages == {"stages/encode.py", "items/table.py", "schemas/events.py", "config/split.py"}
 
 
 def test_a_module_that_is_not_there(tree: Path) -> None:
@@ -65,10 +68,16 @@ def test_a_fingerprint_sees_code_configuration_inputs_and_options(tree: Path, mo
     assert of(load_config(CONFIG, {"urm.max_steps": 9})) == base
     assert of(load_config(CONFIG, {"items.batch_size": 9})) != base
     assert of(load_config(CONFIG, {"seed": 9})) != base
+    assert of(load_config(CONFIG, {"features.max_test_examples": 9})) == base
+    assert of(load_config(CONFIG, {"features.min_item_events": 9})) != base
     assert of(config, result.model_copy(update={"fingerprint": "0"})) != base
+    assert of(config, result.model_copy(update={"finished_at": result.finished_at + timedelta(seconds=1)})) != base
+    assert of(config, result.model_copy(update={"reused_from": "elsewhere"})) == base
     assert of(config, flag=True) != base
-    for unrelated in ("urm/model", "storage/contract"):
+    for unrelated in ("urm/model", "storage/contract", "config/run"):
         (tree / "components" / f"{unrelated}.py").write_text("z = 2\n")
         assert of(config) == base
-    (tree / "components" / "schemas" / "events.py").write_text("EVENTS = 2\n")
-    assert of(config) != base
+    for deciding in ("schemas/events", "config/split"):
+        before = of(config)
+        (tree / "components" / f"{deciding}.py").write_text("EVENTS = 2\n")
+        assert of(config) != before

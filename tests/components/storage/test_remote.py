@@ -39,14 +39,13 @@ def test_a_forced_result_of_a_remote_store_is_not_mistaken_for_a_fetched_one(run
     def read(stage: StageRun) -> StageReport:
         return StageReport(metrics={"content": stage.path("ingest", "items").read_text()})
 
-    def content(force: bool) -> str:
-        result = run("validate", read, f"{memory}/a", force=force)
-        return str(result.metrics["content"])
+    def content() -> str:
+        return str(run("validate", read, f"{memory}/a").metrics["content"])
 
     run("ingest", Work("old"), f"{memory}/a")
-    assert content(force=False) == "old"
+    assert content() == "old"
     run("ingest", Work("new"), f"{memory}/a", force=True)
-    assert content(force=True) == "new"
+    assert content() == "new"
 
 
 def test_a_failed_attempt_leaves_a_remote_store_clean(run: Run, memory: str) -> None:

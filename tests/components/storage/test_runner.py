@@ -83,6 +83,24 @@ def test_force_computes_and_leaves_the_files_other_runs_use(tmp_path: Path, run:
     assert Path(other.outputs["items"]).read_text() == "old"
 
 
+@pytest.mark.parametrize("force", [True, False], ids=["forced", "files_gone"])
+def test_what_read_another_result_of_equal_work_is_done_again(force: bool, tmp_path: Path, run: Run) -> None:
+    """Trainings end by the clock: equal work may leave another model, which no earlier verdict is about."""
+
+    def judge(stage: StageRun) -> StageReport:
+        return StageReport(metrics={"about": stage.path("ingest", "items").read_text()})
+
+    first = run("ingest", Work("old"), tmp_path / "a")
+    assert run("validate", judge, tmp_path / "a").metrics == {"about": "old"}
+    run("ingest", Work("new"), tmp_path / "b")  # reused there
+    assert run("validate", judge, tmp_path / "b").reused_from == f"{tmp_path}/a/validate/result.json"
+    if not force:
+        Path(first.outputs["items"]).unlink()
+    second = run("ingest", Work("new"), tmp_path / "a", force=force)
+    assert second.fingerprint == first.fingerprint
+    assert run("validate", judge, tmp_path / "a").metrics == {"about": "new"}
+
+
 def test_a_stage_acting_on_the_world_is_never_reused(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name for name, spec in STAGES.items() if not spec.reusable} == {"release", "promote"}
     monkeypatch.setitem(STAGES, "ingest", replace(STAGES["ingest"], reusable=False))
