@@ -6,6 +6,7 @@ seed. A *behaviour task* has no query; the query of a *search task* is made from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -38,6 +39,7 @@ SEEDS = (0, 1, 2)
 READERS = ("bm25", "bm25f", "category_rule", "text", "mix")  # rivals that read the words of a query
 FILTERED_TASK = "cold_item"  # the 5-core filter of the Amazon sets makes its targets more frequent than such items are
 HISTORY = "history items"
+UNDEFINED = "undefined"  # a lift over a model that finds nothing
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class Figure:
     @property
     def percent(self) -> str:
         """`+5.2 %`."""
-        return f"{_percent(self.value)} %"
+        return f"{_percent(self.value)} %" if math.isfinite(self.value) else UNDEFINED
 
     @property
     def percent_interval(self) -> str:
         """`+4.0 … +6.5`, in per cent."""
+        if not math.isfinite(self.low):
+            return UNDEFINED
         return f"{_percent(self.low)} … {_percent(self.high)}"
 
     @property
@@ -139,21 +143,22 @@ def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
     lifts = find_lifts(summary.baseline)
     counts = dict(zip(summary.baseline.tasks, summary.baseline.examples.tolist(), strict=True))
     runs = [_read_evaluation(record, seed) for seed in seeds]
-    lines: list[tuple[tuple[str, ...], str, Figure, list[float]]] = [
+    lines: list[tuple[tuple[str, ...], str, Figure, list[float | None]]] = [
         ((task,), task, lifts[task], [run.metrics["tasks"][task]["lift"] for run in runs]) for task in every
     ]
-    by_seed = [_find_ratio_of_run(run, behaviour) for run in runs]
-    lines.append(
-        (behaviour, "behaviour tasks: ratio of means", find_ratio(summary.baseline.restrict(behaviour)), by_seed)
+    ratio, ratios = (
+        find_ratio(summary.baseline.restrict(behaviour)),
+        [_find_ratio_of_run(run, behaviour) for run in runs],
     )
-    by_seed = [sum(task["lift"] for task in run.metrics["tasks"].values()) / len(every) for run in runs]
-    lines.append((every, "all tasks: mean of lifts", find_mean_lift(summary.baseline), by_seed))
+    lines.append((behaviour, "behaviour tasks: ratio of means", ratio, [*ratios]))
+    means = [_find_mean_lift_of_run(run) for run in runs]
+    lines.append((every, "all tasks: mean of lifts", find_mean_lift(summary.baseline), [*means]))
     rows = []
     for tasks, label, lift, by_seed in lines:
         recalls = mean_recalls(summary.recalls, tasks).groupby("model")["recall"]
-        means, deviations = recalls.mean(), recalls.std()
+        average, deviations = recalls.mean(), recalls.std()
         spread = {model: f" ± {show_recall(deviations[model])}" for model in (CANDIDATE, BASELINE) if len(seeds) > 1}
-        cells = [show_recall(means[model]) + spread.get(model, "") for model in models]
+        cells = [show_recall(average[model]) + spread.get(model, "") for model in models]
         seeds_cell = " / ".join(_percent(value) for value in by_seed)
         count = sum(counts[task] for task in tasks)
         history = _describe_history(summary, tasks)
@@ -273,6 +278,12 @@ def _find_ratio_of_run(run: FinishedRun, tasks: Iterable[str]) -> float:
     return float(sum(result["urm"] for result in results) / sum(result["baseline"] for result in results) - 1)
 
 
+def _find_mean_lift_of_run(run: FinishedRun) -> float | None:
+    """Mean of the lifts of one run's tasks that have one; None where none has."""
+    lifts = [task["lift"] for task in run.metrics["tasks"].values() if task["lift"] is not None]
+    return sum(lifts) / len(lifts) if lifts else None
+
+
 def _without(comparison: Comparison, task: str) -> str:
     """Lift of the mean recall over the other tasks; empty where the task is not among them."""
     if task not in comparison.tasks:
@@ -361,8 +372,10 @@ def show_recall(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}".removeprefix("0")
 
 
-def _percent(value: float) -> str:
+def _percent(value: float | None) -> str:
     """`+5.2`, in per cent."""
+    if value is None:
+        return UNDEFINED
     return f"{100 * value:+.1f}".replace("-", "−")
 
 

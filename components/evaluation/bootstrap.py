@@ -15,6 +15,10 @@ The first one weighs a task by what is found in it, so that no task in which the
 Intervals are percentiles of the draws. A p-value is the share of draws on the other side of the null,
 (1 + count) / (1 + draws), doubled where the test is two-sided.
 
+**Few users.** Where n users all agree, every draw agrees with them, however small n is. So no p-value is below that of
+the sign test, 0.5ⁿ (doubled where two-sided), and there is no interval of fewer than six, whom chance lets agree
+more often than once in twenty times.
+
 **Held-out categories.** A task with held-out queries claims something of categories that no training named, and has few
 of them. There categories are drawn as well, C of C and independently of the users, and an example of user u and
 category c counts w_u · v_c times: the pigeonhole bootstrap for crossed random effects (Owen 2007, Annals of Applied
@@ -34,6 +38,7 @@ from statsmodels.stats.multitest import multipletests
 from components.evaluation.metrics import Floats, Ints, Mask, recall
 
 DRAWS_PER_BLOCK = 200  # bounds memory: a block's weights are [draws, users]
+MIN_UNITS = 6  # of an interval: five agree by chance with a probability of 2 · 0.5⁵ = .06
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Comparison:
     baseline_draws: Floats  # mean recall of the baseline in each draw, [draws, T]; NaN where a draw has no example
     model_draws: Floats  # the same of the model
     categories: Ints  # held-out categories drawn beside the users, [T]; 0: users alone are drawn
+    users: Ints  # users of each task, [T]
     names: tuple[str, str] = ("urm", "target_attention")  # the model and the baseline
 
     def restrict(self, tasks: Iterable[str]) -> "Comparison":
@@ -62,7 +68,18 @@ class Comparison:
             baseline_draws=self.baseline_draws[:, places],
             model_draws=self.model_draws[:, places],
             categories=self.categories[places],
+            users=self.users[places],
         )
+
+    @property
+    def units(self) -> Ints:
+        """How many are drawn in each task, [T]: users, or categories where these are drawn and are fewer."""
+        return np.where(self.categories > 0, np.minimum(self.categories, self.users), self.users)
+
+    @property
+    def few_users(self) -> bool:
+        """Whether there are too few for an interval over these tasks."""
+        return not (self.units >= MIN_UNITS).any()
 
     @property
     def ratio(self) -> float:
@@ -70,10 +87,9 @@ class Comparison:
         return float(relative_lift(self.model.mean(keepdims=True), self.baseline.mean(keepdims=True))[0])
 
     def ratio_interval(self, confidence: float) -> tuple[float, float]:
-        """Percentile interval of `ratio`, over the draws in which the baseline finds something."""
+        """Percentile interval of `ratio`, over the draws in which the baseline finds something; NaN of few users."""
         means = [draws.mean(axis=1, keepdims=True) for draws in (self.model_draws, self.baseline_draws)]
-        low, high = _percentiles(relative_lift(means[0], means[1]), confidence)
-        return float(low[0]), float(high[0])
+        return self._interval_of_mean(relative_lift(means[0], means[1]), confidence)
 
     def won(self, confidence: float) -> Mask:
         """Tasks in which the model is ahead beyond chance, Holm-corrected over these tasks, [T]."""
@@ -85,10 +101,9 @@ class Comparison:
         return float((self.model - self.baseline).mean())
 
     def difference_interval(self, confidence: float) -> tuple[float, float]:
-        """Percentile interval of `mean_difference`."""
+        """Percentile interval of `mean_difference`; NaN of few users."""
         draws = (self.model_draws - self.baseline_draws).mean(axis=1, keepdims=True)
-        low, high = _percentiles(draws, confidence)
-        return float(low[0]), float(high[0])
+        return self._interval_of_mean(draws, confidence)
 
     @property
     def lift(self) -> Floats:
@@ -101,28 +116,40 @@ class Comparison:
         return _mean(self.lift)
 
     def interval(self, confidence: float) -> tuple[Floats, Floats]:
-        """Percentile interval of each task's lift, ([T], [T]), over the draws in which the baseline finds something."""
-        return _percentiles(relative_lift(self.model_draws, self.baseline_draws), confidence)
+        """Percentile interval of each task's lift, ([T], [T]), over the draws in which the baseline finds something.
+
+        NaN of few users.
+        """
+        bounds = _percentiles(relative_lift(self.model_draws, self.baseline_draws), confidence)
+        low, high = (np.where(self.units >= MIN_UNITS, bound, np.nan) for bound in bounds)
+        return low, high
 
     def mean_interval(self, confidence: float) -> tuple[float, float]:
-        """Percentile interval of the mean of the tasks' lifts; NaN where no task has one."""
+        """Percentile interval of the mean of the tasks' lifts; NaN where no task has one, and of few users."""
         draws = relative_lift(self.model_draws, self.baseline_draws)
         defined = np.isfinite(self.lift)
         if not defined.any():
             return float("nan"), float("nan")
-        low, high = _percentiles(draws[:, defined].mean(axis=1, keepdims=True), confidence)
-        return float(low[0]), float(high[0])
+        return self._interval_of_mean(draws[:, defined].mean(axis=1, keepdims=True), confidence)
 
     def p_different(self) -> Floats:
         """Two-sided p-value of each task's difference, Holm-corrected over the tasks, [T]."""
         difference = self.model_draws - self.baseline_draws
         # Negated, so that a draw without an example counts for the null.
         one_sided = np.minimum(_share(~(difference > 0)), _share(~(difference < 0)))
-        return holm(np.minimum(1, 2 * one_sided))
+        return holm(np.minimum(1, 2 * np.maximum(one_sided, 0.5**self.units)))
 
     def p_worse(self, margin: float) -> Floats:
         """P-value of "worse than the baseline by more than `margin`" (relative), Holm-corrected over the tasks, [T]."""
-        return holm(_share(~(self.model_draws < (1 - margin) * self.baseline_draws)))
+        share = _share(~(self.model_draws < (1 - margin) * self.baseline_draws))
+        return holm(np.maximum(share, 0.5**self.units))
+
+    def _interval_of_mean(self, draws: Floats, confidence: float) -> tuple[float, float]:
+        """Percentile interval of a figure over all tasks, from its draws [draws, 1]."""
+        if self.few_users:
+            return float("nan"), float("nan")
+        low, high = _percentiles(draws, confidence)
+        return float(low[0]), float(high[0])
 
 
 def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int, seed: int) -> Comparison:
@@ -148,6 +175,7 @@ def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int
         baseline_draws=baseline_draws,
         model_draws=model_draws,
         categories=drawn,
+        users=np.bincount(np.unique(np.stack([tasks, users]), axis=1)[0], minlength=len(names)),
         names=(model, baseline),
     )
 

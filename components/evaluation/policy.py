@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from components.config import GatePolicy, RunConfig
-from components.evaluation.bootstrap import Comparison
-from components.evaluation.report import count, describe_lift, title
+from components.evaluation.bootstrap import MIN_UNITS, Comparison
+from components.evaluation.report import NO_INTERVAL, count, describe_interval, describe_lift, title
 from components.evaluation.summary import name_kind, split_tasks
 
 NUM_RULES = 4
@@ -47,11 +47,16 @@ def _lift_reason(headline: Comparison, policy: GatePolicy, kind: str) -> str | N
     low = headline.ratio_interval(policy.confidence)[0]
     if low >= policy.min_lift:
         return None
+    if not np.isfinite(headline.ratio):
+        return f"There is no lift, since target attention finds nothing in any of the {kind}."
+    if not np.isfinite(low):
+        return (
+            f"The lift in mean recall over the {kind} is {headline.ratio:+.1%}, with {NO_INTERVAL}: "
+            f"{int(headline.units.max())} at most in one of them, where {MIN_UNITS} are needed."
+        )
     return (
         f"The lift in mean recall over the {kind} is {headline.ratio:+.1%}, and the lower bound of its "
         f"{policy.confidence:.0%} interval {low:+.1%}, below the required {policy.min_lift:+.1%}."
-        if np.isfinite(low)
-        else f"There is no lift, since target attention finds nothing in any of the {kind}."
     )
 
 
@@ -107,8 +112,8 @@ def _describe(comparison: Comparison, best: Comparison, config: RunConfig) -> li
     sentences = [
         (
             f"On {cases}, the {k} items it recalls hold {abs(lift):.1%} {'more' if lift >= 0 else 'less'} of what "
-            f"users then chose than those of the target-attention model ({confidence:.0%} interval {low:+.1%} to "
-            f"{high:+.1%}; mean of the tasks' lifts {headline.mean_lift:+.1%})."
+            f"users then chose than those of the target-attention model ({describe_interval(low, high, confidence)}; "
+            f"mean of the tasks' lifts {headline.mean_lift:+.1%})."
         ),
         (
             f"It is ahead beyond chance in {won} of {len(names)}, does best in {headline.tasks[first]} "

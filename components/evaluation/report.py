@@ -28,6 +28,8 @@ SEGMENTS = (
     "catalogue with the most."
 )
 
+NO_INTERVAL = "too few users for an interval"
+
 
 def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFrame, segments: pd.DataFrame) -> str:
     """Markdown of the report, from what `summary.summarise`, `tabulate` and `tabulate_segments` return."""
@@ -86,15 +88,15 @@ def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFram
 
 def describe_best_other(best: dict[str, Any], confidence: float) -> str:
     """One sentence: how URM stands to the best of the other models in the mean over the headline's tasks."""
-    if best["low"] > 0:
-        stands = "URM is ahead of it"
-    elif best["high"] < 0:
-        stands = "URM is behind it"
+    if best["low"] is None or best["high"] is None:
+        stands, interval = "How URM stands to it is not known", NO_INTERVAL
     else:
-        stands = "URM ties with it"
+        ahead, behind = best["low"] > 0, best["high"] < 0
+        stands = f"URM {'is ahead of' if ahead else 'is behind' if behind else 'ties with'} it"
+        interval = f"{confidence:.0%} interval {best['low']:+.4f} to {best['high']:+.4f}"
     return (
         f"Best of the other models in the mean is {title(best['model'])}. {stands}: the difference in mean recall is "
-        f"{best['difference']:+.4f} ({confidence:.0%} interval {best['low']:+.4f} to {best['high']:+.4f})."
+        f"{best['difference']:+.4f} ({interval})."
     )
 
 
@@ -104,7 +106,7 @@ def describe_group(group: dict[str, Any], num_tasks: int, kind: str, confidence:
         return f"{count(num_tasks, kind)}: target attention finds nothing, so that no lift is defined."
     return (
         f"{count(num_tasks, kind)}: lift of the mean recall over target attention {group['lift']:+.1%} "
-        f"({confidence:.0%} interval {group['lift_low']:+.1%} to {group['lift_high']:+.1%}); mean of the lifts "
+        f"({describe_interval(group['lift_low'], group['lift_high'], confidence)}); mean of the lifts "
         f"{group['mean_lift']:+.1%}; ahead beyond chance in {group['tasks_won']}."
     )
 
@@ -114,7 +116,14 @@ def describe_lift(comparison: Comparison, confidence: float) -> str:
     low, high = comparison.ratio_interval(confidence)
     if not np.isfinite(comparison.ratio):
         return f"no lift, since {title(comparison.names[1])} finds nothing"
-    return f"{comparison.ratio:+.1%} ({confidence:.0%} interval {low:+.1%} to {high:+.1%})"
+    return f"{comparison.ratio:+.1%} ({describe_interval(low, high, confidence)})"
+
+
+def describe_interval(low: float | None, high: float | None, confidence: float) -> str:
+    """`95% interval +4.0% to +6.0%` of a relative lift; None or NaN is undefined."""
+    if low is None or high is None or math.isnan(low):
+        return NO_INTERVAL
+    return f"{confidence:.0%} interval {low:+.1%} to {high:+.1%}"
 
 
 def count(number: int, kind: str) -> str:
@@ -220,6 +229,6 @@ def format_lift(lift: float | None, low: float | None, high: float | None) -> st
     """Relative lift in per cent with its interval; None or NaN is undefined."""
     if lift is None or math.isnan(lift):
         return "undefined (target attention finds nothing)"
-    if low is None or high is None:
+    if low is None or high is None or math.isnan(low):
         return f"{100 * lift:+.1f} %"
     return f"{100 * lift:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"

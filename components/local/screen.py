@@ -100,7 +100,6 @@ def _recalls(recall: dict[str, float]) -> list[str]:
 
 
 def _lift(lift: float | None, low: float | None, high: float | None) -> tuple[str, str]:
-    """Cells of a lift and its interval; a dash where target attention finds nothing."""
-    if lift is None or low is None or high is None:
-        return "–", "–"
-    return f"{lift:+.1%}", f"{low * 100:+.1f}…{high:+.1%}"
+    """Cells of a lift and its interval; a dash where target attention finds nothing, or users are too few."""
+    interval = "–" if low is None or high is None else f"{low * 100:+.1f}…{high:+.1%}"
+    return "–" if lift is None else f"{lift:+.1%}", interval

@@ -17,7 +17,7 @@ import structlog
 from components.addresses import fetch
 from components.evaluation.bootstrap import sum_by_user
 from components.evaluation.metrics import Floats
-from components.exceptions import MissingInputError
+from components.exceptions import DataError, MissingInputError
 from components.storage import StageReport, StageRun, load_result
 from components.studies.ablation.figures import draw_group
 from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
@@ -86,8 +86,11 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
     Returns:
         Value of the variant and its spread over seeds (None with one seed), difference to the reference (absolute)
         and its interval, a bootstrap with this seed.
+
+    Raises:
+        DataError: They are of different examples, in the seeds that both have and the tasks of the variant.
     """
-    paired = variant.merge(reference, on=EXAMPLE, suffixes=("", "_reference"), validate="one_to_one")
+    paired = _pair(variant, reference)
     by_seed = variant.groupby(["seed", "task"])["recall"].mean().groupby("seed").mean()
     users, user_ids = pd.factorize(paired["user_id"])
     tasks, names = pd.factorize(paired["task"])
@@ -104,6 +107,21 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
         "seeds": len(by_seed),
         "examples": len(paired),
     }
+
+
+def _pair(variant: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Rows of both, by example, in the seeds that both have."""
+    mine = variant[variant["seed"].isin(reference["seed"])]
+    others = reference[reference["seed"].isin(mine["seed"]) & reference["task"].isin(mine["task"])]
+    paired = mine.merge(others, on=EXAMPLE, suffixes=("", "_reference"), validate="one_to_one")
+    if not len(paired) == len(mine) == len(others):
+        raise DataError(
+            "validation examples of a study",
+            expected="the same for a variant and what it is compared with",
+            got=f"{len(mine):,} and {len(others):,}, of which {len(paired):,} are the same",
+            remedy="leave `features` and `tasks` as they are in the variants of one study",
+        )
+    return paired
 
 
 def compare_tasks(variant: pd.DataFrame, other: pd.DataFrame, seed: int) -> dict[str, dict[str, Any]]:
@@ -127,6 +145,9 @@ def fit_slope(recalls: dict[str, pd.DataFrame], places: dict[str, float], seed: 
         recalls[name].set_index(EXAMPLE)["recall"] * weight
         for name, weight in zip(names, centred / (centred @ centred), strict=True)
     ]
+    first = recalls[names[0]]
+    for name in names[1:]:
+        _pair(recalls[name], first)  # or DataError
     slopes = pd.concat(weighted, axis=1, join="inner").sum(axis=1).rename("recall").reset_index()
     result = compare(slopes, slopes.assign(recall=0.0), seed)
     return {"slope": result["difference"], "low": result["low"], "high": result["high"], "per_doubling": doubling}

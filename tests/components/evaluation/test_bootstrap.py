@@ -42,14 +42,14 @@ def simulate(random: np.random.Generator, lift: float, num_users: int = 60) -> p
 
 
 def test_lift_by_hand() -> None:
-    users, tasks = np.array([0, 0, 1, 1]), np.array(["a", "b", "a", "b"])
+    users, tasks = np.repeat(np.arange(6), 2), np.tile(["a", "b"], 6)  # of two kinds
     recalls = {"target_attention": np.array([0.2, 0.5, 0.4, 0.5]), "urm": np.array([0.3, 0.4, 0.6, 0.4])}
-    comparison = run(make_hits(recalls, users, tasks))
+    comparison = run(make_hits({model: np.tile(values, 3) for model, values in recalls.items()}, users, tasks))
     assert comparison.tasks == ("a", "b")
-    assert comparison.examples.tolist() == [2, 2]
+    assert comparison.examples.tolist() == [6, 6]
     assert comparison.lift == pytest.approx([0.5, -0.2])
     assert comparison.mean_lift == pytest.approx(0.15)
-    low, high = comparison.interval(0.95)  # both users have the same lift: no draw can differ
+    low, high = comparison.interval(0.95)  # all users have the same lift: no draw can differ
     assert low == pytest.approx([0.5, -0.2])
     assert high == pytest.approx([0.5, -0.2])
 
@@ -111,14 +111,39 @@ def test_relative_lift_over_zero_is_undefined() -> None:
 
 
 def test_ratio_of_means_by_hand() -> None:
-    users, tasks = np.array([0, 0, 1, 1]), np.array(["a", "b", "a", "b"])
+    users, tasks = np.repeat(np.arange(6), 2), np.tile(["a", "b"], 6)  # of two kinds
     recalls = {"target_attention": np.array([0.1, 0.5, 0.3, 0.7]), "urm": np.array([0.2, 0.5, 0.4, 0.5])}
-    comparison = run(make_hits(recalls, users, tasks))
+    comparison = run(make_hits({model: np.tile(values, 3) for model, values in recalls.items()}, users, tasks))
     assert comparison.ratio == pytest.approx((0.3 + 0.5) / (0.2 + 0.6) - 1)
     assert comparison.mean_lift == pytest.approx((0.5 - 1 / 6) / 2)  # the task of small recalls decides
-    # Draws of user 0 alone, of user 1 alone, of both.
+    # Draws of one kind alone, of the other alone, of both.
     low, high = comparison.ratio_interval(0.999)
     assert (low, high) == (pytest.approx(0.9 / 1.0 - 1), pytest.approx(0.7 / 0.6 - 1))
+
+
+@pytest.mark.parametrize(("num_users", "least"), [(1, 1.0), (3, 0.25), (5, 0.0625), (6, 0.03125), (40, 0.0)])
+def test_users_who_agree_prove_no_more_than_their_number_allows(num_users: int, least: float) -> None:
+    users = np.repeat(np.arange(num_users), 2)
+    better = {"target_attention": np.full(2 * num_users, 0.2), "urm": np.full(2 * num_users, 0.3)}
+    comparison = run(make_hits(better, users, np.full(len(users), "next")))
+    assert comparison.p_different()[0] == pytest.approx(max(least, 2 / 401))
+    worse = run(make_hits(better | {"urm": np.full(2 * num_users, 0.1)}, users, np.full(len(users), "next")))
+    assert worse.p_worse(0.1)[0] == pytest.approx(max(least / 2, 1 / 401))
+    few = num_users < 6
+    assert comparison.few_users is few
+    intervals = (comparison.interval(0.95)[0][0], comparison.ratio_interval(0.95)[0], comparison.mean_interval(0.95)[0])
+    assert [np.isnan(low) for low in (*intervals, comparison.difference_interval(0.95)[0])] == [few] * 4
+
+
+def test_a_few_held_out_categories_prove_as_little() -> None:
+    categories = 3
+    users = np.repeat(np.arange(60), 2)
+    queries = np.array([f"c{number % categories}" for number in range(len(users))])
+    recalls = {"target_attention": np.full(len(users), 0.2), "urm": np.full(len(users), 0.3)}
+    comparison = run(make_hits(recalls, users, np.full(len(users), "next"), queries))
+    assert comparison.units.tolist() == [categories]
+    assert comparison.p_different()[0] == pytest.approx(2 * 0.5**categories)
+    assert np.isnan(comparison.interval(0.95)[0][0])
 
 
 def test_some_tasks_keep_their_draws_and_correct_for_fewer() -> None:

@@ -27,7 +27,7 @@ def compared(lifts: list[float], noise: float = 0.01, other: str = "target_atten
     counts = np.array([100, 200, 300, 400])
     alone = np.zeros(len(TASKS), dtype=np.int64)
     others = np.tile(baseline, (500, 1))
-    return Comparison(TASKS, counts, baseline, model, others, model + draws, alone, ("urm", other))
+    return Comparison(TASKS, counts, baseline, model, others, model + draws, alone, counts, ("urm", other))
 
 
 def config(tasks: tuple[str, ...] = TASKS, **policy: float) -> RunConfig:
@@ -116,11 +116,24 @@ def test_a_task_without_a_lift_is_neither_best_nor_worst_and_is_named_apart() ->
 
 def test_no_lift_at_all_fails_with_its_reason() -> None:
     zeros, none = np.zeros(4), np.zeros(4, dtype=np.int64)
-    nothing = Comparison(TASKS, none + 1, zeros, zeros, np.zeros((10, 4)), np.zeros((10, 4)), none)
+    nothing = Comparison(TASKS, none + 1, zeros, zeros, np.zeros((10, 4)), np.zeros((10, 4)), none, none + 9)
     found = judge(nothing, nothing, config())
     assert found["passed"] is False
     assert "target attention finds nothing" in found["reasons"][0]
     assert "nan" not in found["verdict"]
+
+
+def test_a_handful_of_users_proves_nothing() -> None:
+    few = replace(compared([0.2, 0.2, 0.2, 0.5], noise=0.0), users=np.full(4, 5))
+    found = judge(few, few, config(min_tasks_won=0))
+    (reason,) = found["reasons"]
+    assert reason.startswith(
+        "The lift in mean recall over the behaviour tasks is +20.0%, with too few users for an int"
+    )
+    assert reason.endswith("5 at most in one of them, where 6 are needed.")
+    assert "(too few users for an interval; mean of the tasks' lifts +20.0%)" in found["verdict"]
+    assert "nan" not in found["verdict"]
+    assert "ahead beyond chance in 0 of 3" in judge(few, few, config())["verdict"]
 
 
 def test_a_run_with_search_tasks_alone_is_judged_by_them() -> None:

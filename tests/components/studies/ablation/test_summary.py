@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from components.config import load_config
-from components.exceptions import MissingInputError
+from components.exceptions import DataError, MissingInputError
 from components.flow import STUDIES
 from components.settings import Settings
 from components.storage import run_stage
@@ -60,10 +60,26 @@ def test_noise_without_a_gain_gives_an_interval_over_zero_that_narrows_with_user
     assert many["high"] - many["low"] < few["high"] - few["low"]
 
 
-def test_examples_that_do_not_pair_are_left_out():
+def test_a_seed_that_one_of_them_lacks_is_left_out():
     variant = recalls()
     result = compare(variant, variant[variant["seed"] == 0], seed=0)
     assert (result["examples"], result["difference"]) == (80, 0)
+
+
+@pytest.mark.parametrize("end", ["variant", "reference"])
+def test_different_examples_are_not_compared(end):
+    """`example_id` is a row number: other features or tasks give it to other examples."""
+    frames = {"variant": recalls(), "reference": recalls()}
+    frames[end] = frames[end].assign(user_id=frames[end]["user_id"].replace("u1", "another"))
+    with pytest.raises(
+        DataError, match=r"validation examples of a study: .*got 160 and 160, of which 156 are the same"
+    ):
+        compare(*frames.values(), seed=0)
+    frames[end] = recalls()[lambda frame: frame["example_id"] > 0]
+    with pytest.raises(DataError, match="of which 158 are the same"):
+        compare(*frames.values(), seed=0)
+    with pytest.raises(DataError):
+        fit_slope(frames, {"variant": 1.0, "reference": 2.0}, seed=0)
 
 
 def test_a_contrast_per_task_pairs_users_and_ends_with_the_mean():
