@@ -49,6 +49,8 @@ DOUBT_SCALE = 10.0  # a step of Adam then moves a gain by hundredths
 FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of all baskets and of recent ones; zero for other counts
 # A step of Adam would move each slope of popularity by a tenth, in which what a task had learned of it drowns (ADR 32).
 POPULARITY_SCALE = 0.05
+# Of the largest singular value of the tasks' states; the least of the configurations here is an eighth of the largest.
+LEAST_APART = 0.05
 POPULARITY_RAMPS = 4  # for each doubling, so that "at most 53" can be said (ADR 37)
 
 
@@ -195,7 +197,8 @@ class UserHead(nn.Module):
         """Add to the popularity weights wherever the task text is one of these, whatever the user tokens.
 
         Gains are linear in the state of the task text: the smallest matrix that leads from the mean state of each task
-        to its weights does it, and a text between two tasks gets weights between theirs.
+        to its weights does it, and a text between two tasks gets weights between theirs. Tasks whose texts hardly
+        differ to the model get the mean of their weights: what would tell them apart is noise.
 
         Args:
             states: Mean hidden states of task texts [E, D].
@@ -209,7 +212,7 @@ class UserHead(nn.Module):
         weights = weights / self.scales[rows]
         mean = weights.mean(dim=0)
         self.gains.bias[rows] += mean
-        self.gains.weight[rows, states.shape[-1] :] += (torch.linalg.pinv(means) @ (weights - mean)).T
+        self.gains.weight[rows, states.shape[-1] :] += (torch.linalg.pinv(means, rtol=LEAST_APART) @ (weights - mean)).T
 
     def forward(self, inputs: HeadInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [E, H, P + R], and the copy scores of the history items [E, L]."""

@@ -64,5 +64,7 @@ def _shift(
     prompts = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(examples) for examples in asked]))
     counts = builder.reader.table.modalities[POPULARITY].vectors.shape[1]
     weights = spread_slopes(dict(enumerate(slopes)), len(slopes), counts, model.ramps)
-    device = model.user_head.log_scale.device
+    device, training = model.user_head.log_scale.device, model.training
+    model.eval()  # dropout of the backbone would move the states of the texts
     model.shift_popularity(to_device(builder.build(blocks)[0], device), prompts.to(device), weights.to(device))
+    model.train(training)

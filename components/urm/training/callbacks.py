@@ -19,6 +19,12 @@ class Wishes:
     stop: bool = False  # one of them got SIGTERM
 
 
+def count_since_best(state: TrainerState) -> int:
+    """Evaluations after the best one. The log of the state is part of each checkpoint, and tells of lost ones, too."""
+    recalls = [entry["eval_recall"] for entry in state.log_history if "eval_recall" in entry]
+    return len(recalls) - 1 - recalls.index(max(recalls)) if recalls else 0
+
+
 class KeepBudget(TrainerCallback):
     """Ends the training cleanly when time or patience runs out or on SIGTERM, saves in between, reports metrics."""
 
@@ -43,10 +49,8 @@ class KeepBudget(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Stop if patience has run out."""
-        # The state is part of the checkpoint, so a resumed training stops where an uninterrupted one does. Saves
-        # between evaluations change nothing: patience runs out at an evaluated step.
-        since_best = state.global_step - (state.best_global_step or 0)
-        if self.patience and since_best >= self.patience * state.eval_steps:
+        # Saves between evaluations change nothing: patience runs out at an evaluated step.
+        if self.patience and count_since_best(state) >= self.patience:
             control.should_training_stop = True
         return control
 

@@ -21,7 +21,7 @@ from components.device import mixed_precision
 from components.exceptions import ConfigError, UnavailableError
 from components.urm.data.batch import TrainingBatch
 from components.urm.network.model import Urm, UrmOutput
-from components.urm.training.callbacks import Wishes
+from components.urm.training.callbacks import Wishes, count_since_best
 from components.urm.training.checkpoints import COMPLETE, Checkpoints
 from components.urm.training.loss import recall_loss, text_loss
 from components.urm.training.meter import Meter, peak_memory
@@ -129,14 +129,26 @@ class UrmTrainer(Trainer):
         return folder
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        """Load the Trainer's state, then find the best weights that it tells of, or forget them if they are lost."""
+        """Load the Trainer's state, then find the best weights that it tells of, or forget them if they are lost.
+
+        A training that had ended has no epoch left: killed afterwards and started again, it takes no step.
+        """
         trained = super()._init_training_state(*args)
+        num_epochs: int = args[2]
         best, first = self.state.best_global_step, self.accelerator.is_main_process
         if best and not self._agree([first and self.checkpoints.fetch(best)])[0]:
             self.state.best_metric = self.state.best_global_step = None
         elif best and (first or self.sharded):
             self.state.best_model_checkpoint = str(self.checkpoints.path(best))
-        return trained
+        return (num_epochs, 0) if self._has_ended() else trained
+
+    def _has_ended(self) -> bool:
+        """Whether the state is that after the last evaluation, by time or patience."""
+        patience = self.urm_config.patience
+        evaluated = any(
+            "eval_recall" in entry and entry["step"] == self.state.global_step for entry in self.state.log_history
+        )
+        return evaluated and (self.budget.is_spent or 0 < patience <= count_since_best(self.state))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward of a step; then all processes agree on the first one's clock and on what to do."""

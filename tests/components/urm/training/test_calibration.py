@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -106,3 +107,16 @@ def test_a_model_that_gains_nothing_is_left_as_it_is(new_model, validation, tabl
     found = calibrate_popularity(new_model.model, validation)
     assert not any(calibration.taken for calibration in found.values())
     assert all(torch.equal(weight, before[name]) for name, weight in new_model.model.state_dict().items())
+
+
+def test_dropout_of_the_backbone_does_not_move_what_is_set(wrong_model, validation):
+    """A training leaves the model in its mode of training."""
+    trained = copy.deepcopy(wrong_model)
+    for module in trained.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    calibrate_popularity(wrong_model, validation)
+    calibrate_popularity(trained.train(), validation)
+    assert trained.training
+    assert torch.equal(trained.user_head.gains.weight, wrong_model.user_head.gains.weight)
+    assert torch.equal(trained.user_head.gains.bias, wrong_model.user_head.gains.bias)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,22 @@ def test_tasks_with_one_prompt_begin_alike(new_model, steps, tables, config):
     rows = [place for place, name in enumerate(names) if name != "next_purchase"]
     assert torch.allclose(found[rows].mean(dim=0), wanted, atol=1e-3)
     assert torch.allclose(found[rows], wanted.expand(len(rows), -1), atol=0.1)  # whatever the query
+
+
+def test_tasks_that_the_model_cannot_tell_apart_begin_with_their_mean(new_model, steps):
+    """Two templates may render to one text, of which the states differ by rounding alone."""
+    new_model.model.centre_tasks(steps[0])
+    head, random = new_model.model.user_head, torch.Generator().manual_seed(0)
+    states = torch.randn(3, head.task_centre.shape[-1], generator=random)
+    states[1] = states[0] + 1e-4 * torch.randn(states.shape[1], generator=random)
+    rows = head.gain_rows("popularity")
+    weights = torch.randn(3, rows.stop - rows.start, generator=random)
+    head.begin_with_popularity(states, torch.arange(3), weights)
+    read = head.task_norm(states - head.task_centre) / math.sqrt(states.shape[1])
+    found = (head.gains.bias[rows] + read @ head.gains.weight[rows, states.shape[1] :].T) * head.scales[rows]
+    wanted = torch.stack([weights[:2].mean(dim=0)] * 2 + [weights[2]])
+    assert torch.allclose(found, wanted, atol=0.1)
+    assert head.gains.weight[rows].abs().max() < 20 * weights.abs().max()
 
 
 def test_a_task_without_a_known_target_begins_with_the_mean_of_the_others(new_model, steps, tables, config):

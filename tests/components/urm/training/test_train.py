@@ -220,6 +220,50 @@ def test_patience_ends_a_training_that_no_longer_improves(tmp_path, tables, tabl
     assert (summary.steps, summary.stopped_by) == (40, "steps")
 
 
+@pytest.mark.parametrize(
+    "limit", [{"patience": 1, "learning_rate": 1e-12, "backbone_learning_rate": 1e-12}, {"seconds": 0}]
+)
+def test_a_training_that_has_ended_takes_no_step_when_it_is_started_again(tmp_path, tables, table_dir, config, limit):
+    """The stage may be killed while popularity is set, or the model is written."""
+    patience, seconds = limit.pop("patience", 0), limit.pop("seconds", 1e6)
+    world = make_world(
+        tmp_path / "w", tables, table_dir, config, max_steps=12, eval_steps=2, max_seconds=seconds or 1e-3, **limit
+    )
+    first, ended = run_training(world, Checkpoints(tmp_path / "scratch"), ignore, patience=patience)
+    assert (ended.steps, ended.stopped_by) == ((4, "patience") if patience else (1, "time"))
+
+    def never(step, metrics):
+        raise AssertionError(f"step {step} again")
+
+    for _ in range(2):
+        again, summary = run_training(world, Checkpoints(tmp_path / "scratch"), never, patience=patience)
+        assert (summary.steps, summary.best_step, summary.stopped_by) == (
+            ended.steps,
+            ended.best_step,
+            ended.stopped_by,
+        )
+        assert all(torch.equal(weight, first.state_dict()[name]) for name, weight in again.state_dict().items())
+
+
+def test_patience_counts_from_the_best_evaluation_though_its_weights_are_lost(
+    tmp_path, tables, table_dir, config, monkeypatch
+):
+    still = {"learning_rate": 1e-12, "backbone_learning_rate": 1e-12, "max_steps": 40, "eval_steps": 2}
+    world = make_world(tmp_path / "still", tables, table_dir, config, **still)
+    save = Checkpoints.save
+
+    def on_a_full_disk(self, step, best, seconds, write, **options):
+        def fail(folder):
+            raise OSError(28, "No space left on device")
+
+        return save(self, step, best, seconds, fail if step == 2 else write, **options)
+
+    monkeypatch.setattr(Checkpoints, "save", on_a_full_disk)
+    _, summary = run_training(world, Checkpoints(tmp_path / "scratch"), ignore, patience=1)
+    assert (summary.best_step, summary.steps, summary.stopped_by) == (4, 4, "patience")
+    assert summary.best_recall > 0
+
+
 def test_curves_show_speed_memory_gradients_and_both_rates(world, tmp_path, config, monkeypatch):
     logged, labels, build = {}, {}, TrainingSteps.__getitem__
 
