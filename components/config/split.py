@@ -80,7 +80,8 @@ class SplitConfig(Model):
     @property
     def recent_start(self) -> datetime:
         """First of the newest training cuts, see `recent_cuts`."""
-        return max(self.train_start, self.validation_start - self.recent_cuts * self.window)
+        train = [cut for cut, split in self.cuts() if split == "train"]
+        return train[-self.recent_cuts :][0]
 
     def newest_windows(self, until: datetime, number: int = RECENT_WINDOWS) -> datetime | None:
         """When the newest windows before an instant begin.

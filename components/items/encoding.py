@@ -87,6 +87,11 @@ def write_tables(
     learned = learn_id_vectors(events, item_ids, described, config.features, config.items, config.seed, report_step)
     trim_memory()  # gigabytes of baskets and gradients, which the allocator would keep beside the counts
     counted = count_popularity(engine, events, items, config.features.split)
+    if counted.now.any() and not counted.past.any():
+        log.warning(
+            "nothing was bought before the newest training cuts: URM learns without counts, and serves with them",
+            remedy="lower features.split.recent_cuts, move train_start, or set urm.train_cuts to all",
+        )
     everyone = np.ones(len(item_ids), dtype=bool)
     for name, vectors, popularity in (
         ("item_table", learned.now, counted.now),

@@ -108,20 +108,21 @@ def language_head(backbone: PreTrainedModel) -> nn.Linear:
     return module
 
 
-def extend_vocabulary(backbone: PreTrainedModel, size: int) -> None:
-    """Add rows for the special tokens, drawn with the mean and spread of the old ones."""
-    old = token_embeddings(backbone).weight.detach()
-    num_old = old.shape[0]
-    if size <= num_old:
-        return
-    mean, spread = old.mean(dim=0), old.std(dim=0)
-    # Not transformers' own initialisation: it takes the covariance of the whole vocabulary, a minute of CPU.
-    backbone.resize_token_embeddings(size, mean_resizing=False)
+def extend_vocabulary(backbone: PreTrainedModel, num_old: int, size: int) -> None:
+    """Rows for the special tokens from `num_old` to `size`, drawn with the mean and spread of the old ones.
+
+    A table may have had rows to spare, which no text has trained.
+    """
+    rows = token_embeddings(backbone).weight.detach()[:num_old]
+    mean, spread = rows.mean(dim=0), rows.std(dim=0)
+    if size > token_embeddings(backbone).num_embeddings:
+        # Not transformers' own initialisation: it takes the covariance of the whole vocabulary, a minute of CPU.
+        backbone.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
-        rows = token_embeddings(backbone).weight[num_old:]
-        rows.copy_(mean + spread * torch.randn_like(rows))
+        new = token_embeddings(backbone).weight[num_old:size]
+        new.copy_(mean + spread * torch.randn_like(new))
         if not backbone.config.tie_word_embeddings:
-            language_head(backbone).weight[num_old:].zero_()
+            language_head(backbone).weight[num_old:size].zero_()
 
 
 def load_pretrained(folder: Path, **options: Any) -> PreTrainedModel:

@@ -61,8 +61,9 @@ def build_model(
         backbone, tokenizer = load_backbone(
             config.backbone, num_layers=config.num_layers, pretrained=config.pretrained, cache=cache
         )
+        num_old = len(tokenizer)
         add_special_tokens(tokenizer, config.num_user_vectors)
-        extend_vocabulary(backbone, len(tokenizer))
+        extend_vocabulary(backbone, num_old, len(tokenizer))
         writer = PromptWriter(tokenizer, config)
     else:
         backbone, writer = make_lookup(description), TaskWriter(description.prompts, config.num_user_vectors)

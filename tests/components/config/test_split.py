@@ -39,3 +39,8 @@ def test_windows_never_cross_a_split(start: int, lengths: tuple[int, int, int], 
     assert instants == sorted(set(instants))
     expected = {name: (after - before) // timedelta(days=window) for name, (before, after) in limits.items()}
     assert {name: sum(split == name for _, split in cuts) for name in limits} == expected
+    for recent in (1, 3, 100):  # whether or not training is a multiple of the window
+        newest = split.model_copy(update={"recent_cuts": recent}).recent_start
+        found = [cut for cut, name in cuts if name == "train" and cut >= newest]
+        assert len(found) == min(recent, expected["train"])
+        assert found[0] == newest

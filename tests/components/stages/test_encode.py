@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from structlog.testing import capture_logs
 
 from components.config import RunConfig, load_config
 from components.exceptions import ConfigError, DataError
@@ -90,6 +91,19 @@ def test_the_table_for_training_knows_what_came_before_its_newest_cuts(tmp_path:
 
     assert split.recent_start < split.validation_start - week
     assert (baskets("item_table_past"), baskets("item_table")) == ([1, 0], [2, 0])
+
+
+@pytest.mark.parametrize("recent_cuts", [1, 100])
+def test_a_log_that_the_newest_cuts_take_whole_is_told_of(recent_cuts: int, tmp_path: Path, settings: Settings) -> None:
+    config = load_config(CONFIG, {"features.split.recent_cuts": recent_cuts})
+    start = config.features.split.train_start
+    events = [event(day, 1, 1) | {"ts": start + timedelta(days=day)} for day in range(1, 8)]
+    accept(tmp_path / "run", settings, config, events, [item(1, "cola")])
+    with capture_logs() as logs:
+        encode(tmp_path / "run", settings, config)
+    warnings = [log["remedy"] for log in logs if log["log_level"] == "warning"]
+    remedy = "lower features.split.recent_cuts, move train_start, or set urm.train_cuts to all"
+    assert warnings == ([remedy] if recent_cuts == 100 else [])
 
 
 def test_texts_of_an_earlier_run_come_from_the_cache(tmp_path: Path, settings: Settings) -> None:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from components.caches import CachePlace, hash_file
 from components.exceptions import ConfigError
@@ -17,6 +17,7 @@ from components.urm.network.backbone import (
     load_backbone,
     token_embeddings,
 )
+from tests.worlds.backbone import tiny_llama
 
 
 def test_depth_is_cut_from_the_top(backbone_dir, tmp_path):
@@ -68,10 +69,29 @@ def test_another_architecture_with_its_own_language_head(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     model, _ = load_backbone(str(tmp_path), num_layers=1, pretrained=True, cache=CachePlace(tmp_path))
     old = token_embeddings(model).weight.detach().clone()
-    extend_vocabulary(model, 304)
+    extend_vocabulary(model, 300, 304)
     torch.testing.assert_close(token_embeddings(model).weight[:300].detach(), old)
     assert language_head(model).weight.shape == (304, 16)
     assert token_embeddings(model).weight[300:].std() > 0
+
+
+@pytest.mark.parametrize("size", [298, 302])
+def test_special_tokens_in_rows_to_spare_are_drawn_as_well(tmp_path, size):
+    """Tables are padded to a round size: rows that no text has trained, often all zero."""
+    config = tiny_llama(300, 1, tie_word_embeddings=False)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        token_embeddings(model).weight[290:] = 0
+        language_head(model).weight[290:] = 1
+    old = token_embeddings(model).weight.detach().clone()
+    extend_vocabulary(model, 290, size)
+    rows = token_embeddings(model).weight.detach()
+    assert len(rows) == max(300, size)
+    torch.testing.assert_close(rows[:290], old[:290])
+    new = rows[290:size]
+    assert torch.cdist(new, new).fill_diagonal_(1).min() > 0.1
+    assert new.std() == pytest.approx(float(old[:290].std()), rel=0.3)
+    assert (language_head(model).weight[290:size] == 0).all()
 
 
 def test_unknown_names_and_depths_are_refused(backbone_dir, tmp_path):
