@@ -83,7 +83,10 @@ class RunConfig(Model):
         )
 
     def fingerprint(self, parts: tuple[str, ...]) -> str:
-        """SHA-256 over the named sections, or fields of them (`section.field`), and the seed."""
-        whole = self.model_dump(mode="json")
+        """SHA-256 over the named sections, or fields of them (`section.field`), and the seed.
+
+        What a task's description says to people decides nothing.
+        """
+        whole = self.model_dump(mode="json", exclude={"tasks": {"__all__": {"description"}}})
         content = {part: reduce(getitem, part.split("."), whole) for part in (*parts, "seed")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -37,6 +37,17 @@ def test_the_fingerprint_sees_its_sections_and_the_seed_only(configs: Path) -> N
     assert not set(prints({"seed": 1})) & {urm, items}
 
 
+def test_the_fingerprint_of_tasks_sees_prompts_and_no_descriptions(configs: Path) -> None:
+    config = load_config(configs / "complete_journey.yaml")
+
+    def fingerprint(**changed: str) -> str:
+        tasks = tuple(task.model_copy(update=changed) for task in config.tasks)
+        return config.model_copy(update={"tasks": tasks}).fingerprint(("tasks",))
+
+    assert fingerprint(description="In other words.") == config.fingerprint(("tasks",))
+    assert fingerprint(prompt="In other words.") != config.fingerprint(("tasks",))
+
+
 def test_leave_one_out_is_read_again_from_what_it_writes(configs: Path) -> None:
     config = load_config(configs / "amazon_beauty.yaml", {"features.split": {"kind": "leave_one_out"}})
     assert config.features.split.max_train_cuts == 50
