@@ -1,6 +1,6 @@
 """Every model on the test examples: measured, recorded, compared."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,16 @@ def prediction_depth(k: int) -> int:
 
 
 def evaluate_models(
-    test: TestExamples, predictions: tuple[Path, ...], config: RunConfig, hits_file: Path
+    test: TestExamples,
+    predictions: tuple[Path, ...],
+    config: RunConfig,
+    hits_file: Path,
+    cut_short: Sequence[str] = (),
 ) -> Evaluation:
     """Measure all models and compare URM with the baseline and with the best other one.
 
     `predictions`, in the schema PREDICTIONS, together hold URM and the baseline; the per-example record goes to
-    `hits_file`, in the schema HITS.
+    `hits_file`, in the schema HITS. `cut_short` are models whose training its time limit ended.
 
     Raises:
         DataError: The baseline has no lists, or a model's lists do not cover the examples.
@@ -71,7 +75,10 @@ def evaluate_models(
     }
     together = [read_lists(lists, model, 2 * k) for model in (CANDIDATE, BASELINE)]
     ceiling = find_ceiling(table, ensemble_recall(test, together, k), k)
-    metrics = summarise(table, against[BASELINE], against[best], config) | {"ceiling": ceiling}
+    metrics = summarise(table, against[BASELINE], against[best], config) | {
+        "cut_short": [*cut_short],
+        "ceiling": ceiling,
+    }
     return Evaluation(table, segments, metrics)
 
 

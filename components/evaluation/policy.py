@@ -1,5 +1,6 @@
 """The policy of the gate (ADR 27): whether the model may be released, and why, in words."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,19 @@ from components.evaluation.bootstrap import MIN_UNITS, Comparison
 from components.evaluation.report import NO_INTERVAL, count, describe_interval, describe_lift, title
 from components.evaluation.summary import name_kind, split_tasks
 
-NUM_RULES = 4
+NUM_RULES = 5
 
 
-def judge(comparison: Comparison, best: Comparison, config: RunConfig) -> dict[str, Any]:
+def judge(
+    comparison: Comparison, best: Comparison, config: RunConfig, cut_short: Collection[str] = ()
+) -> dict[str, Any]:
     """Hold a comparison against the policy: passed, the verdict for people, a reason for each rule that is not met.
 
     Args:
         comparison: URM against target attention, all tasks.
         best: URM against the best other model in the mean over the headline's tasks, all tasks.
         config: Of the run: its tasks, cut-off and policy.
+        cut_short: Models whose training its time limit ended.
     """
     policy = config.evaluation.gate
     names, _ = split_tasks(config, comparison.tasks)
@@ -30,6 +34,7 @@ def judge(comparison: Comparison, best: Comparison, config: RunConfig) -> dict[s
             _tasks_won_reason(headline, policy, kind),
             _worse_tasks_reason(comparison, policy),
             _best_reason(against_best, policy, kind),
+            _cut_short_reason({comparison.names[1], best.names[1]} & {*cut_short}),
         )
         if reason
     ]
@@ -92,6 +97,16 @@ def _best_reason(best: Comparison, policy: GatePolicy, kind: str) -> str | None:
     return (
         f"Proven behind {title(best.names[1])}, the best of the other models in the mean over the {kind}: "
         f"{best.ratio:+.1%} ({policy.confidence:.0%} interval {low:+.1%} to {high:+.1%})."
+    )
+
+
+def _cut_short_reason(rivals: Collection[str]) -> str | None:
+    if not rivals:
+        return None
+    names = " and ".join(sorted(map(title, rivals)))
+    return (
+        f"The time limit ended the training of {names}, so that a lead may be over less than it can be: raise "
+        "`max_seconds` of the baseline, or give it fewer epochs."
     )
 
 

@@ -81,6 +81,8 @@ def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFram
         SEGMENTS,
         _segment_table(segments, [*metrics["mean_recall"]], k),
     ]
+    if metrics["cut_short"]:
+        parts.append(f"Trainings that their time limit ended: {', '.join(map(title, metrics['cut_short']))}.")
     if absent:
         parts.append(f"Without test examples, and so not compared: {', '.join(absent)}.")
     return "\n\n".join(parts) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pyarrow as pa
@@ -73,7 +74,9 @@ def run(stage: StageRun) -> StageReport:
         del urm, recaller
 
         stage.report_progress("comparing the models")
-        evaluation = evaluate_models(test, (inputs.predictions, output["predictions"]), config, output["hits"])
+        predictions = (inputs.predictions, output["predictions"])
+        cut_short = _find_cut_short(stage.inputs["baseline"].metrics)
+        evaluation = evaluate_models(test, predictions, config, output["hits"], cut_short)
         evaluation.segments.to_parquet(output["segments"], index=False)
         output["report"].write_text(render_report(config, evaluation.metrics, evaluation.table, evaluation.segments))
         draw_figure(output["figure"], evaluation.metrics, config.evaluation.k)
@@ -81,6 +84,11 @@ def run(stage: StageRun) -> StageReport:
         _log(config, evaluation, output)
     counts = {"examples": len(test.ids), "users": len(set(test.users)), "items": len(test.catalogue)}
     return StageReport(_OUTPUTS, counts, evaluation.metrics)
+
+
+def _find_cut_short(baseline: dict[str, Any]) -> list[str]:
+    """The models of the baseline stage whose training its time limit ended."""
+    return sorted(model for model, training in baseline["training"].items() if training["stopped_by"] == "time")
 
 
 def _log(config: RunConfig, evaluation: Evaluation, output: dict[str, Path]) -> None:

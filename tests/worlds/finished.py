@@ -73,7 +73,8 @@ def make_run(folder: Path) -> tuple[Path, RunConfig]:
     _write_model(files, config)
     put(run_dir, "validate", {"items": tables["items"]})
     put(run_dir, "features", {name: tables[name] for name in ("catalogue", "contexts", "examples")})
-    put(run_dir, "baseline", {"predictions": tables["predictions"]})
+    training = {"target_attention": {"stopped_by": "epochs"}, "sasrec": {"stopped_by": "time"}}
+    put(run_dir, "baseline", {"predictions": tables["predictions"]}, metrics={"training": training})
     put(run_dir, "sft", {name: files / name for name in ("model", "item_table", "candidates")})
     return run_dir, config
 

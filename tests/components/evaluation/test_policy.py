@@ -68,7 +68,7 @@ def test_each_rule_fails_alone(lifts: list[float], noise: float, reason: str) ->
     found = verdict(lifts, noise)
     assert found["passed"] is False
     assert len(found["reasons"]) == 1 and found["reasons"][0].startswith(reason)
-    assert "breaks 1 of the 4 rules" in found["verdict"]
+    assert "breaks 1 of the 5 rules" in found["verdict"]
 
 
 def test_a_lift_of_search_tasks_buys_nothing() -> None:
@@ -121,6 +121,24 @@ def test_no_lift_at_all_fails_with_its_reason() -> None:
     assert found["passed"] is False
     assert "target attention finds nothing" in found["reasons"][0]
     assert "nan" not in found["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("cut_short", "names"),
+    [
+        (["target_attention"], "target attention"),
+        (["sasrec", "target_attention"], "SASRec and target attention"),
+        (["target_attention_text"], None),  # neither the baseline nor the best other model
+        ([], None),
+    ],
+)
+def test_a_lead_over_a_rival_that_its_time_limit_ended_is_none(cut_short: list[str], names: str | None) -> None:
+    ahead, best = compared([0.2, 0.2, 0.2, 0.5]), compared([0.1, 0.1, 0.1, 0.5], other="sasrec")
+    found = judge(ahead, best, config(), cut_short)
+    assert found["passed"] is (names is None)
+    assert [reason.split(", so that")[0] for reason in found["reasons"]] == (
+        [f"The time limit ended the training of {names}"] if names else []
+    )
 
 
 def test_a_handful_of_users_proves_nothing() -> None:

@@ -213,6 +213,17 @@ def test_a_rival_that_finds_everything_refuses_the_gate(
     assert reason.startswith("Proven behind some other, the best of the other models in the mean over the behaviour")
 
 
+def test_a_target_attention_that_its_time_limit_ended_refuses_the_gate(
+    evaluation: StageResult, config: RunConfig, home: Settings, tmp_path: Path
+) -> None:
+    metrics = evaluation.metrics | {"cut_short": ["target_attention"]}
+    run_dir = tmp_path / "runs" / "short"
+    put(run_dir, "evaluate", {"hits": Path(evaluation.outputs["hits"])}, metrics=metrics)
+    result = run_stage("gate", gate.run, config=with_policy(config, -1.0), run_dir=str(run_dir), settings=home)
+    (reason,) = result.metrics["reasons"]
+    assert reason.startswith("The time limit ended the training of target attention, so that")
+
+
 def test_predictions_of_other_examples_are_refused(inputs: Path) -> None:
     tables = {name: pq.read_table(inputs / f"{name}.parquet") for name in ("examples", "contexts", "catalogue")}
     tables["examples"] = tables["examples"].filter(pc.field("split") == "test")
@@ -250,3 +261,5 @@ def test_best_other_model_is_named_with_its_interval(evaluation: StageResult) ->
     report = Path(evaluation.outputs["report"]).read_text()
     assert f"the difference in mean recall is {best['difference']:+.4f}" in report
     assert "| new targets |" in report
+    assert metrics["cut_short"] == ["sasrec"]
+    assert "Trainings that their time limit ended: SASRec." in report
