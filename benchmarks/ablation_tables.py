@@ -53,6 +53,7 @@ class Study:
 
 BEAUTY, JOURNEY = Study("amazon_beauty"), Study("complete_journey", seeds=SEEDS[:1])
 BACKBONE = Study("amazon_beauty", "backbone", reference="none", grid="backbone")
+LAYERS = Study("amazon_beauty", "layers", reference="none", seeds=SEEDS[:1], grid="backbone")
 NARROW = Study("amazon_beauty", "narrow", reference="d_64_h_1", seeds=SEEDS[:1], grid="backbone")
 
 LONGER = {  # trainings of Complete Journey that differ in their length, folders in FOLDER
@@ -142,6 +143,7 @@ def compare_variant(study: Study, variant: str, other: str) -> Figure:
 TABLES: dict[str, Table] = {
     "ablations_amazon_beauty": partial(render_ablations, BEAUTY),
     "ablations_amazon_beauty_backbone": partial(render_ablations, BACKBONE),
+    "ablations_amazon_beauty_layers": partial(render_ablations, LAYERS),
     "ablations_complete_journey": partial(render_ablations, JOURNEY),
     "ablations_amazon_beauty_narrow": partial(render_ablations, NARROW),
     "slopes_amazon_beauty_narrow": partial(render_slopes, NARROW),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from benchmarks.ablation_tables import BACKBONE, BEAUTY, JOURNEY, NARROW, compare_variant
+from benchmarks.ablation_tables import BACKBONE, BEAUTY, JOURNEY, LAYERS, NARROW, compare_variant
 from benchmarks.records import (
     DATA_SETS,
     SEEDS,
@@ -85,6 +85,8 @@ def _claim_ablations() -> Iterator[list[str]]:
         (BEAUTY, "no_copies_h_4", REFERENCE, "No copy path"),
         (BACKBONE, "pretrained_1", "none", "A pretrained layer instead of no language model"),
         (BACKBONE, "random_1", "none", "A random layer instead of no language model"),
+        (LAYERS, "pretrained_8", "none", "Eight pretrained layers instead of no language model"),
+        (LAYERS, "pretrained_8", "random_8", "Eight pretrained layers instead of random ones"),
         (NARROW, "d_256_h_4", "d_256_h_1", "Four user vectors instead of one, 256 dimensions, no copy path"),
         (NARROW, "d_64_h_16", "d_64_h_4", "Sixteen user vectors instead of four, 64 dimensions, no copy path"),
     )
