@@ -143,16 +143,15 @@ def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
     lifts = find_lifts(summary.baseline)
     counts = dict(zip(summary.baseline.tasks, summary.baseline.examples.tolist(), strict=True))
     runs = [_read_evaluation(record, seed) for seed in seeds]
-    lines: list[tuple[tuple[str, ...], str, Figure, list[float | None]]] = [
+    lines: list[tuple[tuple[str, ...], str, Figure, Sequence[float | None]]] = [
         ((task,), task, lifts[task], [run.metrics["tasks"][task]["lift"] for run in runs]) for task in every
     ]
-    ratio, ratios = (
-        find_ratio(summary.baseline.restrict(behaviour)),
-        [_find_ratio_of_run(run, behaviour) for run in runs],
+    ratios = [_find_ratio_of_run(run, behaviour) for run in runs]
+    lines.append(
+        (behaviour, "behaviour tasks: ratio of means", find_ratio(summary.baseline.restrict(behaviour)), ratios)
     )
-    lines.append((behaviour, "behaviour tasks: ratio of means", ratio, [*ratios]))
     means = [_find_mean_lift_of_run(run) for run in runs]
-    lines.append((every, "all tasks: mean of lifts", find_mean_lift(summary.baseline), [*means]))
+    lines.append((every, "all tasks: mean of lifts", find_mean_lift(summary.baseline), means))
     rows = []
     for tasks, label, lift, by_seed in lines:
         recalls = mean_recalls(summary.recalls, tasks).groupby("model")["recall"]

@@ -16,13 +16,12 @@ from components.tracking import parent_run_id
 def run(stage: StageRun) -> StageReport:
     """Judge the evaluation; the stage succeeds whether the verdict is pass or fail."""
     config = stage.config.evaluation
-    evaluated = stage.inputs["evaluate"].metrics
-    other = evaluated["best_other"]["model"]
+    other = stage.metric("evaluate", "best_other")["model"]
     hits = read_hits(str(stage.path("evaluate", "hits")), config.k, {CANDIDATE, BASELINE, other})
     against = partial(compare, hits, CANDIDATE, k=config.k, draws=config.bootstrap_samples, seed=stage.config.seed)
     comparison = against(BASELINE)
     best = comparison if other == BASELINE else against(other)
-    verdict = judge(comparison, best, stage.config, evaluated["cut_short"])
+    verdict = judge(comparison, best, stage.config, stage.metric("evaluate", "cut_short"))
     (stage.output / "verdict.json").write_text(json.dumps(verdict, indent=2, ensure_ascii=False) + "\n")
     stage.report_progress("gate passed" if verdict["passed"] else "gate failed", reasons=len(verdict["reasons"]))
     client_run = parent_run_id(stage)

@@ -78,13 +78,27 @@ class StageRun:
         try:
             uri = self.inputs[stage].outputs[name]
         except KeyError:
-            raise MissingInputError(
-                f"stage {self.spec.name}",
-                expected=f"output {name!r} of stage {stage!r}",
-                got="none",
-                remedy=f"run `urm {stage}` again",
-            ) from None
+            raise self._lacks(stage, f"output {name!r}") from None
         return fetch(uri, self.settings.cache_path / "inputs")
+
+    def metric(self, stage: str, name: str) -> Any:
+        """A metric of an earlier stage's result.
+
+        Raises:
+            MissingInputError: The result has none of this name, as one of older code.
+        """
+        try:
+            return self.inputs[stage].metrics[name]
+        except KeyError:
+            raise self._lacks(stage, f"metric {name!r}") from None
+
+    def _lacks(self, stage: str, what: str) -> MissingInputError:
+        return MissingInputError(
+            f"stage {self.spec.name}",
+            expected=f"{what} of stage {stage!r}",
+            got="none",
+            remedy=f"run `urm {stage}` again",
+        )
 
     def report_progress(self, message: str, **metrics: float) -> None:
         """Say what the stage is doing; shown in the log and by `urm demo`. Of several processes only the first does."""

@@ -23,6 +23,7 @@ from components.recall.state.scripts import (
     result_key,
     waiting_key,
 )
+from components.recall.state.stream import is_group_gone
 
 _PAGE = 1000
 
@@ -62,7 +63,7 @@ def _acknowledge(client: redis.Redis, stream: str, ids: list[str]) -> None:
     try:
         client.xack(stream, GROUP, *ids)
     except redis.ResponseError as error:
-        if "NOGROUP" not in str(error):
+        if not is_group_gone(error):
             raise
 
 

@@ -15,6 +15,7 @@ from components.recall.operate.deadletters import DeadLetter, find_letter
 from components.recall.operate.terminal import show
 from components.recall.state.scripts import GROUP, STREAM, accepted_key, history_keys, result_key
 from components.recall.state.store import Result
+from components.recall.state.stream import is_group_gone
 from components.release.publication import SERVING, read_publication
 
 
@@ -143,7 +144,7 @@ def _state_in_stream(client: redis.Redis, entry: str) -> str:
     try:
         pending: Any = client.xpending_range(STREAM, GROUP, min=entry, max=entry, count=1)
     except redis.ResponseError as error:
-        if "NOGROUP" not in str(error):
+        if not is_group_gone(error):
             raise
         pending = []
     if not pending:

@@ -249,6 +249,14 @@ class EventStream:
         return entries
 
 
+def is_group_gone(error: redis.ResponseError) -> bool:
+    """Whether Redis answers that the stream or its consumer group is not there: it has lost its memory, or not begun.
+
+    Reading says NOGROUP, XINFO "no such key".
+    """
+    return any(words in str(error) for words in ("NOGROUP", "no such key"))
+
+
 def _seconds(text: str) -> float:
     """The number, or NaN: an event is no worse for not saying when it was accepted."""
     try:

@@ -26,7 +26,7 @@ from components.recall.serving.context import KnownHistory
 from components.recall.serving.engine import ServingRelease
 from components.recall.state.scripts import CONTROL, MARK_TTL_SECONDS
 from components.recall.state.store import Commit, Joined, RecentEvents, UserStore
-from components.recall.state.stream import Entry, EventStream
+from components.recall.state.stream import Entry, EventStream, is_group_gone
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.metrics import StreamMetrics
 from components.recall.telemetry.tracing import Tracing
@@ -86,7 +86,7 @@ class RecallWorker(ServingLoop):
                 self._process(release, [one for one in self._in_hand if one.event.user_id not in tried])
                 self._retry(release, [one for one in self._in_hand if one.event.user_id in tried])
         except redis.ResponseError as error:
-            if "NOGROUP" not in str(error):
+            if not is_group_gone(error):
                 raise
             log.warning("consumer group is gone, creating it again")  # a Redis that lost its memory
             self._stream.ensure_group()

@@ -1,6 +1,7 @@
 """Stage evaluate and, on its result, stage gate, with a real (tiny, untrained) URM."""
 
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -14,7 +15,7 @@ import pytest
 from components.config import RunConfig
 from components.evaluation.examples import TestExamples, measure
 from components.evaluation.models import evaluate_models
-from components.exceptions import DataError
+from components.exceptions import DataError, MissingInputError
 from components.schemas.hits import HITS
 from components.schemas.predictions import PREDICTIONS
 from components.settings import Settings
@@ -222,6 +223,18 @@ def test_a_target_attention_that_its_time_limit_ended_refuses_the_gate(
     result = run_stage("gate", gate.run, config=with_policy(config, -1.0), run_dir=str(run_dir), settings=home)
     (reason,) = result.metrics["reasons"]
     assert reason.startswith("The time limit ended the training of target attention, so that")
+
+
+@pytest.mark.parametrize("name", ["cut_short", "best_other"])
+def test_an_evaluation_of_older_code_is_refused_in_a_sentence(
+    evaluation: StageResult, config: RunConfig, home: Settings, tmp_path: Path, name: str
+) -> None:
+    metrics = {key: value for key, value in evaluation.metrics.items() if key != name}
+    run_dir = tmp_path / "runs" / "older"
+    put(run_dir, "evaluate", {"hits": Path(evaluation.outputs["hits"])}, metrics=metrics)
+    sentence = f"stage gate: expected metric '{name}' of stage 'evaluate', got none; run `urm evaluate` again"
+    with pytest.raises(MissingInputError, match=re.escape(sentence)):
+        run_stage("gate", gate.run, config=config, run_dir=str(run_dir), settings=home)
 
 
 def test_predictions_of_other_examples_are_refused(inputs: Path) -> None:

@@ -6,7 +6,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -25,6 +27,8 @@ from components.recall.state.events import encode_event
 from components.recall.state.scripts import STREAM, history_keys, waiting_key
 from components.recall.state.store import UserStore
 from components.recall.state.stream import EventStream
+from components.recall.worker import stream as worker_module
+from components.recall.worker.fixed import FixedRelease
 from components.recall.worker.stream import RecallWorker
 from components.redis_client import open_redis
 from components.release.publication import SERVING, WANTED, Publication, live_workers, read_publication
@@ -43,6 +47,34 @@ from tests.worlds.tiny import NUM_USERS
 
 SETTINGS = ("claim_idle_seconds=0.5", "max_wait_ms=5", "batch_size=4", "k=10")  # of a worker in a process of its own
 OPTIONS = [part for setting in SETTINGS for part in ("--set", f"recall.{setting}")]
+
+
+class ForgetfulRedis(redis.Redis):
+    """Loses all that it holds just before the command of this number; a pipeline counts as one."""
+
+    commands = 0
+    forgets_at = 0
+
+    def _count(self) -> None:
+        self.commands += 1
+        if self.commands == self.forgets_at:
+            with redis.Redis(connection_pool=self.connection_pool) as other:
+                other.flushall()
+
+    def execute_command(self, *arguments: Any, **options: Any) -> Any:
+        self._count()
+        return super().execute_command(*arguments, **options)
+
+    def pipeline(self, *arguments: Any, **options: Any) -> Any:
+        pipe = super().pipeline(*arguments, **options)
+        execute = pipe.execute
+
+        def count_and_execute(**how: Any) -> Any:
+            self._count()
+            return execute(**how)
+
+        pipe.execute = count_and_execute  # type: ignore[method-assign]
+        return pipe
 
 
 def test_event_becomes_the_result_that_the_model_gives(
@@ -365,3 +397,37 @@ def test_a_redis_that_refuses_writes_for_a_while_is_waited_for(
         thread.join(timeout=30)
         server.stop()
     assert not thread.is_alive()
+
+
+def test_a_redis_that_forgets_all_between_two_commands_ends_no_worker(
+    client: redis.Redis,
+    redis_server: RedisServer,
+    releases: tuple[Release, Release],
+    recall_config: RecallConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "_MAINTENANCE_SECONDS", 0)
+    forgetful = ForgetfulRedis.from_url(redis_server.url, decode_responses=True)
+    publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
+    settings, config = releases[0].settings, releases[0].config
+    worker = RecallWorker(
+        forgetful,
+        recall_config,
+        lambda wanted: load_release(wanted, settings, config.release),
+        "worker-a",
+        source=partial(FixedRelease, publication),
+    )
+    wait_until(lambda: (worker.step(), live_workers(client) and read_publication(client, SERVING))[1])
+    for at in itertools.count(1):
+        feed(client, iter([make_event(event_id=f"lost-{at}")]), recall_config)
+        forgetful.commands, forgetful.forgets_at = 0, at
+        worker.step()
+        if forgetful.commands < at:
+            break
+        forgetful.forgets_at = 0
+        feed(client, iter([make_event(event_id=f"kept-{at}")]), recall_config)
+        wait_until(lambda: (worker.step(), backlog(client) == 0)[1])
+        result = UserStore(client, recall_config).result("3", "next_purchase")
+        assert result is not None and result.event_id == f"kept-{at}"
+    assert at > 10
+    forgetful.close()

@@ -221,14 +221,14 @@ def test_patience_ends_a_training_that_no_longer_improves(tmp_path, tables, tabl
 
 
 @pytest.mark.parametrize(
-    "limit", [{"patience": 1, "learning_rate": 1e-12, "backbone_learning_rate": 1e-12}, {"seconds": 0}]
+    ("patience", "options"),
+    [(1, {"learning_rate": 1e-12, "backbone_learning_rate": 1e-12}), (0, {"max_seconds": 1e-3})],
 )
-def test_a_training_that_has_ended_takes_no_step_when_it_is_started_again(tmp_path, tables, table_dir, config, limit):
+def test_a_training_that_has_ended_takes_no_step_when_it_is_started_again(
+    tmp_path, tables, table_dir, config, patience, options
+):
     """The stage may be killed while popularity is set, or the model is written."""
-    patience, seconds = limit.pop("patience", 0), limit.pop("seconds", 1e6)
-    world = make_world(
-        tmp_path / "w", tables, table_dir, config, max_steps=12, eval_steps=2, max_seconds=seconds or 1e-3, **limit
-    )
+    world = make_world(tmp_path / "w", tables, table_dir, config, max_steps=12, eval_steps=2, **options)
     first, ended = run_training(world, Checkpoints(tmp_path / "scratch"), ignore, patience=patience)
     assert (ended.steps, ended.stopped_by) == ((4, "patience") if patience else (1, "time"))
 
