@@ -161,7 +161,11 @@ class EventStream:
 
     def leave(self) -> None:
         """Remove this consumer if it leaves nothing pending behind."""
-        self._forget_consumer(keys=[STREAM], args=[GROUP, self._consumer, 0])
+        try:
+            self._forget_consumer(keys=[STREAM], args=[GROUP, self._consumer, 0])
+        except redis.ResponseError as error:
+            if not is_group_gone(error):  # with the group, the consumer is gone, too
+                raise
 
     def counts(self) -> tuple[int, int, int]:
         """Entries in the stream, entries delivered but not acknowledged, dead letters."""

@@ -261,6 +261,9 @@ def test_consumer_leaves_unless_it_has_work_pending(client: redis.Redis, recall_
     finish(client, recall_config, entries)
     stream.leave()
     assert client.xinfo_consumers(STREAM, GROUP) == []
+    client.flushall()
+    stream.leave()  # with the group, it is gone, too
+    assert not client.exists(STREAM)
 
 
 def test_a_users_waiting_entries_are_read_ahead_but_not_those_of_another_consumer(
