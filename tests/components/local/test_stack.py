@@ -184,12 +184,13 @@ def test_only_airflow_has_the_secrets_of_airflow(settings, monkeypatch):
 
 def test_a_service_has_no_more_than_its_variables(settings, only, monkeypatch):
     monkeypatch.setenv("URM_AIRFLOW_PASSWORD", "callers")
+    monkeypatch.delenv("LC_CTYPE", raising=False)  # without a locale Python sets it itself: in this process, then
     output = settings.home.absolute() / "environment.json"
     script = f"import json, os, time; json.dump(dict(os.environ), open({str(output)!r}, 'w')); time.sleep(60)"
     probe = Service("probe", (sys.executable, "-c", script), {"URM_PROBE": "1"}, output.exists)
     only(extra=(probe,))
     up(settings, lambda _: None, CONFIG)
     variables = json.loads(output.read_text())
-    variables.pop("LC_CTYPE", None)  # Python's own, in the C locale
+    variables.pop("LC_CTYPE", None)  # in the probe
     assert variables == probe.variables() | {"URM_PROBE": "1"}
     assert "URM_AIRFLOW_PASSWORD" not in variables
