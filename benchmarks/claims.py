@@ -85,7 +85,7 @@ def _claim_ablations() -> Iterator[list[str]]:
         (BEAUTY, "no_copies_h_4", REFERENCE, "No copy path"),
         (BACKBONE, "pretrained_1", "none", "A pretrained layer instead of no language model"),
         (BACKBONE, "random_1", "none", "A random layer instead of no language model"),
-        (LAYERS, "pretrained_1", "none", "The same in a shorter training, one seed"),
+        (LAYERS, "pretrained_1", "none", "The same of a pretrained layer in a shorter training, one seed"),
         (LAYERS, "pretrained_8", "none", "Eight pretrained layers instead of no language model"),
         (LAYERS, "pretrained_8", "random_8", "Eight pretrained layers instead of random ones"),
         (NARROW, "d_256_h_4", "d_256_h_1", "Four user vectors instead of one, 256 dimensions, no copy path"),

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class ForgetfulRedis(redis.Redis):
             self._count()
             return execute(**how)
 
-        pipe.execute = count_and_execute  # type: ignore[method-assign]
+        pipe.execute = count_and_execute
         return pipe
 
 
@@ -407,27 +407,32 @@ def test_a_redis_that_forgets_all_between_two_commands_ends_no_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(worker_module, "_MAINTENANCE_SECONDS", 0)
-    forgetful = ForgetfulRedis.from_url(redis_server.url, decode_responses=True)
     publication = Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1)
     settings, config = releases[0].settings, releases[0].config
-    worker = RecallWorker(
-        forgetful,
-        recall_config,
-        lambda wanted: load_release(wanted, settings, config.release),
-        "worker-a",
-        source=partial(FixedRelease, publication),
-    )
-    wait_until(lambda: (worker.step(), live_workers(client) and read_publication(client, SERVING))[1])
-    for at in itertools.count(1):
-        feed(client, iter([make_event(event_id=f"lost-{at}")]), recall_config)
-        forgetful.commands, forgetful.forgets_at = 0, at
-        worker.step()
-        if forgetful.commands < at:
-            break
-        forgetful.forgets_at = 0
-        feed(client, iter([make_event(event_id=f"kept-{at}")]), recall_config)
-        wait_until(lambda: (worker.step(), backlog(client) == 0)[1])
-        result = UserStore(client, recall_config).result("3", "next_purchase")
-        assert result is not None and result.event_id == f"kept-{at}"
+
+    def load(wanted: Publication) -> ServingRelease:
+        return load_release(wanted, settings, config.release)
+
+    with ForgetfulRedis.from_url(redis_server.url, decode_responses=True) as forgetful:
+        source = partial(FixedRelease, publication)
+        worker = RecallWorker(forgetful, recall_config, load, "worker-a", source=source)
+
+        def work_until(done: Callable[[], object]) -> None:
+            def step() -> object:
+                worker.step()
+                return done()
+
+            wait_until(step)
+
+        work_until(lambda: read_publication(client, SERVING))
+        for at in itertools.count(1):
+            feed(client, iter([make_event(event_id=f"lost-{at}")]), recall_config)
+            forgetful.commands, forgetful.forgets_at = 0, at
+            worker.step()
+            if forgetful.commands < at:
+                break
+            feed(client, iter([make_event(event_id=f"kept-{at}")]), recall_config)
+            work_until(lambda: backlog(client) == 0)
+            result = UserStore(client, recall_config).result("3", "next_purchase")
+            assert result is not None and result.event_id == f"kept-{at}"
     assert at > 10
-    forgetful.close()
