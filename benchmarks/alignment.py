@@ -93,9 +93,7 @@ class Titles:
         size = min(ITEMS_PER_STEP, num_others)
         for _ in range(num_steps):
             if len(left) < size:
-                left = np.concatenate(
-                    [left, self.num_held_out + rng.permutation(len(self.item_ids) - self.num_held_out)]
-                )
+                left = np.concatenate([left, self.num_held_out + rng.permutation(num_others)])
             yield left[:size]
             left = left[size:]
 
