@@ -31,11 +31,11 @@ import torch
 import yaml
 
 from benchmarks.bench import find_run, parse_run, report, write_figures
+from benchmarks.rules import fit_rules
 from components.baseline.category_rule import CategoryRule
 from components.baseline.data import Dataset, find, load_dataset, split_words
-from components.baseline.models import Fitter, ItemTables
+from components.baseline.models import ItemTables
 from components.baseline.ranking import Ranking, Scorer, find_recall, rank
-from components.baseline.rules import Popularity
 from components.baseline.text import TextFeatures, read_text_features
 from components.caches import CachePlace
 from components.config import RunConfig
@@ -49,7 +49,6 @@ from components.studies.finished import FinishedRun
 from components.urm.data.meaning import NEAREST_ITEMS
 from components.urm.inference import UrmRecaller
 
-TRAINED = ("sasrec", "target_attention_text")  # models of `baseline.models` that are left out
 NO_QUERY, OWN_WORDS, OTHER_WORDS = "no query", "own words", "other words"
 FORMS = (NO_QUERY, OWN_WORDS, OTHER_WORDS)
 DRAWS = 2000
@@ -117,14 +116,10 @@ def fit_rivals(
     data: Dataset, config: RunConfig, run: FinishedRun, tables: ItemTables, folder: Path
 ) -> Iterator[tuple[str, Scorer]]:
     """The rivals that need no training by gradient."""
-    models = tuple(model for model in config.baseline.models if model not in TRAINED)
-    config = config.model_copy(update={"baseline": config.baseline.model_copy(update={"models": models})})
-    fitter = Fitter(data, config, folder, folder, report, lambda *_: None)
-    vectors, events = CachePlace.of(run.settings) / "vectors", run.path("validate", "events")
-    left = {"item_knn", *models}
-    for model in fitter.fit(Popularity(data), events, tables, vectors):
+    vectors = CachePlace.of(run.settings) / "vectors"
+    for model in fit_rules(data, config, run, tables, folder):
         yield model.name, model.scorer
-        if isinstance(model.scorer, CategoryRule) and "text" in models:
+        if isinstance(model.scorer, CategoryRule) and "text" in config.baseline.models:
             text = read_text_features(data, tables.now, config.items, vectors)
             names = sorted({path[-1] for path in data.items.categories if path})
             encoder = TextEncoder(config.items.text_encoder, torch.device("cpu"), config.items.batch_size)
@@ -132,9 +127,6 @@ def fit_rivals(
             nearest = [names[best] for best in (text.queries @ by_name.T).argmax(axis=1)]
             yield "category rule, nearest name", _rule_of(model.scorer, data, nearest)
             yield "category rule, nearest items", _rule_of(model.scorer, data, nearest_by_items(data, text))
-        left.discard(model.name)
-        if not left:
-            return  # the next one would train target attention
 
 
 def nearest_by_items(data: Dataset, text: TextFeatures) -> list[str]:

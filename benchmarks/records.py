@@ -186,10 +186,13 @@ def render_run(folder: str) -> str:
     return markdown(["task", "examples", HISTORY, *map(title, models), "lift", "95 %", "p (Holm)"], rows)
 
 
-def render_search() -> str:
-    """The search tasks of all data sets, with the rivals that read words."""
+def render_search(tuned: bool) -> str:
+    """The search tasks of all data sets, with the rivals that read words: the tuned comparisons, or those before."""
     rows = []
-    summaries = {config: pool_seeds(config, SEEDS) for config in DATA_SETS}
+    summaries = {
+        config: pool_seeds(f"{config}-tuned", find_tuned_seeds(config)) if tuned else pool_seeds(config, SEEDS)
+        for config in DATA_SETS
+    }
     known = {model for summary in summaries.values() for model in summary.recalls["model"]}
     models = [model for model in (*READERS, BASELINE, CANDIDATE) if model in known]
     for config, name in DATA_SETS.items():
@@ -386,7 +389,8 @@ def _difference(value: float) -> str:
 TABLES: dict[str, Table] = {
     "results_headline": render_headline,
     "results_behaviour": render_behaviour,
-    "results_search": render_search,
+    "results_search": partial(render_search, tuned=True),
+    "results_search_before": partial(render_search, tuned=False),
     "results_trainings": render_trainings,
     **{f"results_{config}": partial(render_pooled, config) for config in DATA_SETS},
     "results_amazon_toys_two_seeds": partial(render_pooled, "amazon_toys", SEEDS[:2]),
