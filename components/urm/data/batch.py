@@ -52,7 +52,7 @@ class Batch(PackedPrompts, History):
     """Input of the model."""
 
     queries: Tensor  # words of query and guidance [E, Q]
-    meanings: Tensor  # what the query means [E, M]; M = 0 in a model without meanings
+    meanings: Tensor  # what query and guidance mean [E, M]; M = 0 in a model without meanings
     doubts: Tensor  # share of the query's words that each part of words lacks, zero without a query [E, len(WORDS)]
     named: Tensor  # 1 at the kinds that the query names, zero without a query [E, sum of the widths of KINDS]
     items: ItemInputs

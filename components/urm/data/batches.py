@@ -22,7 +22,7 @@ from components.urm.data.prompt import Block, Writer
 from components.urm.data.request import Ids, UserContext
 
 # Weight of guidance words relative to query words: a query names the category of every target, guidance only one of
-# several interests. Chosen on validation, ADR 20.
+# several interests. Chosen on validation, ADR 20. Its meaning counts as much as a query's (ADR 40).
 GUIDANCE_STRENGTH = 0.5
 _NO_WORDS = np.empty(0, dtype=np.uint64)
 
@@ -60,16 +60,20 @@ class ItemReader:
                 remedy="use the model and the item table of one run",
             )
 
-    def read_words(self, blocks: Sequence[Block]) -> torch.Tensor:
-        """Words of query and guidance of E blocks in the parts of item space made of words, concatenated [E, Q]."""
+    def read_words(self, blocks: Sequence[Block], *, whole_guidance: bool = False) -> torch.Tensor:
+        """Words of query and guidance of E blocks in the parts of item space made of words, concatenated [E, Q].
+
+        With `whole_guidance` only a guidance of which the texts of each part have all words has any: a model that reads
+        its meaning knows the others by that alone.
+        """
         parts = [name for name in WORDS if name in self.widths]
         widths = [self.widths[name] for name in parts]
         vectors = np.zeros((len(blocks), sum(widths)), dtype=np.float32)
         for row, block in zip(vectors, blocks, strict=True):
             query = "" if block.words_withheld else block.query
             row[:] = np.concatenate([query_vector(query, width) for width in (*widths, 0)])
-            if block.guidance:
-                known = [self.table.words.get(name, _NO_WORDS) for name in parts]
+            known = [self.table.words.get(name, _NO_WORDS) for name in parts]
+            if block.guidance and not (whole_guidance and any(unknown_share(block.guidance, words) for words in known)):
                 row += GUIDANCE_STRENGTH * np.concatenate([*guidance_vectors(block.guidance, known, widths), []])
         return torch.from_numpy(vectors)
 
@@ -140,7 +144,7 @@ class BatchBuilder:
         copy_length: int,
         meaning: QueryMeaning | None = None,
     ) -> None:
-        """Take the behaviours in the training data, any other gets number 0; and what reads the meaning of queries."""
+        """Take the behaviours in the training data, any other gets number 0; and what reads meanings."""
         self.writer = writer
         self.reader = reader
         self.copy_length = copy_length
@@ -169,12 +173,14 @@ class BatchBuilder:
             self.writer,
         )
         asked = [block for _, blocks in groups for block in blocks]
-        queries = [block.query for block in asked]
-        meanings = np.zeros((len(asked), 0), np.float32) if self.meaning is None else self.meaning.read(queries)
+        meanings = np.zeros((len(asked), 0), np.float32)
+        if self.meaning is not None:
+            meanings = self.meaning.read([block.query for block in asked])
+            meanings = meanings + self.meaning.read([block.guidance for block in asked])
         batch: Batch = {
             **packed,
             **self._history(groups, kept, where[1:]),
-            "queries": self.reader.read_words(asked),
+            "queries": self.reader.read_words(asked, whole_guidance=self.meaning is not None),
             "meanings": torch.from_numpy(meanings),
             "doubts": self.reader.read_doubts(asked),
             "named": self.reader.read_named(asked),

@@ -1,4 +1,4 @@
-"""What a query means: its text vector, and the categories of the items with the nearest texts.
+"""What a query or a guidance means: its text vector, and the categories of the items with the nearest texts.
 
 The encoder is the one that encoded the texts of the items. "Something to wash my hair" is near shampoos, though it has
 no word of their name. Names of categories are too short to be compared with: of 110 such phrases the nearest name is

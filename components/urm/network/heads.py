@@ -79,7 +79,7 @@ class HeadInputs(NamedTuple):
     kinds: torch.Tensor  # log(1 + history items of each kind) [B, sum of the widths of KINDS]
     known: torch.Tensor  # which history places hold an item, bool [B, L]
     queries: torch.Tensor  # words of query and guidance, zero without them [E, sum of the widths of WORDS]
-    meanings: torch.Tensor  # what the query means, zero without one [E, sum of the widths of MEANING]
+    meanings: torch.Tensor  # what query and guidance mean, zero without them [E, sum of the widths of MEANING]
     doubts: torch.Tensor  # share of the query's words that each part of words lacks [E, len(WORDS)]
     named: torch.Tensor  # 1 at the kinds that the query names [E, sum of the widths of KINDS]
     place: Callable[[torch.Tensor], torch.Tensor]  # from vectors side by side to item space

@@ -1,4 +1,4 @@
-"""What a query in other words than the shop's does to user vectors and to the recall, with the real encoder."""
+"""What a query or a guidance in other words than the shop's does to the recall, with the real encoder."""
 
 import dataclasses
 import json
@@ -78,6 +78,52 @@ def test_a_query_finds_the_category_that_it_has_no_word_of(build, tables, ask, q
 
     assert share(ENCODER) > share("") + 0.3
     assert share(ENCODER) > 0.8
+
+
+@pytest.mark.parametrize(("guidance", "shelf"), IN_OTHER_WORDS)
+def test_a_guidance_brings_up_the_category_that_it_has_no_word_of(build, tables, config, guidance, shelf):
+    contexts = list(read_contexts(tables.contexts).values())[:6]
+    requests = [RecallRequest(context, config.task("next_purchase"), guidance=guidance) for context in contexts]
+
+    def share(text_encoder):
+        lists = recall(build(text_encoder), tables, requests)
+        return np.mean([[item % 1000 % 3 == shelf for item in items] for items in lists])
+
+    assert share(ENCODER) > share("") + 0.3
+    assert share(ENCODER) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("guidance", "with_words", "without"),
+    [
+        ("Nail polish for aunts.", False, True),  # nobody says "aunts"
+        ("Only nail polish.", True, True),
+        ("For beauty", False, True),  # a word of categories alone
+        ("wash my hair", False, False),
+    ],
+)
+def test_a_guidance_acts_by_its_words_where_all_are_known(build, tables, config, guidance, with_words, without):
+    """In a model that reads meanings; in one that does not, the known ones of them act."""
+    task = config.task("next_purchase")
+    context = next(iter(read_contexts(tables.contexts).values()))
+    for text_encoder, expected in ((ENCODER, with_words), ("", without)):
+        builder = build(text_encoder).builder
+        batch, _ = builder.build([(context, [builder.writer.block(task, None, guidance=guidance)])])
+        assert batch["queries"].any().item() == expected
+        assert batch["meanings"].any().item() == bool(text_encoder)
+        assert not batch["doubts"].any()
+
+
+def test_a_query_and_a_guidance_have_the_sum_of_their_meanings(build, tables, config):
+    builder, context = build(ENCODER).builder, next(iter(read_contexts(tables.contexts).values()))
+    asked = [("mascara", "wash my hair"), ("mascara", None), (None, "wash my hair")]
+    tasks = [config.task("text_query" if query else "next_purchase") for query, _ in asked]
+    blocks = [
+        builder.writer.block(task, query, guidance=guidance)
+        for task, (query, guidance) in zip(tasks, asked, strict=True)
+    ]
+    both, *parts = builder.build([(context, blocks)])[0]["meanings"]
+    torch.testing.assert_close(both, sum(parts))
 
 
 def test_a_bundle_carries_the_encoder_and_gives_the_same_vectors(build, table, tmp_path, ask):
