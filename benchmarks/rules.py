@@ -24,7 +24,6 @@ from components.device import set_threads
 from components.settings import get_settings
 from components.studies.finished import FinishedRun
 
-ALWAYS = ("popularity", "own_history", "item_knn")
 WITHOUT_TRAINING = ("category_rule", "id_vectors", "bm25f", "text", "mix")
 
 
@@ -35,7 +34,7 @@ def fit_rules(
     models = tuple(model for model in config.baseline.models if model in WITHOUT_TRAINING)
     config = config.model_copy(update={"baseline": config.baseline.model_copy(update={"models": models})})
     fitter = Fitter(data, config, folder, folder, report, lambda *_: None)
-    left = {*ALWAYS, *models}
+    left = {"item_knn", *models}  # popularity and own history come before it
     vectors = CachePlace.of(run.settings) / "vectors"
     for model in fitter.fit(Popularity(data), run.path("validate", "events"), tables, vectors):
         yield model

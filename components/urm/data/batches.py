@@ -68,11 +68,11 @@ class ItemReader:
         """
         parts = [name for name in WORDS if name in self.widths]
         widths = [self.widths[name] for name in parts]
+        known = [self.table.words.get(name, _NO_WORDS) for name in parts]
         vectors = np.zeros((len(blocks), sum(widths)), dtype=np.float32)
         for row, block in zip(vectors, blocks, strict=True):
             query = "" if block.words_withheld else block.query
             row[:] = np.concatenate([query_vector(query, width) for width in (*widths, 0)])
-            known = [self.table.words.get(name, _NO_WORDS) for name in parts]
             if block.guidance and not (whole_guidance and any(unknown_share(block.guidance, words) for words in known)):
                 row += GUIDANCE_STRENGTH * np.concatenate([*guidance_vectors(block.guidance, known, widths), []])
         return torch.from_numpy(vectors)
