@@ -154,11 +154,11 @@ def summary(
     set_: SetOption = None,
 ) -> None:
     """Write the table, the report and the figures of a finished study, and log them to MLflow."""
-    from components.studies.ablation.grid import load_grid
+    from components.studies.ablation.grid import load_grid, write_settings
     from components.studies.ablation.summary import summarise
 
     study = load_grid(grid, get_settings().configs_dir)
-    overrides = [*(set_ or []), *(f"{key}={value}" for key, value in study.overrides.items())]
+    overrides = [*(set_ or []), *write_settings(study.overrides)]
     result = run_spec(
         STUDIES["ablation_summary"], config, run_dir, overrides, function=lambda stage: summarise(stage, study)
     )

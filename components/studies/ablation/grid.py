@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
@@ -98,8 +99,7 @@ class Grid(Model):
                 got=repr(variant),
                 remedy="name a variant of the grid",
             )
-        merged = self.overrides | self.variants[variant] | {"seed": seed}
-        return [f"{key}={_as_yaml(value)}" for key, value in merged.items()]
+        return write_settings(self.overrides | self.variants[variant] | {"seed": seed})
 
 
 def load_grid(name: str, configs_dir: Path) -> Grid:
@@ -119,7 +119,6 @@ def variant_dir(study_dir: str, variant: str, seed: int) -> str:
     return f"{study_dir.rstrip('/')}.{variant}.seed{seed}"
 
 
-def _as_yaml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_as_yaml, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def write_settings(overrides: Overrides) -> list[str]:
+    """As KEY=VALUE for `urm <stage> --set`, whose values are YAML, of which JSON is a part."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]

@@ -43,6 +43,15 @@ def test_settings_are_read_back_as_they_were_written(grid_file, tmp_path):
     assert (config.urm.modalities, config.urm.pretrained, config.seed) == (("id", "text"), False, 7)
 
 
+def test_a_setting_may_be_a_template_or_nothing(grid_file, tmp_path):
+    """Neither of them is YAML as it stands: `{{ … }} …` is a fault in it, and `None` a word."""
+    profile = "{{ num_events }} events: 'all' of them, \"newest\" first{{ items() }}"
+    grid = load_grid(str(grid_file), tmp_path)
+    grid.overrides.update({"urm.profile": profile, "urm.item_dimension": None})
+    config = load_named_config("complete_journey", CONFIGS, grid.settings_of(REFERENCE, 0)).urm
+    assert (config.profile, config.item_dimension) == (profile, None)
+
+
 def test_an_unknown_variant_is_told_from_the_known_ones(grid_file, tmp_path):
     with pytest.raises(ConfigError, match="option --variant: expected one of main, h_1, h_2, id_text, got 'h_3'"):
         load_grid(str(grid_file), tmp_path).settings_of("h_3", 0)
