@@ -120,5 +120,5 @@ def variant_dir(study_dir: str, variant: str, seed: int) -> str:
 
 
 def write_settings(overrides: Overrides) -> list[str]:
-    """As KEY=VALUE for `urm <stage> --set`, whose values are YAML, of which JSON is a part."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
+    """As KEY=VALUE for `urm <stage> --set`, whose values are YAML, of which JSON is a part; a time becomes its text."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in overrides.items()]

@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import pytest
 
 from components.config import load_named_config
@@ -43,13 +45,19 @@ def test_settings_are_read_back_as_they_were_written(grid_file, tmp_path):
     assert (config.urm.modalities, config.urm.pretrained, config.seed) == (("id", "text"), False, 7)
 
 
-def test_a_setting_may_be_a_template_or_nothing(grid_file, tmp_path):
-    """Neither of them is YAML as it stands: `{{ … }} …` is a fault in it, and `None` a word."""
+def test_a_setting_may_be_a_template_or_nothing_or_a_time(grid_file, tmp_path):
+    """The first two are no YAML as they stand: `{{ … }} …` is a fault in it, and `None` a word."""
     profile = "{{ num_events }} events: 'all' of them, \"newest\" first{{ items() }}"
+    more = """overrides:
+      urm.item_dimension: null
+      features.split.validation_start: 2017-11-20T05:00:00Z
+      urm.profile: >-
+        """
+    grid_file.write_text(TEXT.replace("overrides: {urm.max_steps: 4}", more + profile))
     grid = load_grid(str(grid_file), tmp_path)
-    grid.overrides.update({"urm.profile": profile, "urm.item_dimension": None})
-    config = load_named_config("complete_journey", CONFIGS, grid.settings_of(REFERENCE, 0)).urm
-    assert (config.profile, config.item_dimension) == (profile, None)
+    config = load_named_config("complete_journey", CONFIGS, grid.settings_of(REFERENCE, 0))
+    assert (config.urm.profile, config.urm.item_dimension) == (profile, None)
+    assert config.features.split.validation_start == datetime(2017, 11, 20, 5, tzinfo=UTC)
 
 
 def test_an_unknown_variant_is_told_from_the_known_ones(grid_file, tmp_path):
