@@ -28,12 +28,12 @@ def releases(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
 def environment(
     monkeypatch: pytest.MonkeyPatch, releases: Releases, start_worker: StartWorker, client: redis.Redis
 ) -> Iterator[None]:
+    """Of the command line; its log is reset before `start_worker` stops the workers, which write to it."""
     monkeypatch.setenv("URM_HOME", str(releases[0].settings.home))
     monkeypatch.setenv("URM_REDIS_URL", releases[0].settings.redis_url)
     monkeypatch.setattr(commands, "read_config", lambda *_: releases[0].config)
     monkeypatch.setattr("components.cli.options.PIPE_WIDTH", 400)
     get_settings.cache_clear()
-    start_worker()
     yield
     get_settings.cache_clear()
     structlog.reset_defaults()
@@ -56,7 +56,8 @@ def rows(output: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
 
 
-def test_who_promoted_what_and_why_and_the_way_back(releases: Releases) -> None:
+def test_who_promoted_what_and_why_and_the_way_back(releases: Releases, start_worker: StartWorker) -> None:
+    start_worker()
     for release in releases:
         promote(release)
     newest, before, *_ = rows(invoke("releases"))
@@ -71,7 +72,8 @@ def test_who_promoted_what_and_why_and_the_way_back(releases: Releases) -> None:
     assert f"serving {releases[1].name} " in invoke("rollback", "--to", releases[1].name, "--why", "a mistake")
 
 
-def test_the_champion_is_made_what_serves(releases: Releases) -> None:
+def test_the_champion_is_made_what_serves(releases: Releases, start_worker: StartWorker) -> None:
+    start_worker()
     for release in releases:
         promote(release)
     registry = open_registry(releases[0].settings)
