@@ -1,4 +1,7 @@
-"""After training: how far each task should follow popularity, by the validation examples (items/calibration.py)."""
+"""After training: how far each task should follow popularity and ID vectors, by the validation examples.
+
+See items/calibration.py.
+"""
 
 from collections.abc import Mapping
 
@@ -6,27 +9,35 @@ import numpy as np
 import torch
 
 from components.baseline.batches import Batcher
-from components.baseline.data import Dataset, Ints, gather
+from components.baseline.data import Dataset, Floats, Ints, gather
 from components.baseline.network import RAMPS, TargetAttention
 from components.baseline.ranking import Ranking, rank
 from components.baseline.target_attention import TargetAttentionScorer
 from components.items.calibration import DEPTH, Calibration, Shortlists, calibrate, spread_slopes
 
+_EXAMPLES_AT_ONCE = 512  # of which the scores of all items are in memory
 
-def calibrate_popularity(network: TargetAttention, batcher: Batcher, k: int) -> Mapping[str, Calibration]:
-    """Shift the popularity weights of each task that gains by it, as URM's are; returns what every task got.
 
-    Tasks with one prompt are one task to the network.
+def calibrate_tasks(network: TargetAttention, batcher: Batcher, k: int) -> Mapping[str, Calibration]:
+    """Shift the weights of popularity and of ID vectors of each task that gains by it, as URM's are.
+
+    Returns what every task got. Tasks with one prompt are one task to the network.
     """
     data = batcher.data
     ranking = rank(TargetAttentionScorer(network, batcher), data, data.examples.rows("validation"), max(DEPTH, 2 * k))
+    id_scores = _score_ids(network, batcher, ranking) if network.shape.id_dimension else None
     tasks = data.examples.tasks[ranking.rows]
     prompts = data.prompts[tasks]
-    calibrations = {int(prompt): calibrate(_of_prompt(ranking, data, prompts == prompt), k) for prompt in set(prompts)}
+    calibrations = {
+        int(prompt): calibrate(_of_prompt(ranking, id_scores, data, prompts == prompt), k) for prompt in set(prompts)
+    }
     slopes = {prompt: calibration.slopes for prompt, calibration in calibrations.items()}
     weights = spread_slopes(slopes, len(network.popularity_to_score), network.shape.num_counts, RAMPS)
     with torch.no_grad():
         network.popularity_to_score.add_(weights)
+        if id_scores is not None:
+            for prompt, calibration in calibrations.items():
+                network.ids_to_score[prompt] += calibration.id_weight
     found = {}
     for task in np.unique(tasks):
         prompt = int(data.prompts[task])
@@ -34,7 +45,20 @@ def calibrate_popularity(network: TargetAttention, batcher: Batcher, k: int) -> 
     return found
 
 
-def _of_prompt(ranking: Ranking, data: Dataset, mine: Ints) -> Shortlists:
+@torch.no_grad()
+def _score_ids(network: TargetAttention, batcher: Batcher, ranking: Ranking) -> Floats:
+    """What the ID vectors alone say of the items of a ranking, in its shape; anything where there is no item."""
+    contexts = batcher.data.examples.contexts[ranking.rows]
+    scores: Floats = np.empty(ranking.items.shape, dtype=np.float32)
+    for start in range(0, len(contexts), _EXAMPLES_AT_ONCE):
+        part = slice(start, start + _EXAMPLES_AT_ONCE)
+        distinct, positions = np.unique(contexts[part], return_inverse=True)
+        of_catalogue = network.id_scores(batcher.history(distinct).items).numpy()
+        scores[part] = np.take_along_axis(of_catalogue[positions], ranking.items[part].clip(min=0), axis=1)
+    return scores
+
+
+def _of_prompt(ranking: Ranking, id_scores: Floats | None, data: Dataset, mine: Ints) -> Shortlists:
     """The rankings of some examples [E], and what they ask for."""
     rows, items = ranking.rows[mine], ranking.items[mine]
     targets, owner = gather(data.examples.targets, data.examples.target_offsets, rows)
@@ -46,4 +70,5 @@ def _of_prompt(ranking: Ranking, data: Dataset, mine: Ints) -> Shortlists:
         log_counts=data.items.log_counts[items, 0],
         wanted=np.isin(keys, owner * num_items + targets),
         num_targets=np.bincount(owner, minlength=len(rows)),
+        id_scores=None if id_scores is None else id_scores[mine],
     )

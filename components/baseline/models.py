@@ -14,7 +14,7 @@ import torch
 
 from components.baseline.batches import Batcher
 from components.baseline.bm25f import Bm25f, Fields
-from components.baseline.calibration import calibrate_popularity
+from components.baseline.calibration import calibrate_tasks
 from components.baseline.category_rule import CategoryRule
 from components.baseline.data import Dataset, Ints
 from components.baseline.files import write_network, write_sasrec
@@ -208,7 +208,7 @@ def train_target_attention(
     matcher = QueryMatcher(data) if settings.field_matches else None
     batcher = Batcher(data, settings.history_length, text.queries if text else None, matcher)
     summary = train(network, batcher, settings, k=config.evaluation.k, seed=config.seed, log=log)
-    calibrations = calibrate_popularity(network, batcher, config.evaluation.k)
+    calibrations = calibrate_tasks(network, batcher, config.evaluation.k)
     summary.calibrated_recall = {task: calibration.recall for task, calibration in calibrations.items()}
     log(summary.steps, {f"calibrated_recall.{task}": recall for task, recall in summary.calibrated_recall.items()})
     return TargetAttentionScorer(network, batcher), summary

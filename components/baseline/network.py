@@ -17,7 +17,8 @@ d item width, h hidden width, T tasks that differ in their prompt, S user statis
 
 With text (t > 0) the same network also gets frozen text vectors: a map of each, linear or with a hidden layer, adds to
 the item's vector, and one of the query's vector to its words. Frozen ID vectors (components/items/id_vectors.py) may
-add to the item's vector, too; in training those of the past, since the others know the targets.
+add to the item's vector, too; in training those of the past, since the others know the targets. What they alone say
+(components/items/id_scores.py) is added to the score by one weight per task, which is set after training.
 
 With field matches the score has linear terms more, their weights one set per task: how many items of the history share
 the candidate's category at each level or its brand, and in which fields it matches the query (query_match.py).
@@ -35,6 +36,8 @@ from torch.nn import functional as F
 
 from components.baseline.activation import activate
 from components.baseline.query_match import NUM_QUERY_MATCHES, QueryMatches
+from components.items.id_scores import history_weights
+from components.items.id_vectors import URM_SCALE
 from components.items.ramps import logarithm_slopes, ramp_features
 
 NUM_STEPS = 12  # buckets of a history item's count and of its days, each the power of two it reaches
@@ -113,6 +116,7 @@ class TargetAttention(nn.Module):
     item_ids: Tensor
     item_ids_past: Tensor
     log_counts: Tensor
+    ids_to_score: Tensor
 
     def __init__(self, shape: NetworkShape, dropout: float = 0.0, id_dropout: float = 0.0) -> None:
         super().__init__()
@@ -151,6 +155,7 @@ class TargetAttention(nn.Module):
             self.query_to_user = _text_map(shape.text_dimension, shape.text_hidden, d)
         if shape.id_dimension:
             self.ids_to_item = nn.Linear(shape.id_dimension, d, bias=False)
+            self.register_buffer("ids_to_score", torch.zeros(num_tasks))
         if shape.matched_features:
             self.history_match_to_score = nn.Parameter(torch.zeros(num_tasks, len(shape.matched_features)))
             self.query_match_to_score = nn.Parameter(torch.ones(num_tasks, NUM_QUERY_MATCHES))
@@ -212,6 +217,17 @@ class TargetAttention(nn.Module):
         """Part of the scores of items [m] that no user changes, [T, m]; of the whole catalogue by default."""
         log_counts = self.log_counts if items is None else self.log_counts[items]
         return self.popularity_to_score @ ramp_features(log_counts, RAMPS).T
+
+    def id_scores(self, history: Tensor) -> Tensor:
+        """What the ID vectors alone say of the catalogue, [B, n], of a network that has them.
+
+        `history`: items [B, L], n where padded, newest first.
+        """
+        candidates, in_history = self.item_ids.chunk(2, dim=1)
+        known = history < self.shape.num_items
+        vectors = F.embedding(history.clamp(max=self.shape.num_items - 1), in_history)
+        users = torch.einsum("bl,bld->bd", history_weights(known), vectors)
+        return URM_SCALE * users @ candidates.T
 
     def match_history(self, history: Tensor, items: Tensor) -> Tensor:
         """log(1 + history items with the candidate's value) of each matched feature, [B, C, F].

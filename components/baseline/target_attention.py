@@ -159,6 +159,9 @@ class TargetAttentionScorer:
         users = self.network.encode_users(examples, interest)
         scores = users @ self.catalogue.vectors.T
         scores += self.bias[examples.tasks]
+        if self.network.shape.id_dimension and self.network.ids_to_score.any():
+            weights = self.network.ids_to_score[examples.tasks].unsqueeze(1)
+            scores += weights * self.network.id_scores(histories.items)[torch.from_numpy(positions)]
         if examples.matches is not None:
             scores += examples.matches.weighted(self.network.query_match_to_score[examples.tasks])
         everything = torch.arange(len(data.items))

@@ -1,23 +1,27 @@
-"""How far a trained model should follow popularity, measured on examples that it was not trained on.
+"""How far a trained model should follow popularity and the ID vectors, measured on examples it was not trained on.
 
 Training asks for purchases with tables that know only what was before them (ADR 19); at work the tables hold more, and
 another part of the catalogue is asked for. So each prompt gets a function of how often an item was bought, added to its
-scores, as a model that has weights of popularity can take it up (ADR 38):
+scores, as a model that has weights of popularity can take it up (ADR 38); and then a multiple of what the ID vectors
+alone say, from which training has led away (ADR 41).
 
     E examples · K items with the highest scores s · R = 12 ramps f of log(1 + baskets), see ramps.py
-    T_e those of the K items that example e asks for
+    g scores by the ID vectors, see id_scores.py · T_e those of the K items that example e asks for
 
     w = argmin  Σ_e [ log Σᵢ exp(s_ei + f_i·w)  -  mean over T_e of (s_ei + f_i·w) ] / E  +  λ |w|²
+    a = argmax  mean NDCG@k of  s + f·w + a·g,  of a few
 
-A prompt keeps what it has unless the examples that did not choose w gain by it: w of one half of the contexts is judged
-by the other half, and the other way round.
+A prompt keeps what it has unless the examples that did not choose gain: w and a of one half of the contexts are judged
+by the other half, and the other way round; w by Recall@k, a by NDCG@k where Recall@k does not fall by more than its
+standard error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +31,7 @@ from components.items.ramps import DOUBLINGS, ramp_features
 
 DEPTH = 500  # K: items of each example that are ranked anew
 PRIOR = 0.01  # λ
+ID_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 1.6, 2.4, 3.6, 4.8)  # a
 _ITERATIONS = 40
 _NO_ITEM = -1e9  # score where there is no item
 
@@ -44,6 +49,7 @@ class Shortlists:
     log_counts: Floats  # log(1 + baskets) of the items [E, K]
     wanted: Flags  # whether the example asks for the item [E, K]
     num_targets: Ints  # how many items it asks for, in the shortlist or not [E]
+    id_scores: Floats | None = None  # of the items by the ID vectors alone [E, K]; none for a model that lacks them
 
     @cached_property
     def features(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,13 +65,13 @@ class Calibration:
 
     Attributes:
         slopes: w, one per doubling of a count [R]; zero where nothing is taken.
-        taken: Whether the halves gain by the w of each other.
+        id_weight: a; zero where nothing is taken.
         recalls: Recall@k of each example as it was [E].
-        calibrated: Recall@k of each example by the w of the other half [E].
+        calibrated: Recall@k of each example from now on [E], by the w and a of the other half.
     """
 
     slopes: torch.Tensor
-    taken: bool
+    id_weight: float
     recalls: npt.NDArray[np.float64]
     calibrated: npt.NDArray[np.float64]
 
@@ -74,30 +80,58 @@ class Calibration:
         return replace(self, recalls=self.recalls[rows], calibrated=self.calibrated[rows])
 
     @property
+    def taken(self) -> bool:
+        """Whether anything changes."""
+        return self.id_weight > 0 or bool(self.slopes.any())
+
+    @property
     def before(self) -> float:
         """Mean recall as it was."""
         return float(self.recalls.mean())
 
     @property
-    def after(self) -> float:
-        """Mean recall by the w of the other half."""
+    def recall(self) -> float:
+        """Mean recall from now on, on examples that did not choose w and a."""
         return float(self.calibrated.mean())
 
-    @property
-    def recall(self) -> float:
-        """Mean recall from now on, on examples that did not choose w."""
-        return self.after if self.taken else self.before
+
+class _Setting(NamedTuple):
+    slopes: torch.Tensor  # w
+    id_weight: float = 0.0  # a
+
+
+class _Quality(NamedTuple):
+    recalls: npt.NDArray[np.float64]  # Recall@k of each example
+    ndcg: npt.NDArray[np.float64]  # NDCG@k
 
 
 def calibrate(lists: Shortlists, k: int) -> Calibration:
-    """Fit w to examples, at least one, and judge it."""
-    nothing, everyone = torch.zeros(DOUBLINGS), np.ones(len(lists.contexts), dtype=bool)
-    second_half = np.unique(lists.contexts, return_inverse=True)[1] % 2 == 1
-    before, after = _recall(lists, nothing, k), np.empty(len(lists.contexts))
-    for judged in (second_half, ~second_half):
-        after[judged] = _recall(lists, fit_slopes(lists, ~judged), k)[judged]
-    taken = bool(after.mean() > before.mean())
-    return Calibration(fit_slopes(lists, everyone) if taken else nothing, taken, before, after)
+    """Fit w and a to examples, at least one, and judge them."""
+    second = np.unique(lists.contexts, return_inverse=True)[1] % 2 == 1
+    parts = (np.ones(len(second), dtype=bool), ~second, second)  # whose settings are fitted: of all, and of each half
+
+    def judge(settings: Sequence[_Setting]) -> _Quality:
+        """Of each half by the setting of the other."""
+        found = _Quality(np.empty(len(second)), np.empty(len(second)))
+        for setting, rows in zip(settings[1:], (second, ~second), strict=True):
+            found.recalls[rows], found.ndcg[rows] = _measure(lists, setting, rows, k)
+        return found
+
+    chosen = [_Setting(torch.zeros(DOUBLINGS)) for _ in parts]
+    before = best = judge(chosen)
+    fitted = [_Setting(fit_slopes(lists, rows)) for rows in parts]
+    after = judge(fitted)
+    if after.recalls.mean() > best.recalls.mean():
+        chosen, best = fitted, after
+    if lists.id_scores is not None:
+        weighted = [
+            one._replace(id_weight=_choose_weight(lists, one, rows, k)) for one, rows in zip(chosen, parts, strict=True)
+        ]
+        after = judge(weighted)
+        change = after.recalls - best.recalls
+        if after.ndcg.mean() > best.ndcg.mean() and change.mean() >= -change.std() / np.sqrt(len(change)):
+            chosen, best = weighted, after
+    return Calibration(*chosen[0], before.recalls, best.recalls)
 
 
 def fit_slopes(lists: Shortlists, rows: Flags) -> torch.Tensor:
@@ -143,14 +177,25 @@ def spread_slopes(
     return weights.flatten(1)
 
 
-def _recall(lists: Shortlists, slopes: torch.Tensor, k: int) -> npt.NDArray[np.float64]:
-    """Recall@k of each example with these slopes [E]."""
+def _choose_weight(lists: Shortlists, setting: _Setting, rows: Flags, k: int) -> float:
+    """The a of some examples [E], the least of equals; zero where there are none."""
+    if not rows.any():
+        return 0.0
+    ndcg = [_measure(lists, setting._replace(id_weight=weight), rows, k).ndcg.mean() for weight in ID_WEIGHTS]
+    return ID_WEIGHTS[int(np.argmax(ndcg))]
+
+
+def _measure(lists: Shortlists, setting: _Setting, rows: Flags, k: int) -> _Quality:
+    """Quality of some examples [E] with a setting."""
     features, where = lists.features
-    shifted = _scores(lists) + (features @ slopes)[where]
-    best = shifted.topk(min(k, shifted.shape[1]), dim=1).indices
-    hits = torch.from_numpy(lists.wanted).gather(1, best).sum(dim=1).numpy()
-    recall: npt.NDArray[np.float64] = hits / np.minimum(lists.num_targets, k)
-    return recall
+    scores = _scores(lists)[rows] + (features @ setting.slopes)[where[rows]]
+    if setting.id_weight and lists.id_scores is not None:
+        scores += setting.id_weight * torch.from_numpy(lists.id_scores[rows])
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    hits = torch.from_numpy(lists.wanted[rows]).gather(1, best).numpy()
+    most = np.minimum(lists.num_targets[rows], k)
+    gains = 1 / np.log2(np.arange(2, k + 2))
+    return _Quality(hits.sum(axis=1) / most, hits @ gains[: hits.shape[1]] / gains.cumsum()[most - 1])
 
 
 def _scores(lists: Shortlists) -> torch.Tensor:

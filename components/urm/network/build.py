@@ -44,6 +44,7 @@ def build_model(
     reads_meaning = bool(text_encoder) and config.copy_path and "text" in reader.widths
     meaning = QueryMeaning(text_encoder, table, reader.modalities) if reads_meaning else None
     reads_names = config.copy_path and any(name in table.names for name in reader.modalities)
+    has_id_scores = config.copy_path and "id" in reader.widths
     description = ModelDescription(
         config=config,
         widths=reader.widths,
@@ -52,6 +53,7 @@ def build_model(
         prompts=() if config.has_language_model else tuple(dict.fromkeys(prompts)),
         meaning=reads_meaning,
         names=reads_names,
+        id_scores=has_id_scores,
         popularity_scale=POPULARITY_SCALE,
         ramps=POPULARITY_RAMPS,
     )
@@ -69,7 +71,14 @@ def build_model(
         backbone, writer = make_lookup(description), TaskWriter(description.prompts, config.num_user_vectors)
     return NewModel(
         model=Urm(
-            backbone, config, reader.widths, reader.num_counts, len(behaviors), meaning=reads_meaning, names=reads_names
+            backbone,
+            config,
+            reader.widths,
+            reader.num_counts,
+            len(behaviors),
+            meaning=reads_meaning,
+            names=reads_names,
+            id_scores=has_id_scores,
         ),
         builder=BatchBuilder(writer, reader, behaviors, config.copy_length, meaning),
         description=description,

@@ -37,6 +37,7 @@ class ModelDescription(Model):
     prompts: tuple[str, ...] = ()  # templates that a model without a language model knows, in the same order
     meaning: bool = False  # whether it reads what queries mean; models from before ADR 31 do not
     names: bool = False  # whether it reads which kinds queries name; models from before ADR 36 do not
+    id_scores: bool = False  # whether it can add what ID vectors alone say; models from before ADR 41 cannot
     popularity_scale: float = 1.0  # of the user head; models from before ADR 32 have none
     ramps: int = 1  # of popularity, for each doubling; models from before ADR 37 have one
 
@@ -87,6 +88,7 @@ def load_model(folder: Path) -> tuple[Urm, Writer, ModelDescription]:
             len(description.behaviors),
             meaning=description.meaning,
             names=description.names,
+            id_scores=description.id_scores,
             popularity_scale=description.popularity_scale,
             ramps=description.ramps,
         )

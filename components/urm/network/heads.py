@@ -21,6 +21,10 @@ that the query names: q has their words, too, but with them those of kinds of si
 each count as ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
 `urm.copy_path: false` leaves W h and popularity.
 
+Training moves item space and weighs the history anew, so that what the frozen ID vectors alone say gets lost. The copy
+path can add it again: o · Σᵢ ωᵢ hᵢ, with the frozen ID vectors h of the history and fixed weights ω
+(items/id_scores.py). o is zero in training; after it each task gets one, set on validation (ADR 41).
+
 In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and
 then mapped as items are: gains per modality and words of a query keep their meaning, up to the map's error.
 """
@@ -34,6 +38,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from components.items.id_scores import history_weights
 from components.items.id_vectors import URM_SCALE
 from components.items.kinds import KINDS
 from components.items.ramps import logarithm_slopes, num_ramps
@@ -76,6 +81,7 @@ class HeadInputs(NamedTuple):
     tokens: torch.Tensor  # history item tokens [B, L, D]
     habit: torch.Tensor  # how much of a habit each of them is, a prior of the match [B, L]
     items: torch.Tensor  # their vectors side by side [B, L, P]
+    ids: torch.Tensor  # their frozen ID vectors, zero where absent [B, L, width of "id"]
     kinds: torch.Tensor  # log(1 + history items of each kind) [B, sum of the widths of KINDS]
     known: torch.Tensor  # which history places hold an item, bool [B, L]
     queries: torch.Tensor  # words of query and guidance, zero without them [E, sum of the widths of WORDS]
@@ -90,6 +96,8 @@ class UserHead(nn.Module):
 
     parts: torch.Tensor
     scales: torch.Tensor
+    id_weight: torch.Tensor
+    id_bias: torch.Tensor
     kind_columns: torch.Tensor
     kind_levels: torch.Tensor
 
@@ -104,6 +112,7 @@ class UserHead(nn.Module):
         copy_path: bool = True,
         meaning: bool = False,
         names: bool = False,
+        id_scores: bool = False,
         popularity_scale: float = POPULARITY_SCALE,
         ramps: int = POPULARITY_RAMPS,
     ) -> None:
@@ -111,7 +120,8 @@ class UserHead(nn.Module):
 
         `widths` are those of the parts of item space by modality; `pointer_width` is that of the queries and keys of
         the match; `item_width` is d of a low-rank item space. Without `copy_path`, history and query act through the
-        backbone only. With `meaning`, it copies what queries mean, too, with `names` the kinds that they name.
+        backbone only. With `meaning`, it copies what queries mean, too, with `names` the kinds that they name; with
+        `id_scores` it can add what ID vectors alone say.
         `popularity_scale` times what the layer of the gains gives are the weights of popularity, which has so many
         `ramps` for each doubling.
         """
@@ -125,6 +135,12 @@ class UserHead(nn.Module):
         self.doubted = [place for place, name in enumerate(WORDS) if name in widths]  # column of each part's doubt
         of_meaning = [name for name in MEANING if name in widths] if meaning else []
         self.meanings = [slice(starts[name], starts[name] + widths[name]) for name in of_meaning]
+        self.id_scores = id_scores
+        self.id_padding = (0, 0)
+        if id_scores:  # o as a function of the state of the task text; not trained
+            self.id_padding = (starts["id"], sum(widths.values()) - starts["id"] - widths["id"])
+            self.register_buffer("id_weight", torch.zeros(hidden_width))
+            self.register_buffer("id_bias", torch.zeros(1))
         kinds = [name for name in KINDS if name in widths]
         columns = [column for name in kinds for column in range(starts[name], starts[name] + widths[name])]
         levels = [level for level, name in enumerate(kinds) for _ in range(widths[name])]
@@ -196,30 +212,49 @@ class UserHead(nn.Module):
     def shift_popularity(self, states: torch.Tensor, tasks: torch.Tensor, weights: torch.Tensor) -> None:
         """Add to the popularity weights wherever the task text is one of these, whatever the user tokens.
 
-        Gains are linear in the state of the task text: the smallest matrix that leads from the mean state of each task
-        to its weights does it, and a text between two tasks gets weights between theirs. Tasks whose texts hardly
-        differ to the model get the mean of their weights: what would tell them apart is noise.
-
         Args:
             states: Mean hidden states of task texts [E, D].
             tasks: Number of the task of each [E].
             weights: Of the popularity features, by task [T, R].
         """
-        asked = self.task_norm(states.float() - self.task_centre) / math.sqrt(states.shape[-1])
-        of_task = functional.one_hot(tasks, len(weights)).float()
-        means = of_task.T @ asked / of_task.sum(dim=0)[:, None]  # [T, D]
         rows = self.gain_rows("popularity")
-        weights = weights / self.scales[rows]
-        mean = weights.mean(dim=0)
-        self.gains.bias[rows] += mean
-        self.gains.weight[rows, states.shape[-1] :] += (torch.linalg.pinv(means, rtol=LEAST_APART) @ (weights - mean)).T
+        bias, by_state = self._spread(states, tasks, weights / self.scales[rows])
+        self.gains.bias[rows] += bias
+        self.gains.weight[rows, states.shape[-1] :] += by_state.T
+
+    @torch.no_grad()
+    def shift_id_scores(self, states: torch.Tensor, tasks: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add to o, the weight of what ID vectors alone say, by task [T]; arguments as above."""
+        bias, by_state = self._spread(states, tasks, weights[:, None])
+        self.id_bias += bias
+        self.id_weight += by_state[:, 0]
+
+    def _spread(
+        self, states: torch.Tensor, tasks: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bias [K] and matrix [D, K] of what has these values [T, K] wherever the task text is one of these.
+
+        What is linear in the state of the task text: the smallest matrix that leads from the mean state of each task to
+        its values does it, and a text between two tasks gets values between theirs. Tasks whose texts hardly differ to
+        the model get the mean of their values: what would tell them apart is noise.
+        """
+        asked = self._read_task(states)
+        of_task = functional.one_hot(tasks, len(values)).float()
+        means = of_task.T @ asked / of_task.sum(dim=0)[:, None]  # [T, D]
+        mean = values.mean(dim=0)
+        return mean, torch.linalg.pinv(means, rtol=LEAST_APART) @ (values - mean)
+
+    def _read_task(self, states: torch.Tensor) -> torch.Tensor:
+        """States of task texts [E, D] as the gains read them, of length one."""
+        task: torch.Tensor = self.task_norm(states.float() - self.task_centre)
+        return task / math.sqrt(states.shape[-1])
 
     def forward(self, inputs: HeadInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """User vectors [E, H, P + R], and the copy scores of the history items [E, L]."""
         rows, known = inputs.rows, inputs.known
         # Inputs of length one: a step of Adam then moves an output by hundredths, whatever the width.
-        own, asked = self.norm(inputs.hidden.float()), self.task_norm(inputs.task.float() - self.task_centre)
-        unit = torch.cat([own, asked[:, None].expand_as(own)], dim=-1) / math.sqrt(own.shape[-1])
+        own, asked = self.norm(inputs.hidden.float()), self._read_task(inputs.task)
+        unit = torch.cat([own / math.sqrt(own.shape[-1]), asked[:, None].expand_as(own)], dim=-1)
         weights = self.scales * self.gains(unit)
         if self.doubt is not None:
             weights = weights + self.doubt(DOUBT_SCALE * inputs.doubts)[:, None]
@@ -232,7 +267,10 @@ class UserHead(nn.Module):
             match = match + (base_match + inputs.habit)[rows, None]
             masked = match.masked_fill(~known[rows, None], -1e4)
             copy_scores = (gains.copy * functional.softplus(masked)).mean(dim=1)
-            direction = direction + inputs.place(self._copies(gains, masked, inputs))
+            copies = self._copies(gains, masked, inputs)
+            if self.id_scores:
+                copies = copies + self._copy_ids(asked, inputs)[:, None]
+            direction = direction + inputs.place(copies)
         return torch.cat([self.log_scale.exp() * direction, gains.popularity], dim=-1), copy_scores
 
     def _copies(self, gains: Gains, match: torch.Tensor, inputs: HeadInputs) -> torch.Tensor:
@@ -250,6 +288,16 @@ class UserHead(nn.Module):
         if self.names:
             of_kinds = of_kinds + gains.named[..., self.kind_levels] * inputs.named[:, None]
         return copies.index_add(-1, self.kind_columns, of_kinds)
+
+    def _copy_ids(self, asked: torch.Tensor, inputs: HeadInputs) -> torch.Tensor:
+        """What ID vectors alone say of users, side by side [E, P], for states of task texts as the gains read them."""
+        of_user = torch.einsum("bl,bld->bd", history_weights(inputs.known), inputs.ids)
+        weights = asked @ self.id_weight + self.id_bias
+        return self.spread_ids(weights[:, None] * of_user[inputs.rows])
+
+    def spread_ids(self, vectors: torch.Tensor) -> torch.Tensor:
+        """ID vectors [n, width of "id"] at their place side by side [n, P]; only of a head with `id_scores`."""
+        return functional.pad(vectors, self.id_padding)
 
     def _keys(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [B, L, pointer width] and weights [B, L] of history items."""

@@ -16,6 +16,7 @@ from components.device import full_precision, mixed_precision
 from components.exceptions import ConfigError
 from components.items.kinds import KINDS
 from components.items.ramps import num_ramps, ramp_features
+from components.items.table import HISTORY_ROLE
 from components.urm.data.batch import Batch, ItemInputs
 from components.urm.data.packing import attention_mask
 from components.urm.network.backbone import TaskLookup, language_head, token_embeddings
@@ -57,6 +58,7 @@ class Urm(nn.Module):
         *,
         meaning: bool = False,
         names: bool = False,
+        id_scores: bool = False,
         popularity_scale: float = POPULARITY_SCALE,
         ramps: int = POPULARITY_RAMPS,
     ) -> None:
@@ -64,7 +66,8 @@ class Urm(nn.Module):
 
         `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
         `num_behaviors` counts the behaviours in the training data. With `meaning`, it reads what queries mean,
-        with `names` which kinds they name; `popularity_scale` and `ramps` are those of the user head.
+        with `names` which kinds they name; with `id_scores` it can add what ID vectors alone say.
+        `popularity_scale` and `ramps` are those of the user head.
         """
         super().__init__()
         self.backbone: PreTrainedModel | None = None
@@ -93,6 +96,7 @@ class Urm(nn.Module):
             copy_path=config.copy_path,
             meaning=meaning,
             names=names,
+            id_scores=id_scores,
             popularity_scale=popularity_scale,
             ramps=ramps,
         )
@@ -138,6 +142,7 @@ class Urm(nn.Module):
                 tokens=tokens,
                 habit=self.history.habit(batch["history_counts"], batch["history_days_since"]),
                 items=as_history[batch["history_items"]],
+                ids=self._frozen_ids(items)[batch["history_items"]],
                 kinds=self._count_kinds(batch),
                 known=batch["history_known"],
                 queries=batch["queries"],
@@ -171,6 +176,11 @@ class Urm(nn.Module):
         """Add to what popularity weighs in each task, see training/calibration.py; arguments as above."""
         self.user_head.shift_popularity(self._read_tasks(batch), tasks, weights)
 
+    @torch.no_grad()
+    def shift_id_scores(self, batch: Batch, tasks: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add to how much ID vectors alone count in each task [T], see training/calibration.py; arguments as above."""
+        self.user_head.shift_id_scores(self._read_tasks(batch), tasks, weights)
+
     def _read_tasks(self, batch: Batch) -> torch.Tensor:
         """Mean state of each block's task text [E, D]."""
         with mixed_precision(batch["token_ids"].device.type):
@@ -182,8 +192,22 @@ class Urm(nn.Module):
         fused = self.fusion(items["vectors"], items["present"])
         return self._candidates(self.fusion.items(fused, items["vectors"], items["present"])[0], items)
 
+    @torch.no_grad()
+    def place_ids(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Frozen ID vectors of users [n, width of "id"] as parts of user vectors [n, P], see `shift_id_scores`."""
+        return self.user_head.log_scale.exp() * self.fusion.place(self.user_head.spread_ids(vectors))
+
     def _candidates(self, item_space: torch.Tensor, items: ItemInputs) -> torch.Tensor:
         return torch.cat([item_space, ramp_features(items["popularity"], self.ramps)], dim=-1)
+
+    @staticmethod
+    def _frozen_ids(items: ItemInputs) -> torch.Tensor:
+        """ID vectors of items in a history [U, width of "id"], zero where absent; of width zero without any."""
+        vectors, present = items["vectors"], items["present"]
+        name = next((name for name in ("id" + HISTORY_ROLE, "id") if name in vectors), None)
+        if name is None:
+            return items["popularity"].new_zeros(len(items["popularity"]), 0)
+        return vectors[name].float() * present[name][:, None]
 
     def _tokens(self, batch: Batch, fused: torch.Tensor) -> torch.Tensor:
         """Tokens of the history's items [B, L, D]."""

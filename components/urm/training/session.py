@@ -17,7 +17,7 @@ from components.items.table import ItemTable
 from components.urm.data.batches import BatchBuilder
 from components.urm.data.examples import Example, Groups
 from components.urm.network.build import NewModel, build_model
-from components.urm.training.calibration import calibrate_popularity
+from components.urm.training.calibration import calibrate_tasks
 from components.urm.training.callbacks import Report
 from components.urm.training.checkpoints import Checkpoints
 from components.urm.training.popularity import begin_with_popularity
@@ -64,12 +64,12 @@ class Session:
         )
 
     def calibrate(self, report: Callable[[int], None] | None = None) -> Mapping[str, Calibration]:
-        """After `train`, in the process that has the whole model: let each task follow popularity as far as it pays.
+        """After `train`, where the whole model is: let each task follow popularity and ID vectors as far as it pays.
 
         By all validation examples: of a thousand, chance decides for some tasks (ADR 38). `report` is told how many of
         them are ranked.
         """
-        return calibrate_popularity(self.new.model, self.whole_validation, report)
+        return calibrate_tasks(self.new.model, self.whole_validation, report)
 
 
 def prepare(

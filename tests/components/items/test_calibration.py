@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -30,8 +32,7 @@ def added(counts, slopes):
 def test_finds_what_the_scores_lack_and_recalls_more():
     found = calibrate(lists(MISSING), K)
     assert found.taken
-    assert found.after > found.before + 0.1
-    assert found.recall == found.after
+    assert found.recall > found.before + 0.1
     counts = np.log1p(np.arange(1, 400, dtype=np.float32))  # what items have here
     difference = added(counts, found.slopes) - added(counts, MISSING)
     assert np.ptp(difference) < 1  # a constant changes no order
@@ -58,7 +59,7 @@ def test_a_task_keeps_what_it_has_where_others_do_not_gain():
     contexts = np.concatenate([np.arange(EXAMPLES) * 2, np.arange(EXAMPLES) * 2 + 1])
     found = calibrate(Shortlists(contexts, **parts), K)
     assert not found.taken
-    assert found.after < found.before == found.recall
+    assert found.recall == found.before
     assert not found.slopes.any()
 
 
@@ -67,7 +68,7 @@ def test_examples_of_one_context_judge_together():
     found = calibrate(lists(MISSING, contexts=contexts), K)
     assert found.taken
     alone = calibrate(lists(MISSING, contexts=np.zeros(EXAMPLES)), K)  # no other context chooses
-    assert (alone.taken, alone.after) == (False, alone.before)
+    assert (alone.taken, alone.recall) == (False, alone.before)
 
 
 def test_items_that_are_not_there_are_never_found_and_targets_beyond_the_list_count_as_missed():
@@ -80,7 +81,29 @@ def test_items_that_are_not_there_are_never_found_and_targets_beyond_the_list_co
     assert found.slopes.isfinite().all()
     whole = calibrate(Shortlists(given.contexts, scores[:, :30], given.log_counts[:, :30], wanted[:, :30], targets), K)
     torch.testing.assert_close(found.slopes, whole.slopes, atol=1e-3, rtol=0)
-    assert found.after <= wanted.any(axis=1).mean() / 2
+    assert found.recall <= wanted.any(axis=1).mean() / 2
+
+
+def test_what_id_vectors_alone_say_is_weighed_by_what_it_adds():
+    given, rng = lists(np.zeros(DOUBLINGS)), np.random.default_rng(3)
+    said = rng.normal(size=given.scores.shape).astype(np.float32)
+    told = dataclasses.replace(given, scores=given.scores - 0.8 * said, id_scores=said)  # scores that lack it
+    found = calibrate(told, K)
+    assert found.id_weight == pytest.approx(0.8, abs=0.21)  # one step of the weights
+    assert found.recall > found.before + 0.05
+    assert calibrate(dataclasses.replace(told, id_scores=None), K).id_weight == 0
+    unrelated = calibrate(dataclasses.replace(given, id_scores=said), K)
+    assert unrelated.id_weight == 0
+
+
+def test_a_weight_that_puts_fewer_targets_in_front_is_not_taken():
+    """What brings the best to the first place and others from behind it out of the k."""
+    scores = np.tile(np.array([5, 4, 3, 2, 1, 0], dtype=np.float32), (200, 1))
+    wanted = np.tile(np.array([False, True, True, False, False, False]), (200, 1))
+    said = np.tile(np.array([0, 40, -40, 1, 1, 1], dtype=np.float32), (200, 1))
+    given = Shortlists(np.arange(200), scores, np.zeros_like(scores), wanted, np.full(200, 2), said)
+    assert calibrate(given, 3).id_weight == 0
+    assert calibrate(dataclasses.replace(given, id_scores=said.clip(min=0)), 3).id_weight > 0
 
 
 @pytest.mark.parametrize("num", [1, 2])
@@ -107,5 +130,5 @@ def test_tasks_that_share_a_prompt_are_judged_together_and_told_apart():
     first = np.arange(EXAMPLES) < 300
     parts = [found.part(rows) for rows in (first, ~first)]
     assert all(part.taken and part.slopes is found.slopes for part in parts)
-    assert [part.after for part in parts] == [found.calibrated[:300].mean(), found.calibrated[300:].mean()]
+    assert [part.recall for part in parts] == [found.calibrated[:300].mean(), found.calibrated[300:].mean()]
     assert 0.3 * parts[0].recall + 0.7 * parts[1].recall == pytest.approx(found.recall)

@@ -73,7 +73,8 @@ def test_a_family_is_built_trained_saved_and_read_again(family, tmp_path, tokeni
     model, summary = run_training(world, Checkpoints(tmp_path / "scratch"), lambda step, metrics: None)
     assert summary.steps == 2
     frozen = {name for name, weight in model.state_dict().items() if torch.equal(weight, start[name])}
-    assert not {name for name in frozen if not name.startswith("fusion.absent")}, "weights that two steps left alone"
+    untrained = ("fusion.absent", "user_head.id_")  # the latter are set after training
+    assert not {name for name in frozen if not name.startswith(untrained)}, "weights that two steps left alone"
 
     save_model(tmp_path / "model", model.eval(), new.builder.writer, new.description)
     read, writer, _ = load_model(tmp_path / "model")
@@ -121,7 +122,7 @@ def test_a_model_of_before_names_of_kinds_is_read_as_it_was(tmp_path, new_model,
 
 
 def test_a_model_of_before_finer_ramps_is_read_as_it_was(tmp_path, groups, config, table_dir):
-    """Its description does not speak of ramps, and it has one for each doubling."""
+    """Its description speaks neither of ramps, it has one for each doubling, nor of what ID vectors alone say."""
     plain = config.urm.model_copy(update={"backbone": "none"})
     prompts = [task.prompt for task in config.tasks]
     new = build_model(plain, ItemTable.open(table_dir), ["purchase"], CachePlace(tmp_path), prompts)
@@ -129,7 +130,7 @@ def test_a_model_of_before_finer_ramps_is_read_as_it_was(tmp_path, groups, confi
     assert old.dimension == new.model.dimension - num_ramps(1, POPULARITY_RAMPS) + num_ramps(1, 1)
     save_model(tmp_path / "model", old, new.builder.writer, new.description)
     description = json.loads((tmp_path / "model" / "urm.json").read_text())
-    assert description.pop("ramps") == POPULARITY_RAMPS
+    assert (description.pop("ramps"), description.pop("id_scores")) == (POPULARITY_RAMPS, True)
     (tmp_path / "model" / "urm.json").write_text(json.dumps(description))
     batch = build_batch(new, groups[:4])
     with torch.inference_mode():

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from components.items.id_scores import AGE_DECAY
 from components.items.id_vectors import URM_SCALE
 from components.items.ramps import num_ramps, ramp_features
 from components.urm.network.heads import (
@@ -31,6 +32,7 @@ def ask(
         "tokens": torch.zeros(*prompts, WIDTH),
         "habit": torch.zeros(prompts),
         "items": torch.zeros(*prompts, sum(WIDTHS.values())),
+        "ids": torch.zeros(*prompts, WIDTHS["id"]),
         "kinds": torch.zeros(prompts[0], 0),
         "known": torch.zeros(prompts, dtype=torch.bool),
         "queries": torch.zeros(len(hidden), 8),
@@ -134,6 +136,28 @@ def test_kinds_that_the_query_names_are_copied_by_level_and_by_no_model_from_bef
     torch.testing.assert_close(kinds(head), torch.tensor([0.5, 0.5, 3.0, 3.0, 3.0]) * named)
 
 
+def test_what_id_vectors_alone_say_is_added_by_task_to_their_part() -> None:
+    generator = torch.Generator().manual_seed(1)
+    head, text, ids = UserHead(WIDTH, {"text": 2} | WIDTHS, 1, 4, id_scores=True), slice(0, 2), slice(2, 6)
+    given = {"ids": torch.randn(2, 3, 4, generator=generator), "items": torch.zeros(2, 3, 17)}
+    given |= {"known": torch.tensor([[True, True, True], [False, False, False]]), "rows": torch.tensor([0, 0, 1])}
+    task = torch.randn(2, WIDTH, generator=generator)[[0, 1, 1]]
+
+    def vectors() -> torch.Tensor:
+        return ask(head, torch.ones(3, 2, WIDTH), task, (2, 3), **given)[0]
+
+    before = vectors()
+    head.shift_id_scores(task[:2], torch.tensor([0, 1]), torch.tensor([0.5, 2.0]))
+    change = (vectors() - before) / URM_SCALE
+    weights = torch.tensor([1.0, 2.0, 3.0]) ** -AGE_DECAY
+    user = (weights / weights.sum()) @ given["ids"][0]
+    torch.testing.assert_close(change[0, :, ids], 0.5 * user.expand(2, -1))
+    torch.testing.assert_close(change[1, :, ids], 2.0 * user.expand(2, -1))
+    assert not change[2].any(), "an empty history says nothing"
+    assert not change[..., text].any()
+    assert not change[..., 6:].any()
+
+
 def test_an_empty_history_copies_nothing_whatever_its_padding_points_at() -> None:
     head = UserHead(WIDTH, WIDTHS, 1, 4)
 
@@ -219,7 +243,7 @@ def test_alone_w_starts_at_the_length_of_an_item_and_reaches_the_hidden_states()
         given = {"tokens": torch.zeros(8, 1, 64), "items": torch.zeros(8, 1, 512), "habit": torch.zeros(8, 1)}
         given |= {"known": torch.zeros(8, 1, dtype=torch.bool), "queries": torch.zeros(8, 0)}
         given |= {"meanings": torch.zeros(8, 0), "doubts": torch.zeros(8, 2), "kinds": torch.zeros(8, 0)}
-        given |= {"named": torch.zeros(8, 0)}
+        given |= {"named": torch.zeros(8, 0), "ids": torch.zeros(8, 1, 256)}
         rows = torch.arange(8)
         vectors, _ = head(HeadInputs(hidden=hidden, task=task, rows=rows, place=lambda wide: wide, **given))
         lengths = vectors[..., :512].detach().norm(dim=-1) / URM_SCALE
