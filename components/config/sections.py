@@ -34,7 +34,7 @@ class FeaturesConfig(Model):
     max_validation_examples: int = Field(
         default=300,
         gt=0,
-        description="Per task; with less than a thousand chance decides how far each follows popularity.",
+        description="Per task; with less than a thousand chance decides how far each follows counts and ID vectors.",
     )
     max_test_examples: int = Field(default=700, gt=0, description="Per task.")
     held_out_query_share: float = Field(
