@@ -15,7 +15,7 @@ from components.baseline.ranking import Ranking, rank
 from components.baseline.target_attention import TargetAttentionScorer
 from components.items.calibration import DEPTH, Calibration, Shortlists, calibrate, spread_slopes
 
-_EXAMPLES_AT_ONCE = 512  # of which the scores of all items are in memory
+_EXAMPLES_AT_ONCE = 256  # of whose contexts the scores of all items are in memory
 
 
 def calibrate_tasks(network: TargetAttention, batcher: Batcher, k: int) -> Mapping[str, Calibration]:
@@ -54,7 +54,7 @@ def _score_ids(network: TargetAttention, batcher: Batcher, ranking: Ranking) -> 
         part = slice(start, start + _EXAMPLES_AT_ONCE)
         distinct, positions = np.unique(contexts[part], return_inverse=True)
         of_catalogue = network.id_scores(batcher.history(distinct).items).numpy()
-        scores[part] = np.take_along_axis(of_catalogue[positions], ranking.items[part].clip(min=0), axis=1)
+        scores[part] = of_catalogue[positions[:, None], ranking.items[part]]
     return scores
 
 

@@ -89,7 +89,7 @@ def run(stage: StageRun) -> StageReport:
         num_examples = len(session.whole_validation.examples)
 
         def report_ranked(done: int) -> None:
-            stage.report_progress("setting popularity and ID vectors on validation", done=done, of=num_examples)
+            stage.report_progress("weighing popularity and ID vectors on validation", done=done, of=num_examples)
 
         report_ranked(0)
         calibrations = session.calibrate(report_ranked)
