@@ -12,6 +12,8 @@ import redis.asyncio
 import structlog
 from aiodataloader import DataLoader
 from pydantic import ValidationError
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from components.config import RecallConfig
 from components.exceptions import UrmError
@@ -266,5 +268,8 @@ def _connect(settings: Settings, timeout_seconds: float, connections: int) -> An
         decode_responses=True,
         socket_timeout=timeout_seconds,
         socket_connect_timeout=_TIMEOUT_SECONDS,
+        # A request may get an idle connection just as it is closed, by `reconnect` or by the server. What is sent twice
+        # then does no harm: an event is accepted once, and an ad-hoc request is only answered twice.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
     return redis.asyncio.Redis.from_pool(pool)

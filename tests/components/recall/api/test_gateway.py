@@ -14,7 +14,9 @@ from structlog.testing import capture_logs
 from components.config import RecallConfig
 from components.exceptions import ConfigError, ReleaseError, UnavailableError
 from components.recall.api.app import create_app
+from components.recall.api.gateway import Gateway
 from components.recall.serving.catalogue import Catalogue, load_catalogue
+from components.recall.telemetry.tracing import Tracing
 from components.release.bundle import describe_files, hash_manifest, read_manifest, write_manifest
 from components.release.publication import SERVING, Publication, send_heartbeat
 from tests.worlds.recall import Release, serve_release, wait_until
@@ -90,6 +92,21 @@ def test_reads_do_not_wait_for_the_next_release_nor_stop_when_it_cannot_be_read(
     clock.now += 2
     wait_until(lambda: read() == releases[1].name)
     assert loader.calls == 3
+
+
+def test_reads_go_on_while_idle_connections_are_closed(
+    releases: tuple[Release, Release], recall_config: RecallConfig, client: redis.Redis
+) -> None:
+    """As they are after a fail-over; a read may have got one of them just before."""
+    serve_release(client, releases[0])
+
+    async def read_and_close() -> None:
+        gateway = Gateway(releases[0].settings, recall_config, Tracing())
+        for _ in range(20):
+            await asyncio.gather(gateway.catalogue(), gateway.reconnect(), gateway.catalogue())
+        await gateway.close()
+
+    asyncio.run(read_and_close())
 
 
 def test_tables_other_than_the_published_ones_are_not_served(
