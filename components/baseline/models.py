@@ -30,6 +30,7 @@ from components.baseline.text import TextFeatures, TextRetriever, read_text_feat
 from components.baseline.training import LogFunction, TrainingSummary, train
 from components.caches import CachePlace
 from components.config import RunConfig
+from components.items.calibration import name_by_task
 from components.items.cooccurrence import count_pairs, read_baskets, shrunken_cosine
 
 Settings = dict[str, float]
@@ -210,7 +211,7 @@ def train_target_attention(
     summary = train(network, batcher, settings, k=config.evaluation.k, seed=config.seed, log=log)
     calibrations = calibrate_tasks(network, batcher, config.evaluation.k)
     summary.calibrated_recall = {task: calibration.recall for task, calibration in calibrations.items()}
-    log(summary.steps, {f"calibrated_recall.{task}": recall for task, recall in summary.calibrated_recall.items()})
+    log(summary.steps, name_by_task(calibrations))
     return TargetAttentionScorer(network, batcher), summary
 
 

@@ -95,6 +95,12 @@ class Calibration:
         return float(self.calibrated.mean())
 
 
+def name_by_task(calibrations: Mapping[str, Calibration]) -> dict[str, float]:
+    """What each task got, as MLflow shows it: `calibrated_recall.TASK` and `id_weight.TASK`, a."""
+    recalls = {f"calibrated_recall.{task}": one.recall for task, one in calibrations.items()}
+    return recalls | {f"id_weight.{task}": one.id_weight for task, one in calibrations.items()}
+
+
 class _Setting(NamedTuple):
     slopes: torch.Tensor  # w
     id_weight: float = 0.0  # a

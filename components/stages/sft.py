@@ -12,6 +12,7 @@ import torch
 
 from components.caches import CachePlace
 from components.device import prepare_device
+from components.items.calibration import name_by_task
 from components.items.table import ItemTable, add_modalities
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
@@ -93,7 +94,7 @@ def run(stage: StageRun) -> StageReport:
 
         report_ranked(0)
         calibrations = session.calibrate(report_ranked)
-        mlflow.log_metrics({f"calibrated_recall_{task}": one.recall for task, one in calibrations.items()})
+        mlflow.log_metrics(name_by_task(calibrations))
     model = session.new.model.cpu().eval()
     builder = session.new.builder
     encoder = builder.meaning.folder if builder.meaning else None

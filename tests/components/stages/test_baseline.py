@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from components.items.calibration import ID_WEIGHTS
 from components.schemas.predictions import POPULARITY, PREDICTIONS
 from components.stages.baseline import run
 from components.storage import StageResult, run_stage
@@ -89,6 +90,8 @@ def test_mlflow_holds_curves_trials_and_data_sets(result: StageResult, world) ->
     )
     assert len(runs) == 1
     found = runs[0]
+    for prefix in ("", "target_attention_text."):
+        assert {found.data.metrics[f"{prefix}id_weight.{task.name}"] for task in world.config.tasks} <= set(ID_WEIGHTS)
     assert found.data.params["learning_rate"] == str(world.config.baseline.learning_rate)
     chosen = {"item_knn.shrinkage", "own_history.half_life_days", "bm25f.query.category", "mix.history.decay"}
     assert chosen <= found.data.params.keys()

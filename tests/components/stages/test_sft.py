@@ -17,6 +17,7 @@ import yaml
 
 from components.config import RunConfig
 from components.exceptions import ConfigError
+from components.items.calibration import ID_WEIGHTS
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.schemas.examples import CATALOGUE
 from components.stages.sft import run
@@ -84,6 +85,9 @@ def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_di
     runs = mlflow.search_runs(experiment_names=["complete_journey"], filter_string="tags.`urm.stage` = 'sft'")
     assert len(runs) == 1
     assert runs.iloc[0]["params.num_user_vectors"] == "3"
+    for task in config.tasks:
+        assert runs.iloc[0][f"metrics.calibrated_recall.{task.name}"] == calibrated[task.name]
+        assert runs.iloc[0][f"metrics.id_weight.{task.name}"] in ID_WEIGHTS
     history = mlflow.MlflowClient().get_metric_history(runs.iloc[0].run_id, "validation_recall")
     assert [point.step for point in history] == [3, 6]
     inputs = mlflow.get_run(runs.iloc[0].run_id).inputs.dataset_inputs
