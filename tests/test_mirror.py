@@ -27,6 +27,7 @@ COVERS = {
     "components/ingestion/test_convert.py": "reading",
     "components/local/test_stack.py": "services",
     "components/recall/api/test_app.py": "problems responses",
+    "components/recall/api/test_events.py": "outcomes",
     "components/recall/operate/test_trace.py": "deadletters",
     "components/cli/test_recall.py": "components.recall.operate.show components.recall.operate.terminal",
     "components/recall/process/test_supervisor.py": "forks health preload signals components.recall.worker.loop",

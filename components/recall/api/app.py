@@ -18,15 +18,14 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from components import __version__
 from components.config import RecallConfig
-from components.recall.api import problems, requests
+from components.recall.api import outcomes, problems, requests
 from components.recall.api.gateway import Gateway
-from components.recall.api.problems import ApiError, Fault
+from components.recall.api.problems import ApiError
 from components.recall.api.requests import RateLimit, bearer
 from components.recall.api.responses import (
     AdHocAnswer,
     AdHocQuestion,
     EventLineage,
-    EventOutcome,
     EventOutcomes,
     Health,
     ListedEvent,
@@ -68,10 +67,6 @@ _EVENT_EXAMPLES = {
         "value": [EXAMPLE, {**EXAMPLE, "event_id": "basket-17-line-2", "item_id": 981760}],
     },
 }
-
-
-# By the answer of the script ACCEPT.
-_OUTCOMES = {1: "accepted", 0: "duplicate", -1: "refused", -2: "user_refused", -3: "conflict"}
 
 
 class TextConvertor(PathConvertor):
@@ -163,18 +158,20 @@ def _add_events(
         """
         batch = events if isinstance(events, list) else [events]
         await limit.count(request, len(batch))
-        refusals = {number: error for number, event in enumerate(batch) if (error := _refuse(number, event, config))}
+        refusals = {
+            number: error for number, event in enumerate(batch) if (error := outcomes.refuse(number, event, config))
+        }
         good = [number for number in range(len(batch)) if number not in refusals]
         answers = dict(zip(good, await gateway.accept([batch[number] for number in good]), strict=True))
         for number, answer in answers.items():
             if answer < 0:
-                refusals[number] = _refuse_answer(batch[number], answer, config)
+                refusals[number] = outcomes.refuse_answer(batch[number], answer, config)
         counts = Counter(answers.values())
-        for answer, outcome in _OUTCOMES.items():
+        for answer, outcome in outcomes.OUTCOMES.items():
             metrics.events.labels(outcome=outcome).inc(counts[answer])
         metrics.events.labels(outcome="invalid").inc(len(batch) - len(good))
         if len(refusals) == len(batch):
-            raise _merge(refusals)
+            raise outcomes.merge(refusals)
         if refusals:
             response.status_code = 207
         if counts[-1] or counts[-2]:
@@ -183,7 +180,10 @@ def _add_events(
             accepted=counts[1],
             duplicates=counts[0],
             refused=len(refusals),
-            events=[_outcome(event, answers.get(number), refusals.get(number)) for number, event in enumerate(batch)],
+            events=[
+                outcomes.describe(event, answers.get(number), refusals.get(number))
+                for number, event in enumerate(batch)
+            ],
         )
 
 
@@ -347,57 +347,6 @@ def _require_query(catalogue: Catalogue, task: str, query: str | None) -> None:
             got=repr(query) if query else "nothing",
             remedy="send them" if needed else "leave it out, or put the words into guidance",
         )
-
-
-def _refuse(number: int, event: Event | ValidationError, config: RecallConfig) -> ApiError | None:
-    """Why an event cannot be accepted, if it cannot."""
-    if isinstance(event, ValidationError):
-        faults = problems.explain([{**error, "loc": ("body", number, *error["loc"])} for error in event.errors()])
-        return ApiError.of_faults(faults)
-    if not event.is_future(config.max_future_seconds):
-        return None
-    return ApiError(
-        "invalid-request",
-        f"event {event.event_id!r}, field 'ts'",
-        expected=f"at most {config.max_future_seconds:g} s in the future",
-        got=event.ts.isoformat(),
-        remedy="correct the client's clock or leave ts out",
-    )
-
-
-def _refuse_answer(event: Event, answer: int, config: RecallConfig) -> ApiError:
-    """What a negative answer of the script ACCEPT says."""
-    later = "send it again after the time in Retry-After"
-    limit, user_limit = config.max_stream_length, config.max_waiting_per_user
-    code, expected, got, remedy = {
-        -1: ("stream-full", f"room below {limit} waiting events", "a full stream", later),
-        -2: ("user-backlog-full", f"fewer than {user_limit} waiting events of its user", "as many", later),
-        -3: (
-            "event-conflict",
-            "the content that was accepted under this id",
-            "another",
-            "send a new event under a new id",
-        ),
-    }[answer]
-    return ApiError(code, f"event {event.event_id!r}", expected=expected, got=got, remedy=remedy)
-
-
-def _merge(refusals: dict[int, ApiError]) -> ApiError:
-    """One problem for a request of which nothing was taken: the kind with the highest status, and every refusal."""
-    worst = max(refusals.values(), key=lambda error: error.status)
-    worst.errors = [
-        fault
-        for number, error in refusals.items()
-        for fault in (error.errors or [Fault(place="body", field=str(number), detail=str(error))])
-    ][: problems.MAX_FAULTS]
-    return worst
-
-
-def _outcome(event: Event | ValidationError, answer: int | None, refusal: ApiError | None) -> EventOutcome:
-    event_id = None if isinstance(event, ValidationError) else event.event_id
-    if refusal is not None:
-        return EventOutcome(event_id=event_id, status="refused", type=refusal.type, detail=str(refusal))
-    return EventOutcome(event_id=event_id, status="accepted" if answer else "duplicate")
 
 
 def _answer(
