@@ -140,6 +140,7 @@ class Manifest(_Model):
         return {
             "urm.release": self.release,
             "urm.bundle": uri,
+            "urm.feature_store": self.feature_store,
             "urm.config": self.config,
             "urm.gate": "passed" if self.gate.passed else "failed, promoted anyway",
             "urm.gate_verdict": self.gate.verdict[:5000],

@@ -37,8 +37,8 @@ def register(bundle: Path, uri: str, manifest: Manifest, model_name: str, tags: 
     """Register a release as the candidate, inside an active MLflow run; a release known already is not made twice.
 
     Args:
-        bundle: The bundle as it lies now.
-        uri: Where it will lie.
+        bundle: A local folder with its manifest.
+        uri: Where the bundle lies: what is registered may be served at once.
         manifest: Its manifest.
         model_name: Name of the registered model.
         tags: Tags of the version.

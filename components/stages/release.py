@@ -14,6 +14,7 @@ from components.device import prepare_device
 from components.features.store import hash_registry
 from components.release.assemble import BundleSources, assemble
 from components.release.bundle import (
+    MANIFEST,
     GateVerdict,
     Manifest,
     describe_files,
@@ -66,7 +67,7 @@ def run(stage: StageRun) -> StageReport:
     counts, index = assemble(inputs.sources, config, device, bundle, stage.report_progress)
     stage.report_progress("hashing its files")
     files = describe_files(bundle)
-    with track(stage) as run:
+    with track(stage, resume=True) as run:
         manifest = Manifest(
             release=name_release(config.release.model_name, files),
             created_at=datetime.now(UTC),
@@ -81,14 +82,10 @@ def run(stage: StageRun) -> StageReport:
             feature_registry=_hash_registry(inputs.feature_store, stage.settings),
         )
         write_manifest(bundle, manifest)
-        uri = join(stage.folder, "bundle")
-        digest = hash_manifest(bundle)
-        tags = {**manifest.tags(uri), "urm.manifest": digest}
-        stage.report_progress("registering it in MLflow")
-        version = register(bundle, uri, manifest, config.release.model_name, tags)
-        mlflow.set_tags({**tags, "urm.version": version})
         mlflow.log_metric("index_recall", index.recall)
         mlflow.log_artifact(str(bundle / "manifest.json"))
+    digest = hash_manifest(bundle)
+    stage.report_progress("putting the bundle in its place")
     return StageReport(
         outputs={"bundle": "bundle"},
         counts={"files": len(files), "bytes": sum(entry.size for entry in files.values()), **counts},
@@ -96,13 +93,25 @@ def run(stage: StageRun) -> StageReport:
             "release": manifest.release,
             "manifest": digest,
             "model_name": config.release.model_name,
-            "version": version,
             "gate_passed": gate.passed,
             "promoted_anyway": gate.promoted_anyway,
             "index": index.kind,
             "index_recall": index.recall,
         },
+        announce=lambda: {"version": _register(stage, manifest, digest)},
     )
+
+
+def _register(stage: StageRun, manifest: Manifest, digest: str) -> str:
+    """Make the release the registry's candidate, now that its bundle can be fetched; returns its version."""
+    uri = join(stage.folder, "bundle")
+    bundle = fetch(uri, stage.settings.cache_path / "bundles" / f"{digest[:16]}-manifest", (MANIFEST,))
+    tags = {**manifest.tags(uri), "urm.manifest": digest}
+    stage.report_progress("registering it in MLflow")
+    with track(stage, resume=True):
+        version = register(bundle, uri, manifest, stage.config.release.model_name, tags)
+        mlflow.set_tags({**tags, "urm.version": version})
+    return version
 
 
 def _links(stage: StageRun, run_id: str, experiment_id: str) -> dict[str, str]:

@@ -40,11 +40,16 @@ class StageResult(BaseModel):
 
 @dataclass
 class StageReport:
-    """What a stage function returns: paths relative to its output folder, counts and metrics."""
+    """What a stage function returns: paths relative to its output folder, counts and metrics.
+
+    `announce` tells other systems of the outputs. It is called once these are in their place, so that nobody is sent to
+    what is not there yet, and gives metrics more.
+    """
 
     outputs: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    announce: Callable[[], dict[str, Any]] | None = None
 
 
 @dataclass

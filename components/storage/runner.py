@@ -89,13 +89,14 @@ def run_stage(
         if settings.process == 0:
             _check_report(spec, report)
         work.publish(folder, report.outputs)
+        announced = report.announce() if report.announce and settings.process == 0 else {}
         result = StageResult(
             stage=stage,
             config=config.name,
             fingerprint=work_fingerprint,
             outputs={name: join(folder, relative) for name, relative in report.outputs.items()},
             counts=report.counts,
-            metrics=report.metrics,
+            metrics=report.metrics | announced,
             seconds=round(time.monotonic() - clock, 3),
             started_at=started,
             finished_at=datetime.now(UTC),

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -7,12 +9,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from components.exceptions import GateError
+from components.exceptions import GateError, UnavailableError
 from components.release.bundle import TITLES, read_smoke, read_tasks, verify
 from components.release.registry import CANDIDATE, open_registry
 from components.settings import get_settings
 from components.stages.release import run
 from components.storage import load_result, run_stage
+from components.storage.workspace import Workspace
 from tests.worlds import DEVICE, make_settings
 from tests.worlds.recall import *  # noqa: F403  # fixtures
 from tests.worlds.recall import Release
@@ -50,6 +53,26 @@ def test_same_work_again_gives_the_same_release_and_version(releases: tuple[Rele
     assert again.metrics["version"] == release.result.metrics["version"]
     assert again.outputs["bundle"] != str(release.bundle)  # which may be at work
     verify(release.bundle)
+
+
+def test_the_registry_keeps_its_address_until_the_bundle_of_an_equal_release_is_in_place(
+    releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, registry = releases[1], open_registry(releases[1].settings)
+    again = partial(
+        run_stage, "release", run, config=release.config, run_dir=str(release.run_dir), settings=release.settings
+    )
+    version = str(release.result.metrics["version"])
+    before = registry.get_model_version("urm", version).tags
+
+    def fill_the_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UnavailableError, match="got a full disk"):
+        patch.setattr(Workspace, "publish", fill_the_disk)
+        again()
+    assert registry.get_model_version("urm", version).tags == before
+    assert again().outputs["bundle"] == registry.get_model_version("urm", version).tags["urm.bundle"]
 
 
 def test_a_version_leads_back_and_predicts(releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch) -> None:
