@@ -56,7 +56,7 @@ TINY = (
     "features.max_train_contexts=300", "features.max_validation_examples=10", "features.max_test_examples=10",
     "items.id_max_steps=20", "baseline.models=[]", "baseline.max_seconds=5", "urm.num_layers=1", "urm.max_steps=6",
     "urm.eval_steps=3", "urm.validation_contexts=4", "urm.contexts_per_batch=2", "urm.num_negatives=64",
-    "evaluation.bootstrap_samples=100",
+    "evaluation.bootstrap_samples=400",
 )  # fmt: skip
 COMPONENTS = Path("tests/components")
 TESTS = (

@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from components.exceptions import ConfigError, UnavailableError
+from components.settings import hide_credentials
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 _LOOPBACK = re.compile(r"127(\.\d+){3}$")
@@ -48,7 +49,7 @@ def open_redis(url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> red
         )
     except ValueError as error:
         raise ConfigError(
-            "URM_REDIS_URL", expected="redis://host:port/db", got=hide_password(url), remedy="correct it"
+            "URM_REDIS_URL", expected="redis://host:port/db", got=hide_credentials(url), remedy="correct it"
         ) from error
 
 
@@ -64,7 +65,7 @@ def require_password(url: str) -> None:
         raise ConfigError(
             "URM_REDIS_URL",
             expected="a password for a Redis beyond this machine",
-            got=hide_password(url),
+            got=hide_credentials(url),
             remedy="use rediss://USER:PASSWORD@HOST:PORT/0, see docs/operations.md",
         )
 
@@ -115,7 +116,7 @@ def redis_errors(url: str) -> Iterator[None]:
             remedy = "start it with `urm up` or set URM_REDIS_URL"
         else:
             raise
-        raise UnavailableError(f"Redis at {hide_password(url)}", expected=expected, got=got, remedy=remedy) from None
+        raise UnavailableError(f"Redis at {hide_credentials(url)}", expected=expected, got=got, remedy=remedy) from None
 
 
 def is_unavailable(error: Exception) -> bool:
@@ -147,8 +148,3 @@ def _last_words(error: redis.RedisError) -> str:
     """What the server said, without what stands before it and quotes the user's words."""
     return str(error).rpartition(" of pipeline caused error: ")[2].lstrip("(\"'")  # in asyncio it is a tuple's repr
 
-
-def hide_password(url: str) -> str:
-    """The URL without its credentials, for messages."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -140,7 +140,7 @@ class Settings(BaseSettings):
 
     def run_page(self, experiment_id: str, run_id: str) -> str:
         """Address of an MLflow run's page, for people; it opens in the view for model training."""
-        base = (self.mlflow_public_url or self.tracking_uri).rstrip("/")
+        base = hide_credentials(self.mlflow_public_url or self.tracking_uri).rstrip("/")
         return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
     def require_allowed(self, uri: str) -> None:
@@ -168,6 +168,11 @@ class Settings(BaseSettings):
     def tracking_uri(self) -> str:
         """MLflow tracking URI."""
         return self.mlflow_uri or f"sqlite:///{(self.home / 'mlflow' / 'mlflow.db').absolute()}"
+
+
+def hide_credentials(uri: str) -> str:
+    """The URI without user and password: for messages, links, and whatever is stored."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", uri, count=1)
 
 
 def _variable(place: str) -> str:

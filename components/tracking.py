@@ -12,7 +12,7 @@ import httpx
 
 from components.addresses import join, read_json, write_json
 from components.exceptions import UnavailableError
-from components.settings import Settings
+from components.settings import Settings, hide_credentials
 from components.storage import StageRun
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ def parent_run_id(stage: StageRun) -> str:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    settings = stage.settings
+    settings, server = stage.settings, hide_credentials(stage.settings.tracking_uri)
     _require_server(settings.tracking_uri)
     mlflow.set_tracking_uri(settings.tracking_uri)
     note = join(stage.run_dir, "tracking.json")
     known = read_json(note)
     try:
         _open_experiment(settings, stage.config.name)
-        if known is not None and known["tracking_uri"] == settings.tracking_uri and _has_run(known["run_id"]):
+        if known is not None and known["tracking_uri"] == server and _has_run(known["run_id"]):
             return str(known["run_id"])
         name = stage.run_dir.rstrip("/").rsplit("/", 1)[-1]
         with mlflow.start_run(run_name=name, tags=_tags(stage), log_system_metrics=False) as run:
@@ -110,7 +110,7 @@ def parent_run_id(stage: StageRun) -> str:
         raise _no_answer(settings.tracking_uri, error) from error
     write_json(
         note,
-        {"tracking_uri": settings.tracking_uri, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id},
+        {"tracking_uri": server, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id},
     )
     return str(run.info.run_id)
 
@@ -132,8 +132,12 @@ def _require_server(uri: str) -> None:
 
 
 def _no_answer(uri: str, got: object) -> UnavailableError:
+    shown = hide_credentials(uri)
     return UnavailableError(
-        f"MLflow at {uri}", expected="an answer", got=got, remedy="start it with `urm up` or set URM_MLFLOW_URI"
+        f"MLflow at {shown}",
+        expected="an answer",
+        got=str(got).replace(uri, shown),
+        remedy="start it with `urm up` or set URM_MLFLOW_URI",
     )
 
 

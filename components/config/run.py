@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from functools import reduce
 from operator import getitem
 
@@ -28,7 +29,7 @@ class RunConfig(Model):
     """Everything that defines a run."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     source: Source
     validation: ValidationConfig = ValidationConfig()
     features: FeaturesConfig
@@ -36,7 +37,7 @@ class RunConfig(Model):
     items: ItemsConfig = ItemsConfig()
     baseline: BaselineConfig = BaselineConfig()
     urm: UrmConfig = UrmConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), validate_default=True)
     release: ReleaseConfig = ReleaseConfig()
     recall: RecallConfig = RecallConfig()
 
@@ -56,6 +57,19 @@ class RunConfig(Model):
         if repeated:
             raise ValueError(f"expected each task once, not {repeated[0]!r} again")
         return tasks
+
+    @field_validator("evaluation")
+    @classmethod
+    def _draws_can_prove(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
+        """With fewer draws no task could be won or lost: Holm multiplies the smallest p-value, 2 / (draws + 1)."""
+        num_tasks = len(info.data.get("tasks", ()))  # absent if they are wrong themselves
+        needed = math.ceil(2 * num_tasks / (1 - evaluation.gate.confidence))
+        if evaluation.bootstrap_samples < needed:
+            confidence = evaluation.gate.confidence
+            raise ValueError(
+                f"expected at least {needed} bootstrap_samples to judge {num_tasks} tasks with confidence {confidence:g}"
+            )
+        return evaluation
 
     @field_validator("recall")
     @classmethod

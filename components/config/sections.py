@@ -8,6 +8,11 @@ from components.config.model import Model
 from components.config.split import SplitConfig
 
 
+ModalityName = Literal[
+    "id", "text", "image", "lexical", "category_words", "brand", "category", "category_0", "category_1", "category_2"
+]
+
+
 class ValidationConfig(Model):
     """Limits of the validation stage."""
 
@@ -131,7 +136,7 @@ class UrmConfig(Model):
     pretrained: bool = True
     num_user_vectors: int = Field(default=8, gt=0, description="H, the number of [UM] tokens.")
     combine: Literal["max", "logsumexp", "mean"] = "max"
-    modalities: tuple[str, ...] = (
+    modalities: tuple[ModalityName, ...] = (
         *("id", "text", "image", "lexical", "category_words", "brand", "category"),
         *("category_0", "category_1", "category_2"),
     )

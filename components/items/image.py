@@ -171,9 +171,19 @@ def _decode(content: bytes) -> npt.NDArray[np.uint8] | str:
     """Pixels uint8 [224, 224, 3] on white, the whole picture kept; or why it is no image."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            upright = _turn_upright(image).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
         return f"{type(error).__name__}: {error}"
     white = Image.new("RGBA", upright.size, "white")
     picture = Image.alpha_composite(white, upright).convert("RGB")
     return np.asarray(ImageOps.pad(picture, (_SIDE, _SIDE), Image.Resampling.BICUBIC, color="white"))
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data say; as it lies where these are broken, which harms no pixel."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, Image.DecompressionBombError):  # of the pixels
+        raise
+    except Exception:  # Pillow writes the other EXIF data anew and fails in many ways on values of a wrong type
+        return image

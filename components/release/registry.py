@@ -19,7 +19,7 @@ from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec
 from components import __version__
 from components.exceptions import ReleaseError, UnavailableError
 from components.release.bundle import MANIFEST, Manifest, hash_manifest
-from components.settings import Settings
+from components.settings import Settings, hide_credentials
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 POINTER = "bundle.json"
@@ -140,10 +140,11 @@ def open_registry(settings: Settings) -> mlflow.MlflowClient:
     try:
         client.search_registered_models(max_results=1)
     except (MlflowException, OSError) as error:
+        shown = hide_credentials(settings.tracking_uri)
         raise UnavailableError(
-            f"MLflow at {settings.tracking_uri}",
+            f"MLflow at {shown}",
             expected="an answer",
-            got=str(error).splitlines()[0],
+            got=str(error).splitlines()[0].replace(settings.tracking_uri, shown),
             remedy="start it with `urm up` or set URM_MLFLOW_URI",
         ) from error
     return client

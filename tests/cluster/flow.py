@@ -38,7 +38,7 @@ CLASSES = ("data", "training", "tracking", "promotion")
 EXAMPLES = {"max_train_contexts": 200, "max_validation_examples": 30, "max_test_examples": 60}
 STEPS = {"urm.num_layers": 1, "urm.max_seconds": 2000, "urm.eval_steps": 20, "items.id_max_steps": 10}
 VALUES = {"source.max_users": 30, "baseline.max_epochs": 1, "baseline.max_seconds": 10} | STEPS
-VALUES |= {f"features.{name}": number for name, number in EXAMPLES.items()} | {"evaluation.bootstrap_samples": 100}
+VALUES |= {f"features.{name}": number for name, number in EXAMPLES.items()} | {"evaluation.bootstrap_samples": 400}
 VALUES |= {"release.promote_timeout_seconds": ROLLOUT_SECONDS}
 SMALL = [f"{name}={value}" for name, value in VALUES.items()]
 PODS = {"defaults": {"cpu": "200m", "memory": "3Gi", "ephemeral_storage": "4Gi", "gpus": 0}}

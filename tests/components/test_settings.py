@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from components.exceptions import ConfigError
-from components.settings import Settings, child_environment, get_settings, setting_variables
+from components.settings import Settings, child_environment, get_settings, hide_credentials, setting_variables
 from tests.worlds import REPOSITORY
 
 
@@ -82,6 +82,19 @@ def test_a_run_id_of_airflow_makes_a_safe_folder() -> None:
 def test_a_password_is_not_printed() -> None:
     settings = Settings(airflow_password=SecretStr("hunter2"))
     assert "hunter2" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("redis://:p@ss@redis:6379/0", "redis://redis:6379/0"),
+        ("https://user:word@mlflow/a@b", "https://mlflow/a@b"),
+        ("http://[user:word@", "http://"),
+        ("sqlite:////home/a@b.db", "sqlite:////home/a@b.db"),
+    ],
+)
+def test_credentials_are_cut_from_an_address(uri: str, shown: str) -> None:
+    assert hide_credentials(uri) == shown
 
 
 def test_every_secret_is_marked_as_the_credentials_of_a_service(monkeypatch: pytest.MonkeyPatch) -> None:

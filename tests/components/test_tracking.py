@@ -170,6 +170,14 @@ def test_a_server_that_is_down_is_said_at_once(tmp_path: Path, home: Path) -> No
     assert not (tmp_path / "run-7" / "tracking.json").exists()
 
 
+def test_credentials_of_the_server_are_not_shown(tmp_path: Path, home: Path) -> None:
+    uri = f"http://trainer:s3cr3t@127.0.0.1:{free_port()}"
+    with pytest.raises(UnavailableError, match=r"MLflow at http://127\.0\.0\.1:\d+: ") as raised:
+        parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=uri)))
+    assert "s3cr3t" not in str(raised.value)
+    assert "s3cr3t" not in Settings(home=home, mlflow_uri=uri).run_page("3", "f")
+
+
 def test_a_silent_server_is_not_waited_for(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "_PROBE_SECONDS", 0.2)
     with socket.socket() as silent:

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 EXAMPLES = {"max_train_contexts": 200, "max_validation_examples": 30, "max_test_examples": 60}
 STEPS = {"urm.num_layers": 1, "urm.max_steps": 6, "urm.eval_steps": 3, "urm.max_seconds": 30, "items.id_max_steps": 10}
 SETTINGS = {"source.max_users": 60, "baseline.max_epochs": 1, "baseline.max_seconds": 10} | STEPS
-SETTINGS |= {f"features.{name}": number for name, number in EXAMPLES.items()} | {"evaluation.bootstrap_samples": 100}
+SETTINGS |= {f"features.{name}": number for name, number in EXAMPLES.items()} | {"evaluation.bootstrap_samples": 400}
 SETTINGS["evaluation.gate.min_lift"] = 10  # out of reach, so that the gate fails for certain
 SMALL = [f"{name}={value}" for name, value in SETTINGS.items()]
 KILLED = "sft"

@@ -1,11 +1,12 @@
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from components.caches import CachePlace
 from components.exceptions import ConfigError, DataError
@@ -108,6 +109,23 @@ def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.
     Image.new("RGB", (300, 300)).save(stream, "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "DecompressionBombError" in str(_decode(stream.getvalue()))
+
+
+def test_a_photo_with_a_note_of_a_wrong_type_is_read_as_it_lies() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.XResolution] = 72.0
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 48), "black").save(stream, "JPEG", exif=exif)
+    order = ">" if b"Exif\0\0MM" in stream.getvalue() else "<"
+    rational, text = (struct.pack(f"{order}HH", ExifTags.Base.XResolution, kind) for kind in (5, 2))
+    content = stream.getvalue().replace(rational, text)
+    assert content != stream.getvalue()
+    with Image.open(io.BytesIO(content)) as image, pytest.raises(TypeError):
+        ImageOps.exif_transpose(image)  # Pillow's own
+    pixels = _decode(content)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels[112, 2].min() > 245  # tall, as without the note
 
 
 @pytest.mark.parametrize(
