@@ -26,7 +26,7 @@ UNREACHABLE = (client.ApiException, aiohttp.ClientError, asyncio.TimeoutError, O
 class BackfillTrigger(BaseTrigger):
     """Waits for the end of one Job, known by its uid.
 
-    The event has `complete`; `reason`, a sentence, and `exit_code`, if a pod said what was wrong; and `figures`, the
+    The event has `complete`; the `uid` of a Job that is; `reason`, a sentence, and `exit_code`, if a pod said what was wrong; and `figures`, the
     sums over the shards.
 
     Args:
@@ -101,7 +101,7 @@ class BackfillTrigger(BaseTrigger):
             return None
         figures = sum_up(self._figures.values())
         if "Complete" in ended:
-            return {"complete": True, "reason": "", "exit_code": None, "figures": figures}
+            return {"complete": True, "uid": self.uid, "reason": "", "exit_code": None, "figures": figures}
         return _judge_failure(self.name, ended["Failed"], pods) | {"figures": figures}
 
     async def _read_pods(self, api: client.CoreV1Api) -> list[Any]:

@@ -174,7 +174,6 @@ def test_a_pod_killed_midway_goes_on_and_every_user_has_results(place: Place, ai
     pause_until(lambda: pods(place, 0) and pods(place, 0)[0]["status"]["phase"] == "Running", 300)
     (successor,) = pods(place, 0)
     event = task.end()
-    task.operator.finish(task.context, event)
     assert (event["complete"], event["figures"]["total"], event["figures"]["done"]) == (True, NUM_USERS, NUM_USERS)
     said = place.kubectl("logs", successor["metadata"]["name"])
     assert '"event": "back-fill goes on"' in said
@@ -190,6 +189,8 @@ def test_a_pod_killed_midway_goes_on_and_every_user_has_results(place: Place, ai
     again.start()
     assert again.end()["complete"]
     assert {pod["metadata"]["name"] for pod in pods(place)} >= {successor["metadata"]["name"]}
+    again.operator.finish(again.context, event)
+    pause_until(lambda: not pods(place), 200)
     other = Task(place, "second", shards=3)
     assert place.kubectl.read("job", JOB)["metadata"]["uid"] == other.trigger.uid != again.trigger.uid
     asyncio.run(other.trigger.on_kill())  # somebody marks the run as failed

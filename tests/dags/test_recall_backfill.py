@@ -9,6 +9,8 @@ import kubernetes_validate
 import pytest
 import structlog
 import yaml
+from kubernetes.client import V1Job, V1JobCondition, V1JobStatus, V1ObjectMeta
+from kubernetes.client.exceptions import ApiException
 
 from components.settings import Settings
 from tests.worlds import REPOSITORY
@@ -126,13 +128,54 @@ def test_how_the_job_ended_is_how_the_task_ends(job, caplog):
 
     task, context = job
     end = partial(dict, complete=False, reason="the reason", exit_code=None, figures={})
-    task.finish(context, end(complete=True, figures=FIGURES))
     with pytest.raises(AirflowFailException, match="urm recall backfill ended with exit code 2: the reason"):
         task.finish(context, end(exit_code=2))
     for event in (end(exit_code=3), end()):
         with pytest.raises(AirflowException, match="the reason") as raised:
             task.finish(context, event)
         assert not isinstance(raised.value, AirflowFailException)
+
+
+class Jobs:
+    """The part of a cluster's API that the operator uses."""
+
+    def __init__(self):
+        self.found, self.made = None, 0
+
+    def create_namespaced_job(self, namespace, body):
+        self.made += 1
+        metadata = V1ObjectMeta(**body["metadata"], uid=f"uid-{self.made}")
+        self.found = V1Job(metadata=metadata, status=V1JobStatus())
+        return self.found
+
+    def read_namespaced_job(self, name, namespace):
+        if self.found is None:
+            raise ApiException(404)
+        return self.found
+
+    def delete_namespaced_job(self, name, namespace, body):
+        if body.preconditions.uid == self.read_namespaced_job(name, namespace).metadata.uid:
+            self.found = None
+
+
+def test_a_complete_job_is_taken_up_once_and_a_cleared_task_starts_over(job, monkeypatch):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    task, context = job
+    jobs = Jobs()
+    monkeypatch.setattr(type(task), "_hook", lambda _: SimpleNamespace(batch_v1_client=jobs, is_in_cluster=False))
+
+    def wait():
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context)
+        return deferred.value.trigger.uid
+
+    first = wait()
+    jobs.found.status.conditions = [V1JobCondition(type="Complete", status="True")]
+    assert wait() == first  # its worker was killed before it could say how the Job ended
+    task.finish(context, {"complete": True, "uid": first, "reason": "", "exit_code": None, "figures": FIGURES})
+    assert jobs.found is None
+    assert wait() != first
 
 
 def test_figures_of_shards_are_summed_and_said():
