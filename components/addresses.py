@@ -17,7 +17,7 @@ from typing import Any
 
 import fsspec
 
-from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
+from components.exceptions import ConfigError, DataError, MissingInputError, ReleaseError, UnavailableError
 
 _ABANDONED_SECONDS = 86_400  # the age of a temporary file or folder whose writer is taken for dead
 _WAIT_SECONDS = 900.0  # for another process that fetches the same
@@ -160,6 +160,17 @@ def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
             if not target.exists():  # else another process fetched the same meanwhile
                 raise
     return target
+
+
+@contextmanager
+def checked_copy(uri: str, copy: Path) -> Iterator[None]:
+    """Remove what `fetch` copied from a URI if the body refuses it: the next attempt sees what the store has by then."""
+    try:
+        yield
+    except ReleaseError:
+        if not is_local(uri):
+            shutil.rmtree(copy, ignore_errors=True)
+        raise
 
 
 def remove_abandoned(folder: Path) -> None:

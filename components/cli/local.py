@@ -1,5 +1,6 @@
 """`urm up`, `urm down`, `urm status`: the services of one machine; `urm demo`: the whole chain on them."""
 
+import re
 import time
 from typing import Annotated
 
@@ -8,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from components.cli.options import DEFAULT_CONFIG, ConfigOption, ForceOption, SetOption, make_console, read_config
+from components.config import NAME
+from components.exceptions import ConfigError
 from components.local.airflow import USERNAME, read_credentials
 from components.local.processes import find, memory_bytes
 from components.local.registry import Registry
@@ -64,6 +67,13 @@ def demo(
     settings = get_settings()
     overrides = set_ or []
     run_config = read_config(config, overrides)  # a mistake shows before anything starts
+    if not re.match(NAME, config):
+        raise ConfigError(
+            "--config",
+            expected="the name of a file in configs/, of a-z, 0-9 and _, since Airflow starts the run by it",
+            got=repr(config),
+            remedy="put the file there, or run the stages by hand",
+        )
     conf = {"config": config, "overrides": overrides, "promote_anyway": promote_anyway, "force": force}
     run_demo(settings, make_console(soft_wrap=True), conf, run_config)
 

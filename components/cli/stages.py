@@ -1,13 +1,16 @@
 """One command per stage, derived from the table of the flow."""
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from components.cli.options import DEFAULT_CONFIG, ConfigOption, ForceOption, RunDirOption, SetOption, read_config
+from components.config import RunConfig
 from components.flow import STAGES, StageSpec
 from components.memory import import_quickly, keep_freed_memory
 from components.settings import get_settings
@@ -31,11 +34,11 @@ def run_spec(
 ) -> StageResult:
     """Run a stage or a study as its command's options say.
 
-    `options` are no part of the configuration and decide the result, too; `function` computes it, by default `run` of
+    `options` are no part of the configuration and decide the result, too, as the content of model folders does; `function` computes it, by default `run` of
     the stage's module.
     """
     keep_freed_memory()
-    settings = get_settings()
+    settings, run_config = get_settings(), read_config(config, overrides)
 
     def compute(stage: StageRun) -> StageReport:
         # Imported only now, since it may take seconds: a reused result or a missing input needs none of it.
@@ -45,12 +48,27 @@ def run_spec(
     return run_stage(
         spec,
         compute,
-        config=read_config(config, overrides),
+        config=run_config,
         run_dir=settings.find_run_dir(run_dir),
         settings=settings,
-        options=options,
+        options=(options or {}) | fingerprint_models(spec, run_config),
         force=force,
     )
+
+
+def fingerprint_models(spec: StageSpec, config: RunConfig) -> dict[str, str]:
+    """By field, a SHA-256 over the files of each folder with a model that the stage reads; packaged ones never change."""
+    named = {"items.text_encoder": config.items.text_encoder, "urm.backbone": config.urm.backbone}
+    found = {}
+    for field, folder in named.items():
+        if Path(folder).is_dir() and any(f"{field}.".startswith(f"{section}.") for section in spec.sections):
+            digest = hashlib.sha256()
+            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                with path.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+            found[field] = digest.hexdigest()
+    return found
 
 
 def ingest(

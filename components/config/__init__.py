@@ -4,7 +4,7 @@ Light on purpose: DAG files import this package.
 """
 
 from components.config.load import load_config, load_document, load_named_config
-from components.config.model import Model
+from components.config.model import NAME, Model
 from components.config.run import RunConfig
 from components.config.sections import (
     EVERY_TASK,

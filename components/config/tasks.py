@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from components.config.model import Model
+from components.config.model import NAME, Model
 
 
 class TargetFilter(Model):
@@ -56,7 +56,7 @@ class TargetFilter(Model):
 class Task(Model):
     """One recall task; tasks differ in text and filter only."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME)
     description: str
     target: TargetFilter = TargetFilter()
     exclude_bought: bool = Field(

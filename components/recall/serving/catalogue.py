@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.addresses import fetch
+from components.addresses import checked_copy, fetch
 from components.config import ItemFilter
 from components.exceptions import ReleaseError
 from components.recall.serving.filters import blocked_items
@@ -71,9 +71,10 @@ def load_catalogue(
     """
     settings.require_allowed(publication.bundle)
     bundle = fetch(publication.bundle, settings.cache_path / "bundles" / publication.manifest[:16], _FILES)
-    manifest = read_manifest(bundle, publication.manifest)
-    manifest.require(publication.release, publication.bundle)
-    verify_files(bundle, manifest, _FILES[1:])
+    with checked_copy(publication.bundle, bundle):
+        manifest = read_manifest(bundle, publication.manifest)
+        manifest.require(publication.release, publication.bundle)
+        verify_files(bundle, manifest, _FILES[1:])
     tasks = read_tasks(bundle)
     titles = _read(bundle / "titles.parquet").sort_by("item_id").combine_chunks()
     popularity = _read(bundle / "fallback.parquet")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.addresses import fetch
+from components.addresses import checked_copy, fetch
 from components.exceptions import ReleaseError
 from components.features.store import hash_registry, online_files
 from components.features.users import SOURCE, read_users
@@ -41,17 +41,19 @@ def fetch_release(publication: Publication, settings: Settings) -> FetchedReleas
     """
     settings.require_allowed(publication.bundle)
     bundle = fetch(publication.bundle, settings.cache_path / "bundles" / publication.manifest[:16])
-    manifest = verify(bundle, publication.manifest)
-    manifest.require(publication.release, publication.bundle)
+    with checked_copy(publication.bundle, bundle):
+        manifest = verify(bundle, publication.manifest)
+        manifest.require(publication.release, publication.bundle)
     settings.require_allowed(manifest.feature_store)
     features = fetch(manifest.feature_store, settings.cache_path / "features", online_files(settings))
-    if manifest.feature_registry and hash_registry(features) != manifest.feature_registry:
-        raise ReleaseError(
-            f"feature store {features}",
-            expected="the definitions that the release was made with",
-            got="others in its registry.db",
-            remedy="build the release again",
-        )
+    with checked_copy(manifest.feature_store, features):
+        if manifest.feature_registry and hash_registry(features) != manifest.feature_registry:
+            raise ReleaseError(
+                f"feature store {features}",
+                expected="the definitions that the release was made with",
+                got="others in its registry.db",
+                remedy="build the release again",
+            )
     return FetchedRelease(bundle, manifest, features)
 
 
@@ -64,7 +66,8 @@ def list_users(publication: Publication, settings: Settings) -> Iterator[str]:
     """
     settings.require_allowed(publication.bundle)
     bundle = fetch(publication.bundle, settings.cache_path / "bundles" / publication.manifest[:16])
-    manifest = read_manifest(bundle, publication.manifest)
+    with checked_copy(publication.bundle, bundle):
+        manifest = read_manifest(bundle, publication.manifest)
     settings.require_allowed(manifest.feature_store)
     return read_users(fetch(manifest.feature_store, settings.cache_path / "features", (SOURCE,)))
 

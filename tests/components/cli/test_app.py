@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from components import __version__
 from components.cli.app import app
+from components.cli.stages import fingerprint_models
+from components.config import load_config
 from components.flow import STAGES
 from components.settings import get_settings
-from tests.worlds import run_python
+from tests.worlds import CONFIGS, run_python
 
 
 @pytest.fixture
@@ -59,6 +61,12 @@ def test_a_mistake_is_one_sentence(home: Path, command: str, parts: list[str]) -
     assert_one_sentence(urm(*command.split()), 2, *parts)
 
 
+def test_the_demo_takes_no_path_since_airflow_starts_runs_by_name(home: Path, configs: Path) -> None:
+    process = urm("demo", "--config", f"{configs}/complete_journey.yaml")
+    assert_one_sentence(process, 2, "--config: expected the name of a file in configs/", "/complete_journey.yaml'")
+    assert not (home / "services.json").exists()
+
+
 def test_features_of_another_environment_are_other_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("components.cli.stages.run_spec", lambda *_, options: asked.append(options))
@@ -68,6 +76,25 @@ def test_features_of_another_environment_are_other_work(home: Path, monkeypatch:
         assert CliRunner().invoke(app, ["features"]).exit_code == 0
     get_settings.cache_clear()
     assert asked == [{"feature_environment": "embedded"}, {"feature_environment": "production"}]
+
+
+def test_what_lies_in_a_model_folder_decides_the_results_of_the_stages_that_read_it(tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "weights.bin"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    folder = {"items.text_encoder": str(weights.parent), "urm.backbone": str(weights.parent)}
+    config = load_config(CONFIGS / "complete_journey.yaml", folder)
+    first = {stage: fingerprint_models(STAGES[stage], config) for stage in STAGES}
+    assert {stage: [*found] for stage, found in first.items() if found} == {
+        "encode": ["items.text_encoder"],
+        "baseline": ["items.text_encoder"],
+        "sft": ["items.text_encoder", "urm.backbone"],
+    }
+    weights.write_bytes(b"tuned")
+    second = fingerprint_models(STAGES["sft"], config)
+    assert all(second[name] != digest for name, digest in first["sft"].items())
+    packaged = load_config(CONFIGS / "complete_journey.yaml")
+    assert not any(fingerprint_models(spec, packaged) for spec in STAGES.values())
 
 
 def test_a_run_directory_that_cannot_be_made(home: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A release fetched ahead of its workers, from a store that is away afterwards."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from components.exceptions import MissingInputError, ReleaseError
 from components.features.store import hash_registry
 from components.features.users import SOURCE, read_users
+from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.serving.engine import load_release
-from components.recall.serving.fetching import fill_cache, list_users
+from components.recall.serving.fetching import FetchedRelease, fetch_release, fill_cache, list_users
 from components.release.bundle import hash_manifest, read_manifest, write_manifest
+from components.release.publication import Publication
 from components.settings import Settings
 from tests.worlds.recall import Release, Store, store_release
 from tests.worlds.servers import RedisServer
@@ -64,6 +67,20 @@ def test_a_wrong_copy_is_refused_and_fetched_anew(store: Store, pod: Settings) -
     with pytest.raises(ReleaseError, match=r"file manifest\.json: expected SHA-256 000000000000…, as it was published"):
         fill_cache(other, pod)
     assert fill_cache(store.publication, pod).manifest.release == store.publication.release
+
+
+@pytest.mark.parametrize("load", [load_catalogue, fetch_release])
+def test_what_was_damaged_in_the_store_is_fetched_anew_once_it_is_repaired(
+    store: Store, pod: Settings, load: Callable[[Publication, Settings], Catalogue | FetchedRelease]
+) -> None:
+    titles = store.folder / "bundle" / "titles.parquet"
+    content = titles.read_bytes()
+    titles.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(ReleaseError, match=r"file titles\.parquet: expected SHA-256"):
+            load(store.publication, pod)
+    titles.write_bytes(content)
+    load(store.publication, pod)
 
 
 def test_in_production_a_worker_fetches_the_registry_alone_and_reads_features_by_redis(
