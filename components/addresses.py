@@ -164,7 +164,7 @@ def fetch(uri: str, cache: Path, only: Sequence[str] = ()) -> Path:
 
 @contextmanager
 def checked_copy(uri: str, copy: Path) -> Iterator[None]:
-    """Remove what `fetch` copied from a URI if the body refuses it: the next attempt sees what the store has by then."""
+    """Remove what `fetch` copied from a URI if the body refuses it: the next attempt sees what the store has then."""
     try:
         yield
     except ReleaseError:

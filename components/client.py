@@ -77,11 +77,22 @@ class _Calls:
     def _send(self, events: Iterable[Event]) -> _Steps[EventOutcomes]:
         rows: list[EventOutcome] = []
         for chunk in _chunks(events):
-            rows += yield from self._send_chunk(chunk)
+            rows += yield from self._send_in_parts(chunk)
         count = [row.status for row in rows].count
         return EventOutcomes(
             accepted=count("accepted"), duplicates=count("duplicate"), refused=count("refused"), events=rows
         )
+
+    def _send_in_parts(self, chunk: list[tuple[str, str]]) -> _Steps[list[EventOutcome]]:
+        """Send events at once, or in halves where the API takes no list as long."""
+        try:
+            return (yield from self._send_chunk(chunk))
+        except RecallApiError as error:
+            if error.status != 413 or len(chunk) == 1:
+                raise
+        middle = len(chunk) // 2
+        first = yield from self._send_in_parts(chunk[:middle])
+        return first + (yield from self._send_in_parts(chunk[middle:]))
 
     def _send_chunk(self, chunk: list[tuple[str, str]]) -> _Steps[list[EventOutcome]]:
         """Send events (id and JSON); those for which the stream has no room are sent again."""
@@ -95,8 +106,7 @@ class _Calls:
             except RecallApiError as error:
                 if error.problem is None or error.status not in (409, 422):
                     raise
-                kind, why = error.problem.type, error.problem.detail  # of a request of which nothing was taken
-                found = [EventOutcome(event_id=chunk[at][0], status="refused", type=kind, detail=why) for at in left]
+                found = error.problem.events or [_refused(chunk[place][0], error.problem) for place in left]
             for place, row in zip(left, found, strict=True):
                 rows[place] = row
             if attempt < self._tries and any(map(_is_full, found)):
@@ -292,6 +302,11 @@ def _chunks(events: Iterable[Event]) -> Iterator[list[tuple[str, str]]]:
         chunk.append((event.event_id, text))
     if chunk:
         yield chunk
+
+
+def _refused(event_id: str, problem: Problem) -> EventOutcome:
+    """What became of an event of a request that an API of before 2026-12-02 took nothing of."""
+    return EventOutcome(event_id=event_id, status="refused", type=problem.type, detail=problem.detail)
 
 
 def _is_full(row: EventOutcome) -> bool:

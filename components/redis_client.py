@@ -11,7 +11,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from components.exceptions import ConfigError, UnavailableError
-from components.settings import hide_credentials
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 _LOOPBACK = re.compile(r"127(\.\d+){3}$")
@@ -49,7 +48,7 @@ def open_redis(url: str, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> red
         )
     except ValueError as error:
         raise ConfigError(
-            "URM_REDIS_URL", expected="redis://host:port/db", got=hide_credentials(url), remedy="correct it"
+            "URM_REDIS_URL", expected="redis://host:port/db", got=_hide_password(url), remedy="correct it"
         ) from error
 
 
@@ -65,7 +64,7 @@ def require_password(url: str) -> None:
         raise ConfigError(
             "URM_REDIS_URL",
             expected="a password for a Redis beyond this machine",
-            got=hide_credentials(url),
+            got=_hide_password(url),
             remedy="use rediss://USER:PASSWORD@HOST:PORT/0, see docs/operations.md",
         )
 
@@ -116,7 +115,7 @@ def redis_errors(url: str) -> Iterator[None]:
             remedy = "start it with `urm up` or set URM_REDIS_URL"
         else:
             raise
-        raise UnavailableError(f"Redis at {hide_credentials(url)}", expected=expected, got=got, remedy=remedy) from None
+        raise UnavailableError(f"Redis at {_hide_password(url)}", expected=expected, got=got, remedy=remedy) from None
 
 
 def is_unavailable(error: Exception) -> bool:
@@ -144,7 +143,15 @@ def _is_unable(error: redis.RedisError) -> bool:
     return isinstance(error, known | kinds.TryAgainError) or _UNABLE.search(_last_words(error)) is not None
 
 
+def _hide_password(url: str) -> str:
+    """The URL without what may hold a password: all that stands before the last @, and the query.
+
+    More than `hide_credentials` cuts, since a password that is not escaped is the very mistake that is to be reported.
+    """
+    shown, _, _ = re.sub(r"(?<=://).*@", "", url).partition("?")
+    return shown
+
+
 def _last_words(error: redis.RedisError) -> str:
     """What the server said, without what stands before it and quotes the user's words."""
     return str(error).rpartition(" of pipeline caused error: ")[2].lstrip("(\"'")  # in asyncio it is a tuple's repr
-

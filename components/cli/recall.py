@@ -115,6 +115,8 @@ def serve(
     except SystemExit as error:
         if error.code == 128 + signal.SIGTERM:  # uvicorn drains, then passes the signal on to the `urm` command
             return
+        if application.state.failure is not None:
+            raise application.state.failure from None
         raise UnavailableError(
             f"recall API on {host}:{port}", expected="a free port", got="an error, see above", remedy="choose another"
         ) from error

@@ -34,8 +34,8 @@ def run_spec(
 ) -> StageResult:
     """Run a stage or a study as its command's options say.
 
-    `options` are no part of the configuration and decide the result, too, as the content of model folders does; `function` computes it, by default `run` of
-    the stage's module.
+    `options` are no part of the configuration and decide the result, too, as the content of model folders does;
+    `function` computes it, by default `run` of the stage's module.
     """
     keep_freed_memory()
     settings, run_config = get_settings(), read_config(config, overrides)
@@ -57,7 +57,7 @@ def run_spec(
 
 
 def fingerprint_models(spec: StageSpec, config: RunConfig) -> dict[str, str]:
-    """By field, a SHA-256 over the files of each folder with a model that the stage reads; packaged ones never change."""
+    """By field, a SHA-256 over each folder with a model that the stage reads; packaged ones do not change."""
     named = {"items.text_encoder": config.items.text_encoder, "urm.backbone": config.urm.backbone}
     found = {}
     for field, folder in named.items():

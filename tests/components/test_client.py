@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,29 @@ def test_events_are_sent_in_chunks_once(url: str, client: redis.Redis) -> None:
         )
         assert api.follow("a/b", "3").state == "waiting"
     assert client.xlen(STREAM) == 1501
+
+
+def test_every_refused_event_has_a_reason_of_its_own(url: str) -> None:
+    late = Event(user_id="1", item_id=1050, event_id="late", ts=datetime.now(UTC) + timedelta(days=1))
+    with RecallClient(url) as api:
+        api.send([make_event("1", event_id="known")])
+        rows = api.send([make_event("1", event_id="known", item_id=7), late]).events
+    kinds = [(row.event_id, (row.type or "").rpartition(":")[2]) for row in rows]
+    assert kinds == [("known", "event-conflict"), ("late", "invalid-request")]
+    assert [row.event_id in (row.detail or "") for row in rows] == [True, True]
+
+
+def test_a_list_that_the_api_takes_at_no_time_is_sent_in_halves(
+    client: redis.Redis, releases: tuple[Release, Release]
+) -> None:
+    serve_release(client, releases[0])
+    events = [make_event(event_id=f"e{n}") for n in range(6)]
+    config = RecallConfig(k=10, requests_per_minute=5)
+    with served(releases[0], config) as url, RecallClient(url, tries=1) as api:
+        with pytest.raises(RecallApiError) as raised:
+            api.send(events)
+        assert raised.value.code == "rate-limited"  # the second half, for this minute
+    assert client.xlen(STREAM) == 3
 
 
 def test_large_events_share_requests_that_are_not_too_large(url: str) -> None:

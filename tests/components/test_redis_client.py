@@ -86,6 +86,22 @@ def test_a_connection_that_the_server_has_closed_is_made_anew(own_server: RedisS
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3/cret@redis:6379/0",
+        "rediss://u:s3#cret@redis:6379/0",
+        "unix:///run/none.sock?password=s3cret",
+        "redis://:s3cret@127.0.0.1:1/0",
+    ],
+)
+def test_no_message_shows_a_password_not_even_one_that_is_not_escaped(url: str) -> None:
+    with pytest.raises((ConfigError, UnavailableError), match=r"URM_REDIS_URL|Redis at") as raised:
+        with open_redis(url) as client, redis_errors(url):
+            client.ping()
+    assert "cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     "url", ["redis://redis:6379/0", "rediss://10.0.0.7/0", "redis://user@redis/0", "redis://127.evil.example"]
 )
 def test_a_redis_beyond_this_machine_needs_a_password(url: str) -> None:

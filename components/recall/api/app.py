@@ -18,6 +18,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from components import __version__
 from components.config import RecallConfig
+from components.exceptions import UrmError
 from components.recall.api import outcomes, problems, requests
 from components.recall.api.gateway import Gateway
 from components.recall.api.problems import ApiError
@@ -105,6 +106,9 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
         try:
             await gateway.check()
             yield
+        except UrmError as error:
+            app.state.failure = error  # the server says only that it cannot start
+            raise
         finally:
             await gateway.close()
 
@@ -126,6 +130,7 @@ def create_app(settings: Settings, config: RecallConfig, tracing: Tracing | None
     _add_ad_hoc(app, gateway, config, metrics, limit)
     _add_service(app, gateway)
     app.state.metrics = metrics  # served on a port of its own
+    app.state.failure = None
     return app
 
 
@@ -171,7 +176,7 @@ def _add_events(
             metrics.events.labels(outcome=outcome).inc(counts[answer])
         metrics.events.labels(outcome="invalid").inc(len(batch) - len(good))
         if len(refusals) == len(batch):
-            raise outcomes.merge(refusals)
+            raise outcomes.merge(refusals, batch)
         if refusals:
             response.status_code = 207
         if counts[-1] or counts[-2]:

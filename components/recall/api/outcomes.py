@@ -1,5 +1,7 @@
 """What became of the events of one request: accepted, known already, or refused and why."""
 
+from collections.abc import Sequence
+
 from pydantic import ValidationError
 
 from components.config import RecallConfig
@@ -45,14 +47,16 @@ def refuse_answer(event: Event, answer: int, config: RecallConfig) -> ApiError:
     return ApiError(code, f"event {event.event_id!r}", expected=expected, got=got, remedy=remedy)
 
 
-def merge(refusals: dict[int, ApiError]) -> ApiError:
+def merge(refusals: dict[int, ApiError], batch: Sequence[Event | ValidationError]) -> ApiError:
     """One problem for a request of which nothing was taken: the kind with the highest status, and every refusal."""
+    events = [describe(event, None, refusals[number]) for number, event in enumerate(batch)]
     worst = max(refusals.values(), key=lambda error: error.status)
     worst.errors = [
         fault
         for number, error in refusals.items()
         for fault in (error.errors or [Fault(place="body", field=str(number), detail=str(error))])
     ][: problems.MAX_FAULTS]
+    worst.events = events
     return worst
 
 

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from components.recall.api.responses import EventOutcome
 from components.recall.telemetry.logs import name_error
 from components.redis_client import is_demoted, is_unavailable
 
@@ -22,6 +23,7 @@ _PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
 _MEDIA_TYPE = "application/problem+json"
 _TYPE = "urn:problem-type:urm:"
 RETRY_AFTER_SECONDS = 2
+RATE_RETRY_AFTER_SECONDS = 15  # a quarter of the minute that is limited: four tries outlast it
 MAX_FAULTS = 100
 # Kinds of problems, with their status. Those of 429 and 503 pass, and have a Retry-After.
 CODES = {
@@ -69,6 +71,7 @@ class Problem(BaseModel):
                     "status": 404,
                     "detail": "task: expected one of next_purchase, repurchase, got 'gift'; name a known task.",
                     "errors": [],
+                    "events": [],
                 }
             ]
         }
@@ -79,6 +82,9 @@ class Problem(BaseModel):
     status: int
     detail: str = Field(description="One sentence: subject, what was expected, what came, what to do.")
     errors: list[Fault] = Field(description=f"Of an invalid request everything that is wrong, at most {MAX_FAULTS}.")
+    events: list[EventOutcome] = Field(
+        default=[], description="Of a list of events of which none was taken, what became of each."
+    )
 
 
 class ApiError(Exception):
@@ -92,6 +98,7 @@ class ApiError(Exception):
         self.status = CODES[code]
         self.type = _TYPE + code
         self.errors = errors
+        self.events: Sequence[EventOutcome] = ()
 
     @classmethod
     def of_faults(cls, faults: Sequence[Fault]) -> ApiError:
@@ -155,7 +162,7 @@ def install(app: FastAPI, reconnect: Callable[[], Awaitable[None]]) -> None:
 
 def answer(error: ApiError) -> JSONResponse:
     """The problem document of an error."""
-    return _respond(error.code, str(error), error.errors)
+    return _respond(error.code, str(error), error.errors, events=error.events)
 
 
 def too_large(max_bytes: int | None) -> JSONResponse:
@@ -170,14 +177,20 @@ def explain(errors: Sequence[Any]) -> list[Fault]:
 
 
 def _respond(
-    code: str, detail: str, faults: Sequence[Fault] = (), headers: Mapping[str, str] | None = None
+    code: str,
+    detail: str,
+    faults: Sequence[Fault] = (),
+    headers: Mapping[str, str] | None = None,
+    events: Sequence[EventOutcome] = (),
 ) -> JSONResponse:
     status = CODES[code]
     title = code.replace("-", " ").capitalize()
-    problem = Problem(type=_TYPE + code, title=title, status=status, detail=detail, errors=list(faults))
+    problem = Problem(
+        type=_TYPE + code, title=title, status=status, detail=detail, errors=list(faults), events=list(events)
+    )
     sent = dict(headers or {})
     if status in (429, 503):
-        sent["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        sent["Retry-After"] = str(RATE_RETRY_AFTER_SECONDS if code == "rate-limited" else RETRY_AFTER_SECONDS)
     if status == 401:
         sent["WWW-Authenticate"] = "Bearer"
     return JSONResponse(problem.model_dump(), status_code=status, headers=sent, media_type=_MEDIA_TYPE)

@@ -131,10 +131,18 @@ class RateLimit:
         """Count a request as so many.
 
         Raises:
-            ApiError: They are beyond the limit.
+            ApiError: They are beyond the limit, or beyond what any caller may ever send at once.
         """
         if self._rate is None:
             return
+        if cost > self._rate.amount:
+            raise ApiError(
+                "body-too-large",
+                "events",
+                expected=f"at most {self._rate.amount} in one request, which is the limit of a minute",
+                got=cost,
+                remedy="send them in several requests",
+            )
         token = request.scope.get("state", {}).get("token")
         caller = f"token {token}" if token else f"address {request.client.host if request.client else ''}"
         try:

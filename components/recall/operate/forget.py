@@ -46,9 +46,9 @@ def forget_user(client: redis.Redis, user_id: str) -> Counter[str]:
                 _acknowledge(client, stream, ids)
                 deleted[what] += int(client.xdel(stream, *ids))
     client.delete(waiting_key(user_id))
-    if client.get(CONTROL) == user_id:
-        client.delete(CONTROL)
     deleted["histories"] = -(-_unlink(client, list(history_keys(user_id))) // 2)
+    if client.get(CONTROL) == user_id:  # without a history, no worker names the user there again
+        client.delete(CONTROL)
     results, marks = result_key(user_id, ""), accepted_key(user_id, "")
     keys_left = client.scan_iter("urm:*", count=_PAGE)
     while keys := list(islice(keys_left, _PAGE)):

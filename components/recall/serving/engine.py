@@ -145,12 +145,15 @@ def load_release(
         filters: What its tasks leave out beside unavailable items.
 
     Raises:
-        ReleaseError: A file is missing, altered or extra, the bundle is another release's, or the check failed.
+        ReleaseError: A file is missing, altered or extra, the bundle is another release's, a check failed, or the
+            online store knows none of its users.
         UrmError: The bundle or the feature store cannot be reached or does not fit together.
     """
     fetched = fetch_release(publication, settings)
     release = _open(publication, fetched, settings)
-    check(release, read_smoke(fetched.bundle), config.smoke_min_overlap)
+    smoke = read_smoke(fetched.bundle)
+    check(release, smoke, config.smoke_min_overlap)
+    check_features(release, smoke)
     return replace(release, blocked=_blocked(release, fetched.bundle, filters or {}))
 
 
@@ -180,6 +183,22 @@ def check(release: ServingRelease, smoke: list[SmokeRequest], min_overlap: float
         )
     log.info("smoke check passed", release=release.name, overlap=round(overlap, 4), requests=len(overlaps))
     return overlap
+
+
+def check_features(release: ServingRelease, smoke: Sequence[SmokeRequest]) -> None:
+    """See that the online store still holds what the release knows of users; else each would be served as a new one.
+
+    Raises:
+        ReleaseError: It has a history of none of the smoke requests' users.
+    """
+    known = sorted({str(row.context["user_id"]) for row in smoke if row.context["history_item_ids"]})
+    if known and not any(history.num_events for history in release.read_histories(known).values()):
+        raise ReleaseError(
+            f"online features of release {release.name}",
+            expected=f"a history of at least one of {len(known)} users whom it knows, e.g. {known[0]!r}",
+            got="none: another store, or they were removed",
+            remedy="correct its address, or compute them again with `urm features --force` and release anew",
+        )
 
 
 def _open(publication: Publication, fetched: FetchedRelease, settings: Settings) -> ServingRelease:

@@ -96,6 +96,13 @@ redis.call('EXPIRE', KEYS[3], ARGV[3])
 return 1
 """
 
+# Remember a user with whom inference has worked, unless nothing is known of him any more: an erasure came first.
+# KEYS: control, history.
+# ARGV: user, TTL.
+NOTE_CONTROL = """
+if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
+"""
+
 # Part of the scripts that store results: one stays if it is newer by (event time, revision, order of the release). The
 # release comes last: what knows more of the user must not give way to a newer release that knows less (ADR 11).
 # `before` is what the key held before the first write of the script.

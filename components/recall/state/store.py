@@ -18,9 +18,12 @@ from components.recall.state.backfill import digest_user
 from components.recall.state.events import Event, decode_event, encode_event
 from components.recall.state.scripts import (
     COMMIT,
+    CONTROL,
     FILL,
     FORGOTTEN,
     GROUP,
+    MARK_TTL_SECONDS,
+    NOTE_CONTROL,
     RENEW,
     STREAM,
     accepted_key,
@@ -118,6 +121,7 @@ class UserStore:
         self._commit = client.register_script(COMMIT)
         self._renew = client.register_script(RENEW)
         self._fill = client.register_script(FILL)
+        self._note_control = client.register_script(NOTE_CONTROL)
 
     def recent(self, user_ids: list[str]) -> dict[str, RecentEvents]:
         """The recent events of each user; empty for users without any."""
@@ -144,6 +148,10 @@ class UserStore:
             for commit in commits:
                 self._queue(pipe, commit, [release, order, f"{time.time():.3f}"], batch)
             return [None if stored < 0 else stored for stored in pipe.execute()]
+
+    def note_control(self, user_id: str) -> None:
+        """Remember a user with whom inference has worked, for other workers' failures; not one who was erased."""
+        self._note_control(keys=[CONTROL, history_keys(user_id)[0]], args=[user_id, MARK_TTL_SECONDS])
 
     def renew(self, user_ids: Iterable[str], tasks: Sequence[str], order: int) -> list[bool]:
         """Whether each user has a result of every task that this publication, or a later one, has computed.

@@ -24,7 +24,7 @@ from components.memory import trim_memory
 from components.recall.serving.answers import answer_users
 from components.recall.serving.context import KnownHistory
 from components.recall.serving.engine import ServingRelease
-from components.recall.state.scripts import CONTROL, MARK_TTL_SECONDS
+from components.recall.state.scripts import CONTROL
 from components.recall.state.store import Commit, Joined, RecentEvents, UserStore
 from components.recall.state.stream import Entry, EventStream, is_group_gone
 from components.recall.telemetry.logs import name_error
@@ -233,8 +233,8 @@ class RecallWorker(ServingLoop):
         self._stream.ensure_group()
         self._stream.forget_dead_consumers(live_workers(self._client))
         if self._control:
-            self._client.set(CONTROL, self._control, ex=MARK_TTL_SECONDS)
-            self._control = ""  # said once: a user who is erased meanwhile must not come back
+            self._store.note_control(self._control)
+            self._control = ""  # said once: a user who is erased afterwards must not come back
         entries, pending, dead = self._stream.counts()
         memory: Any = self._client.info("memory")
         persistence: Any = self._client.info("persistence")

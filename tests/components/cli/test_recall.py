@@ -21,6 +21,7 @@ from components.recall.state.stream import EventStream
 from components.settings import get_settings
 from tests.components.recall.state.test_store import make_result
 from tests.worlds.recall import Release, add_entries, free_address, make_event, serve_release
+from tests.worlds.servers import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,17 @@ def test_an_init_container_has_nothing_to_fetch_before_the_first_promotion(monke
     get_settings.cache_clear()
     with pytest.raises(ConfigError, match="release urm-x, URM_RELEASE_BUNDLE: expected the URI of its bundle, got ''"):
         invoke("fetch")
+
+
+def test_an_api_that_cannot_start_says_why(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("log_as_json", "collect_rarely"):  # they are for the whole process
+        monkeypatch.setattr(commands, name, lambda: None)
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(ConfigError, match=r"maxmemory-policy: expected noeviction, .*, got allkeys-lru"):
+            invoke("serve", "--port", str(free_port()))
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
 
 
 def test_workers_need_something_to_run() -> None:

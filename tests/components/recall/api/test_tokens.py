@@ -206,6 +206,18 @@ def test_a_caller_beyond_the_rate_waits_in_every_process_and_others_do_not(
         assert client.xlen(STREAM) == 3
 
 
+def test_a_list_that_is_longer_than_the_limit_of_a_minute_is_not_told_to_wait(
+    client: redis.Redis, releases: tuple[Release, Release]
+) -> None:
+    serve_release(client, releases[0])
+    batch = [{**EVENT, "event_id": f"e{n}"} for n in range(6)]
+    with TestClient(create_app(releases[0].settings, RecallConfig(k=10, requests_per_minute=5))) as api:
+        refused = api.post("/v1/events", json=batch)
+        assert "at most 5 in one request" in problem(refused, 413, "body-too-large")
+        assert "retry-after" not in refused.headers
+        assert api.post("/v1/events", json=batch[:5]).status_code == 202
+
+
 def test_pages_of_other_origins_get_no_permission(guarded: tuple[TestClient, dict[str, str]]) -> None:
     api, secrets = guarded
     origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}

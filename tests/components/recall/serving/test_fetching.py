@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import redis
 
 from components.exceptions import MissingInputError, ReleaseError
 from components.features.store import hash_registry
@@ -110,3 +112,10 @@ def test_in_production_a_worker_fetches_the_registry_alone_and_reads_features_by
     served = load_release(publication, production, config)
     assert served.read_histories(users) == embedded
     assert all(history.num_events for history in embedded.values())
+
+    with closing(redis.Redis(port=redis_server.port, db=4)) as features_redis:
+        features_redis.flushdb()
+    with pytest.raises(
+        ReleaseError, match=r"online features of release .*: expected a history of at least one of 3 users"
+    ):
+        load_release(publication, production, config)

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.config import RecallConfig
+from components.recall.operate.forget import forget_user
 from components.recall.state.events import encode_event
-from components.recall.state.scripts import STREAM, history_keys, result_key
+from components.recall.state.scripts import CONTROL, STREAM, history_keys, result_key
 from components.recall.state.store import Commit, RecentEvents, Result, UserStore
 from components.recall.state.stream import Entry
 from tests.worlds.recall import add_entries, add_history, make_event
@@ -176,3 +177,15 @@ def test_users_of_odd_names_do_not_share_keys(client: redis.Redis, recall_config
     recent = store.recent(users)
     assert [recent[user].events for user in users] == [[event] for event in events]
     assert [store.result(user, "t") for user in users] == [make_result(number) for number in range(len(users))]
+
+
+def test_who_was_erased_is_not_remembered_as_one_with_whom_inference_worked(
+    client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    store = UserStore(client, recall_config)
+    add_history(client, recall_config, [make_event("3")])
+    store.note_control("3")
+    assert client.get(CONTROL) == "3"
+    forget_user(client, "3")
+    store.note_control("3")  # of a worker that answered the user before
+    assert not client.exists(CONTROL)
