@@ -6,6 +6,7 @@ import typer
 from rich.table import Table
 
 from components.cli.options import DEFAULT_CONFIG, ConfigOption, SetOption, make_console, read_config
+from components.exceptions import ConfigError
 from components.settings import get_settings
 
 app = typer.Typer(invoke_without_command=True, help="Releases: who promoted what, when, why, and what serves.")
@@ -15,6 +16,13 @@ app = typer.Typer(invoke_without_command=True, help="Releases: who promoted what
 def list_releases(context: typer.Context, config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
     """Print the releases of the registry, newest promotion first, and which of them serves."""
     if context.invoked_subcommand is not None:
+        if set_ or config != DEFAULT_CONFIG:
+            raise ConfigError(
+                "urm releases",
+                expected=f"options behind the command {context.invoked_subcommand!r}",
+                got="--config or --set before it",
+                remedy="put them there",
+            )
         return
     from components.deploy.releases import list_promotions
 

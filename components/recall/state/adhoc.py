@@ -15,7 +15,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from components.config import RecallConfig
-from components.exceptions import UnavailableError
+from components.exceptions import ConfigError, UnavailableError
 from components.recall.state.scripts import AD_HOC_REQUESTS, AD_HOC_WORKERS, ENQUEUE, ad_hoc_answer_key
 from components.recall.telemetry.logs import name_error
 
@@ -109,6 +109,7 @@ def request_and_wait(client: redis.Redis, request: AdHocRequest, config: RecallC
     """Send a request and wait for its answer until the deadline; for callers other than the API.
 
     Raises:
+        ConfigError: The request is wrong: an unknown task, no query where one is needed.
         UnavailableError: There is no result.
     """
     arguments = enqueue_arguments(request, config)
@@ -123,7 +124,7 @@ def request_and_wait(client: redis.Redis, request: AdHocRequest, config: RecallC
             )
     answer = read_answer(int(outcome), popped, config)
     if isinstance(answer, AdHocRefusal):
-        raise UnavailableError(answer.subject, **answer.parts)
+        raise (ConfigError if answer.status == 422 else UnavailableError)(answer.subject, **answer.parts)
     return answer
 
 

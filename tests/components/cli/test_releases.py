@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from components.cli import app as cli
 from components.cli import releases as commands
 from components.deploy.promotion import Candidate, deploy
+from components.exceptions import ConfigError
 from components.release.registry import CHAMPION, open_registry, version_of_alias
 from components.settings import get_settings
 from tests.worlds.recall import Release, StartWorker, build_releases
@@ -88,6 +89,9 @@ def test_where_nothing_serves_or_nothing_is_known_it_says_so(
 ) -> None:
     client.flushall()
     assert invoke("releases", "sync") == "nothing serves, nothing changed\n"
+    result = CliRunner().invoke(cli.app, ["releases", "--config", "shop", "sync"])
+    assert isinstance(result.exception, ConfigError)
+    assert "expected options behind the command 'sync'" in str(result.exception)
     monkeypatch.setenv("URM_REDIS_URL", "redis://127.0.0.1:1/0")
     get_settings.cache_clear()
     result = CliRunner().invoke(cli.app, ["releases"])

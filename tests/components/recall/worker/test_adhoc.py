@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from components.config import RecallConfig
 from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
-from components.exceptions import UnavailableError
+from components.exceptions import ConfigError, UnavailableError
 from components.recall.api.app import create_app
 from components.recall.operate.intake import feed
 from components.recall.serving.context import KnownHistory, build_context
@@ -270,6 +270,8 @@ def test_a_process_answers_the_command_line_and_leaves_on_sigterm(
         request = AdHocRequest(user_id="3", task="new_item", k=3, guidance=WORDS)
         result = request_and_wait(client, request, recall_config)
         assert all(f"item {item}" in done.stdout for item in result.item_ids)
+        with pytest.raises(ConfigError, match="task 'gift': expected a task of the serving release"):
+            request_and_wait(client, AdHocRequest(user_id="3", task="gift", k=3), recall_config)
         heading = f"User 3, new_item, “{WORDS}”: release {releases[0].name}"
         assert heading in " ".join(done.stdout.split())  # it wraps in a narrow terminal
         process.send_signal(signal.SIGTERM)
