@@ -84,6 +84,7 @@ def test_a_version_leads_back_and_predicts(releases: tuple[Release, Release], mo
     newest = load_result(str(release.run_dir), "release")
     assert newest is not None
     assert version.tags["urm.bundle"] == newest.outputs["bundle"]
+    assert version.tags["urm.feature_store"] == verify(Path(newest.outputs["bundle"])).feature_store
     assert version.tags["urm.gate"] == "passed"
     assert version.tags["urm.run_dir"] == str(release.run_dir)
 
