@@ -305,7 +305,7 @@ def _chunks(events: Iterable[Event]) -> Iterator[list[tuple[str, str]]]:
 
 
 def _refused(event_id: str, problem: Problem) -> EventOutcome:
-    """What became of an event of a request that an API of before 2026-12-02 took nothing of."""
+    """The outcome of an event by the problem of its whole request: APIs before 2026-12-02 name no outcome per event."""
     return EventOutcome(event_id=event_id, status="refused", type=problem.type, detail=problem.detail)
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-NAME = r"^[a-z][a-z0-9_]*$"  # of a configuration, a task, a study: safe in paths, topics and command lines
+NAME = r"^[a-z][a-z0-9_]*$"  # of a configuration or a task; the forms of the DAGs ask for the same
 
 
 class Model(BaseModel):
