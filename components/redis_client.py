@@ -146,7 +146,7 @@ def _is_unable(error: redis.RedisError) -> bool:
 def _hide_password(url: str) -> str:
     """The URL without what may hold a password: all that stands before the last @, and the query.
 
-    It removes more than `hide_credentials` does: a message about an address whose password is not escaped must not show it.
+    It removes more than `hide_credentials` does: an address whose password is not escaped is reported without it, too.
     """
     shown, _, _ = re.sub(r"(?<=://).*@", "", url).partition("?")
     return shown
