@@ -51,6 +51,7 @@ class Settings(BaseSettings):
         default="",
         description="Shared copy of these caches, a folder or an object store; empty: none.",
     )
+    config: str = Field(default="complete_journey", description="Run configuration of commands without --config.")
     configs_dir: Path = Field(default=Path("configs"), description="Folder of the YAML configurations.")
     feature_repo_dir: Path = Field(default=Path("feature_repo"), description="Folder of the Feast definitions.")
     feature_environment: Literal["embedded", "production"] = "embedded"

@@ -8,17 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
-
 from components.addresses import join, read_json, write_json
-from components.exceptions import UnavailableError
+from components.mlflow_server import no_answer, require_server
 from components.settings import Settings, hide_credentials
 from components.storage import StageRun
 
 if TYPE_CHECKING:
     import mlflow.entities
-
-_PROBE_SECONDS = 5.0
 
 
 @contextmanager
@@ -55,7 +51,7 @@ def track_study(settings: Settings, experiment: str, name: str) -> Iterator[mlfl
     """
     import mlflow
 
-    _require_server(settings.tracking_uri)
+    require_server(settings.tracking_uri)
     mlflow.set_tracking_uri(settings.tracking_uri)
     _open_experiment(settings, experiment)
     with mlflow.start_run(run_name=name, log_system_metrics=False) as run:
@@ -94,7 +90,7 @@ def parent_run_id(stage: StageRun) -> str:
     from sqlalchemy.exc import SQLAlchemyError
 
     settings, server = stage.settings, hide_credentials(stage.settings.tracking_uri)
-    _require_server(settings.tracking_uri)
+    require_server(settings.tracking_uri)
     mlflow.set_tracking_uri(settings.tracking_uri)
     note = join(stage.run_dir, "tracking.json")
     known = read_json(note)
@@ -107,38 +103,12 @@ def parent_run_id(stage: StageRun) -> str:
             mlflow.log_dict(stage.config.model_dump(mode="json"), "config.yaml")
             mlflow.log_params({"config": stage.config.name, "seed": stage.config.seed})
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _no_answer(settings.tracking_uri, error) from error
+        raise no_answer(settings.tracking_uri, error) from error
     write_json(
         note,
         {"tracking_uri": server, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id},
     )
     return str(run.info.run_id)
-
-
-def _require_server(uri: str) -> None:
-    """Ask the server for a sign of life first: MLflow's own client tries a dead one for minutes.
-
-    Any answer but a server error will do, since not every MLflow has a page /health.
-    """
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS, follow_redirects=True)
-        trouble = f"status {answer.status_code}" if answer.is_server_error else ""
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        trouble = str(error) or type(error).__name__
-    if trouble:
-        raise _no_answer(uri, trouble)
-
-
-def _no_answer(uri: str, got: object) -> UnavailableError:
-    shown = hide_credentials(uri)
-    return UnavailableError(
-        f"MLflow at {shown}",
-        expected="an answer",
-        got=str(got).replace(uri, shown),
-        remedy="start it with `urm up` or set URM_MLFLOW_URI",
-    )
 
 
 def _has_run(run_id: str) -> bool:

@@ -6,13 +6,16 @@ import typer
 from rich.console import Console
 
 from components.config import RunConfig, load_named_config
-from components.settings import get_settings
+from components.settings import Settings, get_settings
 
-DEFAULT_CONFIG = "complete_journey"
+DEFAULT_CONFIG: str = Settings.model_fields["config"].default
 PIPE_WIDTH = 140  # columns, where the output goes to a file or a pipe
 
 ConfigOption = Annotated[
-    str, typer.Option("--config", "-c", help="Run configuration: a YAML file, or the name of one in configs/.")
+    str,
+    typer.Option(
+        "--config", "-c", envvar="URM_CONFIG", help="Run configuration: a YAML file, or the name of one in configs/."
+    ),
 ]
 RunDirOption = Annotated[
     str,

@@ -16,7 +16,8 @@ app = typer.Typer(invoke_without_command=True, help="Releases: who promoted what
 def list_releases(context: typer.Context, config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
     """Print the releases of the registry, newest promotion first, and which of them serves."""
     if context.invoked_subcommand is not None:
-        if set_ or config != DEFAULT_CONFIG:
+        source = context.get_parameter_source("config")
+        if set_ or (source is not None and source.name == "COMMANDLINE"):
             raise ConfigError(
                 "urm releases",
                 expected=f"options behind the command {context.invoked_subcommand!r}",

@@ -17,9 +17,10 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from components import __version__
-from components.exceptions import ReleaseError, UnavailableError
+from components.exceptions import ReleaseError
+from components.mlflow_server import no_answer, require_server
 from components.release.bundle import MANIFEST, Manifest, hash_manifest
-from components.settings import Settings, hide_credentials
+from components.settings import Settings
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 POINTER = "bundle.json"
@@ -133,20 +134,16 @@ def open_registry(settings: Settings) -> mlflow.MlflowClient:
     """A client of the registry.
 
     Raises:
+        ConfigError: It refuses requests by this host name.
         UnavailableError: It does not answer.
     """
+    require_server(settings.tracking_uri)
     mlflow.set_tracking_uri(settings.tracking_uri)
     client = mlflow.MlflowClient()
     try:
         client.search_registered_models(max_results=1)
     except (MlflowException, OSError) as error:
-        shown = hide_credentials(settings.tracking_uri)
-        raise UnavailableError(
-            f"MLflow at {shown}",
-            expected="an answer",
-            got=str(error).splitlines()[0].replace(settings.tracking_uri, shown),
-            remedy="start it with `urm up` or set URM_MLFLOW_URI",
-        ) from error
+        raise no_answer(settings.tracking_uri, str(error).splitlines()[0]) from error
     return client
 
 

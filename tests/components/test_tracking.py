@@ -1,8 +1,5 @@
-import http.server
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +8,6 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from components import tracking
 from components.addresses import read_json
 from components.config import load_config
 from components.exceptions import DataError, UnavailableError
@@ -168,50 +164,6 @@ def test_a_server_that_is_down_is_said_at_once(tmp_path: Path, home: Path) -> No
         parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=uri)))
     assert time.monotonic() - clock < 10
     assert not (tmp_path / "run-7" / "tracking.json").exists()
-
-
-def test_credentials_of_the_server_are_not_shown(tmp_path: Path, home: Path) -> None:
-    uri = f"http://trainer:s3cr3t@127.0.0.1:{free_port()}"
-    with pytest.raises(UnavailableError, match=r"MLflow at http://127\.0\.0\.1:\d+: ") as raised:
-        parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=uri)))
-    assert "s3cr3t" not in str(raised.value)
-    assert "s3cr3t" not in Settings(home=home, mlflow_uri=uri).run_page("3", "f")
-
-
-def test_a_silent_server_is_not_waited_for(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_PROBE_SECONDS", 0.2)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UnavailableError, match="expected an answer, got timed out"):
-            parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=uri)))
-
-
-def test_a_proxy_without_its_server_is_no_answer(tmp_path: Path, home: Path) -> None:
-    class Broken(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(503)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Keep the test's output clean."""
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Broken) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            uri = f"http://127.0.0.1:{server.server_port}"
-            with pytest.raises(UnavailableError, match="expected an answer, got status 503"):
-                parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri=uri)))
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_an_address_that_is_none(tmp_path: Path, home: Path) -> None:
-    with pytest.raises(UnavailableError, match="MLflow at http://: expected an answer"):
-        parent_run_id(make_stage(tmp_path, Settings(home=home, mlflow_uri="http://")))
 
 
 def test_a_database_that_is_none(tmp_path: Path, home: Path) -> None:

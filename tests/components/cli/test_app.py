@@ -129,6 +129,14 @@ def test_show_prints_the_resolved_configuration(home: Path) -> None:
     assert "  text_hidden: 0\n" in process.stdout  # a default
 
 
+def test_the_environment_names_the_configuration_where_no_option_does(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("URM_CONFIG", "amazon_beauty")
+    assert urm("show").stdout.startswith("name: amazon_beauty\n")
+    assert urm("show", "--config", "complete_journey").stdout.startswith("name: complete_journey\n")
+
+
 def test_version(home: Path) -> None:
     assert urm("--version").stdout == f"{__version__}\n"
 

@@ -1,5 +1,6 @@
 """`urm releases` and `urm rollback` on one machine: a real registry, Redis and worker."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,11 +11,11 @@ from typer.testing import CliRunner
 from components.cli import app as cli
 from components.cli import releases as commands
 from components.deploy.promotion import Candidate, deploy
-from components.exceptions import ConfigError
+from components.exceptions import ConfigError, UnavailableError
 from components.release.registry import CHAMPION, open_registry, version_of_alias
 from components.settings import get_settings
 from tests.worlds.recall import Release, StartWorker, build_releases
-from tests.worlds.servers import RedisServer
+from tests.worlds.servers import RedisServer, free_port
 
 Releases = tuple[Release, Release]
 
@@ -89,6 +90,8 @@ def test_where_nothing_serves_or_nothing_is_known_it_says_so(
 ) -> None:
     client.flushall()
     assert invoke("releases", "sync") == "nothing serves, nothing changed\n"
+    monkeypatch.setenv("URM_CONFIG", "shop")  # for all commands: no option in the wrong place
+    assert invoke("releases", "sync") == "nothing serves, nothing changed\n"
     result = CliRunner().invoke(cli.app, ["releases", "--config", "shop", "sync"])
     assert isinstance(result.exception, ConfigError)
     assert "expected options behind the command 'sync'" in str(result.exception)
@@ -100,3 +103,13 @@ def test_where_nothing_serves_or_nothing_is_known_it_says_so(
     config = releases[0].config.model_copy(update={"release": unknown})
     monkeypatch.setattr(commands, "read_config", lambda *_: config)
     assert "no release is registered yet" in invoke("releases")
+
+
+def test_a_registry_that_is_down_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("URM_MLFLOW_URI", f"http://127.0.0.1:{free_port()}")
+    get_settings.cache_clear()
+    clock = time.monotonic()
+    for command in (["releases"], ["rollback", "--why", "a test"]):
+        with pytest.raises(UnavailableError, match=r"MLflow at http.*: expected an answer, got"):
+            invoke(*command)
+    assert time.monotonic() - clock < 10
