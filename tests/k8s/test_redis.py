@@ -24,8 +24,13 @@ DENIED = redis.exceptions.NoPermissionError
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("redis"), free_port()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("redis")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    port = free_port()
     users = re.findall(r"^ {4}(user .*)$", (REPOSITORY / "docs" / "kubernetes.md").read_text(), re.MULTILINE)
     (folder / "users.acl").write_text("\n".join([*users, ""]))
     text = (REPOSITORY / "k8s" / "components" / "redis" / "valkey.conf").read_text()
@@ -46,6 +51,27 @@ def test_the_probe_may_ask_and_do_nothing_else(address: str) -> None:
         assert client.ping()
         with pytest.raises(DENIED):
             client.get(STREAM)
+
+
+def test_a_password_that_leaked_is_changed_by_the_file(address: str, folder: Path) -> None:
+    old, users = (folder / "users.acl").read_text(), folder / "users.acl"
+    with (
+        open_redis(f"redis://admin:PASSWORD@{address}") as admin,
+        open_redis(f"redis://keda:PASSWORD@{address}") as keda,
+    ):
+        assert keda.xlen("urm:events") == 0
+        users.write_text(old.replace("keda on >PASSWORD", "keda on >ANOTHER"))
+        try:
+            assert admin.acl_load()
+            assert admin.config_get("maxmemory")
+            with open_redis(f"redis://keda:PASSWORD@{address}") as late:
+                with pytest.raises(redis.exceptions.AuthenticationError):
+                    late.ping()
+            with open_redis(f"redis://keda:ANOTHER@{address}") as new:
+                assert new.xlen("urm:events") == 0
+        finally:
+            users.write_text(old)
+            admin.acl_load()
 
 
 def test_the_service_may_do_its_work(address: str) -> None:
