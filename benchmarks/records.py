@@ -318,10 +318,16 @@ def _describe_best_other(summary: Summary, tasks: Sequence[str]) -> str:
 
 def _ask_gate(config: str, seed: int) -> str:
     """Whether the gate of the configuration, as it stands today, lets the kept run of that seed pass."""
-    summary = summarise_run(f"{config}-seed{seed}")
+    record = f"{config}-seed{seed}"
+    summary = summarise_run(record)
+    trained = load_result(str(FOLDER / record), "baseline")
     if summary.best is None:
         return "not known"
-    verdict = judge(summary.baseline, summary.best, load_named_config(config, CONFIGS))
+    trainings = {} if trained is None else trained.metrics["training"]
+    cut_short = [model for model, training in trainings.items() if training["stopped_by"] == "time"]
+    verdict = judge(summary.baseline, summary.best, load_named_config(config, CONFIGS), cut_short)
+    if verdict["passed"] and trained is None:
+        return "not known"  # its trainings were not kept, and a limit may have ended one
     return "passes" if verdict["passed"] else "refused"
 
 

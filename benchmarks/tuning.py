@@ -37,6 +37,7 @@ from components.config import RunConfig
 from components.device import set_threads
 from components.exceptions import DataError
 from components.settings import Settings, get_settings
+from components.storage import require_result
 from components.studies.finished import FinishedRun
 
 Space = Mapping[str, Sequence[Any]]  # setting → values that are equally likely; fields of the section `baseline`
@@ -97,6 +98,12 @@ def with_settings(
     return RunConfig.model_validate(content)
 
 
+def name_data(run: FinishedRun, config: RunConfig) -> dict[str, Any]:
+    """What the examples and vectors of a search's trials are: the run's seed and the fingerprints of its stages."""
+    stages = {stage: require_result(run.run_dir, stage).fingerprint for stage in ("features", "encode")}
+    return {"run_seed": config.seed, "data": stages}
+
+
 def open_trainer(model: str, config: RunConfig, run: FinishedRun, settings: Settings) -> Train:
     """Read what all trials share; returns what trains the model by a configuration."""
     tables = ItemTables(run.path("encode", "item_table"), run.path("encode", "item_table_past"))
@@ -116,13 +123,14 @@ def search(
     train: Train,
     output: Path,
     *,
+    data: Mapping[str, Any],
     seed: int,
     num_trials: int,
     seconds: float,
     epochs: int | None = None,
     best_of: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the trials that the file lacks: the first of the seed, or the best of another search.
+    """Run the trials that the file lacks: the first of the seed, or the best of another search on the same `data`.
 
     Returns:
         All trials of this search in the file, the best mean validation recall first.
@@ -130,7 +138,7 @@ def search(
     Raises:
         DataError: The file is of another search.
     """
-    shared: dict[str, Any] = {"model": model, "config": config.name, "seed": seed}
+    shared: dict[str, Any] = {"model": model, "config": config.name, "seed": seed, **data}
     shared |= {"base": config.baseline.model_dump(mode="json"), "k": config.evaluation.k}
     wanted = {trial: draw_settings(SPACES[model], seed, trial) for trial in range(num_trials)}
     if best_of:
@@ -197,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train = open_trainer(options.model, config, run, settings)
     trials = search(
         options.model, config, train, options.output,
-        seed=options.seed, num_trials=options.trials, seconds=options.seconds,
+        data=name_data(run, config), seed=options.seed, num_trials=options.trials, seconds=options.seconds,
         epochs=options.epochs, best_of=options.best_of,
     )  # fmt: skip
     print(json.dumps(trials[0], indent=2))

@@ -17,7 +17,7 @@ Intervals are percentiles of the draws. A p-value is the share of draws on the o
 
 **Few users.** Where n users all agree, every draw agrees with them, however small n is. So no p-value is below that of
 the sign test, 0.5ⁿ (doubled where two-sided), and there is no interval of fewer than six, whom chance lets agree
-more often than once in twenty times.
+more often than once in twenty times; nor of a mean over tasks of which one has fewer, since these few would decide it.
 
 **Held-out categories.** A task with held-out queries claims something of categories that no training named, and has few
 of them. There categories are drawn as well, C of C and independently of the users, and an example of user u and
@@ -78,8 +78,8 @@ class Comparison:
 
     @property
     def few_users(self) -> bool:
-        """Whether there are too few for an interval over these tasks."""
-        return not (self.units >= MIN_UNITS).any()
+        """Whether one of these tasks has too few for an interval over all of them."""
+        return bool((self.units < MIN_UNITS).any())
 
     @property
     def ratio(self) -> float:

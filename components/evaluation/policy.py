@@ -55,9 +55,10 @@ def _lift_reason(headline: Comparison, policy: GatePolicy, kind: str) -> str | N
     if not np.isfinite(headline.ratio):
         return f"There is no lift, since target attention finds nothing in any of the {kind}."
     if not np.isfinite(low):
+        smallest = int(headline.units.argmin())
         return (
             f"The lift in mean recall over the {kind} is {headline.ratio:+.1%}, with {NO_INTERVAL}: "
-            f"{int(headline.units.max())} at most in one of them, where {MIN_UNITS} are needed."
+            f"{headline.units[smallest]} in {headline.tasks[smallest]}, where {MIN_UNITS} are needed."
         )
     return (
         f"The lift in mean recall over the {kind} is {headline.ratio:+.1%}, and the lower bound of its "

@@ -29,6 +29,7 @@ _OUTPUTS = {
     "report": "report.md",
     "figure": "figure.png",
 }
+_POOLED = ("features", "items", "tasks", "baseline", "urm")  # sections in which runs agree that are pooled over seeds
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def run(stage: StageRun) -> StageReport:
         predictions = (inputs.predictions, output["predictions"])
         cut_short = _find_cut_short(stage.inputs["baseline"].metrics)
         evaluation = evaluate_models(test, predictions, config, output["hits"], cut_short)
+        evaluation.metrics["settings"] = config.model_copy(update={"seed": 0}).fingerprint(_POOLED)
         evaluation.segments.to_parquet(output["segments"], index=False)
         output["report"].write_text(render_report(config, evaluation.metrics, evaluation.table, evaluation.segments))
         draw_figure(output["figure"], evaluation.metrics, config.evaluation.k)

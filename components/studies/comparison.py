@@ -236,10 +236,13 @@ def _check_comparable(runs: list[FinishedRun]) -> None:
     for run in runs:
         seed, metrics = run.metrics["seed"], run.metrics
         same = metrics["k"] == first.metrics["k"] and metrics["tasks"].keys() == first.metrics["tasks"].keys()
+        same &= run.kinds == first.kinds
+        if "settings" in metrics and "settings" in first.metrics:  # older records do not say
+            same &= metrics["settings"] == first.metrics["settings"]
         if seed in seen or not same:
             raise DataError(
                 f"run {run.run_dir}",
-                expected=f"another seed, and the cut-off and tasks of {first.run_dir}",
+                expected=f"another seed, and the cut-off, tasks and settings of {first.run_dir}",
                 got=f"seed {seed}" if same else "others",
                 remedy="compare runs of one configuration that differ in --set seed=… only",
             )

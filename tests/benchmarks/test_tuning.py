@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tuning import SPACES, draw_settings, open_trainer, search, with_settings
+from benchmarks.tuning import SPACES, draw_settings, name_data, open_trainer, search, with_settings
 from components.exceptions import DataError
 from components.studies.finished import FinishedRun
 from tests.worlds import make_settings
@@ -41,7 +41,7 @@ def test_a_stopped_search_repeats_no_trial(model, run, config, tmp_path):
 
     def go_on(num_trials):
         asked.clear()
-        return search(model, config, count, output, seed=SEED, num_trials=num_trials, seconds=1.5)
+        return search(model, config, count, output, data={}, seed=SEED, num_trials=num_trials, seconds=1.5)
 
     go_on(2)
     first = output.read_text()
@@ -63,7 +63,24 @@ def test_a_stopped_search_repeats_no_trial(model, run, config, tmp_path):
         assert line["stopped_by"] in ("epochs", "time")
     assert trials[0]["validation_recall"]["mean"] == max(line["validation_recall"]["mean"] for line in lines)
     with pytest.raises(DataError, match=r"expected trials of one search, seed 5, got 3"):
-        search(model, config, train, output, seed=5, num_trials=3, seconds=1.5)
+        search(model, config, train, output, data={}, seed=5, num_trials=3, seconds=1.5)
+
+
+def test_trials_of_other_data_or_of_another_seed_of_the_run_are_not_mixed(run, config, tmp_path):
+    output, train = tmp_path / "tuning.jsonl", open_trainer("target_attention", config, run, run.settings)
+
+    def go_on(of_run, seed=0):
+        data = name_data(of_run, config.model_copy(update={"seed": seed}))
+        return search("target_attention", config, train, output, data=data, seed=SEED, num_trials=1, seconds=1.5)
+
+    assert go_on(run) == go_on(run) == read(output)
+    with pytest.raises(DataError, match=r"trials of one search, run_seed 1, got 0"):
+        go_on(run, seed=1)
+    for stage in ("features", "encode"):
+        put(tmp_path / "other", stage, fingerprint=f"another {stage}")
+    with pytest.raises(DataError, match=r"data .*another features.*, got .*'features': 'features'"):
+        go_on(FinishedRun(str(tmp_path / "other"), run.settings))
+    assert len(read(output)) == 1
 
 
 def test_the_first_drawn_trial_reads_texts_by_an_mlp():
@@ -84,12 +101,16 @@ def test_every_value_of_a_space_is_valid(model, config):
 def test_the_best_of_a_search_are_trained_for_longer(run, config, tmp_path):
     short, long = tmp_path / "short.jsonl", tmp_path / "long.jsonl"
     train = open_trainer("target_attention", config, run, run.settings)
-    trials = search("target_attention", config, train, short, seed=SEED, num_trials=3, seconds=60, epochs=1)
-    search("target_attention", config, train, long, seed=SEED, num_trials=2, seconds=90, epochs=2, best_of=short)
+    trials = search("target_attention", config, train, short, data={}, seed=SEED, num_trials=3, seconds=60, epochs=1)
+    search(
+        "target_attention", config, train, long, data={}, seed=SEED, num_trials=2, seconds=90, epochs=2, best_of=short
+    )
     assert {line["trial"]: line["settings"] for line in read(long)} == {
         trial["trial"]: trial["settings"] for trial in trials[:2]
     }
     steps = {line["trial"]: line["steps"] for line in read(short)}
     assert all(line["steps"] == 2 * steps[line["trial"]] for line in read(long))
     with pytest.raises(DataError, match=r"seed 5, got 3"):
-        search("target_attention", config, train, long, seed=5, num_trials=2, seconds=90, epochs=2, best_of=short)
+        search(
+            "target_attention", config, train, long, data={}, seed=5, num_trials=2, seconds=90, epochs=2, best_of=short
+        )

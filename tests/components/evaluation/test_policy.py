@@ -148,10 +148,21 @@ def test_a_handful_of_users_proves_nothing() -> None:
     assert reason.startswith(
         "The lift in mean recall over the behaviour tasks is +20.0%, with too few users for an int"
     )
-    assert reason.endswith("5 at most in one of them, where 6 are needed.")
+    assert reason.endswith(f"5 in {few.tasks[0]}, where 6 are needed.")
     assert "(too few users for an interval; mean of the tasks' lifts +20.0%)" in found["verdict"]
     assert "nan" not in found["verdict"]
     assert "ahead beyond chance in 0 of 3" in judge(few, few, config())["verdict"]
+
+
+def test_one_user_of_one_task_decides_no_release() -> None:
+    """Whom the model finds and target attention does not, beside tasks in which it is behind."""
+    lone = compared([-0.05, -0.05, 9.0, 0.5], noise=0.0)
+    assert (
+        judge(lone, lone, config(min_tasks_won=0, max_task_loss=0.9))["passed"] is True
+    )  # with as many users as others
+    lone = replace(lone, users=np.where(np.arange(4) == 2, 1, lone.users))
+    (reason,) = judge(lone, lone, config(min_tasks_won=0, max_task_loss=0.9))["reasons"]
+    assert reason.endswith(f"too few users for an interval: 1 in {lone.tasks[2]}, where 6 are needed.")
 
 
 def test_a_run_with_search_tasks_alone_is_judged_by_them() -> None:

@@ -1,6 +1,7 @@
 """Runs of several seeds and data sets in one table."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -118,8 +119,16 @@ def test_runs_that_cannot_be_pooled_are_refused(make_run: MakeRun, tmp_path: Pat
         summarise_runs([once, once], cache=tmp_path, draws=100)
     other = read_run(make_run("beauty", 1), CONFIGS)
     del other.metrics["tasks"]["tail_item"]
-    with pytest.raises(DataError, match=r"tasks of .*, got others"):
+    with pytest.raises(DataError, match=r"tasks and settings of .*, got others"):
         summarise_runs([once, other], cache=tmp_path, draws=100)
+    again, third = (read_run(make_run("beauty", seed), CONFIGS) for seed in (2, 3))
+    once.metrics["settings"], again.metrics["settings"] = "one", "another"
+    with pytest.raises(DataError, match="got others"):
+        summarise_runs([once, again], cache=tmp_path, draws=100)
+    assert summarise_runs([once, third], cache=tmp_path, draws=100)[0].seeds == (0, 3)  # a record that does not say
+    third.kinds["tail_item"] = replace(third.kinds["tail_item"], exclude_bought=False)
+    with pytest.raises(DataError, match="got others"):
+        summarise_runs([once, third], cache=tmp_path, draws=100)
     with pytest.raises(MissingInputError, match="the result of stage 'evaluate'"):
         read_run(str(tmp_path / "nowhere"), CONFIGS)
 
