@@ -15,7 +15,7 @@ import pandas as pd
 import structlog
 
 from components.addresses import fetch
-from components.evaluation.bootstrap import MIN_UNITS, sum_by_user
+from components.evaluation.bootstrap import sum_by_user
 from components.evaluation.metrics import Floats
 from components.exceptions import DataError, MissingInputError
 from components.storage import StageReport, StageRun, load_result
@@ -223,13 +223,8 @@ def _sft_seconds(stage: StageRun, variant: str, seeds: Sequence[int]) -> float:
 
 
 def _interval(counts: Floats, gains: Floats, seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean over tasks of the mean gain, by drawing users with replacement.
-
-    NaN where a task has too few users for one (components/evaluation/bootstrap.py).
-    """
+    """Percentile interval of the mean over tasks of the mean gain, by drawing users with replacement."""
     num_users = len(counts)
-    if ((counts > 0).sum(axis=0) < MIN_UNITS).any():
-        return float("nan"), float("nan")
     weights = np.random.default_rng(seed).multinomial(num_users, np.full(num_users, 1 / num_users), size=DRAWS)
     examples = weights @ counts
     draws = (weights @ gains / np.where(examples > 0, examples, np.nan)).mean(axis=1)

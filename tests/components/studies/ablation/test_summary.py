@@ -60,6 +60,15 @@ def test_noise_without_a_gain_gives_an_interval_over_zero_that_narrows_with_user
     assert many["high"] - many["low"] < few["high"] - few["low"]
 
 
+def test_a_draw_that_misses_a_task_is_not_the_mean_of_others():
+    """A hundred users of one task gain nothing, one user of another .5: with him the mean of both is always .25."""
+    tasks = ["next"] * 100 + ["new"]
+    frame = pd.DataFrame({"seed": 0, "example_id": range(101), "user_id": [f"u{n}" for n in range(101)], "task": tasks})
+    variant = frame.assign(recall=0.5 * (frame["task"] == "new"))
+    result = compare(variant, frame.assign(recall=0.0), seed=0)
+    assert (result["difference"], result["low"], result["high"]) == (0.25, 0.25, 0.25)
+
+
 def test_a_seed_that_one_of_them_lacks_is_left_out():
     variant = recalls()
     result = compare(variant, variant[variant["seed"] == 0], seed=0)
