@@ -15,6 +15,7 @@ from typing import Any
 
 from components.config import load_named_config
 from components.evaluation.bootstrap import Comparison
+from components.evaluation.models import find_cut_short
 from components.evaluation.policy import judge
 from components.evaluation.report import markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE
@@ -320,11 +321,10 @@ def _ask_gate(config: str, seed: int) -> str:
     """Whether the gate of the configuration, as it stands today, lets the kept run of that seed pass."""
     record = f"{config}-seed{seed}"
     summary = summarise_run(record)
-    trained = load_result(str(FOLDER / record), "baseline")
     if summary.best is None:
         return "not known"
-    trainings = {} if trained is None else trained.metrics["training"]
-    cut_short = [model for model, training in trainings.items() if training["stopped_by"] == "time"]
+    trained = load_result(str(FOLDER / record), "baseline")
+    cut_short = [] if trained is None else find_cut_short(trained.metrics)
     verdict = judge(summary.baseline, summary.best, load_named_config(config, CONFIGS), cut_short)
     if verdict["passed"] and trained is None:
         return "not known"  # its trainings were not kept, and a limit may have ended one

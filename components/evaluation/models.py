@@ -1,6 +1,6 @@
 """Every model on the test examples: measured, recorded, compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from components.config import RunConfig
+from components.config import BaselineConfig, RunConfig
 from components.evaluation.bootstrap import compare
 from components.evaluation.ceiling import ensemble_recall, find_ceiling, read_lists
 from components.evaluation.examples import Measured, TestExamples, measure
@@ -78,8 +78,20 @@ def evaluate_models(
     metrics = summarise(table, against[BASELINE], against[best], config) | {
         "cut_short": [*cut_short],
         "ceiling": ceiling,
+        "settings": _digest_settings(config),
     }
     return Evaluation(table, segments, metrics)
+
+
+def find_cut_short(baseline: Mapping[str, Any]) -> list[str]:
+    """Models whose training its time limit ended, by the metrics of the baseline stage."""
+    return sorted(model for model, training in baseline["training"].items() if training["stopped_by"] == "time")
+
+
+def _digest_settings(config: RunConfig) -> str:
+    """Digest of that in which runs agree whose seeds are pooled; which rivals there are may differ."""
+    rivals = (f"baseline.{name}" for name in BaselineConfig.model_fields if name != "models")
+    return config.model_copy(update={"seed": 0}).fingerprint(("features", "items", "tasks", "urm", *rivals))
 
 
 def _measure_all(test: TestExamples, lists: ds.Dataset, k: int) -> Iterator[tuple[str, Measured]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from components.config import RunConfig
 from components.device import prepare_device
 from components.evaluation.examples import TestExamples
-from components.evaluation.models import Evaluation, evaluate_models, prediction_depth
+from components.evaluation.models import Evaluation, evaluate_models, find_cut_short, prediction_depth
 from components.evaluation.predict import predict_urm
 from components.evaluation.report import draw_figure, render_report
 from components.evaluation.summary import flatten
@@ -29,7 +28,6 @@ _OUTPUTS = {
     "report": "report.md",
     "figure": "figure.png",
 }
-_POOLED = ("features", "items", "tasks", "baseline", "urm")  # sections in which runs agree that are pooled over seeds
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,8 @@ def run(stage: StageRun) -> StageReport:
 
         stage.report_progress("comparing the models")
         predictions = (inputs.predictions, output["predictions"])
-        cut_short = _find_cut_short(stage.inputs["baseline"].metrics)
+        cut_short = find_cut_short(stage.inputs["baseline"].metrics)
         evaluation = evaluate_models(test, predictions, config, output["hits"], cut_short)
-        evaluation.metrics["settings"] = config.model_copy(update={"seed": 0}).fingerprint(_POOLED)
         evaluation.segments.to_parquet(output["segments"], index=False)
         output["report"].write_text(render_report(config, evaluation.metrics, evaluation.table, evaluation.segments))
         draw_figure(output["figure"], evaluation.metrics, config.evaluation.k)
@@ -86,11 +83,6 @@ def run(stage: StageRun) -> StageReport:
         _log(config, evaluation, output)
     counts = {"examples": len(test.ids), "users": len(set(test.users)), "items": len(test.catalogue)}
     return StageReport(_OUTPUTS, counts, evaluation.metrics)
-
-
-def _find_cut_short(baseline: dict[str, Any]) -> list[str]:
-    """The models of the baseline stage whose training its time limit ended."""
-    return sorted(model for model, training in baseline["training"].items() if training["stopped_by"] == "time")
 
 
 def _log(config: RunConfig, evaluation: Evaluation, output: dict[str, Path]) -> None:

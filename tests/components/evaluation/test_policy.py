@@ -157,11 +157,10 @@ def test_a_handful_of_users_proves_nothing() -> None:
 def test_one_user_of_one_task_decides_no_release() -> None:
     """Whom the model finds and target attention does not, beside tasks in which it is behind."""
     lone = compared([-0.05, -0.05, 9.0, 0.5], noise=0.0)
-    assert (
-        judge(lone, lone, config(min_tasks_won=0, max_task_loss=0.9))["passed"] is True
-    )  # with as many users as others
+    policy = config(min_tasks_won=0, max_task_loss=0.9)
+    assert judge(lone, lone, policy)["passed"] is True  # with as many users as the others
     lone = replace(lone, users=np.where(np.arange(4) == 2, 1, lone.users))
-    (reason,) = judge(lone, lone, config(min_tasks_won=0, max_task_loss=0.9))["reasons"]
+    (reason,) = judge(lone, lone, policy)["reasons"]
     assert reason.endswith(f"too few users for an interval: 1 in {lone.tasks[2]}, where 6 are needed.")
 
 

@@ -237,6 +237,29 @@ def test_an_evaluation_of_older_code_is_refused_in_a_sentence(
         run_stage("gate", gate.run, config=config, run_dir=str(run_dir), settings=home)
 
 
+def test_runs_that_differ_in_seed_place_and_rivals_alone_have_one_digest_of_their_settings(
+    evaluation: StageResult, config: RunConfig, inputs: Path, tmp_path: Path
+) -> None:
+    tables = {name: pq.read_table(inputs / f"{name}.parquet") for name in ("examples", "contexts", "catalogue")}
+    tables["examples"] = tables["examples"].filter(pc.field("split") == "test")
+    test = TestExamples.build(**tables)
+    files = [inputs / "predictions.parquet", Path(evaluation.outputs["predictions"])]
+
+    def digest(**changes: object) -> str:
+        changed = config.model_copy(update=changes)
+        return str(evaluate_models(test, files, changed, tmp_path / "hits.parquet").metrics["settings"])
+
+    rivals, urm = config.baseline.model_copy(update={"models": ("sasrec",)}), config.urm
+    source = config.source.model_copy(update={"data_dir": tmp_path})
+    assert digest(seed=5, source=source, baseline=rivals) == evaluation.metrics["settings"]
+    others = [
+        digest(urm=urm.model_copy(update={"max_steps": urm.max_steps + 1})),
+        digest(baseline=config.baseline.model_copy(update={"max_epochs": config.baseline.max_epochs + 1})),
+        digest(items=config.items.model_copy(update={"id_ensemble": config.items.id_ensemble + 1})),
+    ]
+    assert len({evaluation.metrics["settings"], *others}) == 4
+
+
 def test_predictions_of_other_examples_are_refused(inputs: Path) -> None:
     tables = {name: pq.read_table(inputs / f"{name}.parquet") for name in ("examples", "contexts", "catalogue")}
     tables["examples"] = tables["examples"].filter(pc.field("split") == "test")

@@ -1,13 +1,11 @@
 """What the OpenAPI document says, the API does: schemathesis asks a real server, with requests right and wrong."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 
@@ -19,7 +17,7 @@ from components.recall.api.tokens import Scope, issue_token
 from components.recall.state.scripts import AD_HOC_WORKERS
 from components.recall.worker.adhoc import AdHocWorker
 from tests.worlds.recall import Release, StartWorker, wait_until
-from tests.worlds.servers import free_port
+from tests.worlds.servers import serve_application
 
 
 @pytest.fixture
@@ -37,24 +35,15 @@ def document(
     start_worker("ad-hoc", kind=AdHocWorker)
     roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
     wait_until(lambda: client.zcard(AD_HOC_WORKERS))
-    port = free_port()
     secret = issue_token(tmp_path / "tokens.json", "tester", list(Scope))
     settings = releases[0].settings.model_copy(update={"api_tokens_file": tmp_path / "tokens.json"})
-    application = create_app(settings, recall_config)
-    server = uvicorn.Server(uvicorn.Config(application, port=port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
+    with serve_application(create_app(settings, recall_config)) as address:
         # The token is the test's; that requests without one are refused is a check of its own.
         # A wrong event in a list beside a right one is 207.
         refusal = {"negative_data_rejection": {"expected-statuses": [207, "4xx", "5xx"]}}
         config = SchemathesisConfig.from_dict({"generation": {"with-security-parameters": False}, "checks": refusal})
-        url = f"http://127.0.0.1:{port}/openapi.json"
-        yield schemathesis.openapi.from_url(url, config=config), {"Authorization": f"Bearer {secret}"}
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
+        document = schemathesis.openapi.from_url(f"{address}/openapi.json", config=config)
+        yield document, {"Authorization": f"Bearer {secret}"}
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
