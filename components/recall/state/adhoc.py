@@ -18,9 +18,9 @@ from components.config import RecallConfig
 from components.exceptions import ConfigError, UnavailableError
 from components.recall.state.scripts import AD_HOC_REQUESTS, AD_HOC_WORKERS, ENQUEUE, ad_hoc_answer_key
 from components.recall.telemetry.logs import name_error
+from components.release.publication import HEARTBEAT_TTL_SECONDS
 
 log = structlog.get_logger()
-WORKER_TTL_SECONDS = 10.0  # an ad-hoc worker that is silent for longer counts as gone
 
 
 class AdHocRequest(BaseModel):
@@ -138,11 +138,11 @@ class AdHocQueue:
         self._taken: dict[str, str] = {}
 
     def register(self) -> None:
-        """Register this worker; to be repeated within `WORKER_TTL_SECONDS`."""
+        """Register this worker until its heartbeat would be gone, too; to be repeated between batches."""
         now = self._now()
         with self._client.pipeline(transaction=False) as pipe:
             pipe.zremrangebyscore(AD_HOC_WORKERS, "-inf", now)
-            pipe.zadd(AD_HOC_WORKERS, {self._worker: now + WORKER_TTL_SECONDS})
+            pipe.zadd(AD_HOC_WORKERS, {self._worker: now + HEARTBEAT_TTL_SECONDS})
             pipe.execute()
 
     def unregister(self) -> None:

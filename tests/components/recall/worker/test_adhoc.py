@@ -23,7 +23,7 @@ from components.recall.state.adhoc import AdHocQueue, AdHocRefusal, AdHocRequest
 from components.recall.state.scripts import AD_HOC_REQUESTS, AD_HOC_WORKERS, ENQUEUE, STREAM
 from components.recall.state.store import UserStore
 from components.recall.worker.adhoc import AdHocWorker
-from components.release.publication import Publication, live_workers
+from components.release.publication import WORKERS, Publication, live_workers, send_heartbeat
 from components.urm.data.request import RecallRequest
 from tests.components.recall.api.test_app import problem, read_metrics
 from tests.worlds import run_python
@@ -135,6 +135,12 @@ def test_a_worker_that_is_silent_for_long_counts_as_gone(client: redis.Redis, re
     AdHocQueue(client, "alive", recall_config).register()
     assert push(client, AdHocRequest(user_id="3", task="new_item", k=1), recall_config) == 1
     assert client.zrange(AD_HOC_WORKERS, 0, -1) == ["alive"]
+
+
+def test_a_worker_in_a_long_batch_is_there_for_as_long_as_its_heartbeat(client: redis.Redis) -> None:
+    send_heartbeat(client, "busy", "release")
+    AdHocQueue(client, "busy", RecallConfig()).register()
+    assert client.zscore(AD_HOC_WORKERS, "busy") == pytest.approx(client.zscore(WORKERS, "busy"), abs=1)
 
 
 def test_deadline_is_504_and_a_full_queue_429(hasty: TestClient, client: redis.Redis) -> None:
