@@ -93,11 +93,14 @@ def render_headline() -> str:
         recalls = [show_mean_recall(summary, model, behaviour) for model in (CANDIDATE, BASELINE)]
         cells = [f"{ratio.percent} ({ratio.percent_interval})" for ratio in ratios]
         standings = [describe_standing(group) for group in (of_behaviour, of_search)]
-        row = [name, " ".join(map(str, seeds)), *recalls, cells[0], mean.percent, standings[0]]
+        trainings = of_behaviour.training_interval(summary.ratios(behaviour), CONFIDENCE)
+        chance = Figure(ratios[0].value, *trainings).percent_interval if len(seeds) > 1 else "one training"
+        row = [name, " ".join(map(str, seeds)), *recalls, cells[0], chance, mean.percent, standings[0]]
         rows.append([*row, cells[1], standings[1]])
     standing = "ahead / level / behind"
     head = ["data set", "seeds", "behaviour tasks, Recall@100: URM", "target attention", "lift of the mean (95 %)"]
-    head += ["mean of lifts", standing, "search tasks: lift of the mean (95 %)", standing]
+    head += ["with chance of training (95 %)", "mean of lifts", standing]
+    head += ["search tasks: lift of the mean (95 %)", standing]
     return markdown(head, rows)
 
 
@@ -109,8 +112,7 @@ def render_behaviour() -> str:
         tasks = summary.groups["behaviour tasks"]
         comparison = summary.baseline.restrict(tasks)
         ratio, mean = find_ratio(comparison), find_mean_lift(comparison)
-        runs = [_read_evaluation(config, seed) for seed in SEEDS]
-        by_seed = [_find_ratio_of_run(run, tasks) for run in runs]
+        by_seed = summary.ratios(tasks)
         filtered = sum(summary.kinds[task].exclude_bought for task in tasks)
         rows.append(
             [name, str(len(tasks)), str(filtered), f"{comparison.examples.sum():,}"]
@@ -147,7 +149,7 @@ def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
     lines: list[tuple[tuple[str, ...], str, Figure, Sequence[float | None]]] = [
         ((task,), task, lifts[task], [run.metrics["tasks"][task]["lift"] for run in runs]) for task in every
     ]
-    ratios = [_find_ratio_of_run(run, behaviour) for run in runs]
+    ratios = summary.ratios(behaviour)
     lines.append(
         (behaviour, "behaviour tasks: ratio of means", find_ratio(summary.baseline.restrict(behaviour)), ratios)
     )
@@ -273,12 +275,6 @@ def find_mean_lift(comparison: Comparison) -> Figure:
 def find_ratio(comparison: Comparison) -> Figure:
     """Lift of the mean recall over the tasks."""
     return Figure(comparison.ratio, *comparison.ratio_interval(CONFIDENCE))
-
-
-def _find_ratio_of_run(run: FinishedRun, tasks: Iterable[str]) -> float:
-    """Lift of the mean recall over these tasks of one run."""
-    results = [run.metrics["tasks"][task] for task in tasks]
-    return float(sum(result["urm"] for result in results) / sum(result["baseline"] for result in results) - 1)
 
 
 def _find_mean_lift_of_run(run: FinishedRun) -> float | None:

@@ -24,15 +24,24 @@ of them. There categories are drawn as well, C of C and independently of the use
 category c counts w_u · v_c times: the pigeonhole bootstrap for crossed random effects (Owen 2007, Annals of Applied
 Statistics 1(2), doi 10.1214/07-AOAS122). No bootstrap of crossed effects is exact; this one is mildly conservative
 (Owen and Eckles 2012, Annals of Applied Statistics 6(3), doi 10.1214/12-AOAS547).
+
+**Several trainings.** Draws of users say what the models that were trained are worth, not what the next training would
+give. Where the examples are those of n trainings with ratios of means r_1 … r_n, the variance s² of these joins the
+variance σ² of the draws:
+
+    ratio ± t_ν · √(σ² + s²/n),    ν = (n - 1) (1 + nσ²/s²)²
+
+with the quantile of Student's t at the degrees of freedom of Satterthwaite (1946, Biometrics Bulletin 2(6), doi
+10.2307/3002019). It errs on the wide side, since some of s² is chance among users already.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, t
 from statsmodels.stats.multitest import multipletests
 
 from components.evaluation.metrics import Floats, Ints, Mask, recall
@@ -90,6 +99,22 @@ class Comparison:
         """Percentile interval of `ratio`, over the draws in which the baseline finds something; NaN of few users."""
         means = [draws.mean(axis=1, keepdims=True) for draws in (self.model_draws, self.baseline_draws)]
         return self._interval_of_mean(relative_lift(means[0], means[1]), confidence)
+
+    def training_interval(self, ratios: Sequence[float], confidence: float) -> tuple[float, float]:
+        """Interval of `ratio` that knows of chance from training to training; NaN of few users and of one training.
+
+        Args:
+            ratios: That of each training, whose examples are pooled here.
+            confidence: Of the interval.
+        """
+        draws = relative_lift(self.model_draws.mean(axis=1), self.baseline_draws.mean(axis=1))
+        number, of_users = len(ratios), float(np.var(draws[np.isfinite(draws)], ddof=1))
+        if number < 2 or self.few_users:
+            return float("nan"), float("nan")
+        of_trainings = float(np.var(ratios, ddof=1)) / number
+        freedom = (number - 1) * (1 + of_users / of_trainings) ** 2 if of_trainings else np.inf
+        reach = float(t.ppf((1 + confidence) / 2, freedom)) * (of_users + of_trainings) ** 0.5
+        return self.ratio - reach, self.ratio + reach
 
     def won(self, confidence: float) -> Mask:
         """Tasks in which the model is ahead beyond chance, Holm-corrected over these tasks, [T]."""

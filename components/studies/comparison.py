@@ -17,8 +17,15 @@ import pandas as pd
 
 from components.addresses import fetch
 from components.config import load_named_config
-from components.evaluation.bootstrap import Comparison, compare
-from components.evaluation.report import describe_best_other, describe_group, format_lift, markdown, title
+from components.evaluation.bootstrap import Comparison, compare, relative_lift
+from components.evaluation.report import (
+    describe_best_other,
+    describe_group,
+    describe_interval,
+    format_lift,
+    markdown,
+    title,
+)
 from components.evaluation.summary import (
     BASELINE,
     CANDIDATE,
@@ -78,6 +85,12 @@ class Summary:
             tuple(task for task, kind in self.kinds.items() if kind.search is wanted) for wanted in (False, True)
         )
         return {name: tasks for name, tasks in (("behaviour tasks", behaviour), ("search tasks", search)) if tasks}
+
+    def ratios(self, tasks: Iterable[str]) -> list[float]:
+        """URM's mean recall over some of the tasks relative to that of target attention, in each seed's training."""
+        means = mean_recalls(self.recalls, tasks).pivot(index="seed", columns="model", values="recall")
+        lifts = relative_lift(means[CANDIDATE].to_numpy(), means[BASELINE].to_numpy())
+        return [float(lift) for lift in lifts]
 
 
 def compare_runs(run_dirs: Sequence[str], *, settings: Settings, draws: int, confidence: float) -> str:
@@ -149,6 +162,8 @@ def render(summaries: Sequence[Summary], confidence: float) -> str:
                 describe_group(sum_up(summary.baseline.restrict(tasks), confidence), len(tasks), kind, confidence),
                 _table(summary, tasks, confidence),
             ]
+            if len(summary.seeds) > 1:
+                parts.append(_describe_trainings(summary, tasks, confidence))
             if place == 0:
                 parts.append(_describe_best(summary, tasks, confidence))
         parts += _describe_held_out(summary)
@@ -301,6 +316,13 @@ def _lifts(comparison: Comparison, confidence: float) -> list[tuple[float, float
     """Lift of each task over target attention with its interval."""
     low, high = comparison.interval(confidence)
     return list(zip(comparison.lift.tolist(), low.tolist(), high.tolist(), strict=True))
+
+
+def _describe_trainings(summary: Summary, tasks: Sequence[str], confidence: float) -> str:
+    ratios = summary.ratios(tasks)
+    interval = summary.baseline.restrict(tasks).training_interval(ratios, confidence)
+    lifts = ", ".join(f"{ratio:+.1%}" for ratio in ratios)
+    return f"With chance from training to training ({lifts}): {describe_interval(*interval, confidence)}."
 
 
 def _describe_best(summary: Summary, tasks: Sequence[str], confidence: float) -> str:

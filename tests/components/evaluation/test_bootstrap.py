@@ -1,5 +1,7 @@
 """The bootstrap's centre by hand, its coverage on simulated data, its p-values at the ends."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -52,6 +54,34 @@ def test_lift_by_hand() -> None:
     low, high = comparison.interval(0.95)  # all users have the same lift: no draw can differ
     assert low == pytest.approx([0.5, -0.2])
     assert high == pytest.approx([0.5, -0.2])
+
+
+def test_chance_of_training_widens_the_interval_and_one_training_has_none() -> None:
+    comparison = run(simulate(np.random.default_rng(3), 0.1), draws=2000)
+    low, high = comparison.ratio_interval(0.95)
+    same = comparison.training_interval([0.1] * 3, 0.95)  # no chance but that of the users
+    assert same == pytest.approx((low, high), abs=0.1 * (high - low))
+    apart = comparison.training_interval([0.0, 0.1, 0.2], 0.95)  # ± .0577 · t of two to three degrees of freedom
+    assert 0.6 > apart[1] - apart[0] > 2 * (high - low)
+    assert sum(apart) / 2 == pytest.approx(comparison.ratio)
+    assert np.isnan(comparison.training_interval([0.1], 0.95)).all()
+    assert np.isnan(run(simulate(np.random.default_rng(3), 0.1, num_users=5)).training_interval([0.1, 0.2], 0.95)).all()
+
+
+def test_the_interval_of_three_trainings_covers_the_truth_where_that_of_the_users_does_not() -> None:
+    random, truth, trials = np.random.default_rng(4), 0.05, 1000
+    comparison = run(simulate(random, truth))
+    lifts = relative_lift(comparison.model_draws, comparison.baseline_draws)
+    of_users = float(np.std(lifts))
+    covered = np.zeros(2)
+    for _ in range(trials):  # trainings differ among themselves twice as much as chance among users moves them all
+        ratios = truth + random.normal(0, of_users) + random.normal(0, 2 * of_users, 3)
+        found = replace(comparison, model=comparison.baseline * (1 + ratios.mean()))
+        low, high = found.training_interval(ratios.tolist(), 0.95)
+        covered += [abs(found.ratio - truth) < 1.96 * of_users, low < truth < high]
+    of_users_alone, with_trainings = covered / trials
+    assert of_users_alone < 0.85
+    assert 0.93 < with_trainings < 0.995
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:

@@ -74,6 +74,10 @@ def test_means_deviations_and_pooled_lifts(make_run: MakeRun, tmp_path: Path) ->
         ratio = rows.loc["urm", "mean"] / rows.loc["target_attention", "mean"] - 1
         assert rows.loc["urm", "lift"] == pytest.approx(ratio)
         assert rows.loc["urm", "low"] < ratio < rows.loc["urm", "high"]
+        for run, ratio in zip(runs, summary.ratios(tasks), strict=True):
+            of_tasks = [run.metrics["tasks"][task]["recall"] for task in tasks]
+            urm, rival = (sum(recall[model] for recall in of_tasks) for model in ("urm", "target_attention"))
+            assert ratio == pytest.approx(urm / rival - 1)
 
 
 def test_three_seeds_narrow_the_interval_of_one(make_run: MakeRun, tmp_path: Path) -> None:
@@ -97,6 +101,7 @@ def test_table_and_mlflow(make_run: MakeRun, tmp_path: Path) -> None:
     assert text.count("The interval of unseen_category_query draws its held-out categories (7)") == 2
     assert "| tail_item | recall@10 | 0.0500 |" in text  # of seeds 0 and 1
     assert text.count("Best of the other models in the mean is SASRec.") == 2
+    assert text.count("With chance from training to training (") == 2  # of each kind of task, where there are two seeds
     found = mlflow.search_runs(experiment_names=["comparison"], output_format="list")
     table = mlflow.load_table("comparison.json", run_ids=[found[0].info.run_id])
     assert len(table) == 2 * (len(TASKS) + 2) * len(QUALITY)
