@@ -39,7 +39,7 @@ class SequenceSource(Model):
 
     kind: Literal["sequences"] = "sequences"
     data_dir: str = Field(description="Folder or URI of both files; relative to the working directory.")
-    sequences: str = Field(default="sequences.txt.gz", description="File in data_dir, plain or gzip-compressed.")
+    sequences: str = Field(default="sequences.txt.gz", description="File in data_dir; .gz: gzip-compressed.")
     items: str = Field(default="items.parquet", description="File in data_dir.")
     item_columns: dict[str, str] = Field(
         default={"external_id": "asin", "title": "title", "brand": "brand", "category": "categories"},

@@ -14,7 +14,7 @@ class TargetFilter(Model):
     scenarios: tuple[str, ...] = ()
     attributes: dict[str, str] = Field(default_factory=dict, description="Event attribute -> required value.")
     history: Literal["any", "bought", "not_bought"] = Field(
-        default="any", description="Whether the user had the item before the cut."
+        default="any", description="Whether the user had the item before the cut, by an event of any behaviour."
     )
     new_category_level: int | None = Field(
         default=None,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import ibis.expr.types as ir
 from ibis import _
 
-from components.config import SPLITS, FeaturesConfig, RunConfig, Task
+from components.config import SPLITS, FeaturesConfig, RunConfig, SplitConfig, Task
 from components.exceptions import ConfigError, DataError
 from components.features.log import attribute_column
 
@@ -40,6 +40,25 @@ def require_tasks_in_log(log: ir.Table, tasks: Sequence[Task]) -> None:
     for task in tasks:
         for name, value in task.target.attributes.items():
             _require_known(task, f"target.attributes.{name}", value, _values(log, attribute_column(name)))
+
+
+def require_covered_windows(log: ir.Table, split: SplitConfig) -> None:
+    """Refuse dates whose last window the log does not half cover: its targets would be what came in so far.
+
+    Leave-one-out has no dates of its own.
+
+    Raises:
+        DataError: The log ends before the middle of the last window.
+    """
+    cut = split.cuts()[-1][0]
+    newest = log.ts.max().execute()
+    if split.kind == "temporal" and newest < cut + split.window / 2:
+        raise DataError(
+            f"the last window of features.split, from {cut:%Y-%m-%d %H:%M} to {cut + split.window:%Y-%m-%d %H:%M}",
+            expected="events over all of it",
+            got=f"a log that ends at {newest:%Y-%m-%d %H:%M}",
+            remedy="move features.split.end back to where the log ends",
+        )
 
 
 def count_examples(examples: ir.Table, log: ir.Table, config: RunConfig) -> dict[str, dict[str, int]]:

@@ -3,6 +3,9 @@
 import hashlib
 
 import fsspec
+import ibis
+import ibis.expr.types as ir
+from sqlglot import exp
 
 from components.config import CompleteJourneySource, SequenceSource, Source
 from components.exceptions import DataError
@@ -28,6 +31,30 @@ def find_files(table: str, pattern: str, remedy: str = GLOB_REMEDY) -> tuple[fss
         raise DataError(f"source.{table} {pattern}", expected="at least one file", got="none", remedy=remedy)
     local = "file" in filesystem.protocol
     return filesystem, found if local else [filesystem.unstrip_protocol(path) for path in found]
+
+
+def open_found(
+    connection: ibis.BaseBackend, filesystem: fsspec.AbstractFileSystem, paths: list[str], name: str, reader: str
+) -> ir.Table:
+    """A view of what `find_files` found.
+
+    By DuckDB's SQL: for s3:// Ibis downloads an extension, though the file system is registered, and DuckDB's own
+    Python functions can wait for themselves on one that is (1.5).
+
+    Args:
+        connection: DuckDB.
+        filesystem: Of the files.
+        paths: The files.
+        name: Of the view.
+        reader: Function and options in SQL, with `{}` for the list of the files: `read_csv({}, header = false)`.
+    """
+    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    if "file" not in filesystem.protocol and not connection.con.filesystem_is_registered(protocol):
+        connection.register_filesystem(filesystem)
+    files = exp.array(*map(exp.Literal.string, paths)).sql("duckdb")
+    view = f'CREATE OR REPLACE TEMP VIEW "{name}" AS SELECT * FROM {reader.replace("{}", files, 1)}'  # noqa: S608  # quoted by sqlglot
+    connection.raw_sql(view)
+    return connection.table(name)
 
 
 def fingerprint_files(source: Source) -> str:

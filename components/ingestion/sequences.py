@@ -16,12 +16,16 @@ from ibis import _
 from components.config import SEQUENCE_LAST_DAY, SequenceSource, TableSource
 from components.exceptions import DataError
 from components.ingestion import convert, tables
-from components.ingestion.files import PUBLIC_FILES_REMEDY, find_files
+from components.ingestion.files import PUBLIC_FILES_REMEDY, find_files, open_found
 from components.ingestion.reading import Column, Reading, canonical_type
 from components.schemas.events import EVENTS
 
 _NO_BRAND = "unknown"
-_NO_SEPARATOR = "\x1f"  # no text has it, so that a line is one field
+# No text has \x1f, so that a line is one field; line ends may be mixed.
+_LINES = (
+    "read_csv({}, columns = {'text': 'VARCHAR'}, header = false, delim = '\x1f', quote = '', escape = '', "
+    "strict_mode = false)"
+)
 _SECONDS_A_DAY = 86_400
 
 
@@ -69,14 +73,11 @@ def read_items(source: SequenceSource, connection: ibis.BaseBackend) -> Reading:
                 got=f"only {', '.join(raw.columns)}",
                 remedy="correct source.title_fallback",
             )
-        if columns.get("title") in raw.columns:
-            title = raw[columns["title"]]
-            raw = raw.mutate(**{columns["title"]: title.nullif("").fill_null(raw[fallback])})
-    if columns.get("brand") in raw.columns:
-        brand = raw[columns["brand"]]
-        raw = raw.mutate(
-            **{columns["brand"]: ibis.ifelse(brand.lower().isin([_NO_BRAND, ""]), ibis.null("string"), brand)}
-        )
+        if (title := columns.get("title", "title")) in raw.columns:
+            raw = raw.mutate(**{title: raw[title].nullif("").fill_null(raw[fallback])})
+    if (brand := columns.get("brand", "brand")) in raw.columns:
+        none = raw[brand].strip().lower() == _NO_BRAND
+        raw = raw.mutate(**{brand: ibis.ifelse(none, ibis.null("string"), raw[brand])})
     table_source = TableSource(events=source.sequences_path, items=source.items_path, item_columns=columns)
     return tables.item_reading(table_source, raw)
 
@@ -84,18 +85,7 @@ def read_items(source: SequenceSource, connection: ibis.BaseBackend) -> Reading:
 def _open_lines(source: SequenceSource, connection: ibis.BaseBackend) -> ir.Table:
     """The file's lines with their number, from 1; blank ones left out."""
     filesystem, paths = find_files("sequences", source.sequences_path, PUBLIC_FILES_REMEDY)
-    if "file" not in filesystem.protocol:
-        connection.register_filesystem(filesystem)
-    lines = connection.read_csv(
-        paths,
-        table_name="raw_sequences",
-        columns={"text": "string"},
-        header=False,
-        delim=_NO_SEPARATOR,
-        quote="",
-        escape="",
-        strict_mode=False,  # line ends may be mixed
-    )
+    lines = open_found(connection, filesystem, paths, "raw_sequences", _LINES)
     numbered = lines.mutate(text=_.text.strip(), line=ibis.row_number().over(ibis.window()) + 1)
     kept = numbered.filter(_.text.length() > 0)
     return kept.filter(_.line <= source.max_users) if source.max_users else kept

@@ -13,10 +13,12 @@ import ibis.expr.types as ir
 from components.config import TableSource
 from components.exceptions import ConfigError, DataError
 from components.ingestion import convert
-from components.ingestion.files import find_files
+from components.ingestion.files import find_files, open_found
 from components.ingestion.reading import SCHEMAS, Column, Log, Reading, canonical_type
 
 REQUIRED = {"events": ("user_id", "item_id", "behavior", "scenario", "ts"), "items": ("item_id", "title")}
+_PARQUET = "read_parquet({}, union_by_name = true)"
+_CSV = "read_csv({}, all_varchar = true, union_by_name = true)"
 EVENT_ID = "_event_id"  # made where the log has none
 _REMEDY = {
     "events": "map them in source.event_columns or give constants in source.event_defaults",
@@ -75,6 +77,10 @@ def _column(field: str, names: dict[str, str], raw: ir.Table, defaults: dict[str
     schema = SCHEMAS["items" if field in SCHEMAS["items"].names else "events"]
     if field in names:
         value, origin = raw[names[field]], "made of user, item, ts" if names[field] == EVENT_ID else names[field]
+        if value.type().is_floating():
+            value = value.isnan().ifelse(ibis.null(value.type()), value)  # how NumPy writes that there is none
+        if field == "brand":
+            value = value.cast("string").strip().nullif("")  # else it would be a brand that many items share
         if field in defaults:
             value = value.cast("string").fill_null(defaults[field])
     elif field in defaults:
@@ -105,11 +111,8 @@ def open_files(table: str, pattern: str, connection: ibis.BaseBackend) -> ir.Tab
         DataError: No file matches.
     """
     filesystem, paths = find_files(table, pattern)
-    if "file" not in filesystem.protocol:
-        connection.register_filesystem(filesystem)
-    if all(".csv" in found.rsplit("/", 1)[-1] for found in paths):
-        return connection.read_csv(paths, table_name=f"raw_{table}", all_varchar=True, union_by_name=True)
-    return connection.read_parquet(paths, table_name=f"raw_{table}", union_by_name=True)
+    is_csv = all(".csv" in found.rsplit("/", 1)[-1] for found in paths)
+    return open_found(connection, filesystem, paths, f"raw_{table}", _CSV if is_csv else _PARQUET)
 
 
 def _column_names(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,10 +58,11 @@ def _write_days(batches: Iterable[pa.RecordBatch], folder: Path) -> None:
 
 
 def write_items(items: Reading, path: Path, report: Report) -> int:
-    """Write readable items to one file, sorted by item_id; returns the number of rows."""
+    """Write readable items to one file, sorted by item_id and place in the source; returns the number of rows."""
     total, progress = 0, Progress(report, "writing items", "rows")
     with pq.ParquetWriter(path, items.schema, compression="zstd") as writer:
-        for batch in _batches(items.readable().order_by("item_id"), items.schema, progress):
+        numbered = items.readable().mutate(row=ibis.row_number().over(ibis.window()))  # the source's order among equals
+        for batch in _batches(numbered.order_by("item_id", "row").drop("row"), items.schema, progress):
             writer.write_batch(batch)
             total += batch.num_rows
     return total

@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def _code_events(events: Path, item_ids: Ints, split: SplitConfig, until: dateti
 
     A window lasts a day at least, so that the codes of any shop's log have less than 63 bits.
     """
-    start = np.datetime64(split.train_start.replace(tzinfo=None), "us")
+    start = np.datetime64(split.train_start.astimezone(UTC).replace(tzinfo=None), "us")
     log, before = ds.dataset(events, partitioning="hive"), pc.field("ts") < pc.scalar(until)
 
     def windows_of(times: npt.NDArray[Any]) -> Ints:

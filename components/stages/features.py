@@ -9,6 +9,7 @@
 All but the counts of 1 take one shard, or one batch of rows, after another.
 """
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from components.features.examples import make_examples
 from components.features.log import read_log
 from components.features.sources import write_sources
 from components.features.store import create_feature_store, materialize, offline
-from components.schemas.examples import CATALOGUE, EXAMPLES
+from components.schemas.examples import CATALOGUE, CONTEXTS, EXAMPLES
 from components.storage import StageReport, StageRun
+
+_BATCH_ROWS = 65_536  # of a file, which is written row group by row group
 
 
 def run(stage: StageRun) -> StageReport:
@@ -47,6 +50,7 @@ def run(stage: StageRun) -> StageReport:
         log = read_log(engine, events, config.features.split, attributes, stage.scratch / "log", report)
         items = engine.read_parquet(str(items_file))
         checks.require_tasks_in_log(log, config.tasks)
+        checks.require_covered_windows(log, config.features.split)
         catalogue = engine.create_table("catalogue", build_catalogue(log, config.features))
         checks.require_catalogue(catalogue, config.features)
         _write(catalogue.order_by("item_id"), CATALOGUE, output / "catalogue.parquet")
@@ -63,16 +67,22 @@ def run(stage: StageRun) -> StageReport:
         with offline(folder):
             limit, held = memory_limit(engine), holds_joins(engine)
             batches = split_contexts(contexts, config.features, limit, join_is_held=held)
-            table = pa.concat_tables(retrieve_contexts(store, batch) for batch in batches)
-            pq.write_table(table.sort_by("context_id"), output / "contexts.parquet")
+            parts = stage.scratch / "contexts"
+            shutil.rmtree(parts, ignore_errors=True)  # of a killed attempt
+            parts.mkdir()
+            for number, batch in enumerate(batches):
+                pq.write_table(retrieve_contexts(store, batch), parts / f"{number}.parquet")
+            retrieved = engine.read_parquet(f"{parts}/*.parquet")
+            _write(retrieved.order_by("context_id"), CONTEXTS, output / "contexts.parquet")
             report("filling the online store")
             materialize(store, end=log.ts.max().execute().to_pydatetime() + timedelta(microseconds=1), report=report)
+        of_splits = {row.split: int(row.n) for row in retrieved.split.value_counts(name="n").execute().itertuples()}
         counts = {
             "events": log.count().execute(),
             "users": log.user_id.nunique().execute(),
             "feature_rows": rows,
             "catalogue": catalogue.count().execute(),
-            "contexts": table.num_rows,
+            "contexts": sum(of_splits.values()),
             "examples": examples.count().execute(),
             "recent_examples": recent.count().execute(),
         }
@@ -85,14 +95,11 @@ def run(stage: StageRun) -> StageReport:
             "recent_examples": "recent_examples.parquet",
         },
         counts={name: int(value) for name, value in counts.items()},
-        metrics={"examples": per_task, "contexts": _count_by_split(table)},
+        metrics={"examples": per_task, "contexts": of_splits},
     )
 
 
-def _count_by_split(contexts: pa.Table) -> dict[str, int]:
-    counted = contexts["split"].value_counts()
-    return {str(row["values"]): int(row["counts"]) for row in counted.to_pylist()}
-
-
 def _write(expression: ir.Table, schema: pa.Schema, path: Path) -> None:
-    pq.write_table(expression.to_pyarrow().select(schema.names).cast(schema), path)
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in expression.select(schema.names).to_pyarrow_batches(chunk_size=_BATCH_ROWS):
+            writer.write_batch(batch.cast(schema))

@@ -6,9 +6,15 @@ import ibis
 import ibis.expr.types as ir
 import pytest
 
+from components.config import SplitConfig
 from components.exceptions import ConfigError, DataError
 from components.features.catalogue import build_catalogue
-from components.features.checks import count_examples, require_catalogue, require_tasks_in_log
+from components.features.checks import (
+    count_examples,
+    require_catalogue,
+    require_covered_windows,
+    require_tasks_in_log,
+)
 from tests.worlds.logs import START, Event, make_config, task
 
 EVENTS = [
@@ -44,6 +50,19 @@ def test_an_empty_catalogue_is_refused(logged: Callable[..., ir.Table]) -> None:
     features = make_config(min_item_events=2).features
     with pytest.raises(DataError, match=r"items with 2 or more events before 2024-01-15: expected at least one item"):
         require_catalogue(build_catalogue(logged(EVENTS), features), features)
+
+
+def test_a_log_that_does_not_half_cover_the_last_window_is_refused(logged: Callable[..., ir.Table]) -> None:
+    split = make_config().features.split
+    cut = split.cuts()[-1][0]
+    enough = logged([Event("a", 1, cut + split.window / 2)])
+    require_covered_windows(enough, split)
+    short = logged([Event("a", 1, cut + split.window / 2 - timedelta(minutes=1))])
+    with pytest.raises(
+        DataError, match=r"the last window of features\.split, from 2024-01-22 .* move features.split.end"
+    ):
+        require_covered_windows(short, split)
+    require_covered_windows(short, SplitConfig.model_validate({"kind": "leave_one_out"}))
 
 
 def test_a_task_without_examples_in_a_split_is_refused(logged: Callable[..., ir.Table]) -> None:

@@ -100,6 +100,14 @@ def test_items(connection: ibis.BaseBackend, tmp_path: Path) -> None:
     ]
 
 
+def test_columns_with_the_canonical_names_need_no_entry(connection: ibis.BaseBackend, tmp_path: Path) -> None:
+    columns = {"external_id": "asin", "category": "categories"}
+    source = write_source(tmp_path, "7 1\n", title_fallback="phrase", item_columns=columns)
+    rows = read_items(source, connection).readable().order_by("item_id").to_pyarrow().to_pylist()
+    found = [(row["title"], row["brand"]) for row in rows]
+    assert found == [("Soap", "Clean"), ("bar of soap", None), ("lotion", None)]
+
+
 def test_an_item_without_a_title_is_refused(connection: ibis.BaseBackend, tmp_path: Path) -> None:
     rows = read_items(write_source(tmp_path, "7 1\n"), connection).rejected().to_pyarrow().to_pylist()
     assert [(row["item_id"], row["_reason"]) for row in rows] == [(2, "missing_title")]

@@ -4,14 +4,17 @@ from typing import Any
 
 import fsspec
 import ibis
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from components.config import TableSource
 from components.exceptions import ConfigError, DataError
 from components.ingestion.tables import read_events, read_items
+from components.ingestion.write import write_items
 from components.schemas.events import EVENTS, ITEMS
 
 LOG = pa.table(
@@ -103,6 +106,62 @@ def test_several_files_and_a_remote_store(tmp_path: Path, connection: ibis.BaseB
     events, _ = read("memory://shop/log-*.parquet", write(GOODS, tmp_path / "goods.parquet"), connection)
     memory.rm("/shop", recursive=True)
     assert events.num_rows == 6
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_an_object_store_needs_no_extension(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The protocol is s3, for which Ibis would download one; there is no network in DuckDB here."""
+
+    class Bucket(LocalFileSystem):
+        protocol = "s3"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return str(super()._strip_protocol(path.removeprefix("s3://")))
+
+        def unstrip_protocol(self, name: str) -> str:
+            return f"s3://{name}"
+
+    fsspec.register_implementation("s3", Bucket, clobber=True)
+    connection = ibis.duckdb.connect(extension_directory=str(tmp_path / "none"), autoinstall_known_extensions=False)
+    monkeypatch.setattr(type(connection), "_load_extensions", lambda *_, **__: pytest.fail("asks for an extension"))
+    log, goods = (write(table, tmp_path / f"{name}{suffix}") for name, table in (("log", LOG), ("goods", GOODS)))
+    try:
+        events, _ = read(f"s3://{log}", f"s3://{goods}", connection)
+    finally:
+        fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
+        connection.disconnect()
+    assert events.num_rows == 3
+
+
+def test_of_two_rows_of_one_item_the_earlier_one_comes_first(tmp_path: Path) -> None:
+    number, twice = 200_000, 2_000
+    ids = np.concatenate([np.arange(number), np.arange(twice) * 7])
+    goods = pa.table({"sku": ids, "name": [f"row {row}" for row in range(len(ids))]})
+    maps = {**MAPS, "item_columns": {"item_id": "sku", "title": "name"}}
+    source = TableSource(events="none", items=write(goods, tmp_path / "goods.parquet"), **maps)
+    connection = ibis.duckdb.connect(threads=2)
+    assert write_items(read_items(source, connection), tmp_path / "items.parquet", lambda *_, **__: None) == len(ids)
+    items = pq.read_table(tmp_path / "items.parquet")
+    rows = np.array([int(title.split()[1]) for title in items["title"].to_pylist()])
+    same = np.diff(items["item_id"].to_numpy()) == 0
+    assert same.sum() == twice
+    assert (np.diff(rows)[same] > 0).all()
+
+
+def test_numbers_that_are_none_and_empty_brands_are_absent(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    log = LOG.set_column(0, "customer", pa.array([7.0, float("nan"), None]))
+    goods = GOODS.append_column("brand", pa.array([" ", "Acme "])).set_column(3, "price", pa.array([float("nan"), 2.5]))
+    maps = {"events": write(log, tmp_path / "log.parquet"), "items": write(goods, tmp_path / "goods.parquet"), **MAPS}
+    reading = read_events(TableSource(**maps), connection)
+    assert reading.readable().user_id.to_pyarrow().to_pylist() == ["7"]
+    assert reading.rejected()._reason.to_pyarrow().to_pylist() == ["missing_user_id"] * 2
+    items = {
+        row["external_id"]: row
+        for row in read_items(TableSource(**maps), connection).readable().to_pyarrow().to_pylist()
+    }
+    assert (items["B00X"]["brand"], items["B00X"]["price"]) == (None, None)
+    assert (items["17"]["brand"], items["17"]["price"]) == ("Acme", 2.5)
 
 
 def test_rows_that_do_not_fit_are_set_aside(tmp_path: Path, connection: ibis.BaseBackend) -> None:

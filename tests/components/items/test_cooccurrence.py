@@ -3,6 +3,7 @@
 import itertools
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -92,6 +93,10 @@ def test_baskets_of_a_log_in_files_are_its_distinct_users_windows_and_items(
     assert found == list(by_basket.values())
     assert baskets.users.tolist() == [user for user, _ in by_basket]
     assert set(baskets.matrix.data) == {1.0}
+    tokyo = ZoneInfo("Asia/Tokyo")
+    dates = {name: getattr(split, name).astimezone(tokyo) for name in ("train_start", "validation_start", "test_start")}
+    elsewhere = read_baskets(tmp_path, items, split.model_copy(update=dates), dates["validation_start"])
+    assert (elsewhere.matrix != baskets.matrix).nnz == 0  # the same instants, written in another zone
 
 
 def early(row: dict[str, object], split: SplitConfig) -> bool:
