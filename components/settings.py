@@ -133,7 +133,8 @@ class Settings(BaseSettings):
 
     def run_dir(self, run_id: str) -> str:
         """URI of the run directory of a DAG run: its id, with characters unsafe in paths replaced."""
-        return f"{self.runs_root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9._-]+', '-', run_id)}"
+        name = re.sub(r"[^\w.-]+", "-", run_id)
+        return f"{self.runs_root.rstrip('/')}/{name}"
 
     def find_run_dir(self, name: str) -> str:
         """Run directory as a command line names it: a path or URI, with a slash in it, or a name under the root."""
@@ -150,8 +151,12 @@ class Settings(BaseSettings):
         Raises:
             ConfigError: It lies elsewhere.
         """
-        prefixes = [prefix.strip().rstrip("/") for prefix in self.allowed_uris.split(",") if prefix.strip()]
-        place = uri if "://" in uri else str(Path(uri).resolve())
+
+        def locate(address: str) -> str:
+            return address if "://" in address else str(Path(address).resolve())
+
+        prefixes = [locate(prefix.strip()).rstrip("/") for prefix in self.allowed_uris.split(",") if prefix.strip()]
+        place = locate(uri)
         if prefixes and (".." in place.split("/") or not any(f"{place}/".startswith(f"{one}/") for one in prefixes)):
             raise ConfigError(
                 f"address {uri}",

@@ -31,11 +31,17 @@ def is_complete(deployment: Object) -> bool:
     status: Object = deployment.get("status", {})
     wanted, updated = replicas(deployment), status.get("updatedReplicas", 0)
     return bool(
-        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+        is_seen(deployment)
         and updated >= wanted
         and status.get("replicas", 0) <= updated
         and status.get("availableReplicas", 0) >= updated
     )
+
+
+def is_seen(deployment: Object) -> bool:
+    """Whether the status is of the Deployment as it is, and not of the one before."""
+    observed: int = deployment.get("status", {}).get("observedGeneration", 0)
+    return observed >= int(deployment["metadata"]["generation"])
 
 
 def replicas(deployment: Object) -> int:
@@ -55,6 +61,8 @@ def find_trouble(deployment: Object, pods: Sequence[Object], warnings: Callable[
     found = [trouble for pod in pods if (trouble := explain_pod(pod, warnings)) is not None]
     found.sort(key=lambda trouble: not trouble.final)
     conditions = {condition["type"]: condition for condition in deployment.get("status", {}).get("conditions", [])}
+    if not is_seen(deployment):
+        conditions = {}  # of the template before
     refused = conditions.get("ReplicaFailure", {})
     late = conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded"
     if not found and refused.get("status") == "True":

@@ -133,7 +133,7 @@ def synchronize(settings: Settings, config: ReleaseConfig, recall: RecallConfig 
     """
     registry, target = open_registry(settings), open_target(settings, config, recall)
     with redis_errors(settings.redis_url), target.hold(config.promote_timeout_seconds):
-        found = _repair(settings, config, registry, target, config.model_name)
+        found = _repair(config, registry, target, config.model_name, must_be_registered=True)
     return None if found is None else found.release
 
 
@@ -163,7 +163,8 @@ def _promote(
     registry, target = open_registry(settings), open_target(settings, config, recall)
     timeout = config.promote_timeout_seconds
     with redis_errors(settings.redis_url), target.hold(timeout):
-        found = _repair(settings, config, registry, target, model_name)
+        on_cluster = settings.deploy_to == "kubernetes"
+        found = _repair(config, registry, target, model_name, must_be_registered=on_cluster)
         candidate = choose(registry)
         release, version = candidate.release, candidate.version
         if not exists(candidate.bundle):
@@ -204,7 +205,7 @@ def _promote(
 
 
 def _repair(
-    settings: Settings, config: ReleaseConfig, registry: MlflowClient, target: Target, model_name: str
+    config: ReleaseConfig, registry: MlflowClient, target: Target, model_name: str, *, must_be_registered: bool
 ) -> Publication | None:
     """Make the release that serves the champion, where a promotion was killed between the two or somebody went back.
 
@@ -212,14 +213,14 @@ def _repair(
         What serves; None if nothing does, or nothing that can be told.
 
     Raises:
-        ReleaseError: On a cluster: what serves is not registered, so that no way back from another release would be.
+        ReleaseError: What serves is not registered and must be: on a cluster no way back to it would be.
     """
     champion = version_of_alias(registry, model_name, CHAMPION)
     name = "" if champion is None else str(champion.tags.get("urm.release", ""))
     found = target.settle(name, config.promote_timeout_seconds)
     version = None if found is None else find_version(registry, model_name, found.release)
     if found is None or version is None:
-        if found is not None and settings.deploy_to == "kubernetes":
+        if found is not None and must_be_registered:
             expected, remedy = f"a version of {model_name!r} in the registry", "set URM_MLFLOW_URI to its registry"
             raise ReleaseError(f"serving release {found.release}", expected=expected, got="none", remedy=remedy)
         return found

@@ -1,6 +1,7 @@
 """The source's files, local or on an object store, and whether they changed since an earlier run."""
 
 import hashlib
+import uuid
 
 import fsspec
 import ibis
@@ -76,5 +77,17 @@ def fingerprint_files(source: Source) -> str:
     for table, pattern in patterns.items():
         filesystem, paths = find_files(table, pattern, remedy)
         for path in paths:
-            digest.update(f"{table} {path} {filesystem.ukey(path)}\n".encode())
+            digest.update(f"{table} {path} {_version(filesystem, path)}\n".encode())
     return digest.hexdigest() if patterns else ""
+
+
+def _version(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """What changes with a file's content; a new one each time where a web server tells nothing of it.
+
+    That of a web address is in its headers: `ukey` takes such files for unchangeable.
+    """
+    if "http" not in filesystem.protocol:
+        return str(filesystem.ukey(path))
+    headers = filesystem.info(path)
+    known = [headers.get(name) for name in ("ETag", "Last-Modified", "Content-MD5", "Digest", "size")]
+    return str(known) if any(known) else uuid.uuid4().hex

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from components.exceptions import UnavailableError
 
 HOST = "127.0.0.1"
-_SAME_START_SECONDS = 1.0
 _POLL_SECONDS = 0.3
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _PORTS_LOCK = "\0urm-ports"
 # Handles of processes meant to outlive this one; a dropped handle would be reported as forgotten.
 _left_running: list[subprocess.Popen[bytes]] = []
@@ -28,7 +28,7 @@ class ProcessRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     pid: int
-    started: float  # seconds since the epoch, as the kernel says
+    started: str  # the machine's boot, and ticks since then: clocks may be set
 
 
 def spawn(command: Sequence[str], *, environment: dict[str, str], log: Path, folder: Path) -> ProcessRecord:
@@ -39,7 +39,7 @@ def spawn(command: Sequence[str], *, environment: dict[str, str], log: Path, fol
     """
     process = _popen(command, environment, log, folder)
     _left_running.append(process)
-    return ProcessRecord(pid=process.pid, started=psutil.Process(process.pid).create_time())
+    return ProcessRecord(pid=process.pid, started=_started(process.pid))
 
 
 def run_to_end(command: Sequence[str], *, environment: dict[str, str], log: Path, folder: Path) -> int:
@@ -76,10 +76,16 @@ def find(record: ProcessRecord) -> psutil.Process | None:
         if process.status() == psutil.STATUS_ZOMBIE:
             process.wait(0)  # reaps it if it is a child of ours
             return None
-        same = abs(process.create_time() - record.started) < _SAME_START_SECONDS
-    except psutil.Error:
+        same = _started(record.pid) == record.started
+    except (psutil.Error, OSError):
         return None
     return process if same else None
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the words of its record (man 5 proc_pid_stat, field 22)."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{_BOOT.read_text().strip()} {ticks}"
 
 
 def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> None:

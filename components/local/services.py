@@ -17,7 +17,7 @@ from components.exceptions import UnavailableError
 from components.local.airflow import USERNAME, AirflowClient, airflow_environment, read_credentials
 from components.local.processes import HOST, choose_port
 from components.local.registry import ServiceRecord
-from components.settings import Settings, child_environment
+from components.settings import Settings, child_environment, setting_variables
 
 # Tried first, so that addresses are the ones people know.
 _USUAL_PORTS = {"redis": 6379, "mlflow": 5000, "airflow-api": 8080, "recall-api": 8000}
@@ -43,7 +43,9 @@ class Service:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        content = json.dumps([self.command, self.environment, self.code], sort_keys=True)
+        # The caller's settings reach it as well.
+        environment = setting_variables(self.credentials) | self.environment
+        content = json.dumps([self.command, environment, self.code], sort_keys=True)
         object.__setattr__(self, "fingerprint", hashlib.sha256(content.encode()).hexdigest())
 
     def variables(self) -> dict[str, str]:
@@ -161,7 +163,7 @@ def _airflow(port: int, url: str, environment: dict[str, str], client: AirflowCl
     airflow = _program("airflow")
     api = ("api-server", "--host", HOST, "--port", str(port), "--workers", "1")
     # A stage can inherit only what Airflow has.
-    service = partial(Service, environment=environment, credentials=("airflow", "mlflow", "redis"))
+    service = partial(Service, environment=environment, credentials=("airflow", "feast", "mlflow", "recall", "redis"))
 
     def is_healthy(component: str) -> Callable[[], bool]:
         return lambda: client.health().get(component) == "healthy"

@@ -72,6 +72,7 @@ class PodTrigger(BaseTrigger):
         self.namespace: str = manifest["metadata"]["namespace"]
         self._pod: Any = None  # as last seen
         self._due = not started  # whether a pod is to be created
+        self._looked = started  # whether it is known what there is
         self._count = 0  # pods that the cluster has ended
         self._position: str | None = None  # time of the last line of the log that was copied
         self._noted_at: datetime | None = None
@@ -117,6 +118,9 @@ class PodTrigger(BaseTrigger):
 
     async def _go_on(self, api: client.CoreV1Api) -> Ending | None:
         """Look after the pod, start the next one where it is due; None while the task is on its way."""
+        if not self._looked:  # the triggerer before this one may have started a pod, whatever `started` says
+            self._pod, self._looked = await self._find(api), True
+            self._due = self._due and self._pod is None
         if self._due:
             try:
                 self._pod, self._due = await self._start(api), False

@@ -103,7 +103,7 @@ def command_tasks(
         return UrmPodOperator.partial(**_of_pod(common), **pod).expand(arguments=commands).output
     from dags.common.process import UrmProcessOperator
 
-    return UrmProcessOperator.partial(**common, credentials=["mlflow"]).expand(arguments=commands).output
+    return UrmProcessOperator.partial(**common, credentials=["feast", "mlflow"]).expand(arguments=commands).output
 
 
 def command_task(

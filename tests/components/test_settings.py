@@ -79,6 +79,12 @@ def test_a_run_id_of_airflow_makes_a_safe_folder() -> None:
     assert settings.run_dir("manual__2026-11-25T13:00:00+00:00/x") == expected
 
 
+def test_run_names_of_other_scripts_stay_apart() -> None:
+    settings = Settings(runs_uri="s3://bucket/runs/")
+    assert settings.run_dir("größe 2") == "s3://bucket/runs/größe-2"
+    assert len({settings.run_dir(name) for name in ("日本", "中文", "größe", "gr-e")}) == 4
+
+
 def test_a_password_is_not_printed() -> None:
     settings = Settings(airflow_password=SecretStr("hunter2"))
     assert "hunter2" not in f"{settings!r} {settings}"
@@ -145,3 +151,17 @@ def test_releases_are_read_from_allowed_places_only(uri: str, allowed: bool) -> 
     else:
         with pytest.raises(ConfigError, match="expected one below s3://urm/runs or /srv/urm, got another"):
             settings.require_allowed(uri)
+
+
+def test_an_allowed_place_behind_a_link_is_where_the_link_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(tmp_path)
+    for prefix in (f"{tmp_path}/data", f"{tmp_path}/disk", "data/"):
+        settings = Settings(allowed_uris=prefix)
+        settings.require_allowed(f"{tmp_path}/data/a")
+        settings.require_allowed("disk/a")
+        with pytest.raises(ConfigError, match="got another"):
+            settings.require_allowed(f"{tmp_path}/database/a")

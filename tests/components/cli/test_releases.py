@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from components.cli import app as cli
 from components.cli import releases as commands
-from components.deploy.promotion import Candidate, deploy
-from components.exceptions import ConfigError, UnavailableError
+from components.deploy.promotion import Candidate, deploy, synchronize
+from components.exceptions import ConfigError, ReleaseError, UnavailableError
 from components.release.registry import CHAMPION, open_registry, version_of_alias
 from components.settings import get_settings
 from tests.worlds.recall import Release, StartWorker, build_releases
@@ -83,6 +83,9 @@ def test_the_champion_is_made_what_serves(releases: Releases, start_worker: Star
     assert invoke("releases", "sync") == f"{releases[1].name} serves and is the champion\n"
     champion = version_of_alias(registry, "urm", CHAMPION)
     assert champion is not None and champion.tags["urm.release"] == releases[1].name
+    elsewhere = releases[0].config.release.model_copy(update={"model_name": "other"})
+    with pytest.raises(ReleaseError, match="expected a version of 'other' in the registry, got none"):
+        synchronize(releases[0].settings, elsewhere)
 
 
 def test_where_nothing_serves_or_nothing_is_known_it_says_so(

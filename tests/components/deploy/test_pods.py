@@ -98,6 +98,9 @@ def test_the_trouble_of_a_rollout_is_the_final_one_of_its_pods_else_that_of_the_
     late = {"type": "Progressing", "reason": "ProgressDeadlineExceeded"}
     found = find_trouble(deployment(conditions=[refused, late]), [], lambda _: [])
     assert found == Trouble("recall-worker: no pod can be made (forbidden: violates PodSecurity)", True)
+    unseen = find_trouble(deployment(generation=3, conditions=[refused, late]), [], lambda _: [])
+    assert not unseen.final  # these are of the template before
+    assert "no pod can be made" not in unseen.reason
     waiting = find_trouble(deployment(), [], lambda _: [])
     assert waiting == Trouble("recall-worker: 0 of 2 new pods, the old ones are not gone yet")
 

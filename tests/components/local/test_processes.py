@@ -71,9 +71,19 @@ def test_find_sees_a_live_process_and_not_a_dead_one(start):
     wait_until(lambda: find(record) is None)
 
 
+def test_a_process_is_found_after_the_clock_was_set(start, monkeypatch):
+    """Its start, by the wall clock, moves with the clock."""
+    record = start(SLEEP)
+    began = psutil.Process(record.pid).create_time()
+    boot = psutil.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot + 3600)
+    assert psutil.Process(record.pid).create_time() > began + 3000
+    assert find(record).pid == record.pid
+
+
 def test_another_process_with_the_same_id_is_not_ours():
     """After a reboot a recorded id may belong to anything."""
-    stale = ProcessRecord(pid=os.getpid(), started=psutil.Process().create_time() - 3600)
+    stale = ProcessRecord(pid=os.getpid(), started="a boot before 4711")
     assert find(stale) is None
     stop([stale], grace_seconds=0.1)
     assert psutil.pid_exists(os.getpid())

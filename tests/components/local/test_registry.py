@@ -9,7 +9,11 @@ from components.local.registry import Registry, ServiceRecord
 from components.settings import get_settings
 
 RECORD = ServiceRecord(
-    process=ProcessRecord(pid=1, started=2.5), port=6379, url="redis://x", log=Path("/l/redis.log"), fingerprint="f"
+    process=ProcessRecord(pid=1, started="boot 250"),
+    port=6379,
+    url="redis://x",
+    log=Path("/l/redis.log"),
+    fingerprint="f",
 )
 
 

@@ -106,12 +106,12 @@ def test_a_killed_service_is_started_again(settings, only):
     assert Registry(settings.home).read()["redis"].process != killed.process
 
 
-def test_a_service_with_other_settings_is_restarted(settings, only):
+def test_a_service_with_other_settings_is_restarted(settings, only, monkeypatch):
     only("redis")
     up(settings, lambda _: None, CONFIG)
     registry = Registry(settings.home)
     record = registry.read()["redis"]
-    registry.write({"redis": record.model_copy(update={"fingerprint": "older"})})
+    monkeypatch.setenv("URM_API_TOKENS_FILE", "tokens.json")
     said: list[str] = []
     up(settings, said.append, CONFIG)
     assert "restarting redis: settings or code have changed" in said

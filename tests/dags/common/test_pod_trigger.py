@@ -128,7 +128,7 @@ def test_another_triggerer_goes_on_where_the_killed_one_stood(make_trigger, pod_
     pod_server.write("urm-sft-1", "step 3")
     pod_server.pods["urm-sft-1"]["status"] = pods.evicted()
     pod_server.next = [pods.ended(0)]
-    assert watch(make_trigger(started=True))["outcome"] == "exited"
+    assert watch(make_trigger())["outcome"] == "exited"
     assert lines(log) == ["step 1", "step 2", "step 3"]
     assert [pod["metadata"]["name"] for pod in pod_server.created] == ["urm-sft", "urm-sft-1", "urm-sft-2"]
 
