@@ -65,6 +65,18 @@ def test_events_are_sent_in_chunks_once(url: str, client: redis.Redis) -> None:
     assert client.xlen(STREAM) == 1501
 
 
+def test_an_event_without_a_time_gets_that_of_the_server(url: str, client: redis.Redis) -> None:
+    """However wrong this machine's clock is: here an event carries a time of its own making, which nobody gave."""
+    ahead = datetime.now(UTC) + timedelta(days=1)
+    event = Event.model_construct(
+        _fields_set={"event_id", "user_id", "item_id"}, **(vars(make_event()) | {"ts": ahead})
+    )
+    with RecallClient(url) as api:
+        assert api.send([event]).accepted == 1
+    ((_, stored),) = client.xrange(STREAM)
+    assert ahead.strftime("%Y-%m-%d") not in str(stored)
+
+
 def test_every_refused_event_has_a_reason_of_its_own(url: str) -> None:
     late = Event(user_id="1", item_id=1050, event_id="late", ts=datetime.now(UTC) + timedelta(days=1))
     with RecallClient(url) as api:

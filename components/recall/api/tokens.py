@@ -65,6 +65,7 @@ class Tokens:
         """
         self._path = path
         self._version: tuple[int, ...] = ()
+        self._said = ""  # why it cannot be read now
         self._by_digest = _by_digest(path)
 
     def find(self, secret: str) -> Token | None:
@@ -77,14 +78,18 @@ class Tokens:
                 found.st_size,
             )  # two changes may fall into one tick of the clock
             if version != self._version:
-                self._version = version
                 self._by_digest = _by_digest(self._path)
+                self._version = version
         except FileNotFoundError:  # whoever takes the file away revokes every token
             if self._by_digest:
                 log.error("token file is gone, no token is valid")
             self._by_digest, self._version = {}, ()
         except (OSError, ConfigError) as error:  # while somebody edits the file, what was read before counts
-            log.error("tokens cannot be read, the earlier ones stay", error=str(error))
+            if self._said != (said := str(error)):
+                log.error("tokens cannot be read, the earlier ones stay", error=said)
+            self._said = said
+        else:
+            self._said = ""
         return self._by_digest.get(digest(secret))
 
 

@@ -1,5 +1,6 @@
 """Bulk feed: events of a Parquet, CSV or JSONL file into the stream, by the same script as the API's."""
 
+import codecs
 import csv
 import time
 from collections.abc import Callable, Iterator
@@ -171,7 +172,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     # Bytes that are no text spoil their own row: the event refuses the surrogates they become.
-    with path.open(newline="", errors="surrogateescape") as stream:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
         reader = csv.DictReader(stream, restkey="beyond the header")
         for row in reader:
             yield f"line {reader.line_num}", {name: value for name, value in row.items() if value not in ("", None)}
@@ -180,8 +181,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _json_rows(path: Path) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield f"line {number}", line
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if text.strip():
+                yield f"line {number}", text
 
 
 def _wait_for_room(deadline: float, config: RecallConfig) -> None:

@@ -117,8 +117,8 @@ class Backfill(PatientLoop):
             return
         outcomes = self._fill(release, self._batch)
         self._count(outcomes, len(self._batch))
+        self._batch = []  # before anything fails: a batch that is counted is not done, and counted, again
         self._save(release)
-        self._batch = []
         trim_memory()
 
     def _follow_release(self) -> ServingRelease | None:

@@ -85,11 +85,15 @@ class RecallWorker(ServingLoop):
                 tried = {entry.event.user_id for entry in self._in_hand if entry.deliveries > 1}
                 self._process(release, [one for one in self._in_hand if one.event.user_id not in tried])
                 self._retry(release, [one for one in self._in_hand if one.event.user_id in tried])
-        except redis.ResponseError as error:
-            if not is_group_gone(error):
-                raise
-            log.warning("consumer group is gone, creating it again")  # a Redis that lost its memory
-            self._stream.ensure_group()
+        except redis.RedisError as error:
+            if isinstance(error, redis.ResponseError) and is_group_gone(error):
+                log.warning("consumer group is gone, creating it again")  # a Redis that lost its memory
+                self._stream.ensure_group()
+                return
+            if is_unavailable(error):  # a server's fault, be it the feature store's: no try of these events
+                with suppress(redis.RedisError):
+                    self._stream.hand_back(self._in_hand)
+            raise
         except SickWorkerError:
             self._stream.hand_back(self._in_hand)
             raise

@@ -297,7 +297,9 @@ def _score(stage: StageRun, world: World, name: str, open_rate: Callable[[StageR
         stage.report_progress(name)
         scores = world.score(open_rate(stage))
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, allow_pickle=False, **{json.dumps(asdict(method)): some for method, some in scores.items()})
+        half = file.with_suffix(".half.npz")
+        np.savez(half, allow_pickle=False, **{json.dumps(asdict(method)): some for method, some in scores.items()})
+        half.replace(file)
     with np.load(file) as kept:
         return {Method(**json.loads(method)): kept[method] for method in kept.files}
 

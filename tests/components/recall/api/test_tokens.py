@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from components.config import RecallConfig
 from components.exceptions import ConfigError
+from components.recall.api import tokens as tokens_module
 from components.recall.api.app import create_app
 from components.recall.api.tokens import Scope, Tokens, issue_token, read_tokens, revoke_token
 from components.recall.state.scripts import STREAM
@@ -79,6 +80,27 @@ def test_a_file_that_is_being_spoiled_takes_nobody_in_or_out_and_one_that_is_gon
     path.unlink()
     with pytest.raises(ConfigError, match=r"token file .*: expected the file that `urm recall token create` writes"):
         Tokens(path)
+
+
+def test_a_file_that_could_not_be_read_once_is_read_when_it_can(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `chmod`, which changes neither its time nor its size."""
+    secret = issue_token(path, "leaked", [Scope.READ])
+    tokens = Tokens(path)
+    assert tokens.find(secret) is not None
+    path.write_text('{"tokens": []}')
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setattr(tokens_module, "read_tokens", raises(PermissionError("denied")))
+        assert tokens.find(secret) is not None
+        assert tokens.find(secret) is not None
+    assert [line["event"] for line in logs] == ["tokens cannot be read, the earlier ones stay"]
+    assert tokens.find(secret) is None
+
+
+def raises(error: Exception) -> Callable[[Path], NoReturn]:
+    def fail(_: Path) -> NoReturn:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize(

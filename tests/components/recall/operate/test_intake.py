@@ -1,3 +1,4 @@
+import codecs
 import csv
 import json
 import re
@@ -51,6 +52,14 @@ def test_same_events_come_out_of_every_format(tmp_path: Path, suffix: str) -> No
     assert [event.event_id for event in events] == ["e1", "e2"]
     assert {(event.user_id, event.item_id, event.ts) for event in events} == {("3", 1050, LAST_EVENT)}
     assert len(read(path, limit=1)[0]) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"events{suffix}", [ROW, {**ROW, "event_id": "e2"}])
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    events, said = read(path)
+    assert (said, [event.event_id for event in events]) == ([], ["e1", "e2"])
 
 
 @pytest.mark.parametrize(

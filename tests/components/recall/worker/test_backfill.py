@@ -183,6 +183,24 @@ def test_a_killed_shard_goes_on_where_it_was(
     assert (progress.done, progress.stored, progress.finished) == (12, 12, True)
 
 
+def test_a_batch_whose_progress_could_not_be_noted_is_counted_once(
+    client: redis.Redis, make: Make, recall_config: RecallConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filler, failures = make(), iter(range(3))
+    save = filler._save
+
+    def fail_at_first(release: ServingRelease) -> None:
+        if next(failures, None) is not None:
+            raise redis.exceptions.OutOfMemoryError
+        save(release)
+
+    monkeypatch.setattr(filler, "_save", fail_at_first)
+    filler.run()
+    assert set(results(client, recall_config)) == set(USERS)
+    (progress,) = read_progress(client, 5)
+    assert (progress.done, progress.finished) == (len(USERS), True)
+
+
 def test_a_finished_shard_starts_over_and_renews_what_is_there(
     client: redis.Redis, make: Make, recall_config: RecallConfig
 ) -> None:
