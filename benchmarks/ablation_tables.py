@@ -55,6 +55,7 @@ BEAUTY, JOURNEY = Study("amazon_beauty"), Study("complete_journey", seeds=SEEDS[
 BACKBONE = Study("amazon_beauty", "backbone", reference="none", grid="backbone")
 LAYERS = Study("amazon_beauty", "layers", reference="none", seeds=SEEDS[:1], grid="backbone")
 NARROW = Study("amazon_beauty", "narrow", reference="d_64_h_1", seeds=SEEDS[:1], grid="backbone")
+WIDTH = Study("amazon_beauty", "width", reference="d_64_h_1", grid="backbone")
 
 LONGER = {  # trainings of Complete Journey that differ in their length, folders in FOLDER
     "1,200 steps, an earlier commit": "complete_journey-1200-steps.main.seed0",
@@ -146,6 +147,8 @@ TABLES: dict[str, Table] = {
     "ablations_amazon_beauty_layers": partial(render_ablations, LAYERS),
     "ablations_complete_journey": partial(render_ablations, JOURNEY),
     "ablations_amazon_beauty_narrow": partial(render_ablations, NARROW),
+    "ablations_amazon_beauty_width": partial(render_ablations, WIDTH),
+    "slopes_amazon_beauty_width": partial(render_slopes, WIDTH),
     "slopes_amazon_beauty_narrow": partial(render_slopes, NARROW),
     "training_complete_journey": render_longer,
 }
