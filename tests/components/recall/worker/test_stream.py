@@ -419,7 +419,8 @@ def test_what_is_waited_for_counts_against_no_event(
         def _sleep(self, seconds: float) -> None:
             super()._sleep(min(seconds, 0.05))
 
-    worker = Hasty(client, config, load, "worker")
+    # With connections of its own, which it closes.
+    worker = Hasty(open_redis(releases[0].settings.redis_url), config, load, "worker")
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
