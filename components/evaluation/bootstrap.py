@@ -101,16 +101,19 @@ class Comparison:
         return self._interval_of_mean(relative_lift(means[0], means[1]), confidence)
 
     def training_interval(self, ratios: Sequence[float], confidence: float) -> tuple[float, float]:
-        """Interval of `ratio` that knows of chance from training to training; NaN of few users and of one training.
+        """Interval of `ratio` that knows of chance from training to training.
+
+        NaN of few users, of one training, and where the baseline of a training finds nothing.
 
         Args:
             ratios: That of each training, whose examples are pooled here.
             confidence: Of the interval.
         """
-        draws = relative_lift(self.model_draws.mean(axis=1), self.baseline_draws.mean(axis=1))
-        number, of_users = len(ratios), float(np.var(draws[np.isfinite(draws)], ddof=1))
-        if number < 2 or self.few_users:
+        number = len(ratios)
+        if number < 2 or self.few_users or not np.isfinite(ratios).all():
             return float("nan"), float("nan")
+        draws = relative_lift(self.model_draws.mean(axis=1), self.baseline_draws.mean(axis=1))
+        of_users = float(np.var(draws[np.isfinite(draws)], ddof=1))
         of_trainings = float(np.var(ratios, ddof=1)) / number
         freedom = (number - 1) * (1 + of_users / of_trainings) ** 2 if of_trainings else np.inf
         reach = float(t.ppf((1 + confidence) / 2, freedom)) * (of_users + of_trainings) ** 0.5

@@ -55,8 +55,8 @@ def require_covered_windows(log: ir.Table, split: SplitConfig) -> None:
     if split.kind == "temporal" and newest < cut + split.window / 2:
         raise DataError(
             f"the last window of features.split, from {cut:%Y-%m-%d %H:%M} to {cut + split.window:%Y-%m-%d %H:%M}",
-            expected="events over all of it",
-            got=f"a log that ends at {newest:%Y-%m-%d %H:%M}",
+            expected="a log that reaches beyond its middle",
+            got=f"one that ends at {newest:%Y-%m-%d %H:%M}",
             remedy="move features.split.end back to where the log ends",
         )
 

@@ -13,6 +13,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from components.exceptions import UnavailableError
+from components.process_start import ticks_at_start
 
 HOST = "127.0.0.1"
 _POLL_SECONDS = 0.3
@@ -77,15 +78,14 @@ def find(record: ProcessRecord) -> psutil.Process | None:
             process.wait(0)  # reaps it if it is a child of ours
             return None
         same = _started(record.pid) == record.started
-    except (psutil.Error, OSError):
+    except psutil.Error:
         return None
     return process if same else None
 
 
 def _started(pid: int) -> str:
-    """When a process began, in the words of its record (man 5 proc_pid_stat, field 22)."""
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{_BOOT.read_text().strip()} {ticks}"
+    """When a process began, in the words of its record."""
+    return f"{_BOOT.read_text().strip()} {ticks_at_start(pid)}"
 
 
 def stop(records: Sequence[ProcessRecord], grace_seconds: float) -> None:

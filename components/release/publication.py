@@ -17,7 +17,6 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Literal
 
 import redis
@@ -26,6 +25,7 @@ from redis.exceptions import LockError
 from redis.lock import Lock
 
 from components.exceptions import ConfigError, ReleaseError, UnavailableError
+from components.process_start import ticks_at_start
 from components.settings import Settings
 
 LOCK = "urm:release:lock"
@@ -291,11 +291,8 @@ def name_worker(pid: int | None = None) -> str:
     The start time tells a restarted container's process 1 from the one before it, whose answers are still there.
     """
     pid = pid or os.getpid()
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:  # it has ended already
-        fields = []
-    return "-".join([socket.gethostname(), str(pid), *fields[19:20]])  # in ticks since the machine's boot
+    ticks = ticks_at_start(pid)
+    return "-".join([socket.gethostname(), str(pid), *([] if ticks is None else [str(ticks)])])
 
 
 def send_heartbeat(client: redis.Redis, worker: str, state: str) -> None:

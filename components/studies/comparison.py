@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 
 from components.addresses import fetch
@@ -89,6 +90,7 @@ class Summary:
     def ratios(self, tasks: Iterable[str]) -> list[float]:
         """URM's mean recall over some of the tasks relative to that of target attention, in each seed's training."""
         means = mean_recalls(self.recalls, tasks).pivot(index="seed", columns="model", values="recall")
+        means = means.loc[list(self.seeds)]
         lifts = relative_lift(means[CANDIDATE].to_numpy(), means[BASELINE].to_numpy())
         return [float(lift) for lift in lifts]
 
@@ -162,7 +164,7 @@ def render(summaries: Sequence[Summary], confidence: float) -> str:
                 describe_group(sum_up(summary.baseline.restrict(tasks), confidence), len(tasks), kind, confidence),
                 _table(summary, tasks, confidence),
             ]
-            if len(summary.seeds) > 1:
+            if len(summary.seeds) > 1 and np.isfinite(summary.ratios(tasks)).all():
                 parts.append(_describe_trainings(summary, tasks, confidence))
             if place == 0:
                 parts.append(_describe_best(summary, tasks, confidence))

@@ -71,8 +71,7 @@ class PodTrigger(BaseTrigger):
         self.conn_id, self.in_cluster = conn_id, in_cluster
         self.namespace: str = manifest["metadata"]["namespace"]
         self._pod: Any = None  # as last seen
-        self._due = not started  # whether a pod is to be created
-        self._looked = started  # whether it is known what there is
+        self._due = False  # whether a pod is to be created
         self._count = 0  # pods that the cluster has ended
         self._position: str | None = None  # time of the last line of the log that was copied
         self._noted_at: datetime | None = None
@@ -118,16 +117,14 @@ class PodTrigger(BaseTrigger):
 
     async def _go_on(self, api: client.CoreV1Api) -> Ending | None:
         """Look after the pod, start the next one where it is due; None while the task is on its way."""
-        if not self._looked:  # the triggerer before this one may have started a pod, whatever `started` says
-            self._pod, self._looked = await self._find(api), True
-            self._due = self._due and self._pod is None
+        if self._pod is None and not self._due:  # a triggerer before this one may have started a pod
+            self._pod = await self._find(api)
+            self._due = self._pod is None and not self.started
         if self._due:
             try:
                 self._pod, self._due = await self._start(api), False
             except client.ApiException as error:
                 return self._wait_for_quota(error, datetime.now(UTC))
-        if self._pod is None:
-            self._pod = await self._find(api)
         ending = await self._look(api) if self._pod else Ending("disrupted", "no pod of this task is left")
         ours = self._pod is None or self._is_ours(self._pod)
         if ending is None or ending.outcome != "disrupted" or (ours and self._count >= self.disruptions):

@@ -117,7 +117,7 @@ class Backfill(PatientLoop):
             return
         outcomes = self._fill(release, self._batch)
         self._count(outcomes, len(self._batch))
-        self._batch = []  # before anything fails: a batch that is counted is not done, and counted, again
+        self._batch = []  # before saving, which may fail: a batch that is counted is not done again
         self._save(release)
         trim_memory()
 

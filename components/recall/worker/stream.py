@@ -68,6 +68,7 @@ class RecallWorker(ServingLoop):
 
     def step(self) -> None:
         """One iteration: heartbeat, releases, claims, new events."""
+        self._in_hand = []
         try:
             release = self._follow_release()
             self._maintain()

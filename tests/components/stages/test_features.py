@@ -255,6 +255,6 @@ def test_the_result_is_the_same_in_however_many_parts(
 def test_a_log_that_ends_before_the_test_weeks_is_refused(tmp_path: Path, settings: Settings) -> None:
     events = write_events(tmp_path / "events", [Event("a", item, START) for item in (1, 2)])
     run_dir = write_run(tmp_path / "runs" / "one", events, write_items(tmp_path / "items.parquet", {1: ["A"]}))
-    with pytest.raises(DataError, match=r"the last window of features\.split, .* got a log that ends at 2024-01-08"):
+    with pytest.raises(DataError, match=r"the last window of features\.split, .* got one that ends at 2024-01-08"):
         run_stage("features", run, config=make_config(), run_dir=str(run_dir), settings=settings)
     assert not (run_dir / "features" / "result.json").exists()

@@ -183,7 +183,7 @@ def test_a_killed_shard_goes_on_where_it_was(
     assert (progress.done, progress.stored, progress.finished) == (12, 12, True)
 
 
-def test_a_batch_whose_progress_could_not_be_noted_is_counted_once(
+def test_a_batch_whose_progress_could_not_be_saved_is_counted_once(
     client: redis.Redis, make: Make, recall_config: RecallConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filler, failures = make(), iter(range(3))

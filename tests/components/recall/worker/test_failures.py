@@ -1,5 +1,8 @@
+import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import pytest
 import redis
@@ -11,11 +14,12 @@ from components.recall.operate.deadletters import list_letters, replay
 from components.recall.operate.intake import feed
 from components.recall.serving.context import KnownHistory
 from components.recall.serving.engine import ServingRelease, load_release
-from components.recall.state.scripts import CONTROL, STREAM, accepted_key
+from components.recall.state.scripts import CONTROL, DEAD_STREAM, GROUP, STREAM, accepted_key
 from components.recall.state.store import UserStore
 from components.recall.state.stream import Entry, EventStream
 from components.recall.worker.loop import SickWorkerError
 from components.recall.worker.stream import RecallWorker
+from components.redis_client import open_redis
 from components.release.publication import Publication, live_workers
 from tests.worlds.recall import (
     POISON_ITEM,
@@ -222,3 +226,66 @@ def test_a_worker_that_fails_with_a_user_who_succeeded_elsewhere_is_sick(
     client.delete(CONTROL)
     worker._process(HalfSick(**vars(release)), entries)  # nothing tells it from a poison event
     assert worker.metrics.registry.get_sample_value("urm_worker_events_total", {"outcome": "failed"}) == 1
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError("the feature store's"), redis.exceptions.OutOfMemoryError()])
+def test_what_is_waited_for_counts_against_no_event(
+    client: redis.Redis, releases: tuple[Release, Release], error: redis.RedisError
+) -> None:
+    config = RecallConfig(k=10, max_deliveries=2, claim_idle_seconds=0.1)
+    failures = iter(range(2 * config.max_deliveries))
+
+    class Away(ServingRelease):
+        def read_histories(self, users: Sequence[str]) -> dict[str, KnownHistory]:
+            if next(failures, None) is not None:
+                raise error
+            return super().read_histories(users)
+
+    def load(publication: Publication) -> ServingRelease:
+        return Away(**vars(load_release(publication, releases[0].settings, releases[0].config.release)))
+
+    class Hasty(RecallWorker):
+        def _sleep(self, seconds: float) -> None:
+            super()._sleep(min(seconds, 0.05))
+
+    # With connections of its own, which it closes.
+    worker = Hasty(open_redis(releases[0].settings.redis_url), config, load, "worker")
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        wait_until(lambda: live_workers(client))
+        roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
+        feed(client, iter([make_event()]), config)
+        wait_until(lambda: backlog(client) == 0)
+    finally:
+        worker.stop()
+        thread.join(timeout=30)
+    assert client.xlen(DEAD_STREAM) == 0
+    assert next(failures, None) is None
+    assert UserStore(client, config).result("3", "new_item") is not None
+
+
+def test_an_outage_between_batches_takes_nothing_back_from_other_workers(
+    client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker had in hand before may be another one's work by now."""
+
+    def lose(_: int) -> NoReturn:
+        raise redis.ConnectionError
+
+    release = load_release(
+        Publication(release=releases[0].name, bundle=str(releases[0].bundle), order=1),
+        releases[0].settings,
+        releases[0].config.release,
+    )
+    worker = RecallWorker(client, recall_config, lambda _: release, "worker")
+    monkeypatch.setattr(worker._source, "serving", release)
+    feed(client, iter([make_event()]), recall_config)
+    other = EventStream(client, "other", recall_config)
+    other.ensure_group()
+    monkeypatch.setattr(worker, "_in_hand", other.read(1, 1))
+    monkeypatch.setattr(worker._stream, "claim_stale", lose)
+    with pytest.raises(redis.ConnectionError):
+        worker.step()
+    (pending,) = client.xpending_range(STREAM, GROUP, "-", "+", 10)
+    assert (pending["consumer"], pending["times_delivered"]) == ("other", 1)

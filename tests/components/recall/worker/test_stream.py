@@ -21,10 +21,10 @@ from components.deploy.workers import WorkerFlip
 from components.exceptions import ReleaseError
 from components.recall.operate.deadletters import list_letters
 from components.recall.operate.intake import feed
-from components.recall.serving.context import KnownHistory, build_context
+from components.recall.serving.context import build_context
 from components.recall.serving.engine import Ranking, ServingRelease, load_release
 from components.recall.state.events import encode_event
-from components.recall.state.scripts import DEAD_STREAM, STREAM, history_keys, waiting_key
+from components.recall.state.scripts import STREAM, history_keys, waiting_key
 from components.recall.state.store import UserStore
 from components.recall.state.stream import EventStream
 from components.recall.worker import stream as worker_module
@@ -397,43 +397,6 @@ def test_a_redis_that_refuses_writes_for_a_while_is_waited_for(
         thread.join(timeout=30)
         server.stop()
     assert not thread.is_alive()
-
-
-@pytest.mark.parametrize("error", [redis.ConnectionError("the feature store's"), redis.exceptions.OutOfMemoryError()])
-def test_what_is_waited_for_counts_against_no_event(
-    client: redis.Redis, releases: tuple[Release, Release], error: redis.RedisError
-) -> None:
-    config = RecallConfig(k=10, max_deliveries=2, claim_idle_seconds=0.1)
-    failures = iter(range(2 * config.max_deliveries))
-
-    class Away(ServingRelease):
-        def read_histories(self, users: Sequence[str]) -> dict[str, KnownHistory]:
-            if next(failures, None) is not None:
-                raise error
-            return super().read_histories(users)
-
-    def load(publication: Publication) -> ServingRelease:
-        return Away(**vars(load_release(publication, releases[0].settings, releases[0].config.release)))
-
-    class Hasty(RecallWorker):
-        def _sleep(self, seconds: float) -> None:
-            super()._sleep(min(seconds, 0.05))
-
-    # With connections of its own, which it closes.
-    worker = Hasty(open_redis(releases[0].settings.redis_url), config, load, "worker")
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
-        wait_until(lambda: live_workers(client))
-        roll_out(WorkerFlip(client), releases[0].name, str(releases[0].bundle), timeout_seconds=60)
-        feed(client, iter([make_event()]), config)
-        wait_until(lambda: backlog(client) == 0)
-    finally:
-        worker.stop()
-        thread.join(timeout=30)
-    assert client.xlen(DEAD_STREAM) == 0
-    assert next(failures, None) is None
-    assert UserStore(client, config).result("3", "new_item") is not None
 
 
 def test_a_redis_that_forgets_all_between_two_commands_ends_no_worker(
