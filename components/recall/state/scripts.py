@@ -186,34 +186,47 @@ return stored
 """
 )
 
-# Keep a user's results that a publication, or a later one, has computed for as long as new ones. Returns 1 if there is
-# one under every key, else 0, and then nothing happened.
+# Keep a user's results that a publication has computed for as long as new ones. Returns 1 if there is one under every
+# key, else 0, and then nothing happened. One of another publication, also of a later one, is of a release that serves
+# no more, or not yet.
 # KEYS: a result per task. ARGV: order of the publication, results' TTL.
 RENEW = """
 for _, key in ipairs(KEYS) do
     local order = redis.pcall('HGET', key, 'release_order')
-    if type(order) ~= 'string' or tonumber(order) < tonumber(ARGV[1]) then return 0 end
+    if type(order) ~= 'string' or tonumber(order) ~= tonumber(ARGV[1]) then return 0 end
 end
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
 return 1
 """
 
-# Store results that no event has asked for. Nothing happens if the history has changed since they were computed, or if
-# the user was erased and no event has come since.
-# Returns -1 if it has changed, -2 for an erased user, else the number of results stored.
-# KEYS: content of the history, erased users, then a result per task.
+# Store results that no event has asked for. Nothing happens if another publication serves by now, if the history has
+# changed since they were computed, or if the user was erased and no event has come since. The release that serves wins
+# over any other, also over a later one that was withdrawn, unless that knows more of the user (ADR 11); what it knew of
+# a history that is no longer there, nobody knows any more.
+# Returns -3 if another one serves, -1 if the history has changed, -2 for an erased user, else the number of results
+# stored.
+# KEYS: content of the history, erased users, the serving publication, then a result per task.
 # ARGV: batch that changed the history last ('' if none), digest of the user, newest live event's microseconds (0 if
 # there is none: whatever an event brings is newer), revision, order of the release, results' TTL, then a body per task.
 FILL = (
     _STORE_RESULT
     + """
+local serving = redis.call('GET', KEYS[3])
+if not serving or cjson.decode(serving).order ~= tonumber(ARGV[5]) then return -3 end
 if (redis.call('HGET', KEYS[1], 'batch') or '') ~= ARGV[1] then return -1 end
-if redis.call('EXISTS', KEYS[1]) == 0 and redis.call('ZSCORE', KEYS[2], ARGV[2]) then return -2 end
+local known = redis.call('EXISTS', KEYS[1]) == 1
+if not known and redis.call('ZSCORE', KEYS[2], ARGV[2]) then return -2 end
 local before = {}
-for task = 1, #KEYS - 2 do before[task] = read_numbers(KEYS[2 + task]) end
+for task = 1, #KEYS - 3 do
+    local numbers = read_numbers(KEYS[3 + task])
+    if tonumber(numbers[3]) ~= tonumber(ARGV[5]) then
+        numbers = known and {numbers[1], numbers[2], 0} or {}
+    end
+    before[task] = numbers
+end
 local stored, numbers = 0, {ARGV[3], ARGV[4], ARGV[5]}
-for task = 1, #KEYS - 2 do
-    stored = stored + store_result(KEYS[2 + task], before[task], numbers, ARGV[6 + task], ARGV[6])
+for task = 1, #KEYS - 3 do
+    stored = stored + store_result(KEYS[3 + task], before[task], numbers, ARGV[6 + task], ARGV[6])
 end
 return stored
 """

@@ -32,10 +32,11 @@ from components.recall.state.scripts import (
     waiting_key,
 )
 from components.recall.state.stream import Entry
+from components.release.publication import SERVING
 
 log = structlog.get_logger()
 Joined = Literal["repeated", "in_order", "late"]
-Filled = Literal["stored", "current", "changed", "forgotten"]
+Filled = Literal["stored", "current", "changed", "forgotten", "withdrawn"]
 
 
 class Result(BaseModel):
@@ -154,7 +155,7 @@ class UserStore:
         self._note_control(keys=[CONTROL, history_keys(user_id)[0]], args=[user_id, MARK_TTL_SECONDS])
 
     def renew(self, user_ids: Iterable[str], tasks: Sequence[str], order: int) -> list[bool]:
-        """Whether each user has a result of every task that this publication, or a later one, has computed.
+        """Whether each user has a result of every task that this publication has computed.
 
         Those results are kept from now on for as long as new ones.
         """
@@ -176,14 +177,18 @@ class UserStore:
 
         Returns:
             By user: `stored`; `current` if newer results were there; `changed` if nothing happened because the history
-            has changed since it was read; `forgotten` if nothing happened because the user was erased.
+            has changed since it was read; `forgotten` if nothing happened because the user was erased; `withdrawn` if
+            nothing happened because another publication serves by now.
         """
         with self._client.pipeline(transaction=False) as pipe:
             for user_id, by_task in results.items():
                 events, ttl = recent[user_id], self._config.result_ttl_seconds
                 newest_us = events.events[-1].ts_us if events.events else 0
                 self._fill(
-                    keys=[history_keys(user_id)[1], FORGOTTEN, *(result_key(user_id, task) for task in by_task)],
+                    keys=[
+                        *(history_keys(user_id)[1], FORGOTTEN, SERVING),
+                        *(result_key(user_id, task) for task in by_task),
+                    ],
                     args=[
                         *(events.batch, digest_user(user_id), newest_us, events.revision, order, ttl),
                         *(result.model_dump_json() for result in by_task.values()),
@@ -191,7 +196,7 @@ class UserStore:
                     client=pipe,
                 )
             answers = dict(zip(results, pipe.execute(), strict=True))
-        names: dict[int, Filled] = {-2: "forgotten", -1: "changed", 0: "current"}
+        names: dict[int, Filled] = {-3: "withdrawn", -2: "forgotten", -1: "changed", 0: "current"}
         return {user_id: names.get(answer, "stored") for user_id, answer in answers.items()}
 
     def result(self, user_id: str, task: str) -> Result | None:

@@ -116,6 +116,8 @@ class Backfill(PatientLoop):
             self._finish(release)
             return
         outcomes = self._fill(release, self._batch)
+        if outcomes["withdrawn"]:
+            return  # the next step begins with what serves
         self._count(outcomes, len(self._batch))
         self._batch = []  # before saving, which may fail: a batch that is counted is not done again
         self._save(release)

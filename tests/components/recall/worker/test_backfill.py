@@ -149,6 +149,58 @@ def test_a_live_result_of_the_release_stays_and_one_of_an_earlier_release_is_com
     assert (progress.stored, progress.current) == (11, 1)
 
 
+@pytest.mark.parametrize("history", [True, False])
+def test_results_of_a_later_release_that_serves_no_more_are_computed_again(
+    client: redis.Redis, make: Make, recall_config: RecallConfig, releases: tuple[Release, Release], history: bool
+) -> None:
+    event = make_event("4")
+    if history:
+        add_history(client, recall_config, [event])
+    numbers = {"event_ts_us": event.ts_us, "revision": 1, "release_order": 6, "body": "withdrawn"}
+    for task in TASKS:  # as a worker of the withdrawn release left it
+        client.hset(result_key("4", task), mapping=numbers)
+    make().run()
+    body = json.loads(results_of(client, "4")[1])
+    assert (body["release"], body["event_id"]) == (releases[0].name, event.event_id if history else None)
+    (progress,) = read_progress(client, 5)
+    assert (progress.stored, progress.current) == (12, 0)
+
+
+def test_what_knows_more_of_a_user_stays_whatever_serves(
+    client: redis.Redis, make: Make, recall_config: RecallConfig
+) -> None:
+    add_history(client, recall_config, [make_event("4")])
+    for task in TASKS:
+        numbers = {"event_ts_us": make_event("4").ts_us, "revision": 2, "release_order": 6, "body": "knows more"}
+        client.hset(result_key("4", task), mapping=numbers)
+    make().run()
+    assert results_of(client, "4") == ["knows more"] * 2
+
+
+@pytest.mark.parametrize("to", [4, 6])
+def test_nothing_is_stored_once_another_publication_serves(
+    client: redis.Redis, make: Make, recall_config: RecallConfig, releases: tuple[Release, Release], to: int
+) -> None:
+    def switch() -> None:
+        serve_release(client, releases[1], order=to)
+
+    backfill = make(load=interrupt(releases[0], switch))
+    stored: list[str | None] = []
+    follow = backfill._follow_release
+
+    def note(*_: object) -> ServingRelease | None:
+        if read_shard(client, to, 0, 1) is None:
+            stored.extend(result for user in USERS for result in client.hmget(result_key(user, TASKS[0]), "body"))
+        return follow()
+
+    backfill._follow_release = note  # type: ignore[method-assign]
+    backfill.run()
+    assert set(stored) == {None}, "not a batch of the release that serves no more"
+    assert {result.release for result in results(client, recall_config).values()} == {releases[1].name}
+    progress = read_shard(client, to, 0, 1)
+    assert progress and (progress.stored, progress.finished) == (12, True)
+
+
 def results_of(client: redis.Redis, user: str) -> list[str]:
     return [str(client.hget(result_key(user, task), "body")) for task in TASKS]
 
