@@ -36,7 +36,8 @@ class UrmPodOperator(KubernetesPodOperator):
 
     Args:
         queue_hours: Longest wait for a node.
-        disruptions: Most pods that may follow another one, ended by the cluster, in one try.
+        disruptions: Most pods that may follow another one, ended by the cluster, in one try. With none, a full quota
+            fails the task: a triggerer that waited for room could not tell after a restart whether there was a pod.
     """
 
     def __init__(self, *, queue_hours: float, disruptions: int, **kwargs: Any) -> None:
@@ -108,14 +109,14 @@ class UrmPodOperator(KubernetesPodOperator):
 
     @ask_again
     def _start(self, wanted: V1Pod) -> bool:
-        """Whether the pod is there now; not while a quota is full."""
+        """Whether the pod is there now; not while a full quota is waited for."""
         try:
             self.client.create_namespaced_pod(self.namespace, wanted)
         except ApiException as error:
             if error.status == 409:  # the answer to the first request was lost
                 return True
             ending = judge_refusal(wanted.metadata.name, error)
-            if ending.outcome == "hopeless":
+            if ending.outcome == "hopeless" or not self.disruptions:
                 raise AirflowFailException(ending.reason) from None
             return False
         return True

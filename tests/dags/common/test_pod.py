@@ -325,6 +325,22 @@ def test_a_pod_that_no_quota_has_room_for_is_started_later(start, pod_server):
     assert not start()[1].started
 
 
+def test_a_command_that_no_quota_has_room_for_fails(pod_server, home, render):
+    """Whoever waited for room could not tell after a restart whether the command has run."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from components.flow import STAGES
+    from dags.common.tasks import command_task
+    from dags.recall_rollback import rollback_arguments
+
+    given = {"doc": "A test.", "resources": STAGES["promote"].resources, "access": "promotion", "credentials": []}
+    pod_server.refused["POST"] = [(403, "pods is forbidden: exceeded quota: urm")]
+    task, context = render(command_task("rollback", rollback_arguments, **given, settings=SETTINGS), why="", to=None)
+    with pytest.raises(AirflowFailException, match="exceeded quota: urm; correct"):
+        task.execute(context)
+    assert not pod_server.created
+
+
 @pytest.mark.parametrize(
     ("status", "message"),
     [

@@ -156,9 +156,9 @@ def test_results_of_a_later_release_that_serves_no_more_are_computed_again(
     event = make_event("4")
     if history:
         add_history(client, recall_config, [event])
-    numbers = {"event_ts_us": event.ts_us, "revision": 1, "release_order": 6, "body": "withdrawn"}
+    numbers = {"event_ts_us": event.ts_us, "revision": 1, "release_order": 6}
     for task in TASKS:  # as a worker of the withdrawn release left it
-        client.hset(result_key("4", task), mapping=numbers)
+        client.hset(result_key("4", task), mapping={**numbers, "body": "withdrawn"})
     make().run()
     body = json.loads(results_of(client, "4")[1])
     assert (body["release"], body["event_id"]) == (releases[0].name, event.event_id if history else None)
@@ -170,9 +170,9 @@ def test_what_knows_more_of_a_user_stays_whatever_serves(
     client: redis.Redis, make: Make, recall_config: RecallConfig
 ) -> None:
     add_history(client, recall_config, [make_event("4")])
+    numbers = {"event_ts_us": make_event("4").ts_us, "revision": 2, "release_order": 6}
     for task in TASKS:
-        numbers = {"event_ts_us": make_event("4").ts_us, "revision": 2, "release_order": 6, "body": "knows more"}
-        client.hset(result_key("4", task), mapping=numbers)
+        client.hset(result_key("4", task), mapping={**numbers, "body": "knows more"})
     make().run()
     assert results_of(client, "4") == ["knows more"] * 2
 
@@ -185,7 +185,7 @@ def test_nothing_is_stored_once_another_publication_serves(
         serve_release(client, releases[1], order=to)
 
     backfill = make(load=interrupt(releases[0], switch))
-    stored: list[str | None] = []
+    stored: list[object] = []
     follow = backfill._follow_release
 
     def note(*_: object) -> ServingRelease | None:
