@@ -96,7 +96,8 @@ def _claim_ablations() -> Iterator[list[str]]:
         day = _list_days(read_result(study.folder(variant, seed), "measure") for seed in study.seeds)
         claim = f"[{what}, {DATA_SETS[study.config]}: validation recall](ablations.md)"
         record = f"`{study.config}-{study.name}.{'main' if variant == REFERENCE else variant}.*`"
-        command = f"`urm ablation summary --config {study.config}`" if other == REFERENCE else DOCS
+        one_seed = f" --seed {study.seeds[0]}" if len(study.seeds) == 1 else ""
+        command = f"`urm ablation summary --config {study.config}{one_seed}`" if other == REFERENCE else DOCS
         yield [claim, change.difference, change.difference_interval, day, record, command]
 
 

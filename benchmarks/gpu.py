@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.bench import query_gpu, write_figures
 from benchmarks.instances import MPS
-from benchmarks.records import DATA_SETS, FOLDER, SEEDS
+from benchmarks.records import DATA_SETS, FOLDER, find_tuned_seeds
 from benchmarks.results import CONFIGS, URM, Step, print_steps, run_steps, set_options
 from components.addresses import join, read_json
 from components.device import choose_device
@@ -228,7 +228,7 @@ def _curves(run_dir: str, settings: Settings) -> dict[str, float]:
 
 def _recalls(plan: Plan, config: str, settings: Settings) -> str:
     """Recall per task beside the kept headline runs, and what pretraining is worth."""
-    kept = [load_result(str(FOLDER / f"{config}-seed{seed}"), "evaluate") for seed in SEEDS]
+    kept = [load_result(str(FOLDER / f"{config}-tuned-seed{seed}"), "evaluate") for seed in find_tuned_seeds(config)]
     found = {w: load_result(settings.find_run_dir(plan.run_name(config, w)), "evaluate") for w in WEIGHTS}
     runs = {weights: run for weights, run in found.items() if run}
     columns = {"target attention, headline": _by_task(kept, BASELINE), "URM, headline": _by_task(kept, CANDIDATE)}

@@ -22,12 +22,12 @@ NUM_QUERY_MATCHES = 5
 
 
 class NameMatch:
-    """Which items a query names, by one of the names of each: equal in their words."""
+    """Which items a query names, by one of the names of each: equal in their words; a name without any is none."""
 
     def __init__(self, names: Sequence[Sequence[str]], queries: Sequence[str]) -> None:
         words = {name: tuple(split_words(name)) for of_item in names for name in of_item}
-        codes = {name: code for code, name in enumerate(sorted(set(words.values())))}
-        pairs = {(codes[words[name]], item) for item, of_item in enumerate(names) for name in of_item}
+        codes = {name: code for code, name in enumerate(sorted(set(words.values()) - {()}))}
+        pairs = {(codes[words[name]], item) for item, of_item in enumerate(names) for name in of_item if words[name]}
         code, item_of = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
         shape = (len(codes) + 1, len(names))  # the last row is that of queries which name nothing
         self.members = sp.csr_array((np.ones(len(pairs), np.float32), (code, item_of)), shape=shape)

@@ -25,6 +25,7 @@ ablation_app = typer.Typer(
 _PANEL = "Look"
 
 GridOption = Annotated[str, typer.Option("--grid", "-g", help="Name of a grid in configs/ablations, or a file.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="One seed; all of the grid if empty.")]
 StudyDirOption = Annotated[
     str, typer.Option("--run-dir", "-r", help="Run directory of the study; those of its variants lie beside it.")
 ]
@@ -121,18 +122,17 @@ def run(
     config: ConfigOption = DEFAULT_CONFIG,
     run_dir: StudyDirOption = "ablation",
     variant: Annotated[str | None, typer.Option("--variant", help="One variant; all if empty.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="One seed; all of the grid if empty.")] = None,
+    seed: SeedOption = None,
     set_: SetOption = None,
 ) -> None:
     """Train and measure variants; what is finished is not done again."""
     from components.studies.ablation.grid import load_grid
     from components.studies.ablation.study import run_variant
 
-    study = load_grid(grid, get_settings().configs_dir)
+    study = load_grid(grid, get_settings().configs_dir).of_seed(seed)
     variants = [variant] if variant is not None else list(study.variants)
-    seeds = study.seeds if seed is None else (seed,)
     for name in variants:
-        for number in seeds:
+        for number in study.seeds:
             done = run_variant(
                 study, name, number, config=config, study_dir=get_settings().find_run_dir(run_dir), overrides=set_ or []
             )
@@ -151,13 +151,14 @@ def summary(
     grid: GridOption = "urm",
     config: ConfigOption = DEFAULT_CONFIG,
     run_dir: StudyDirOption = "ablation",
+    seed: SeedOption = None,
     set_: SetOption = None,
 ) -> None:
     """Write the table, the report and the figures of a finished study, and log them to MLflow."""
     from components.studies.ablation.grid import load_grid, write_settings
     from components.studies.ablation.summary import summarise
 
-    study = load_grid(grid, get_settings().configs_dir)
+    study = load_grid(grid, get_settings().configs_dir).of_seed(seed)
     overrides = [*(set_ or []), *write_settings(study.overrides)]
     result = run_spec(
         STUDIES["ablation_summary"], config, run_dir, overrides, function=lambda stage: summarise(stage, study)

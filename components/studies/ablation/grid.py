@@ -86,6 +86,10 @@ class Grid(Model):
         contrasts = {title: pair for title, pair in self.contrasts.items() if set(pair) <= {REFERENCE, *names}}
         return self.model_copy(update={"groups": groups, "contrasts": contrasts})
 
+    def of_seed(self, seed: int | None) -> Grid:
+        """The grid with this seed only; with all of its own if there is none."""
+        return self if seed is None else self.model_copy(update={"seeds": (seed,)})
+
     def settings_of(self, variant: str, seed: int) -> list[str]:
         """A variant as KEY=VALUE overrides of the configuration, for `urm <stage> --set`.
 

@@ -44,3 +44,9 @@ def test_features_by_loops_on_all_paths(data: Dataset) -> None:
 def test_a_name_is_equal_in_its_words() -> None:
     match = NameMatch([("Hair_Care & oils", "x"), ("hair care",), ()], ["hair care oils", "X", "care hair", "hair"])
     assert match.of(np.array([0, 1, 2, 3, -1])).toarray().tolist() == [[1, 0, 0], [1, 0, 0], [0] * 3, [0] * 3, [0] * 3]
+
+
+def test_signs_name_nothing() -> None:
+    match = NameMatch([("&",), ("***",), ("food",)], ["&", "food"])
+    assert match.of(np.array([0, 1])).toarray().tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert NameMatch([("&",), ()], ["&"]).of(np.array([0, -1])).toarray().tolist() == [[0, 0], [0, 0]]

@@ -162,7 +162,8 @@ def test_summary_writes_table_report_and_figures_and_tracks_them(study, tmp_path
 
 
 def test_one_seed_has_no_spread(study, tmp_path):
-    result = summary(study, tmp_path, GRID.model_copy(update={"seeds": (0,)}))
+    forget(tmp_path, f"study.{REFERENCE}.seed1")
+    result = summary(study, tmp_path, GRID.of_seed(0))
     assert {row["spread"] for row in result.metrics["variants"]} == {None}
     text = Path(result.outputs["report"]).read_text()
     assert "(one seed, " in text
