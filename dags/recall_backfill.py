@@ -25,7 +25,8 @@ PARAMS = {
         type=["string", "null"],  # the form sends null for an empty field
         pattern=CONFIG.schema["pattern"],
         title="Configuration",
-        description="Name of a file in configs/, without .yaml; empty: that of the promotion before.",
+        description="Name of a file in configs/, without .yaml; empty: that of the promotion which the run follows, "
+        "or of URM_CONFIG.",
     ),
     "rate": Param(
         0, type="number", minimum=0, title="Rate", description="Most users to compute per second; 0: no limit."

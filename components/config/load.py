@@ -17,6 +17,7 @@ from components.config.model import Model
 from components.config.run import RunConfig
 from components.config.sources import SOURCE_KINDS
 from components.exceptions import ConfigError
+from components.yaml_text import parse
 
 Document = TypeVar("Document", bound=Model)
 
@@ -100,7 +101,7 @@ def load_document(path: Path, kind: type[Document]) -> Document:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"configuration {path}", expected="a readable YAML file", got=error.strerror, remedy="check the path"

@@ -61,6 +61,13 @@ class SplitConfig(Model):
             raise ValueError(
                 "expected train_start < validation_start < test_start < end, each at least one window apart"
             )
+        for earlier, later in itertools.pairwise(bounds):
+            by_the_wall = later.replace(tzinfo=None) - earlier.replace(tzinfo=None)
+            if by_the_wall % self.window == timedelta() != (later - earlier) % self.window:
+                raise ValueError(
+                    f"expected whole windows between {earlier.isoformat()} and {later.isoformat()}, whose offsets "
+                    "differ by summer time; write all bounds with one offset"
+                )
         return self
 
     @model_validator(mode="after")

@@ -76,14 +76,22 @@ class DeploymentRollout:
         """See Target.
 
         Where the two Deployments differ, an act was interrupted between them, and the earlier release is applied to
-        both. What is no champion becomes so if its rollout gets complete and passes the check; else it is undone.
+        both. One without a release is earlier only while the first promotion of all is interrupted; else somebody has
+        made it anew, and it gets what the other one has. What is no champion becomes so if its rollout gets complete
+        and passes the check; else it is undone.
         """
         found = {name: self._read(name) for name in DEPLOYMENTS}
-        current = min((one.publication for one in found.values()), key=_order)
-        differing = [name for name, one in found.items() if one.publication != current]
-        for name in differing:
-            log.warning("a promotion was interrupted between two Deployments", deployment=name, back_to=_name(current))
-            self._apply(name, current, {CAUSE: _interrupted(found[name])}, found[name].publication)
+        kept = min(found.values(), key=lambda one: _order(one.publication))
+        if kept.publication is None:
+            named = [one for one in found.values() if one.publication is not None]
+            kept = next((one for one in named if _was_promoted(one, champion)), kept)
+        current = kept.publication
+        for name, one in found.items():
+            if one.publication == current:
+                continue
+            log.warning("the two Deployments have different releases", deployment=name, back_to=_name(current))
+            notes = {CAUSE: _interrupted(one)} if one.publication else dict(kept.notes)
+            self._apply(name, current, notes, one.publication)
         if current is None or current.release == champion:
             return current
         try:
@@ -256,6 +264,11 @@ def _order(publication: Publication | None) -> int:
 
 def _name(publication: Publication | None) -> str:
     return "no release" if publication is None else publication.release
+
+
+def _was_promoted(found: _Found, champion: str) -> bool:
+    """Whether a Deployment's release is not that of a first promotion on its way."""
+    return found.publication is not None and (found.publication.release == champion or bool(found.notes.get(_PREVIOUS)))
 
 
 def _interrupted(found: _Found) -> str:

@@ -67,12 +67,13 @@ class Lease:
             raise overtaken(f"Lease {NAME}")
 
     def _acquire(self, timeout_seconds: float) -> None:
-        seen, since = "", 0.0
+        seen, since, lives = "", 0.0, False
         deadline = time.monotonic() + timeout_seconds
         while True:
             lease = self._cluster.read_lease(NAME)
             holder = _holder(lease)
             if lease["metadata"]["resourceVersion"] != seen:
+                lives = bool(seen)
                 seen, since = lease["metadata"]["resourceVersion"], time.monotonic()
             limit = _spec(lease).get("leaseDurationSeconds") or self._duration
             silent = time.monotonic() - since >= limit
@@ -82,7 +83,7 @@ class Lease:
                     if holder:
                         log.warning("a promotion stood still or was killed, and is taken over", holder=holder)
                     return
-            if time.monotonic() > deadline:
+            if lives and time.monotonic() > deadline:  # else it is found out first whether it was killed
                 raise UnavailableError(
                     "promotion",
                     expected=f"the one in progress to end within {timeout_seconds:g} s",

@@ -23,7 +23,7 @@ from components.recall.serving.fetching import fetch_release
 from components.recall.state.events import Event
 from components.recall.state.scripts import accepted_key, history_keys, result_key, waiting_key
 from components.recall.state.store import UserStore
-from components.release.bundle import read_smoke
+from components.release.bundle import SmokeRequest, read_smoke
 from components.release.publication import Publication
 from components.settings import Settings
 from components.urm.data.request import RecallRequest
@@ -85,15 +85,17 @@ class SmokeCheck:
         """
         set_threads(self._settings)
         release = load_release(publication, self._settings, self._config, self._recall.filters)
+        rows = read_smoke(fetch_release(publication, self._settings).bundle)
         url, token = self._settings.api_url, self._settings.api_token.get_secret_value()
         with RecallClient(url, token, tries=1) as api:
-            figures = self._ask_known_users(api, release) if ad_hoc else {}
-            figures["visible_seconds"] = self._follow_event(api, release)
+            figures = self._ask_known_users(api, release, rows) if ad_hoc else {}
+            figures["visible_seconds"] = self._follow_event(api, release, rows)
         log.info("smoke check passed", release=release.name, **figures)
         return figures
 
-    def _ask_known_users(self, api: RecallClient, release: ServingRelease) -> dict[str, float]:
-        rows = read_smoke(fetch_release(release.publication, self._settings).bundle)
+    def _ask_known_users(
+        self, api: RecallClient, release: ServingRelease, rows: Sequence[SmokeRequest]
+    ) -> dict[str, float]:
         chosen = rows[:: max(1, len(rows) // _QUESTIONS)][:_QUESTIONS]
         tasks = {task.name: task for task in release.tasks}
         seconds, overlaps = [], []
@@ -122,14 +124,18 @@ class SmokeCheck:
             )
         return {"users": len(chosen), "overlap": round(shared, 4), "ask_seconds": round(median(seconds), 3)}
 
-    def _follow_event(self, api: RecallClient, release: ServingRelease) -> float:
+    def _follow_event(self, api: RecallClient, release: ServingRelease, rows: Sequence[SmokeRequest]) -> float:
         """Send an event of a made-up user, and wait for the result that knows it; seconds until then."""
         user, item = f"urm-smoke-{release.order}", int(release.recaller.candidate_ids[0])
-        task = next(task for task in release.tasks if not task.needs_query)
+        task = min(release.tasks, key=lambda task: task.needs_query)
+        query = None
+        if task.needs_query:  # every task is a search, which no event without words asks
+            row = next(row for row in rows if row.query)
+            task, query = next(task for task in release.tasks if task.name == row.task), row.query
         sent: list[tuple[Event, float]] = []
 
         def send() -> None:
-            event = Event(user_id=user, item_id=item)
+            event = Event(user_id=user, item_id=item, query=query)
             outcome = api.send([event]).events[0]
             if outcome.status == "refused":
                 raise _NotYetError(f"a refusal of the event: {outcome.detail}")
@@ -146,7 +152,7 @@ class SmokeCheck:
                 send()
                 raise _NotYetError(f"a result of release {answer.release}")
             took = time.monotonic() - began
-            overlap = _overlap([row.item_id for row in answer.items], self._recall_here(release, user, task, None)[0])
+            overlap = _overlap([row.item_id for row in answer.items], self._recall_here(release, user, task, query)[0])
             if overlap < MIN_OVERLAP:
                 raise _refuse(
                     release.name,

@@ -7,7 +7,6 @@ from typing import Any
 from airflow.sdk import Context
 
 from dags.common.outcome import write_notes
-from dags.common.params import CONFIG
 from dags.common.process import UrmProcessOperator
 
 COUNTS = ("done", "total", "stored", "current", "failed")
@@ -17,7 +16,8 @@ def backfill_arguments(context: Context, jinja_env: Any = None) -> list[str]:
     """Arguments of `urm`, from the params of the DAG run; all users in one process."""
     params = context["params"]
     config = params["config"] or _promoted_config(context)
-    return ["recall", "backfill", f"--config={config}", f"--rate={params['rate']:g}"]
+    chosen = [f"--config={config}"] if config else []  # else URM_CONFIG decides, where the command runs
+    return ["recall", "backfill", *chosen, f"--rate={params['rate']:g}"]
 
 
 class BackfillProcessOperator(UrmProcessOperator):
@@ -62,6 +62,6 @@ def describe(figures: dict[str, Any]) -> str:
 
 
 def _promoted_config(context: Context) -> str:
-    """The configuration of the promotion that this run follows; the default of the form where it follows none."""
+    """The configuration of the promotion that this run follows; empty where nothing says which."""
     events = [event for of_asset in (context.get("triggering_asset_events") or {}).values() for event in of_asset]
-    return str(events[-1].extra["config"]) if events else str(CONFIG.value)
+    return next((str(event.extra["config"]) for event in reversed(events) if event.extra.get("config")), "")

@@ -49,6 +49,9 @@ def backfill_job(needs: PodNeeds, settings: Settings, context: Context, jinja_en
     container["args"] = [*command, *shard, "--host", ANY_ADDRESS, "--metrics-port", str(METRICS_PORT)]
     container["env"] += [{"name": name, "value": value} for name, value in link_variables(context).items()]
     size = {"cpu": needs.cpu, "memory": needs.memory, "ephemeral-storage": needs.ephemeral_storage}
+    if needs.gpus:
+        size["nvidia.com/gpu"] = str(needs.gpus)
+        container["env"].append({"name": "URM_DEVICE", "value": "cuda"})
     container["resources"] = {"requests": size, "limits": size}
     return job
 

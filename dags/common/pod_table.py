@@ -11,10 +11,12 @@ from pydantic.alias_generators import to_camel
 from components.exceptions import ConfigError
 from components.flow import STAGES, Resources
 from components.settings import Settings
+from components.yaml_text import parse
 
 POD_TABLE = Path(__file__).parents[2] / "k8s" / "jobs" / "pods.yaml"
 DEFAULTS = "defaults"
 COMMAND_TASKS = ("reference", "variant", "summary", "rollback", "backfill")
+_NOT_OF_A_JOB = frozenset({"shared_memory", "cache_claim", "queue_hours", "disruptions"})
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTP]i?)?$", coerce_numbers_to_str=True)]
 
 
@@ -61,7 +63,7 @@ def read_pod_needs(task_id: str, resources: Resources, settings: Settings) -> Po
     path = settings.pods_file or POD_TABLE
     remedy = "correct the table that URM_PODS_FILE names" if settings.pods_file else "correct it"
     try:
-        table = yaml.safe_load(path.read_text()) or {}
+        table = parse(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"table of pods {path}", expected="a readable YAML file", got=error, remedy=remedy) from None
     known = [DEFAULTS, *STAGES, *COMMAND_TASKS]
@@ -81,6 +83,9 @@ def read_pod_needs(task_id: str, resources: Resources, settings: Settings) -> Po
         )
         got = "another field" if unknown else repr(first["input"])
         raise ConfigError(f"table of pods {path}, {place}", expected=expected, got=got, remedy=remedy) from None
+    if foreign := sorted(_NOT_OF_A_JOB & set(table.get(task_id) or {})) if task_id == "backfill" else []:
+        expected = "no " + ", ".join(sorted(_NOT_OF_A_JOB)) + ", which a Job cannot have"
+        raise ConfigError(f"table of pods {path}, {task_id}", expected=expected, got=foreign[0], remedy=remedy)
     if found.nodes > 1 and task_id != "sft":
         raise ConfigError(f"table of pods {path}, {task_id}.nodes", expected="1", got=found.nodes, remedy=remedy)
     return found

@@ -1,7 +1,6 @@
 """Runs a stage, or another `urm` command, as a process of this machine."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
 from airflow.sdk import BaseOperator, Context
 
+from components.child_process import die_with_parent
 from components.flow import STAGES
 from components.settings import child_environment, get_settings
 from dags.common.outcome import MlflowLink, StageMixin, raise_for_exit_code
@@ -53,7 +53,7 @@ class UrmProcessOperator(BaseOperator):
         """
         self._hook = SubprocessHook()
         outcome = self._hook.run_command(
-            [*_die_with_parent(), str(URM), *self.arguments],
+            [*die_with_parent(), str(URM), *self.arguments],  # so that a retry never runs beside a left-over
             env={**child_environment(self.credentials), **self.environment, "PYTHONUNBUFFERED": "1"},
             cwd=str(get_settings().configs_dir.absolute().parent),
         )
@@ -92,9 +92,3 @@ class StageProcessOperator(UrmProcessOperator, StageMixin):
         """
         super().execute(context)
         self.finish(context)
-
-
-def _die_with_parent() -> list[str]:
-    """Command prefix that ends the stage with its Airflow task, so that a retry never runs beside a left-over."""
-    setpriv = shutil.which("setpriv")  # util-linux; elsewhere a killed task leaves its stage running to its end
-    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []

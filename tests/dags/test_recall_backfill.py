@@ -72,7 +72,11 @@ def test_a_promotion_hands_its_configuration_on(home, make_context, dag):
 
     after = arguments(triggering_asset_events={SERVING_RELEASE: [SimpleNamespace(extra={}), event]})
     assert after == ["recall", "backfill", "--config=shop", "--rate=2.5"]
-    assert arguments()[2] == "--config=complete_journey"
+    by_hand = [event, SimpleNamespace(extra={"from_rest_api": True})]
+    assert arguments(triggering_asset_events={SERVING_RELEASE: by_hand}) == after
+    # Nobody says which: URM_CONFIG of the process, or of the pod, does.
+    assert arguments(triggering_asset_events={SERVING_RELEASE: by_hand[1:]}) == ["recall", "backfill", "--rate=2.5"]
+    assert arguments() == ["recall", "backfill", "--rate=2.5"]
     given = backfill_arguments(make_context("backfill", rate=0, config="amazon_beauty"))
     assert given[2:] == ["--config=amazon_beauty", "--rate=0"]
     try:
@@ -114,13 +118,15 @@ def test_the_table_of_pods_reaches_the_job(home, render, tmp_path):
 
     tolerations = [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]
     row = {"image": "mine:1", "priority_class": "low", "tolerations": tolerations, "node_selector": {"pool": "spot"}}
-    (tmp_path / "pods.yaml").write_text(yaml.safe_dump({"backfill": {**row, "kueue_queue": "shop"}}))
+    (tmp_path / "pods.yaml").write_text(yaml.safe_dump({"backfill": {**row, "kueue_queue": "shop", "gpus": 1}}))
     settings = Settings(executor="kubernetes", pods_file=tmp_path / "pods.yaml")
     task, _ = render(backfill_task(settings), **PARAMS)
     pod = task.job["spec"]["template"]["spec"]
     assert (pod["containers"][0]["image"], pod["priorityClassName"]) == ("mine:1", "low")
     assert (pod["nodeSelector"], pod["tolerations"]) == ({"pool": "spot"}, tolerations)
     assert task.job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "shop"
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {"name": "URM_DEVICE", "value": "cuda"} in pod["containers"][0]["env"]
 
 
 def test_how_the_job_ended_is_how_the_task_ends(job, caplog):

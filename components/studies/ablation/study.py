@@ -4,12 +4,12 @@ Fingerprints reuse the stages that a variant shares with the reference, and ever
 finished.
 """
 
-import subprocess
 import sys
 from collections.abc import Sequence
 
 import structlog
 
+from components.child_process import run
 from components.exceptions import UrmError, UserError
 from components.flow import STUDIES, stages_before
 from components.studies.ablation.grid import Grid, variant_dir
@@ -40,7 +40,7 @@ def run_variant(
     options = ["--config", config, "--run-dir", run_dir, *(part for text in settings for part in ("--set", text))]
     for command in (*((stage,) for stage in STAGES), ("ablation", "measure")):
         log.info("variant", variant=variant, seed=seed, stage=command[-1])
-        code = subprocess.run([*URM, *command, *options], check=False).returncode
+        code = run([*URM, *command, *options])
         if code == _USER_ERROR:
             raise UserError(
                 f"variant {variant!r}",

@@ -101,6 +101,7 @@ def test_a_mistake_in_a_task_file_names_that_file(configs: Path) -> None:
     ("content", "message"),
     [
         (b"name: [1", "expected valid YAML, got .*line 1.*; fix the file at the line named"),
+        (b"recall: {k: 5}\nname: x\nrecall: {}", "expected valid YAML, got key 'recall' a second time.*line 3"),
         (b"- a\n- b", "expected a mapping of keys, got list"),
         (b"", "expected a mapping of keys, got NoneType"),
         (b"name: caf\xe9", "expected UTF-8 text"),

@@ -1,8 +1,11 @@
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from components.config import SEQUENCE_LAST_DAY, SplitConfig
 
@@ -44,3 +47,17 @@ def test_windows_never_cross_a_split(start: int, lengths: tuple[int, int, int], 
         found = [cut for cut, name in cuts if name == "train" and cut >= newest]
         assert len(found) == min(recent, expected["train"])
         assert found[0] == newest
+
+
+def test_bounds_on_both_sides_of_summer_time_are_refused() -> None:
+    """An hour is missing to the last week of training, whose cut would be left out."""
+    bounds: dict[str, Any] = {
+        "train_start": "2026-02-02T00:00+01:00",
+        "validation_start": "2026-04-06T00:00+02:00",
+        "test_start": "2026-04-13T00:00+02:00",
+        "end": "2026-04-20T00:00+02:00",
+    }
+    with pytest.raises(ValidationError, match=r"whole windows between 2026-02-02.*one offset"):
+        SplitConfig.model_validate(bounds)
+    cuts = SplitConfig.model_validate({**bounds, "train_start": "2026-02-02T00:00+02:00"}).cuts()
+    assert [split for _, split in cuts].count("train") == 9

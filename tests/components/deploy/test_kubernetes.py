@@ -269,6 +269,35 @@ def test_a_promotion_that_is_killed_is_finished_or_undone_by_the_next(
     assert (world.now, world.alias(PREVIOUS)) == ((names[1],) * 3, names[0])
 
 
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_deployment_that_was_made_anew_gets_the_release_of_the_other(
+    number: int, name: str, world: World, names: tuple[str, str]
+) -> None:
+    new = world.state.read(name)
+    for promoted in range(number + 1):
+        world.promote(promoted)
+    before = world.state.notes(name)
+    world.state.roll_back_by_hand(name, new)  # deleted and applied again
+    world.use()
+    assert synchronize(world.settings, world.config) == names[number]
+    assert world.now == (names[number],) * 3
+    assert world.state.notes(name) == before
+    world.promote(1 - number)
+    assert world.now == (names[1 - number],) * 3
+
+
+def test_a_first_promotion_killed_between_the_deployments_leaves_no_release(
+    world: World, names: tuple[str, str]
+) -> None:
+    with pytest.raises(Killed):
+        world.promote(0, MortalCluster(world.connect(), 2))
+    assert world.now == (names[0], None, None)
+    world.use()
+    assert synchronize(world.settings, world.config) is None
+    assert world.now == (None,) * 3
+
+
 def test_a_promotion_killed_between_serving_and_aliases_is_finished_by_the_next(
     world: World, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ Connect = Callable[[], Cluster]
 
 def test_one_at_a_time_and_the_object_keeps_its_labels(api_server: tuple[ApiServer, Connect]) -> None:
     state, connect = api_server
-    first, second = Lease(connect()), Lease(connect())
+    first, second = Lease(connect(), 0.9), Lease(connect(), 0.9)
     with first.hold(1):
         first.require()
         with pytest.raises(UnavailableError, match=rf"end within 0\.2 s, got one that goes on, {first.holder}"):
@@ -29,6 +29,13 @@ def test_one_at_a_time_and_the_object_keeps_its_labels(api_server: tuple[ApiServ
     lease = state.read(NAME, "leases")
     assert lease["metadata"]["labels"] == {"app": "urm"}
     assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("", 4)
+
+
+def test_a_short_wait_is_long_enough_to_find_out_who_was_killed(api_server: tuple[ApiServer, Connect]) -> None:
+    _, connect = api_server
+    Lease(connect(), 0.9)._acquire(1)  # and nothing renews it
+    with Lease(connect(), 0.9).hold(0.1):
+        pass
 
 
 def test_it_is_renewed_while_it_is_held_and_taken_over_once_it_is_silent(

@@ -1,7 +1,9 @@
 """The smoke check against the real API, real workers and a real Redis."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -12,6 +14,7 @@ from components.config import ItemFilter, RecallConfig
 from components.deploy.smoke import SmokeCheck
 from components.exceptions import ConfigError, ReleaseError
 from components.recall.api.tokens import Scope, issue_token
+from components.recall.serving.engine import ServingRelease, load_release
 from components.recall.state.scripts import AD_HOC_WORKERS
 from components.recall.worker.adhoc import AdHocWorker
 from components.recall.worker.stream import RecallWorker
@@ -58,6 +61,22 @@ def test_what_serves_passes_and_the_made_up_user_leaves_nothing(
     assert figures["ask_seconds"] > 0 and figures["visible_seconds"] > 0
     assert list(client.scan_iter("*urm-smoke*")) == []
     assert smoke(promoted[1], False).keys() == {"visible_seconds"}
+
+
+def test_an_event_with_words_is_followed_where_every_task_is_a_search(
+    settings: Settings,
+    promoted: Promoted,
+    releases: tuple[Release, Release],
+    client: redis.Redis,
+    recall_config: RecallConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*arguments: Any) -> ServingRelease:
+        release = load_release(*arguments)
+        return replace(release, tasks=tuple(task for task in release.tasks if task.needs_query))
+
+    monkeypatch.setattr("components.deploy.smoke.load_release", load)
+    assert check(settings, releases[0], client, recall_config)(promoted[1], False).keys() == {"visible_seconds"}
 
 
 def test_a_known_user_with_live_events_is_asked_with_them(

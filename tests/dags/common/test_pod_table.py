@@ -46,12 +46,19 @@ def test_a_tolerations_words_are_those_of_a_pod(read):
         ("features: {nodes: 2}", "features.nodes: expected 1, got 2; correct"),
         ("- features", "expected blocks of .*, got list; correct"),
         ("features: [", "expected a readable YAML file, got "),
+        ("features: {cpu: 1, cpu: 2}", "expected a readable YAML file, got key 'cpu' a second time"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(text, message, read):
     with pytest.raises(ConfigError, match=message) as caught:
         read(text)
     assert str(caught.value).endswith("correct the table that URM_PODS_FILE names.")
+
+
+def test_the_back_fills_block_has_nothing_that_a_job_cannot_have(read):
+    assert read("defaults: {queue_hours: 3}\nbackfill: {gpus: 1}", "backfill").gpus == 1
+    with pytest.raises(ConfigError, match=r"backfill: expected no cache_claim, .* cannot have, got queue_hours; corr"):
+        read("backfill: {queue_hours: 3}", "backfill")
 
 
 def test_the_repositorys_table_gives_training_shared_memory_and_gpu_nodes():
