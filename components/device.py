@@ -49,10 +49,14 @@ def set_threads(settings: Settings) -> None:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware (on CPUs: AVX512-BF16 or AMX)."""
+    """Whether the device multiplies bfloat16 matrices in hardware (on CPUs: AVX512-BF16 or AMX).
+
+    Emulation, which a GPU before Ampere has, is slower than float32.
+    """
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported())  # no public name in torch 2.13
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def mixed_precision(device: str) -> AbstractContextManager[object]:

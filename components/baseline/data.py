@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 from components.config import Task
 from components.exceptions import DataError
 from components.items.table import POPULARITY, ItemTable
+from components.items.words import MARKS, normalise
 from components.schemas.examples import BATCH_ROWS, map_array
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 NUM_BUCKETS = 16  # quantile buckets of price and popularity; 0 stands for unknown
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(rf"(?:[^\W_][{MARKS}]*)+")
 _STATISTICS = ("num_events", "num_items", "num_active_days", "days_since_last")
 _HALF_PRECISION = 0.005  # item tables hold logarithms in 16 bits, and 2ᵏ - 1 baskets must not fall below k
 
@@ -182,7 +183,7 @@ def bucket(values: npt.NDArray[Any], num_buckets: int = NUM_BUCKETS) -> Ints:
 
 def split_words(text: str) -> list[str]:
     """Lower-case words of a query or of a field of an item; "_" separates, as in the names of some categories."""
-    return _WORD.findall(text.lower())
+    return _WORD.findall(normalise(text))
 
 
 def _read_items(catalogue: pa.Table, items: pa.Table, item_table: ItemTable) -> Items:

@@ -19,13 +19,14 @@ import numpy.typing as npt
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer, TfidfTransformer
 
 from components.items.hashing import GAMMA, mix_bits
+from components.items.words import MARKS, normalise
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]  # as an item table stores vectors
 Words = npt.NDArray[np.uint64]  # hashes of words, sorted
 
 _BITS = 64
-WORD = r"\w{2,}"
+_WORD = re.compile(rf"\w[\w{MARKS}]+")
 # These words of the library's list describe products.
 STOP_WORDS = ENGLISH_STOP_WORDS - {"bottom", "fire", "front", "full", "thick", "thin", "top"}
 
@@ -46,7 +47,7 @@ def codes_of(numbers: npt.NDArray[np.int64], width: int, part: slice = slice(Non
 
 def lexical_vectors(texts: Sequence[str], width: int) -> tuple[Halves, npt.NDArray[np.bool_]]:
     """Vectors [n, width] of texts, weighted by the words' rarity among them, and whether each text has a word [n]."""
-    counter = CountVectorizer(token_pattern=WORD)
+    counter = CountVectorizer(analyzer=_words)
     present = np.array([bool(_words(text)) for text in texts])
     vectors = np.zeros((len(texts), width), dtype=np.float16)
     if present.any():
@@ -121,7 +122,7 @@ def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Halves,
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(WORD, text.lower())
+    return _WORD.findall(normalise(text))
 
 
 def _codes_of(names: Sequence[str], width: int) -> Floats:

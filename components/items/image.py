@@ -171,8 +171,11 @@ def _decode(content: bytes) -> npt.NDArray[np.uint8] | str:
     """Pixels uint8 [224, 224, 3] on white, the whole picture kept; or why it is no image."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            upright = _turn_upright(image).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+            turned = _turn_upright(image)
+            if turned.mode.startswith("I;16"):  # converted as it is, all but the darkest would be white
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            upright = turned.convert("RGBA")
+    except Exception as error:  # Pillow's decoders raise errors of many kinds; the reason is reported
         return f"{type(error).__name__}: {error}"
     white = Image.new("RGBA", upright.size, "white")
     picture = Image.alpha_composite(white, upright).convert("RGB")

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from components.caches import CachePlace
+from components.device import has_bfloat16
 from components.exceptions import ConfigError
 from components.items.cache import VectorCache, digest, in_any_order
 
@@ -67,7 +68,7 @@ class TextEncoder:
         self.folder = folder
         self._device = device
         self._batch_size = batch_size
-        self._bfloat16 = has_fast_bfloat16(device)
+        self._bfloat16 = has_bfloat16(device.type)
         self.dimension = int(self._model.get_embedding_dimension() or 0)
         self.identity = _identity(folder, "bfloat16" if self._bfloat16 else "float32")
 
@@ -115,14 +116,6 @@ def encode_texts(
     result = vectors[rows] if distinct else np.zeros((len(texts), encoder.dimension), dtype=np.float16)
     result[rows < 0] = 0
     return TextVectors(result, rows >= 0, len(distinct), len(distinct) - num_encoded, seconds)
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices in bfloat16 natively; emulation is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def copy_encoder(folder: Path, target: Path) -> None:

@@ -119,9 +119,11 @@ class UrmRecaller:
                 copy_items[number], copy_scores[number] = items, copies
         return UserVectors(vectors, copy_items, copy_scores)
 
-    def top_k(self, users: UserVectors, k: int, exclude: Sequence[Ids] | None = None) -> tuple[list[Ids], list[Floats]]:
+    def top_k(
+        self, users: UserVectors, k: int, exclude: Sequence[Ids] | None = None, blocked: Ids | None = None
+    ) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request, see `search`."""
-        return search(self._index(), users, k, self.combine, exclude)
+        return search(self._index(), users, k, self.combine, exclude, blocked)
 
     def recall(self, requests: Sequence[RecallRequest], k: int) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request; tasks with `exclude_bought` exclude the user's history."""

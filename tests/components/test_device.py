@@ -6,7 +6,7 @@ import faiss
 import pytest
 import torch
 
-from components.device import choose_device, prepare_device, set_threads
+from components.device import choose_device, has_bfloat16, prepare_device, set_threads
 from components.exceptions import ConfigError
 from components.settings import Settings
 
@@ -43,3 +43,11 @@ def test_without_cuda_auto_is_the_cpu_and_a_demand_is_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_with_cuda_auto_takes_it() -> None:
     assert choose_device(Settings(device="auto")) == choose_device(Settings(device="cuda")) == "cuda"
+
+
+def test_bfloat16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capabilities, expected in (({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert has_bfloat16("cpu") is expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_bfloat16("cuda"), "as of a T4, which emulates it"

@@ -120,7 +120,7 @@ def _run(module: str, arguments: list[str], place: dict[str, str], out: Path, er
 def main(world: str, folder: str, store: str = "", sharded: str = "", last_step: str = "0", float32: str = "") -> None:
     """Train; with a store, each process in a folder of its own, and the last one gets SIGTERM at a step if asked."""
     if float32:  # on every machine: how far sums in another order differ in bfloat16 is the processor's matter
-        torch.cpu._is_avx512_bf16_supported = lambda: False
+        torch.cpu.get_capabilities = dict
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     rank = int(os.environ["RANK"])
 

@@ -99,22 +99,20 @@ class ServingRelease:
                 remedy="train again, or roll back with `urm rollback`",
             )
         rankings: list[Ranking] = [([], [])] * len(requests)
-        # A search goes as deep as the longest exclusion, so tasks that leave out much are searched by themselves.
-        for numbers in self._group_by_depth(requests):
-            exclude = [self._excluded(requests[number]) for number in numbers]
-            items, scores = self.recaller.top_k(users.select(numbers), k, exclude)
+        for blocked, numbers in self._group_by_blocked(requests):
+            exclude = [requests[number].excluded_items for number in numbers]
+            items, scores = self.recaller.top_k(users.select(numbers), k, exclude, blocked)
             for number, ids, row in zip(numbers, items, scores, strict=True):
                 rankings[number] = ids.tolist(), row.tolist()
         return rankings
 
-    def _group_by_depth(self, requests: Sequence[RecallRequest]) -> list[list[int]]:
-        groups: dict[int, list[int]] = {}
+    def _group_by_blocked(self, requests: Sequence[RecallRequest]) -> list[tuple[Ids, list[int]]]:
+        """Requests whose tasks block the same items: tasks of equal filters share one array."""
+        groups: dict[int, tuple[Ids, list[int]]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault(len(self.blocked.get(request.task.name, ())), []).append(number)
+            blocked = self.blocked.get(request.task.name, _NO_ITEMS)
+            groups.setdefault(id(blocked), (blocked, []))[1].append(number)
         return list(groups.values())
-
-    def _excluded(self, request: RecallRequest) -> Ids:
-        return np.concatenate([self.blocked.get(request.task.name, _NO_ITEMS), request.excluded_items])
 
     def count_unknown(self, item_ids: Sequence[int]) -> int:
         """How many items the item table does not have; the model leaves them out of a history."""
@@ -231,7 +229,8 @@ def _blocked(release: ServingRelease, bundle: Path, filters: Mapping[str, ItemFi
     titles = pq.read_table(bundle / "titles.parquet", partitioning=None)
     candidates = release.recaller.candidate_ids
     by_task = blocked_items(titles, [task.name for task in release.tasks], filters)
-    return {task: items[np.isin(items, candidates)] for task, items in by_task.items()}
+    kept = {id(items): items[np.isin(items, candidates)] for items in by_task.values()}  # still one of equal ones
+    return {task: kept[id(items)] for task, items in by_task.items()}
 
 
 def _known(history: History, now_us: int) -> KnownHistory:

@@ -20,7 +20,7 @@ Mask = npt.NDArray[np.bool_]
 def blocked_items(
     titles: pa.Table, tasks: Iterable[str], filters: Mapping[str, ItemFilter]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Items that each task may not recall, ascending.
+    """Items that each task may not recall, ascending; tasks that block the same have one array.
 
     Args:
         titles: Of the bundle. Without a column `available` (bundles of earlier versions) every item is available;
@@ -32,10 +32,12 @@ def blocked_items(
     free = _available(titles)
     if EVERY_TASK in filters:
         free &= _passing(titles, filters[EVERY_TASK])
-    blocked = {}
+    blocked: dict[str, npt.NDArray[np.int64]] = {}
+    distinct: dict[bytes, npt.NDArray[np.int64]] = {}
     for task in tasks:
         passing = free & _passing(titles, filters[task]) if task in filters else free
-        blocked[task] = np.sort(item_ids[~passing])
+        mine = np.sort(item_ids[~passing])
+        blocked[task] = distinct.setdefault(mine.tobytes(), mine)
     return blocked
 
 

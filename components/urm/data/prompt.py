@@ -28,7 +28,7 @@ from components.config import Task, UrmConfig
 from components.exceptions import ConfigError
 from components.urm.data.request import UserContext
 
-LIST_MARK = "\x00"  # stands for a list of item tokens in rendered text
+_MARK = "\x00"  # of a list of item tokens in rendered text, before and behind its number
 ITEM_TOKEN, LM_TOKEN, USER_TOKEN = "[ITEM]", "[LM]", "[UM_{}]"
 
 
@@ -110,6 +110,13 @@ class TaskWriter:
         return Block((number,), query=query or "", guidance=_one_line(guidance))
 
 
+class _NoItems(str):
+    """Text that stands for an empty list of items, which is false in a condition of a template."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
 class PromptWriter:
     """Renders contexts and tasks to token ids."""
 
@@ -142,7 +149,8 @@ class PromptWriter:
             """Stands for item tokens: of the whole history, or of the behaviours named; the newest ones."""
             wanted = [c for c, place in enumerate(places) if not behaviors or context.behaviors[place] in behaviors]
             lists.append(wanted[: self.history_length])
-            return LIST_MARK
+            mark = f"{_MARK}{len(lists) - 1}{_MARK}"
+            return mark if wanted else _NoItems(mark)
 
         try:
             text = self._profile.render(
@@ -150,18 +158,19 @@ class PromptWriter:
                 num_items=context.num_items,
                 num_active_days=context.num_active_days,
                 days_since_last=context.days_since_last,
-                top_categories=context.top_categories,
+                top_categories=[name.replace(_MARK, "") for name in context.top_categories],
                 items=items,
             )
         except jinja2.TemplateError as error:
             raise _bad_template("field urm.profile", "items, num_events, num_items, …", error) from None
         token_ids: list[int] = []
         found: list[tuple[int, int]] = []
-        for number, piece in enumerate(text.split(LIST_MARK)):
-            if number:
-                found += [(len(token_ids) + offset, column) for offset, column in enumerate(lists[number - 1])]
-                token_ids += [self.item_id] * len(lists[number - 1])
-            token_ids += self._tokens(piece)
+        for number, piece in enumerate(text.split(_MARK)):
+            if number % 2:  # between two marks
+                found += [(len(token_ids) + offset, column) for offset, column in enumerate(lists[int(piece)])]
+                token_ids += [self.item_id] * len(lists[int(piece)])
+            else:
+                token_ids += self._tokens(piece)
         return Prefix(tuple(token_ids), tuple(found))
 
     def block(

@@ -83,9 +83,12 @@ class ExactIndex:
         return self.vectors[find_places(self.item_ids, item_ids)[0]]
 
     def search(
-        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None
+        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None, blocked: Ids | None
     ) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request, see `CandidateIndex`."""
+        if blocked is not None and len(blocked):
+            own = exclude or [np.empty(0, dtype=np.int64)] * len(users.vectors)
+            exclude = [np.concatenate([blocked, of_request]) for of_request in own]
         if not has_bfloat16("cpu") or users.vectors.shape[0] * users.vectors.shape[1] < COARSE_FROM:
             return search_blocks(self.item_ids, self._blocks(), users, k, combine, exclude)
         queries, pairs = torch.from_numpy(users.vectors), _find_pairs(self.item_ids, users, exclude)

@@ -21,11 +21,13 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from components.exceptions import DataError
 from components.urm.data.request import Floats, Ids
-from components.urm.retrieval.exact import ExactIndex
+from components.urm.retrieval.exact import BLOCK as EXACT_BLOCK
+from components.urm.retrieval.exact import ExactIndex, find_places, search_blocks
 from components.urm.retrieval.users import Combine, UserVectors, combine_scores
 
 Kind = Literal["exact", "ivf_sq8", "pq"]
@@ -38,6 +40,7 @@ KMEANS_ROUNDS = 10
 MIN_DEPTH = 350  # of every search of an approximate index
 _NOT_FOUND = np.finfo(np.float32).min  # faiss's score of an empty place
 Blocks = Iterable[Floats]
+Places = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -93,24 +96,57 @@ class FaissIndex:
         return vectors
 
     def search(
-        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None
+        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None, blocked: Ids | None
     ) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request, see `CandidateIndex`: H searches, their union, the combined score.
 
         Items of a user's history are always scored. Under `logsumexp` and `mean` the others are the best of the union
-        of the H searches, with exact scores.
+        of the H searches, with exact scores. Where items are blocked, what is left is searched as a catalogue of its
+        size would be: all of it, or its cells without the others, and all cells where those searched have too few.
         """
+        if blocked is None or not len(blocked):
+            return self._search_cells(users, k, combine, exclude, None)
+        left = np.ones(len(self.item_ids), dtype=bool)
+        places, there = find_places(self.item_ids, blocked)
+        left[places[there]] = False
+        if left.sum() <= EXACT_UP_TO:
+            ids = self.item_ids[left]
+            blocks = (
+                torch.from_numpy(self.vectors_of(ids[start : start + EXACT_BLOCK]))
+                for start in range(0, len(ids), EXACT_BLOCK)
+            )
+            return search_blocks(ids, blocks, users, k, combine, exclude)
+        items, scores = self._search_cells(users, k, combine, exclude, left)
+        own = [0] * len(items) if exclude is None else [len(of_request) for of_request in exclude]
+        short = [row for row, found in enumerate(items) if len(found) < min(k, int(left.sum()) - own[row])]
+        if short:
+            excluded = None if exclude is None else [exclude[row] for row in short]
+            again = self._search_cells(users.select(short), k, combine, excluded, left, all_cells=True)
+            for row, more, theirs in zip(short, *again, strict=True):
+                items[row], scores[row] = more, theirs
+        return items, scores
+
+    def _search_cells(
+        self,
+        users: UserVectors,
+        k: int,
+        combine: Combine,
+        exclude: Sequence[Ids] | None,
+        left: Places | None,
+        all_cells: bool = False,
+    ) -> tuple[list[Ids], list[Floats]]:
+        """Best items of each request in the cells of the index; `left` are those that any may get [N], None: all."""
         num_requests, _, width = users.vectors.shape
         longest = max((len(items) for items in exclude), default=0) if exclude is not None else 0
         depth = min(max(k + longest, MIN_DEPTH), len(self.item_ids))
         flat = np.ascontiguousarray(users.vectors.reshape(-1, width), dtype=np.float32)
-        scores, items = self.inner.search(flat, depth)
-        scores, items = scores.reshape(num_requests, -1), items.reshape(num_requests, -1)
+        scores, places = self._search_places(flat, depth, left, all_cells)
+        scores, items = scores.reshape(num_requests, -1), self.item_ids[places].reshape(num_requests, -1)
         found_items, found_scores = [], []
         for row, vectors in enumerate(users.vectors):
             found = scores[row] > _NOT_FOUND
             union, best = _union(items[row][found], scores[row][found])
-            copied, raised = self._keep_known(users.copy_items[row], users.copy_scores[row])
+            copied, raised = self._keep_known(users.copy_items[row], users.copy_scores[row], left)
             others = ~np.isin(union, copied)
             union = np.concatenate([union[others], copied])
             asked = copied if combine == "max" else union  # under `max`, the best score found is the combined one
@@ -125,10 +161,31 @@ class FaissIndex:
             found_scores.append(best[order])
         return found_items, found_scores
 
-    def _keep_known(self, item_ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
-        """Items that the index has, with their scores."""
-        places = np.searchsorted(self.item_ids, item_ids)
-        known = self.item_ids[np.minimum(places, len(self.item_ids) - 1)] == item_ids
+    def _search_places(
+        self, queries: Floats, depth: int, left: Places | None, all_cells: bool
+    ) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Scores and places of the best items of each query; a place that nothing was found for means nothing."""
+        if left is None:
+            scores, places = self.inner.index.search(queries, depth)
+            return scores, places
+        kinds: Any = faiss  # typed without the arguments that its classes take by name
+        refined = kinds.downcast_index(self.inner.index)
+        cells = kinds.extract_index_ivf(refined)
+        bits = np.packbits(left, bitorder="little")  # of which the selector makes no copy
+        of_cells = kinds.SearchParametersIVF(
+            sel=kinds.IDSelectorBitmap(bits), nprobe=cells.nlist if all_cells else cells.nprobe
+        )
+        how = kinds.IndexRefineSearchParameters(
+            k_factor=refined.k_factor, base_index_params=kinds.SearchParametersPreTransform(index_params=of_cells)
+        )
+        scores, places = refined.search(queries, depth, params=how)
+        return scores, places
+
+    def _keep_known(self, item_ids: Ids, scores: Floats, left: Places | None = None) -> tuple[Ids, Floats]:
+        """Items that the index has, and that may be found, with their scores."""
+        places, known = find_places(self.item_ids, item_ids)
+        if left is not None:
+            known &= left[places]
         return item_ids[known], scores[known]
 
 

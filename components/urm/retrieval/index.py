@@ -29,7 +29,7 @@ class CandidateIndex(Protocol):
         """Vectors [m, d] of some of the items, as exactly as the index keeps them."""
 
     def search(
-        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None
+        self, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None, blocked: Ids | None
     ) -> tuple[list[Ids], list[Floats]]:
         """Best items of each request; call `search` below, which checks the arguments first."""
 
@@ -57,11 +57,17 @@ def read_candidates(path: Path) -> CandidateIndex:
 
 
 def search(
-    index: CandidateIndex, users: UserVectors, k: int, combine: Combine, exclude: Sequence[Ids] | None = None
+    index: CandidateIndex,
+    users: UserVectors,
+    k: int,
+    combine: Combine,
+    exclude: Sequence[Ids] | None = None,
+    blocked: Ids | None = None,
 ) -> tuple[list[Ids], list[Floats]]:
     """Best items of each of n requests; exact with an exact index, and fewer than k where the catalogue is smaller.
 
-    `exclude` has item ids that may not appear, one array per request.
+    `exclude` has item ids that may not appear, one array per request, which is short: an approximate index searches
+    deeper by its length. `blocked` has those that may not appear for any of them, however many.
 
     Returns:
         Item ids and scores of each request, best first; of equal scores the lower item id comes first.
@@ -81,4 +87,4 @@ def search(
     if num_requests == 0 or k == 0 or not len(index.item_ids):
         nothing = [np.empty(0, dtype=np.int64)] * num_requests
         return nothing, [np.empty(0, dtype=np.float32)] * num_requests
-    return index.search(users, k, combine, exclude)
+    return index.search(users, k, combine, exclude, blocked)

@@ -81,6 +81,9 @@ class Checkpoints:
             UnavailableError: The store does not answer.
         """
         damage = (self._download(step) if self._store else "") or find_damage(self.path(step))
+        if self._store and damage:  # perhaps only here
+            shutil.rmtree(self.path(step), ignore_errors=True)
+            damage = self._download(step) or find_damage(self.path(step))
         if self._store and not damage:
             shards = json.loads((self.path(step) / COMPLETE).read_text())["shards"]
             damage = "" if not shards or self._shard_sizes(step) == shards else f"other {_SHARDS} than were written"

@@ -131,7 +131,7 @@ def _reason(steps: int, budget: Budget) -> str:
 
 
 def _arguments(config: UrmConfig, checkpoints: Checkpoints, device: str, seed: int) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints.folder),
         max_steps=config.max_steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
@@ -153,6 +153,9 @@ def _arguments(config: UrmConfig, checkpoints: Checkpoints, device: str, seed: i
         ddp_find_unused_parameters=not config.copy_path,  # with it, every weight is part of every step
         seed=seed,
     )
+    # A process trains on one GPU; with more of them the Trainer would split each batch over all by DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _only(items: list[TrainingBatch]) -> TrainingBatch:

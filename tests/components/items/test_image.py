@@ -139,6 +139,25 @@ def test_every_colour_mode_becomes_rgb_on_white(tmp_path: Path, mode: str, suffi
     assert pixels[112, 2].min() > 245  # the padding beside a tall picture
 
 
+def test_sixteen_bits_of_grey_are_not_white() -> None:
+    ramp = np.linspace(0, 65535, 256 * 256).astype(np.uint16).reshape(256, 256)
+    stream = io.BytesIO()
+    Image.fromarray(ramp).save(stream, "PNG")
+    pixels = _decode(stream.getvalue())
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.mean() == pytest.approx(127, abs=2)
+
+
+def test_whatever_a_decoder_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError("Failed to decode frame 0: Decoding of color planes failed")
+
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(stream, "AVIF")
+    monkeypatch.setattr("PIL.AvifImagePlugin.AvifImageFile.load", break_down)
+    assert str(_decode(stream.getvalue())).startswith("RuntimeError: Failed to decode")
+
+
 def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("RGBA", (50, 50), (0, 0, 0, 0)).save(path)

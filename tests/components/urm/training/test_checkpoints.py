@@ -87,6 +87,19 @@ def test_a_damaged_one_is_skipped_with_a_warning(make, name, damaged):
     assert make().restore() == 4
 
 
+@pytest.mark.parametrize("left", [None, "stat"])
+def test_one_that_is_damaged_on_this_disk_alone_comes_from_the_store(tmp_path, left):
+    """As where a process was killed while it removed the folder."""
+    first = Checkpoints(tmp_path / "disk", f"local://{tmp_path}/store")
+    save(first, 2)
+    (first.path(2) / "state").unlink()
+    if left is not None:
+        (first.path(2) / "state").write_text(left)
+    again = Checkpoints(tmp_path / "disk", f"local://{tmp_path}/store")
+    assert again.restore() == 2
+    assert content(tmp_path / "disk") == whole(2) and not find_damage(again.path(2))
+
+
 def test_a_full_disk_leaves_the_one_before(make):
     checkpoints = make()
     save(checkpoints, 2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from structlog.testing import capture_logs
+from transformers import TrainingArguments
 
 from components.exceptions import StoppedError
 from components.urm.training.checkpoints import Checkpoints
@@ -20,6 +21,15 @@ from tests.worlds.training import build_untrained, launch, run_training, write_w
 
 FAR = 1e6  # seconds; a limit that no step reaches
 URM = {"max_steps": 8, "eval_steps": 2, "max_seconds": FAR, "contexts_per_batch": 3, "text_loss_weight": 0.3}
+
+
+class TwoGpus(TrainingArguments):
+    """As where a process sees two."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        assert self.device is not None  # counted by now
+        self._n_gpu = 2
 
 
 class Killed(Exception):
@@ -86,6 +96,15 @@ def test_a_training_broken_off_and_resumed_has_the_weights_of_an_unbroken_one(wo
     assert (summary.steps, summary.best_step, summary.best_recall) == (8, whole.best_step, whole.best_recall)
     assert_equal(resumed.state_dict(), unbroken.state_dict())
     assert_equal(state(tmp_path / "broken" / "checkpoint-8"), state(tmp_path / "unbroken" / "checkpoint-8"))
+
+
+def test_a_process_trains_on_one_gpu_though_it_sees_two(world, tmp_path, monkeypatch):
+    """Else the Trainer would draw two steps at a time, of which one is trained, and split it over both."""
+
+    alone, _ = run_training(world, Checkpoints(tmp_path / "alone"), ignore)
+    monkeypatch.setattr("components.urm.training.train.TrainingArguments", TwoGpus)
+    beside, _ = run_training(world, Checkpoints(tmp_path / "beside"), ignore)
+    assert_equal(beside.state_dict(), alone.state_dict())
 
 
 @pytest.mark.parametrize("end", ["killed", "stopped"])
@@ -161,7 +180,7 @@ def test_the_weights_kept_are_those_of_the_best_evaluation(world, tmp_path):
 
 @pytest.mark.parametrize("form", [{}, {"copy_path": False, "item_dimension": 5}])
 def test_two_processes_train_the_weights_of_one(form, tmp_path, tables, table_dir, config, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     world = make_world(tmp_path / "world", tables, table_dir, config, **form)
     # Three contexts a step: one for the first process, two for the second, so that their shares are unequal.
     run_training(world, Checkpoints(tmp_path / "one"), ignore)

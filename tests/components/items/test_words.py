@@ -1,0 +1,34 @@
+"""Words of scripts with combining marks, and of text that is composed or not."""
+
+import unicodedata
+
+import pytest
+
+from components.baseline.data import split_words
+from components.items.codes import lexical_vectors, list_words, query_vector, unknown_share
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी किताब", ["हिन्दी", "किताब"]),
+        ("மொபைல் கவர்", ["மொபைல்", "கவர்"]),
+        ("กางเกงยีนส์", ["กางเกงยีนส์"]),
+        ("Café-Crème", ["café", "crème"]),
+        ("don't 2×4", ["don", "t", "2", "4"]),
+    ],
+)
+def test_marks_belong_to_their_letters(text: str, words: list[str]) -> None:
+    for form in ("NFC", "NFD"):
+        written = unicodedata.normalize(form, text)
+        assert split_words(written) == [unicodedata.normalize("NFC", word) for word in words]
+        found = list_words([written])
+        assert unknown_share(text, found) == (0.0 if any(len(word) > 1 for word in words) else 1.0)
+
+
+def test_a_query_finds_a_title_however_both_are_written() -> None:
+    titles = [unicodedata.normalize("NFD", "café crème"), "tea"]
+    vectors, present = lexical_vectors(titles, 2048)
+    assert present.all()
+    scores = vectors.astype("float32") @ query_vector(unicodedata.normalize("NFC", "Crème"), 2048)
+    assert scores[0] > 0.5 > abs(scores[1])
