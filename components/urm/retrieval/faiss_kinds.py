@@ -27,7 +27,7 @@ import torch
 from components.exceptions import DataError
 from components.urm.data.request import Floats, Ids
 from components.urm.retrieval.exact import BLOCK as EXACT_BLOCK
-from components.urm.retrieval.exact import ExactIndex, find_places, search_blocks
+from components.urm.retrieval.exact import ExactIndex, search_blocks
 from components.urm.retrieval.users import Combine, UserVectors, combine_scores
 
 Kind = Literal["exact", "ivf_sq8", "pq"]
@@ -107,7 +107,7 @@ class FaissIndex:
         if blocked is None or not len(blocked):
             return self._search_cells(users, k, combine, exclude, None)
         left = np.ones(len(self.item_ids), dtype=bool)
-        places, there = find_places(self.item_ids, blocked)
+        places, there = self._find(blocked)
         left[places[there]] = False
         if left.sum() <= EXACT_UP_TO:
             ids = self.item_ids[left]
@@ -183,10 +183,15 @@ class FaissIndex:
 
     def _keep_known(self, item_ids: Ids, scores: Floats, left: Places | None = None) -> tuple[Ids, Floats]:
         """Items that the index has, and that may be found, with their scores."""
-        places, known = find_places(self.item_ids, item_ids)
+        places, known = self._find(item_ids)
         if left is not None:
             known &= left[places]
         return item_ids[known], scores[known]
+
+    def _find(self, item_ids: Ids) -> tuple[npt.NDArray[np.int64], Places]:
+        """Places of some items, and which of them the index has; the others' places mean nothing."""
+        places = np.searchsorted(self.item_ids, item_ids).clip(max=len(self.item_ids) - 1)
+        return places, self.item_ids[places] == item_ids
 
 
 def build_approximate(kind: Kind, item_ids: Ids, blocks: Callable[[], Blocks], seed: int, folder: Path) -> FaissIndex:
