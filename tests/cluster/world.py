@@ -251,6 +251,7 @@ def service(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         for key, text in shared.items():
             patch.setenv(key, text)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # of an earlier module, at another address
         fsspec.filesystem("s3").mkdir("urm")
         settings = Settings(
             home=home, configs_dir=home, feature_repo_dir=REPOSITORY / "feature_repo", runs_uri=f"{STORE}/runs",
