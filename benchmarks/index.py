@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from benchmarks.bench import find_run, parse_run
 from benchmarks.catalogues import Catalogue
 from benchmarks.lines import append_line, read_lines
+from components.caches import write_whole
 from components.config import RunConfig
 from components.device import set_threads
 from components.items.ramps import num_ramps
@@ -72,14 +73,15 @@ class Queries:
 
     def save(self, path: Path) -> None:
         """Write them to a file."""
-        np.savez(
-            path,
-            vectors=self.asked.vectors,
-            users=self.users,
-            **_flat("copy_items", self.asked.copy_items),
-            **_flat("copy_scores", self.asked.copy_scores),
-            **_flat("exclude", self.exclude),
+        arrays = (
+            _flat("copy_items", self.asked.copy_items)
+            | _flat("copy_scores", self.asked.copy_scores)
+            | _flat("exclude", self.exclude)
         )
+        with write_whole(path) as temporary:
+            with temporary.open("wb") as file:
+                np.savez(file, vectors=self.asked.vectors, users=self.users, **arrays)
+            temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Queries:
@@ -152,7 +154,10 @@ class Bench:
         if not path.exists():
             asked, catalogue = self.queries(), self.catalogue
             exact = top_of_all(catalogue.item_ids, catalogue.blocks(), asked.asked, K, "max", asked.exclude)
-            np.save(path, np.stack(exact))
+            with write_whole(path) as temporary:
+                with temporary.open("wb") as file:
+                    np.save(file, np.stack(exact))
+                temporary.replace(path)
         return list(np.load(path))
 
 
