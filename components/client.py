@@ -14,9 +14,11 @@ import asyncio
 import random
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from components.recall.api.problems import Problem
 from components.recall.api.responses import (
@@ -35,6 +37,7 @@ _REPEATED = frozenset({429, 502, 503, 504})
 _ASK_SECONDS = 65.0  # longer than any deadline of an ad-hoc request
 _LONGEST_PAUSE_SECONDS = 30.0
 _T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=BaseModel)
 # A call as a sequence of requests and pauses (seconds), which does not know whether it is awaited.
 _Steps = Generator[httpx.Request | float, httpx.Response | httpx.TransportError | None, _T]
 
@@ -60,12 +63,11 @@ class RecallApiError(Exception):
         """The error that an answer, or the lack of one, is."""
         if not isinstance(answer, httpx.Response):
             return cls(0, f"recall API: expected an answer, got {type(answer).__name__}; check its address.")
-        if answer.headers.get("content-type") != "application/problem+json":
-            return cls(
-                answer.status_code, f"recall API: expected an answer of its own, got status {answer.status_code}."
-            )
-        problem = Problem.model_validate_json(answer.content)
-        return cls(answer.status_code, problem.detail, problem)
+        if answer.headers.get("content-type") == "application/problem+json":
+            with suppress(ValidationError):  # a proxy's problems have other fields
+                problem = Problem.model_validate_json(answer.content)
+                return cls(answer.status_code, problem.detail, problem)
+        return cls(answer.status_code, f"recall API: expected an answer of its own, got status {answer.status_code}.")
 
 
 class _Calls:
@@ -102,7 +104,7 @@ class _Calls:
             body = "[" + ",".join(chunk[place][1] for place in left) + "]"
             try:
                 answer = yield from self._ask("/v1/events", content=body, headers={"Content-Type": "application/json"})
-                found = EventOutcomes.model_validate_json(answer.content).events
+                found = _read(EventOutcomes, answer).events
             except RecallApiError as error:
                 if error.problem is None or error.status not in (409, 422):
                     raise
@@ -121,7 +123,7 @@ class _Calls:
         for start in range(0, len(user_ids), MAX_USERS):
             body = {"user_ids": list(user_ids[start : start + MAX_USERS])}
             answer = yield from self._ask("/v1/users/recall", params=params, json=body)
-            answers += RecallAnswers.model_validate_json(answer.content).answers
+            answers += _read(RecallAnswers, answer).answers
         return answers
 
     def _recall_one(self, user_id: str, task: str | None, k: int | None) -> _Steps[RecallAnswer]:
@@ -131,15 +133,15 @@ class _Calls:
         body = {"user_id": user_id, **{name: value for name, value in fields.items() if value is not None}}
         # A model that took too long is not asked again: that would make it slower for all.
         answer = yield from self._ask("/v1/recall", _REPEATED - {504}, json=body, timeout=_ASK_SECONDS)
-        return AdHocAnswer.model_validate_json(answer.content)
+        return _read(AdHocAnswer, answer)
 
     def _tasks(self) -> _Steps[TaskList]:
         answer = yield from self._ask("/v1/tasks", method="GET")
-        return TaskList.model_validate_json(answer.content)
+        return _read(TaskList, answer)
 
     def _follow(self, event_id: str, user_id: str) -> _Steps[EventLineage]:
         answer = yield from self._ask("/v1/events/lineage", json={"event_id": event_id, "user_id": user_id})
-        return EventLineage.model_validate_json(answer.content)
+        return _read(EventLineage, answer)
 
     def _ask(
         self, path: str, repeated: frozenset[int] = _REPEATED, method: str = "POST", **options: Any
@@ -282,6 +284,14 @@ class AsyncRecallClient(_Calls):
                 answer = await self._http.send(step)
             except httpx.TransportError as error:
                 answer = error
+
+
+def _read(kind: type[_Model], answer: httpx.Response) -> _Model:
+    """An answer as its type; what is in front of the API (a login page) may have given it."""
+    try:
+        return kind.model_validate_json(answer.content)
+    except ValidationError:
+        raise RecallApiError.of(answer) from None
 
 
 def _options(url: str, token: str, timeout_seconds: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The opener of DuckDB: in this process, bounded in memory and threads, spilling to disk."""
 
+import glob
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ def half_of_memory(engine: ibis.BaseBackend) -> str:
 
 def read_folder(engine: ibis.BaseBackend, folder: Path) -> ir.Table:
     """All Parquet files below a folder; its parts by a column, `name=value`, become that column."""
-    return engine.read_parquet(f"{folder}/**/*.parquet", hive_partitioning=True)
+    return engine.read_parquet(f"{glob.escape(str(folder))}/**/*.parquet", hive_partitioning=True)
 
 
 def read_numbered(engine: ibis.BaseBackend, paths: Sequence[Path]) -> ir.Table:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from components.config import ItemsConfig
+from components.engines.duckdb import read_folder
 from components.exceptions import DataError
 from components.items.codes import Words, attribute_vectors, lexical_vectors, list_words
 from components.items.id_network import ItemContent
@@ -26,7 +27,7 @@ def read_items(engine: ibis.BaseBackend, events: Path, items: Path) -> tuple[pa.
         DataError: There are no events, or an event names an item that is not in the items table.
     """
     catalogue = engine.read_parquet(items)
-    touched = engine.read_parquet(f"{events}/**/*.parquet", hive_partitioning=True).select("item_id").distinct()
+    touched = read_folder(engine, events).select("item_id").distinct()
     unknown = touched.anti_join(catalogue, "item_id").item_id.to_pyarrow()
     if len(unknown):
         raise DataError(

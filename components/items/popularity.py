@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from components.config import SplitConfig
-from components.engines.duckdb import memory_limit
+from components.engines.duckdb import memory_limit, read_folder
 
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -46,7 +46,7 @@ def count_popularity(engine: ibis.BaseBackend, events: Path, items: pa.Table, sp
 
     `items` are those wanted, by ascending `item_id`, with `category`, the path of each [n].
     """
-    table = engine.read_parquet(f"{events}/**/*.parquet", hive_partitioning=True)
+    table = read_folder(engine, events)
     attributes = _yes_no_attributes(table.filter(table.ts < split.validation_start))
     levels = _with_levels(items)
     most = table.filter(table.ts < split.validation_start).count().execute() * _BYTES_PER_EVENT

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from components.exceptions import UnavailableError
+from components.local.registry import replace_private
 
 USERNAME = "admin"
 POOL = "compute"
@@ -23,12 +24,9 @@ def read_credentials(home: Path) -> dict[str, str]:
     if not path.exists():
         home.mkdir(parents=True, exist_ok=True)
         content = {name: secrets.token_urlsafe(size) for name, size in _SECRET_BYTES.items()}
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(content))
+        replace_private(path, json.dumps(content))
     known: dict[str, str] = json.loads(path.read_text())
-    passwords = home / "passwords.json"
-    passwords.touch(mode=0o600)
-    passwords.write_text(json.dumps({USERNAME: known["password"]}))
+    replace_private(home / "passwords.json", json.dumps({USERNAME: known["password"]}))
     return known
 
 

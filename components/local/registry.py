@@ -76,12 +76,12 @@ class Registry:
     def write(self, records: dict[str, ServiceRecord]) -> None:
         """Replace the registry at once."""
         content = {name: record.model_dump(mode="json") for name, record in records.items()}
-        _replace(self.path, json.dumps(content, indent=2) + "\n")
+        replace_private(self.path, json.dumps(content, indent=2) + "\n")
 
     def write_environment(self, environment: dict[str, str]) -> None:
         """Leave the URM_* variables that lead other commands of this project to the services."""
         lines = [f'{name}="{value}"' for name, value in sorted(environment.items())]
-        _replace(self.env_path, "\n".join(lines) + "\n")
+        replace_private(self.env_path, "\n".join(lines) + "\n")
 
     def clear(self) -> None:
         """Forget all services."""
@@ -89,7 +89,8 @@ class Registry:
         self.env_path.unlink(missing_ok=True)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_private(path: Path, text: str) -> None:
+    """Write a file at once or not at all; only its owner may read it."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.touch(mode=0o600)
     temporary.write_text(text)

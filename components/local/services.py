@@ -13,7 +13,7 @@ import httpx
 import redis
 
 import components
-from components.exceptions import UnavailableError
+from components.exceptions import ConfigError, UnavailableError
 from components.local.airflow import USERNAME, AirflowClient, airflow_environment, read_credentials
 from components.local.processes import HOST, choose_port
 from components.local.registry import ServiceRecord
@@ -71,9 +71,12 @@ def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: 
     """Lay out the services: a live or earlier port of the `known` ones is kept where it can be.
 
     `config` names the configuration that recall worker and API serve by.
+
+    Raises:
+        ConfigError: The DAGs are not there.
     """
     home = settings.home.absolute()
-    project = settings.configs_dir.absolute().parent
+    project = _find_project(settings)
     ports = _assign_ports(known)
     urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
     credentials = read_credentials(home / "airflow")
@@ -104,6 +107,20 @@ def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: 
         *_recall(ports["recall-api"], urls["recall-api"], urm, config),
     )
     return Stack(services, urm, client, (_program("airflow"), "db", "migrate"))
+
+
+def _find_project(settings: Settings) -> Path:
+    """The folder with `dags/`: beside the configurations, or, if those lie elsewhere, beside this package."""
+    places = [settings.configs_dir.absolute().parent, Path(components.__file__).absolute().parents[1]]
+    for place in places:
+        if (place / "dags").is_dir():
+            return place
+    raise ConfigError(
+        "services of this machine",
+        expected=f"the folder dags in {places[0]} or {places[1]}",
+        got="neither",
+        remedy="use a checkout of the repository",
+    )
 
 
 def _assign_ports(known: dict[str, ServiceRecord]) -> dict[str, int]:

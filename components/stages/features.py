@@ -17,7 +17,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.engines.engine import holds_joins, memory_limit, open_engine
+from components.engines.engine import holds_joins, memory_limit, open_engine, read_folder
 from components.features import checks
 from components.features.catalogue import build_catalogue
 from components.features.contexts import retrieve_contexts, split_contexts
@@ -72,7 +72,7 @@ def run(stage: StageRun) -> StageReport:
             parts.mkdir()
             for number, batch in enumerate(batches):
                 pq.write_table(retrieve_contexts(store, batch), parts / f"{number}.parquet")
-            retrieved = engine.read_parquet(f"{parts}/*.parquet")
+            retrieved = read_folder(engine, parts)
             _write(retrieved.order_by("context_id"), CONTEXTS, output / "contexts.parquet")
             report("filling the online store")
             materialize(store, end=log.ts.max().execute().to_pydatetime() + timedelta(microseconds=1), report=report)

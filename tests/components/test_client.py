@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 import redis
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from components.client import MAX_BYTES, AsyncRecallClient, Event, RecallApiError, RecallClient
 from components.config import RecallConfig
@@ -168,6 +172,29 @@ def test_errors_have_a_code_and_what_passes_is_tried_again(
     with RecallClient(f"http://{free_address()}", tries=2) as api, pytest.raises(RecallApiError) as away:
         api.tasks()
     assert away.value.status == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body"),
+    [
+        (502, "application/problem+json", '{"title": "Bad Gateway", "status": 502}'),  # RFC 9457 asks for no more
+        (403, "application/problem+json", "{}"),
+        (200, "text/html", "<html>Log in</html>"),
+        (200, "application/json", '{"answers": "later"}'),
+    ],
+)
+def test_what_a_proxy_answers_in_the_place_of_the_api_is_its_error(status: int, kind: str, body: str) -> None:
+    async def proxy(request: Request) -> Response:
+        return Response(body, status, media_type=kind)
+
+    with serve_application(Starlette(routes=[Route("/{path:path}", proxy, methods=["GET", "POST"])])) as address:
+        with RecallClient(address, tries=1) as api:
+            for call in (lambda: api.send([make_event()]), lambda: api.recall("1"), api.tasks, lambda: api.ask("1")):
+                with pytest.raises(
+                    RecallApiError, match=rf"expected an answer of its own, got status {status}"
+                ) as error:
+                    call()
+                assert (error.value.status, error.value.problem) == (status, None)
 
 
 def test_ad_hoc_without_a_worker_is_said(url: str) -> None:

@@ -9,7 +9,7 @@ import ibis
 import pytest
 from pydantic import ValidationError
 
-from components.engines.duckdb import open_engine
+from components.engines.duckdb import open_engine, read_folder
 from components.exceptions import ConfigError, UnavailableError
 from components.settings import Settings
 
@@ -90,3 +90,15 @@ def test_it_is_the_default_backend_until_it_is_closed(tmp_path: Path) -> None:
 def test_a_limit_that_duckdb_cannot_read_is_refused_at_once(memory: str) -> None:
     with pytest.raises(ValidationError, match="engine_memory"):
         Settings(engine_memory=memory)
+
+
+def test_a_folder_is_no_pattern(tmp_path: Path) -> None:
+    """Its name may have brackets and stars; a folder beside it that they would match is another one."""
+    with open_engine(tmp_path / "spill", Settings(num_threads=1)) as engine:
+        for number, name in enumerate(["exp[1]", "exp1", "a*", "ab"]):
+            for part in ("month=1", "month=2"):
+                (tmp_path / name / part).mkdir(parents=True)
+                engine.to_parquet(ibis.memtable({"n": [number]}), tmp_path / name / part / "part.parquet")
+        for number, name in enumerate(["exp[1]", "exp1", "a*", "ab"]):
+            found = read_folder(engine, tmp_path / name).order_by("month").to_pyarrow()
+            assert found.to_pydict() == {"n": [number, number], "month": [1, 2]}

@@ -6,11 +6,13 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import redis
 
-from components.exceptions import UnavailableError
+from components.exceptions import ConfigError, UnavailableError
+from components.local import services as services_module
 from components.local import stack as stack_module
 from components.local.airflow import read_credentials
 from components.local.processes import find
@@ -18,7 +20,7 @@ from components.local.registry import Registry
 from components.local.services import Service, describe_stack
 from components.local.stack import down, up
 from components.settings import Settings
-from tests.worlds import wait_until
+from tests.worlds import REPOSITORY, wait_until
 
 CONFIG = "complete_journey"
 REPOSITORY_FOLDERS = {"configs_dir": "configs", "feature_repo_dir": "feature_repo"}
@@ -68,6 +70,26 @@ def test_worker_and_api_serve_by_the_configuration_named(settings):
     for name in ("recall-worker", "recall-api"):
         command = services[name].command
         assert command[command.index("--config") + 1] == "my_shop"
+
+
+def test_configurations_may_lie_elsewhere_and_the_dags_do_not(settings, tmp_path, monkeypatch):
+    shop = settings.model_copy(update={"configs_dir": tmp_path / "shop" / "configs"})
+    airflow = next(service for service in describe_stack(shop, {}, "my_shop").services if service.name == "airflow-api")
+    assert airflow.environment["URM_CONFIGS_DIR"] == str(tmp_path / "shop" / "configs")
+    assert airflow.environment["AIRFLOW__CORE__DAGS_FOLDER"] == str(REPOSITORY / "dags")
+    assert airflow.environment["PYTHONPATH"].split(os.pathsep)[0] == str(REPOSITORY)
+    monkeypatch.setattr(services_module.components, "__file__", str(tmp_path / "site-packages/components/__init__.py"))
+    with pytest.raises(ConfigError, match=r"expected the folder dags in .*, got neither; use a checkout"):
+        describe_stack(shop, {}, "my_shop")
+
+
+def test_credentials_are_whole_or_not_there(tmp_path, monkeypatch):
+    with monkeypatch.context() as full, pytest.raises(OSError, match="full"):
+        full.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
+        read_credentials(tmp_path)
+    known = read_credentials(tmp_path)
+    assert read_credentials(tmp_path) == known
+    assert (tmp_path / "credentials.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_up_is_idempotent_and_down_stops(settings, only):
