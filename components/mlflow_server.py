@@ -1,6 +1,8 @@
 """Whether MLflow's server answers, asked before MLflow's own client does, which tries a dead one for minutes."""
 
-import httpx
+from http import HTTPStatus
+
+import requests
 
 from components.exceptions import ConfigError, UnavailableError
 from components.settings import hide_credentials
@@ -20,18 +22,35 @@ def require_server(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        answer = httpx.get(f"{uri.rstrip('/')}/", timeout=_PROBE_SECONDS, follow_redirects=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise no_answer(uri, str(error) or type(error).__name__) from error
-    if answer.status_code == httpx.codes.FORBIDDEN and "Host header" in answer.text:
+        answer = _get(f"{uri.rstrip('/')}/")
+    except requests.RequestException as error:
+        cause = error.args[0] if error.args else error
+        raise no_answer(uri, getattr(cause, "reason", None) or cause) from error
+    if answer.status_code == HTTPStatus.FORBIDDEN and "Host header" in answer.text:
         raise ConfigError(
             f"MLflow at {hide_credentials(uri)}",
             expected="a server that takes requests by this host name",
             got=f"status 403, {answer.text[:80]}",
             remedy="have MLFLOW_SERVER_ALLOWED_HOSTS of that server name host and port of URM_MLFLOW_URI",
         )
-    if answer.is_server_error:
+    if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise no_answer(uri, f"status {answer.status_code}")
+
+
+def _get(url: str) -> requests.Response:
+    """Ask as MLflow's client does, which trusts what its own variables say and, without them, REQUESTS_CA_BUNDLE."""
+    from mlflow.environment_variables import (
+        MLFLOW_TRACKING_CLIENT_CERT_PATH,
+        MLFLOW_TRACKING_INSECURE_TLS,
+        MLFLOW_TRACKING_SERVER_CERT_PATH,
+    )
+
+    return requests.get(
+        url,
+        timeout=_PROBE_SECONDS,
+        verify=MLFLOW_TRACKING_SERVER_CERT_PATH.get() or not MLFLOW_TRACKING_INSECURE_TLS.get(),  # type: ignore[no-untyped-call]
+        cert=MLFLOW_TRACKING_CLIENT_CERT_PATH.get(),  # type: ignore[no-untyped-call]
+    )
 
 
 def no_answer(uri: str, got: object) -> UnavailableError:

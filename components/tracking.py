@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.addresses import join, read_json, write_json
+from components.exceptions import ConfigError
 from components.mlflow_server import no_answer, require_server
 from components.settings import Settings, hide_credentials
 from components.storage import StageRun
 
 if TYPE_CHECKING:
     import mlflow.entities
+
+_FINAL = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")  # trying again changes nothing
+_AT_ONCE_MS = 60_000  # stages that began within this time may have made a run each, clocks of machines included
 
 
 @contextmanager
@@ -25,6 +29,7 @@ def track(stage: StageRun, *, resume: bool = False) -> Iterator[mlflow.entities.
     one that did not succeed.
 
     Raises:
+        ConfigError: The experiment is deleted, or the server lets this user not write to it.
         UnavailableError: The tracking server does not answer.
     """
     import mlflow
@@ -84,7 +89,12 @@ def log_examples(path: Path, config: str, *splits: str) -> None:
 
 
 def parent_run_id(stage: StageRun) -> str:
-    """Id of the pipeline run's MLflow run, made on first use and noted in the run directory."""
+    """Id of the pipeline run's MLflow run, made on first use and noted in the run directory.
+
+    Raises:
+        ConfigError: The experiment is deleted, or the server lets this user not write to it.
+        UnavailableError: The tracking server does not answer.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -102,13 +112,41 @@ def parent_run_id(stage: StageRun) -> str:
         with mlflow.start_run(run_name=name, tags=_tags(stage), log_system_metrics=False) as run:
             mlflow.log_dict(stage.config.model_dump(mode="json"), "config.yaml")
             mlflow.log_params({"config": stage.config.name, "seed": stage.config.seed})
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+        run_id = _agree(run, stage.run_dir)
+    except MlflowException as error:
+        if error.error_code in _FINAL:
+            raise ConfigError(
+                f"MLflow at {server}, experiment {stage.config.name}",
+                expected="one that takes runs",
+                got=str(error).splitlines()[0].replace(settings.tracking_uri, server),
+                remedy="restore the experiment or delete it for good, or get the permission",
+            ) from error
         raise no_answer(settings.tracking_uri, error) from error
-    write_json(
-        note,
-        {"tracking_uri": server, "run_id": run.info.run_id, "experiment_id": run.info.experiment_id},
+    except (SQLAlchemyError, OSError) as error:
+        raise no_answer(settings.tracking_uri, error) from error
+    write_json(note, {"tracking_uri": server, "run_id": run_id, "experiment_id": run.info.experiment_id})
+    return run_id
+
+
+def _agree(made: mlflow.entities.Run, run_dir: str) -> str:
+    """Id of the first of the runs that stages which begin at once made for one pipeline run; another is removed."""
+    from mlflow import MlflowClient
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    client, about = MlflowClient(), made.info
+    recent = client.search_runs(
+        [about.experiment_id],
+        f"attributes.start_time > {about.start_time - _AT_ONCE_MS}",
+        order_by=["attributes.start_time ASC"],
     )
-    return str(run.info.run_id)
+    tags = ((run.info.run_id, run.data.tags) for run in recent)
+    of_pipeline = (
+        run_id for run_id, known in tags if known.get("urm.run_dir") == run_dir and MLFLOW_PARENT_RUN_ID not in known
+    )
+    first = str(next(of_pipeline, about.run_id))
+    if first != about.run_id:
+        client.delete_run(about.run_id)
+    return first
 
 
 def _has_run(run_id: str) -> bool:

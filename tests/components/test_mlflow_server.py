@@ -1,12 +1,23 @@
 import http.server
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from mlflow.exceptions import MlflowException
 from mlflow.server.fastapi_security import HostValidationMiddleware
+from mlflow.tracking._tracking_service.utils import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from starlette.applications import Starlette
 
 from components import mlflow_server
@@ -37,7 +48,7 @@ def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(UnavailableError, match="expected an answer, got timed out"):
+        with pytest.raises(UnavailableError, match=r"expected an answer, got .*timed out"):
             require_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
@@ -70,9 +81,66 @@ def test_an_address_that_is_none() -> None:
         require_server("http://")
 
 
+@pytest.mark.parametrize(
+    ("variable", "trusts"),
+    [
+        ("REQUESTS_CA_BUNDLE", True),
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", True),
+        ("SSL_CERT_FILE", False),  # MLflow's client does not know it
+    ],
+)
+def test_a_certificate_is_trusted_as_by_mlflows_client(
+    variable: str, trusts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path)
+    with serve_status(200, certificate) as uri:
+        with pytest.raises(UnavailableError, match=r"expected an answer, got .*certificate verify failed"):
+            require_server(uri)
+        monkeypatch.setenv(variable, str(certificate))
+        creds = get_default_host_creds(uri)
+        if trusts:
+            require_server(uri)
+            assert http_request(creds, "/", "GET", max_retries=0).status_code == 200
+        else:
+            with pytest.raises(UnavailableError, match="certificate verify failed"):
+                require_server(uri)
+            with pytest.raises(MlflowException, match="certificate verify failed"):
+                http_request(creds, "/", "GET", max_retries=0)
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_a_certificate_need_not_be_trusted_where_mlflows_client_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_status(200, make_certificate(tmp_path)) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+        require_server(uri)
+
+
+def make_certificate(folder: Path) -> Path:
+    """Key and certificate of 127.0.0.1 in one file, signed by itself."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = folder / "server.pem"
+    path.write_bytes(key.private_bytes(*form) + certificate.public_bytes(Encoding.PEM))
+    return path
+
+
 @contextmanager
-def serve_status(status: int) -> Iterator[str]:
-    """Address of a server that always answers with one status."""
+def serve_status(status: int, certificate: Path | None = None) -> Iterator[str]:
+    """Address of a server that always answers with one status; by TLS with this key and certificate."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -83,10 +151,14 @@ def serve_status(status: int) -> Iterator[str]:
             """Keep the test's output clean."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"{'http' if certificate is None else 'https'}://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

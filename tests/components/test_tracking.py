@@ -2,15 +2,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from components import tracking
 from components.addresses import read_json
 from components.config import load_config
-from components.exceptions import DataError, UnavailableError
+from components.exceptions import ConfigError, DataError, UnavailableError
 from components.flow import STAGES
 from components.settings import Settings
 from components.storage import StageRun
@@ -134,6 +136,33 @@ def test_a_deleted_parent_is_made_again(stage: StageRun) -> None:
     second = parent_run_id(stage)
     assert second != first
     assert parent_run_id(stage) == second
+
+
+def test_stages_that_begin_at_once_share_a_parent(
+    tmp_path: Path, home: Path, stage: StageRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = parent_run_id(stage)
+    with monkeypatch.context() as early:
+        early.setattr(tracking, "read_json", lambda _: None)  # the other one looked before the note was there
+        assert parent_run_id(make_stage(tmp_path, Settings(home=home), "sft")) == first
+        other_run = replace(make_stage(tmp_path, Settings(home=home)), run_dir=f"{stage.run_dir}0")
+        assert parent_run_id(other_run) != first
+        early.setattr(tracking, "_AT_ONCE_MS", -1)  # long ago
+        assert parent_run_id(stage) != first
+    experiment = MlflowClient().get_run(first).info.experiment_id
+    of_pipeline = MlflowClient().search_runs([experiment], f"tags.`urm.run_dir` = '{stage.run_dir}'")
+    assert len(of_pipeline) == 2
+
+
+def test_a_deleted_experiment_is_a_matter_of_the_user(tmp_path: Path, stage: StageRun) -> None:
+    fresh = replace(stage, settings=Settings(home=tmp_path / "fresh"))
+    run = MlflowClient(fresh.settings.tracking_uri).get_run(parent_run_id(fresh))
+    (Path(fresh.run_dir) / "tracking.json").unlink()
+    MlflowClient(fresh.settings.tracking_uri).delete_experiment(run.info.experiment_id)
+    with pytest.raises(
+        ConfigError, match=r"experiment complete_journey: expected one that takes runs, got Cannot set a"
+    ):
+        parent_run_id(fresh)
 
 
 def test_another_server_gets_a_parent_of_its_own(tmp_path: Path, home: Path, stage: StageRun) -> None:
