@@ -13,7 +13,7 @@ from components.cli.options import DEFAULT_CONFIG, ConfigOption, ForceOption, Ru
 from components.config import RunConfig
 from components.flow import STAGES, StageSpec
 from components.memory import import_quickly, keep_freed_memory
-from components.settings import get_settings
+from components.settings import Settings, get_settings
 from components.storage import StageFunction, StageReport, StageResult, StageRun, run_stage
 
 app = typer.Typer(no_args_is_help=True)
@@ -62,13 +62,18 @@ def fingerprint_models(spec: StageSpec, config: RunConfig) -> dict[str, str]:
     found = {}
     for field, folder in named.items():
         if Path(folder).is_dir() and any(f"{field}.".startswith(f"{section}.") for section in spec.sections):
-            digest = hashlib.sha256()
-            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-                with path.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
-                digest.update(f"{path.relative_to(folder)} {content}\n".encode())
-            found[field] = digest.hexdigest()
+            found[field] = _digest(Path(folder), "*")
     return found
+
+
+def _digest(folder: Path, pattern: str) -> str:
+    """SHA-256 of names and contents of the files below a folder that match."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob(pattern) if path.is_file()):
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def ingest(
@@ -102,7 +107,13 @@ def _print_verdict(result: StageResult, config: str, overrides: list[str] | None
 
 
 _BY_HAND: dict[str, Callable[..., None]] = {"ingest": ingest}
-_DECIDING_SETTINGS = {"features": ("feature_environment",)}  # what of the settings decides a stage's result, too
+# What of the settings decides a stage's result, too.
+_DECIDING_SETTINGS: dict[str, Callable[[Settings], dict[str, Any]]] = {
+    "features": lambda settings: {
+        "feature_environment": settings.feature_environment,
+        "feature_definitions": _digest(settings.feature_repo_dir, "*.py"),
+    }
+}
 # What a command does once its result is there, computed or reused.
 _AFTERWARDS: dict[str, Callable[[StageResult, str, list[str] | None], None]] = {
     "validate": _require_fresh_events,
@@ -116,7 +127,8 @@ def _derive(spec: StageSpec) -> Callable[..., None]:
     def command(**given: Any) -> None:
         config, overrides = given["config"], given["set_"]
         flags = {name: given[name] for name in spec.flags}
-        flags |= {name: getattr(get_settings(), name) for name in _DECIDING_SETTINGS.get(spec.name, ())}
+        if spec.name in _DECIDING_SETTINGS:
+            flags |= _DECIDING_SETTINGS[spec.name](get_settings())
         result = run_spec(spec, config, given["run_dir"], overrides, given["force"], options=flags)
         if spec.name in _AFTERWARDS:
             _AFTERWARDS[spec.name](result, config, overrides)

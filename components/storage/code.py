@@ -22,8 +22,6 @@ CARRIERS = (
 )
 # But what these make of a configuration (the cuts of a split, whom a task trains) stands in no section of it.
 DECIDING = ("components.config.split", "components.config.tasks")
-# Code beside the package that a module runs without importing it.
-DEFINITIONS = {"components.features.feast": "feature_repo"}
 
 
 def fingerprint(spec: StageSpec, config: RunConfig, inputs: dict[str, StageResult], options: dict[str, Any]) -> str:
@@ -62,8 +60,7 @@ def source_files(module: str, root: Path) -> tuple[Path, ...]:
             continue
         found[name] = _path(root, name)
         waiting += (other for other in _imported(found[name], root) if other not in found)
-    beside = [path for name in found if name in DEFINITIONS for path in (root / DEFINITIONS[name]).rglob("*.py")]
-    return tuple(sorted({*found.values(), *beside}))
+    return tuple(sorted(found.values()))
 
 
 def _imported(path: Path, root: Path) -> Iterator[str]:

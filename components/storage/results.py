@@ -70,13 +70,16 @@ def require_json(run_dir: str, stage: str, output: str) -> dict[str, Any]:
     return content
 
 
-def find_reusable(run_dir: str, stage: str, work_fingerprint: str, index: str) -> StageResult | None:
-    """A result of equal work, of this run or another one, whose outputs are still there."""
-    for uri in (join(run_dir, stage, "result.json"), join(index, stage, f"{work_fingerprint}.json")):
-        done = read_earlier(uri)
-        if done is not None and done.fingerprint == work_fingerprint and all(map(exists, done.outputs.values())):
-            return done
-    return None
+def find_equal(run_dir: str, stage: str, work_fingerprint: str, index: str) -> list[StageResult]:
+    """Results of equal work, of this run and of another one, whether or not their outputs are still there."""
+    places = (join(run_dir, stage, "result.json"), join(index, stage, f"{work_fingerprint}.json"))
+    found = [read_earlier(uri) for uri in places]
+    return [done for done in found if done is not None and done.fingerprint == work_fingerprint]
+
+
+def is_whole(result: StageResult) -> bool:
+    """Whether its outputs are still there."""
+    return all(map(exists, result.outputs.values()))
 
 
 def read_earlier(uri: str) -> StageResult | None:

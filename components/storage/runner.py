@@ -16,7 +16,7 @@ from components.flow import STAGES, StageSpec
 from components.settings import Settings
 from components.storage.code import fingerprint
 from components.storage.contract import StageFunction, StageReport, StageResult, StageRun
-from components.storage.results import find_reusable, read_earlier, record_result, require_result
+from components.storage.results import find_equal, is_whole, read_earlier, record_result, require_result
 from components.storage.workspace import Workspace
 
 log = structlog.get_logger()
@@ -54,8 +54,9 @@ def run_stage(
     result_uri = join(run_dir, stage, "result.json")
     index = join(parent(run_dir), ".stages")
 
+    equal = find_equal(run_dir, stage, work_fingerprint, index)
     if spec.reusable and not force:
-        done = find_reusable(run_dir, stage, work_fingerprint, index)
+        done = next(filter(is_whole, equal), None)
         if done is not None:
             if done.reused_from:
                 write_json(result_uri, done.model_dump(mode="json"))
@@ -64,10 +65,12 @@ def run_stage(
 
     started, clock = datetime.now(UTC), time.monotonic()
     folder = join(run_dir, stage, work_fingerprint[:16])
-    if (force or not spec.reusable) and exists(folder):  # somebody may use what lies there
+    taken = (force or not spec.reusable) and exists(folder)  # somebody may use what lies there
+    if taken:
         folder = f"{folder}-{started:%Y%m%d%H%M%S}"
     with _full_disk_errors(run_dir), Workspace(run_dir, stage, work_fingerprint, settings) as work:
-        if work.succeeds_another:  # which may be about to write to the folder of that name
+        # Another attempt may be about to write to the folder of that name, or machines have fetched what lay there.
+        if work.succeeds_another or (work.remote and equal and not taken):
             folder = f"{folder}-{work.attempt[:8]}"
         run = StageRun(
             spec=spec,

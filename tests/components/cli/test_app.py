@@ -67,15 +67,22 @@ def test_the_demo_takes_no_path_since_airflow_starts_runs_by_name(home: Path, co
     assert not (home / "services.json").exists()
 
 
-def test_features_of_another_environment_are_other_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_another_environment_or_by_other_definitions_are_other_work(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     monkeypatch.setattr("components.cli.stages.run_spec", lambda *_, options: asked.append(options))
-    for environment in ("embedded", "production"):
+    monkeypatch.setenv("URM_FEATURE_REPO_DIR", str(tmp_path))  # not the folder beside this package
+    for environment, definitions in (("embedded", "a"), ("production", "a"), ("production", "b"), ("production", "b")):
+        (tmp_path / "definitions.py").write_text(definitions)
         monkeypatch.setenv("URM_FEATURE_ENVIRONMENT", environment)
         get_settings.cache_clear()
         assert CliRunner().invoke(app, ["features"]).exit_code == 0
     get_settings.cache_clear()
-    assert asked == [{"feature_environment": "embedded"}, {"feature_environment": "production"}]
+    assert [options["feature_environment"] for options in asked] == ["embedded", *["production"] * 3]
+    first, again, other, same = (options["feature_definitions"] for options in asked)
+    assert (first, other) == (again, same)
+    assert first != other
 
 
 def test_what_lies_in_a_model_folder_decides_the_results_of_the_stages_that_read_it(tmp_path: Path) -> None:

@@ -43,11 +43,6 @@ def test_a_module_that_is_not_there(tree: Path) -> None:
         source_files("components.stages.absent", tree)
 
 
-def test_definitions_of_features_count_with_the_code_that_runs_them() -> None:
-    names = {path.name for path in source_files("components.stages.features", REPOSITORY)}
-    assert {path.name for path in (REPOSITORY / "feature_repo").rglob("*.py")} <= names
-
-
 @pytest.mark.parametrize("spec", [*STAGES.values(), *STUDIES.values()], ids=lambda spec: spec.name)
 def test_no_stage_depends_on_what_stands_above_it(spec: object) -> None:
     parts = {path.relative_to(REPOSITORY).parts[1] for path in source_files(spec.entry, REPOSITORY)}  # type: ignore[attr-defined]

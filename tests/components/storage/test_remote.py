@@ -48,6 +48,22 @@ def test_a_forced_result_of_a_remote_store_is_not_mistaken_for_a_fetched_one(run
     assert content() == "new"
 
 
+def test_work_done_again_in_a_remote_store_is_not_mistaken_for_a_fetched_one(run: Run, memory: str) -> None:
+    """Files that a rule of the store removed are made again: equal work, and another result."""
+
+    def read(stage: StageRun) -> StageReport:
+        return StageReport(metrics={"content": stage.path("ingest", "items").read_text()})
+
+    first = run("ingest", Work("old"), f"{memory}/a")
+    assert run("validate", read, f"{memory}/a").metrics == {"content": "old"}
+    fsspec.filesystem("memory").rm_file(first.outputs["items"])
+    with pytest.raises(ZeroDivisionError):
+        run("ingest", lambda _: 1 / 0, f"{memory}/a")  # an attempt in between that is killed
+    again = run("ingest", Work("new"), f"{memory}/a")
+    assert again.fingerprint == first.fingerprint
+    assert run("validate", read, f"{memory}/a").metrics == {"content": "new"}
+
+
 def test_a_failed_attempt_leaves_a_remote_store_clean(run: Run, memory: str) -> None:
     def fail(stage: StageRun) -> StageReport:
         (stage.output / "half").write_text("")
