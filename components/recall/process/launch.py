@@ -22,6 +22,7 @@ from components.recall.process.signals import on_termination
 from components.recall.process.supervisor import REDIS_TIMEOUT_SECONDS, Supervisor
 from components.recall.telemetry.metrics import serve_metrics
 from components.recall.telemetry.setup import open_tracing
+from components.recall.telemetry.tracing import Tracing
 from components.redis_client import open_redis, require_no_eviction
 from components.release.publication import Publication, read_environment
 from components.settings import Settings
@@ -61,6 +62,7 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
         source = partial(FixedRelease, read_environment(settings), announces=not ad_hoc)
     client = _connect(settings)
     worker: ServingLoop
+    tracing = Tracing()
     if ad_hoc:
         worker = AdHocWorker(client, config.recall, load, source=source)
     else:
@@ -69,7 +71,10 @@ def run_worker(settings: Settings, config: RunConfig, host: str, metrics_port: i
     on_termination(worker.stop)
     if metrics_port:
         serve_metrics(worker.metrics.registry, host, metrics_port)
-    _run(worker.run)
+    try:
+        _run(worker.run)
+    finally:
+        tracing.close()
     if worker.loading:
         os._exit(0)  # else the process would wait for the thread that loads, which nothing can interrupt
 

@@ -45,6 +45,10 @@ class OtelTracing(Tracing):
         self._provider = provider
         self._tracer = provider.get_tracer("urm.recall", __version__)
 
+    def close(self) -> None:
+        """See Tracing."""
+        self._provider.shutdown()
+
     def dependencies(self) -> list[Any]:
         """See Tracing."""
         return [Depends(_follow)]

@@ -11,6 +11,9 @@ _NO_PARENT = nullcontext("")
 class Tracing:
     """No traces; the spans of `otel.OtelTracing` are its shape."""
 
+    def close(self) -> None:
+        """Export what is left; a forked process has no other moment for it."""
+
     def dependencies(self) -> list[Any]:
         """Dependencies of a route that goes on with its caller's trace."""
         return []

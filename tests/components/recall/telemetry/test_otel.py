@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,7 +15,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from components.config import RecallConfig
+from components.exceptions import ConfigError
 from components.recall.api.app import create_app
+from components.recall.process.launch import run_worker
 from components.recall.serving.engine import load_release
 from components.recall.state.scripts import STREAM
 from components.recall.telemetry.otel import OtelTracing
@@ -25,6 +28,7 @@ from components.redis_client import open_redis
 from components.release.publication import WANTED, Publication
 from components.settings import Settings
 from tests.worlds.recall import Release, make_event, serve_release, wait_until
+from tests.worlds.tiny import make_config
 
 CALLER = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -154,9 +158,9 @@ def test_without_an_endpoint_nothing_is_loaded_and_entries_carry_nothing(
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_a_process_that_ends_has_sent_its_spans_to_the_endpoint_that_the_environment_names(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@contextmanager
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """Bodies of what is sent to the endpoint that the environment names."""
     bodies: list[bytes] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -174,14 +178,50 @@ def test_a_process_that_ends_has_sent_its_spans_to_the_endpoint_that_the_environ
         try:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-            program = (
-                "from components.recall.telemetry.setup import open_tracing\n"
-                "from components.settings import Settings\n"
-                "with open_tracing(Settings(), 'urm-recall-api').accept(1) as traceparent: print(traceparent)"
-            )
-            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-            assert done.stdout.startswith("00-")
+            yield bodies
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_process_that_ends_has_sent_its_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    with collector(monkeypatch) as bodies:
+        program = (
+            "from components.recall.telemetry.setup import open_tracing\n"
+            "from components.settings import Settings\n"
+            "with open_tracing(Settings(), 'urm-recall-api').accept(1) as traceparent: print(traceparent)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("00-")
     assert b"urm-recall-api" in b"".join(bodies) and b"accept" in b"".join(bodies)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_has_sent_its_spans_before_its_process_ends(
+    fails: bool, releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An instance is forked: Python ends it without what is registered for the exit."""
+
+    class Worker:
+        loading = False
+
+        def __init__(self, *_: object, tracing: Tracing, **__: object) -> None:
+            self.tracing = tracing
+
+        def run(self) -> None:
+            with self.tracing.part("last"):
+                pass
+            if fails:
+                raise ConfigError("release", expected="one", got="none", remedy="promote one")
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr("components.recall.worker.stream.RecallWorker", Worker)
+    monkeypatch.setattr("components.recall.process.launch._prepare_model", lambda *_: None)
+    monkeypatch.setattr("components.recall.process.launch.on_termination", lambda _: None)
+    with collector(monkeypatch) as bodies:
+        settings = Settings(redis_url=releases[0].settings.redis_url)
+        with pytest.raises(ConfigError) if fails else nullcontext():
+            run_worker(settings, make_config(), "127.0.0.1", 0)
+        assert b"last" in b"".join(bodies)
