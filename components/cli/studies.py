@@ -43,6 +43,8 @@ def compare(
 
     settings = get_settings()
     paths = [settings.find_run_dir(run_dir) for run_dir in run_dirs]
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
     text = compare_runs(paths, settings=settings, draws=draws, confidence=confidence)
     if output is None:
         typer.echo(text, nl=False)

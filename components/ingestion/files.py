@@ -8,6 +8,7 @@ import ibis
 import ibis.expr.types as ir
 from sqlglot import exp
 
+from components.addresses import store_errors
 from components.config import CompleteJourneySource, SequenceSource, Source
 from components.exceptions import DataError
 
@@ -19,17 +20,27 @@ def find_files(table: str, pattern: str, remedy: str = GLOB_REMEDY) -> tuple[fss
     """Files that match a path or glob, sorted; local ones as plain paths, others with their protocol.
 
     Raises:
-        DataError: Nothing matches, or the protocol is unknown.
+        DataError: Nothing matches, a folder does, or the protocol is unknown.
+        UnavailableError: The object store does not answer.
     """
+    subject = f"source.{table} {pattern}"
     try:
         filesystem, path = fsspec.core.url_to_fs(pattern)
-        found = sorted(filesystem.glob(path))
+        with store_errors(pattern):
+            found = sorted(filesystem.glob(path)) if pattern else []
+            # The page of a web server may look like a folder.
+            folders = [] if "http" in filesystem.protocol else [one for one in found if filesystem.isdir(one)]
     except (ValueError, ImportError, OSError) as error:
-        raise DataError(
-            f"source.{table} {pattern}", expected="a path or glob that can be listed", got=error, remedy="check it"
-        ) from error
+        raise DataError(subject, expected="a path or glob that can be listed", got=error, remedy="check it") from error
     if not found:
-        raise DataError(f"source.{table} {pattern}", expected="at least one file", got="none", remedy=remedy)
+        raise DataError(subject, expected="at least one file", got="none", remedy=remedy)
+    if folders:
+        raise DataError(
+            subject,
+            expected="files",
+            got=f"a folder, {folders[0]}",
+            remedy=f"name its files, as in {folders[0]}/*.parquet",
+        )
     local = "file" in filesystem.protocol
     return filesystem, found if local else [filesystem.unstrip_protocol(path) for path in found]
 
@@ -65,6 +76,7 @@ def fingerprint_files(source: Source) -> str:
 
     Raises:
         DataError: A path or glob matches nothing.
+        UnavailableError: The object store does not answer.
     """
     if isinstance(source, CompleteJourneySource):
         patterns = {"data_dir": f"{source.data_dir}/*.parquet"} if source.data_dir else {}
@@ -76,8 +88,9 @@ def fingerprint_files(source: Source) -> str:
     digest = hashlib.sha256()
     for table, pattern in patterns.items():
         filesystem, paths = find_files(table, pattern, remedy)
-        for path in paths:
-            digest.update(f"{table} {path} {_version(filesystem, path)}\n".encode())
+        with store_errors(pattern):
+            for path in paths:
+                digest.update(f"{table} {path} {_version(filesystem, path)}\n".encode())
     return digest.hexdigest() if patterns else ""
 
 

@@ -19,6 +19,7 @@ from components.ingestion.reading import SCHEMAS, Column, Log, Reading, canonica
 REQUIRED = {"events": ("user_id", "item_id", "behavior", "scenario", "ts"), "items": ("item_id", "title")}
 _PARQUET = "read_parquet({}, union_by_name = true)"
 _CSV = "read_csv({}, all_varchar = true, union_by_name = true)"
+_SEPARATORS = ",;|\t"  # one row of another length, and DuckDB finds none in the file
 EVENT_ID = "_event_id"  # made where the log has none
 _REMEDY = {
     "events": "map them in source.event_columns or give constants in source.event_defaults",
@@ -108,11 +109,19 @@ def open_files(table: str, pattern: str, connection: ibis.BaseBackend) -> ir.Tab
     """The rows of all files that match, Parquet or CSV.
 
     Raises:
-        DataError: No file matches.
+        DataError: No file matches, or files of both kinds do.
+        UnavailableError: The object store does not answer.
     """
     filesystem, paths = find_files(table, pattern)
-    is_csv = all(".csv" in found.rsplit("/", 1)[-1] for found in paths)
-    return open_found(connection, filesystem, paths, f"raw_{table}", _CSV if is_csv else _PARQUET)
+    csv = [".csv" in found.rsplit("/", 1)[-1].lower() for found in paths]
+    if len(set(csv)) > 1:
+        raise DataError(
+            f"source.{table} {pattern}",
+            expected="files of one kind",
+            got=f"CSV, {paths[csv.index(True)]}, and others, {paths[csv.index(False)]}",
+            remedy="name one kind, as in *.parquet",
+        )
+    return open_found(connection, filesystem, paths, f"raw_{table}", _CSV if csv[0] else _PARQUET)
 
 
 def _column_names(
@@ -124,6 +133,13 @@ def _column_names(
     needed = [name for name in wanted if name in mapping or (name in REQUIRED[table] and name not in defaults)]
     missing = [wanted[name] if name in mapping else name for name in needed if name not in names]
     missing += [column for column in attributes if column not in raw.columns]
+    if missing and len(raw.columns) == 1 and set(raw.columns[0]) & set(_SEPARATORS):
+        raise DataError(
+            f"source.{table} {pattern}",
+            expected="rows with as many fields as the header",
+            got=f"a header that cannot be split, {raw.columns[0]}",
+            remedy="look for a row with a separator too many or too few, and quote values that have one",
+        )
     if missing:
         raise DataError(
             f"source.{table} {pattern}",

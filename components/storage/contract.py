@@ -35,6 +35,7 @@ class StageResult(BaseModel):
     started_at: datetime
     finished_at: datetime
     version: str = __version__
+    made_with: str = ""  # digest of the settings that the stage reads; older results do not say
     reused_from: str | None = None  # URI of the result.json whose work this run uses
 
 

@@ -12,7 +12,7 @@ import structlog
 from components.addresses import absolute, exists, join, parent, remove, write_json
 from components.config import RunConfig
 from components.exceptions import ConfigError, UnavailableError
-from components.flow import STAGES, StageSpec
+from components.flow import STAGES, StageSpec, stages_before
 from components.settings import Settings
 from components.storage.code import fingerprint
 from components.storage.contract import StageFunction, StageReport, StageResult, StageRun
@@ -43,13 +43,15 @@ def run_stage(
         MissingInputError: An earlier stage has not succeeded in this run directory.
         DataError: The run directory cannot be written, or an input's result.json is damaged.
         UnavailableError: The stage is running in this run directory already, or the disk is full.
-        ConfigError: There are several processes of a stage that knows only one.
+        ConfigError: There are several processes of a stage that knows only one; or what the stage reads was made by
+            other settings.
     """
     spec = STAGES[stage] if isinstance(stage, str) else stage
     _check_processes(spec, settings)
     stage = spec.name
     run_dir = absolute(run_dir)
     inputs = {name: require_result(run_dir, name, stage) for name in spec.inputs}
+    _require_settings(spec, config, run_dir)
     work_fingerprint = fingerprint(spec, config, inputs, options or {})
     result_uri = join(run_dir, stage, "result.json")
     index = join(parent(run_dir), ".stages")
@@ -103,6 +105,7 @@ def run_stage(
             seconds=round(time.monotonic() - clock, 3),
             started_at=started,
             finished_at=datetime.now(UTC),
+            made_with=config.fingerprint(spec.sections),
         )
         if settings.process == 0:
             record_result(result, result_uri, index)
@@ -133,6 +136,23 @@ def _check_processes(spec: StageSpec, settings: Settings) -> None:
             got=f"{settings.processes} (WORLD_SIZE)",
             remedy="start it without torchrun",
         )
+
+
+def _require_settings(spec: StageSpec, config: RunConfig, run_dir: str) -> None:
+    """Refuse a configuration other than the one by which earlier stages made what the stage reads.
+
+    A release is read as it is: its bundle says what it was made with.
+    """
+    for name in () if "release" in spec.inputs else stages_before(spec.inputs):
+        earlier = read_earlier(join(run_dir, name, "result.json"))
+        sections = STAGES[name].sections
+        if earlier is not None and earlier.made_with not in ("", config.fingerprint(sections)):
+            raise ConfigError(
+                f"stage {spec.name}",
+                expected=f"the settings of {', '.join((*sections, 'seed'))} by which {name!r} ran in {run_dir}",
+                got=f"others ({config.name})",
+                remedy=f"give the same --config and --set, or run `urm {name}` and what follows again",
+            )
 
 
 def _check_report(spec: StageSpec, report: StageReport) -> None:

@@ -250,12 +250,13 @@ def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> S
 
 def _check_comparable(runs: list[FinishedRun]) -> None:
     first, seen = runs[0], set()
+    says = next((run for run in runs if "settings" in run.metrics), first)
     for run in runs:
         seed, metrics = run.metrics["seed"], run.metrics
         same = metrics["k"] == first.metrics["k"] and metrics["tasks"].keys() == first.metrics["tasks"].keys()
         same &= run.kinds == first.kinds
-        if "settings" in metrics and "settings" in first.metrics:  # older records do not say
-            same &= metrics["settings"] == first.metrics["settings"]
+        if "settings" in metrics:  # older records do not say
+            same &= metrics["settings"] == says.metrics["settings"]
         if seed in seen or not same:
             raise DataError(
                 f"run {run.run_dir}",

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.alignment import ALIGNED, ITEMS_PER_STEP, LEARNED, PLAIN, Alignment, Inputs, Titles, main, train_one
 from components.caches import CachePlace
+from components.exceptions import DataError
 from components.items.table import POPULARITY, ItemTable, write_item_table
 from components.schemas.events import ITEMS
 from components.studies.finished import FinishedRun
@@ -125,6 +126,11 @@ def test_both_models_are_asked_the_same_and_a_stopped_benchmark_goes_on(
     for name in (PLAIN, ALIGNED):
         assert again[name]["recall"] == first[name]["recall"]
     assert again[ALIGNED]["held_out"] == first[ALIGNED]["held_out"]
+    assert (again["steps"], again["settings"]["seed"]) == (10, config.seed)
+
+    for changed in (["--steps", "20"], ["--set", "seed=5"], ["--set", "urm.learning_rate=0.000001"]):
+        with pytest.raises(DataError, match=r"expected models of these settings and data, got others"):
+            main([*words, *changed])
 
 
 def run_steps(printed: str) -> set[str]:

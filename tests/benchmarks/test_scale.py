@@ -9,6 +9,7 @@ import torch
 from benchmarks import scale
 from benchmarks.scale import read_measured, run_measured, show_curve
 from components.items.text import TextEncoder
+from components.settings import get_settings
 
 LINE = {"seconds": 10.0, "cpu_seconds": 8.0, "peak_bytes": 5e8, "scratch_bytes": 0, "output_bytes": 1e7}
 
@@ -34,18 +35,36 @@ def test_a_command_that_fails_says_why(tmp_path):
 
 def test_sizes_that_the_output_has_are_not_measured_again(tmp_path, monkeypatch, capsys):
     output, measured = tmp_path / "scale.jsonl", []
+    settings = get_settings()
+    about = {"engine": settings.engine, "engine_memory": settings.engine_memory, "threads": settings.num_threads}
     lines = [{"events": 1000, "stage": "ingest"} | LINE, {"events": 1000, "stage": "validate", "failed": "no disk"}]
+    lines = [line | about for line in lines]
     output.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def measure(events, seed, work, stages, keep):
         measured.append((events, stages))
-        yield from ({"events": events, "stage": stage} | LINE for stage in stages)
+        yield from ({"events": events, "stage": stage} | LINE | about for stage in stages)
 
     monkeypatch.setattr(scale, "measure", measure)
     for _ in range(2):
         scale.main(["--work", str(tmp_path), "--output", str(output), "--events", "1e3"])
     assert measured == [(1000, ["validate", "features", "encode"])]
     assert capsys.readouterr().out.count("| encode | 1,000 | 10 | 8 |") == 2
+
+
+def test_lines_of_another_engine_are_no_lines_of_this_one(tmp_path):
+    output = tmp_path / "scale.jsonl"
+    about = {"engine": "duckdb", "engine_memory": "1500MB", "threads": 1}
+    written = [about, about | {"engine": "spark"}, about | {"threads": 2}, about | {"seed": 1}]
+    lines = [{"events": 1000, "stage": stage} | LINE | kind for stage, kind in zip("abcd", written, strict=True)]
+    output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for wanted, stage in (
+        (about | {"seed": 0}, "a"),
+        ({"engine": "spark"}, "b"),
+        ({"threads": 2}, "c"),
+        ({"seed": 1}, "d"),
+    ):
+        assert [*read_measured(output, wanted)] == [(1000, stage)]
 
 
 def test_the_curve_shows_growth_per_doubling(tmp_path):
@@ -55,7 +74,7 @@ def test_the_curve_shows_growth_per_doubling(tmp_path):
     rows = [row.split(" | ") for row in show_curve(lines).splitlines()[2:]]
     assert [row[4] for row in rows[:3]] == ["", "2.00", "4.00"]
     assert rows[3][2] == "failed: no disk"
-    assert read_measured(tmp_path / "nothing") == {}
+    assert read_measured(tmp_path / "nothing", {}) == {}
 
 
 def test_a_stage_that_fails_ends_its_size_with_its_last_line(tmp_path):
@@ -86,7 +105,7 @@ def test_the_largest_log_follows_from_the_growth_of_the_largest_sizes_and_is_mea
 
 
 def test_the_encoder_of_the_benchmark_is_one_that_encode_can_open(tmp_path):
-    encoder = TextEncoder(str(scale.save_encoder(tmp_path, seed=0)), torch.device("cpu"), batch_size=2)
+    encoder = TextEncoder(str(scale.save_encoder(str(tmp_path), seed=0)), torch.device("cpu"), batch_size=2)
     near, same, far = encoder.encode(["article 7 of shelf 1", "of shelf 1 article 7", "brand"]).astype(float)
     assert encoder.dimension == 384
     assert near @ far < 0.9 < near @ same

@@ -203,7 +203,9 @@ def _explain(error: Mapping[str, Any]) -> Fault:
     field = _shorten(".".join(names)) or "body"  # a client may make up names of any length
     message = _PREFIX.sub("", error["msg"]).rstrip(".")
     got = "nothing" if error["type"] == "missing" else repr(error.get("input"))
-    if error["type"] == "extra_forbidden":
+    if isinstance(error.get("input"), bytes):  # FastAPI reads a body as JSON only where its header says so
+        message, got = "JSON, with content-type application/json", "another content-type or none"
+    elif error["type"] == "extra_forbidden":
         message, got = "known fields only", "this one"
     elif error["type"] == "missing":
         message = "a value"

@@ -15,7 +15,7 @@ def answer_users(
 ) -> dict[str, dict[str, Result]]:
     """Results of every task, for every user at once.
 
-    Tasks that need a query are answered only if the user's newest live event has one.
+    Tasks that need a query are answered by the newest search among the live events, and only if there is one.
 
     Args:
         release: What to compute with.

@@ -96,8 +96,8 @@ def build_context(known: KnownHistory, live: list[Event], rule: HistoryRule) -> 
 
 
 def latest_query(live: list[Event]) -> str | None:
-    """The words of the newest event, if it has any."""
-    return live[-1].query if live else None
+    """The words of the newest search; events after it leave it as it is, so that no order or batch decides."""
+    return next((event.query for event in reversed(live) if event.query), None)
 
 
 def _add(items: dict[int, HistoryItem], event: Event) -> None:

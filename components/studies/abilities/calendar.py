@@ -10,9 +10,10 @@ so that a handful of events makes no lift. Ordinary days lie in no window.
 
 import itertools
 import re
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Self
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,10 @@ class Calendar(Model):
             if after.day <= before.day:
                 raise ValueError(f"expected occasions by date, but {after.name!r} follows {before.name!r}")
         return self
+
+    def local_day(self, instant: datetime) -> date:
+        """Day of an instant where the shops are."""
+        return instant.astimezone(ZoneInfo(self.zone)).date()
 
     def window(self, occasion: Occasion) -> tuple[date, date]:
         """First and last day of an occasion's window."""

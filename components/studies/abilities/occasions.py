@@ -238,7 +238,7 @@ def _read_calendar(settings: Settings, config: RunConfig) -> Calendar:
 def _read_world(stage: StageRun) -> World:
     calendar = _read_calendar(stage.settings, stage.config)
     counts = count_events(stage.path("validate", "events"), stage.path("validate", "items"), calendar)
-    test_start = stage.config.features.split.test_start.date()
+    test_start = calendar.local_day(stage.config.features.split.test_start)
     totals = counts[[day < test_start for day in counts.index]].sum().to_numpy()
     kept = totals >= MIN_EVENTS
     world = World(

@@ -51,7 +51,7 @@ def run(stage: StageRun) -> StageReport:
     config = stage.config
     book = _read_phrases(stage.settings, config)
     categories = _read_categories(stage)
-    contexts = read_contexts(pq.read_table(stage.path("features", "contexts"), filters=_VALIDATION))
+    contexts = _read_newest(stage)
     users, asked = _choose_users(contexts.values(), config.seed), _read_asked(stage, contexts)
     with track(stage):
         recaller = load_recaller(lambda output: stage.path("sft", output), stage.settings)
@@ -156,6 +156,13 @@ def _read_categories(stage: StageRun) -> dict[int, str]:
     return {row["item_id"]: " > ".join(row["category"]) for row in rows if row["item_id"] in catalogue}
 
 
+def _read_newest(stage: StageRun) -> dict[int, UserContext]:
+    """The newest validation context of each user, so that nobody counts as two."""
+    table = pq.read_table(stage.path("features", "contexts"), filters=_VALIDATION)
+    rows = table.select(["user_id", "cut_ts"]).to_pandas().sort_values("cut_ts", kind="stable")
+    return read_contexts(table.take(sorted(rows.drop_duplicates("user_id", keep="last").index)))
+
+
 def _choose_users(contexts: Iterable[UserContext], seed: int) -> list[UserContext]:
     """A random sample of the contexts with a history."""
     known = [context for context in contexts if len(context.item_ids)]
@@ -167,8 +174,8 @@ def _read_asked(stage: StageRun, contexts: Mapping[int, UserContext]) -> dict[st
     rows = pq.read_table(stage.path("features", "examples"), filters=_VALIDATION).to_pylist()
     asked: dict[str, list[Asked]] = {}
     for place in np.random.default_rng(stage.config.seed).permutation(len(rows)).tolist():
-        context = contexts[rows[place]["context_id"]]
-        if len(context.item_ids):
+        context = contexts.get(rows[place]["context_id"])
+        if context is not None and len(context.item_ids):
             targets = np.array(rows[place]["target_item_ids"], dtype=np.int64)
             asked.setdefault(rows[place]["task"], []).append((context, targets))
     return asked

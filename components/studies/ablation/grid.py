@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from components.config import Model, load_document
+from components.config import Model, RunConfig, load_document
 from components.exceptions import ConfigError
 
 REFERENCE = "main"
@@ -121,6 +121,11 @@ def load_grid(name: str, configs_dir: Path) -> Grid:
 def variant_dir(study_dir: str, variant: str, seed: int) -> str:
     """Run directory of a variant, next to that of the study, so that they share the results of equal stages."""
     return f"{study_dir.rstrip('/')}.{variant}.seed{seed}"
+
+
+def digest_settings(config: RunConfig) -> str:
+    """Digest of that in which the trainings of a variant with several seeds agree."""
+    return config.model_copy(update={"seed": 0}).fingerprint(("features", "items", "tasks", "urm", "evaluation.k"))
 
 
 def write_settings(overrides: Overrides) -> list[str]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from components.device import set_threads
 from components.storage import StageReport, StageRun
+from components.studies.ablation.grid import digest_settings
 from components.studies.finished import load_recaller
 from components.tracking import track
 from components.urm.data.request import RecallRequest, read_contexts
@@ -28,9 +29,13 @@ def run(stage: StageRun) -> StageReport:
         recaller = load_recaller(lambda output: stage.path("sft", output), stage.settings)
         recalls = pd.DataFrame(_recalls(stage, recaller))
         by_task = {str(task): float(value) for task, value in recalls.groupby("task")["recall"].mean().items()}
-        metrics = {"mean_recall": float(np.mean(list(by_task.values()))), "recall": by_task}
+        metrics: dict[str, Any] = {
+            "mean_recall": float(np.mean(list(by_task.values()))),
+            "recall": by_task,
+            "settings": digest_settings(stage.config),
+        }
         mlflow.log_metrics({f"validation_recall.{task}": value for task, value in by_task.items()})
-        mlflow.log_metric("validation_recall", metrics["mean_recall"])  # type: ignore[arg-type]  # a float
+        mlflow.log_metric("validation_recall", metrics["mean_recall"])
     recalls.to_parquet(stage.output / "recalls.parquet")
     return StageReport(outputs={"recalls": "recalls.parquet"}, counts={"examples": len(recalls)}, metrics=metrics)
 

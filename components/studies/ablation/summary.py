@@ -17,10 +17,10 @@ import structlog
 from components.addresses import fetch
 from components.evaluation.bootstrap import sum_by_user
 from components.evaluation.metrics import Floats
-from components.exceptions import DataError, MissingInputError
+from components.exceptions import ConfigError, DataError, MissingInputError
 from components.storage import StageReport, StageRun, load_result
 from components.studies.ablation.figures import draw_group
-from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
+from components.studies.ablation.grid import REFERENCE, Grid, digest_settings, variant_dir
 from components.tracking import track
 
 DRAWS = 2000
@@ -35,6 +35,7 @@ def summarise(stage: StageRun, grid: Grid) -> StageReport:
     Leaves out a variant that is not measured with all seeds of the grid, and names it in the report.
 
     Raises:
+        ConfigError: The variants were measured with another configuration, or the reference with other settings.
         MissingInputError: The reference, or every other variant, has not been measured.
     """
     recalls: dict[str, pd.DataFrame] = {}
@@ -201,7 +202,7 @@ def render(
 
 
 def _read(stage: StageRun, variant: str, seeds: Sequence[int]) -> pd.DataFrame:
-    parts = []
+    parts, expected = [], digest_settings(stage.config)
     for seed in seeds:
         run_dir = variant_dir(stage.run_dir, variant, seed)
         result = load_result(run_dir, "measure")
@@ -211,6 +212,14 @@ def _read(stage: StageRun, variant: str, seeds: Sequence[int]) -> pd.DataFrame:
                 expected=f"variant {variant!r} with seed {seed} measured in {run_dir}",
                 got="no result",
                 remedy=f"run `urm ablation run --variant {variant} --seed {seed}` with the same --grid and --run-dir",
+            )
+        settings = result.metrics.get("settings", expected)  # older records do not say
+        if result.config != stage.config.name or (variant == REFERENCE and settings != expected):
+            raise ConfigError(
+                "ablation summary",
+                expected=f"the configuration and the settings with which {run_dir} was measured ({result.config})",
+                got=f"{stage.config.name}, or other settings",
+                remedy="give the --config and --set of `urm ablation run`",
             )
         path = fetch(result.outputs["recalls"], stage.settings.cache_path / "inputs")
         parts.append(pd.read_parquet(path).assign(seed=seed))

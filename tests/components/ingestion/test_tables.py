@@ -10,9 +10,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from components.config import TableSource
-from components.exceptions import ConfigError, DataError
+from components.exceptions import ConfigError, DataError, UnavailableError
+from components.ingestion.files import fingerprint_files
 from components.ingestion.tables import read_events, read_items
 from components.ingestion.write import write_items
 from components.schemas.events import EVENTS, ITEMS
@@ -201,3 +203,62 @@ def test_no_file(tmp_path: Path, connection: ibis.BaseBackend) -> None:
         read(str(tmp_path / "no-such-*.csv"), "x", connection)
     with pytest.raises(DataError, match="expected a path or glob that can be listed"):
         read("nowhere://bucket/log.csv", "x", connection)
+
+
+def test_a_folder_an_empty_pattern_and_files_of_two_kinds_are_refused(
+    tmp_path: Path, connection: ibis.BaseBackend
+) -> None:
+    """DuckDB would read what lies in a folder, and nothing would tell that it changed."""
+    log = write(LOG, tmp_path / "log.parquet")
+    write(LOG, tmp_path / "log.csv")
+    with pytest.raises(
+        DataError, match=rf"expected files, got a folder, {tmp_path}; name its files, as in .*/\*\.parquet"
+    ):
+        read(str(tmp_path), "x", connection)
+    with pytest.raises(DataError, match=r"source\.events : expected at least one file, got none"):
+        read("", "x", connection)
+    with pytest.raises(DataError, match=r"expected files of one kind, got CSV, .*log\.csv, and others, .*log\.parquet"):
+        read(str(tmp_path / "log.*"), log, connection)
+
+
+def test_the_case_of_a_name_does_not_matter(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    write(LOG, tmp_path / "log.csv")
+    (tmp_path / "log.csv").rename(tmp_path / "LOG.CSV")
+    assert read(str(tmp_path / "LOG.CSV"), write(GOODS, tmp_path / "goods.parquet"), connection)[0].num_rows == 3
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_a_row_with_a_field_too_many_is_no_matter_of_the_map(
+    separator: str, tmp_path: Path, connection: ibis.BaseBackend
+) -> None:
+    rows = [["sku", "name"], *([str(number), "Sock"] for number in range(3000))]
+    rows[100].append("of wool")
+    (tmp_path / "goods.csv").write_text("\n".join(separator.join(row) for row in rows))
+    with pytest.raises(
+        DataError, match=rf"as many fields as the header, got a header .*, sku{separator}name; look for a row"
+    ):
+        read(write(LOG, tmp_path / "log.parquet"), str(tmp_path / "goods.csv"), connection)
+
+
+def test_a_store_that_does_not_answer(
+    tmp_path: Path, connection: ibis.BaseBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoCredentialsError(Exception):
+        """Of no kind that Python has, as botocore's."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    for name in ("log", "goods"):
+        with fsspec.open(f"memory://down/{name}.parquet", "wb") as stream:
+            pq.write_table(LOG, stream)
+    source = TableSource(events="memory://down/log.parquet", items="memory://down/goods.parquet")
+    with monkeypatch.context() as broken:
+        broken.setattr(MemoryFileSystem, "glob", fail)
+        with pytest.raises(
+            UnavailableError, match=r"object store of memory://down/log.parquet: expected an answer, got Unab"
+        ):
+            read(source.events, "x", connection)
+    monkeypatch.setattr(MemoryFileSystem, "ukey", fail)
+    with pytest.raises(UnavailableError, match="Unable to locate credentials; correct its address or credentials"):
+        fingerprint_files(source)

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from components.config import load_config
-from components.exceptions import DataError, MissingInputError, UnavailableError
+from components.exceptions import ConfigError, DataError, MissingInputError, UnavailableError
 from components.flow import STAGES
 from components.settings import Settings
 from components.storage import StageReport, StageRun, fingerprint, load_result, run_stage
@@ -99,6 +99,43 @@ def test_what_read_another_result_of_equal_work_is_done_again(force: bool, tmp_p
     second = run("ingest", Work("new"), tmp_path / "a", force=force)
     assert second.fingerprint == first.fingerprint
     assert run("validate", judge, tmp_path / "a").metrics == {"about": "new"}
+
+
+def test_what_was_made_by_other_settings_is_not_read(tmp_path: Path, run: Run) -> None:
+    """A configuration that was edited, or forgotten on the command line, after some of the stages."""
+    run("ingest", Work(), tmp_path / "run")
+    run("validate", Work(), tmp_path / "run")
+    done = run("features", Nothing("features"), tmp_path / "run")
+    other = load_config(CONFIG, {"source.max_users": 5})
+    with pytest.raises(
+        ConfigError, match=r"stage features: expected the settings of source, seed by which 'ingest' ran in"
+    ):
+        run("features", Work(), tmp_path / "run", other)
+    assert load_result(str(tmp_path / "run"), "features") == done  # nothing was touched
+    changed = load_config(CONFIG, {"features.history_length": 16})
+    assert run("features", Nothing("features"), tmp_path / "run", changed).fingerprint != done.fingerprint
+    with pytest.raises(
+        ConfigError, match=r"stage sft: .* by which 'features' ran in .* run `urm features` and what follows"
+    ):
+        run("encode", Nothing("encode"), tmp_path / "run")
+        run("sft", Work(), tmp_path / "run")
+    older = tmp_path / "run" / "features" / "result.json"  # by a version that did not say
+    older.write_text(
+        json.dumps({name: value for name, value in json.loads(older.read_text()).items() if name != "made_with"})
+    )
+    run("sft", Nothing("sft"), tmp_path / "run")
+
+
+class Nothing:
+    """A stage that leaves what its table in the flow promises, empty."""
+
+    def __init__(self, stage: str) -> None:
+        self.names = STAGES[stage].outputs
+
+    def __call__(self, stage: StageRun) -> StageReport:
+        for name in self.names:
+            (stage.output / name).touch()
+        return StageReport(outputs={name: name for name in self.names})
 
 
 def test_a_stage_acting_on_the_world_is_never_reused(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

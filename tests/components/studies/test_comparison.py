@@ -131,6 +131,8 @@ def test_runs_that_cannot_be_pooled_are_refused(make_run: MakeRun, tmp_path: Pat
     with pytest.raises(DataError, match="got others"):
         summarise_runs([once, again], cache=tmp_path, draws=100)
     assert summarise_runs([once, third], cache=tmp_path, draws=100)[0].seeds == (0, 3)  # a record that does not say
+    with pytest.raises(DataError, match="got others"):  # nor do those agree that say
+        summarise_runs([third, once, again], cache=tmp_path, draws=100)
     third.kinds["tail_item"] = replace(third.kinds["tail_item"], exclude_bought=False)
     with pytest.raises(DataError, match="got others"):
         summarise_runs([once, third], cache=tmp_path, draws=100)

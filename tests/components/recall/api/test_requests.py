@@ -36,6 +36,17 @@ def test_a_body_above_the_limit_is_refused(api: TestClient, announced: bool) -> 
     assert api.get("/healthz").status_code == 200
 
 
+def test_a_body_without_its_content_type_is_said(api: TestClient) -> None:
+    """As `curl -d` sends it: FastAPI takes it for bytes."""
+    response = api.post(
+        "/v1/events", content=json.dumps(EVENT), headers={"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert "expected JSON, with content-type application/json, got another content-type or none" in problem(
+        response, 422
+    )
+    assert EVENT["user_id"] not in response.json()["detail"] + str(response.json()["errors"])
+
+
 def test_the_log_of_a_request_names_the_route_and_no_user(api: TestClient) -> None:
     with capture_logs() as logs:
         api.get("/v1/users/somebody-private/recall")

@@ -66,11 +66,12 @@ def test_unknown_user_without_features_has_the_live_events_alone() -> None:
     assert (context.num_events, context.num_items, context.num_active_days) == (1, 1, 1)
 
 
-def test_query_counts_only_if_it_is_the_newest_event() -> None:
-    search, buy = event(0, None, 0, query="pizza"), event(1, 7, 1)
-    assert latest_query([search]) == "pizza"
-    assert latest_query([search, buy]) is None
-    assert latest_query([]) is None
+def test_the_newest_search_counts_whatever_came_after_it() -> None:
+    """A batch may hold the search and the click that followed, or a click may overtake its search."""
+    search, buy, other = event(0, None, 0, query="pizza"), event(1, 7, 1), event(2, None, 2, query="ham")
+    assert latest_query([search]) == latest_query([search, buy]) == "pizza"
+    assert latest_query([search, buy, other]) == "ham"
+    assert latest_query([buy]) is latest_query([]) is None
 
 
 LOGS = st.lists(

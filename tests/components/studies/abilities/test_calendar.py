@@ -47,6 +47,11 @@ def test_lifts_by_hand():
     )
 
 
+def test_the_day_of_a_split_is_that_of_the_shop():
+    assert CALENDAR.local_day(datetime(2017, 10, 1, tzinfo=UTC)) == date(2017, 9, 30)
+    assert CALENDAR.local_day(datetime(2017, 10, 1, 5, tzinfo=UTC)) == date(2017, 10, 1)
+
+
 def test_days_are_those_of_the_shop_and_paths_are_cut(tmp_path):
     items = [
         item_row(1, category=["shop", "milk", "2 %"]),

@@ -1,13 +1,15 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from components.exceptions import ConfigError
 from components.flow import STUDIES
-from components.storage import run_stage
+from components.storage import load_result, run_stage
 from components.studies.abilities.phrases import Phrase
-from components.studies.abilities.steering import compare, compare_fit, mean_gains, options, run, table
+from components.studies.abilities.steering import _read_newest, compare, compare_fit, mean_gains, options, run, table
 
 PHRASE = Phrase(phrase="For a pet.", categories=("pet",), seen_in_training=False)
 CATEGORIES = {item: "shop > pet" if item < 5 else "shop > milk" for item in range(20)}
@@ -111,3 +113,14 @@ def test_a_configuration_without_phrases(settings, finished):
     config = finished[1].model_copy(update={"name": "marketplace"})
     with pytest.raises(ConfigError, match=r"guidance/marketplace\.yaml: expected a readable YAML file"):
         options(settings, config)
+
+
+def test_nobody_counts_as_two_users(finished, tmp_path):
+    """A user with several validation cuts is asked at the newest."""
+    contexts = pq.read_table(load_result(str(finished[0]), "features").outputs["contexts"]).to_pandas()
+    later = contexts[contexts["split"] == "validation"].iloc[:3]
+    later = later.assign(context_id=later["context_id"] + 10_000, cut_ts=later["cut_ts"] + pd.Timedelta(days=7))
+    pd.concat([later, contexts]).to_parquet(tmp_path / "contexts.parquet")
+    found = _read_newest(SimpleNamespace(path=lambda *_: tmp_path / "contexts.parquet"))
+    others = contexts[(contexts["split"] == "validation") & ~contexts["user_id"].isin(later["user_id"])]
+    assert sorted(found) == sorted([*others["context_id"], *later["context_id"]])

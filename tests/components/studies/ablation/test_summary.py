@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 from components.config import load_config
-from components.exceptions import DataError, MissingInputError
+from components.exceptions import ConfigError, DataError, MissingInputError
 from components.flow import STUDIES
 from components.settings import Settings
 from components.storage import run_stage
 from components.studies.ablation import figures
 from components.studies.ablation.figures import draw_group
-from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
+from components.studies.ablation.grid import REFERENCE, Grid, digest_settings, variant_dir
 from components.studies.ablation.summary import compare, compare_tasks, fit_slope, summarise
 from tests.worlds import CONFIGS
 from tests.worlds.tables import put
@@ -133,8 +133,9 @@ def study(tmp_path):
     return run_dir
 
 
-def summary(study, tmp_path, grid=GRID):
-    options = {"config": load_config(CONFIGS / "complete_journey.yaml"), "settings": Settings(home=tmp_path / "home")}
+def summary(study, tmp_path, grid=GRID, config=None):
+    config = config or load_config(CONFIGS / "complete_journey.yaml")
+    options = {"config": config, "settings": Settings(home=tmp_path / "home")}
     return run_stage(STUDIES["ablation_summary"], lambda stage: summarise(stage, grid), run_dir=str(study), **options)
 
 
@@ -196,6 +197,18 @@ def test_without_any_variant_there_is_nothing_to_compare(study, tmp_path):
         forget(tmp_path, f"study.{variant}.seed0")
     with pytest.raises(MissingInputError, match=r"'h_1' with seed 0 .*ablation run --variant h_1 --seed 0"):
         summary(study, tmp_path)
+
+
+def test_a_study_of_another_configuration_or_of_other_settings_is_refused(study, tmp_path):
+    with pytest.raises(ConfigError, match=r"was measured \(complete_journey\), got amazon_beauty, or other settings"):
+        summary(study, tmp_path, config=load_config(CONFIGS / "amazon_beauty.yaml"))
+    config = load_config(CONFIGS / "complete_journey.yaml", {"urm.max_steps": 7, "seed": 1})
+    for seed in GRID.seeds:
+        folder = tmp_path / "runs" / variant_dir("study", REFERENCE, seed)
+        put(folder, "measure", {"recalls": folder / "recalls.parquet"}, metrics={"settings": digest_settings(config)})
+    with pytest.raises(ConfigError, match=r"give the --config and --set of `urm ablation run`"):
+        summary(study, tmp_path, config=load_config(CONFIGS / "complete_journey.yaml"))
+    assert summary(study, tmp_path, config=config).metrics["variants"]
 
 
 def forget(tmp_path, run):
