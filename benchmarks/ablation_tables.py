@@ -17,6 +17,7 @@ from benchmarks.records import (
     read_result,
     show_recall,
 )
+from components.config import load_named_config
 from components.evaluation.report import markdown
 from components.evaluation.summary import BASELINE
 from components.studies.ablation.grid import REFERENCE, load_grid, variant_dir
@@ -55,6 +56,7 @@ BEAUTY, JOURNEY = Study("amazon_beauty"), Study("complete_journey", seeds=SEEDS[
 BACKBONE = Study("amazon_beauty", "backbone", reference="none", grid="backbone")
 LAYERS = Study("amazon_beauty", "layers", reference="none", seeds=SEEDS[:1], grid="backbone")
 NARROW = Study("amazon_beauty", "narrow", reference="d_64_h_1", seeds=SEEDS[:1], grid="backbone")
+VECTORS = Study("complete_journey", "vectors", reference="h_1")
 WIDTH = Study("amazon_beauty", "width", reference="d_64_h_1", grid="backbone")
 
 LONGER = {  # trainings of Complete Journey that differ in their length, folders in FOLDER
@@ -88,11 +90,12 @@ def render_ablations(study: Study) -> str:
 
 def render_slopes(study: Study) -> str:
     """What a doubling of the number of user vectors changes, by group of the grid with two numbers, on validation."""
-    grid = load_grid(study.grid, CONFIGS).only(study.kept())
+    grid = load_grid(study.grid, CONFIGS).only(kept := study.kept())
+    config = load_named_config(study.config, CONFIGS).model_dump()
     tasks = order_tasks(study.config)
     rows = []
     for name, group in grid.groups.items():
-        if len(places := group.places({})) < 2:
+        if len(places := {variant: place for variant, place in group.places(config).items() if variant in kept}) < 2:
             continue
         recalls = {variant: read_variant(study, variant) for variant in places}
         parts = {"mean": recalls} | {
@@ -146,6 +149,8 @@ TABLES: dict[str, Table] = {
     "ablations_amazon_beauty_backbone": partial(render_ablations, BACKBONE),
     "ablations_amazon_beauty_layers": partial(render_ablations, LAYERS),
     "ablations_complete_journey": partial(render_ablations, JOURNEY),
+    "ablations_complete_journey_vectors": partial(render_ablations, VECTORS),
+    "slopes_complete_journey_vectors": partial(render_slopes, VECTORS),
     "ablations_amazon_beauty_narrow": partial(render_ablations, NARROW),
     "ablations_amazon_beauty_width": partial(render_ablations, WIDTH),
     "slopes_amazon_beauty_width": partial(render_slopes, WIDTH),
