@@ -32,6 +32,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.bench import find_run, parse_run, report, write_figures
+from benchmarks.tuning import name_data
 from components.caches import CachePlace
 from components.config import RunConfig, Task
 from components.device import full_precision, prepare_device, to_device
@@ -39,7 +40,6 @@ from components.exceptions import DataError
 from components.items.table import ItemTable
 from components.memory import keep_freed_memory
 from components.settings import get_settings
-from components.storage import require_result
 from components.studies.ablation.summary import compare_tasks
 from components.studies.finished import FinishedRun, hide_progress_bars
 from components.urm.data.batch import Batch
@@ -308,12 +308,6 @@ def _share(targets: Ids, items: Ids, k: int) -> float:
     return float(np.isin(targets, items).sum() / min(len(targets), k))
 
 
-def describe(config: RunConfig, run: FinishedRun) -> dict[str, Any]:
-    """What the models are trained by: settings and data."""
-    data = {stage: require_result(run.run_dir, stage).fingerprint for stage in ("features", "encode")}
-    return {"seed": config.seed, "urm": config.urm.model_dump(mode="json"), "data": data}
-
-
 def require_same(folder: Path, about: dict[str, Any]) -> None:
     """Note what the models of a folder are trained by.
 
@@ -341,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hide_progress_bars()
     config, run = find_run(options, settings)
     folder = options.output.with_suffix("")
-    about = json.loads(json.dumps({"steps": options.steps, "settings": describe(config, run)}))
+    about = {"steps": options.steps, "urm": config.urm.model_dump(mode="json"), **name_data(run, config)}
     require_same(folder, about)
     inputs = Inputs.read(config, run, folder)
     recalls: dict[str, pd.DataFrame] = {}

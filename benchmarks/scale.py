@@ -59,9 +59,8 @@ class Cost:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the curve."""
     options = _parse(arguments)
-    settings = get_settings()
-    about = {"engine": settings.engine, "engine_memory": settings.engine_memory, "threads": settings.num_threads}
-    done = read_measured(options.output, about | {"seed": options.seed})
+    about = describe_run(options.seed)
+    done = read_measured(options.output, about)
 
     def complete(events: int) -> None:
         missing = [stage for stage in options.stages if (events, stage) not in done]
@@ -78,6 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(show_curve(done))
     if options.minutes:
         print(show_largest(done, options.stages, 60 * options.minutes))
+
+
+def describe_run(seed: int) -> dict[str, Any]:
+    """What must be equal for two lines to stand in one curve."""
+    settings = get_settings()
+    return {
+        "engine": settings.engine,
+        "engine_memory": settings.engine_memory,
+        "threads": settings.num_threads,
+        "seed": seed,
+    }
 
 
 def estimate_largest(lines: Lines, stages: Sequence[str], seconds: float) -> int:
@@ -125,12 +135,10 @@ def measure(events: int, seed: int, work: Path, stages: Sequence[str], keep: boo
         # In a process of its own, since children begin with the memory of their parent.
         call = f"from benchmarks.scale import save_encoder; save_encoder({str(work / 'encoder')!r}, {seed})"
         subprocess.run([sys.executable, "-c", call], check=True)
-    settings = get_settings()
+    about = describe_run(seed) | {"cores": os.cpu_count()}
     for stage in stages:
         print(f"{events:,} events: {stage}", flush=True)
-        line: dict[str, Any] = {"events": events, "stage": stage, "engine_memory": settings.engine_memory}
-        line |= {"engine": settings.engine, "seed": seed}
-        line |= {"threads": settings.num_threads, "cores": os.cpu_count()}
+        line: dict[str, Any] = {"events": events, "stage": stage, **about}
         try:
             cost = run_measured([sys.executable, "-m", "components", stage, *options], work)
         except subprocess.CalledProcessError as error:

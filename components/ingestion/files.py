@@ -27,11 +27,11 @@ def find_files(table: str, pattern: str, remedy: str = GLOB_REMEDY) -> tuple[fss
     try:
         filesystem, path = fsspec.core.url_to_fs(pattern)
         with store_errors(pattern):
-            found = sorted(filesystem.glob(path)) if pattern else []
-            # The page of a web server may look like a folder.
-            folders = [] if "http" in filesystem.protocol else [one for one in found if filesystem.isdir(one)]
+            known = filesystem.glob(path, detail=True) if pattern else {}
     except (ValueError, ImportError, OSError) as error:
         raise DataError(subject, expected="a path or glob that can be listed", got=error, remedy="check it") from error
+    found = sorted(known)
+    folders = [one for one in found if known[one]["type"] == "directory"]
     if not found:
         raise DataError(subject, expected="at least one file", got="none", remedy=remedy)
     if folders:

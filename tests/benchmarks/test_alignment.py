@@ -126,7 +126,7 @@ def test_both_models_are_asked_the_same_and_a_stopped_benchmark_goes_on(
     for name in (PLAIN, ALIGNED):
         assert again[name]["recall"] == first[name]["recall"]
     assert again[ALIGNED]["held_out"] == first[ALIGNED]["held_out"]
-    assert (again["steps"], again["settings"]["seed"]) == (10, config.seed)
+    assert (again["steps"], again["run_seed"]) == (10, config.seed)
 
     for changed in (["--steps", "20"], ["--set", "seed=5"], ["--set", "urm.learning_rate=0.000001"]):
         with pytest.raises(DataError, match=r"expected models of these settings and data, got others"):

@@ -9,7 +9,6 @@ import torch
 from benchmarks import scale
 from benchmarks.scale import read_measured, run_measured, show_curve
 from components.items.text import TextEncoder
-from components.settings import get_settings
 
 LINE = {"seconds": 10.0, "cpu_seconds": 8.0, "peak_bytes": 5e8, "scratch_bytes": 0, "output_bytes": 1e7}
 
@@ -35,8 +34,7 @@ def test_a_command_that_fails_says_why(tmp_path):
 
 def test_sizes_that_the_output_has_are_not_measured_again(tmp_path, monkeypatch, capsys):
     output, measured = tmp_path / "scale.jsonl", []
-    settings = get_settings()
-    about = {"engine": settings.engine, "engine_memory": settings.engine_memory, "threads": settings.num_threads}
+    about = scale.describe_run(seed=0)
     lines = [{"events": 1000, "stage": "ingest"} | LINE, {"events": 1000, "stage": "validate", "failed": "no disk"}]
     lines = [line | about for line in lines]
     output.write_text("".join(json.dumps(line) + "\n" for line in lines))
