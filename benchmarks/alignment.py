@@ -3,7 +3,8 @@
     python -m benchmarks.alignment --config amazon_beauty --set urm.num_layers=30 --output alignment.json
 
 needs the stages up to encode. Two models are trained on the same batches as `urm sft` trains one: the second is aligned
-first. Both are asked the same validation examples; test examples are never read.
+first. Both are asked the same validation examples; test examples are never read. Intervals draw validation contexts,
+which are users where each has one.
 
 Aligned means: with the backbone frozen, the new modules learn from the items alone, of which a tenth is held out,
 
@@ -260,8 +261,8 @@ def train_one(
     """A model trained as by `urm sft`, aligned for some steps first.
 
     Returns:
-        Its recall on the validation examples of the sample that a training measures, columns seed, example_id, user_id,
-        task, recall; and the figures of the alignment and the training.
+        Its recall on the validation examples of the sample that a training measures, columns seed, example_id, user_id
+        (the number of the context), task, recall; and the figures of the alignment and the training.
     """
     device = prepare_device(run.settings)
     torch.manual_seed(config.seed)

@@ -72,13 +72,13 @@ class DeploymentRollout:
         """See Target."""
         self._lease.require()
 
-    def settle(self, champion: str, timeout_seconds: float) -> Publication | None:
+    def settle(self, champion: str, last_order: int, timeout_seconds: float) -> Publication | None:
         """See Target.
 
         Where the two Deployments differ, an act was interrupted between them, and the earlier release is applied to
         both. One without a release is earlier only while the first promotion of all is interrupted; else somebody has
         made it anew, and it gets what the other one has. What is no champion becomes so if its rollout gets complete
-        and passes the check; else it is undone.
+        and passes the check; else it is undone, but for what somebody went back to by hand.
         """
         found = {name: self._read(name) for name in DEPLOYMENTS}
         kept = min(found.values(), key=lambda one: _order(one.publication))
@@ -97,6 +97,8 @@ class DeploymentRollout:
         try:
             self.wait(current, timeout_seconds)
         except ReleaseError as error:
+            if current.order <= last_order:
+                raise  # its promotion was finished, and what it replaced then is no way back
             return self._undo_interrupted(current, error)
         return current
 

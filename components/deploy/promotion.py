@@ -217,7 +217,8 @@ def _repair(
     """
     champion = version_of_alias(registry, model_name, CHAMPION)
     name = "" if champion is None else str(champion.tags.get("urm.release", ""))
-    found = target.settle(name, config.promote_timeout_seconds)
+    order = 0 if champion is None else last_order(registry, model_name)
+    found = target.settle(name, order, config.promote_timeout_seconds)
     version = None if found is None else find_version(registry, model_name, found.release)
     if found is None or version is None:
         if found is not None and must_be_registered:
@@ -230,7 +231,7 @@ def _repair(
             target.require_lock()
         except LockError:
             raise overtaken(f"release {found.release}") from None
-        crown(registry, model_name, version, max(found.order, last_order(registry, model_name)))
+        crown(registry, model_name, version, max(found.order, order))
     return found
 
 

@@ -31,11 +31,13 @@ class Target(Protocol):
             ReleaseError: It has.
         """
 
-    def settle(self, champion: str, timeout_seconds: float) -> Publication | None:
+    def settle(self, champion: str, last_order: int, timeout_seconds: float) -> Publication | None:
         """Finish or undo what an interrupted promotion left; what serves then.
 
         Args:
             champion: The release that the registry calls so, which needs no check; empty if there is none.
+            last_order: Of the publication that set the registry's aliases last: an earlier one was finished, and serves
+                again since somebody went back to it by hand. 0 if there is none.
             timeout_seconds: Longest wait for another one to serve.
 
         Raises:

@@ -51,7 +51,7 @@ class WorkerFlip:
         if self._lock is not None:
             self._lock.reacquire()
 
-    def settle(self, champion: str, timeout_seconds: float) -> Publication | None:
+    def settle(self, champion: str, last_order: int, timeout_seconds: float) -> Publication | None:
         """See Target; what a worker rejected failed, and was killed before it could be undone: nothing to go by."""
         serving = read_publication(self._client, SERVING)
         if serving is None or serving.release == champion:

@@ -393,6 +393,22 @@ def test_after_an_undo_by_hand_the_aliases_follow_what_serves(world: World, name
     assert "urm.release" not in world.state.notes(AD_HOC)[CAUSE] and names[1] in world.state.notes(AD_HOC)[CAUSE]
 
 
+def test_what_somebody_went_back_to_by_hand_is_not_undone(world: World, names: tuple[str, str]) -> None:
+    """The note about what was there before is that of its own promotion, long ago."""
+    world.promote(0)
+    old = {name: world.state.read(name) for name in DEPLOYMENTS}
+    world.promote(1)
+    for name in DEPLOYMENTS:
+        world.state.roll_back_by_hand(name, old[name])
+    world.failing[names[0]] = ReleaseError("smoke check", expected="an answer", got="401", remedy="look")
+    with pytest.raises(ReleaseError, match="smoke check"):
+        synchronize(world.settings, world.config)
+    assert world.now == (names[0], names[0], names[1])
+    world.failing.clear()
+    assert synchronize(world.settings, world.config) == names[0]
+    assert world.now == (names[0],) * 3
+
+
 def test_what_no_pod_should_be_started_for_is_refused_before(
     world: World, names: tuple[str, str], broken_bundle: Any
 ) -> None:
