@@ -306,9 +306,9 @@ def _open_written(folder: Path, settings: Settings, changes: dict[str, Any]) -> 
 
 
 def _open(folder: Path, settings: Settings, content: dict[str, Any]) -> FeatureStore:
-    path = _configuration(settings)
+    path, content = _configuration(settings), _expand(content)
     try:
-        config = RepoConfig(**_expand(content))
+        config = RepoConfig(**content)
         config.repo_path = folder.absolute()
         return FeatureStore(repo_path=str(folder.absolute()), config=config)
     except (FeastModuleImportError, ImportError) as error:

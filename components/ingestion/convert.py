@@ -17,6 +17,7 @@ from components.ingestion.reading import SCHEMAS, canonical_type
 from components.schemas.events import TIMESTAMP
 
 _HASHED_FROM = 2**62
+_EXACT_BELOW = 2**53  # of a float; several ids have the same one from there on
 _TIMESTAMP = dt.DataType.from_pyarrow(TIMESTAMP)
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)  # outside: no time of an event
 _MICROSECONDS = {"unix_seconds": 1_000_000, "unix_millis": 1_000}
@@ -30,6 +31,19 @@ def _md5_number(text):  # type: ignore[no-untyped-def]  # ibis takes the types f
 @ibis.udf.scalar.builtin(name="make_timestamptz", signature=((dt.int64,), _TIMESTAMP))
 def _from_microseconds(microseconds):  # type: ignore[no-untyped-def]  # ibis takes the types from the signature
     """Instant from microseconds since 1970, by DuckDB."""
+
+
+@ibis.udf.scalar.builtin(name="decode", signature=((dt.binary,), dt.string))
+def _decode(content):  # type: ignore[no-untyped-def]  # ibis takes the types from the signature
+    """Text of UTF-8, by DuckDB; an error where it is none."""
+
+
+def decode(value: ir.Value) -> ir.Value:
+    """Text that a tool wrote to Parquet without marking it as text; any other value stays as it is."""
+    kind = value.type()
+    if kind.is_array() and kind.value_type.is_binary():
+        return value.map(_decode)
+    return _decode(value) if kind.is_binary() else value
 
 
 def to_canonical(field: str, value: ir.Value, source: TableSource) -> ir.Value:
@@ -58,10 +72,11 @@ def _wrong_type(field: str, kind: dt.DataType, expected: str, remedy: str) -> Da
 
 
 def id_text(value: ir.Value) -> ir.StringValue:
-    """An id as text; whole numbers that a tool stored as floats lose their ".0"."""
+    """An id as text; whole numbers that a tool stored as floats lose their ".0", and null are those beyond its digits."""
     if value.type().is_floating():
         whole = value.try_cast("int64")
-        return ibis.ifelse(value == whole, whole.cast("string"), value.cast("string"))
+        text = ibis.ifelse(value == whole, whole.cast("string"), value.cast("string"))
+        return ibis.ifelse(value.abs() < _EXACT_BELOW, text, ibis.null("string"))
     return value.cast("string")
 
 

@@ -47,7 +47,7 @@ def _event_reading(source: TableSource, rows: ir.Table) -> Reading:
     columns = [
         _column(field, names, raw, defaults, source) for field in SCHEMAS["events"].names if field != "attributes"
     ]
-    kept = convert.attributes({name: raw[name] for name in source.attributes})
+    kept = convert.attributes({name: convert.decode(raw[name]) for name in source.attributes})
     columns.append(Column("attributes", ", ".join(source.attributes) or "none", kept, kept))
     log = Log(rows, _column("ts", names, rows, defaults, source).typed, partial(_event_reading, source))
     return Reading("events", source.events, raw, tuple(columns), log)
@@ -77,7 +77,8 @@ def item_reading(source: TableSource, raw: ir.Table) -> Reading:
 def _column(field: str, names: dict[str, str], raw: ir.Table, defaults: dict[str, str], source: TableSource) -> Column:
     schema = SCHEMAS["items" if field in SCHEMAS["items"].names else "events"]
     if field in names:
-        value, origin = raw[names[field]], "made of user, item, ts" if names[field] == EVENT_ID else names[field]
+        value = convert.decode(raw[names[field]])
+        origin = "made of user, item, ts" if names[field] == EVENT_ID else names[field]
         if value.type().is_floating():
             value = value.isnan().ifelse(ibis.null(value.type()), value)  # how NumPy writes that there is none
         if field == "brand":
@@ -154,6 +155,6 @@ def _with_event_id(raw: ir.Table, names: dict[str, str], attributes: list[str]) 
     """Add an id that is the same in every run; a running number keeps otherwise equal events apart."""
     keys = [names[field] for field in ("user_id", "item_id", "behavior", "ts") if field in names]
     key = ibis.literal("|").join([raw[name].cast("string").fill_null("") for name in keys]).hexdigest("md5")
-    order: Any = [*attributes, *([names["query"]] if "query" in names else [])] or None
+    order: Any = [*attributes, *(names[field] for field in ("scenario", "query") if field in names)] or None
     numbered = raw.mutate(_repeat=ibis.row_number().over(group_by=keys, order_by=order), **{EVENT_ID: key})
     return numbered.mutate(**{EVENT_ID: numbered[EVENT_ID] + "-" + numbered._repeat.cast("string")})

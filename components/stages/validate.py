@@ -27,7 +27,6 @@ from components.validation.limits import require_rows, require_share, require_ta
 from components.validation.quarantine import count_reasons, write_accepted, write_quarantined
 
 _OUTPUTS = {"events": "events", "items": "items.parquet", "quarantine": "quarantine.parquet", "data_docs": "data_docs"}
-_SOURCE = "source_fingerprint"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,6 @@ def _validate(stage: StageRun, engine: ibis.BaseBackend) -> StageReport:
     metrics = {
         "quarantined_share": shares,
         "reasons": {f"{table}.{reason}": n for table in shares for reason, n in sorted(reasons[table].items())},
-        _SOURCE: stage.config.fingerprint(("source",)),
         NEWEST_EVENT: newest,
     }
     return StageReport(_OUTPUTS, counts | {"quarantined": sum(map(Counter.total, reasons.values()))}, metrics)
@@ -101,17 +99,9 @@ def _judge(stage: StageRun, inputs: ValidateInputs, engine: ibis.BaseBackend, no
         inputs.files["items"],
         inputs.files["events"],
         limits=stage.config.validation,
-        previous=_previous_rows(stage),
+        previous=stage.previous.counts if stage.previous else {},  # of the same source
         now=now,
         engine=engine,
         data_docs=data_docs,
         report=stage.report_progress,
     )
-
-
-def _previous_rows(stage: StageRun) -> dict[str, int]:
-    """Accepted rows of the last run of this source; nothing to compare with if the source was another."""
-    previous = stage.previous
-    if previous is None or previous.metrics.get(_SOURCE) != stage.config.fingerprint(("source",)):
-        return {}
-    return previous.counts

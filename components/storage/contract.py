@@ -65,7 +65,7 @@ class StageRun:
     output: Path  # empty local folder to write to
     scratch: Path  # local folder that survives a killed attempt (checkpoints); gone after success
     inputs: dict[str, StageResult]  # results of the stages it reads
-    previous: StageResult | None  # last accepted result of this stage for this configuration's name, of any run
+    previous: StageResult | None  # last result of this stage by this configuration's name and source, of any run
     options: dict[str, Any] = field(default_factory=dict)  # flags of this call that are no part of the configuration
     checkpoints: str = ""  # URI of a folder that outlives this machine, where the scratch folder does not
     is_current: Callable[[], bool] = lambda: True  # whether no other attempt has taken over

@@ -6,20 +6,27 @@ import structlog
 from pydantic import ValidationError
 
 from components.addresses import absolute, exists, join, read_json, write_json
+from components.config import RunConfig
 from components.exceptions import DataError, MissingInputError, UnavailableError
 from components.storage.contract import StageResult
 
 log = structlog.get_logger()
 
 
-def record_result(result: StageResult, result_uri: str, index: str) -> None:
-    """Make a result visible, and known to other runs."""
+def latest_uri(index: str, config: RunConfig, stage: str) -> str:
+    """Where the newest result of a stage is kept, of all runs by a configuration's name and source, whatever the seed."""
+    source = config.model_copy(update={"seed": 0}).fingerprint(("source",))
+    return join(index, "latest", config.name, f"{stage}-{source[:16]}.json")
+
+
+def record_result(result: StageResult, result_uri: str, index: str, latest: str) -> None:
+    """Make a result visible, and known to other runs: `latest` is its `latest_uri`."""
     content = result.model_dump(mode="json")
     write_json(result_uri, content)
     log.info("done", stage=result.stage, seconds=result.seconds, **result.counts)
     try:
         write_json(join(index, result.stage, f"{result.fingerprint}.json"), content | {"reused_from": result_uri})
-        write_json(join(index, "latest", result.config, f"{result.stage}.json"), content)
+        write_json(latest, content)
     except (OSError, UnavailableError) as error:  # the result stands; only other runs will not find it
         log.warning("result is not in the index of runs", index=index, error=str(error))
 

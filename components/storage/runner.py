@@ -16,7 +16,7 @@ from components.flow import STAGES, StageSpec, stages_before
 from components.settings import Settings
 from components.storage.code import fingerprint
 from components.storage.contract import StageFunction, StageReport, StageResult, StageRun
-from components.storage.results import find_equal, is_whole, read_earlier, record_result, require_result
+from components.storage.results import find_equal, is_whole, latest_uri, read_earlier, record_result, require_result
 from components.storage.workspace import Workspace
 
 log = structlog.get_logger()
@@ -55,6 +55,7 @@ def run_stage(
     work_fingerprint = fingerprint(spec, config, inputs, options or {})
     result_uri = join(run_dir, stage, "result.json")
     index = join(parent(run_dir), ".stages")
+    latest = latest_uri(index, config, stage)
 
     equal = find_equal(run_dir, stage, work_fingerprint, index)
     if spec.reusable and not force:
@@ -83,7 +84,7 @@ def run_stage(
             output=work.output,
             scratch=work.scratch,
             inputs=inputs,
-            previous=read_earlier(join(index, "latest", config.name, f"{stage}.json")),
+            previous=read_earlier(latest),
             options=options or {},
             checkpoints=work.checkpoints,
             is_current=work.is_current,
@@ -108,7 +109,7 @@ def run_stage(
             made_with=config.fingerprint(spec.sections),
         )
         if settings.process == 0:
-            record_result(result, result_uri, index)
+            record_result(result, result_uri, index, latest)
         work.remove_checkpoints()
     return result
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import yaml
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import V1DeleteOptions, V1Job, V1Preconditions
 from kubernetes.client.exceptions import ApiException
 
@@ -85,7 +85,8 @@ class BackfillJobOperator(BaseOperator):
         """Find the Job of this run, or create it, and wait for it in the triggerer."""
         found = self._read()
         if found is not None and not self._is_ours(found, context):
-            self.log.info("Replacing Job %s of run %s.", found.metadata.name, found.metadata.annotations.get(RUN))
+            of_run = (found.metadata.annotations or {}).get(RUN, "none: made by hand")
+            self.log.info("Replacing Job %s of run %s.", found.metadata.name, of_run)
             self._delete(found.metadata.uid)
             found = None
         job = found or self._create()
@@ -104,11 +105,14 @@ class BackfillJobOperator(BaseOperator):
         """Act on how the Job ended; the run's note says what came of the users.
 
         Raises:
-            AirflowFailException: The input is wrong; not tried again.
+            AirflowFailException: The input is wrong, or its pods cannot start; not tried again.
             AirflowException: Any other failure; the next try goes on where this one was.
         """
         if event["figures"]:
             write_notes(f"{describe(event['figures'])}.", context)
+        if event.get("hopeless"):
+            self._delete(event["uid"], wait=False)  # else a task that is cleared would go on with what cannot start
+            raise AirflowFailException(event["reason"])
         if event["exit_code"]:
             raise_for_exit_code("recall backfill", event["exit_code"], event["reason"])
         if not event["complete"]:

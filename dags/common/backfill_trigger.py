@@ -6,28 +6,36 @@ needs the repository on its PYTHONPATH.
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
+from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from kubernetes_asyncio import client
 
 from dags.common.backfill import describe, read_figures, sum_up
-from dags.common.pod_end import USER_ERROR_EXIT_CODE
+from dags.common.pod_end import (
+    ENDED,
+    FINAL_REASONS,
+    MISSING_REASONS,
+    MISSING_SECONDS,
+    USER_ERROR_EXIT_CODE,
+    say_missing,
+    waiting_for,
+)
+from dags.common.pod_trigger import REQUEST_SECONDS, UNREACHABLE, Access, first_line
 
 POLL_SECONDS = 10.0
 REPORT_SECONDS = 60.0  # between two lines of progress, each of which reads the log of every pod
-REQUEST_SECONDS = 30
 INDEX = "batch.kubernetes.io/job-completion-index"
-UNREACHABLE = (client.ApiException, aiohttp.ClientError, asyncio.TimeoutError, OSError)
+CONTAINER = "backfill"
 
 
 class BackfillTrigger(BaseTrigger):
     """Waits for the end of one Job, known by its uid.
 
-    The event has `complete`; the `uid` of a Job that is; `reason`, a sentence, and `exit_code`, if a pod said what was
-    wrong; and `figures`, the sums over the shards.
+    The event has `complete`; the `uid` of the Job if it is, or if it is `hopeless`, as no pod of it can start; `reason`,
+    a sentence, and `exit_code`, if a pod said what was wrong; and `figures`, the sums over the shards.
 
     Args:
         namespace: Of the Job.
@@ -43,6 +51,8 @@ class BackfillTrigger(BaseTrigger):
         self.conn_id, self.in_cluster = conn_id, in_cluster
         self._figures: dict[str, dict[str, Any]] = {}  # the last ones of each shard
         self._next_report_at = 0.0
+        self._missing_since: datetime | None = None
+        self._access = Access(namespace)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Address of this class, and its arguments."""
@@ -50,14 +60,16 @@ class BackfillTrigger(BaseTrigger):
         return f"{__name__}.{type(self).__name__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """One event, when the Job has ended. A cluster that does not answer is asked again."""
+        """One event, when the Job has ended or is given up. A cluster that does not answer is asked again."""
         while True:
             try:
                 async with self._hook().get_conn() as connection:
                     event = await self._look(connection)
+                self._access.given()
             except UNREACHABLE as error:
-                self.log.warning("The cluster does not answer: %s", str(error).splitlines()[0] if str(error) else error)
-                event = None
+                self.log.warning("The cluster does not answer: %s", first_line(error))
+                denied = self._access.judge(error, datetime.now(UTC))
+                event = _end(denied) if denied else None
             if event is not None:
                 yield TriggerEvent(event)  # type: ignore[no-untyped-call]
                 return
@@ -98,7 +110,7 @@ class BackfillTrigger(BaseTrigger):
         self._report(job)
         self._next_report_at = asyncio.get_running_loop().time() + REPORT_SECONDS
         if not over:
-            return None
+            return self._judge_wait(pods, datetime.now(UTC))
         figures = sum_up(self._figures.values())
         if "Complete" in ended:
             return {"complete": True, "uid": self.uid, "reason": "", "exit_code": None, "figures": figures}
@@ -122,6 +134,18 @@ class BackfillTrigger(BaseTrigger):
             if figures := read_figures(text):
                 self._figures[pod.metadata.labels[INDEX]] = figures
         return list(found.items)
+
+    def _judge_wait(self, pods: Collection[Any], now: datetime) -> dict[str, Any] | None:
+        """Give up a Job of which nothing runs, since every pod lacks what it needs to start: an image, a secret."""
+        left = [pod for pod in pods if pod.status.phase not in ENDED]
+        waits = [(pod, *waiting_for(pod, CONTAINER)) for pod in left]
+        if not waits or any(reason not in FINAL_REASONS | MISSING_REASONS for _, reason, _ in waits):
+            self._missing_since = None
+            return None
+        self._missing_since = self._missing_since or now
+        if (now - self._missing_since).total_seconds() < MISSING_SECONDS:
+            return None
+        return _end(say_missing(*waits[0])) | {"hopeless": True, "uid": self.uid}
 
     def _report(self, job: Any) -> None:
         shards, status = job.spec.completions, job.status

@@ -92,12 +92,17 @@ def judge_wait(pod: Any, now: datetime, queue_seconds: float, missing_since: dat
     reason, message = waiting_for(pod)
     late = missing_since is not None and now - missing_since > timedelta(seconds=MISSING_SECONDS)
     if reason in FINAL_REASONS or (reason in MISSING_REASONS and late):
-        remedy = "correct the image, secret or settings that it names, and clear the task"
-        return Ending("hopeless", _sentence(pod, "all it needs to start", f"{reason}: {message}", remedy))
+        return Ending("hopeless", say_missing(pod, reason, message))
     if now - scheduled.last_transition_time > timedelta(seconds=STARTUP_SECONDS):
         start = f"a start within {STARTUP_SECONDS // 60} min of its place on a node"
         return Ending("failed", _sentence(pod, start, f"{reason}: {message}", "look at its events and volumes"))
     return None
+
+
+def say_missing(pod: Any, reason: str, message: str) -> str:
+    """What a pod that cannot start lacks, and what to do."""
+    remedy = "correct the image, secret or settings that it names, and clear the task"
+    return _sentence(pod, "all it needs to start", f"{reason}: {message}", remedy)
 
 
 def describe(pod: Any) -> str:
@@ -129,9 +134,10 @@ def disruption(pod: Any) -> str | None:
     return None
 
 
-def waiting_for(pod: Any) -> tuple[str, str]:
+def waiting_for(pod: Any, container: str = CONTAINER) -> tuple[str, str]:
     """Reason and message of a container that has not started."""
-    waiting = _state(pod).waiting if _state(pod) else None
+    state = _state(pod, container)
+    waiting = state.waiting if state else None
     return (waiting.reason or "", waiting.message or "") if waiting else ("ContainerCreating", "")
 
 
@@ -141,9 +147,9 @@ def has_started(pod: Any) -> bool:
     return bool(state and (state.running or state.terminated))
 
 
-def _state(pod: Any) -> Any:
+def _state(pod: Any, container: str = CONTAINER) -> Any:
     for status in pod.status.container_statuses or []:
-        if status.name == CONTAINER:
+        if status.name == container:
             return status.state
     return None
 

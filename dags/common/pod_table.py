@@ -17,7 +17,7 @@ POD_TABLE = Path(__file__).parents[2] / "k8s" / "jobs" / "pods.yaml"
 DEFAULTS = "defaults"
 COMMAND_TASKS = ("reference", "variant", "summary", "rollback", "backfill")
 _NOT_OF_A_JOB = frozenset({"shared_memory", "cache_claim", "queue_hours", "disruptions"})
-Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTP]i?)?$", coerce_numbers_to_str=True)]
+Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?$", coerce_numbers_to_str=True)]
 
 
 class Toleration(BaseModel):

@@ -77,7 +77,7 @@ class PodTrigger(BaseTrigger):
         self._noted_at: datetime | None = None
         self._full_since: datetime | None = None
         self._missing_since: datetime | None = None
-        self._forbidden_since: datetime | None = None
+        self._access = Access(self.namespace)
         self._disruption: str | None = None
         self._said = ""
 
@@ -183,14 +183,14 @@ class PodTrigger(BaseTrigger):
                 "disrupted", f"pod {name} is gone: {self._disruption or 'the cluster or somebody deleted it'}"
             )
         self._pod, now = pod, datetime.now(UTC)
-        self._forbidden_since = None
+        self._access.given()
         self._disruption = pod_end.disruption(pod)
         self._say(f"Pod {name} {pod_end.describe(pod)}")
         if pod_end.has_started(pod):
             try:
                 await self._copy_log(api, now)
             except UNREACHABLE as error:
-                self._say(f"The log of pod {name} cannot be read now: {_first_line(error)}")
+                self._say(f"The log of pod {name} cannot be read now: {first_line(error)}")
         if ending := pod_end.judge_end(pod, now):
             return ending
         if pod_end.has_started(pod):
@@ -260,20 +260,36 @@ class PodTrigger(BaseTrigger):
 
     def _judge_error(self, error: BaseException, now: datetime) -> Ending | None:
         """A cluster that does not answer is waited for, one that refuses for a while is not."""
-        self._say(f"The cluster does not answer: {_first_line(error)}")
-        forbidden = isinstance(error, client.ApiException) and error.status in (401, 403)
-        self._forbidden_since = (self._forbidden_since or now) if forbidden else None
-        if self._forbidden_since is None or (now - self._forbidden_since).total_seconds() < pod_end.MISSING_SECONDS:
-            return None
-        expected = f"the rights of the role urm-airflow in namespace {self.namespace}"
-        sentence = f"triggerer: expected {expected}, got {_first_line(error)}; bind its account to the role."
-        return Ending("failed", sentence)
+        self._say(f"The cluster does not answer: {first_line(error)}")
+        denied = self._access.judge(error, now)
+        return Ending("failed", denied) if denied else None
 
     def _say(self, text: str) -> None:
         """Log what has changed."""
         if text != self._said:
             self._said = text
             self.log.info("%s", text)
+
+
+class Access:
+    """Whether the triggerer may look at the cluster: a refusal that lasts is no disturbance."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._denied_since: datetime | None = None
+
+    def given(self) -> None:
+        """Note an answer."""
+        self._denied_since = None
+
+    def judge(self, error: BaseException, now: datetime) -> str | None:
+        """What to say of a cluster that has refused for a while; None if it does not, or may do better."""
+        denied = isinstance(error, client.ApiException) and error.status in (401, 403)
+        self._denied_since = (self._denied_since or now) if denied else None
+        if self._denied_since is None or (now - self._denied_since).total_seconds() < pod_end.MISSING_SECONDS:
+            return None
+        expected = f"the rights of the role urm-airflow in namespace {self._namespace}"
+        return f"triggerer: expected {expected}, got {first_line(error)}; bind its account to the role."
 
 
 def judge_refusal(name: str, error: Any) -> Ending:
@@ -297,7 +313,8 @@ def _moment(time: str) -> tuple[datetime, str]:
     return datetime.fromisoformat(time), time
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error of the cluster in a line."""
     if isinstance(error, client.ApiException):
         return f"{error.status} {error.reason}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -184,6 +184,31 @@ def test_a_complete_job_is_taken_up_once_and_a_cleared_task_starts_over(job, mon
     assert wait() != first
 
 
+def test_a_job_that_cannot_start_is_deleted_so_that_a_cleared_task_starts_over(job, monkeypatch):
+    from airflow.sdk.exceptions import AirflowFailException
+
+    task, context = job
+    jobs = Jobs()
+    monkeypatch.setattr(type(task), "_hook", lambda _: SimpleNamespace(batch_v1_client=jobs, is_in_cluster=False))
+    uid = jobs.create_namespaced_job("shop", task.job).metadata.uid
+    event = {"complete": False, "hopeless": True, "uid": uid, "reason": "no image", "exit_code": None, "figures": {}}
+    with pytest.raises(AirflowFailException, match="^no image$"):
+        task.finish(context, event)
+    assert jobs.found is None
+
+
+def test_a_job_made_by_hand_is_replaced(job, monkeypatch):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    task, context = job
+    jobs = Jobs()
+    monkeypatch.setattr(type(task), "_hook", lambda _: SimpleNamespace(batch_v1_client=jobs, is_in_cluster=False))
+    jobs.create_namespaced_job("shop", task.job).metadata.annotations = None  # by `kubectl create`
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute(context)
+    assert deferred.value.trigger.uid == jobs.found.metadata.uid == "uid-2"
+
+
 def test_figures_of_shards_are_summed_and_said():
     from dags.common.backfill import describe, read_figures, sum_up
 

@@ -15,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from components.config import TableSource
 from components.exceptions import ConfigError, DataError, UnavailableError
 from components.ingestion.files import fingerprint_files
+from components.ingestion.sources import readable_errors
 from components.ingestion.tables import read_events, read_items
 from components.ingestion.write import write_items
 from components.schemas.events import EVENTS, ITEMS
@@ -98,6 +99,46 @@ def test_made_event_ids_are_unique_and_the_same_in_every_run(tmp_path: Path, con
     ids = read(twice, goods, connection)[0]["event_id"].to_pylist()
     assert len(set(ids)) == len(ids) == 6
     assert set(read(once, goods, connection)[0]["event_id"].to_pylist()) < set(ids)
+
+
+def test_made_event_ids_do_not_depend_on_the_order_of_rows(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    """Events that differ in their scenario alone."""
+    log = pa.concat_tables([LOG, LOG]).append_column("scenario", pa.array(["app"] * 3 + ["web"] * 3))
+    goods, found = write(GOODS, tmp_path / "goods.parquet"), []
+    for name, rows in (("log", log), ("reversed", log.take(list(range(6))[::-1]))):
+        events = read(write(rows, tmp_path / f"{name}.parquet"), goods, connection)[0]
+        found.append(dict(zip(events["event_id"].to_pylist(), events["scenario"].to_pylist(), strict=True)))
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+
+
+def test_ids_beyond_the_digits_of_a_float_are_refused(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    """One file with an empty id makes floats of those in all files, and of two customers one."""
+    ids = [1234567890123456789, 1234567890123456790, 5]
+    for name, customers in (("log1", pa.array(ids)), ("log2", pa.array([2.0**53 - 1, None, float("inf")]))):
+        write(LOG.set_column(0, "customer", customers), tmp_path / f"{name}.parquet")
+    source = TableSource(events=str(tmp_path / "log*.parquet"), items=write(GOODS, tmp_path / "goods.parquet"), **MAPS)
+    reading = read_events(source, connection)
+    assert sorted(reading.readable().user_id.to_pyarrow().to_pylist()) == ["5", "9007199254740991"]
+    reasons = sorted(reading.rejected()._reason.to_pyarrow().to_pylist())
+    assert reasons == ["missing_user_id"] + ["unreadable_user_id"] * 3
+
+
+def test_text_that_is_not_marked_as_such_is_read_as_utf_8(tmp_path: Path, connection: ibis.BaseBackend) -> None:
+    log = LOG.set_column(0, "customer", pa.array(["zoë".encode(), b"ben", b"ben"]))
+    log = log.set_column(4, "device", pa.array(["téléphone".encode(), None, b"desk"]))
+    log = log.append_column("picture", pa.array([b"\xff\xd8"] * 3))  # no text, and not asked for
+    goods = GOODS.set_column(1, "name", pa.array(["Café".encode(), b"Sock"]))
+    goods = goods.set_column(2, "path", pa.array([["Gläser".encode()], None]))
+    places = write(log, tmp_path / "log.parquet"), write(goods, tmp_path / "goods.parquet")
+    events, items = read(*places, connection)
+    assert set(events["user_id"].to_pylist()) == {"zoë", "ben"}
+    assert ("device", "téléphone") in [pair for pairs in events["attributes"].to_pylist() for pair in pairs]
+    assert {(row["title"], *row["category"]) for row in items.to_pylist()} == {("Café", "Gläser"), ("Sock",)}
+    broken = write(GOODS.set_column(1, "name", pa.array([b"\xff\xfe", b"Sock"])), tmp_path / "broken.parquet")
+    source = TableSource(events=places[0], items=broken, **MAPS)
+    with pytest.raises(DataError, match="invalid UTF8"), readable_errors(source):
+        read_items(source, connection).readable().to_pyarrow()
 
 
 def test_several_files_and_a_remote_store(tmp_path: Path, connection: ibis.BaseBackend) -> None:

@@ -124,6 +124,8 @@ def test_volume_against_the_previous_run_of_the_same_source(bench: Any, event: M
         bench.run(many[:1], [item()])
     other = {"kind": "complete_journey", "max_users": 1}
     assert bench.run(many[:1], [item()], source=other).counts["events"] == 1
+    with pytest.raises(QualityError, match="rule volume"):  # what another source had in between is no measure of it
+        bench.run(many[:1], [item()])
 
 
 def test_clock_skew_is_allowed(bench: Any, event: Make, item: Make) -> None:

@@ -337,12 +337,14 @@ def test_a_stage_that_promises_files_it_did_not_write(tmp_path: Path, run: Run) 
     assert load_result(str(tmp_path / "run"), "ingest") is None
 
 
-def test_the_previous_result_of_the_configuration_is_handed_over(tmp_path: Path, run: Run) -> None:
+def test_the_previous_result_of_the_source_is_handed_over(tmp_path: Path, run: Run) -> None:
     work = Work()
     first = run("ingest", work, tmp_path / "a")
     run("ingest", work, tmp_path / "b", load_config(CONFIG, {"source.max_users": 5}))
-    run("ingest", work, tmp_path / "c", load_config(CONFIG, {"name": "other"}), force=True)
-    assert [run.previous for run in work.runs] == [None, first, None]
+    second = run("ingest", work, tmp_path / "c", load_config(CONFIG, {"seed": 1}))
+    run("ingest", work, tmp_path / "d", force=True)
+    run("ingest", work, tmp_path / "e", load_config(CONFIG, {"name": "other"}), force=True)
+    assert [run.previous for run in work.runs] == [None, None, first, second, None]
 
 
 def test_progress_is_told_and_never_fatal(tmp_path: Path, run: Run) -> None:

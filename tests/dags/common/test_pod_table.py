@@ -24,6 +24,7 @@ def test_a_block_goes_before_the_defaults_and_these_before_the_flow(read):
     assert (needs.cpu, needs.queue_hours, needs.disruptions, needs.image) == ("500m", 2, 1, "urm:2")
     assert (needs.memory, needs.hours, needs.gpus) == ("16Gi", 2, 0)
     assert read("defaults: {cpu: 3}\nfeatures:").cpu == "3"
+    assert read("features: {memory: 8388608Ki}").memory == "8388608Ki"
     assert (read("").cpu, read("").image) == ("2", "urm:1")
 
 
@@ -40,6 +41,7 @@ def test_a_tolerations_words_are_those_of_a_pod(read):
             "features.memmory: expected one of image, hours, cpu, .*, got another field; correct",
         ),
         ("features: {memory: much}", "features.memory: expected String should match .*, got 'much'; correct"),
+        ("features: {memory: 8388608ki}", "features.memory: expected String should match"),  # nor does Kubernetes
         ("features: {gpus: -1}", "features.gpus: expected greater than or equal to 0, got -1; correct"),
         ("features: {tolerations: [{effect: Never}]}", "features.tolerations.0.effect: expected 'NoSchedule'"),
         ("fetures: {cpu: 1}", r"expected blocks of defaults, ingest, .*, got \['fetures'\]; correct"),
