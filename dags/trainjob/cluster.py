@@ -8,6 +8,7 @@ from kubernetes.client import ApiException, V1DeleteOptions, V1Pod, V1Preconditi
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
 from dags.trainjob.job import GROUP, JOBSET_LABEL, PLURAL, VERSION, Progress, is_transient
+from dags.trainjob.logs import split_lines
 
 TASK_LABEL = "airflow.apache.org/task-instance"  # of a TrainJob: the digest of its task instance, whatever the try
 CHECKED_LABEL = "airflow.apache.org/checked"  # its outcome has been told to Airflow; it is not taken up again
@@ -79,8 +80,7 @@ class Cluster:
             if error.status not in (400, 404):
                 raise
             return []
-        text: str = answer.data.decode(errors="replace")
-        return text.splitlines()
+        return split_lines(answer.data.decode(errors="replace"))
 
     def last_warning(self, progress: Progress) -> str:
         """The newest warning about a TrainJob, empty where there is none."""

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z ?(.*)", re.DOTALL)
+# A node writes its local time, with what that is ahead of UTC.
+_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ?(.*)", re.DOTALL)
+_SECONDS = "%Y-%m-%dT%H:%M:%S"
 # Clocks of node and reader differ; what is read twice for that is left out by its timestamp.
 OVERLAP_SECONDS = 60
 
@@ -16,7 +18,7 @@ class Position:
 
     Attributes:
         pod: Its uid; a pod that replaces another has a log of its own.
-        time: Timestamp of the last line, to the nanosecond; empty: nothing has been read.
+        time: Timestamp of the last line, in UTC to the nanosecond; empty: nothing has been read.
         lines: Lines read with this timestamp.
     """
 
@@ -29,8 +31,13 @@ def seconds_to_read(position: Position, pod: str, now: datetime) -> int | None:
     """`sinceSeconds` of the next request, which the API takes in whole seconds; none: the log from its beginning."""
     if position.pod != pod or not position.time:
         return None
-    last = datetime.strptime(position.time[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    last = datetime.strptime(position.time[:19], _SECONDS).replace(tzinfo=UTC)
     return max(int((now - last).total_seconds()), 0) + OVERLAP_SECONDS
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of an answer: a container's own line may hold what Python takes for the end of one, too."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def split_new(lines: Sequence[str], position: Position, pod: str) -> tuple[list[str], Position]:
@@ -57,6 +64,9 @@ def split_new(lines: Sequence[str], position: Position, pod: str) -> tuple[list[
 
 
 def _parse(line: str) -> tuple[str, str] | None:
-    """Timestamp, to the nanosecond so that texts compare as times do, and text."""
+    """Timestamp, in UTC to the nanosecond so that texts compare as times do, and text."""
     found = _LINE.match(line)
-    return (f"{found[1]}.{(found[2] or '').ljust(9, '0')}", found[3]) if found else None
+    if found is None:
+        return None
+    seconds = datetime.fromisoformat(found[1] + found[3]).astimezone(UTC).strftime(_SECONDS)
+    return f"{seconds}.{(found[2] or '').ljust(9, '0')}", found[4]

@@ -37,7 +37,7 @@ from dags.trainjob.job import (
     rank,
     select_nodes,
 )
-from dags.trainjob.logs import seconds_to_read, split_new
+from dags.trainjob.logs import seconds_to_read, split_lines, split_new
 
 DENIED = (401, 403)
 
@@ -211,7 +211,7 @@ class TrainJobTrigger(BaseTrigger):
             if error.status in (400, 404):  # the container has not started; the pod is gone
                 return False
             raise
-        return bool(split_new(text.splitlines(), self.progress.log, pod.metadata.uid)[0])
+        return bool(split_new(split_lines(text), self.progress.log, pod.metadata.uid)[0])
 
 
 def _event(status: str, **more: str) -> TriggerEvent:

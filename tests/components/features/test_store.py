@@ -168,6 +168,15 @@ def test_in_production_workers_need_redis_and_the_registry_of_the_run(
     assert len(hash_registry(folder)) == 64
 
 
+def test_a_variable_that_is_not_set_is_named(
+    fill: Callable[..., Path], production: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEAST_REGISTRY_URI")
+    expected = "setting FEAST_REGISTRY_URI: expected a value, which Feast's configuration names, got none; set it."
+    with pytest.raises(ConfigError, match=f"^{expected}$"):
+        fill(production)
+
+
 def test_a_new_run_changes_nothing_that_an_earlier_release_reads(
     fill: Callable[..., Path], production: Settings, redis_server: RedisServer
 ) -> None:
