@@ -35,7 +35,7 @@ from components.recall.state.events import Event
 MAX_EVENTS, MAX_USERS, MAX_BYTES = 1000, 200, 3 * 2**20  # per request
 _REPEATED = frozenset({429, 502, 503, 504})
 _ASK_SECONDS = 65.0  # longer than any deadline of an ad-hoc request
-_LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_PAUSE_SECONDS = 30.0
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 # A call as a sequence of requests and pauses (seconds), which does not know whether it is awaited.
@@ -328,4 +328,4 @@ def _pause(answer: httpx.Response | httpx.TransportError | None, attempt: int) -
     """Seconds until the next try: as the API says, else growing; a little more at random, so that callers spread."""
     named = answer.headers.get("retry-after", "") if isinstance(answer, httpx.Response) else ""
     seconds = float(named) if named.isdigit() else 0.25 * 2**attempt
-    return min(seconds, _LONGEST_PAUSE_SECONDS) * random.uniform(1.0, 1.25)  # noqa: S311
+    return min(seconds, LONGEST_PAUSE_SECONDS) * random.uniform(1.0, 1.25)  # noqa: S311

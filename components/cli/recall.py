@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from components.cli.options import DEFAULT_CONFIG, ConfigOption, SetOption, read_config
+from components.cli.options import DEFAULT_CONFIG, ConfigOption, SetOption, make_console, read_config
 from components.exceptions import ConfigError, UnavailableError
 from components.memory import collect_rarely
 from components.recall.telemetry.logs import log_as_json
@@ -111,7 +109,8 @@ def serve(
     log_config = uvicorn.config.LOGGING_CONFIG if sys.stderr.isatty() else None
     collect_rarely()
     try:
-        uvicorn.run(application, host=host, port=port, access_log=False, log_config=log_config)
+        # Whoever may name the client's address in a header of his own would have a limit of his own for each.
+        uvicorn.run(application, host=host, port=port, access_log=False, log_config=log_config, proxy_headers=False)
     except SystemExit as error:
         if error.code == 128 + signal.SIGTERM:  # uvicorn drains, then passes the signal on to the `urm` command
             return
@@ -146,7 +145,7 @@ def backfill(
         raise ConfigError("option --shard", expected=f"a number below {shards}", got=shard, remedy="correct it")
     if show:
         with connect(settings.redis_url) as client:
-            Console().print(describe_backfill(client))
+            make_console().print(describe_backfill(client))
         return
     log_as_json()
     run_backfill(settings, run_config, shard, shards, rate, host, metrics_port)
@@ -188,7 +187,7 @@ def show(
 
     settings = get_settings()
     with connect(settings.redis_url) as client:
-        Console().print(describe_user(client, settings, read_config(config, None).recall, user, task, k))
+        make_console().print(describe_user(client, settings, read_config(config, None).recall, user, task, k))
 
 
 @app.command(rich_help_panel="Operate")
@@ -201,7 +200,7 @@ def trace(
 
     with connect(get_settings().redis_url) as client:
         found = trace_event(client, event_id, read_tasks(client), user)
-    Console().print(describe_trace(found))
+    make_console().print(describe_trace(found))
 
 
 @app.command(rich_help_panel="Operate")
@@ -231,7 +230,7 @@ def ask(
     settings = get_settings()
     asked = AdHocRequest(user_id=user, task=task, k=k, query=query, guidance=guidance)
     with connect(settings.redis_url) as client:
-        Console().print(ask_model(client, settings, read_config(config, set_).recall, asked))
+        make_console().print(ask_model(client, settings, read_config(config, set_).recall, asked))
 
 
 @token_app.command("create")
@@ -278,16 +277,20 @@ def _token_file() -> Path:
 @letters_app.command("list")
 def list_letters(limit: Annotated[int, typer.Option(min=1, help="At most so many, oldest first.")] = 100) -> None:
     """Print dead letters with their reasons."""
+    from components.recall.operate.deadletters import count_letters
     from components.recall.operate.deadletters import list_letters as read_letters
+    from components.recall.operate.terminal import make_table
     from components.recall.operate.terminal import show as show_text
 
     with connect(get_settings().redis_url) as client:
-        letters = read_letters(client, limit)
-    table = Table("id", "given up at", "tries", "reason", "event")
+        letters, count = read_letters(client, limit), count_letters(client)
+    table = make_table("id", "given up at", "tries", "reason", "event")
     for letter in letters:
         at = letter.at.isoformat(timespec="seconds")
         table.add_row(letter.letter_id, at, str(letter.deliveries), show_text(letter.reason), show_text(letter.event))
-    Console().print(table if letters else "no dead letters")
+    make_console().print(table if letters else "no dead letters")
+    if count > len(letters):
+        typer.echo(f"{count - len(letters)} more; see them with --limit {count}", err=True)
 
 
 @letters_app.command("replay")

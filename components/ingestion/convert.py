@@ -72,7 +72,7 @@ def _wrong_type(field: str, kind: dt.DataType, expected: str, remedy: str) -> Da
 
 
 def id_text(value: ir.Value) -> ir.StringValue:
-    """An id as text; whole numbers that a tool stored as floats lose their ".0", and null are those beyond its digits."""
+    """An id as text; whole numbers that a tool stored as floats lose their ".0", null are those beyond their digits."""
     if value.type().is_floating():
         whole = value.try_cast("int64")
         text = ibis.ifelse(value == whole, whole.cast("string"), value.cast("string"))

@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 
 def latest_uri(index: str, config: RunConfig, stage: str) -> str:
-    """Where the newest result of a stage is kept, of all runs by a configuration's name and source, whatever the seed."""
+    """Where the newest result of a stage is kept, of all runs by a configuration's name and source."""
     source = config.model_copy(update={"seed": 0}).fingerprint(("source",))
     return join(index, "latest", config.name, f"{stage}-{source[:16]}.json")
 

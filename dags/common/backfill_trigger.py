@@ -34,8 +34,8 @@ CONTAINER = "backfill"
 class BackfillTrigger(BaseTrigger):
     """Waits for the end of one Job, known by its uid.
 
-    The event has `complete`; the `uid` of the Job if it is, or if it is `hopeless`, as no pod of it can start; `reason`,
-    a sentence, and `exit_code`, if a pod said what was wrong; and `figures`, the sums over the shards.
+    The event has `complete`; the `uid` of the Job if it is, or if it is `hopeless`, as no pod of it can start;
+    `reason`, a sentence, and `exit_code`, if a pod said what was wrong; and `figures`, the sums over the shards.
 
     Args:
         namespace: Of the Job.

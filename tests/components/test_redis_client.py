@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from components.redis_client import is_unavailable, open_redis, redis_errors, re
 from components.release.publication import Publication, hold_promotion_lock, live_workers, publish
 from components.settings import Settings
 from tests.worlds import REPOSITORY
+from tests.worlds.api import problem
 from tests.worlds.recall import Release, client, make_event, redis_server, releases, wait_until
 from tests.worlds.servers import RedisServer, free_port, own_server
 from tests.worlds.tiny import make_config
@@ -123,6 +125,37 @@ def test_a_redis_beyond_this_machine_needs_a_password(url: str) -> None:
 )
 def test_this_machine_and_addresses_with_a_password_are_fine(url: str) -> None:
     require_password(url)
+
+
+def test_a_redis_that_evicts_is_refused_when_it_comes_after_the_api(own_server: RedisServer) -> None:
+    own_server.stop()
+    with TestClient(create_app(Settings(redis_url=own_server.url), RecallConfig())) as api:
+        own_server.start("--maxmemory-policy", "allkeys-lru")
+        event = {"user_id": "1", "item_id": 2, "behavior": "view", "ts": "2026-12-01T12:00:00Z"}
+        for answer in (api.post("/v1/events", json=event), api.get("/readyz/intake")):
+            assert "expected a Redis that evicts nothing" in problem(answer, 503, "redis-unavailable")
+        with closing(open_redis(own_server.url)) as client:
+            assert client.dbsize() == 0
+            client.config_set("maxmemory-policy", "noeviction")
+            assert api.post("/v1/events", json=event).status_code == 202
+            assert api.get("/readyz/intake").status_code == 200
+
+
+def test_a_redis_that_evicts_is_refused_when_it_comes_after_the_worker(
+    own_server: RedisServer,
+) -> None:
+    own_server.stop()
+    with closing(open_redis(own_server.url)) as client:
+        worker = RecallWorker(client, RecallConfig(), load_nothing)
+        with pytest.raises(redis.ConnectionError):
+            worker.step()
+        own_server.start("--maxmemory-policy", "allkeys-lru")
+        with pytest.raises(ConfigError, match="got allkeys-lru"):
+            worker.step()
+
+
+def load_nothing(_: Publication) -> ServingRelease:
+    raise AssertionError
 
 
 def test_a_redis_that_evicts_is_refused_at_the_start(client: redis.Redis, redis_server: RedisServer) -> None:

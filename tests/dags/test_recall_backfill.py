@@ -192,7 +192,7 @@ def test_a_job_that_cannot_start_is_deleted_so_that_a_cleared_task_starts_over(j
     monkeypatch.setattr(type(task), "_hook", lambda _: SimpleNamespace(batch_v1_client=jobs, is_in_cluster=False))
     uid = jobs.create_namespaced_job("shop", task.job).metadata.uid
     event = {"complete": False, "hopeless": True, "uid": uid, "reason": "no image", "exit_code": None, "figures": {}}
-    with pytest.raises(AirflowFailException, match="^no image$"):
+    with pytest.raises(AirflowFailException, match=r"^no image$"):
         task.finish(context, event)
     assert jobs.found is None
 

@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from components.config import RecallConfig
-from components.exceptions import UrmError
+from components.exceptions import ConfigError, UrmError
 from components.recall.api.problems import ApiError, ad_hoc_code
 from components.recall.api.responses import EventLineage
 from components.recall.serving.catalogue import Catalogue, load_catalogue
@@ -33,7 +33,7 @@ from components.recall.state.scripts import (
 from components.recall.state.store import Result
 from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.tracing import Tracing
-from components.redis_client import require_no_eviction, require_password
+from components.redis_client import is_unavailable, require_no_eviction, require_password
 from components.release.publication import SERVING, WORKERS, Publication
 from components.settings import Settings
 
@@ -62,6 +62,7 @@ class Gateway:
         self._loading: asyncio.Task[None] | None = None
         self._failed: Publication | None = None
         self._retry_at = 0.0
+        self._checked = False
 
     @property
     def connections(self) -> Any:
@@ -69,7 +70,12 @@ class Gateway:
         return self._client.connection_pool
 
     async def accept(self, events: list[Event]) -> list[int]:
-        """Put events into the stream; the answers of the script ACCEPT."""
+        """Put events into the stream; the answers of the script ACCEPT.
+
+        Raises:
+            ApiError: Redis, which was away at the start, would evict them.
+        """
+        await self._check_late()
         with self._tracing.accept(len(events)) as traceparent:
             async with self._client.pipeline(transaction=False) as pipe:
                 for event in events:
@@ -142,7 +148,7 @@ class Gateway:
         catalogue = await self._follow(serving)
         if task is None and catalogue.tasks[0] != asked:  # that of a release that has just replaced another
             return await self.results(user_ids, None)
-        return catalogue, asked, [_read_result(body) for body in bodies]
+        return catalogue, asked, [_read_result(body, catalogue, asked) for body in bodies]
 
     async def catalogue(self) -> Catalogue:
         """Tables of the serving release.
@@ -158,23 +164,42 @@ class Gateway:
         return int(await self._client.zcount(WORKERS, f"({seconds}", "+inf"))
 
     async def check_intake(self) -> None:
-        """See that Redis answers reads.
+        """See that Redis answers reads, and keeps what is written.
 
         Raises:
-            redis.RedisError: It does not.
+            redis.RedisError: It does not answer.
+            ApiError: It would evict keys.
         """
         await self._client.exists(SERVING)  # a PING would be refused where writes are
+        await self._check_late()
 
     async def check(self) -> None:
-        """Look at Redis' settings, if it answers yet.
+        """Look at Redis' settings, if it answers yet; else the first events are kept out until it has been done.
 
         Raises:
             ConfigError: It would evict keys.
         """
         try:
             require_no_eviction(await self._client.info("memory"))
+            self._checked = True
         except redis.RedisError as error:
+            self._checked = not is_unavailable(error)  # one that may not be asked never tells
             log.warning("redis was not checked", error=name_error(error))
+
+    async def _check_late(self) -> None:
+        if self._checked:
+            return
+        try:
+            await self.check()
+        except ConfigError as error:
+            log.error("no event is accepted", error=str(error))
+            raise ApiError(
+                "redis-unavailable",
+                "result store",
+                expected="a Redis that evicts nothing",
+                got="another maxmemory-policy",
+                remedy="set noeviction in its configuration",
+            ) from error
 
     async def reconnect(self) -> None:
         """Close the connections that nobody uses; the next requests open them where the address leads by then."""
@@ -250,12 +275,19 @@ def queue_reads(pipe: Any, keys: Iterable[str]) -> None:
         pipe.hget(key, "body")
 
 
-def _read_result(body: str | None) -> Result | None:
+def _read_result(body: str | None, catalogue: Catalogue, task: str) -> Result | None:
+    """A stored result without what is forbidden by now: filters and release may be younger; None if nothing is left."""
     try:
-        return None if body is None else Result.model_validate_json(body)
+        result = None if body is None else Result.model_validate_json(body)
     except ValidationError as error:  # of another version of this software; one user must not cost a batch its answers
         log.warning("result cannot be read, the fallback is answered", error=name_error(error))
         return None
+    blocked = set(catalogue.find_blocked(task, result.item_ids)) if result else None
+    if result is None or not blocked:
+        return result
+    kept = [place for place in range(len(result.item_ids)) if place not in blocked]
+    items, scores = [result.item_ids[place] for place in kept], [result.scores[place] for place in kept]
+    return result.model_copy(update={"item_ids": items, "scores": scores}) if kept else None
 
 
 def _connect(settings: Settings, timeout_seconds: float, connections: int) -> Any:

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.recall.api.problems import ApiError, answer, too_large
+from components.recall.api.problems import REQUEST_ID, ApiError, answer, too_large
 from components.recall.api.tokens import Scope as Allowed
 from components.recall.api.tokens import Token, Tokens
 from components.recall.telemetry.metrics import ApiMetrics
@@ -24,7 +24,6 @@ from components.redis_client import is_unavailable
 
 log = structlog.get_logger()
 MAX_BODY_BYTES = 4 * 2**20  # a thousand events of usual size are a tenth of it
-REQUEST_ID = "X-Request-Id"
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 bearer = HTTPBearer(auto_error=False, description="Needed where the API was started with a token file.")
 

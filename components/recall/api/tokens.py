@@ -6,9 +6,12 @@ The file holds SHA-256 digests; a token is shown once, when it is made. A token 
 needs no salt and no slow hash. The file is read again when it changes, as a Kubernetes Secret does.
 """
 
+import fcntl
 import hashlib
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -119,14 +122,6 @@ def issue_token(path: Path, name: str, scopes: list[Scope]) -> str:
     Raises:
         ConfigError: The name is taken or malformed, or the file cannot be read or written.
     """
-    known = read_tokens(path).tokens if path.exists() else ()
-    if any(token.name == name for token in known):
-        raise ConfigError(
-            f"token {name!r}",
-            expected="a new name",
-            got="one in use",
-            remedy="choose another, or revoke that one first",
-        )
     secret = PREFIX + secrets.token_urlsafe(32)
     try:
         token = Token(name=name, scopes=tuple(scopes), sha256=digest(secret), created_at=datetime.now(UTC))
@@ -135,7 +130,16 @@ def issue_token(path: Path, name: str, scopes: list[Scope]) -> str:
             f"token {name!r}", expected="a name of letters, digits, . _ and -, and a scope",
             got=error.errors()[0]["msg"], remedy="fix it",
         ) from None  # fmt: skip
-    _write(path, (*known, token))
+    with _only_change(path):
+        known = read_tokens(path).tokens if path.exists() else ()
+        if any(one.name == name for one in known):
+            raise ConfigError(
+                f"token {name!r}",
+                expected="a new name",
+                got="one in use",
+                remedy="choose another, or revoke that one first",
+            )
+        _write(path, (*known, token))
     return secret
 
 
@@ -145,12 +149,14 @@ def revoke_token(path: Path, name: str) -> None:
     Raises:
         ConfigError: There is no such token, or the file cannot be read or written.
     """
-    known = read_tokens(path).tokens
-    left = tuple(token for token in known if token.name != name)
-    if len(left) == len(known):
-        names = ", ".join(token.name for token in known) or "none"
-        raise ConfigError(f"token {name!r}", expected=f"one of {names}", got="another", remedy="name a known token")
-    _write(path, left)
+    read_tokens(path)  # or ConfigError, before a lock is made beside what is not there
+    with _only_change(path):
+        known = read_tokens(path).tokens
+        left = tuple(token for token in known if token.name != name)
+        if len(left) == len(known):
+            names = ", ".join(token.name for token in known) or "none"
+            raise ConfigError(f"token {name!r}", expected=f"one of {names}", got="another", remedy="name a known token")
+        _write(path, left)
 
 
 def digest(secret: str) -> str:
@@ -158,16 +164,33 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+@contextmanager
+def _only_change(path: Path) -> Iterator[None]:
+    """Let no other change come between reading and writing the file, which would be lost."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f"{path.name}.lock").open("w")
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _write(path: Path, tokens: tuple[Token, ...]) -> None:
     try:
         write_json(str(path), json.loads(TokenList(tokens=tokens).model_dump_json()))
     except OSError as error:
-        raise ConfigError(
-            f"token file {path}",
-            expected="a file that can be written",
-            got=error.strerror or error,
-            remedy="choose another",
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"token file {path}",
+        expected="a file that can be written",
+        got=error.strerror or error,
+        remedy="choose another",
+    )
 
 
 def _unreadable(path: Path, got: object) -> ConfigError:

@@ -45,6 +45,12 @@ def list_letters(client: redis.Redis, limit: int = 100) -> list[DeadLetter]:
     return [_parse(*row) for row in rows]
 
 
+def count_letters(client: redis.Redis) -> int:
+    """How many there are."""
+    count: Any = client.xlen(DEAD_STREAM)
+    return int(count)
+
+
 def read_pages(
     client: redis.Redis, stream: str, end: str = "+", *, newest_first: bool = False
 ) -> Iterator[list[tuple[str, dict[str, str]]]]:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from components.config import RecallConfig
 from components.exceptions import ConfigError, DataError, UnavailableError
-from components.recall.operate.terminal import show
+from components.recall.operate.terminal import make_table, show
 from components.recall.serving.catalogue import Catalogue, load_catalogue
 from components.recall.state.adhoc import AdHocRequest, request_and_wait
 from components.recall.state.backfill import read_progress
@@ -47,12 +47,8 @@ def describe_user(
     events = [_say(event, catalogue) for event in reversed(store.recent([user_id])[user_id].events)]
     at = result.computed_at.isoformat(timespec="seconds")
     event = f"event {result.event_id}" if result.event_id else "no live event"
-    table = Table(
-        title=show(f"User {user_id}, {task}: release {result.release}, {event}, computed {at}"),
-        title_justify="left",
-    )
-    for column in ("", "recalled", "score", "live events, newest first"):
-        table.add_column(column)
+    title = show(f"User {user_id}, {task}: release {result.release}, {event}, computed {at}")
+    table = make_table("", "recalled", "score", "live events, newest first", title=title)
     for row, (item_id, score) in enumerate(zip(result.item_ids[:k], result.scores[:k], strict=True)):
         live = events[row] if row < len(events) else ""
         name = show(catalogue.describe(item_id)[0] or str(item_id))
@@ -71,9 +67,7 @@ def ask_model(client: redis.Redis, settings: Settings, config: RecallConfig, req
     result = request_and_wait(client, request, config)
     steered = f", “{request.guidance}”" if request.guidance else ""
     title = show(f"User {request.user_id}, {request.task}{steered}: release {result.release}")
-    table = Table(title=title, title_justify="left")
-    for column in ("", "recalled", "category", "score"):
-        table.add_column(column)
+    table = make_table("", "recalled", "category", "score", title=title)
     for row, (item_id, score) in enumerate(zip(result.item_ids, result.scores, strict=True)):
         name, category = catalogue.describe(item_id)
         table.add_row(str(row + 1), show(name or str(item_id)), show(" > ".join(category)), f"{score:.3f}")
@@ -87,9 +81,8 @@ def describe_backfill(client: redis.Redis) -> Table:
         UnavailableError: No release is serving.
     """
     publication = _read_serving(client)
-    table = Table(title=show(f"Back-fill of release {publication.release}"), title_justify="left")
-    for column in ("shard", "state", "done", "of", "stored", "current", "forgotten", "failed", "users/s", "noted at"):
-        table.add_column(column)
+    columns = ("shard", "state", "done", "of", "stored", "current", "forgotten", "failed", "users/s", "noted at")
+    table = make_table(*columns, title=show(f"Back-fill of release {publication.release}"))
     for one in read_progress(client, publication.order):
         state = "finished" if one.finished else "waits for live events" if one.waiting else "begun"
         counts = (one.done, one.total, one.stored, one.current, one.forgotten, one.failed)

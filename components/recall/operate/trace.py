@@ -7,12 +7,11 @@ from typing import Any
 
 import redis
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 from components.addresses import join, read_json
 from components.exceptions import DataError, UrmError
 from components.recall.operate.deadletters import DeadLetter, find_letter
-from components.recall.operate.terminal import show
+from components.recall.operate.terminal import make_table, show
 from components.recall.state.scripts import GROUP, STREAM, accepted_key, history_keys, result_key
 from components.recall.state.store import Result
 from components.recall.state.stream import is_group_gone
@@ -112,7 +111,7 @@ def describe_trace(trace: Trace) -> RenderableType:
     if not trace.results:
         lines.append("results   unknown: no release is serving, or its bundle cannot be read from here")
         return Group(*map(show, lines))
-    table = Table("task", "result", "computed at", "release", "order", "revision")
+    table = make_table("task", "result", "computed at", "release", "order", "revision")
     for seen in trace.results:
         if seen.result is None:
             table.add_row(seen.task, seen.relation)

@@ -3,7 +3,7 @@
 The tables stay in Arrow's memory; an item is found by binary search, and those asked for of late are kept at hand.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from components.release.publication import Publication
 from components.settings import Settings
 
 ITEMS_AT_HAND = 50_000  # some 20 MB
+_NONE = np.empty(0, dtype=np.int64)
 _FILES = (MANIFEST, "tasks.json", "titles.parquet", "fallback.parquet")
 
 
@@ -35,12 +36,14 @@ class Catalogue:
         tasks: Names of its tasks, in order.
         query_tasks: Names of those that need a query.
         fallback: Popular items by task: item ids and scores, best first.
+        blocked: Items that a task may not recall, ascending, by its name.
     """
 
     release: str
     tasks: tuple[str, ...]
     query_tasks: tuple[str, ...]
     fallback: dict[str, tuple[list[int], list[float]]]
+    blocked: Mapping[str, npt.NDArray[np.int64]]
     _item_ids: npt.NDArray[np.int64]
     _titles: pa.Table
     _cached: Callable[[int], tuple[str | None, list[str]]] = field(init=False)
@@ -49,6 +52,16 @@ class Catalogue:
         # The cache must not refer to this object: in a cycle it would outlive the release, for collections are rare.
         cached = lru_cache(ITEMS_AT_HAND)(partial(_describe, self._item_ids, self._titles))
         object.__setattr__(self, "_cached", cached)
+
+    def find_blocked(self, task: str, item_ids: Sequence[int]) -> Sequence[int]:
+        """Places of those of the items that a task may not recall; a task of another release blocks none."""
+        blocked = self.blocked.get(task, _NONE)
+        if not len(blocked):
+            return ()
+        asked = np.asarray(item_ids, dtype=np.int64)
+        places = np.minimum(np.searchsorted(blocked, asked), len(blocked) - 1)
+        found: list[int] = np.flatnonzero(blocked[places] == asked).tolist()
+        return found
 
     def describe(self, item_id: int) -> tuple[str | None, list[str]]:
         """Title and category path of an item, not to be changed; (None, []) if the release does not know it."""
@@ -63,7 +76,7 @@ def load_catalogue(
     Args:
         publication: Which.
         settings: Where.
-        filters: What its fallback leaves out beside unavailable items.
+        filters: What its fallback and stored results leave out beside unavailable items.
 
     Raises:
         ReleaseError: The bundle is not the one that was published, or a table is damaged.
@@ -91,6 +104,7 @@ def load_catalogue(
         tasks=tuple(task.name for task in tasks),
         query_tasks=tuple(task.name for task in tasks if task.needs_query),
         fallback=fallback,
+        blocked=blocked,
         _item_ids=item_ids,
         _titles=titles,
     )

@@ -15,6 +15,7 @@ class ShardProgress(BaseModel):
 
     Attributes:
         release: Release that computes.
+        choice: Names the `k` and `filters` by which it does.
         shard: Its number, from 0.
         shards: How many there are.
         total: Users of the shard.
@@ -31,6 +32,7 @@ class ShardProgress(BaseModel):
     """
 
     release: str
+    choice: str = ""
     shard: int = 0
     shards: int = 1
     total: int = 0

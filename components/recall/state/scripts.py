@@ -10,7 +10,8 @@ urm:backlog:{user}            sorted set: the user's entries in the stream by th
 urm:history:{user}            sorted set: event_id by time in microseconds, newest `history_events` kept
 urm:history_events:{user}     hash: `e:` and event_id → the event; `revision` counts its events so far, `batch`
                               names the batch that changed it last
-urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results
+urm:result:{user}:{task}      hash: body (JSON) and the three numbers that order results; `choice` tells by which
+                              `recall.k` and `recall.filters` its items were chosen, absent for the defaults
 urm:control                   a user with whom a worker has succeeded lately; answered again where an event fails
 urm:backfill:{order}          hash: by shard of a back-fill of that publication, how far it is (JSON)
 urm:forgotten                 sorted set: digests of erased users, whom no back-fill brings back, by the instant
@@ -116,10 +117,11 @@ local function is_newer(before, numbers)
     end
     return true
 end
-local function store_result(key, before, numbers, body, ttl)
+local function store_result(key, before, numbers, choice, body, ttl)
     if not is_newer(before, numbers) then return 0 end
     redis.call('HSET', key, 'event_ts_us', numbers[1], 'revision', numbers[2], 'release_order', numbers[3],
         'body', body)
+    if choice == '' then redis.call('HDEL', key, 'choice') else redis.call('HSET', key, 'choice', choice) end
     redis.call('EXPIRE', key, ttl)
     return 1
 end
@@ -132,13 +134,13 @@ end
 # Returns -1 if nothing happened, else the number of results stored.
 # KEYS: stream, history (order, content), waiting, then a mark per entry, then a result per task.
 # ARGV: group, batch that changed the history last ('' if none), this batch, events kept, history's TTL, results' TTL,
-# release, its order, instant, newest event's microseconds, number of entries, then per entry its id, event_id, time in
-# microseconds and event JSON, then a body per task.
+# release, its order, instant, newest event's microseconds, number of entries, choice, then per entry its id, event_id,
+# time in microseconds and event JSON, then a body per task.
 COMMIT = (
     _STORE_RESULT
     + """
 local stream, order, content, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local entries, first = tonumber(ARGV[11]), 12
+local entries, first = tonumber(ARGV[11]), 13
 -- Every key is read before the first write: one of another kind fails here, and nothing has happened.
 redis.call('ZCARD', order)
 local before = {}
@@ -170,7 +172,7 @@ redis.call('EXPIRE', content, ARGV[5])
 local stored, numbers = 0, {ARGV[10], revision, ARGV[8]}
 for task = 1, #KEYS - 4 - entries do
     local body = ARGV[first + 4 * entries + task - 1]
-    stored = stored + store_result(KEYS[4 + entries + task], before[task], numbers, body, ARGV[6])
+    stored = stored + store_result(KEYS[4 + entries + task], before[task], numbers, ARGV[12], body, ARGV[6])
 end
 
 for entry = 1, entries do
@@ -186,14 +188,14 @@ return stored
 """
 )
 
-# Keep a user's results that a publication has computed for as long as new ones. Returns 1 if there is one under every
-# key, else 0, and then nothing happened. One of another publication, also of a later one, is of a release that serves
-# no more, or not yet.
-# KEYS: a result per task. ARGV: order of the publication, results' TTL.
+# Keep a user's results that a publication has computed for as long as new ones. Returns 1 if there is one of this
+# choice under every key, else 0, and then nothing happened. One of another publication, also of a later one, is of a
+# release that serves no more, or not yet.
+# KEYS: a result per task. ARGV: order of the publication, results' TTL, choice.
 RENEW = """
 for _, key in ipairs(KEYS) do
-    local order = redis.pcall('HGET', key, 'release_order')
-    if type(order) ~= 'string' or tonumber(order) ~= tonumber(ARGV[1]) then return 0 end
+    local found = redis.pcall('HMGET', key, 'release_order', 'choice')
+    if found.err or tonumber(found[1] or '') ~= tonumber(ARGV[1]) or (found[2] or '') ~= ARGV[3] then return 0 end
 end
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
 return 1
@@ -207,7 +209,8 @@ return 1
 # stored.
 # KEYS: content of the history, erased users, the serving publication, then a result per task.
 # ARGV: batch that changed the history last ('' if none), digest of the user, newest live event's microseconds (0 if
-# there is none: whatever an event brings is newer), revision, order of the release, results' TTL, then a body per task.
+# there is none: whatever an event brings is newer), revision, order of the release, results' TTL, choice, then a body
+# per task.
 FILL = (
     _STORE_RESULT
     + """
@@ -226,7 +229,7 @@ for task = 1, #KEYS - 3 do
 end
 local stored, numbers = 0, {ARGV[3], ARGV[4], ARGV[5]}
 for task = 1, #KEYS - 3 do
-    stored = stored + store_result(KEYS[3 + task], before[task], numbers, ARGV[6 + task], ARGV[6])
+    stored = stored + store_result(KEYS[3 + task], before[task], numbers, ARGV[7], ARGV[7 + task], ARGV[6])
 end
 return stored
 """

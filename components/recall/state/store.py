@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,11 +115,16 @@ class Commit:
 
 
 class UserStore:
-    """Reads and writes of one worker."""
+    """Reads and writes of one worker.
+
+    Attributes:
+        choice: Names what chooses the items of a result beside the release.
+    """
 
     def __init__(self, client: redis.Redis, config: RecallConfig) -> None:
         self._client = client
         self._config = config
+        self.choice = name_choice(config)
         self._commit = client.register_script(COMMIT)
         self._renew = client.register_script(RENEW)
         self._fill = client.register_script(FILL)
@@ -155,14 +161,14 @@ class UserStore:
         self._note_control(keys=[CONTROL, history_keys(user_id)[0]], args=[user_id, MARK_TTL_SECONDS])
 
     def renew(self, user_ids: Iterable[str], tasks: Sequence[str], order: int) -> list[bool]:
-        """Whether each user has a result of every task that this publication has computed.
+        """Whether each user has a result of every task that this publication has computed, by these k and filters.
 
         Those results are kept from now on for as long as new ones.
         """
         with self._client.pipeline(transaction=False) as pipe:
             for user_id in user_ids:
                 keys = [result_key(user_id, task) for task in tasks]
-                self._renew(keys=keys, args=[order, self._config.result_ttl_seconds], client=pipe)
+                self._renew(keys=keys, args=[order, self._config.result_ttl_seconds, self.choice], client=pipe)
             return [bool(there) for there in pipe.execute()]
 
     def fill(
@@ -190,7 +196,7 @@ class UserStore:
                         *(result_key(user_id, task) for task in by_task),
                     ],
                     args=[
-                        *(events.batch, digest_user(user_id), newest_us, events.revision, order, ttl),
+                        *(events.batch, digest_user(user_id), newest_us, events.revision, order, ttl, self.choice),
                         *(result.model_dump_json() for result in by_task.values()),
                     ],
                     client=pipe,
@@ -216,12 +222,20 @@ class UserStore:
             for part in (entry.entry_id, entry.event.event_id, entry.event.ts_us, encode_event(entry.event))
         ]
         bodies = [result.model_dump_json() for result in commit.results.values()]
-        newest = [commit.recent.events[-1].ts_us, len(events)]
+        newest: list[Any] = [commit.recent.events[-1].ts_us, len(events), self.choice]
         self._commit(
             keys=[STREAM, *history_keys(user_id), waiting_key(user_id), *marks, *results],
             args=[GROUP, commit.recent.batch, batch, *limits, *served, *newest, *rows, *bodies],
             client=pipe,
         )
+
+
+def name_choice(config: RecallConfig) -> str:
+    """What chooses the items of a result beside the release: a digest of `k` and `filters`; '' for their defaults."""
+    chosen = config.model_dump_json(include={"k", "filters"})
+    if chosen == RecallConfig().model_dump_json(include={"k", "filters"}):
+        return ""
+    return hashlib.sha256(chosen.encode()).hexdigest()[:8]
 
 
 def _decode_recent(fields: dict[str, str]) -> RecentEvents:

@@ -5,8 +5,9 @@ release's feature store and computes as the worker of the stream does, one shard
 
 - Live events come first. It waits while one has been unfinished for `recall.backfill_pause_seconds`, keeps to a rate,
   and runs at the lowest priority. What an event has brought is never replaced (`FILL` in `state/scripts.py`).
-- A shard can be killed and started again: progress is noted after each batch, and whoever has a result of the release
-  is left as he is. Once finished, it starts over, which renews results that would expire.
+- A shard can be killed and started again: progress is noted after each batch, and whoever has a result of the release,
+  by these `k` and `filters`, is left as he is. Once finished, it starts over, which renews results that would expire;
+  so does one that began so long ago that the results of its first users may.
 - If another release serves meanwhile, it goes on with that one, once every worker serves it. So a back-fill that ends
   has filled the release that served then.
 - Erased users (`urm recall forget`) are not brought back before their next event.
@@ -152,9 +153,15 @@ class Backfill(PatientLoop):
         """Start the shard, or go on where a process before this one was."""
         total = sum(1 for _ in self._read_shard(release))
         before = read_shard(self._client, release.order, self._shard, self._shards)
-        if before is None or before.finished:
+        oldest = time.time() - self._config.result_ttl_seconds / 2
+        if before is None or before.finished or before.started_at < oldest or before.choice != self._store.choice:
             before = ShardProgress(
-                release=release.name, shard=self._shard, shards=self._shards, started_at=time.time(), total=total
+                release=release.name,
+                choice=self._store.choice,
+                shard=self._shard,
+                shards=self._shards,
+                started_at=time.time(),
+                total=total,
             )
         self._progress, self._batch = before, []
         self._users = islice(self._read_shard(release), before.done, None)

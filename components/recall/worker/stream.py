@@ -33,7 +33,7 @@ from components.recall.telemetry.tracing import Tracing
 from components.recall.worker.loop import IDLE_BLOCK_MS, MakeSource, ServingLoop, SickWorkerError, require_health
 from components.recall.worker.source import Load
 from components.recall.worker.switch import ReleaseSwitch
-from components.redis_client import is_unavailable
+from components.redis_client import is_unavailable, require_no_eviction
 from components.release.publication import live_workers, send_heartbeat
 
 log = structlog.get_logger()
@@ -65,6 +65,7 @@ class RecallWorker(ServingLoop):
         self._in_hand: list[Entry] = []
         self._control = ""  # the user with whom this worker succeeded last, until Redis has it
         self._next_maintenance = 0.0
+        self._checked = False
 
     def step(self) -> None:
         """One iteration: heartbeat, releases, claims, new events."""
@@ -242,6 +243,9 @@ class RecallWorker(ServingLoop):
             self._control = ""  # said once: a user who is erased afterwards must not come back
         entries, pending, dead = self._stream.counts()
         memory: Any = self._client.info("memory")
+        if not self._checked:  # at the start Redis may have been away
+            require_no_eviction(memory)
+            self._checked = True
         persistence: Any = self._client.info("persistence")
         self.metrics.stream_entries.set(entries)
         self.metrics.lag_entries.set(max(0, entries - pending))

@@ -108,6 +108,24 @@ def test_dead_letters_are_listed_replayed_and_dropped(client: redis.Redis, recal
     assert client.xlen(STREAM) == 1
 
 
+def test_a_narrow_terminal_cuts_nothing_of_the_letters_and_says_how_many_are_left(
+    client: redis.Redis, recall_config: RecallConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = EventStream(client, "a", recall_config)
+    stream.ensure_group()
+    feed(client, (make_event(event_id=f"event-of-a-long-name-{number}") for number in range(3)), recall_config)
+    for entry in stream.read(10, 10):
+        stream.give_up(entry, "too odd")
+    result = CliRunner().invoke(cli.app, ["recall", "dead-letters", "list", "--limit", "2"])
+    assert "…" not in result.stdout
+    assert result.stderr == "1 more; see them with --limit 3\n"
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
+    events = "".join(row[-1] for row in cells)
+    assert "event-of-a-long-name-0" in events and "event-of-a-long-name-1" in events
+    assert list_letters(client)[0].letter_id in "".join(row[0] for row in cells)
+
+
 def test_show_prints_recall_beside_events(
     client: redis.Redis, releases: tuple[Release, Release], recall_config: RecallConfig
 ) -> None:
@@ -177,6 +195,16 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path, monkeypatch: pytest.
     assert "option --scope: expected read or write or ask, got root" in sentence
     invoke("token", "revoke", "shop")
     assert invoke("token", "list") == ""
+
+
+def test_the_address_of_a_caller_is_not_what_a_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a limit of its own; uvicorn would trust the header from this machine."""
+    for name in ("log_as_json", "collect_rarely"):
+        monkeypatch.setattr(commands, name, lambda: None)
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **options: asked.append(options))
+    invoke("serve", "--port", str(free_port()))
+    assert asked[0]["proxy_headers"] is False
 
 
 def test_serving_spares_the_garbage_collector_what_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:

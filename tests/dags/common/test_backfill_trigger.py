@@ -1,4 +1,4 @@
-"""The trigger against a real HTTP server, which keeps a Job and its pods; tests/cluster/test_backfill.py has a cluster."""
+"""The trigger against a real HTTP server with a Job and its pods; tests/cluster/test_backfill.py has a cluster."""
 
 import asyncio
 import re

@@ -10,11 +10,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from components.config import RecallConfig
+from components.config import ItemFilter, RecallConfig
 from components.recall.api.app import create_app
 from components.recall.state.events import EXAMPLE
 from components.recall.state.scripts import STREAM, result_key, waiting_key
@@ -62,6 +63,34 @@ def test_stored_result_is_read_with_titles(
             {"item_id": 7, "score": 2.0, "title": None, "category": []},
         ],
     }
+
+
+def test_what_is_forbidden_since_a_result_was_stored_is_left_out(
+    client: redis.Redis, recall_config: RecallConfig, releases: tuple[Release, Release]
+) -> None:
+    serve_release(client, releases[0])
+    items = [1001, 7, 1000, 1010]
+    store_result(client, releases[0], task="next_purchase", item_ids=items)
+    store_result(client, releases[0], task="new_item", item_ids=items)
+    shelves = {item: category[-1] for item, category in categories(releases[0]).items()}
+    filters = {
+        "next_purchase": ItemFilter(deny_categories=(shelves[1001],)),
+        "new_item": ItemFilter(deny_categories=("food",)),
+    }
+    app = create_app(releases[0].settings, recall_config.model_copy(update={"filters": filters}))
+    with TestClient(app) as api:
+        body = api.get("/v1/users/3/recall", params={"task": "next_purchase"}).raise_for_status().json()
+        assert [(item["item_id"], item["score"]) for item in body["items"]] == [
+            (item, float(len(items) - place)) for place, item in enumerate(items) if shelves.get(item) != shelves[1001]
+        ]
+        assert body["source"] == "model"
+        answer = api.get("/v1/users/3/recall", params={"task": "new_item"}).raise_for_status().json()
+        assert [item["item_id"] for item in answer["items"]] == [7]  # which the release does not know
+
+
+def categories(release: Release) -> dict[int, list[str]]:
+    rows = pq.read_table(release.bundle / "titles.parquet").to_pylist()
+    return {row["item_id"]: row["category"] for row in rows}
 
 
 def test_user_without_result_gets_the_popular_items_marked_as_such(api: TestClient) -> None:

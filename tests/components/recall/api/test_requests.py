@@ -7,8 +7,12 @@ import pytest
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
+from components.config import RecallConfig
+from components.recall.api.app import create_app
+from components.recall.api.gateway import Gateway
 from components.recall.api.requests import MAX_BODY_BYTES
 from tests.components.recall.api.test_app import EVENT, problem
+from tests.worlds.recall import Release
 
 
 def test_an_answer_carries_the_id_of_its_request_or_a_new_one(api: TestClient) -> None:
@@ -18,6 +22,20 @@ def test_an_answer_carries_the_id_of_its_request_or_a_new_one(api: TestClient) -
     spoiled = api.get("/healthz", headers={"X-Request-Id": 'x" injected'}).headers["x-request-id"]
     assert "injected" not in spoiled
     assert api.get("/nowhere", headers={"X-Request-Id": "lost"}).headers["x-request-id"] == "lost"
+
+
+def test_so_does_that_to_a_request_with_which_the_server_failed(
+    releases: tuple[Release, Release], recall_config: RecallConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Gateway, "count_workers", fail)
+    monkeypatch.setattr(Gateway, "catalogue", fail)
+    with TestClient(create_app(releases[0].settings, recall_config), raise_server_exceptions=False) as api:
+        answer = api.get("/v1/tasks", headers={"X-Request-Id": "cart-17"})
+    assert "report it" in problem(answer, 500, "server-error")
+    assert (answer.headers["x-request-id"], answer.headers["cache-control"]) == ("cart-17", "no-store")
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,11 +15,12 @@ import redis
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
+from components.client import LONGEST_PAUSE_SECONDS, RecallClient
 from components.config import RecallConfig
 from components.exceptions import ConfigError
 from components.recall.api import tokens as tokens_module
 from components.recall.api.app import create_app
-from components.recall.api.tokens import Scope, Tokens, issue_token, read_tokens, revoke_token
+from components.recall.api.tokens import Scope, TokenList, Tokens, issue_token, read_tokens, revoke_token
 from components.recall.state.scripts import STREAM
 from tests.components.recall.api.test_app import EVENT, problem
 from tests.worlds.recall import Release, serve_release
@@ -65,6 +69,25 @@ def test_issued_and_revoked_tokens_count_without_a_restart(path: Path) -> None:
     revoke_token(path, "first")
     os.utime(path, ns=(read_at, read_at))  # in the same tick of the file system's clock
     assert tokens.find(first) is None and tokens.find(second) is not None
+
+
+def test_changes_at_once_lose_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    issue_token(path, "leaked", [Scope.READ])
+    read = tokens_module.read_tokens
+
+    def read_slowly(path: Path) -> TokenList:
+        found = read(path)
+        time.sleep(0.05)  # in which the others read the same
+        return found
+
+    monkeypatch.setattr(tokens_module, "read_tokens", read_slowly)
+    with ThreadPoolExecutor(5) as pool:
+        made = [pool.submit(issue_token, path, f"new-{number}", [Scope.READ]) for number in range(4)]
+        taken = pool.submit(revoke_token, path, "leaked")
+        secrets = [one.result() for one in made]
+        taken.result()
+    assert {token.name for token in read(path).tokens} == {f"new-{number}" for number in range(4)}
+    assert len(set(secrets)) == 4
 
 
 def test_a_file_that_is_being_spoiled_takes_nobody_in_or_out_and_one_that_is_gone_everybody_out(path: Path) -> None:
@@ -226,6 +249,17 @@ def test_a_caller_beyond_the_rate_waits_in_every_process_and_others_do_not(
             assert one.get("/v1/tasks", headers=bearer(secrets[1])).status_code == 200
             assert one.get("/healthz").status_code == 200
         assert client.xlen(STREAM) == 3
+
+
+def test_the_pauses_of_a_client_outlast_the_limit(client: redis.Redis, releases: tuple[Release, Release]) -> None:
+    """A minute's requests weigh less and less over the minute after it."""
+    serve_release(client, releases[0])
+    with TestClient(create_app(releases[0].settings, RecallConfig(k=10, requests_per_minute=1))) as api:
+        answers = [api.get("/v1/tasks") for _ in range(2)]
+    pause = int(answers[1].headers["retry-after"])
+    tries = signature(RecallClient).parameters["tries"].default
+    assert pause * (tries - 1) > 120
+    assert pause <= LONGEST_PAUSE_SECONDS
 
 
 def test_a_list_that_is_longer_than_the_limit_of_a_minute_is_not_told_to_wait(

@@ -18,13 +18,13 @@ import redis
 import yaml
 from fastapi.testclient import TestClient
 
-from components.config import RecallConfig
+from components.config import ItemFilter, RecallConfig
 from components.exceptions import ReleaseError
 from components.features.users import read_users
 from components.recall.operate.forget import forget_user
 from components.recall.serving.engine import Ranking, ServingRelease, load_release
 from components.recall.serving.fetching import list_users
-from components.recall.state.backfill import read_progress, read_shard
+from components.recall.state.backfill import read_progress, read_shard, save_progress
 from components.recall.state.scripts import STREAM, result_key
 from components.recall.state.store import Result, UserStore
 from components.recall.worker.backfill import Backfill, choose_shard
@@ -50,12 +50,18 @@ def make(client: redis.Redis, releases: tuple[Release, Release], recall_config: 
     def load(publication: Publication) -> ServingRelease:
         return load_release(publication, releases[0].settings, releases[0].config.release)
 
-    def make(shard: int = 0, shards: int = 1, rate: float = 0.0, load: Loader = load) -> Backfill:
+    def make(
+        shard: int = 0,
+        shards: int = 1,
+        rate: float = 0.0,
+        load: Loader = load,
+        config: RecallConfig = recall_config,
+    ) -> Backfill:
         users, connection = (
             partial(list_users, settings=releases[0].settings),
             open_redis(releases[0].settings.redis_url),
         )
-        return Backfill(connection, recall_config, load, users, shard, shards, rate)
+        return Backfill(connection, config, load, users, shard, shards, rate)
 
     return make
 
@@ -109,6 +115,39 @@ def test_every_known_user_has_results_with_which_reads_answer(
     count = backfill.metrics.registry.get_sample_value
     assert count("urm_backfill_users_total", {"outcome": "stored"}) == 12
     assert (count("urm_backfill_shard_users"), count("urm_backfill_shard_users_done")) == (12, 12)
+
+
+def test_a_shard_that_began_long_ago_starts_over(client: redis.Redis, make: Make, recall_config: RecallConfig) -> None:
+    """The results of its first users may have expired, which its place in the list does not know."""
+    backfill = make()
+    while len(results(client, recall_config)) < 8:
+        backfill.step()
+    progress = read_shard(client, 5, 0, 1)
+    assert progress is not None and not progress.finished and progress.done >= 8
+    progress.started_at -= recall_config.result_ttl_seconds / 2
+    save_progress(client, 5, progress, recall_config.result_ttl_seconds)
+    for task in TASKS:
+        client.delete(result_key(USERS[0], task))
+    make().run()
+    assert set(results(client, recall_config)) == set(USERS)
+
+
+@pytest.mark.parametrize("change", [{"k": 5}, {"filters": {"all": ItemFilter(deny_categories=("shelf 0",))}}])
+def test_what_other_filters_or_another_k_had_chosen_is_computed_anew(
+    client: redis.Redis, make: Make, recall_config: RecallConfig, change: dict[str, object]
+) -> None:
+    make().run()
+    changed = recall_config.model_copy(update=change)
+    backfill = make(config=changed)
+    backfill.run()
+    (progress,) = read_progress(client, 5)
+    assert (progress.stored, progress.current) == (12, 0)
+    make(config=changed).run()
+    (progress,) = read_progress(client, 5)
+    assert (progress.stored, progress.current) == (0, 12)
+    make().run()  # and back
+    (progress,) = read_progress(client, 5)
+    assert (progress.stored, progress.current) == (12, 0)
 
 
 def test_an_event_after_the_back_fill_wins_however_old_it_is(
