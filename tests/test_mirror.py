@@ -59,7 +59,7 @@ COVERS = {
     "components/urm/training/test_sharded.py": "sharding",
     "components/urm/training/test_train.py": "callbacks trainer validation",
     "dags/test_recall_training.py": "dags.common.params",
-    "dags/test_recall_backfill.py": "dags.common.backfill dags.common.backfill_job dags.common.backfill_trigger",
+    "dags/test_recall_backfill.py": "dags.common.backfill dags.common.backfill_job",
     "dags/trainjob/test_operator.py": "cluster job trigger",
     "e2e/test_chain.py": "components.local.airflow components.local.demo",
 }
