@@ -91,7 +91,7 @@ def place(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 class Task:
     """The task `backfill` of a DAG run, without an Airflow: what its worker and its triggerer do."""
 
-    def __init__(self, place: Place, run_id: str, **params: Any) -> None:
+    def __init__(self, place: Place, run_id: str, image: str = "", **params: Any) -> None:
         from airflow.sdk.exceptions import TaskDeferred
 
         from dags.common.tasks import backfill_task
@@ -103,6 +103,8 @@ class Task:
         }
         self.operator = cast(Any, backfill_task(place.settings))
         self.operator.job = add_config(self.operator.job(self.context))
+        if image:
+            self.operator.job["spec"]["template"]["spec"]["containers"][0]["image"] = image
         with pytest.raises(TaskDeferred) as deferred:
             self.operator.execute(self.context)
         path, arguments = deferred.value.trigger.serialize()
@@ -209,3 +211,20 @@ def test_a_mistake_in_the_input_fails_at_once(place: Place, airflow: list[Any]) 
     assert place.kubectl.read("job", JOB)["status"].get("failed", 0) <= 2, "no shard was tried again"
     with pytest.raises(AirflowFailException, match=r"exit code 2: error .*nowhere.*PodFailurePolicy"):
         task.operator.finish(task.context, event)
+
+
+def test_a_job_whose_image_is_missing_is_given_up_and_deleted(
+    place: Place, airflow: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from dags.common import backfill_trigger
+
+    monkeypatch.setattr(backfill_trigger, "MISSING_SECONDS", 5)
+    task = Task(place, "no-image", image="urm-nothing:1")
+    task.start()
+    event = task.end(300)
+    assert (event["complete"], event["hopeless"]) == (False, True)
+    with pytest.raises(AirflowFailException, match=r"expected all it needs to start, got .*[Ii]mage.*urm-nothing"):
+        task.operator.finish(task.context, event)
+    pause_until(lambda: not pods(place), 200)
