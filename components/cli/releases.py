@@ -3,10 +3,10 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from components.cli.options import DEFAULT_CONFIG, ConfigOption, SetOption, make_console, read_config
 from components.exceptions import ConfigError
+from components.recall.operate.terminal import make_table
 from components.settings import get_settings
 
 app = typer.Typer(invoke_without_command=True, help="Releases: who promoted what, when, why, and what serves.")
@@ -28,7 +28,7 @@ def list_releases(context: typer.Context, config: ConfigOption = DEFAULT_CONFIG,
     from components.deploy.releases import list_promotions
 
     rows, unknown = list_promotions(get_settings(), read_config(config, set_).release)
-    table = Table("promoted", "release", "now", "by", "why", "measured", "gate")
+    table = make_table("promoted", "release", "now", "by", "why", "measured", "gate")
     for row in rows:
         note = row.note
         measured = ", ".join(f"{key} {value:g}" for key, value in note.items() if key not in ("by", "why", "at"))

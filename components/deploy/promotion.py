@@ -38,6 +38,7 @@ from components.release.registry import (
     last_order,
     open_registry,
     require_alias,
+    require_version,
     version_of_alias,
 )
 from components.settings import Settings
@@ -172,7 +173,7 @@ def _promote(
             raise MissingInputError(f"release {release}", expected=expected, got="nothing", remedy=remedy)
         continue_orders(open_redis(settings.redis_url), last_order(registry, model_name))
         # The registry's word counts, unless equal content was registered again since, from another run.
-        tags = registry.get_model_version(model_name, version).tags
+        tags = require_version(registry, model_name, version, release).tags
         registered = tags.get("urm.bundle") == candidate.bundle and tags.get("urm.manifest")
         manifest = registered or candidate.manifest
         if settings.deploy_to == "kubernetes":  # the workers of one machine refuse it before anything changes

@@ -50,7 +50,8 @@ def run_demo(settings: Settings, console: Console, conf: dict[str, Any], config:
         print_release(console, run_dir)
         visitor = choose_visitor(run_dir, config, settings)
         if visitor is not None:
-            print_round_trip(console, visitor, *go(visitor, stack.url("recall-api")))
+            token = settings.api_token.get_secret_value()
+            print_round_trip(console, visitor, *go(visitor, stack.url("recall-api"), token))
         else:
             console.print("no live round trip: every task needs a query, or the user chosen had every popular item")
     _print_addresses(console, stack, run_dir)

@@ -73,8 +73,10 @@ def choose_visitor(run_dir: str, config: RunConfig, settings: Settings) -> Visit
     return Visitor(user_id, history, newest["ts"], task, newest["behavior"], new, titles[new])
 
 
-def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
+def go(visitor: Visitor, api_url: str, token: str = "") -> tuple[dict[str, Any], float]:
     """Send the event and read until the answer is the event's; returns it and the seconds that took.
+
+    `token` is one with the scopes `read` and `write`, where the API asks for it.
 
     Raises:
         UnavailableError: The API does not answer, or no worker has computed the result in time.
@@ -82,7 +84,8 @@ def go(visitor: Visitor, api_url: str) -> tuple[dict[str, Any], float]:
     event_id = f"demo-{uuid.uuid4()}"
     address = f"/v1/users/{quote(visitor.user_id, safe='')}/recall"
     try:
-        with httpx.Client(base_url=api_url, timeout=10) as client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with httpx.Client(base_url=api_url, timeout=10, headers=headers) as client:
             before = client.get(address, params={"task": visitor.task}).raise_for_status().json()
             seen = datetime.fromisoformat(before["event_ts"]) if before["event_ts"] else visitor.last_event
             event = {

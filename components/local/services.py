@@ -13,6 +13,7 @@ import httpx
 import redis
 
 import components
+from components.config import load_named_config
 from components.exceptions import ConfigError, UnavailableError
 from components.local.airflow import USERNAME, AirflowClient, airflow_environment, read_credentials
 from components.local.processes import HOST, choose_port
@@ -36,7 +37,7 @@ class Service:
     is_ready: Callable[[], bool]  # whether it serves
     port: int = 0  # loopback port; 0 for none
     url: str = ""  # its address; empty for none
-    code: str = ""  # hash of the source it runs, where that is ours: changed code is a reason to restart it
+    code: str = ""  # hash of the source and settings it runs, where these are ours: a change is a reason to restart it
     # services whose credentials it inherits (`components.settings.child_environment`)
     credentials: tuple[str, ...] = ()
     timeout_seconds: float = 180  # longest wait for it to be ready
@@ -104,7 +105,7 @@ def describe_stack(settings: Settings, known: dict[str, ServiceRecord], config: 
         _redis(home, ports["redis"]),
         _mlflow(home, ports["mlflow"], urls["mlflow"]),
         *_airflow(ports["airflow-api"], urls["airflow-api"], airflow, client),
-        *_recall(ports["recall-api"], urls["recall-api"], urm, config),
+        *_recall(ports["recall-api"], urls["recall-api"], urm, config, settings),
     )
     return Stack(services, urm, client, (_program("airflow"), "db", "migrate"))
 
@@ -194,7 +195,7 @@ def _airflow(port: int, url: str, environment: dict[str, str], client: AirflowCl
     )
 
 
-def _recall(port: int, url: str, environment: dict[str, str], config: str) -> tuple[Service, ...]:
+def _recall(port: int, url: str, environment: dict[str, str], config: str, settings: Settings) -> tuple[Service, ...]:
     urm = _program("urm")
 
     def worker_beats() -> bool:
@@ -206,13 +207,22 @@ def _recall(port: int, url: str, environment: dict[str, str], config: str) -> tu
         except redis.RedisError:
             return False
 
-    service = partial(Service, environment=environment, code=_hash_source(), credentials=("feast", "mlflow", "redis"))
+    code, credentials = _hash_source() + _hash_config(config, settings), ("feast", "mlflow", "redis")
+    service = partial(Service, environment=environment, code=code, credentials=credentials)
     work = ("recall", "worker", "--config", config)
     serve = ("recall", "serve", "--config", config, "--host", HOST, "--port", str(port))
     return (
         service("recall-worker", (urm, *work), is_ready=worker_beats),
         service("recall-api", (urm, *serve), is_ready=lambda: _answers(f"{url}/healthz"), port=port, url=url),
     )
+
+
+def _hash_config(name: str, settings: Settings) -> str:
+    """Hash of what worker and API read of their configuration; empty where it cannot be read, which they say."""
+    try:
+        return load_named_config(name, settings.configs_dir, []).fingerprint(("recall", "release"))
+    except ConfigError:
+        return ""
 
 
 def _hash_source() -> str:

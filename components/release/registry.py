@@ -110,7 +110,31 @@ def crown(client: mlflow.MlflowClient, model_name: str, version: str, order: int
 
 def last_order(client: mlflow.MlflowClient, model_name: str) -> int:
     """Number of the publication that set the aliases last; 0 before the first."""
-    return int(client.get_registered_model(model_name).tags.get(_ORDER_TAG, 0))
+    try:
+        return int(client.get_registered_model(model_name).tags.get(_ORDER_TAG, 0))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return 0
+
+
+def require_version(client: mlflow.MlflowClient, model_name: str, version: str, release: str) -> Any:
+    """The model version of a release.
+
+    Raises:
+        ReleaseError: The registry has none of this number: it is another database, or one that lost it.
+    """
+    try:
+        return client.get_model_version(model_name, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ReleaseError(
+            f"release {release}",
+            expected=f"version {version} of {model_name!r} in the registry",
+            got="none",
+            remedy="set URM_MLFLOW_URI to the registry that has it, or run `urm release` again",
+        ) from None
 
 
 def require_alias(client: mlflow.MlflowClient, model_name: str, alias: str) -> Any:

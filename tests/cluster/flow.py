@@ -26,6 +26,7 @@ from tests.cluster.world import (
     Object,
     apply_base,
     is_ready,
+    make_bucket,
     pause_until,
     store_variables,
     write_kubeconfig,
@@ -168,7 +169,7 @@ def open_flow(home: Path, engine: dict[str, str] | None = None, **more: Any) -> 
         own = store_variables(f"http://{namespace.address('s3')}:5000")
         for key, text in own.items():
             patch.setenv(key, text)
-        fsspec.filesystem("s3").mkdir("urm")
+        make_bucket()
         token = issue_token(home / "tokens.json", "tests", [Scope.READ, Scope.WRITE, Scope.ASK])
         write_secrets(namespace, home, own, token)
         pause_until(lambda: any(map(is_ready, namespace.pods("mlflow"))), 240)

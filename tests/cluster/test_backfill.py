@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import fsspec
 import pytest
 import redis
 import structlog
@@ -33,6 +32,7 @@ from tests.cluster.world import (
     Object,
     apply_base,
     build_release,
+    make_bucket,
     pause_until,
     store_variables,
     write_kubeconfig,
@@ -74,8 +74,7 @@ def place(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         own("create", "secret", "generic", "urm-credentials", *literals)
         for key, text in shared.items():
             patch.setenv(key, text)
-        store = fsspec.filesystem("s3")
-        store.mkdir("urm")
+        store = make_bucket()
         settings = Settings(
             home=home, configs_dir=home, feature_repo_dir=REPOSITORY / "feature_repo", runs_uri=f"{STORE}/runs",
             redis_url=address, namespace=own.namespace, executor="kubernetes", device="cpu", num_threads=1,

@@ -31,7 +31,7 @@ from components.items.table import POPULARITY, write_item_table
 from components.settings import Settings, get_settings
 from tests.cluster.airflow import Airflow
 from tests.cluster.trainer import TrainerController
-from tests.cluster.world import HERE, STORE, Kubectl, is_ready, pause_until, write_kubeconfig
+from tests.cluster.world import HERE, STORE, Kubectl, is_ready, make_bucket, pause_until, write_kubeconfig
 from tests.worlds import REPOSITORY, wait_until
 from tests.worlds.deferral import DeferredTask, Store
 from tests.worlds.tables import put
@@ -122,7 +122,7 @@ def namespace(kubectl: Kubectl, backbone_dir: Path, config: RunConfig, tmp_path_
         with pytest.MonkeyPatch.context() as patch:
             for key, value in keys.items():
                 patch.setenv(key, value)
-            fsspec.filesystem("s3").mkdir("urm")
+            make_bucket()
             yield own
     finally:
         kubectl("delete", "namespace", own.namespace, "--wait=false", "--ignore-not-found", fails=True)

@@ -251,8 +251,7 @@ def service(namespace: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         for key, text in shared.items():
             patch.setenv(key, text)
-        fsspec.get_filesystem_class("s3").clear_instance_cache()  # of an earlier module, at another address
-        fsspec.filesystem("s3").mkdir("urm")
+        make_bucket()
         settings = Settings(
             home=home, configs_dir=home, feature_repo_dir=REPOSITORY / "feature_repo", runs_uri=f"{STORE}/runs",
             redis_url=shared["URM_REDIS_URL"], deploy_to="kubernetes", namespace=namespace.namespace, device="cpu",
@@ -290,6 +289,14 @@ def store_variables(address: str) -> dict[str, str]:
     """What leads to the object store."""
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     return keys | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": address}
+
+
+def make_bucket() -> fsspec.AbstractFileSystem:
+    """The object store that the environment names, with the tests' bucket."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of an earlier module, at another address
+    store = fsspec.filesystem("s3")
+    store.mkdir("urm")
+    return store
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

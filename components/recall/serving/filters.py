@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
 
 from components.config import EVERY_TASK, ItemFilter
 
+log = structlog.get_logger()
 Mask = npt.NDArray[np.bool_]
 
 
@@ -30,6 +32,7 @@ def blocked_items(
     """
     item_ids = np.asarray(titles["item_id"], dtype=np.int64)
     free = _available(titles)
+    _warn_of_unknown(titles, filters)
     if EVERY_TASK in filters:
         free &= _passing(titles, filters[EVERY_TASK])
     blocked: dict[str, npt.NDArray[np.int64]] = {}
@@ -39,6 +42,17 @@ def blocked_items(
         mine = np.sort(item_ids[~passing])
         blocked[task] = distinct.setdefault(mine.tobytes(), mine)
     return blocked
+
+
+def _warn_of_unknown(titles: pa.Table, filters: Mapping[str, ItemFilter]) -> None:
+    """Say which names no item has: misspelt, they forbid nothing, or allow nothing."""
+    categories = set(pc.unique(pc.list_flatten(titles["category"])).to_pylist())
+    brands = set(titles["brand"].unique().to_pylist()) if "brand" in titles.column_names else set()
+    for task, rule in filters.items():
+        for field, names in rule.model_dump().items():
+            known = brands if field.endswith("brands") else categories
+            if unknown := sorted(set(names) - known):
+                log.warning("a filter names what no item of the release has", task=task, field=field, names=unknown)
 
 
 def _available(titles: pa.Table) -> Mask:

@@ -190,14 +190,20 @@ return stored
 
 # Keep a user's results that a publication has computed for as long as new ones. Returns 1 if there is one of this
 # choice under every key, else 0, and then nothing happened. One of another publication, also of a later one, is of a
-# release that serves no more, or not yet.
-# KEYS: a result per task. ARGV: order of the publication, results' TTL, choice.
+# release that serves no more, or not yet. The same goes for the results of tasks with a query, which need not be there.
+# KEYS: a result per task, those without a query first. ARGV: order of the publication, results' TTL, choice, number of
+# tasks without a query.
 RENEW = """
-for _, key in ipairs(KEYS) do
+local kept = {}
+for place, key in ipairs(KEYS) do
     local found = redis.pcall('HMGET', key, 'release_order', 'choice')
-    if found.err or tonumber(found[1] or '') ~= tonumber(ARGV[1]) or (found[2] or '') ~= ARGV[3] then return 0 end
+    if not found.err and tonumber(found[1] or '') == tonumber(ARGV[1]) and (found[2] or '') == ARGV[3] then
+        kept[#kept + 1] = key
+    elseif place <= tonumber(ARGV[4]) then
+        return 0
+    end
 end
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
+for _, key in ipairs(kept) do redis.call('EXPIRE', key, ARGV[2]) end
 return 1
 """
 

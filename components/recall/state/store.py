@@ -160,15 +160,18 @@ class UserStore:
         """Remember a user with whom inference has worked, for other workers' failures; not one who was erased."""
         self._note_control(keys=[CONTROL, history_keys(user_id)[0]], args=[user_id, MARK_TTL_SECONDS])
 
-    def renew(self, user_ids: Iterable[str], tasks: Sequence[str], order: int) -> list[bool]:
+    def renew(
+        self, user_ids: Iterable[str], tasks: Sequence[str], order: int, query_tasks: Sequence[str] = ()
+    ) -> list[bool]:
         """Whether each user has a result of every task that this publication has computed, by these k and filters.
 
-        Those results are kept from now on for as long as new ones.
+        Those results are kept from now on for as long as new ones, and with them those of tasks with a query.
         """
         with self._client.pipeline(transaction=False) as pipe:
             for user_id in user_ids:
-                keys = [result_key(user_id, task) for task in tasks]
-                self._renew(keys=keys, args=[order, self._config.result_ttl_seconds, self.choice], client=pipe)
+                keys = [result_key(user_id, task) for task in (*tasks, *query_tasks)]
+                args: list[Any] = [order, self._config.result_ttl_seconds, self.choice, len(tasks)]
+                self._renew(keys=keys, args=args, client=pipe)
             return [bool(there) for there in pipe.execute()]
 
     def fill(

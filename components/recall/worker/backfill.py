@@ -188,7 +188,8 @@ class Backfill(PatientLoop):
     def _fill(self, release: ServingRelease, users: list[str]) -> Counter[str]:
         """Give results to those of the users who have none of this release; number of users by outcome."""
         tasks = [task.name for task in release.tasks if not task.needs_query]
-        has_results = self._store.renew(users, tasks, release.order)
+        asked = [task.name for task in release.tasks if task.needs_query]
+        has_results = self._store.renew(users, tasks, release.order, asked)
         missing = [user_id for user_id, has in zip(users, has_results, strict=True) if not has]
         outcomes = Counter({"current": len(users) - len(missing)})
         if self._rate:

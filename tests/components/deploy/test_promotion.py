@@ -290,6 +290,20 @@ def test_all_live_workers_must_answer(client: redis.Redis) -> None:
         roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=0.5)
 
 
+def test_a_registry_without_the_release_is_one_sentence(
+    client: redis.Redis, releases: Releases, tmp_path: Path
+) -> None:
+    """It was lost, or is another one."""
+    release = releases[0]
+    send_heartbeat(client, "w", "")
+    elsewhere = release.settings.model_copy(update={"mlflow_uri": f"sqlite:///{tmp_path}/other.db"})
+    version = str(release.result.metrics["version"])
+    for settings, number in ((elsewhere, version), (release.settings, "99")):
+        candidate = Candidate(number, release.name, str(release.bundle), str(release.result.metrics["manifest"]))
+        with pytest.raises(ReleaseError, match=f"expected version {number} of 'urm' in the registry, got none;"):
+            deploy(settings, release.config.release, "urm", candidate)
+
+
 def test_bundle_that_is_gone_is_named(client: redis.Redis, releases: Releases) -> None:
     with pytest.raises(MissingInputError, match="release urm-x: expected its bundle at /nowhere, got nothing"):
         deploy(releases[0].settings, releases[0].config.release, "urm", Candidate("1", "urm-x", "/nowhere"))

@@ -4,14 +4,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from components.config import RunConfig, load_config
-from components.local.round_trip import choose_visitor
+from components.local.round_trip import choose_visitor, go
 from components.settings import Settings
 from tests.worlds import CONFIGS
+from tests.worlds.http_server import serve
 from tests.worlds.tables import put, write
 
 NEWEST = datetime(2026, 11, 1, tzinfo=UTC)
@@ -52,6 +54,32 @@ def test_the_first_task_without_a_query_is_asked_after_what_the_user_did_last(
     assert (visitor.user_id, visitor.task, visitor.behavior) == ("some", "new_category", "rate")
     assert (visitor.item_id, visitor.item_title) == (4, "title 4")
     assert (visitor.history, visitor.last_event) == (["title 1", "title 2"], NEWEST)
+
+
+def test_an_api_with_tokens_is_asked_with_one(
+    run_dir: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitor = choose_visitor(str(run_dir), config, Settings(home=tmp_path))
+    assert visitor is not None
+    sent: list[str] = []
+
+    def answer(method: str, path: str, kind: str, body: Any) -> tuple[int, Any]:
+        if method == "POST":
+            sent.append(body["event_id"])
+        return 200, {"event_ts": None, "event_id": sent[-1] if sent else None}
+
+    asked: list[dict[str, str]] = []
+    client = httpx.Client
+
+    def open_client(**options: Any) -> httpx.Client:
+        asked.append(options["headers"])
+        return client(**options)
+
+    monkeypatch.setattr(httpx, "Client", open_client)
+    with serve(answer) as address:
+        assert go(visitor, address, "urm_secret")[0]["event_id"] == sent[0]
+        go(visitor, address)
+    assert asked == [{"Authorization": "Bearer urm_secret"}, {}]
 
 
 def test_nobody_is_chosen_where_nothing_can_be_shown(run_dir: Path, config: RunConfig, tmp_path: Path) -> None:

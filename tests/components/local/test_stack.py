@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,23 @@ def test_worker_and_api_serve_by_the_configuration_named(settings):
     for name in ("recall-worker", "recall-api"):
         command = services[name].command
         assert command[command.index("--config") + 1] == "my_shop"
+
+
+def test_what_worker_and_api_read_of_the_configuration_is_a_reason_to_restart_them(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(services_module, "choose_port", lambda *_, **__: 4000)
+    folder = tmp_path / "configs"
+    shutil.copytree(settings.configs_dir, folder)
+    monkeypatch.setattr(services_module, "_find_project", lambda _: REPOSITORY)
+    elsewhere = settings.model_copy(update={"configs_dir": folder})
+
+    def fingerprints():
+        return {one.name: one.fingerprint for one in describe_stack(elsewhere, {}, CONFIG).services}
+
+    before, path = fingerprints(), folder / f"{CONFIG}.yaml"
+    assert fingerprints() == before
+    path.write_text(path.read_text() + "\nrecall: {filters: {all: {deny_categories: [produce]}}}\n")
+    after = fingerprints()
+    assert {name for name in after if after[name] != before[name]} == {"recall-worker", "recall-api"}
 
 
 def test_configurations_may_lie_elsewhere_and_the_dags_do_not(settings, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from components.config import ItemFilter, RunConfig
 from components.recall.serving.catalogue import load_catalogue
@@ -63,6 +64,20 @@ def test_an_item_passes_the_filters_of_all_tasks_and_of_its_own(
     assert blocked_items(old, ["t"], {})["t"].tolist() == []
     denied = ItemFilter(deny_categories=("a",), deny_brands=("b",))
     assert set(blocked_items(old, ["t"], {"t": denied})["t"]) == {r["item_id"] for r in rows if "a" in r["category"]}
+
+
+def test_a_name_that_no_item_has_is_said() -> None:
+    row = {"item_id": 1, "title": "t", "category": ["food", "beer"], "brand": "Acme", "available": True}
+    filters = {
+        "all": ItemFilter(deny_brands=("Acme", "acme")),
+        "t": ItemFilter(allow_categories=("beer", "Beer", "wine")),
+    }
+    with capture_logs() as logs:
+        blocked_items(pa.Table.from_pylist([row], schema=TITLES), ["t"], filters)
+    assert [(line["task"], line["field"], line["names"]) for line in logs] == [
+        ("all", "deny_brands", ["acme"]),
+        ("t", "allow_categories", ["Beer", "wine"]),
+    ]
 
 
 def test_filters_of_unknown_tasks_are_refused() -> None:

@@ -150,6 +150,22 @@ def test_what_other_filters_or_another_k_had_chosen_is_computed_anew(
     assert (progress.stored, progress.current) == (12, 0)
 
 
+def test_results_of_searches_are_kept_alive_with_the_others(
+    client: redis.Redis, make: Make, recall_config: RecallConfig
+) -> None:
+    make().run()
+    key, other = result_key("3", "text_query"), result_key("4", "text_query")
+    choice = UserStore(client, recall_config).choice
+    for name, order in ((key, 5), (other, 4)):  # of this publication, and of an earlier one
+        client.hset(name, mapping={"body": "found", "release_order": order, "choice": choice})
+        client.expire(name, 60)
+    make().run()
+    (progress,) = read_progress(client, 5)
+    assert (progress.stored, progress.current) == (0, 12)
+    assert client.ttl(key) > 60 >= client.ttl(other)
+    assert not client.exists(result_key("5", "text_query"))
+
+
 def test_an_event_after_the_back_fill_wins_however_old_it_is(
     client: redis.Redis, make: Make, recall_config: RecallConfig, start_worker: Callable[..., RecallWorker]
 ) -> None:
