@@ -78,7 +78,12 @@ def _claim_ablations() -> Iterator[list[str]]:
         (BEAUTY, "h_16", REFERENCE, "Sixteen user vectors instead of four"),
         (JOURNEY, "h_16", REFERENCE, "Sixteen user vectors instead of eight"),
         (VECTORS, "h_16", "h_1", "Sixteen user vectors instead of one, longer trainings of two seeds"),
-        (PUBLISHED, "d_64_h_16", "d_64_h_1", "The same in 64 dimensions without copy path, one seed"),
+        (
+            PUBLISHED,
+            "d_64_h_16",
+            "d_64_h_1",
+            "Sixteen user vectors instead of one, 64 dimensions, no copy path, one seed",
+        ),
         (BEAUTY, "id_text", "id_only", "Text vectors beside ID vectors"),
         (BEAUTY, "no_words", "id_text", "Brand and category beside these"),
         (BEAUTY, REFERENCE, "no_words", "Words beside these"),

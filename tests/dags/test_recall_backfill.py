@@ -97,6 +97,8 @@ def test_as_a_process_a_mistake_in_the_settings_is_not_tried_again(home, run, mo
 
 
 def test_the_job_is_the_template_with_what_run_and_table_say(job):
+    from dags.common.backfill_trigger import CONTAINER
+
     task, _ = job
     assert task.template_fields == ("job",)
     spec, metadata = task.job["spec"], task.job["metadata"]
@@ -104,6 +106,7 @@ def test_the_job_is_the_template_with_what_run_and_table_say(job):
     assert metadata["annotations"] == {"urm.backfill/run": "recall_training/manual__2026-11-25T10:00:00+00:00"}
     assert (spec["completions"], spec["parallelism"], spec["activeDeadlineSeconds"]) == (4, 2, 168 * 3600)
     (container,) = spec["template"]["spec"]["containers"]
+    assert container["name"] == CONTAINER  # whose start the trigger watches
     assert container["image"] == "urm-recall-worker:0.1.0"
     given = "recall backfill --config=complete_journey --shard=$(JOB_COMPLETION_INDEX) --shards=4 --rate=1.5"
     assert container["args"] == [*given.split(), *"--host 0.0.0.0 --metrics-port 9101".split()]

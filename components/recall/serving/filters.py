@@ -32,7 +32,8 @@ def blocked_items(
     """
     item_ids = np.asarray(titles["item_id"], dtype=np.int64)
     free = _available(titles)
-    _warn_of_unknown(titles, filters)
+    if filters:
+        _warn_of_unknown(titles, filters)
     if EVERY_TASK in filters:
         free &= _passing(titles, filters[EVERY_TASK])
     blocked: dict[str, npt.NDArray[np.int64]] = {}

@@ -95,6 +95,15 @@ class World:
         self.registry.set_registered_model_alias("urm", CANDIDATE, candidate.version)
         return deploy(self.settings, self.config, "urm", candidate)
 
+    def go_back_by_hand(self) -> dict[str, Any]:
+        """Promote both releases and go back to the first by `kubectl rollout undo`; its Deployments as they were."""
+        self.promote(0)
+        old = {name: self.state.read(name) for name in DEPLOYMENTS}
+        self.promote(1)
+        for name in DEPLOYMENTS:
+            self.state.roll_back_by_hand(name, old[name])
+        return old
+
     def alias(self, name: str) -> str | None:
         found = version_of_alias(self.registry, "urm", name)
         return None if found is None else str(found.tags["urm.release"])
@@ -377,11 +386,7 @@ def test_two_at_once_leave_one_release_in_both_templates_and_as_champion(world: 
 
 
 def test_after_an_undo_by_hand_the_aliases_follow_what_serves(world: World, names: tuple[str, str]) -> None:
-    world.promote(0)
-    old = {name: world.state.read(name) for name in DEPLOYMENTS}
-    world.promote(1)
-    for name in DEPLOYMENTS:
-        world.state.roll_back_by_hand(name, old[name])
+    old = world.go_back_by_hand()
     assert world.now == (names[0], names[0], names[1])
     assert synchronize(world.settings, world.config) == names[0]
     assert (world.now, world.alias(PREVIOUS)) == ((names[0],) * 3, names[1])
@@ -395,11 +400,7 @@ def test_after_an_undo_by_hand_the_aliases_follow_what_serves(world: World, name
 
 def test_what_somebody_went_back_to_by_hand_is_not_undone(world: World, names: tuple[str, str]) -> None:
     """The note about what was there before is that of its own promotion, long ago."""
-    world.promote(0)
-    old = {name: world.state.read(name) for name in DEPLOYMENTS}
-    world.promote(1)
-    for name in DEPLOYMENTS:
-        world.state.roll_back_by_hand(name, old[name])
+    world.go_back_by_hand()
     world.failing[names[0]] = ReleaseError("smoke check", expected="an answer", got="401", remedy="look")
     with pytest.raises(ReleaseError, match="smoke check"):
         synchronize(world.settings, world.config)
