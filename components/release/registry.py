@@ -122,19 +122,23 @@ def require_version(client: mlflow.MlflowClient, model_name: str, version: str, 
     """The model version of a release.
 
     Raises:
-        ReleaseError: The registry has none of this number: it is another database, or one that lost it.
+        ReleaseError: The number is not this release's: it is another database, or one that lost it.
     """
+    found = None
     try:
-        return client.get_model_version(model_name, version)
+        found = client.get_model_version(model_name, version)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+    held = None if found is None else found.tags.get("urm.release")
+    if held != release:
         raise ReleaseError(
             f"release {release}",
-            expected=f"version {version} of {model_name!r} in the registry",
-            got="none",
+            expected=f"it to be version {version} of {model_name!r} in the registry",
+            got="no such version" if found is None else f"one that holds {held or 'no release'}",
             remedy="set URM_MLFLOW_URI to the registry that has it, or run `urm release` again",
-        ) from None
+        )
+    return found
 
 
 def require_alias(client: mlflow.MlflowClient, model_name: str, alias: str) -> Any:

@@ -116,8 +116,9 @@ def decode_event(text: str) -> Event:
 def explain(error: ValidationError) -> dict[str, str]:
     """Expected and got of the first fault, for the sentence of an exception."""
     first = error.errors()[0]
-    field = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input should ")
+    field, message = ".".join(map(str, first["loc"])), first["msg"]
+    for prefix in ("Value error, ", "expected ", "Input should ", *([] if field else ["be ", "Invalid "])):
+        message = message.removeprefix(prefix)  # what is not JSON at all begins with `Invalid JSON: `
     got = "nothing" if first["type"] == "missing" else repr(first["input"])
     return {
         "expected": f"field {field!r} to be right ({message})" if field else message,

@@ -64,7 +64,7 @@ def test_a_bad_line_is_named_and_loses_no_other(client: redis.Redis, tmp_path: P
     for expected in ("999 accepted, 0 accepted before, 1 refused", "0 accepted, 999 accepted before, 1 refused"):
         result = CliRunner().invoke(cli.app, ["recall", "events", str(path)])
         assert result.stdout == expected + "\n"
-        assert "events.jsonl, line 701: expected Invalid JSON" in result.stderr
+        assert "events.jsonl, line 701: expected JSON: " in result.stderr
         assert isinstance(result.exception, DataError) and result.exception.exit_code == 2
         assert "expected an event in every row, got 1 without; the others are fed" in str(result.exception)
     assert client.xlen(STREAM) == 999

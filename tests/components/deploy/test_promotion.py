@@ -167,8 +167,9 @@ def test_rejected_release_leaves_aliases_and_wish_as_they_were(
 ) -> None:
     champion = alias(releases[0], CHAMPION)
     version = str(releases[1].result.metrics["version"])
-    with pytest.raises(ReleaseError, match="release urm-wrong: expected every worker to serve it, got a rejection"):
-        wrong = Candidate(version, "urm-wrong", str(releases[1].bundle))
+    name = releases[1].name
+    with pytest.raises(ReleaseError, match=f"release {name}: expected every worker to serve it, got a rejection"):
+        wrong = Candidate(version, name, str(releases[0].bundle))
         deploy(releases[1].settings, releases[1].config.release, "urm", wrong)
     assert alias(releases[0], CHAMPION) == champion
     assert release_of(client, WANTED) == releases[0].name
@@ -293,15 +294,19 @@ def test_all_live_workers_must_answer(client: redis.Redis) -> None:
 def test_a_registry_without_the_release_is_one_sentence(
     client: redis.Redis, releases: Releases, tmp_path: Path
 ) -> None:
-    """It was lost, or is another one."""
-    release = releases[0]
+    """It was lost, or is another one, whose version of the number may be another release."""
+    release, other = releases[0], releases[1]
     send_heartbeat(client, "w", "")
     elsewhere = release.settings.model_copy(update={"mlflow_uri": f"sqlite:///{tmp_path}/other.db"})
     version = str(release.result.metrics["version"])
     for settings, number in ((elsewhere, version), (release.settings, "99")):
         candidate = Candidate(number, release.name, str(release.bundle), str(release.result.metrics["manifest"]))
-        with pytest.raises(ReleaseError, match=f"expected version {number} of 'urm' in the registry, got none;"):
+        with pytest.raises(ReleaseError, match=f"expected it to be version {number} of 'urm' in the registry, got no "):
             deploy(settings, release.config.release, "urm", candidate)
+    taken = Candidate(str(other.result.metrics["version"]), release.name, str(release.bundle))
+    with pytest.raises(ReleaseError, match=f"{release.name}: expected it to be .*, got one that holds {other.name};"):
+        deploy(release.settings, release.config.release, "urm", taken)
+    assert read_publication(client, WANTED) is None
 
 
 def test_bundle_that_is_gone_is_named(client: redis.Redis, releases: Releases) -> None:
