@@ -2,6 +2,8 @@
 
 import ibis.expr.types as ir
 
+from components.features.expressions import lowered
+
 LEAF = -1
 # The level shown to the models: one below the top ("soft drinks" of "grocery" › "soft drinks" › "cola").
 WORD_LEVEL = 1
@@ -16,7 +18,7 @@ def level_of(category: ir.ArrayValue, level: int) -> ir.StringValue:
 
 def in_words(category: ir.StringValue) -> ir.StringValue:
     """Lower case, with spaces for the signs that separate words; null stays null."""
-    words = category.lower().re_replace(r"[\s_/:;|>,\-]+", " ")
+    words = lowered(category).re_replace(r"[\s\x0b\p{Z}_/:;|>,\-]+", " ")
     return words.re_replace("^ | $", "").nullif("")  # on Spark, Ibis' strip also takes the letters v and f
 
 

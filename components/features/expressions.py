@@ -16,6 +16,11 @@ def microseconds(timestamp: ir.TimestampValue) -> ir.IntegerValue:
     return timestamp.delta(instant(datetime.fromisoformat("1970-01-01T00:00:00+00:00")), unit="microsecond")
 
 
+def lowered(text: ir.StringValue) -> ir.StringValue:
+    """Lower case that is the same on every engine, and that of `components.items.words.lowered`."""
+    return text.lower().replace("ς", "σ").replace("i\u0307", "i")
+
+
 def collect_in_order(order: ir.Value, value: ir.Value) -> ir.ArrayValue:
     """The values of a group as a list, by `order`, then by themselves; by neither is null.
 

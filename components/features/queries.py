@@ -6,8 +6,10 @@ from ibis import _
 
 from components.config import RunConfig, TargetFilter
 from components.features.categories import in_words, level_of
-from components.features.expressions import collect_in_order, microseconds, seeded_key
+from components.features.expressions import collect_in_order, lowered, microseconds, seeded_key
 
+# Of a script with letters three in a row, with their marks; of Chinese, Japanese or Korean two.
+_WORD = r"(\p{L}\p{M}*){3}|[\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\x{AC00}-\x{D7AF}]{2}"
 _HASH_DIGITS = 8  # hexadecimal digits of a hash that decide whether a category is held out
 
 
@@ -42,18 +44,18 @@ def is_held_out(query: ir.StringValue, share: float, seed: int) -> ir.BooleanVal
 def _with_title_words(events: ir.Table, column: str, num_words: int, seed: int) -> ir.Table:
     """Add up to so many distinct words of the title, in its order, chosen anew for every user, cut and item.
 
-    A word has three letters in a row at least; a title without such a word gives null.
+    A word has three letters in a row at least, two in Chinese, Japanese and Korean; a title without such a word gives
+    null.
     """
     key = ["user_id", "cut_ts", "item_id"]
     # Not only letters and digits: users type l'oreal.
-    text = events.title.lower().re_replace(r"[^\p{L}\p{N}']+", " ")
+    text = lowered(events.title).re_replace(r"[^\p{L}\p{M}\p{N}']+", " ")
     words = events.select(*key, word=text.split(" ")).distinct().unnest("word", offset="place")
-    words = words.filter(words.word.re_search(r"\p{L}{3}")).group_by([*key, "word"]).agg(place=_.place.min())
+    words = words.filter(words.word.re_search(_WORD)).group_by([*key, "word"]).agg(place=_.place.min())
     order = seeded_key(
         seed, words.user_id, microseconds(words.cut_ts).cast("string"), words.item_id.cast("string"), words.word
     )
     rank = ibis.row_number().over(ibis.window(group_by=key, order_by=order))
     chosen = words.mutate(rank=rank).filter(_.rank < num_words)
     queries = chosen.group_by(key).agg(**{column: collect_in_order(chosen.place, chosen.word).join(" ")})
-    joined = events.left_join(queries, key)
-    return joined.drop(*(name for name in joined.columns if name.endswith("_right")))
+    return events.left_join(queries, key).drop(*(f"{name}_right" for name in key))

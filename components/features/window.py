@@ -83,8 +83,7 @@ def _with_first(events: ir.Table, seen: ir.Table, keys: list[str], name: str) ->
     """Add the instant of the user's first event with equal keys."""
     by = ["user_id", *keys]
     first = seen.group_by(by).agg(**{name: seen.ts.min()})
-    joined = events.left_join(first, by)
-    return joined.drop(*(column for column in joined.columns if column.endswith("_right")))
+    return events.left_join(first, by).drop(*(f"{key}_right" for key in by))
 
 
 def _new_category_levels(tasks: Sequence[Task]) -> list[int]:

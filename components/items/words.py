@@ -18,6 +18,11 @@ def _ranges_of_marks() -> str:
 MARKS = _ranges_of_marks()
 
 
+def lowered(text: str) -> str:
+    """Lower case in which one letter is one: σ also at the end of a word, and i for İ, which are two in Unicode's."""
+    return text.lower().replace("ς", "σ").replace("i\u0307", "i")
+
+
 def normalise(text: str) -> str:
     """Lower case, with composed accents, however the text was written."""
-    return unicodedata.normalize("NFC", text.lower())
+    return unicodedata.normalize("NFC", lowered(text))

@@ -38,9 +38,15 @@ spark.executor.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSiz
 """
 INTERPRETED = "spark.sql.codegen.factoryMode NO_CODEGEN\n"  # compiling them took a third of the time
 USERS = ("a", "b", "Ünal", "v", "user f", "", *map(str, range(9)))
-CATEGORIES = ([], ["Food"], *(["Food", f"VEG/fruit_f{n} ", f"Coffee-v:É\t{n}f"] for n in range(9)))
+CATEGORIES = (
+    [],
+    ["Food"],
+    ["Food", "ΕΡΥΘΡΟΣ_ΟΙΝΟΣ"],
+    ["Food", "İÇECEK\x0bsu\u00a0ev"],
+    *(["Food", f"VEG/fruit_f{n} ", f"Coffee-v:É\t{n}f"] for n in range(9)),
+)
 NUM_ITEMS, NUM_EVENTS = 20, 260
-TITLES = ("", "Vegan Fluff, off", "L'Oréal  crème-de-la 5 ab abc", "café VIVE v f")
+TITLES = ("", "Vegan Fluff, off", "L'Oréal  crème-de-la 5 ab abc", "café VIVE v f", "ΟΙΝΟΣ İÇECEK 口红 ผ้าขน")
 # Between them, all that a filter can ask.
 TASKS = [
     task(behaviors=["purchase", "view"], max_train_events=40) | {"name": "usual"},

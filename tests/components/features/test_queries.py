@@ -1,10 +1,12 @@
-from typing import Any
+import unicodedata
+from typing import Any, Literal
 
 import ibis
 import pytest
 
 from components.config import RunConfig
 from components.features.queries import is_held_out, with_queries
+from components.items.codes import list_words, unknown_share
 from tests.worlds.logs import START, make_config, task
 
 TITLES = [
@@ -13,6 +15,17 @@ TITLES = [
     "AB 12 C3",
     "Soap",
 ]
+
+SCRIPTS = {
+    "हिन्दी साहित्य की": "हिन्दी साहित्य",
+    "ผ้าขนหนูเช็ดตัว ผืนใหญ่": "ผ้าขนหนูเช็ดตัว ผืนใหญ่",
+    "தமிழ் புத்தகம்": "தமிழ் புத்தகம்",
+    "Café Crème, 2 €": "café crème",
+    "ΚΟΚΚΙΝΟΣ ΟΙΝΟΣ": "κοκκινοσ οινοσ",
+    "İSTANBUL Çay": "istanbul çay",
+    "口红 哑光 红": "口红 哑光",
+}
+Form = Literal["NFC", "NFD"]
 
 
 def make_query_config(seed: int = 0, **target: Any) -> RunConfig:
@@ -48,6 +61,15 @@ def test_title_words_stand_in_the_order_of_the_title(engine: ibis.BaseBackend) -
 def test_title_words_are_distinct_and_have_letters(engine: ibis.BaseBackend) -> None:
     queries = title_queries(TITLES, make_query_config(query_title_words=3))
     assert queries[1:] == ["l'oréal paris élixir", None, "soap"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_title_words_of_any_script_are_words_of_the_item(engine: ibis.BaseBackend, form: Form) -> None:
+    titles = [unicodedata.normalize(form, title) for title in SCRIPTS]
+    queries = title_queries(titles, make_query_config(query_title_words=3))
+    for title, query, expected in zip(titles, queries, SCRIPTS.values(), strict=True):
+        assert query is not None and unicodedata.normalize("NFC", query) == expected
+        assert unknown_share(query, list_words([title])) == 0
 
 
 def test_title_words_depend_on_the_seed_alone(engine: ibis.BaseBackend) -> None:

@@ -24,7 +24,7 @@ AFTER = [
     Event("a", 1, START),
     Event("a", 2, START + DAY, behavior="click"),
     Event("a", 3, START + DAY, scenario="web"),
-    Event("a", 4, START + 2 * DAY, attributes={"in_display": "true"}),
+    Event("a", 4, START + 2 * DAY, attributes={"in_display": "true", "top_right": "1"}),
     Event("a", 5, START + 2 * DAY, attributes={"in_display": "false"}),
     Event("a", 6, START + WEEK - MICROSECOND),
 ]
@@ -55,6 +55,8 @@ def find(engine: ibis.BaseBackend, logged: Callable[..., ir.Table], tmp_path: Pa
         ({"behaviors": ["purchase", "click"]}, [1, 2, 3, 4, 5, 6]),
         ({"scenarios": ["web"]}, [3]),
         ({"attributes": {"in_display": "true"}}, [4]),
+        ({"attributes": {"top_right": "1"}, "known_brand": True}, []),
+        ({"attributes": {"top_right": "1"}}, [4]),
         ({"history": "bought"}, [1, 2]),
         ({"history": "not_bought"}, [3, 4, 5, 6]),
         ({"new_category_level": 0}, [4, 5]),  # item 6 has no category: nobody knows whether it is new
@@ -72,7 +74,7 @@ def test_each_filter_keeps_its_items(find: Find, target: dict[str, Any], wanted:
     rows = find(target)
     assert [row["item_id"] for row in rows] == wanted
     found = {(row["user_id"], row["cut_ts"], row["split"], row["task"], row["query"]) for row in rows}
-    assert found == {("a", START, "train", "wanted", None)}
+    assert found == ({("a", START, "train", "wanted", None)} if wanted else set())
 
 
 def test_history_counts_from_the_whole_log_with_every_behaviour(find: Find) -> None:
