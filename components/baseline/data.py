@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from components.config import Task
 from components.exceptions import DataError
 from components.items.table import POPULARITY, ItemTable
-from components.items.words import MARKS, normalise
+from components.items.words import MARKS, cut_runs, normalise
 from components.schemas.examples import BATCH_ROWS, map_array
 
 Ints = npt.NDArray[np.int64]
@@ -183,7 +183,7 @@ def bucket(values: npt.NDArray[Any], num_buckets: int = NUM_BUCKETS) -> Ints:
 
 def split_words(text: str) -> list[str]:
     """Lower-case words of a query or of a field of an item; "_" separates, as in the names of some categories."""
-    return _WORD.findall(normalise(text))
+    return cut_runs(_WORD.findall(normalise(text)))
 
 
 def _read_items(catalogue: pa.Table, items: pa.Table, item_table: ItemTable) -> Items:

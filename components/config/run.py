@@ -71,6 +71,16 @@ class RunConfig(Model):
             )
         return evaluation
 
+    @field_validator("urm")
+    @classmethod
+    def _prompt_is_read(cls, urm: UrmConfig) -> UrmConfig:
+        if urm.history_length > urm.copy_length:
+            raise ValueError(
+                f"expected a copy_length of at least history_length, {urm.history_length}, not {urm.copy_length}: "
+                "what the copy path does not reach is in no prompt"
+            )
+        return urm
+
     @field_validator("recall")
     @classmethod
     def _filters_of_tasks(cls, recall: RecallConfig, info: ValidationInfo) -> RecallConfig:

@@ -19,14 +19,14 @@ import numpy.typing as npt
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer, TfidfTransformer
 
 from components.items.hashing import GAMMA, mix_bits
-from components.items.words import MARKS, normalise
+from components.items.words import IDEOGRAPHS, MARKS, cut_runs, normalise
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]  # as an item table stores vectors
 Words = npt.NDArray[np.uint64]  # hashes of words, sorted
 
 _BITS = 64
-_WORD = re.compile(rf"\w[\w{MARKS}]+")
+_WORD = re.compile(rf"\w[\w{MARKS}]+|[{IDEOGRAPHS}]")
 # These words of the library's list describe products.
 STOP_WORDS = ENGLISH_STOP_WORDS - {"bottom", "fire", "front", "full", "thick", "thin", "top"}
 
@@ -93,7 +93,7 @@ def guidance_vectors(text: str, known: Sequence[Words], widths: Sequence[int]) -
     """
     words = sorted(set(_words(text)) - STOP_WORDS)
     hashes = _hashes(words)
-    has = [np.isin(hashes, table) for table in known]
+    has = [_are_among(hashes, table) for table in known]
     num_words = sum(map(any, zip(*has, strict=True)))
     if not num_words:
         return [np.zeros(width, dtype=np.float32) for width in widths]
@@ -108,7 +108,7 @@ def unknown_share(text: str, known: Words) -> float:
     """Share of the words of a query, without stop words, that are not among known ones (see `list_words`); 0 to 1."""
     words = sorted(set(_words(text)))
     said = sorted(set(words) - STOP_WORDS) or words
-    return 1.0 - float(np.isin(_hashes(said), known).mean()) if said else 1.0
+    return 1.0 - float(_are_among(_hashes(said), known).mean()) if said else 1.0
 
 
 def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Halves, npt.NDArray[np.bool_]]:
@@ -121,8 +121,16 @@ def attribute_vectors(values: Sequence[str | None], width: int) -> tuple[Halves,
     return codes, present
 
 
+def _are_among(hashes: Words, known: Words) -> npt.NDArray[np.bool_]:
+    """Which hashes are among sorted ones; `np.isin` would sort those, all words of a catalogue, for each query."""
+    places = np.searchsorted(known, hashes)
+    inside = places < len(known)
+    inside[inside] = known[places[inside]] == hashes[inside]
+    return inside
+
+
 def _words(text: str) -> list[str]:
-    return _WORD.findall(normalise(text))
+    return cut_runs(_WORD.findall(normalise(text)))
 
 
 def _codes_of(names: Sequence[str], width: int) -> Floats:

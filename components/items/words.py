@@ -1,8 +1,11 @@
 r"""What a word of a text is, for URM and for its rivals: equal text is equal, and marks belong to their letters.
 
 Python's `\w` leaves out combining marks, without which words of many scripts (Devanagari, Tamil, Thai) fall apart.
+Chinese and Japanese have no spaces: each pair of neighbours is a word there, as in Lucene's CJK analysis. Thai, Lao and
+Khmer have none either, and nothing of the kind: a word is what stands between two spaces.
 """
 
+import re
 import sys
 import unicodedata
 
@@ -16,6 +19,9 @@ def _ranges_of_marks() -> str:
 
 
 MARKS = _ranges_of_marks()
+IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # with both kinds of kana
+_RUNS = re.compile(f"[{IDEOGRAPHS}]+|[^{IDEOGRAPHS}]+")
+_IDEOGRAPH = re.compile(f"[{IDEOGRAPHS}]")
 
 
 def lowered(text: str) -> str:
@@ -26,3 +32,14 @@ def lowered(text: str) -> str:
 def normalise(text: str) -> str:
     """Lower case, with composed accents, however the text was written."""
     return unicodedata.normalize("NFC", lowered(text))
+
+
+def cut_runs(words: list[str]) -> list[str]:
+    """The words, with runs of ideographs and kana cut into their pairs; one that stands alone is a word."""
+    if not _IDEOGRAPH.search(" ".join(words)):
+        return words
+    cut = []
+    for run in (run for word in words for run in _RUNS.findall(word)):
+        is_pairs = len(run) > 2 and _IDEOGRAPH.match(run)
+        cut += [run[place : place + 2] for place in range(len(run) - 1)] if is_pairs else [run]
+    return cut

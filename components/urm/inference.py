@@ -132,12 +132,13 @@ class UrmRecaller:
 
     def encode_items(self, item_ids: Ids) -> Floats:
         """Candidate vectors, float32 [n, d]."""
-        parts = [np.empty((0, self.dimension), dtype=np.float32)]
+        vectors = np.empty((len(item_ids), self.dimension), dtype=np.float32)  # once: of a large shop it is 10 GB
         with torch.inference_mode():
             for start in range(0, len(item_ids), ITEMS_PER_PASS):
-                items = to_device(self.builder.reader.read(item_ids[start : start + ITEMS_PER_PASS]), self._device)
-                parts.append(self.model.item_vectors(items).cpu().numpy())
-        return np.concatenate(parts)
+                part = slice(start, start + ITEMS_PER_PASS)
+                items = to_device(self.builder.reader.read(item_ids[part]), self._device)
+                vectors[part] = self.model.item_vectors(items).cpu().numpy()
+        return vectors
 
     def language(self) -> tuple[PreTrainedModel, PromptWriter]:
         """The language model, and what writes its prompts.

@@ -164,7 +164,8 @@ def _converted(name: str, cache: CachePlace) -> Path:
         log.warning("converted backbone is damaged, converted again", path=str(target))
         shutil.rmtree(target, ignore_errors=True)
     if not target.exists():
-        with folder_errors(place.folder):
+        # Converting draws random numbers, and the model that is built next must not depend on whether it had to.
+        with folder_errors(place.folder), torch.random.fork_rng(devices=[]):
             make_folder(target, partial(_convert_or_pull, file, key, SharedCache(place.shared)))
     return target
 

@@ -56,6 +56,7 @@ def build_model(
         id_scores=has_id_scores,
         popularity_scale=POPULARITY_SCALE,
         ramps=POPULARITY_RAMPS,
+        open_ramps=True,
     )
     backbone: PreTrainedModel | TaskLookup
     writer: Writer

@@ -40,6 +40,7 @@ class ModelDescription(Model):
     id_scores: bool = False  # whether it can add what ID vectors alone say; models from before ADR 41 cannot
     popularity_scale: float = 1.0  # of the user head; models from before ADR 32 have none
     ramps: int = 1  # of popularity, for each doubling; models from before ADR 37 have one
+    open_ramps: bool = False  # whether the last of them goes on; older models know no count above 4,095 baskets
 
 
 def make_lookup(description: ModelDescription) -> TaskLookup:
@@ -91,6 +92,7 @@ def load_model(folder: Path) -> tuple[Urm, Writer, ModelDescription]:
             id_scores=description.id_scores,
             popularity_scale=description.popularity_scale,
             ramps=description.ramps,
+            open_ramps=description.open_ramps,
         )
         result = model.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
     except (pydantic.ValidationError, SafetensorError, OSError, RuntimeError) as error:

@@ -61,13 +61,14 @@ class Urm(nn.Module):
         id_scores: bool = False,
         popularity_scale: float = POPULARITY_SCALE,
         ramps: int = POPULARITY_RAMPS,
+        open_ramps: bool = True,
     ) -> None:
         """Put new modules around a backbone whose vocabulary already has the special tokens, or around a lookup.
 
         `widths` are those of the frozen modalities by name; `num_counts` is G, the counts of popularity;
         `num_behaviors` counts the behaviours in the training data. With `meaning`, it reads what queries mean,
         with `names` which kinds they name; with `id_scores` it can add what ID vectors alone say.
-        `popularity_scale` and `ramps` are those of the user head.
+        `popularity_scale` and `ramps` are those of the user head; with `open_ramps` the last one goes on.
         """
         super().__init__()
         self.backbone: PreTrainedModel | None = None
@@ -101,6 +102,7 @@ class Urm(nn.Module):
             ramps=ramps,
         )
         self.ramps = ramps
+        self.open_ramps = open_ramps
         self.dimension = self.fusion.item_width + num_ramps(num_counts, ramps)
 
     @property
@@ -198,7 +200,8 @@ class Urm(nn.Module):
         return self.user_head.log_scale.exp() * self.fusion.place(self.user_head.spread_ids(vectors))
 
     def _candidates(self, item_space: torch.Tensor, items: ItemInputs) -> torch.Tensor:
-        return torch.cat([item_space, ramp_features(items["popularity"], self.ramps)], dim=-1)
+        popularity = ramp_features(items["popularity"], self.ramps, bounded=not self.open_ramps)
+        return torch.cat([item_space, popularity], dim=-1)
 
     @staticmethod
     def _frozen_ids(items: ItemInputs) -> torch.Tensor:

@@ -42,10 +42,14 @@ class Budget:
         return min(1.0, max(step / self.max_steps, self._read / self.max_seconds))
 
     def rate(self, step: int) -> float:
-        """Learning rate as a share of its peak: linear warm-up, then half a cosine down to FLOOR."""
-        warm_up = max(1.0, WARM_UP_SHARE * self.max_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress(step)))
-        return min(1.0, (step + 1) / warm_up) * (FLOOR + (1 - FLOOR) * cosine)
+        """Learning rate as a share of its peak: linear warm-up, then half a cosine down to FLOOR.
+
+        Both go by the limit that is nearer: where the time ends the training, it ends the warm-up.
+        """
+        progress = self.progress(step)
+        warm = max((step + 1) / max(1.0, WARM_UP_SHARE * self.max_steps), progress / WARM_UP_SHARE)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return min(1.0, warm) * (FLOOR + (1 - FLOOR) * cosine)
 
     def resume(self, seconds: float) -> None:
         """Continue from the seconds that earlier attempts have spent."""

@@ -69,7 +69,8 @@ class Session:
         By all validation examples: of a thousand, chance decides for some tasks (ADR 38). `report` is told how many of
         them are ranked.
         """
-        return calibrate_tasks(self.new.model, self.whole_validation, report)
+        model = self.new.model.to(self.device)  # a sharded training has left it on the CPU
+        return calibrate_tasks(model, self.whole_validation, report)
 
 
 def prepare(

@@ -55,6 +55,7 @@ BAD_VALUES = [  # what is set, what is named, and what is expected there
     ({"seed": -1}, "field 'seed'", "greater than or equal to 0, got -1"),
     ({"evaluation.bootstrap_samples": 150}, "field 'evaluation'", "at least 360 bootstrap_samples for 9 tasks"),
     ({"evaluation.gate.confidence": 0.999}, "field 'evaluation'", "at least 18000 bootstrap_samples for 9 tasks"),
+    ({"urm.history_length": 300}, "field 'urm'", "a copy_length of at least history_length, 300, not 256"),
     ({"urm.max_steps": 0}, "field 'urm.max_steps'", "greater than 0, got 0; set a valid value"),
     ({"urm.combine": "sum"}, "field 'urm.combine'", "'max', 'logsumexp' or 'mean', got 'sum'"),
     ({"urm": 5}, "field 'urm'", "a valid dictionary"),

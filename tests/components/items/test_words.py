@@ -17,6 +17,9 @@ from components.items.codes import lexical_vectors, list_words, query_vector, un
         ("Café-Crème", ["café", "crème"]),
         ("ΚΟΚΚΙΝΟΣ ΟΙΝΟΣ", ["κοκκινοσ", "οινοσ"]),  # whatever lowers it: Python, DuckDB and Spark differ
         ("İpek", ["ipek"]),
+        ("纯牛奶 250ml", ["纯牛", "牛奶", "250ml"]),
+        ("茶 abc牛奶粉", ["茶", "abc", "牛奶", "奶粉"]),
+        ("コーヒー豆", ["コー", "ーヒ", "ヒー", "ー豆"]),
         ("don't 2×4", ["don", "t", "2", "4"]),
     ],
 )
@@ -26,6 +29,16 @@ def test_marks_belong_to_their_letters(text: str, words: list[str]) -> None:
         assert split_words(written) == [unicodedata.normalize("NFC", word) for word in words]
         found = list_words([written])
         assert unknown_share(text, found) == (0.0 if any(len(word) > 1 for word in words) else 1.0)
+
+
+def test_what_stands_inside_of_other_words_is_found_without_spaces() -> None:
+    titles = ["纯牛奶 250ml", "全脂牛奶粉", "红色 口红", "乌龙茶"]
+    vectors, _ = lexical_vectors(titles, 2048)
+    scores = vectors.astype("float32") @ query_vector("牛奶", 2048)
+    assert scores[:2].min() > 0.3 > 0.1 > abs(scores[2:]).max()
+    assert unknown_share("牛奶", list_words(titles)) == 0
+    assert unknown_share("豆奶", list_words(titles)) == 1
+    assert unknown_share("牛奶", list_words([])) == 1
 
 
 def test_a_query_finds_a_title_however_both_are_written() -> None:

@@ -131,11 +131,19 @@ def test_a_model_of_before_finer_ramps_is_read_as_it_was(tmp_path, groups, confi
     save_model(tmp_path / "model", old, new.builder.writer, new.description)
     description = json.loads((tmp_path / "model" / "urm.json").read_text())
     assert (description.pop("ramps"), description.pop("id_scores")) == (POPULARITY_RAMPS, True)
+    assert description.pop("open_ramps") is True
     (tmp_path / "model" / "urm.json").write_text(json.dumps(description))
     batch = build_batch(new, groups[:4])
     with torch.inference_mode():
         vectors = [model._forward(batch).user_vectors for model in (old, load_model(tmp_path / "model")[0].eval())]
     torch.testing.assert_close(*vectors)
+    bestsellers = new.builder.reader.read(np.arange(2)) | {"popularity": torch.tensor([4_095, 1e6]).log1p()[:, None]}
+    with torch.inference_mode():
+        ramps = [
+            model.item_vectors(bestsellers)[:, -num_ramps(1, model.ramps) :]
+            for model in (load_model(tmp_path / "model")[0], new.model)
+        ]
+    assert ramps[0][1].equal(ramps[0][0]) and ramps[1][1, -1] > ramps[1][0, -1] + 5
 
 
 @pytest.mark.parametrize("family", ["mistral_window", "qwen2_window"])

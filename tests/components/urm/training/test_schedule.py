@@ -24,6 +24,14 @@ def test_the_clock_lowers_the_rate_where_it_is_ahead():
     assert budget.is_spent
 
 
+def test_a_training_that_ends_by_the_clock_has_warmed_up_by_it():
+    budget = Budget(100_000, 1000)
+    budget.read(25)
+    assert budget.rate(50) == pytest.approx(0.5, abs=0.01)  # half of the warm-up's share of the time
+    budget.read(60)
+    assert budget.rate(120) > 0.98
+
+
 def test_the_time_counts_only_when_read_and_then_as_it_is():
     budget = Budget(100, 0.02)
     time.sleep(0.03)
