@@ -157,12 +157,17 @@ def summary(
     set_: SetOption = None,
 ) -> None:
     """Write the table, the report and the figures of a finished study, and log them to MLflow."""
-    from components.studies.ablation.grid import load_grid, write_settings
+    from components.studies.ablation.grid import digest_settings, load_grid, write_settings
     from components.studies.ablation.summary import summarise
 
     study = load_grid(grid, get_settings().configs_dir).of_seed(seed)
-    overrides = [*(set_ or []), *write_settings(study.overrides)]
+    given = set_ or []
+    digests = {
+        name: digest_settings(read_config(config, [*given, *study.settings_of(name, seed=0)]))
+        for name in study.variants
+    }
+    overrides = [*given, *write_settings(study.overrides)]
     result = run_spec(
-        STUDIES["ablation_summary"], config, run_dir, overrides, function=lambda stage: summarise(stage, study)
+        STUDIES["ablation_summary"], config, run_dir, overrides, function=lambda stage: summarise(stage, study, digests)
     )
     typer.echo(result.outputs["report"])

@@ -6,7 +6,7 @@ the standard deviation of the value over seeds; with one seed there is none. Slo
 variants per task have intervals by the same draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlflow
@@ -20,7 +20,7 @@ from components.evaluation.metrics import Floats
 from components.exceptions import ConfigError, DataError, MissingInputError
 from components.storage import StageReport, StageRun, load_result
 from components.studies.ablation.figures import draw_group
-from components.studies.ablation.grid import REFERENCE, Grid, digest_settings, variant_dir
+from components.studies.ablation.grid import REFERENCE, Grid, variant_dir
 from components.tracking import track
 
 DRAWS = 2000
@@ -29,10 +29,11 @@ EXAMPLE = ["seed", "example_id", "user_id", "task"]
 log = structlog.get_logger()
 
 
-def summarise(stage: StageRun, grid: Grid) -> StageReport:
+def summarise(stage: StageRun, grid: Grid, digests: Mapping[str, str]) -> StageReport:
     """Compare the measured variants of a study; writes a table, a Markdown report and one figure per group.
 
-    Leaves out a variant that is not measured with all seeds of the grid, and names it in the report.
+    `digests` has `grid.digest_settings` of each variant's configuration, by variant. Leaves out a variant
+    that is not measured with it and with all seeds of the grid, and names it in the report.
 
     Raises:
         ConfigError: The variants were measured with another configuration, or the reference with other settings.
@@ -42,7 +43,7 @@ def summarise(stage: StageRun, grid: Grid) -> StageReport:
     missing: list[MissingInputError] = []
     for variant in grid.variants:
         try:
-            recalls[variant] = _read(stage, variant, grid.seeds)
+            recalls[variant] = _read(stage, variant, grid.seeds, digests[variant])
         except MissingInputError as error:
             log.warning("left out", reason=str(error))
             missing.append(error)
@@ -172,7 +173,7 @@ def render(
     )
     parts = [f"# Ablations of {config}: validation Recall@{k}", head]
     if absent := [variant for variant in grid.variants if variant not in table.index]:
-        parts.append(f"Not measured with all seeds, and left out: {', '.join(absent)}.")
+        parts.append(f"Not measured with all seeds and the settings of the grid, and left out: {', '.join(absent)}.")
     for name, group in grid.only(list(table.index)).groups.items():
         lines = [
             "| variant | recall | ± seeds | difference | interval | sft seconds |",
@@ -201,25 +202,25 @@ def render(
     return "\n\n".join(parts) + "\n"
 
 
-def _read(stage: StageRun, variant: str, seeds: Sequence[int]) -> pd.DataFrame:
-    parts, expected = [], digest_settings(stage.config)
+def _read(stage: StageRun, variant: str, seeds: Sequence[int], expected: str) -> pd.DataFrame:
+    parts = []
     for seed in seeds:
         run_dir = variant_dir(stage.run_dir, variant, seed)
         result = load_result(run_dir, "measure")
-        if result is None:
-            raise MissingInputError(
-                "ablation summary",
-                expected=f"variant {variant!r} with seed {seed} measured in {run_dir}",
-                got="no result",
-                remedy=f"run `urm ablation run --variant {variant} --seed {seed}` with the same --grid and --run-dir",
-            )
-        settings = result.metrics.get("settings", expected)  # older records do not say
-        if result.config != stage.config.name or (variant == REFERENCE and settings != expected):
+        stale = result is not None and result.metrics.get("settings", expected) != expected  # older records do not say
+        if result is not None and (result.config != stage.config.name or (stale and variant == REFERENCE)):
             raise ConfigError(
                 "ablation summary",
                 expected=f"the configuration and the settings with which {run_dir} was measured ({result.config})",
                 got=f"{stage.config.name}, or other settings",
                 remedy="give the --config and --set of `urm ablation run`",
+            )
+        if result is None or stale:
+            raise MissingInputError(
+                "ablation summary",
+                expected=f"variant {variant!r} with seed {seed} measured in {run_dir}",
+                got="a result of other settings" if stale else "no result",
+                remedy=f"run `urm ablation run --variant {variant} --seed {seed}` with the same --grid and --run-dir",
             )
         path = fetch(result.outputs["recalls"], stage.settings.cache_path / "inputs")
         parts.append(pd.read_parquet(path).assign(seed=seed))

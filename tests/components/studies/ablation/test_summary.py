@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -5,11 +6,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from components.config import load_config
+from components.cli.app import app
+from components.config import load_config, load_named_config
 from components.exceptions import ConfigError, DataError, MissingInputError
 from components.flow import STUDIES
-from components.settings import Settings
+from components.settings import Settings, get_settings
 from components.storage import run_stage
 from components.studies.ablation import figures
 from components.studies.ablation.figures import draw_group
@@ -133,10 +136,13 @@ def study(tmp_path):
     return run_dir
 
 
-def summary(study, tmp_path, grid=GRID, config=None):
-    config = config or load_config(CONFIGS / "complete_journey.yaml")
-    options = {"config": config, "settings": Settings(home=tmp_path / "home")}
-    return run_stage(STUDIES["ablation_summary"], lambda stage: summarise(stage, grid), run_dir=str(study), **options)
+def summary(study, tmp_path, grid=GRID, name="complete_journey", overrides=None):
+    def configure(variant):
+        return load_config(CONFIGS / f"{name}.yaml", (overrides or {}) | grid.overrides | grid.variants[variant])
+
+    digests = {variant: digest_settings(configure(variant)) for variant in grid.variants}
+    options = {"config": configure(REFERENCE), "settings": Settings(home=tmp_path / "home"), "run_dir": str(study)}
+    return run_stage(STUDIES["ablation_summary"], lambda stage: summarise(stage, grid, digests), **options)
 
 
 def test_summary_writes_table_report_and_figures_and_tracks_them(study, tmp_path):
@@ -180,7 +186,7 @@ def test_variants_without_all_seeds_are_left_out_and_named(study, tmp_path):
         variant: everything[variant] for variant in (REFERENCE, "h_2")
     }
     text = Path(result.outputs["report"]).read_text()
-    assert "Not measured with all seeds, and left out: h_1, mean." in text
+    assert "Not measured with all seeds and the settings of the grid, and left out: h_1, mean." in text
     assert "## Number of vectors" in text
     assert "## Combination" not in text
     assert [path.name for path in Path(result.outputs["figures"]).iterdir()] == ["vectors.png"]
@@ -201,14 +207,44 @@ def test_without_any_variant_there_is_nothing_to_compare(study, tmp_path):
 
 def test_a_study_of_another_configuration_or_of_other_settings_is_refused(study, tmp_path):
     with pytest.raises(ConfigError, match=r"was measured \(complete_journey\), got amazon_beauty, or other settings"):
-        summary(study, tmp_path, config=load_config(CONFIGS / "amazon_beauty.yaml"))
-    config = load_config(CONFIGS / "complete_journey.yaml", {"urm.max_steps": 7, "seed": 1})
+        summary(study, tmp_path, name="amazon_beauty")
+    overrides = {"urm.max_steps": 7, "seed": 1}
+    config = load_config(CONFIGS / "complete_journey.yaml", overrides)
     for seed in GRID.seeds:
         folder = tmp_path / "runs" / variant_dir("study", REFERENCE, seed)
         put(folder, "measure", {"recalls": folder / "recalls.parquet"}, metrics={"settings": digest_settings(config)})
     with pytest.raises(ConfigError, match=r"give the --config and --set of `urm ablation run`"):
-        summary(study, tmp_path, config=load_config(CONFIGS / "complete_journey.yaml"))
-    assert summary(study, tmp_path, config=config).metrics["variants"]
+        summary(study, tmp_path)
+    assert summary(study, tmp_path, overrides=overrides).metrics["variants"]
+
+
+def test_a_variant_that_was_measured_as_something_else_is_left_out_and_named(study, tmp_path, configs, monkeypatch):
+    """As the command does it: a variant of the grid was edited after it had been measured."""
+    monkeypatch.setenv("URM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("URM_CONFIGS_DIR", str(configs))
+    get_settings.cache_clear()
+    grid = GRID.model_copy(update={"overrides": {"urm.learning_rate": 0.01}}, deep=True)
+    for variant in grid.variants:
+        for seed in grid.seeds:
+            given = ["urm.max_steps=7", *grid.settings_of(variant, seed)]  # those of `urm ablation measure`
+            folder = tmp_path / "runs" / variant_dir("study", variant, seed)
+            metrics = {"settings": digest_settings(load_named_config("complete_journey", configs, given))}
+            put(folder, "measure", {"recalls": folder / "recalls.parquet"}, metrics=metrics)
+    file = tmp_path / "grid.yaml"
+    options = ["--grid", str(file), "--config", "complete_journey", "--run-dir", str(study), "--set", "urm.max_steps=7"]
+
+    def report():
+        file.write_text(json.dumps(grid.model_dump(mode="json")))
+        result = CliRunner().invoke(app, ["ablation", "summary", *options])
+        return Path(result.stdout.splitlines()[-1]).read_text(), result.stderr
+
+    assert "left out" not in report()[0]
+    grid.groups["vectors"].variants["h_2"]["urm.num_user_vectors"] = 32
+    text, log = report()
+    get_settings.cache_clear()
+    assert "variant 'h_2' with seed 0 measured in" in log and "got a result of other settings" in log
+    assert "Not measured with all seeds and the settings of the grid, and left out: h_2." in text
+    assert "| h_2 |" not in text
 
 
 def forget(tmp_path, run):
