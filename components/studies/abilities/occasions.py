@@ -7,8 +7,8 @@ over occasions. Categories that share a word with the occasion's names are left 
 
 Every model chooses a method on half of the occasions (`Calendar.halves`) and scores the others with it; random weights
 also score with the method of the pretrained ones. Two controls: the mean log lift over the
-occasions of the choice, and the pretrained backbone's scores for another occasion. No choice reads events of the test
-split, but the occasions of the test weeks are scored.
+occasions of the choice, and the pretrained backbone's scores for another occasion, where two are scored. No choice
+reads events of the test split, but the occasions of the test weeks are scored; a reading without them needs others.
 """
 
 import hashlib
@@ -319,25 +319,26 @@ def _choose(scores: Mapping[Method, Floats], truth: Truth) -> dict[str, Any]:
 
 
 def _controls(world: World, scores: Floats) -> dict[str, list[Floats]]:
-    """Scores that know no words, and the pretrained backbone's scores for each other occasion."""
+    """Scores that know no words, and the pretrained backbone's scores for each other occasion, where there is one."""
     seasonal = np.log(world.lifts[world.choice]).mean(axis=0)
-    return {
-        SEASONAL: [np.tile(seasonal, (len(world.report), 1))],
-        SWAPPED: [np.roll(scores, shift, axis=0) for shift in range(1, len(scores))],
-    }
+    swapped = [np.roll(scores, shift, axis=0) for shift in range(1, len(scores))]
+    return {SEASONAL: [np.tile(seasonal, (len(world.report), 1))]} | ({SWAPPED: swapped} if swapped else {})
 
 
 def _judge(world: World, scores: Scores, seed: int) -> dict[str, Any]:
     """The comparison under several readings of the truth, and every occasion by itself."""
     truth = world.truth(world.report)
     untested = [row for row, place in enumerate(world.report) if not world.in_test(place)]
-    earlier = {name: [some[untested] for some in several] for name, several in scores.items()}
+    readings = {
+        "lift of at least 2": compare(scores, world.truth(world.report, least=LIFTED_MORE), seed),
+        "lift over the season": compare(scores, world.truth(world.report, world.nearby), seed),
+    }
+    if untested:
+        earlier = {name: [some[untested] for some in several] for name, several in scores.items()}
+        before = Truth(truth.lifted[untested], truth.judged[untested])
+        readings["without the test weeks"] = compare(earlier, before, seed)
     return compare(scores, truth, seed) | {
-        "readings": {
-            "lift of at least 2": compare(scores, world.truth(world.report, least=LIFTED_MORE), seed),
-            "lift over the season": compare(scores, world.truth(world.report, world.nearby), seed),
-            "without the test weeks": compare(earlier, Truth(truth.lifted[untested], truth.judged[untested]), seed),
-        },
+        "readings": readings,
         "occasions": [_describe(world, scores, truth, row) for row in range(len(world.report))],
     }
 

@@ -152,6 +152,19 @@ def test_every_model_scores_the_occasions_that_served_no_choice(world, settings)
     assert table(metrics).row_count == 4
 
 
+def test_one_occasion_of_the_test_weeks_is_scored_without_what_needs_others(world, settings):
+    """Nothing is bought for the wedding any more, so that the funeral is all that is left."""
+    run_dir, config = world
+    file = settings.configs_dir / "occasions" / "complete_journey.yaml"
+    file.write_text(CALENDAR.replace("day: 2017-03-10", "day: 2017-03-20"))
+    result = run_stage(STUDIES["occasions"], run, run_dir=str(run_dir), config=config, settings=settings, force=True)
+    metrics = result.metrics
+    assert [(row["name"], row["in_test_split"]) for row in metrics["occasions"]] == [("a funeral", True)]
+    assert "mean lift of the choice" in metrics["auc"] and "pretrained: another occasion" not in metrics["auc"]
+    assert set(metrics["readings"]) == {"lift of at least 2", "lift over the season"}
+    assert table(metrics).row_count == 3
+
+
 def test_occasions_that_nothing_is_bought_for(world, settings, monkeypatch):
     run_dir, config = world
     monkeypatch.setattr(occasions, "MIN_LIFTED", 2)
