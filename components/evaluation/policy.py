@@ -30,7 +30,7 @@ def judge(
     reasons = [
         reason
         for reason in (
-            _lift_reason(headline, policy, kind),
+            _untested_reason(comparison, config) or _lift_reason(headline, policy, kind),
             _tasks_won_reason(headline, policy, kind),
             _worse_tasks_reason(comparison, policy),
             _best_reason(against_best, policy, kind),
@@ -45,7 +45,19 @@ def judge(
         else f"The model should not be released, since it breaks {len(reasons)} of the {NUM_RULES} rules of the policy."
     )
     found = " ".join(_describe(comparison, against_best, config))
+    if untested := [task.name for task in config.tasks if task.name not in comparison.tasks]:
+        found += f" Without test examples: {', '.join(untested)}."
     return {"passed": passed, "verdict": f"{decision} {found}", "reasons": reasons}
+
+
+def _untested_reason(comparison: Comparison, config: RunConfig) -> str | None:
+    behaviour = [task.name for task in config.tasks if not task.needs_query]
+    if not behaviour or not {*behaviour}.isdisjoint(comparison.tasks):
+        return None
+    return (
+        f"There is no lift over the behaviour tasks, since none of them ({', '.join(behaviour)}) has test examples; "
+        "search tasks decide only in a run that has no others."
+    )
 
 
 def _lift_reason(headline: Comparison, policy: GatePolicy, kind: str) -> str | None:

@@ -48,7 +48,8 @@ def split_tasks(config: RunConfig, tasks: Iterable[str]) -> tuple[tuple[str, ...
     """Those that make the headline, and the search tasks beside them, of these tasks in the run's order.
 
     The headline is of *behaviour tasks*, which ask without words; the query of a *search task* is made from its target.
-    A run without any behaviour task has its search tasks as the headline.
+    Where no behaviour task is among these, the search tasks are the headline; the gate refuses that, unless the run
+    has no behaviour task at all.
     """
     present = set(tasks)
     behaviour = tuple(task.name for task in config.tasks if task.name in present and not task.needs_query)

@@ -169,3 +169,23 @@ def test_a_run_with_search_tasks_alone_is_judged_by_them() -> None:
     found = judge(only, only, config(("text_query",), min_tasks_won=1))
     assert found["passed"] is True
     assert "On 400 held-out cases of 1 search task," in found["verdict"]
+
+
+def test_search_tasks_decide_nothing_where_the_behaviour_tasks_have_no_test_examples() -> None:
+    only = compared([0.0, 0.0, 0.0, 0.5]).restrict(["text_query"])
+    found = judge(only, only, config(min_tasks_won=1))
+    assert found["passed"] is False
+    assert found["reasons"] == [
+        "There is no lift over the behaviour tasks, since none of them (next_purchase, discovery, long_tail) has test "
+        "examples; search tasks decide only in a run that has no others."
+    ]
+    assert "breaks 1 of the 5 rules" in found["verdict"]
+    assert found["verdict"].endswith(" Without test examples: next_purchase, discovery, long_tail.")
+
+
+def test_a_task_without_test_examples_is_named() -> None:
+    some = compared([0.2, 0.2, 0.0, 0.5]).restrict(["next_purchase", "discovery", "text_query"])
+    found = judge(some, some, config())
+    assert found["passed"] is True
+    assert found["verdict"].endswith(" Without test examples: long_tail.")
+    assert "Without" not in verdict([0.2, 0.2, 0.2, 0.5])["verdict"]
