@@ -38,6 +38,7 @@ class WorkerFlip:
         self._client = client
         self._lock = lock
         self._before: Publication | None = None
+        self._settled = False
         self.figures: Mapping[str, float] = {}
 
     @contextmanager
@@ -52,12 +53,19 @@ class WorkerFlip:
             self._lock.reacquire()
 
     def settle(self, champion: str, last_order: int, timeout_seconds: float) -> Publication | None:
-        """See Target; what a worker rejected failed, and was killed before it could be undone: nothing to go by."""
-        serving = read_publication(self._client, SERVING)
-        if serving is None or serving.release == champion:
-            return serving
-        rejected = any(given.outcome == "rejected" for given in read_answers(self._client, serving).values())
-        return None if rejected else serving
+        """See Target.
+
+        What workers still reload after a failed promotion counts as serving, not what they are about to leave. What a
+        worker rejected failed, too, and was killed before it could be undone: nothing to go by.
+        """
+        wanted, serving = read_publication(self._client, WANTED), read_publication(self._client, SERVING)
+        if wanted is not None and wanted.undoes and (serving is None or serving.order < wanted.order):
+            serving = wanted
+        elif serving is not None and serving.release != champion:
+            answers = read_answers(self._client, serving).values()
+            serving = None if any(given.outcome == "rejected" for given in answers) else serving
+        self._before, self._settled = serving, True
+        return serving
 
     def publish(
         self, release: str, bundle: str, manifest: str = "", notes: Mapping[str, str] | None = None
@@ -70,8 +78,9 @@ class WorkerFlip:
                 got="no heartbeat in Redis",
                 remedy="start one with `urm up` or `urm recall worker`",
             )
-        # What serves comes first: a promotion that was killed leaves wanted what nobody may be able to serve.
-        self._before = read_publication(self._client, SERVING) or read_publication(self._client, WANTED)
+        if not self._settled:
+            # What serves comes first: a promotion that was killed leaves wanted what nobody may be able to serve.
+            self._before = read_publication(self._client, SERVING) or read_publication(self._client, WANTED)
         return publish(self._client, release, bundle, self._lock, manifest)
 
     def wait(self, publication: Publication, timeout_seconds: float) -> None:

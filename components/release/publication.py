@@ -78,7 +78,8 @@ if not ARGV[2] then return redis.call('DEL', KEYS[2]) end
 """
     + _NEXT_ORDER
     + """
-redis.call('SET', KEYS[2], cjson.encode({release = ARGV[2], bundle = ARGV[3], manifest = ARGV[4], order = order}))
+local again = {release = ARGV[2], bundle = ARGV[3], manifest = ARGV[4], order = order, undoes = tonumber(ARGV[1])}
+redis.call('SET', KEYS[2], cjson.encode(again))
 return 1
 """
 )
@@ -145,6 +146,7 @@ class Publication(BaseModel):
         bundle: URI of its bundle.
         manifest: SHA-256 of its manifest, which has that of every file; empty if it is not known.
         order: Number of the publication; later ones are greater, also when they bring back an older release.
+        undoes: Number of the failed publication instead of which this one wants again what was there before; else 0.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -153,6 +155,7 @@ class Publication(BaseModel):
     bundle: str
     manifest: str = ""
     order: int
+    undoes: int = 0
 
 
 class Answer(BaseModel):

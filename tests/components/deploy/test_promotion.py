@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import redis
 from fastapi.testclient import TestClient
 from redis.exceptions import LockError
 
-from components.deploy.promotion import Candidate, deploy, rollback
+from components.config import ReleaseConfig
+from components.deploy.promotion import Candidate, deploy, rollback, synchronize
 from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
 from components.exceptions import MissingInputError, ReleaseError, UnavailableError
@@ -364,6 +366,67 @@ def test_what_a_killed_promotion_left_is_put_right_by_the_next_one(
     assert alias(releases[0], CHAMPION) == releases[1].name
     assert rollback(settings, config)["release"] == releases[1].name
     assert (alias(releases[0], CHAMPION), alias(releases[0], PREVIOUS)) == (releases[1].name, releases[0].name)
+
+
+@contextmanager
+def answering(client: redis.Redis, release: str, **outcomes: Literal["serving", "rejected"]) -> Iterator[None]:
+    """Workers that answer the next publication of a release, and load nothing else."""
+
+    def act() -> None:
+        wait_until(lambda: release_of(client, WANTED) == release)
+        publication = read_publication(client, WANTED)
+        assert publication is not None
+        for worker, outcome in outcomes.items():
+            answer(client, publication, worker, Answer(outcome=outcome, seconds=0))
+
+    for worker in outcomes:
+        send_heartbeat(client, worker, "")
+    with meanwhile(act):
+        yield
+
+
+def fail_second(client: redis.Redis, releases: Releases) -> ReleaseConfig:
+    """The first release serves; the second one fails once a worker has flipped to it, which reloads the first now.
+
+    Returns:
+        A config that waits a moment only.
+    """
+    settings, config = releases[0].settings, releases[0].config.release
+    with answering(client, releases[0].name, quick="serving"):
+        deploy(settings, config, "urm", candidate_of(releases[0]))
+    send_heartbeat(client, "stuck", "")
+    hasty = config.model_copy(update={"promote_timeout_seconds": 1})
+    with answering(client, releases[1].name, quick="serving"), pytest.raises(ReleaseError, match="answer from stuck"):
+        deploy(settings, hasty, "urm", candidate_of(releases[1]))
+    assert (release_of(client, WANTED), release_of(client, SERVING)) == (releases[0].name, releases[1].name)
+    return hasty
+
+
+def test_a_promotion_that_failed_does_not_win_by_failing_again(client: redis.Redis, releases: Releases) -> None:
+    hasty = fail_second(client, releases)
+    with pytest.raises(ReleaseError, match="no answer from quick, stuck"):
+        deploy(releases[1].settings, hasty, "urm", candidate_of(releases[1]))
+    assert release_of(client, WANTED) == releases[0].name
+    assert alias(releases[0], CHAMPION) == releases[0].name
+
+
+def test_what_workers_are_about_to_leave_is_not_made_champion(client: redis.Redis, releases: Releases) -> None:
+    hasty = fail_second(client, releases)
+    assert synchronize(releases[0].settings, hasty) == releases[0].name
+    assert alias(releases[0], CHAMPION) == releases[0].name
+
+
+def test_what_a_worker_rejected_is_not_wanted_again_after_the_next_failure(client: redis.Redis) -> None:
+    serve(client, publish(client, "urm-a", "/a"))
+    with answering(client, "urm-b", quick="serving", other="rejected"), pytest.raises(ReleaseError, match="by other"):
+        roll_out(WorkerFlip(client), "urm-b", "/b", timeout_seconds=10)
+    assert (release_of(client, WANTED), release_of(client, SERVING)) == ("urm-a", "urm-b")
+    target = WorkerFlip(client)
+    settled = target.settle("", 0, 1)  # a registry that knows none of them
+    assert settled == read_publication(client, WANTED)
+    with pytest.raises(ReleaseError, match="no answer from"):
+        roll_out(target, "urm-c", "/c", timeout_seconds=0.2)
+    assert release_of(client, WANTED) == "urm-a"
 
 
 def test_one_promotion_at_a_time(client: redis.Redis) -> None:
