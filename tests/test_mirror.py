@@ -18,8 +18,7 @@ COVERS = {
     "components/config/test_load.py": "model sections sources",
     "components/cli/test_releases.py": "components.deploy.releases",
     "components/deploy/test_lease.py": "cluster",
-    "components/deploy/test_promotion.py": "target workers components.stages.promote components.release.registry "
-    "components.release.publication",
+    "components/deploy/test_promotion.py": "target workers components.stages.promote components.release.publication",
     "components/engines/test_duckdb.py": "exhaustion",
     "components/engines/test_spark.py": "engine",
     "components/features/test_contexts.py": "expressions sources",

@@ -37,6 +37,7 @@ from components.release.registry import (
     find_version,
     last_order,
     open_registry,
+    release_of,
     require_alias,
     require_version,
     version_of_alias,
@@ -217,16 +218,15 @@ def _repair(
         ReleaseError: What serves is not registered and must be: on a cluster no way back to it would be.
     """
     champion = version_of_alias(registry, model_name, CHAMPION)
-    name = "" if champion is None else str(champion.tags.get("urm.release", ""))
     order = 0 if champion is None else last_order(registry, model_name)
-    found = target.settle(name, order, config.promote_timeout_seconds)
+    found = target.settle(release_of(champion), order, config.promote_timeout_seconds)
     version = None if found is None else find_version(registry, model_name, found.release)
     if found is None or version is None:
         if found is not None and must_be_registered:
             expected, remedy = f"a version of {model_name!r} in the registry", "set URM_MLFLOW_URI to its registry"
             raise ReleaseError(f"serving release {found.release}", expected=expected, got="none", remedy=remedy)
         return found
-    if champion is None or str(champion.version) != version:
+    if release_of(champion) != found.release:
         log.warning("what serves was not the champion, and is made so", release=found.release, version=version)
         try:
             target.require_lock()
@@ -257,12 +257,12 @@ def _require_promotable(
         remedy = "build it again with `urm release --promote-anyway`"
         raise GateError(subject, expected="a passed gate", got=content.gate.verdict, remedy=remedy)
     named = {alias: version_of_alias(registry, model_name, alias) for alias in (CANDIDATE, CHAMPION)}
-    if candidate.fresh and candidate.version not in {str(one.version) for one in named.values() if one is not None}:
+    if candidate.fresh and candidate.release not in map(release_of, named.values()):
         now = named[CANDIDATE]
         raise ReleaseError(
             subject,
             expected=f"the alias {CANDIDATE!r}, or {CHAMPION!r} already",
-            got="none" if now is None else f"a newer candidate, {now.tags.get('urm.release')}",
+            got="none" if now is None else f"a newer candidate, {release_of(now)}",
             remedy=f"promote the candidate, or go back on purpose: `urm rollback --to {candidate.release} --why …`",
         )
 

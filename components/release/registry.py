@@ -50,17 +50,30 @@ def register(bundle: Path, uri: str, manifest: Manifest, model_name: str, tags: 
     client = mlflow.MlflowClient()
     version = find_version(client, model_name, manifest.release)
     if version is None:
-        version = _log_version(bundle, uri, manifest, model_name)
+        own = _log_version(bundle, uri, manifest, model_name, tags)
+        version = find_version(client, model_name, manifest.release) or own
+        if version != own:  # another process has registered equal content meanwhile
+            client.delete_model_version(model_name, own)
     for key, value in tags.items():
         client.set_model_version_tag(model_name, version, key, value)
-    client.set_registered_model_alias(model_name, CANDIDATE, version)
+    try:
+        client.set_registered_model_alias(model_name, CANDIDATE, version)
+    except MlflowException as error:
+        if "unique constraint" not in str(error).lower():
+            raise
+        client.set_registered_model_alias(model_name, CANDIDATE, version)  # another process has made it meanwhile
     return version
 
 
 def find_version(client: mlflow.MlflowClient, model_name: str, release: str) -> str | None:
-    """The version that holds a release, or None."""
-    found = client.search_model_versions(f"name = '{model_name}' and tag.`urm.release` = '{release}'", max_results=1)
-    return str(found[0].version) if found else None
+    """The first version that holds a release, or None."""
+    found = client.search_model_versions(f"name = '{model_name}' and tag.`urm.release` = '{release}'")
+    return str(min(int(version.version) for version in found)) if found else None
+
+
+def release_of(version: Any | None) -> str:
+    """The release that a model version holds; empty for none."""
+    return "" if version is None else str(version.tags.get("urm.release", ""))
 
 
 def version_of_alias(client: mlflow.MlflowClient, model_name: str, alias: str) -> Any | None:
@@ -83,8 +96,8 @@ def crown(client: mlflow.MlflowClient, model_name: str, version: str, order: int
         order: Number of the publication that made it serve; a later one is not undone.
 
     Returns:
-        The version that is now `previous`; None if there was no champion before. Crowning the champion again
-        changes nothing.
+        The version that is now `previous`; None if there was no champion before. Crowning the champion's release again
+        changes nothing about that.
 
     Raises:
         ReleaseError: A later promotion has set the aliases already.
@@ -97,12 +110,14 @@ def crown(client: mlflow.MlflowClient, model_name: str, version: str, order: int
             remedy="see what serves, and promote again if that is not what you want",
         )
     client.set_registered_model_tag(model_name, _ORDER_TAG, str(order))
+    # Compared by release: older registries may hold one twice.
+    release = release_of(client.get_model_version(model_name, version))
     champion = version_of_alias(client, model_name, CHAMPION)
-    if champion is not None and str(champion.version) != version:
+    if champion is not None and release_of(champion) != release:
         client.set_registered_model_alias(model_name, PREVIOUS, champion.version)
     client.set_registered_model_alias(model_name, CHAMPION, version)
     candidate = version_of_alias(client, model_name, CANDIDATE)
-    if candidate is not None and str(candidate.version) == version:
+    if candidate is not None and release_of(candidate) == release:
         client.delete_registered_model_alias(model_name, CANDIDATE)
     previous = version_of_alias(client, model_name, PREVIOUS)
     return None if previous is None else str(previous.version)
@@ -175,7 +190,8 @@ def open_registry(settings: Settings) -> mlflow.MlflowClient:
     return client
 
 
-def _log_version(bundle: Path, uri: str, manifest: Manifest, model_name: str) -> str:
+def _log_version(bundle: Path, uri: str, manifest: Manifest, model_name: str, tags: dict[str, str]) -> str:
+    """Make a version that has its tags from the first moment, so that it can be found by its release."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # An example would make MLflow load the whole bundle here; the smoke check runs real requests instead.
         warnings.filterwarnings("ignore", ".*input example was not provided.*", UserWarning)
@@ -192,5 +208,6 @@ def _log_version(bundle: Path, uri: str, manifest: Manifest, model_name: str) ->
             pip_requirements=[f"urm=={__version__}"],
             metadata={"release": manifest.release, "bundle": uri},
             registered_model_name=model_name,
+            tags=tags,
         )
     return str(info.registered_model_version)

@@ -48,7 +48,7 @@ from components.release.publication import (
 from components.release.registry import CANDIDATE, CHAMPION, PREVIOUS, crown, open_registry, version_of_alias
 from components.stages.promote import run
 from components.storage import StageResult, run_stage
-from tests.worlds import run_python
+from tests.worlds import make_settings, run_python
 from tests.worlds.recall import Release, StartWorker, free_address, wait_until
 from tests.worlds.servers import RedisServer, own_server
 
@@ -427,6 +427,23 @@ def test_what_a_worker_rejected_is_not_wanted_again_after_the_next_failure(clien
     with pytest.raises(ReleaseError, match="no answer from"):
         roll_out(target, "urm-c", "/c", timeout_seconds=0.2)
     assert release_of(client, WANTED) == "urm-a"
+
+
+def test_another_version_of_the_release_that_serves_stays_champion(
+    client: redis.Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Else the first version would replace it, and `previous` be the release that serves."""
+    settings = make_settings(tmp_path, redis_server.url)
+    registry = open_registry(settings)
+    registry.create_registered_model("urm")
+    for _ in range(2):
+        again = registry.create_model_version("urm", str(tmp_path), tags={"urm.release": "urm-a"}).version
+    registry.set_registered_model_alias("urm", CHAMPION, again)
+    serve(client, publish(client, "urm-a", "/a"))
+    assert synchronize(settings, ReleaseConfig()) == "urm-a"
+    champion = version_of_alias(registry, "urm", CHAMPION)
+    assert champion is not None and champion.version == again
+    assert version_of_alias(registry, "urm", PREVIOUS) is None
 
 
 def test_one_promotion_at_a_time(client: redis.Redis) -> None:

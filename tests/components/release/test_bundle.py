@@ -1,5 +1,4 @@
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,6 @@ from components.exceptions import ReleaseError
 from components.release.bundle import (
     MANIFEST,
     FileEntry,
-    GateVerdict,
-    Manifest,
     describe_files,
     hash_manifest,
     name_release,
@@ -17,20 +14,13 @@ from components.release.bundle import (
     verify,
     write_manifest,
 )
+from tests.worlds.bundles import make_bundle
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """Two files and their manifest."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_bytes(b"abc")
-    (tmp_path / "tasks.json").write_bytes(b"[]")
-    files = describe_files(tmp_path)
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    gate, name = GateVerdict(passed=True, verdict="good"), name_release("urm", files)
-    values = {"config": "tiny", "feature_store": "/somewhere", "links": {}, "history_length": 3, "day_origin": now}
-    manifest = Manifest(release=name, created_at=now, files=files, gate=gate, **values)
-    write_manifest(tmp_path, manifest)
+    make_bundle(tmp_path, {"model/weights": b"abc", "tasks.json": b"[]"})
     return tmp_path
 
 
