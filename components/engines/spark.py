@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -156,7 +156,8 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
             yield engine
     finally:
         ibis.options.default_backend = before
-        engine.disconnect()
+        with suppress(Py4JError, OSError):  # a Spark that has ended; the body's error says so
+            engine.disconnect()
 
 
 def memory_limit(engine: SparkEngine) -> int:
