@@ -127,6 +127,9 @@ def train_sasrec(
 
     As for target attention, the learning rate falls linearly with whichever runs out first, epochs or seconds. The seed
     is that of batches and negatives; `log` is called with (step, metrics) now and then.
+
+    Raises:
+        ConfigError: The weights are not finite in any evaluation.
     """
     settings, sequences = config.sasrec, training_sequences(data)
     model = SasRec(len(data.items), config.history_length, settings)
@@ -134,7 +137,7 @@ def train_sasrec(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     loss_of = _choose_loss(model, data, config, seed)
-    summary, best = TrainingSummary(), BestWeights(model)
+    summary, best = TrainingSummary(), BestWeights(model, "baseline.sasrec.learning_rate")
     validation, random = data.examples.rows("validation"), np.random.default_rng(seed)
     num_steps = settings.max_epochs * sum(1 for _ in _batches(sequences, settings.batch_size, random))
     started, evaluated = time.monotonic(), 0

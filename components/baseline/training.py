@@ -16,6 +16,7 @@ from components.baseline.network import TargetAttention
 from components.baseline.ranking import mean_recall, rank
 from components.baseline.target_attention import TargetAttentionScorer, training_loss
 from components.config import BaselineConfig
+from components.exceptions import ConfigError
 
 WARM_UP_STEPS = 20
 FINAL_RATE = 0.02  # share of the learning rate left at the end of the linear decay
@@ -50,13 +51,16 @@ def train(
     The learning rate falls linearly with whichever runs out first, epochs or seconds, so that a run cut short by the
     clock still ends on a small rate. Equal seeds (of batches and negatives) give equal weights only where the clock
     does not run ahead. `log` is called with (step, metrics) now and then.
+
+    Raises:
+        ConfigError: The weights are not finite in any evaluation.
     """
     data, trainer = batcher.data, _Trainer(network, batcher, config, seed)
     rows = data.examples.rows("train")
     steps_per_epoch = -(-len(rows) // config.batch_size)
     num_steps = steps_per_epoch * config.max_epochs
     eval_steps = max(MIN_EVAL_STEPS, -(-steps_per_epoch // EVALUATIONS_PER_EPOCH))
-    best = BestWeights(network)
+    best = BestWeights(network, "baseline.learning_rate")
     summary, started = trainer.summary, time.monotonic()
 
     for batch_rows in shuffle_batches(data, rows, config, seed):
@@ -137,25 +141,40 @@ class _Trainer:
 
 
 class BestWeights:
-    """Keeps the weights of the best validation recall.
+    """Keeps the weights of the best validation recall, finite ones only; `rate_field` is the learning rate's key.
 
     There is no early stopping: much of the gain comes at the end, with the falling rate.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, rate_field: str) -> None:
         self.network = network
+        self.rate_field = rate_field
         self.weights: dict[str, torch.Tensor] = {}
 
     def note(self, summary: TrainingSummary, recall: dict[str, float]) -> None:
-        """Keep the weights, and the recall in the summary, if it is the best one."""
-        if recall["mean"] > summary.best_recall["mean"]:
+        """Keep the weights, and the recall in the summary, if it is the best one and they are finite."""
+        if recall["mean"] > summary.best_recall["mean"] and self._finite():
             summary.best_recall, summary.best_step = recall, summary.steps
             self.weights = {name: value.clone() for name, value in self.network.state_dict().items()}
 
     def restore(self) -> None:
-        """Put the best weights back."""
+        """Put the best weights back.
+
+        Raises:
+            ConfigError: None were kept, and those of now are not finite.
+        """
         if self.weights:
             self.network.load_state_dict(self.weights)
+        elif not self._finite():
+            raise ConfigError(
+                f"training with field {self.rate_field!r}",
+                expected="finite weights in some evaluation",
+                got="NaN or infinite ones in all",
+                remedy="lower the rate",
+            )
+
+    def _finite(self) -> bool:
+        return all(bool(torch.isfinite(value).all()) for value in self.network.state_dict().values())
 
 
 def _groups(network: TargetAttention, weight_decay: float) -> list[dict[str, object]]:

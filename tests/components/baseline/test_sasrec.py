@@ -8,6 +8,7 @@ from components.baseline.data import Dataset
 from components.baseline.ranking import mean_recall, rank
 from components.baseline.sasrec import SasRec, SasRecScorer, Sequences, _pad, train_sasrec, training_sequences
 from components.config import RunConfig, SasRecConfig
+from components.exceptions import ConfigError
 from tests.worlds.baseline import history_of, targets_of
 
 SMALL = SasRecConfig(dimension=16, num_layers=1, dropout=0)
@@ -69,3 +70,10 @@ def test_learns_with_the_full_and_with_a_sampled_softmax(data: Dataset, config: 
     assert after == pytest.approx(summary.best_recall)
     assert after["mean"] > 2 * before
     assert summary.stopped_by in {"epochs", "time"}
+
+
+def test_weights_that_are_not_finite_are_no_rival(data: Dataset, config: RunConfig) -> None:
+    settings = SMALL.model_copy(update={"learning_rate": 1e38})
+    baseline = config.baseline.model_copy(update={"sasrec": settings})
+    with pytest.raises(ConfigError, match=r"field 'baseline\.sasrec\.learning_rate': expected finite weights"):
+        train_sasrec(data, baseline, k=20, seed=0, log=lambda step, metrics: None)

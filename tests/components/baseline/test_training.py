@@ -12,6 +12,7 @@ from components.baseline.network import TargetAttention
 from components.baseline.target_attention import build_network
 from components.baseline.training import TrainingSummary, train, validation_recall
 from components.config import RunConfig
+from components.exceptions import ConfigError
 
 
 def run(
@@ -92,3 +93,29 @@ def test_stops_when_the_time_is_over(data: Dataset, config: RunConfig) -> None:
     _, summary, _ = run(data, config, max_seconds=1e-6)
     assert (summary.stopped_by, summary.steps) == ("time", 1)
     assert summary.best_step == 1
+
+
+def test_weights_that_are_not_finite_are_no_rival(data: Dataset, config: RunConfig) -> None:
+    message = r"field 'baseline\.learning_rate': expected finite weights .* got NaN or infinite ones in all; lower the"
+    with pytest.raises(ConfigError, match=message):
+        run(data, config, max_epochs=16, learning_rate=1e3)
+
+
+def test_a_training_that_ends_in_nan_keeps_its_good_weights(
+    data: Dataset, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the second evaluation finds is better by chance."""
+    evaluations = 0
+
+    def measure(network: torch.nn.Module, *_: object) -> dict[str, float]:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations == 2:
+            next(network.parameters()).data.fill_(torch.nan)
+        return {"mean": 0.1 * evaluations}
+
+    monkeypatch.setattr(training, "validation_recall", measure)
+    network, summary, _ = run(data, config, max_epochs=40)
+    assert evaluations > 2
+    assert summary.best_recall == {"mean": 0.1}
+    assert all(torch.isfinite(weight).all() for weight in network.parameters())
