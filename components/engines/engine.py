@@ -43,7 +43,7 @@ def require_duckdb(stage: str, settings: Settings) -> None:
 
 
 def memory_limit(engine: ibis.BaseBackend) -> int:
-    """Bytes that the engine may hold in memory; of Spark, one executor."""
+    """Bytes that the engine may hold in memory; of Spark, one executor or the driver, whichever has less."""
     return int(_module(engine.name).memory_limit(engine))
 
 

@@ -69,7 +69,7 @@ class _Compiler(PySparkCompiler):  # type: ignore[misc]  # as below
 class SparkEngine(Backend):  # type: ignore[misc]  # a class of Any to mypy, since Ibis has no types
     """Ibis' Spark engine with paths of the working directory, schemas like DuckDB's, and results by Arrow."""
 
-    memory: int  # bytes of one executor
+    memory: int  # bytes of the smaller heap, of an executor or of the driver
     folder: Path  # folder of the stage's tables
     compiler = _Compiler()
 
@@ -120,8 +120,9 @@ class SparkEngine(Backend):  # type: ignore[misc]  # a class of Any to mypy, sin
 def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     """A Spark session that is also Ibis' default backend, so that Feast's Ibis offline store uses it too.
 
-    `engine_memory` is the heap of each executor and of the driver, which in local mode are one. The stage's tables, and
-    in local mode what does not fit in memory, go to the folder `spill`.
+    `engine_memory` is the heap of each executor and of the driver, which in local mode are one. Without it, a cluster's
+    own configuration says how large they are, and the smaller is the limit. The stage's tables, and in local mode what
+    does not fit in memory, go to the folder `spill`.
 
     Raises:
         ConfigError: Java is missing, the memory is too small for Spark or the body, or executors do not see `spill`.
@@ -134,10 +135,7 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
     on_cluster = not str(context.master).startswith("local")
     memory = _megabytes(settings)
     if on_cluster and not settings.engine_memory:
-        java: Any = context._jvm
-        memory = java.org.apache.spark.network.util.JavaUtils.byteStringAsMb(
-            context.getConf().get("spark.executor.memory", "1g")
-        )
+        memory = min(_heap(session, "executor"), _heap(session, "driver"))
     SparkEngine.register_options()
     engine = SparkEngine()
     engine.memory = memory << 20
@@ -161,7 +159,7 @@ def open_engine(spill: Path, settings: Settings) -> Iterator[ibis.BaseBackend]:
 
 
 def memory_limit(engine: SparkEngine) -> int:
-    """Bytes of one executor's heap."""
+    """Bytes of the smaller heap: an executor computes a part at once, and the driver collects it."""
     return engine.memory
 
 
@@ -293,6 +291,13 @@ def _megabytes(settings: Settings) -> int:
             remedy="raise it, or use the engine duckdb",
         )
     return megabytes
+
+
+def _heap(session: SparkSession, of: str) -> int:
+    """Megabytes that Spark's configuration gives `executor` or `driver`."""
+    java: Any = session.sparkContext._jvm
+    text = session.sparkContext.getConf().get(f"spark.{of}.memory", "1g")
+    return int(java.org.apache.spark.network.util.JavaUtils.byteStringAsMb(text))
 
 
 def _require_shared(engine: SparkEngine, spill: Path) -> None:

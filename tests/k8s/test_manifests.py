@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.addresses import open_store
+from components.flow import STAGES
 from components.settings import Settings
 from tests.k8s import policies
 from tests.k8s.rendering import COMPONENTS, K8S, RENDERS, Object, needs_kubectl, of_kind, render
@@ -242,11 +243,21 @@ def test_executors_are_pods_that_keep_the_policies() -> None:
     assert [fault for fault in faults if "Probe" not in fault] == []
 
 
+def read_spark_defaults() -> dict[str, str]:
+    text = (K8S / "components" / "spark" / "spark-defaults.conf").read_text()
+    return dict(line.split() for line in text.splitlines() if line[:1] != "#")
+
+
+def test_the_heap_of_a_driver_is_half_of_the_smallest_pod_that_is_one() -> None:
+    """Python takes what the heap leaves; without a value, Spark's default would be a gibibyte."""
+    pods = [int(stage.resources.memory.removesuffix("Gi")) for stage in STAGES.values() if stage.spark]
+    assert int(read_spark_defaults()["spark.driver.memory"].removesuffix("g")) == min(pods) // 2
+
+
 def test_executors_have_the_version_and_the_paths_of_their_drivers() -> None:
     folder = K8S / "components" / "spark"
     pod = yaml.safe_load((folder / "executor.yaml").read_text())["spec"]
-    lines = (line.split() for line in (folder / "spark-defaults.conf").read_text().splitlines() if line[:1] != "#")
-    values = dict(lines)
+    values = read_spark_defaults()
     version = re.search(r"^pyspark==(.*)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
     image = values["spark.kubernetes.container.image"]
     assert image == pod["containers"][0]["image"]

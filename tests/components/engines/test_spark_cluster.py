@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from components.engines import spark as spark_module
-from components.engines.engine import open_engine
+from components.engines.engine import memory_limit, open_engine
 from components.exceptions import ConfigError, UnavailableError
 from components.features import examples as examples_module
 from tests.worlds import run_python, wait_until
@@ -117,6 +117,18 @@ def test_tables_are_those_of_duckdb_though_an_executor_is_killed(
     assert found.keys() == expected.keys()
     for name, table in expected.items():
         assert found[name].to_pylist() == table.to_pylist(), name
+
+
+def test_the_smaller_heap_of_the_cluster_is_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    with master(tmp_path) as address, daemon("worker.Worker", tmp_path, *WORKER, tmp_path / "work", address):
+        settings = with_engine(tmp_path, "spark", spark_master=address, engine_memory="")
+        for executor, driver in (("600m", "520m"), ("500m", "1g")):
+            heaps = {"spark.executor.memory": executor, "spark.driver.memory": driver}
+            monkeypatch.setattr(spark_module, "_CORRECTNESS", spark_module._CORRECTNESS | heaps)
+            with open_engine(tmp_path / "spill", settings) as engine:
+                found.append(memory_limit(engine))
+    assert found == [520 << 20, 500 << 20]
 
 
 def test_a_cluster_without_workers_is_no_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
