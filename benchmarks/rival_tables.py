@@ -1,6 +1,7 @@
 """Tables of docs/results/ about tuned rivals: the trials of `benchmarks.tuning`, and URM beside what they led to.
 
-The trials are kept in benchmarks/trials/*.jsonl, the comparisons on test in benchmarks/evaluations/*-tuned-seed*.
+The trials are kept in benchmarks/trials/*.jsonl, those of an older rival in its folder before_adr34, the comparisons on
+test in benchmarks/evaluations/*-tuned-seed*.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from components.evaluation.report import markdown, title
 from components.evaluation.summary import BASELINE, CANDIDATE
 
 TRIALS = Path(__file__).parent / "trials"
+OLDER = "before_adr34"  # trials of a rival that knew some answers
 NAMES = {
     "dimension": "width",
     "learning_rate": "rate",
@@ -44,10 +46,10 @@ NAMES = {
 }
 
 
-def render_trials(config: str) -> str:
+def render_trials(config: str, folder: str = ".") -> str:
     """Every trial of a data set: what it changed, and its validation recall, the best behaviour tasks first."""
     behaviour, rows = find_behaviour_tasks(config), []
-    trials = [trial for file in sorted(TRIALS.glob(f"{config}.*.jsonl")) for trial in read_lines(file)]
+    trials = [trial for file in sorted((TRIALS / folder).glob(f"{config}.*.jsonl")) for trial in read_lines(file)]
     tasks = list(trials[0]["validation_recall"]) if trials else []
     for trial in trials:
         recalls = trial["validation_recall"]
@@ -125,6 +127,7 @@ TABLES: dict[str, Table] = {
     "results_tuned": render_tuned,
     **{f"first_{config}": partial(render_first, config) for config in DATA_SETS},
     **{f"trials_{config}": partial(render_trials, config) for config in DATA_SETS},
+    **{f"older_trials_{config}": partial(render_trials, config, OLDER) for config in ("amazon_toys", "amazon_beauty")},
     **{f"results_{config}_tuned": partial(render_tuned_tasks, config) for config in DATA_SETS},
     "results_cold": partial(render_pooled, "complete_journey-cold", [0]),
 }
