@@ -1,6 +1,7 @@
 """Text vectors of items: a frozen sentence encoder over the distinct texts, cached by content."""
 
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,10 @@ from components.caches import CachePlace
 from components.device import has_bfloat16
 from components.exceptions import ConfigError
 from components.items.cache import VectorCache, digest, in_any_order
+from components.items.words import MARKS, normalise
 
 _TEXTS_PER_STORE = 2048  # what a killed run may lose
+_WORD = re.compile(rf"[\w{MARKS}]+")
 
 Progress = Callable[[int, int], None]
 
@@ -39,11 +42,16 @@ class TextVectors:
 def item_text(title: str, category: Sequence[str]) -> str:
     """What an item is, in words: its title, then the levels of its category path that the title does not say.
 
-    Empty if the item has neither.
+    The title says a level if it has the level's words in a row. Empty if the item has neither.
     """
-    said = title.casefold()
-    levels = [level.strip() for level in category if level.strip() and level.strip().casefold() not in said]
+    said = _spaced(title)
+    levels = [level.strip() for level in category if level.strip() and _spaced(level) not in said]
     return ". ".join(part for part in (title.strip(), ", ".join(dict.fromkeys(levels))) if part)
+
+
+def _spaced(text: str) -> str:
+    """The words of a text with a space around each, so that a word is not found inside another one."""
+    return f" {' '.join(_WORD.findall(normalise(text)))} "
 
 
 class TextEncoder:

@@ -28,7 +28,11 @@ TEXTS = [
         ("National brand, frozen ice", ["Grocery", "Frozen ice"], "National brand, frozen ice. Grocery"),
         ("Cola", [], "Cola"),
         ("", ["Grocery", "Soft drinks"], "Grocery, Soft drinks"),
-        (" Cola ", ["a", "Pantry", " Pantry "], "Cola. Pantry"),
+        (" Cola ", ["a", "Pantry", " Pantry "], "Cola. a, Pantry"),
+        ("Women's running shirt", ["Sports", "Men", "Women"], "Women's running shirt. Sports, Men"),
+        ("Steam iron", ["Home", "Tea", "STEAM  iron"], "Steam iron. Home, Tea"),
+        ("iron that steams", ["Steam", "Steam iron"], "iron that steams. Steam, Steam iron"),
+        ("नमकीन", ["नमक"], "नमकीन. नमक"),  # salty, and salt: its mark is a part of the word
         ("", ["", " "], ""),
     ],
 )
