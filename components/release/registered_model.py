@@ -8,14 +8,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 
 from components.addresses import fetch
 from components.device import choose_device
+from components.exceptions import MissingInputError
 from components.release.bundle import read_tasks, verify
-from components.release.registry import POINTER
-from components.settings import get_settings
+from components.release.registry import POINTER, find_version
+from components.settings import Settings, get_settings
 from components.urm.data.request import RecallRequest, UserContext
 from components.urm.inference import UrmRecaller
 
@@ -23,8 +26,8 @@ from components.urm.inference import UrmRecaller
 class BundlePredictor:
     """MLflow's generic interface over a bundle."""
 
-    def __init__(self, bundle: Path, device: str, digest: str) -> None:
-        verify(bundle, digest)
+    def __init__(self, bundle: Path, device: str, digest: str, release: str) -> None:
+        verify(bundle, digest).require(release, str(bundle))
         self._tasks = {task.name: task for task in read_tasks(bundle)}
         self._recaller = UrmRecaller.load(bundle / "model", bundle / "item_table", bundle / "index.faiss", device)
 
@@ -41,10 +44,31 @@ def _load_pyfunc(data_path: str) -> BundlePredictor:
     """Entry point that MLflow calls by this name."""
     settings = get_settings()
     pointer = json.loads((Path(data_path) / POINTER).read_text())
-    settings.require_allowed(pointer["bundle"])
-    digest = pointer.get("manifest", "")  # none in versions registered before it was noted
-    bundle = fetch(pointer["bundle"], settings.cache_path / "bundles" / digest[:16])
-    return BundlePredictor(bundle, choose_device(settings), digest)
+    release, digest = pointer["release"], pointer.get("manifest", "")  # none in versions from before it was noted
+    try:
+        bundle = _fetch(settings, pointer["bundle"], digest)
+    except MissingInputError:  # the registry knows better where equal content was registered again
+        tags = _read_tags(release)
+        if "urm.bundle" not in tags:
+            raise
+        digest = tags.get("urm.manifest", "")
+        bundle = _fetch(settings, tags["urm.bundle"], digest)
+    return BundlePredictor(bundle, choose_device(settings), digest, release)
+
+
+def _fetch(settings: Settings, uri: str, digest: str) -> Path:
+    settings.require_allowed(uri)
+    return fetch(uri, settings.cache_path / "bundles" / digest[:16])
+
+
+def _read_tags(release: str) -> dict[str, str]:
+    """Tags of the version that holds a release; none where the registry does not know it or does not answer."""
+    client, model_name = mlflow.MlflowClient(), release.rpartition("-")[0]
+    try:
+        version = find_version(client, model_name, release)
+        return {} if version is None else dict(client.get_model_version(model_name, version).tags)
+    except MlflowException:
+        return {}
 
 
 def _context(item_ids: Any) -> UserContext:

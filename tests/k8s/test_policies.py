@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from components.config import load_config
 from components.flow import STAGES
 from components.recall.state.scripts import GROUP, STREAM
 from tests.k8s import policies
@@ -17,12 +18,14 @@ from tests.k8s.rendering import (
     read_components,
     render,
 )
+from tests.worlds import CONFIGS
 
 pytestmark = needs_kubectl
 ALL_ADDED = [name for name in COMPONENTS if name not in read_components("production")]
 API, WORKER, ADHOC = "Deployment/recall-api", "Deployment/recall-worker", "Deployment/recall-adhoc"
 POD, FIRST = "spec.template.spec", "spec.template.spec.containers.0"
 DRIVERS = [stage for stage in STAGES if STAGES[stage].spark]
+SECONDS_PER_POD = 30  # to verify and load the demo's release (docs/kubernetes.md)
 GONE = object()
 # By policy: object, place in it, what is put there, the fault.
 PLANTED: dict[policies.Policy, list[tuple[str, str, Any, str]]] = {
@@ -211,6 +214,16 @@ def test_the_backlog_is_that_of_the_workers() -> None:
     assert (backlog["stream"], pending["stream"], pending["consumerGroup"]) == (STREAM, STREAM, GROUP)
     assert "consumerGroup" not in backlog  # with one, KEDA counts what is pending instead
     assert scaled["spec"]["minReplicaCount"] >= 1  # a worker makes the group
+
+
+def test_a_promotion_in_production_has_time_for_all_pods_that_there_may_be() -> None:
+    objects = render("production")
+    [scaled] = of_kind(objects, "ScaledObject")
+    [named] = [one["data"]["URM_CONFIG"] for one in of_kind(objects, "ConfigMap") if "URM_CONFIG" in one["data"]]
+    timeout = load_config(CONFIGS / f"{named}.yaml").release.promote_timeout_seconds
+    assert timeout > 2 * SECONDS_PER_POD * scaled["spec"]["maxReplicaCount"]  # one after another, of a larger release
+    # The stage may wait for the promotion before it, for what that left half done, and for its own pods.
+    assert 3 * timeout < STAGES["promote"].resources.hours * 3600
 
 
 def test_a_task_reaches_what_its_class_needs() -> None:

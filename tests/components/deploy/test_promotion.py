@@ -439,6 +439,7 @@ def test_another_version_of_the_release_that_serves_stays_champion(
     for _ in range(2):
         again = registry.create_model_version("urm", str(tmp_path), tags={"urm.release": "urm-a"}).version
     registry.set_registered_model_alias("urm", CHAMPION, again)
+    registry.update_model_version("urm", "1", "touched last")  # the registry gives it first
     serve(client, publish(client, "urm-a", "/a"))
     assert synchronize(settings, ReleaseConfig()) == "urm-a"
     champion = version_of_alias(registry, "urm", CHAMPION)

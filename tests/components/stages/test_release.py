@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from components.exceptions import GateError, UnavailableError
+from components.exceptions import GateError, MissingInputError, UnavailableError
 from components.release.bundle import TITLES, read_smoke, read_tasks, verify
 from components.release.registry import CANDIDATE, open_registry
 from components.settings import get_settings
@@ -75,7 +77,28 @@ def test_the_registry_keeps_its_address_until_the_bundle_of_an_equal_release_is_
     assert again().outputs["bundle"] == registry.get_model_version("urm", version).tags["urm.bundle"]
 
 
-def test_a_version_leads_back_and_predicts(releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def moved(folder: Path, away: Path) -> Iterator[None]:
+    """Have a folder elsewhere meanwhile."""
+    folder.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(folder)
+
+
+@pytest.fixture
+def environment(releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of a process that loads models from MLflow."""
+    monkeypatch.setenv("URM_HOME", str(releases[0].settings.home))
+    monkeypatch.setenv("URM_DEVICE", DEVICE)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_version_leads_back_and_predicts(releases: tuple[Release, Release]) -> None:
     release = releases[1]
     registry = open_registry(release.settings)
     version = registry.get_model_version_by_alias("urm", CANDIDATE)
@@ -88,17 +111,27 @@ def test_a_version_leads_back_and_predicts(releases: tuple[Release, Release], mo
     assert version.tags["urm.gate"] == "passed"
     assert version.tags["urm.run_dir"] == str(release.run_dir)
 
-    monkeypatch.setenv("URM_HOME", str(release.settings.home))
-    monkeypatch.setenv("URM_DEVICE", DEVICE)
-    get_settings.cache_clear()
     model = mlflow.pyfunc.load_model(f"models:/urm@{CANDIDATE}")
     assert model.metadata.metadata["release"] == release.name
     rows = pd.DataFrame({"history_item_ids": [[1003, 1004], [1010]], "task": ["new_item", "next_purchase"]})
     answer = model.predict(rows, params={"k": 5})
-    get_settings.cache_clear()
     assert [len(items) for items in answer["item_ids"]] == [5, 5]
     assert not {1003, 1004} & set(answer["item_ids"][0])
     assert set(answer["item_ids"][1]) <= set(ITEM_IDS.tolist())
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_version_loads_from_where_its_release_was_registered_last(
+    releases: tuple[Release, Release], tmp_path: Path
+) -> None:
+    release = releases[1]
+    again = run_stage("release", run, config=release.config, run_dir=str(release.run_dir), settings=release.settings)
+    load = partial(mlflow.pyfunc.load_model, f"models:/urm@{CANDIDATE}")
+    with moved(release.bundle, tmp_path / "first"):
+        assert load().metadata.metadata["release"] == release.name
+        with moved(Path(again.outputs["bundle"]), tmp_path / "last"):
+            with pytest.raises(MissingInputError, match=r"input .*: expected a file or folder, got nothing"):
+                load()
 
 
 def test_failed_gate_stops_the_release_unless_told_otherwise(tmp_path: Path) -> None:
