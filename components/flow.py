@@ -224,8 +224,8 @@ STAGES: dict[str, StageSpec] = {
                 "the smoke check measured"
             },
             sections=("release", "recall"),
-            # Loads the release itself, for the smoke check on a cluster. It may wait for `release.promote_timeout_seconds`
-            # thrice: for a promotion before it, for what that left half done, and for its own pods.
+            # Loads the release itself, for the smoke check on a cluster. It may wait for three times
+            # `release.promote_timeout_seconds`: for a promotion before it, what that left half done, and its own pods.
             resources=Resources(hours=1, pool=False),
             tracking="parent",
             recall=True,

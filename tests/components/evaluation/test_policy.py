@@ -175,10 +175,9 @@ def test_search_tasks_decide_nothing_where_the_behaviour_tasks_have_no_test_exam
     only = compared([0.0, 0.0, 0.0, 0.5]).restrict(["text_query"])
     found = judge(only, only, config(min_tasks_won=1))
     assert found["passed"] is False
-    assert found["reasons"] == [
-        "There is no lift over the behaviour tasks, since none of them (next_purchase, discovery, long_tail) has test "
-        "examples; search tasks decide only in a run that has no others."
-    ]
+    (reason,) = found["reasons"]
+    assert reason.startswith("There is no lift over the behaviour tasks, since none of them (next_purchase, ")
+    assert reason.endswith(" has test examples; search tasks decide only in a run that has no others.")
     assert "breaks 1 of the 5 rules" in found["verdict"]
     assert found["verdict"].endswith(" Without test examples: next_purchase, discovery, long_tail.")
 
