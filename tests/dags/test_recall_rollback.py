@@ -20,7 +20,7 @@ def dag():
 def test_one_task_that_is_not_tried_again(dag):
     (task,) = dag.tasks
     assert (task.task_id, task.retries, task.pool) == ("rollback", 0, "default_pool")
-    assert task.execution_timeout.total_seconds() == 1800
+    assert task.execution_timeout.total_seconds() == 3600
     assert task.credentials == ["feast", "mlflow", "recall", "redis"]
 
 

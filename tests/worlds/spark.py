@@ -64,9 +64,12 @@ def java(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARK_CONF_DIR", str(folder))
         yield
-        import pyspark
+        import pyspark.sql
 
         gateway, pyspark.SparkContext._gateway, pyspark.SparkContext._jvm = pyspark.SparkContext._gateway, None, None
+        # A session that could not be closed is left: MLflow would ask it for its registry, in all tests that follow.
+        pyspark.SparkContext._active_spark_context = None
+        pyspark.sql.SparkSession._instantiatedSession = pyspark.sql.SparkSession._activeSession = None
         if gateway is not None:
             gateway.shutdown()
             gateway.proc.stdin.close()
