@@ -33,9 +33,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.bench import mean_with_interval, open_packaged, write_figures
-from components.baseline.data import split_words
 from components.exceptions import DataError
 from components.items.text import TextEncoder
+from components.items.words import split_words
 from components.settings import Settings
 from components.studies.abilities.association import TOKENS, Rate, rate_by_language_model, standardise
 from components.studies.abilities.likelihood import open_language_model

@@ -31,8 +31,9 @@ import pandas as pd
 
 from benchmarks.bench import mean_with_interval, open_packaged, write_figures
 from components.baseline.bm25f import Bm25fIndex, Fields
-from components.baseline.data import Items, split_words
+from components.baseline.data import Items
 from components.items.text import TextEncoder
+from components.items.words import split_words
 from components.settings import Settings
 from components.studies.abilities.association import standardise
 from components.studies.abilities.likelihood import LanguageModel, open_language_model

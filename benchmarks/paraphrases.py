@@ -33,7 +33,7 @@ import yaml
 from benchmarks.bench import find_run, parse_run, report, write_figures
 from benchmarks.rules import fit_rules
 from components.baseline.category_rule import CategoryRule
-from components.baseline.data import Dataset, find, load_dataset, split_words
+from components.baseline.data import Dataset, find, load_dataset
 from components.baseline.models import ItemTables
 from components.baseline.ranking import Ranking, Scorer, find_recall, rank
 from components.baseline.text import TextFeatures, read_text_features
@@ -43,6 +43,7 @@ from components.device import set_threads
 from components.evaluation.predict import predict_urm
 from components.exceptions import ConfigError
 from components.items.text import TextEncoder, encode_texts
+from components.items.words import split_words
 from components.schemas.examples import EXAMPLES
 from components.settings import get_settings
 from components.studies.finished import FinishedRun

@@ -19,7 +19,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from components.baseline.data import Dataset, Floats, Ints, Items, newest, split_words
+from components.baseline.data import Dataset, Floats, Ints, Items, newest
+from components.items.words import split_words
 
 K1, B = 1.5, 0.75
 TIE = np.float32(1e-4)  # of equal scores the more popular item is first: far less than a word weighs

@@ -6,7 +6,6 @@ examples are memory-mapped: of them, what a batch reads is in memory.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,13 @@ import pyarrow.parquet as pq
 from components.config import Task
 from components.exceptions import DataError
 from components.items.table import POPULARITY, ItemTable
-from components.items.words import MARKS, cut_runs, normalise
+from components.items.words import split_words
 from components.schemas.examples import BATCH_ROWS, map_array
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 NUM_BUCKETS = 16  # quantile buckets of price and popularity; 0 stands for unknown
-_WORD = re.compile(rf"(?:[^\W_][{MARKS}]*)+")
 _STATISTICS = ("num_events", "num_items", "num_active_days", "days_since_last")
 _HALF_PRECISION = 0.005  # item tables hold logarithms in 16 bits, and 2ᵏ - 1 baskets must not fall below k
 
@@ -179,11 +177,6 @@ def bucket(values: npt.NDArray[Any], num_buckets: int = NUM_BUCKETS) -> Ints:
         edges = np.quantile(values[known], np.linspace(0, 1, num_buckets + 1)[1:-1])
         codes[known] = 1 + np.searchsorted(edges, values[known], side="right")
     return codes
-
-
-def split_words(text: str) -> list[str]:
-    """Lower-case words of a query or of a field of an item; "_" separates, as in the names of some categories."""
-    return cut_runs(_WORD.findall(normalise(text)))
 
 
 def _read_items(catalogue: pa.Table, items: pa.Table, item_table: ItemTable) -> Items:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from components.baseline.bm25f import Bm25fIndex, Fields
-from components.baseline.data import Dataset, Ints, split_words
+from components.baseline.data import Dataset, Ints
+from components.items.words import split_words
 
 NUM_QUERY_MATCHES = 5
 

@@ -1,7 +1,6 @@
 """Text vectors of items: a frozen sentence encoder over the distinct texts, cached by content."""
 
 import hashlib
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +18,9 @@ from components.caches import CachePlace
 from components.device import has_bfloat16
 from components.exceptions import ConfigError
 from components.items.cache import VectorCache, digest, in_any_order
-from components.items.words import MARKS, normalise
+from components.items.words import split_words
 
 _TEXTS_PER_STORE = 2048  # what a killed run may lose
-_WORD = re.compile(rf"[\w{MARKS}]+")
 
 Progress = Callable[[int, int], None]
 
@@ -51,7 +49,7 @@ def item_text(title: str, category: Sequence[str]) -> str:
 
 def _spaced(text: str) -> str:
     """The words of a text with a space around each, so that a word is not found inside another one."""
-    return f" {' '.join(_WORD.findall(normalise(text)))} "
+    return f" {' '.join(split_words(text))} "
 
 
 class TextEncoder:

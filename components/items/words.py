@@ -20,12 +20,13 @@ def _ranges_of_marks() -> str:
 
 MARKS = _ranges_of_marks()
 IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # with both kinds of kana
+_WORD = re.compile(rf"(?:[^\W_][{MARKS}]*)+")
 _RUNS = re.compile(f"[{IDEOGRAPHS}]+|[^{IDEOGRAPHS}]+")
 _IDEOGRAPH = re.compile(f"[{IDEOGRAPHS}]")
 
 
 def lowered(text: str) -> str:
-    """Lower case in which one letter is one: σ also at the end of a word, and i for İ, which are two in Unicode's."""
+    """Lower case that is the same whatever lowers it: σ also at the end of a word, and a plain i for İ."""
     return text.lower().replace("ς", "σ").replace("i\u0307", "i")
 
 
@@ -43,3 +44,8 @@ def cut_runs(words: list[str]) -> list[str]:
         is_pairs = len(run) > 2 and _IDEOGRAPH.match(run)
         cut += [run[place : place + 2] for place in range(len(run) - 1)] if is_pairs else [run]
     return cut
+
+
+def split_words(text: str) -> list[str]:
+    """Words of a query or of a field of an item; "_" separates, as in the names of some categories."""
+    return cut_runs(_WORD.findall(normalise(text)))

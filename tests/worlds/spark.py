@@ -25,6 +25,11 @@ needs_java = pytest.mark.skipif(
     shutil.which("java") is None and "JAVA_HOME" not in os.environ,
     reason="Spark needs a Java runtime, and none is here",
 )
+MARKS = [
+    needs_java,
+    pytest.mark.timeout(1800),  # on a machine that does other work
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of pyspark 4.0
+]
 MEMORY = "600MB"
 # What Spark's configuration file says beside the settings: less optimisation, since each query here runs once.
 DEFAULTS = """

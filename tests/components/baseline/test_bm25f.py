@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from components.baseline.bm25f import K1, TIE, B, Bm25f, Bm25fIndex, Fields
-from components.baseline.data import Dataset, split_words
+from components.baseline.data import Dataset
+from components.items.words import split_words
 from tests.worlds.baseline import history_of, rows_with_query
 
 TITLES = ["red hair oil", "oil for dry hair and red skin", "soap", "hand soap soap"]

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from components.baseline.data import Dataset, bucket, find, gather, split_words
+from components.baseline.data import Dataset, bucket, find, gather
 from components.exceptions import DataError
+from components.items.words import split_words
 from tests.worlds.baseline import history_of, targets_of
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from components.baseline.bm25f import Bm25fIndex, Fields
-from components.baseline.data import Dataset, split_words
+from components.baseline.data import Dataset
 from components.baseline.query_match import NUM_QUERY_MATCHES, NameMatch, QueryMatcher
+from components.items.words import split_words
 from tests.worlds.baseline import rows_with_query
 
 

@@ -14,15 +14,11 @@ from components.stages import encode, ingest
 from components.storage import run_stage
 from tests.worlds import spark as world
 from tests.worlds.logs import START, WEEK, make_config
-from tests.worlds.spark import needs_java, run_stages, with_engine, write_log
+from tests.worlds.spark import run_stages, with_engine, write_log
 from tests.worlds.tables import event_row, put, write, write_days
 
 pyspark = pytest.importorskip("pyspark", reason="the extra `spark` is not installed; `make` adds it where Java is")
-pytestmark = [
-    needs_java,
-    pytest.mark.timeout(1800),  # on a machine that does other work
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of pyspark 4.0
-]
+pytestmark = world.MARKS
 java = world.java
 SPARK = world.INTERPRETED  # on a cluster expressions are compiled (test_spark_cluster.py)
 

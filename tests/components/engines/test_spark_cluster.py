@@ -19,15 +19,11 @@ from components.features import examples as examples_module
 from tests.worlds import run_python, wait_until
 from tests.worlds import spark as world
 from tests.worlds.servers import free_port
-from tests.worlds.spark import needs_java, run_stages, with_engine, write_log
+from tests.worlds.spark import run_stages, with_engine, write_log
 from tests.worlds.tables import put
 
 pyspark = pytest.importorskip("pyspark", reason="the extra `spark` is not installed; `make` adds it where Java is")
-pytestmark = [
-    needs_java,
-    pytest.mark.timeout(1800),  # on a machine that does other work
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of pyspark 4.0
-]
+pytestmark = world.MARKS
 java = world.java  # the driver's
 DEPLOY = "org.apache.spark.deploy"
 WORKER = ("--cores", 1, "--memory", "700m", "--port", 0, "--webui-port", 0, "--work-dir")

@@ -9,15 +9,11 @@ from components.engines.engine import open_engine, read_folder
 from components.exceptions import UnavailableError
 from tests.worlds import spark as world
 from tests.worlds.logs import START
-from tests.worlds.spark import needs_java, with_engine
+from tests.worlds.spark import with_engine
 from tests.worlds.tables import event_row, write_days
 
 pyspark = pytest.importorskip("pyspark", reason="the extra `spark` is not installed; `make` adds it where Java is")
-pytestmark = [
-    needs_java,
-    pytest.mark.timeout(1800),  # on a machine that does other work
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of pyspark 4.0
-]
+pytestmark = world.MARKS
 java = world.java
 SPARK = world.INTERPRETED
 

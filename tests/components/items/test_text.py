@@ -32,6 +32,7 @@ TEXTS = [
         ("Women's running shirt", ["Sports", "Men", "Women"], "Women's running shirt. Sports, Men"),
         ("Steam iron", ["Home", "Tea", "STEAM  iron"], "Steam iron. Home, Tea"),
         ("iron that steams", ["Steam", "Steam iron"], "iron that steams. Steam, Steam iron"),
+        ("纯牛奶 250ml", ["食品", "牛奶"], "纯牛奶 250ml. 食品"),  # no spaces: each pair of characters is a word
         ("नमकीन", ["नमक"], "नमकीन. नमक"),  # salty, and salt: its mark is a part of the word
         ("", ["", " "], ""),
     ],

@@ -4,8 +4,8 @@ import unicodedata
 
 import pytest
 
-from components.baseline.data import split_words
 from components.items.codes import lexical_vectors, list_words, query_vector, unknown_share
+from components.items.words import split_words
 
 
 @pytest.mark.parametrize(
