@@ -50,7 +50,8 @@ def summarise(stage: StageRun, grid: Grid, digests: Mapping[str, str]) -> StageR
     if missing and not recalls.keys() > {REFERENCE}:
         raise missing[0]
     rows = [
-        {"variant": variant, "seconds": _sft_seconds(stage, variant, grid.seeds)}
+        {"variant": variant}
+        | _describe_trainings(stage, variant, grid.seeds)
         | compare(recalls[variant], recalls[REFERENCE], stage.config.seed)
         for variant in recalls
     ]
@@ -174,6 +175,8 @@ def render(
     parts = [f"# Ablations of {config}: validation Recall@{k}", head]
     if absent := [variant for variant in grid.variants if variant not in table.index]:
         parts.append(f"Not measured with all seeds and the settings of the grid, and left out: {', '.join(absent)}.")
+    if by_clock := list(table.index[table["by_clock"]]):
+        parts.append(f"Ended by `urm.max_seconds`, so that the speed of the machine counts: {', '.join(by_clock)}.")
     for name, group in grid.only(list(table.index)).groups.items():
         lines = [
             "| variant | recall | ± seeds | difference | interval | sft seconds |",
@@ -227,9 +230,16 @@ def _read(stage: StageRun, variant: str, seeds: Sequence[int], expected: str) ->
     return pd.concat(parts, ignore_index=True)
 
 
-def _sft_seconds(stage: StageRun, variant: str, seeds: Sequence[int]) -> float:
-    results = [load_result(variant_dir(stage.run_dir, variant, seed), "sft") for seed in seeds]
-    return float(np.mean([result.seconds for result in results if result is not None]))
+def _describe_trainings(stage: StageRun, variant: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Mean seconds of `sft`, and whether `urm.max_seconds` ended one before its steps, as a slow machine makes it."""
+    found = [load_result(variant_dir(stage.run_dir, variant, seed), "sft") for seed in seeds]
+    results = [result for result in found if result is not None]
+    summaries = [result.metrics.get("training", {}) for result in results]
+    by_clock = any(summary.get("stopped_by") == "time" for summary in summaries)
+    if by_clock:
+        steps = [summary.get("steps") for summary in summaries]
+        log.warning("ended by urm.max_seconds, not by its steps", variant=variant, steps=steps)
+    return {"seconds": float(np.mean([result.seconds for result in results])), "by_clock": by_clock}
 
 
 def _interval(counts: Floats, gains: Floats, seed: int) -> tuple[float, float]:

@@ -192,6 +192,18 @@ def test_variants_without_all_seeds_are_left_out_and_named(study, tmp_path):
     assert [path.name for path in Path(result.outputs["figures"]).iterdir()] == ["vectors.png"]
 
 
+def test_variants_whose_training_the_clock_ended_are_named(study, tmp_path):
+    assert "max_seconds" not in Path(summary(study, tmp_path).outputs["report"]).read_text()
+    for variant, stopped_by in {"h_1": "time", "h_2": "patience", "mean": "steps"}.items():
+        folder = tmp_path / "runs" / variant_dir("study", variant, 1)
+        put(folder, "sft", metrics={"training": {"stopped_by": stopped_by, "steps": 7}}, fingerprint="again")
+    forget(tmp_path, "study.mean.seed0")
+    result = summary(study, tmp_path)
+    assert [row["variant"] for row in result.metrics["variants"] if row["by_clock"]] == ["h_1"]
+    said = "Ended by `urm.max_seconds`, so that the speed of the machine counts: h_1."
+    assert said in Path(result.outputs["report"]).read_text()
+
+
 def test_without_the_reference_the_command_that_makes_it_is_named(study, tmp_path):
     forget(tmp_path, f"study.{REFERENCE}.seed1")
     with pytest.raises(MissingInputError, match=r"'main' with seed 1 .*ablation run --variant main --seed 1"):
