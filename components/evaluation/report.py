@@ -39,7 +39,10 @@ def render_report(config: RunConfig, metrics: dict[str, Any], table: pd.DataFram
     kind = name_kind(config, headline)
     of_headline = table[table["task"].isin(headline)]
     others = of_headline.groupby("model", sort=False).mean(numeric_only=True).drop(columns="examples")
-    rows = [[title(str(model)), *(f"{value:.4f}" for value in row)] for model, row in others.iterrows()]
+    rows = [
+        [title(str(model)), *("undefined" if math.isnan(value) else f"{value:.4f}" for value in row)]
+        for model, row in others.iterrows()
+    ]
     explanation = (
         f"Full catalogue, one candidate filter for all models. Recall of an example is |top-{k} ∩ targets| / "
         f"min(|targets|, {k}). A task's lift is relative to target attention; its interval is a paired bootstrap over "

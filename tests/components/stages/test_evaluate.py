@@ -15,6 +15,7 @@ import pytest
 from components.config import RunConfig
 from components.evaluation.examples import TestExamples, measure
 from components.evaluation.models import evaluate_models
+from components.evaluation.report import render_report
 from components.exceptions import DataError, MissingInputError
 from components.schemas.hits import HITS
 from components.schemas.predictions import PREDICTIONS
@@ -150,6 +151,20 @@ def test_report_names_every_task_and_what_is_not_compared(evaluation: StageResul
     assert f"| new_item | ndcg@10 | {top['popularity']:.4f} |" in report
     assert "Without test examples, and so not compared: long_tail." in report
     assert Path(evaluation.outputs["figure"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_says_that_empty_lists_have_no_popularity_and_no_novelty(
+    evaluation: StageResult, config: RunConfig, inputs: Path, tmp_path: Path
+) -> None:
+    tables = {name: pq.read_table(inputs / f"{name}.parquet") for name in ("examples", "contexts", "catalogue")}
+    tables["examples"] = tables["examples"].filter(pc.field("split") == "test")
+    lists = pq.read_table(inputs / "predictions.parquet").to_pylist()
+    lists = [row | {"item_ids": [], "scores": []} if row["model"] == "own_history" else row for row in lists]
+    files = (write(tmp_path / "lists.parquet", PREDICTIONS, lists), Path(evaluation.outputs["predictions"]))
+    found = evaluate_models(TestExamples.build(**tables), files, config, tmp_path / "hits.parquet")
+    report = render_report(config, found.metrics, found.table, found.segments)
+    assert re.search(r"\| own history \| 0\.0000 \|.* 0\.0000 \| undefined \| undefined \|", report)
+    assert "| nan " not in report
 
 
 def test_mlflow_holds_table_figure_and_data_set(evaluation: StageResult, config: RunConfig) -> None:
