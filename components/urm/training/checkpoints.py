@@ -248,7 +248,7 @@ def find_damage(folder: Path) -> str:
         files = json.loads((folder / COMPLETE).read_text())["files"]
         changed = [name for name, digest in files.items() if _digest(folder / name) != digest]
     except OSError as error:
-        return f"{Path(error.filename).name}: {error.strerror}"
+        return f"{Path(error.filename or folder).name}: {error.strerror or error}"  # a failed read names no file
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{COMPLETE}: {error}"
     return f"other content than was written in {', '.join(changed)}" if changed else ""

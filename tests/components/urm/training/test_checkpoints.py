@@ -87,6 +87,16 @@ def test_a_damaged_one_is_skipped_with_a_warning(make, name, damaged):
     assert make().restore() == 4
 
 
+def test_one_that_the_disk_cannot_read_is_skipped_too(tmp_path):
+    save(Checkpoints(tmp_path), 2)
+    state = tmp_path / "checkpoint-2" / "state"
+    state.unlink()
+    state.symlink_to("/proc/self/mem")  # opens, but its first page cannot be read
+    with capture_logs() as logs:
+        assert Checkpoints(tmp_path).restore() is None
+    assert logs[0]["damage"] == "checkpoint-2: Input/output error"
+
+
 @pytest.mark.parametrize("left", [None, "stat"])
 def test_one_that_is_damaged_on_this_disk_alone_comes_from_the_store(tmp_path, left):
     """As where a process was killed while it removed the folder."""
