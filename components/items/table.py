@@ -8,8 +8,8 @@
     <name>.names.npy      uint64 [d]    of a modality with a name for each column: hashes of these names
 
 Nothing is rebuilt when a table is opened: the files *are* the hash table, so that any number of processes of a
-machine share one copy in the page cache. A table never changes once written; `add_modalities` makes a new one and
-links the unchanged files.
+machine share one copy in the page cache. A table never changes once written, so that `link_table` may give its files a
+second folder.
 """
 
 from __future__ import annotations
@@ -168,53 +168,18 @@ def write_item_table(
     np.save(folder / "keys.npy", ids)  # the last: without it there is no table
 
 
-def add_modalities(
-    source: str | Path, target: str | Path, keys: npt.ArrayLike, added: Mapping[str, npt.ArrayLike]
-) -> ItemTable:
-    """Make a new table out of another and vectors for some of its items.
-
-    Unchanged files are hard-linked where the file system can, and copied otherwise.
-
-    Args:
-        source: Folder of the table to extend; stays as it is.
-        target: Folder of the new table; must hold no table yet.
-        keys: Distinct item ids of the table, int64 [m]; the new modalities are absent for all others.
-        added: Name of each new modality → vectors [m, d]; stored as float16.
+def link_table(source: str | Path, target: str | Path) -> ItemTable:
+    """Give a table a second folder: hard links where the file system can, copies otherwise.
 
     Raises:
-        DataError: A modality exists, a key repeats or is not in the table, or a vector is not finite in float16.
+        MissingInputError: The source holds no item table.
+        DataError: A file of the table is damaged, or the target holds a table already.
     """
-    table = ItemTable.open(source)
-    ids = np.ascontiguousarray(keys, dtype=np.int64)
-    _refuse_duplicates(ids)
-    rows = table.rows(ids)
-    if (rows < 0).any():
-        raise DataError(
-            f"vectors of {', '.join(added)}",
-            expected="items of the table only",
-            got=f"item {ids[rows < 0][0]} ({int((rows < 0).sum())} unknown in all)",
-            remedy="encode the same items first",
-        )
-    modalities = {name: _spread(table, name, rows, vectors) for name, vectors in added.items()}
+    ItemTable.open(source)
     target = _new_folder(target)
     for path in sorted(Path(source).glob("*.npy")):
         link_file(path, target / path.name)
-    for name, modality in modalities.items():
-        _save_modality(target, name, modality)
     return ItemTable.open(target)
-
-
-def _spread(table: ItemTable, name: str, rows: Keys, vectors: npt.ArrayLike) -> Modality:
-    """Vectors of some rows as a modality of the whole table."""
-    if name in table.modalities:
-        raise DataError("item table", expected=f"no modality {name!r} yet", got="one", remedy="choose another name")
-    given = _check_modality(name, len(rows), vectors, np.ones(len(rows), dtype=bool))
-    modality = Modality(
-        np.zeros((len(table), given.vectors.shape[1]), dtype=np.float16), np.zeros(len(table), dtype=bool)
-    )
-    modality.vectors[rows] = given.vectors
-    modality.present[rows] = True
-    return modality
 
 
 def _home_slots(keys: Keys, mask: int) -> Keys:

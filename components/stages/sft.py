@@ -13,7 +13,7 @@ import torch
 from components.caches import CachePlace
 from components.device import prepare_device
 from components.items.calibration import name_by_task
-from components.items.table import ItemTable, add_modalities
+from components.items.table import ItemTable, link_table
 from components.storage import StageReport, StageRun
 from components.tracking import log_examples, track
 from components.urm.data.examples import TRAINING_OUTPUTS, Groups, read_groups
@@ -60,8 +60,9 @@ def run(stage: StageRun) -> StageReport:
     device = prepare_device(stage.settings)
     torch.manual_seed(config.seed)
     inputs = SftInputs.read(stage)
-    # The model and the table it reads stay together; unchanged files are links.
-    table = add_modalities(inputs.item_table, stage.output / "item_table", [], {})
+    table = ItemTable.open(inputs.item_table)
+    if stage.settings.process == 0:  # the model and the table it reads stay together
+        table = link_table(inputs.item_table, stage.output / "item_table")
     stage.report_progress("building the model", train_contexts=len(inputs.training))
     tables = (table, inputs.training_table, inputs.catalogue)
     cache = CachePlace.of(stage.settings)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from components.exceptions import DataError, MissingInputError
 from components.items import table as table_module
 from components.items.codes import list_words, name_hashes
-from components.items.table import ItemTable, add_modalities, write_item_table
+from components.items.table import ItemTable, link_table, write_item_table
 
 INT64 = np.iinfo(np.int64)
 any_id = st.one_of(
@@ -97,27 +97,22 @@ def test_arrays_are_read_only_maps_of_the_files(tmp_path: Path) -> None:
         table.modalities["text"] = None  # type: ignore[index]
 
 
-def test_add_modalities_links_unchanged_files_and_leaves_the_source(tmp_path: Path) -> None:
-    source = tmp_path / "source"
+def test_a_second_folder_shares_the_files(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
     write(source, [10, 20, 30], text=(np.ones((3, 2)), np.ones(3, dtype=bool)))
-    before = {path.name: path.read_bytes() for path in source.iterdir()}
-
-    table = add_modalities(source, tmp_path / "target", np.array([30, 10]), {"id": np.array([[3.0], [1.0]])})
-
-    assert set(table.modalities) == {"id", "text"}
-    vectors, present = table.gather("id", [10, 20, 30, 99])
-    assert vectors.ravel().tolist() == [1, 0, 3, 0]
-    assert present.tolist() == [True, False, True, False]
-    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
-    assert os.path.samefile(source / "text.npy", tmp_path / "target" / "text.npy")
+    table = link_table(source, target)
+    assert (set(table.modalities), table.rows([30]).tolist()) == ({"text"}, [2])
+    names = {path.name for path in source.iterdir()}
+    assert {path.name for path in target.iterdir()} == names
+    assert all(os.path.samefile(source / name, target / name) for name in names)
 
 
 def test_words_of_a_modality_stay_with_the_table(tmp_path: Path) -> None:
     words = list_words(["lip balm", "lip gloss"])
     arrays = (np.ones((1, 2)), np.ones(1, dtype=bool))
     write_item_table(tmp_path / "source", np.array([1]), {"lexical": arrays}, {"lexical": words})
-    table = add_modalities(tmp_path / "source", tmp_path / "target", np.array([1]), {"id": np.ones((1, 1))})
-    assert set(table.modalities) == {"lexical", "id"}
+    table = link_table(tmp_path / "source", tmp_path / "target")
+    assert set(table.modalities) == {"lexical"}
     np.testing.assert_array_equal(table.words["lexical"], words)
     assert not write(tmp_path / "older", [1], lexical=arrays).words
     np.save(tmp_path / "target" / "lexical.words.npy", np.ones(3))
@@ -129,7 +124,7 @@ def test_names_of_columns_stay_with_the_table(tmp_path: Path) -> None:
     names = name_hashes(["lips", "hands"])
     arrays = (np.eye(2), np.ones(2, dtype=bool))
     write_item_table(tmp_path / "source", [1, 2], {"category_0": arrays}, names={"category_0": names})
-    table = add_modalities(tmp_path / "source", tmp_path / "target", np.array([1]), {"id": np.ones((1, 1))})
+    table = link_table(tmp_path / "source", tmp_path / "target")
     np.testing.assert_array_equal(table.names["category_0"], names)
     assert not table.words and not write(tmp_path / "older", [1, 2], category_0=arrays).names
     np.save(tmp_path / "source" / "category_0.names.npy", names[:1])
@@ -137,32 +132,34 @@ def test_names_of_columns_stay_with_the_table(tmp_path: Path) -> None:
         ItemTable.open(tmp_path / "source")
 
 
-def test_add_modalities_copies_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_folder_has_copies_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
     write(tmp_path / "source", [1], text=(np.ones((1, 2)), np.ones(1, dtype=bool)))
-    table = add_modalities(tmp_path / "source", tmp_path / "target", np.array([1]), {"id": np.ones((1, 1))})
+    table = link_table(tmp_path / "source", tmp_path / "target")
     assert table.rows([1]).tolist() == [0]
     assert not os.path.samefile(tmp_path / "source" / "keys.npy", tmp_path / "target" / "keys.npy")
 
 
+def test_a_second_folder_holds_no_table_yet_and_the_first_one_does(tmp_path: Path) -> None:
+    write(tmp_path / "source", [1])
+    write(tmp_path / "target", [2])
+    with pytest.raises(DataError, match=r"target: expected no item table yet, got one"):
+        link_table(tmp_path / "source", tmp_path / "target")
+    with pytest.raises(MissingInputError, match=r"item table .*none: expected file keys\.npy"):
+        link_table(tmp_path / "none", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
-    ("name", "keys", "message"),
-    [
-        ("text", [1], "expected no modality 'text' yet, got one"),
-        ("id", [1, 7], r"expected items of the table only, got item 7 \(1 unknown in all\)"),
-        ("id", [1, 1], "expected each once"),
-        ("Keys", [1], "expected a name of lower-case letters"),
-        ("slots", [1], "other than keys and slots"),
-    ],
+    ("name", "message"),
+    [("Keys", "expected a name of lower-case letters"), ("slots", "other than keys and slots")],
 )
-def test_add_modalities_refuses(tmp_path: Path, name: str, keys: list[int], message: str) -> None:
-    write(tmp_path / "source", [1, 2], text=(np.ones((2, 2)), np.ones(2, dtype=bool)))
+def test_names_that_are_no_file_of_a_modality_are_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        add_modalities(tmp_path / "source", tmp_path / "target", np.array(keys), {name: np.ones((len(keys), 1))})
-    assert not (tmp_path / "target").exists()
+        write(tmp_path, [1], **{name: (np.ones((1, 2)), np.ones(1, dtype=bool))})
 
 
 def test_vectors_that_overflow_float16_are_refused(tmp_path: Path) -> None:

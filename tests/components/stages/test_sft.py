@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -212,6 +213,21 @@ def test_two_processes_of_torchrun_leave_one_result(config: RunConfig, run_dir, 
     assert together["metrics"]["training"]["steps"] == alone.metrics["training"]["steps"]
     vectors = [np.load(Path(outputs["candidates"]) / "vectors.npy") for outputs in (together["outputs"], alone.outputs)]
     np.testing.assert_allclose(*vectors, atol=0.05)
+
+
+def test_a_helping_process_leaves_no_item_table(config: RunConfig, run_dir, settings, monkeypatch):
+    left = []
+
+    def help_out(stage):
+        report = run(stage)
+        left.extend(stage.output.iterdir())
+        return report
+
+    training = SimpleNamespace(train=lambda *_, **__: None)
+    monkeypatch.setattr("components.stages.sft.prepare", lambda *_, **__: training)
+    helper = settings.model_copy(update={"process": 1, "processes": 2})
+    run_stage("sft", help_out, config=config, run_dir=str(run_dir), settings=helper)
+    assert left == []
 
 
 def test_a_stage_of_one_process_refuses_two(config: RunConfig, run_dir, settings):
