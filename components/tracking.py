@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from components.addresses import join, read_json, write_json
-from components.exceptions import ConfigError
-from components.mlflow_server import no_answer, require_server
+from components.exceptions import ConfigError, UnavailableError
+from components.mlflow_server import brief_requests, no_answer, require_server
 from components.settings import Settings, hide_credentials
 from components.storage import StageRun
 
 if TYPE_CHECKING:
     import mlflow.entities
+
+log = structlog.get_logger()
 
 _FINAL = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")  # trying again changes nothing
 _AT_ONCE_MS = 60_000  # stages that began within this time may have made a run each, clocks of machines included
@@ -25,26 +30,77 @@ _AT_ONCE_MS = 60_000  # stages that began within this time may have made a run e
 def track(stage: StageRun, *, resume: bool = False) -> Iterator[mlflow.entities.Run]:
     """Open the nested MLflow run of a stage; use the `mlflow` module inside.
 
-    The run ends as FINISHED, or as FAILED if the body raises. With `resume`, an attempt continues the run of an earlier
-    one that did not succeed.
+    The run ends as FINISHED, or as FAILED if the body raises; if the server is away then, it stays RUNNING, with a
+    warning. With `resume`, an attempt continues the run of an earlier one that did not succeed.
+
+    A thread of MLflow sends what the body logs with `synchronous=False`: in order, each for about four minutes if the
+    server is away. It says what it gives up, and the body goes on.
 
     Raises:
         ConfigError: The experiment is deleted, or the server lets this user not write to it.
-        UnavailableError: The tracking server does not answer.
+        UnavailableError: The tracking server does not answer, or not to what the body logs otherwise.
     """
     import mlflow
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
-    parent = parent_run_id(stage)
+    # MLflow's ten threads would send in any order, and an outage would cost ten batches every four minutes, not one.
+    os.environ.setdefault("MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE", "1")
+    parent, uri = parent_run_id(stage), stage.settings.tracking_uri
     tags = _tags(stage) | {"urm.stage": stage.spec.name}
     note = join(stage.lasting, "tracking.json")
     known = (read_json(note) or {}) if resume else {}
-    earlier = known["run_id"] if known.get("parent") == parent and _has_run(known["run_id"]) else None
-    with mlflow.start_run(run_id=parent, log_system_metrics=False):
+    try:
+        earlier = known["run_id"] if known.get("parent") == parent and _has_run(known["run_id"]) else None
         name = {"run_id": earlier} if earlier else {"run_name": stage.spec.name}
-        with mlflow.start_run(**name, nested=True, tags=tags, log_system_metrics=False) as run:
-            if resume and not earlier:
-                write_json(note, {"run_id": run.info.run_id, "parent": parent})
-            yield run
+        mlflow.start_run(run_id=parent, log_system_metrics=False)
+        run = mlflow.start_run(**name, nested=True, tags=tags, log_system_metrics=False)
+        if resume and not earlier:
+            write_json(note, {"run_id": run.info.run_id, "parent": parent})
+        yield run
+    except BaseException as error:
+        _end_runs(uri, "FAILED")
+        if isinstance(error, MlflowException | RequestException) and getattr(error, "error_code", "") not in _FINAL:
+            raise no_answer(uri, error) from error
+        raise
+    with suppress(MlflowException):  # a result waits some minutes for a server that restarts, an error does not
+        mlflow.get_run(run.info.run_id)
+    _end_runs(uri, "FINISHED")
+
+
+def _end_runs(uri: str, status: str) -> None:
+    """End the run of a stage and its parent, once what waits is sent; a failure costs neither a result nor an error."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with ExitStack() as patience:
+        try:
+            require_server(uri)
+        except (ConfigError, UnavailableError):
+            patience.enter_context(brief_requests())
+        while (run := mlflow.active_run()) is not None:
+            try:
+                mlflow.end_run(status)
+            except (MlflowException, OSError) as error:
+                said = str(no_answer(uri, error))
+                log.warning("MLflow run stays RUNNING: it cannot be ended", run=run.info.run_id, error=said)
+
+
+def log_if_possible(function: Callable[..., object], *arguments: object) -> None:
+    """Call a function of `mlflow` that writes to the open run; a server that is away costs a training no more than it.
+
+    It is waited for as long as MLflow's client does by itself, about four minutes.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        function(*arguments)
+    except (MlflowException, OSError) as error:
+        if getattr(error, "error_code", "") in _FINAL:
+            raise
+        said = str(no_answer(mlflow.get_tracking_uri(), error))
+        log.warning("MLflow run lacks something of this stage", what=arguments[-1], error=said)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from components.caches import CachePlace
 from components.config import SPLITS, RunConfig
 from components.device import set_threads
 from components.storage import StageReport, StageRun
-from components.tracking import log_examples, track
+from components.tracking import log_examples, log_if_possible, track
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def run(stage: StageRun) -> StageReport:
     )
 
     def log_curve(model: str, step: int, metrics: dict[str, float]) -> None:
-        mlflow.log_metrics({f"{_prefix(model)}{name}": value for name, value in metrics.items()}, step=step)
+        named = {f"{_prefix(model)}{name}": value for name, value in metrics.items()}
+        mlflow.log_metrics(named, step=step, synchronous=False)
         shown = {name: round(value, 4) for name, value in metrics.items() if name.count(".") == 0 or "mean" in name}
         stage.report_progress(f"training {model.replace('_', ' ')}", step=step, **shown)
 
@@ -75,10 +76,11 @@ def run(stage: StageRun) -> StageReport:
             _log_model(model)
             models.append(model)
         recalls = validate_models(models, data, k)
-        mlflow.log_metrics({f"validation_recall.{name}.mean": recall["mean"] for name, recall in recalls.items()})
+        means = {f"validation_recall.{name}.mean": recall["mean"] for name, recall in recalls.items()}
+        mlflow.log_metrics(means, synchronous=False)
         tasks = list(recalls["popularity"])
         by_model = {name: [recall[task] for task in tasks] for name, recall in recalls.items()}
-        mlflow.log_table({"task": tasks} | by_model, "validation_recall.json")
+        log_if_possible(mlflow.log_table, {"task": tasks} | by_model, "validation_recall.json")
 
         stage.report_progress("ranking the test examples")
         scorers = {model.name: model.scorer for model in models}
@@ -110,12 +112,15 @@ def _log_model(model: FittedModel) -> None:
         if not trials:  # no validation example to choose by
             continue
         best = trials[0]
-        mlflow.log_params({f"{name}.{key}": value for key, value in best.items() if key != "validation_recall"})
-        mlflow.log_table({key: [trial[key] for trial in trials] for key in best}, f"trials/{name}.json")
+        chosen = {f"{name}.{key}": value for key, value in best.items() if key != "validation_recall"}
+        mlflow.log_params(chosen, synchronous=False)
+        table = {key: [trial[key] for trial in trials] for key in best}
+        log_if_possible(mlflow.log_table, table, f"trials/{name}.json")
     if summary := model.summary:
         numbers = {"seconds": summary.seconds, "best_step": summary.best_step, "steps": summary.steps}
-        mlflow.log_metrics({f"{_prefix(model.name)}{name}": value for name, value in numbers.items()})
-        mlflow.set_tag(f"{_prefix(model.name)}stopped_by", summary.stopped_by)
+        named = {f"{_prefix(model.name)}{name}": value for name, value in numbers.items()}
+        mlflow.log_metrics(named, synchronous=False)
+        mlflow.set_tag(f"{_prefix(model.name)}stopped_by", summary.stopped_by, synchronous=False)
 
 
 def _prefix(model: str) -> str:

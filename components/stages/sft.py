@@ -69,7 +69,7 @@ def run(stage: StageRun) -> StageReport:
     session = prepare(config, *tables, inputs.training, inputs.validation, cache=cache, device=device)
 
     def report(step: int, metrics: dict[str, float]) -> None:
-        mlflow.log_metrics(metrics, step=step)
+        mlflow.log_metrics(metrics, step=step, synchronous=False)
         shown = {name: round(metrics[name], 4) for name in _SHOWN if name in metrics}
         if shown:
             stage.report_progress("training URM", step=step, **shown)
@@ -86,8 +86,9 @@ def run(stage: StageRun) -> StageReport:
         log_examples(inputs.training_examples, config.name, "train")
         log_examples(inputs.examples, config.name, "validation")
         summary = session.train(checkpoints, report, sharded=sharded)
-        mlflow.log_metrics({"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step})
-        mlflow.set_tag("stopped_by", summary.stopped_by)
+        numbers = {"seconds": summary.seconds, "steps": summary.steps, "best_step": summary.best_step}
+        mlflow.log_metrics(numbers, synchronous=False)
+        mlflow.set_tag("stopped_by", summary.stopped_by, synchronous=False)
         num_examples = len(session.whole_validation.examples)
 
         def report_ranked(done: int) -> None:
@@ -95,7 +96,7 @@ def run(stage: StageRun) -> StageReport:
 
         report_ranked(0)
         calibrations = session.calibrate(report_ranked)
-        mlflow.log_metrics(name_by_task(calibrations))
+        mlflow.log_metrics(name_by_task(calibrations), synchronous=False)
     model = session.new.model.cpu().eval()
     builder = session.new.builder
     encoder = builder.meaning.folder if builder.meaning else None

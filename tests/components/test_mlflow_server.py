@@ -1,4 +1,5 @@
 import http.server
+import os
 import socket
 import ssl
 import threading
@@ -22,7 +23,7 @@ from starlette.applications import Starlette
 
 from components import mlflow_server
 from components.exceptions import ConfigError, UnavailableError
-from components.mlflow_server import require_server
+from components.mlflow_server import brief_requests, require_server
 from components.settings import Settings
 from tests.worlds.servers import free_port, serve_application
 
@@ -50,6 +51,21 @@ def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
         silent.listen()
         with pytest.raises(UnavailableError, match=r"expected an answer, got .*timed out"):
             require_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("fault", ["status 503", "silence"])
+def test_a_brief_request_does_not_wait_for_a_server_that_is_away(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    with serve_status(503) as answering, socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        uri = answering if fault == "status 503" else f"http://127.0.0.1:{silent.getsockname()[1]}"
+        clock = time.monotonic()
+        with pytest.raises(MlflowException), brief_requests():
+            http_request(get_default_host_creds(uri), "/", "GET")
+        assert time.monotonic() - clock < 60  # the first request loads MLflow's plugins
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 @pytest.mark.parametrize("status", [200, 401, 403, 404])

@@ -1,22 +1,29 @@
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from requests import ConnectionError
+from structlog.testing import capture_logs
 
 from components import tracking
 from components.addresses import read_json
 from components.config import load_config
 from components.exceptions import ConfigError, DataError, UnavailableError
 from components.flow import STAGES
+from components.mlflow_server import no_answer
 from components.settings import Settings
 from components.storage import StageRun
-from components.tracking import parent_run_id, track
+from components.tracking import log_if_possible, parent_run_id, track
 from tests.worlds import CONFIGS, REPOSITORY, wait_until
 from tests.worlds.servers import free_port
 
@@ -112,6 +119,93 @@ def test_a_failing_stage_is_marked_failed(stage: StageRun) -> None:
     with track(stage):  # the retry
         pass
     assert client.get_run(parent_run_id(stage)).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("error", [MlflowException("status 503"), ConnectionError("refused")])
+def test_a_server_that_goes_away_is_a_matter_for_a_retry(error: Exception, stage: StageRun) -> None:
+    said = r"MLflow at sqlite:.*: expected an answer, got (status 503|refused); start it with"
+    with pytest.raises(UnavailableError, match=said), track(stage):
+        raise error
+    with pytest.raises(MlflowException, match="no such name"), track(stage):
+        raise MlflowException.invalid_parameter_value("no such name")  # a defect of the body
+    assert mlflow.active_run() is None
+
+
+def test_a_server_that_goes_away_before_the_run_begins(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = parent_run_id(stage)
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("status 503")
+
+    with monkeypatch.context() as away:
+        away.setattr(SqlAlchemyStore, "create_run", fail)
+        with pytest.raises(UnavailableError, match="expected an answer, got status 503"), track(stage):
+            pass
+    assert mlflow.active_run() is None
+    assert MlflowClient().get_run(parent).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("outcome", ["a result", "an error"])
+def test_a_run_that_cannot_be_ended_costs_neither_a_result_nor_an_error(
+    outcome: str, stage: StageRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = []
+
+    def fail(*_: object, **__: object) -> None:
+        patience.append(os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"))
+        raise MlflowException("status 503")
+
+    with capture_logs() as said, monkeypatch.context() as away:
+        with nullcontext() if outcome == "a result" else pytest.raises(DataError), track(stage) as run:
+            away.setattr(SqlAlchemyStore, "update_run_info", fail)
+            away.setattr(tracking, "require_server", fail_to_answer)
+            if outcome == "an error":
+                raise DataError("log", expected="rows", got="none", remedy="check the source")
+    assert [line["event"] for line in said] == ["MLflow run stays RUNNING: it cannot be ended"] * 2
+    assert patience == ["0", "0"]  # what MLflow's thread still has to send takes no minutes each
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    assert mlflow.active_run() is None
+    assert MlflowClient().get_run(run.info.run_id).info.status == "RUNNING"
+
+
+def fail_to_answer(uri: str) -> None:
+    raise no_answer(uri, "status 503")
+
+
+def test_a_curve_is_sent_in_order_and_a_lost_point_is_no_error(
+    stage: StageRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_metrics, tried = SqlAlchemyStore._log_metrics, []
+
+    def log_or_fail(store: SqlAlchemyStore, run_id: str, metrics: list[mlflow.entities.Metric]) -> None:
+        time.sleep(0.5 if metrics[0].step == 1 else 0)
+        tried.append(metrics[0].step)
+        if metrics[0].step == 2:
+            raise MlflowException("status 503")
+        log_metrics(store, run_id, metrics)
+
+    with track(stage) as run:
+        monkeypatch.setattr(SqlAlchemyStore, "_log_metrics", log_or_fail)
+        begun = time.monotonic()
+        for step in range(1, 6):
+            mlflow.log_metrics({"loss": 1 / step}, step, synchronous=False)
+        assert time.monotonic() - begun < 0.5
+    assert tried == [1, 2, 3, 4, 5]
+    points = MlflowClient().get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in points] == [(step, 1 / step) for step in (1, 3, 4, 5)]
+    assert MlflowClient().get_run(run.info.run_id).info.status == "FINISHED"
+
+
+def test_a_table_that_cannot_be_logged_costs_a_warning(stage: StageRun) -> None:
+    def fail(error: Exception, _: str) -> None:
+        raise error
+
+    with capture_logs() as said:
+        log_if_possible(fail, MlflowException("status 503"), "table.json")
+        log_if_possible(fail, ConnectionError("refused"), "table.json")
+    assert [(line["log_level"], line["what"]) for line in said] == [("warning", "table.json")] * 2
+    with pytest.raises(MlflowException, match="no such name"):
+        log_if_possible(fail, MlflowException.invalid_parameter_value("no such name"), "table.json")
 
 
 def test_an_attempt_continues_the_run_of_the_one_before(stage: StageRun) -> None:

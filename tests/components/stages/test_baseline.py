@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from mlflow.exceptions import MlflowException
 from safetensors.numpy import load_file
 
 from components.items.calibration import ID_WEIGHTS
@@ -19,6 +20,7 @@ from components.storage import StageResult, run_stage
 from tests.worlds import make_settings
 from tests.worlds.baseline import *  # noqa: F403  # fixtures
 from tests.worlds.tables import put
+from tests.worlds.tracking import forbid_waiting
 
 EXTRA = ["bm25f", "category_rule", "text", "id_vectors", "mix", "sasrec", "target_attention_text"]
 MODELS = ["popularity", "own_history", "item_knn", "target_attention", *EXTRA]
@@ -35,7 +37,19 @@ def run_baseline(world, run_dir: Path) -> StageResult:
 
 @pytest.fixture(scope="module")
 def result(world, tmp_path_factory: pytest.TempPathFactory) -> StageResult:
-    return run_baseline(world, tmp_path_factory.mktemp("run"))
+    """Of a stage during which MLflow is away: it must not wait for it, and a first table is lost."""
+    log_table, refused = mlflow.log_table, []
+
+    def lose_first(data: dict[str, list[object]], name: str) -> None:
+        if not refused:
+            refused.append(name)
+            raise MlflowException("status 503")
+        log_table(data, name)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        forbid_waiting(monkeypatch)
+        monkeypatch.setattr(mlflow, "log_table", lose_first)
+        return run_baseline(world, tmp_path_factory.mktemp("run"))
 
 
 def test_predictions_rank_every_test_example_by_every_model(result: StageResult, world) -> None:

@@ -28,6 +28,7 @@ from components.urm.inference import UrmRecaller
 from components.urm.training import session
 from tests.worlds import DEVICE, REPOSITORY, run_python, wait_until
 from tests.worlds.tables import put
+from tests.worlds.tracking import forbid_waiting
 from tests.worlds.urm import *  # noqa: F403  # fixtures
 
 
@@ -58,9 +59,10 @@ def run_dir(tables, tmp_path):
     return folder
 
 
-def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_dir, settings, tables):
+def test_stage_leaves_what_evaluation_and_release_read(config: RunConfig, run_dir, settings, tables, monkeypatch):
     # All eight validation contexts, so that the training is measured on those that set popularity.
     config = config.model_copy(update={"urm": config.urm.model_copy(update={"validation_contexts": 8})})
+    forbid_waiting(monkeypatch)
     result = run_stage("sft", run, config=config, run_dir=str(run_dir), settings=settings)
 
     table = ItemTable.open(result.outputs["item_table"])
