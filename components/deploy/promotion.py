@@ -54,14 +54,12 @@ class Candidate:
     """A registered release.
 
     Attributes:
-        version: Its version of the registered model.
-        release: Its name.
+        release: Its name, by which the registry is asked for its version.
         bundle: URI of its bundle.
         manifest: SHA-256 of its manifest, as its stage noted it; empty if that was before digests were noted.
         fresh: Whether it must be the registry's candidate, or the champion already; not so for a way back.
     """
 
-    version: str
     release: str
     bundle: str
     manifest: str = ""
@@ -94,9 +92,9 @@ def rollback(
             version = registry.get_model_version(name, number)
         else:
             version = require_alias(registry, name, PREVIOUS)
-        return Candidate(str(version.version), version.tags["urm.release"], version.tags["urm.bundle"], fresh=False)
+        return Candidate(version.tags["urm.release"], version.tags["urm.bundle"], fresh=False)
 
-    return _promote(settings, config, recall, config.model_name, choose, why)
+    return _promote(settings, config, recall, config.model_name, choose, why, by_alias=not to)
 
 
 def deploy(
@@ -160,25 +158,22 @@ def _promote(
     model_name: str,
     choose: Callable[[MlflowClient], Candidate],
     why: str,
+    *,
+    by_alias: bool = False,
 ) -> dict[str, Any]:
+    """Promote what `choose` names; with `by_alias` that is known only once the aliases say what serves."""
     started = time.monotonic()
     registry, target = open_registry(settings), open_target(settings, config, recall)
     timeout = config.promote_timeout_seconds
     with redis_errors(settings.redis_url), target.hold(timeout):
         on_cluster = settings.deploy_to == "kubernetes"
+        chosen = None if by_alias else _check(settings, registry, model_name, choose(registry))
         found = _repair(config, registry, target, model_name, must_be_registered=on_cluster)
-        candidate = choose(registry)
-        release, version = candidate.release, candidate.version
-        if not exists(candidate.bundle):
-            expected, remedy = f"its bundle at {candidate.bundle}", "run `urm release` again"
-            raise MissingInputError(f"release {release}", expected=expected, got="nothing", remedy=remedy)
+        candidate, version, manifest = chosen or _check(settings, registry, model_name, choose(registry))
+        if on_cluster and candidate.fresh:
+            _require_named(registry, model_name, candidate.release)
+        release = candidate.release
         continue_orders(open_redis(settings.redis_url), last_order(registry, model_name))
-        # The registry's word counts, unless equal content was registered again since, from another run.
-        tags = require_version(registry, model_name, version, release).tags
-        registered = tags.get("urm.bundle") == candidate.bundle and tags.get("urm.manifest")
-        manifest = registered or candidate.manifest
-        if settings.deploy_to == "kubernetes":  # the workers of one machine refuse it before anything changes
-            _require_promotable(settings, registry, model_name, candidate, manifest)
         act = {"by": _name_caller(settings), "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         notes = _describe(registry, model_name, version, act)
         try:
@@ -236,13 +231,36 @@ def _repair(
     return found
 
 
-def _require_promotable(
-    settings: Settings, registry: MlflowClient, model_name: str, candidate: Candidate, manifest: str
-) -> None:
+def _check(
+    settings: Settings, registry: MlflowClient, model_name: str, candidate: Candidate
+) -> tuple[Candidate, str, str]:
+    """Refuse what cannot be served, whatever serves now; changes nothing.
+
+    Returns:
+        The candidate, its version, and the digest of its manifest; empty if nothing is known of that.
+
+    Raises:
+        MissingInputError: Its bundle is gone.
+        ReleaseError: It is not registered, or, on a cluster, its manifest is not the one that was.
+        GateError: On a cluster: the gate refused it.
+    """
+    if not exists(candidate.bundle):
+        expected, remedy = f"its bundle at {candidate.bundle}", "run `urm release` again"
+        raise MissingInputError(f"release {candidate.release}", expected=expected, got="nothing", remedy=remedy)
+    found = require_version(registry, model_name, candidate.release)
+    # The registry's word counts, unless equal content was registered again since, from another run.
+    registered = found.tags.get("urm.bundle") == candidate.bundle and found.tags.get("urm.manifest")
+    manifest = registered or candidate.manifest
+    if settings.deploy_to == "kubernetes":  # the workers of one machine refuse it before anything changes
+        _require_promotable(settings, candidate, manifest)
+    return candidate, str(found.version), manifest
+
+
+def _require_promotable(settings: Settings, candidate: Candidate, manifest: str) -> None:
     """Refuse what no pod should be started for.
 
     Raises:
-        ReleaseError: The manifest is not the one that was registered, or the release is no candidate any more.
+        ReleaseError: The manifest is not the one that was registered.
         GateError: The gate refused it.
     """
     settings.require_allowed(candidate.bundle)
@@ -256,14 +274,22 @@ def _require_promotable(
     if not (content.gate.passed or content.gate.promoted_anyway):
         remedy = "build it again with `urm release --promote-anyway`"
         raise GateError(subject, expected="a passed gate", got=content.gate.verdict, remedy=remedy)
+
+
+def _require_named(registry: MlflowClient, model_name: str, release: str) -> None:
+    """Refuse a release that is no candidate any more, now that the aliases say what serves.
+
+    Raises:
+        ReleaseError: It is neither candidate nor champion.
+    """
     named = {alias: version_of_alias(registry, model_name, alias) for alias in (CANDIDATE, CHAMPION)}
-    if candidate.fresh and candidate.release not in map(release_of, named.values()):
+    if release not in map(release_of, named.values()):
         now = named[CANDIDATE]
         raise ReleaseError(
-            subject,
+            f"release {release}",
             expected=f"the alias {CANDIDATE!r}, or {CHAMPION!r} already",
             got="none" if now is None else f"a newer candidate, {release_of(now)}",
-            remedy=f"promote the candidate, or go back on purpose: `urm rollback --to {candidate.release} --why …`",
+            remedy=f"promote the candidate, or go back on purpose: `urm rollback --to {release} --why …`",
         )
 
 

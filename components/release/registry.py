@@ -133,27 +133,21 @@ def last_order(client: mlflow.MlflowClient, model_name: str) -> int:
         return 0
 
 
-def require_version(client: mlflow.MlflowClient, model_name: str, version: str, release: str) -> Any:
-    """The model version of a release.
+def require_version(client: mlflow.MlflowClient, model_name: str, release: str) -> Any:
+    """The model version that holds a release.
 
     Raises:
-        ReleaseError: The number is not this release's: it is another database, or one that lost it.
+        ReleaseError: None does: it is another database, or one that lost it.
     """
-    found = None
-    try:
-        found = client.get_model_version(model_name, version)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-    held = None if found is None else found.tags.get("urm.release")
-    if held != release:
+    version = find_version(client, model_name, release)
+    if version is None:
         raise ReleaseError(
             f"release {release}",
-            expected=f"it to be version {version} of {model_name!r} in the registry",
-            got="no such version" if found is None else f"one that holds {held or 'no release'}",
+            expected=f"a version of {model_name!r} in the registry that holds it",
+            got="none",
             remedy="set URM_MLFLOW_URI to the registry that has it, or run `urm release` again",
         )
-    return found
+    return client.get_model_version(model_name, version)
 
 
 def require_alias(client: mlflow.MlflowClient, model_name: str, alias: str) -> Any:

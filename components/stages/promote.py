@@ -23,7 +23,6 @@ def run(stage: StageRun) -> StageReport:
         stage.config.release,
         released.metrics["model_name"],
         Candidate(
-            released.metrics["version"],
             released.metrics["release"],
             released.outputs["bundle"],
             released.metrics.get("manifest", ""),

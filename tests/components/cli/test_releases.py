@@ -49,8 +49,7 @@ def invoke(*arguments: str) -> str:
 
 
 def promote(release: Release) -> None:
-    version = str(release.result.metrics["version"])
-    candidate = Candidate(version, release.name, str(release.bundle), str(release.result.metrics["manifest"]))
+    candidate = Candidate(release.name, str(release.bundle), str(release.result.metrics["manifest"]))
     deploy(release.settings, release.config.release, "urm", candidate)
 
 

@@ -86,14 +86,17 @@ class World:
 
     def candidate(self, number: int) -> Candidate:
         release = self.releases[number]
-        version = str(release.result.metrics["version"])
-        return Candidate(version, release.name, str(release.bundle), str(release.result.metrics["manifest"]))
+        return Candidate(release.name, str(release.bundle), str(release.result.metrics["manifest"]))
+
+    def offer(self, number: int) -> None:
+        """Make a release the candidate."""
+        version = str(self.releases[number].result.metrics["version"])
+        self.registry.set_registered_model_alias("urm", CANDIDATE, version)
 
     def promote(self, number: int, cluster: Cluster | None = None) -> dict[str, Any]:
         self.use(cluster)
-        candidate = self.candidate(number)
-        self.registry.set_registered_model_alias("urm", CANDIDATE, candidate.version)
-        return deploy(self.settings, self.config, "urm", candidate)
+        self.offer(number)
+        return deploy(self.settings, self.config, "urm", self.candidate(number))
 
     def go_back_by_hand(self) -> dict[str, Any]:
         """Promote both releases and go back to the first by `kubectl rollout undo`; its Deployments as they were."""
@@ -368,7 +371,7 @@ def test_two_at_once_leave_one_release_in_both_templates_and_as_champion(world: 
     world.promote(0)
     world.use()
     for number in (0, 1):
-        world.registry.set_registered_model_alias("urm", CANDIDATE, world.candidate(number).version)
+        world.offer(number)
     ended: list[str] = []
 
     def act(number: int) -> None:
@@ -416,15 +419,15 @@ def test_what_no_pod_should_be_started_for_is_refused_before(
     world.promote(0)
     written, serving = len(world.state.written), world.now
     second = world.candidate(1)
-    elsewhere = Candidate(second.version, second.release, str(broken_bundle), second.manifest)
+    elsewhere = Candidate(second.release, str(broken_bundle), second.manifest)
     manifest = read_manifest(broken_bundle)
     write_manifest(broken_bundle, manifest.model_copy(update={"links": {}}))
-    world.registry.set_registered_model_alias("urm", CANDIDATE, second.version)
+    world.offer(1)
     with pytest.raises(ReleaseError, match=rf"file {MANIFEST}: expected SHA-256 .* as it was published"):
         deploy(world.settings, world.config, "urm", elsewhere)
     failed = manifest.model_copy(update={"gate": manifest.gate.model_copy(update={"passed": False})})
     write_manifest(broken_bundle, failed)
-    refused = Candidate(second.version, second.release, str(broken_bundle), hash_manifest(broken_bundle))
+    refused = Candidate(second.release, str(broken_bundle), hash_manifest(broken_bundle))
     with pytest.raises(GateError, match=f"release {names[1]}: expected a passed gate"):
         deploy(world.settings, world.config, "urm", refused)
     world.registry.delete_registered_model_alias("urm", CANDIDATE)

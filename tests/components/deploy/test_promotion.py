@@ -154,11 +154,10 @@ def test_a_bundle_that_was_exchanged_after_its_release_is_rejected(
     client: redis.Redis, releases: Releases, promoted: tuple[RecallWorker, Publication], broken_bundle: Path
 ) -> None:
     """Even with a manifest that fits: it is not the one that was registered."""
-    version = str(releases[1].result.metrics["version"])
     manifest, digest = read_manifest(broken_bundle), str(releases[1].result.metrics["manifest"])
     write_manifest(broken_bundle, manifest.model_copy(update={"links": {"run": "elsewhere"}}))
     with pytest.raises(ReleaseError, match=r"a rejection by worker-a: .*manifest.json: expected SHA-256 .* published"):
-        exchanged = Candidate(version, releases[1].name, str(broken_bundle), digest)
+        exchanged = Candidate(releases[1].name, str(broken_bundle), digest)
         deploy(releases[1].settings, releases[1].config.release, "urm", exchanged)
     wanted = read_publication(client, WANTED)
     assert wanted is not None and wanted.manifest == promoted[1].manifest and wanted.release == releases[0].name
@@ -168,10 +167,9 @@ def test_rejected_release_leaves_aliases_and_wish_as_they_were(
     client: redis.Redis, releases: Releases, promoted: tuple[RecallWorker, Publication]
 ) -> None:
     champion = alias(releases[0], CHAMPION)
-    version = str(releases[1].result.metrics["version"])
     name = releases[1].name
     with pytest.raises(ReleaseError, match=f"release {name}: expected every worker to serve it, got a rejection"):
-        wrong = Candidate(version, name, str(releases[0].bundle))
+        wrong = Candidate(name, str(releases[0].bundle))
         deploy(releases[1].settings, releases[1].config.release, "urm", wrong)
     assert alias(releases[0], CHAMPION) == champion
     assert release_of(client, WANTED) == releases[0].name
@@ -296,28 +294,58 @@ def test_all_live_workers_must_answer(client: redis.Redis) -> None:
 def test_a_registry_without_the_release_is_one_sentence(
     client: redis.Redis, releases: Releases, tmp_path: Path
 ) -> None:
-    """It was lost, or is another one, whose version of the number may be another release."""
-    release, other = releases[0], releases[1]
+    release = releases[0]
     send_heartbeat(client, "w", "")
     elsewhere = release.settings.model_copy(update={"mlflow_uri": f"sqlite:///{tmp_path}/other.db"})
-    version = str(release.result.metrics["version"])
-    for settings, number in ((elsewhere, version), (release.settings, "99")):
-        candidate = Candidate(number, release.name, str(release.bundle), str(release.result.metrics["manifest"]))
-        with pytest.raises(ReleaseError, match=f"expected it to be version {number} of 'urm' in the registry, got no "):
-            deploy(settings, release.config.release, "urm", candidate)
-    taken = Candidate(str(other.result.metrics["version"]), release.name, str(release.bundle))
-    with pytest.raises(ReleaseError, match=f"{release.name}: expected it to be .*, got one that holds {other.name};"):
-        deploy(release.settings, release.config.release, "urm", taken)
+    with pytest.raises(ReleaseError, match=f"{release.name}: expected a version of 'urm' in the registry .* got none;"):
+        deploy(elsewhere, release.config.release, "urm", candidate_of(release))
     assert read_publication(client, WANTED) is None
+
+
+def test_a_release_is_found_under_whatever_number_the_registry_has_it(
+    client: redis.Redis, releases: Releases, tmp_path: Path
+) -> None:
+    """As in a registry that was restored, or to which it was registered again."""
+    release = releases[0]
+    settings = make_settings(tmp_path, release.settings.redis_url)
+    registry = open_registry(settings)
+    registry.create_registered_model("urm")
+    for name in ("urm-other", release.name):
+        number = registry.create_model_version("urm", str(tmp_path), tags={"urm.release": name}).version
+    registry.set_registered_model_alias("urm", CANDIDATE, number)
+    assert str(number) != str(release.result.metrics["version"])
+    with answering(client, release.name, quick="serving"):
+        moved = run_stage(
+            "promote", run, config=release.config, run_dir=str(release.run_dir), settings=settings, force=True
+        )
+    assert moved.metrics["version"] == str(number)
+    champion = version_of_alias(registry, "urm", CHAMPION)
+    assert champion is not None and champion.version == number
+
+
+def test_what_is_refused_moves_no_alias(client: redis.Redis, releases: Releases) -> None:
+    """Also where what serves is not the champion, which the next promotion would put right."""
+    settings, config = releases[0].settings, releases[0].config.release
+    with answering(client, releases[0].name, quick="serving"):
+        deploy(settings, config, "urm", candidate_of(releases[0]))
+    registry = open_registry(settings)
+    registry.set_registered_model_alias("urm", CHAMPION, str(releases[1].result.metrics["version"]))
+    unknown = Candidate("urm-unknown", str(releases[1].bundle))
+    with pytest.raises(ReleaseError, match="release urm-unknown: expected a version of 'urm' in the registry"):
+        deploy(settings, config, "urm", unknown)
+    with pytest.raises(ReleaseError, match="release 'urm-unknown': expected one of the registry"):
+        rollback(settings, config, to="urm-unknown")
+    assert alias(releases[0], CHAMPION) == releases[1].name
+    assert synchronize(settings, config) == releases[0].name
 
 
 def test_bundle_that_is_gone_is_named(client: redis.Redis, releases: Releases) -> None:
     with pytest.raises(MissingInputError, match="release urm-x: expected its bundle at /nowhere, got nothing"):
-        deploy(releases[0].settings, releases[0].config.release, "urm", Candidate("1", "urm-x", "/nowhere"))
+        deploy(releases[0].settings, releases[0].config.release, "urm", Candidate("urm-x", "/nowhere"))
 
 
 def candidate_of(release: Release) -> Candidate:
-    return Candidate(str(release.result.metrics["version"]), release.name, str(release.bundle))
+    return Candidate(release.name, str(release.bundle))
 
 
 def test_parallel_promotions_and_rollbacks_leave_one_release_wanted_serving_and_champion(
@@ -473,7 +501,7 @@ def test_aliases_and_numbers_outlive_the_redis_that_gave_them(
     order = deploy(settings, config, "urm", candidate_of(releases[0]))["order"]
     registry.set_registered_model_tag("urm", "urm.order", str(order + 10**9))  # the clock of the lost Redis was ahead
     with pytest.raises(ReleaseError, match="expected the latest promotion, got a later one"):
-        crown(registry, "urm", candidate_of(releases[1]).version, order + 1)
+        crown(registry, "urm", str(releases[1].result.metrics["version"]), order + 1)
     assert alias(releases[0], CHAMPION) == releases[0].name
     assert deploy(settings, config, "urm", candidate_of(releases[1]))["order"] > order + 10**9
     registry.set_registered_model_tag("urm", "urm.order", "0")  # for the other tests of this registry
