@@ -230,7 +230,12 @@ class EvaluationConfig(Model):
 class ReleaseConfig(Model):
     """Name of the registered model."""
 
-    model_name: str = "urm"
+    model_name: str = Field(
+        default="urm",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=50,  # with a digest behind it, a release's name is no longer than a name of Kubernetes may be
+        description="Releases are named by it, in MLflow, in addresses and on Kubernetes.",
+    )
     smoke_users: int = Field(default=20, gt=0)
     smoke_min_overlap: float = Field(default=0.9, ge=0, le=1, description="Top-k shared with what evaluation saw.")
     promote_timeout_seconds: float = Field(default=120, gt=0, description="Longest wait for the workers' answer.")
