@@ -67,6 +67,8 @@ def register(bundle: Path, uri: str, manifest: Manifest, model_name: str, tags: 
 
 def find_version(client: mlflow.MlflowClient, model_name: str, release: str) -> str | None:
     """The first version that holds a release, or None."""
+    if "'" in release:  # no release has one, and it would end the text in the filter
+        return None
     found = client.search_model_versions(f"name = '{model_name}' and tag.`urm.release` = '{release}'")
     return str(min(int(version.version) for version in found)) if found else None
 

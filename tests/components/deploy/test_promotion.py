@@ -333,8 +333,9 @@ def test_what_is_refused_moves_no_alias(client: redis.Redis, releases: Releases)
     unknown = Candidate("urm-unknown", str(releases[1].bundle))
     with pytest.raises(ReleaseError, match="release urm-unknown: expected a version of 'urm' in the registry"):
         deploy(settings, config, "urm", unknown)
-    with pytest.raises(ReleaseError, match="release 'urm-unknown': expected one of the registry"):
-        rollback(settings, config, to="urm-unknown")
+    for name in ("urm-unknown", "urm'; drop"):
+        with pytest.raises(ReleaseError, match=f"release {name!r}: expected one of the registry, got none"):
+            rollback(settings, config, to=name)
     assert alias(releases[0], CHAMPION) == releases[1].name
     assert synchronize(settings, config) == releases[0].name
 
