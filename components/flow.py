@@ -227,7 +227,7 @@ STAGES: dict[str, StageSpec] = {
             # Loads the release itself, for the smoke check on a cluster. It may wait for three times
             # `release.promote_timeout_seconds`: for a promotion before it, what that left half done, and its own pods.
             resources=Resources(hours=1, pool=False),
-            tracking="parent",
+            tracking="run",
             recall=True,
             reusable=False,
         ),

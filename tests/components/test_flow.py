@@ -57,6 +57,14 @@ def test_a_stage_is_a_module_with_a_function_run(spec) -> None:
 
 
 @pytest.mark.parametrize("spec", [*STAGES.values(), *STUDIES.values()], ids=lambda spec: spec.name)
+def test_a_stage_notes_in_mlflow_where_the_flow_says(spec) -> None:
+    tree = ast.parse((REPOSITORY / f"{spec.entry.replace('.', '/')}.py").read_text())
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    opens = {"run": {"track"}, "parent": {"parent_run_id"}, "none": set()}[spec.tracking]
+    assert called & {"track", "parent_run_id"} == opens
+
+
+@pytest.mark.parametrize("spec", [*STAGES.values(), *STUDIES.values()], ids=lambda spec: spec.name)
 def test_the_sections_of_a_stage_exist(spec) -> None:
     assert load_config(CONFIGS / "complete_journey.yaml").fingerprint(spec.sections)  # or KeyError
 
