@@ -199,26 +199,30 @@ def hash_manifest(bundle: Path) -> str:
 
 
 def read_manifest(bundle: Path, digest: str = "") -> Manifest:
-    """Read manifest.json without checking the files.
+    """Read manifest.json without checking the files, but that they are those of the release's name.
 
     Args:
         bundle: The bundle.
         digest: What its SHA-256 must be; empty where nothing is known of it.
 
     Raises:
-        ReleaseError: It is missing, damaged or another one.
+        ReleaseError: It is missing, damaged or another one, or its files are another release's.
     """
     found = hash_manifest(bundle)
     if digest not in ("", found):
         raise _refuse(bundle, MANIFEST, f"SHA-256 {digest[:12]}…, as it was published", f"{found[:12]}…")
     try:
-        return Manifest.model_validate_json((bundle / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json((bundle / MANIFEST).read_bytes())
     except OSError as error:
         raise _refuse(bundle, MANIFEST, "a readable manifest", error.strerror) from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise _refuse(bundle, MANIFEST, f"a valid field {field!r}" if field else "JSON", first["msg"]) from None
+    name = name_release(manifest.release.rpartition("-")[0], manifest.files)
+    if manifest.release != name:
+        raise _refuse(bundle, MANIFEST, f"the name that its files give the release, {name}", manifest.release)
+    return manifest
 
 
 def verify(bundle: Path, digest: str = "") -> Manifest:

@@ -74,8 +74,9 @@ class ServingRelease:
         return self.recaller.num_tokens
 
     def same_bundle(self, other: Publication) -> bool:
-        """Whether another publication asks for this very bundle; names are digests of the content."""
-        return (self.publication.release, self.publication.bundle) == (other.release, other.bundle)
+        """Whether another publication asks for this very bundle, by a manifest that is verified already."""
+        known = (self.publication.release, self.publication.bundle)
+        return known == (other.release, other.bundle) and other.manifest in ("", self.publication.manifest)
 
     def republished(self, publication: Publication) -> ServingRelease:
         """The same release under a new publication."""

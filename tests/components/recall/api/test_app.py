@@ -20,7 +20,7 @@ from components.recall.api.app import create_app
 from components.recall.state.events import EXAMPLE
 from components.recall.state.scripts import STREAM, result_key, waiting_key
 from components.recall.state.store import Result
-from components.release.bundle import describe_files, read_manifest, write_manifest
+from components.release.bundle import describe_files, name_release, read_manifest, write_manifest
 from components.release.publication import SERVING, Publication
 from tests.worlds import REPOSITORY
 from tests.worlds.api import EVENT, problem, read_metrics
@@ -201,10 +201,11 @@ def test_the_default_task_is_the_first_of_the_release(
     bundle = Path(shutil.copytree(releases[1].bundle, tmp_path / "bundle"))
     tasks = json.loads((bundle / "tasks.json").read_text())
     (bundle / "tasks.json").write_text(json.dumps([task for task in tasks if task["name"] == "new_item"]))
-    manifest = read_manifest(bundle).model_copy(update={"files": describe_files(bundle)})
-    write_manifest(bundle, manifest)
+    files = describe_files(bundle)
+    name = name_release("urm", files)
+    write_manifest(bundle, read_manifest(bundle).model_copy(update={"files": files, "release": name}))
     assert api.get("/v1/users/3/recall").json()["task"] == "next_purchase"
-    publication = Publication(release=releases[1].name, bundle=str(bundle), order=2)
+    publication = Publication(release=name, bundle=str(bundle), order=2)
     client.set(SERVING, publication.model_dump_json())
     wait_until(lambda: api.get("/v1/tasks").json()["tasks"] == ["new_item"])
     assert api.get("/v1/users/3/recall").json()["task"] == "new_item"

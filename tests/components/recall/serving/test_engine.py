@@ -44,6 +44,12 @@ def replace_index(bundle: Path, change: float) -> None:
     faiss.write_index(spoilt, str(bundle / "index.faiss"))
 
 
+def test_a_bundle_with_another_manifest_is_not_the_one_that_was_verified(releases: tuple[Release, Release]) -> None:
+    release = load(releases[0])
+    assert release.same_bundle(release.publication)
+    assert not release.same_bundle(release.publication.model_copy(update={"manifest": "0" * 64}))
+
+
 def test_loaded_release_answers_as_the_recaller_of_the_training_does(releases: tuple[Release, Release]) -> None:
     release = load(releases[0])
     sft = releases[0].run_dir / "sft"
