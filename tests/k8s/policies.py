@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from pathlib import Path
 from typing import get_args
 
@@ -358,6 +358,34 @@ def _judge_policy_ports(policy: Object, pods: list[tuple[dict[str, str], set[int
                     yield f"NetworkPolicy/{policy['metadata']['name']} opens port {port['port']}, where nobody listens"
 
 
+def edges_are_open_at_both_ends(objects: list[Object]) -> Iterator[str]:
+    """Where a policy lets pods out to others of the namespace, these let them in at that port."""
+    pods = [metadata["labels"] for _, metadata, _ in pod_specs(objects)] + [labels for labels, _ in EXTERNAL_PODS]
+    specs = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "NetworkPolicy")}
+    for name, spec in specs.items():
+        for rule in spec.get("egress", []):
+            peers = [peer["podSelector"] for peer in rule["to"] if peer.keys() == {"podSelector"}]
+            ends = product(
+                [labels for labels in pods if is_selected(labels, spec["podSelector"])],
+                [labels for labels in pods if any(is_selected(labels, peer) for peer in peers)],
+                [port["port"] for port in rule.get("ports", [])] or [None],
+            )
+            for source, target, port in ends:
+                if not _lets_in(specs.values(), source, target, port):
+                    out, to = (labels["app.kubernetes.io/component"] for labels in (source, target))
+                    at = "every port" if port is None else f"port {port}"
+                    yield f"NetworkPolicy/{name} lets {out} out to {to}, which does not let it in at {at}"
+
+
+def _lets_in(specs: Iterable[Object], source: dict[str, str], target: dict[str, str], port: int | None) -> bool:
+    """Whether policies let a pod in at a port, or at every port; without any for the target, nothing is denied."""
+    guards = [spec for spec in specs if "Ingress" in spec["policyTypes"] and is_selected(target, spec["podSelector"])]
+    rules = [rule for spec in guards for rule in spec.get("ingress", [])]
+    opened = [rule for rule in rules if "ports" not in rule or port in [each["port"] for each in rule["ports"]]]
+    peers = [peer["podSelector"] for rule in opened for peer in rule["from"] if peer.keys() == {"podSelector"}]
+    return not guards or any(is_selected(source, peer) for peer in peers)
+
+
 def _listens(arguments: list[str]) -> set[int]:
     """Ports that a command of ours opens."""
     given = dict(pairwise(arguments))
@@ -469,6 +497,7 @@ POLICIES: tuple[Policy, ...] = (
     references_exist,
     commands_listen_where_declared,
     ports_are_served,
+    edges_are_open_at_both_ends,
     releases_come_from_promotion,
     only_who_needs_them_has_rights,
     credentials_go_to_their_class,

@@ -24,6 +24,7 @@ pytestmark = needs_kubectl
 ALL_ADDED = [name for name in COMPONENTS if name not in read_components("production")]
 API, WORKER, ADHOC = "Deployment/recall-api", "Deployment/recall-worker", "Deployment/recall-adhoc"
 POD, FIRST = "spec.template.spec", "spec.template.spec.containers.0"
+INTO = "spec.ingress.0.from"
 DRIVERS = [stage for stage in STAGES if STAGES[stage].spark]
 SECONDS_PER_POD = 30  # to verify and load the demo's release (docs/kubernetes.md)
 GONE = object()
@@ -122,6 +123,14 @@ PLANTED: dict[policies.Policy, list[tuple[str, str, Any, str]]] = {
         ),
         ("NetworkPolicy/to-recall-api", "spec.ingress.0.ports.0.port", 9100, "opens port 9100"),
         ("NetworkPolicy/promoter", "spec.egress.2.ports.0.port", 80, "opens port 80"),
+    ],
+    policies.edges_are_open_at_both_ends: [
+        ("NetworkPolicy/into-mlflow", "spec.podSelector.matchLabels", {"x": "y"}, "lets sft out to mlflow, which does"),
+        ("NetworkPolicy/into-mlflow", "spec.ingress.0.ports.0.port", 80, "which does not let it in at port 5000"),
+        ("NetworkPolicy/into-mlflow", f"{INTO}.0.podSelector", {"matchLabels": {"x": "y"}}, "lets gate out to mlflow"),
+        ("NetworkPolicy/to-recall-api", f"{INTO}.1", GONE, "lets promote out to recall-api"),
+        ("NetworkPolicy/spark", "spec.ingress.0.ports", [{"port": 80}], "which does not let it in at every port"),
+        ("NetworkPolicy/ranks", "spec.ingress", GONE, "lets sft out to sft"),
     ],
     policies.releases_come_from_promotion: [
         (WORKER, "spec.template.metadata.annotations", {"urm.release/name": "r1"}, "annotation urm.release/name"),
