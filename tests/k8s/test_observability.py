@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.config import RecallConfig
 from components.recall.process.health import InstanceCollector
 from components.recall.process.supervisor import InstanceState, State
 from components.recall.telemetry.metrics import AdHocMetrics, ApiMetrics, StreamMetrics
@@ -81,6 +82,14 @@ def test_labels_that_queries_expect_have_their_values_from_the_start() -> None:
         assert worker.get_sample_value("urm_worker_events_total", {"outcome": outcome}) == 0
     for outcome in ("accepted", "duplicate", "refused"):
         assert api.get_sample_value("urm_api_events_total", {"outcome": outcome}) == 0
+
+
+def test_the_longest_ad_hoc_request_is_still_told_apart() -> None:
+    limits = RecallConfig.model_fields["ad_hoc_deadline_seconds"].metadata
+    longest = next(limit.le for limit in limits if hasattr(limit, "le"))
+    bounds = ApiMetrics().requests._upper_bounds
+    assert 0.01 in bounds  # the target of a read
+    assert bounds[-2] >= longest
 
 
 def test_panels_are_placed_without_overlap_and_have_titles() -> None:
