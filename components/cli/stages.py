@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from components.addresses import absolute, fetch
 from components.cli.options import DEFAULT_CONFIG, ConfigOption, ForceOption, RunDirOption, SetOption, read_config
 from components.config import RunConfig
 from components.flow import STAGES, StageSpec
 from components.memory import import_quickly, keep_freed_memory
 from components.settings import Settings, get_settings
-from components.storage import StageFunction, StageReport, StageResult, StageRun, run_stage
+from components.storage import StageFunction, StageReport, StageResult, StageRun, require_result, run_stage
 
 app = typer.Typer(no_args_is_help=True)
 _PANEL = "Stages, in order"
@@ -96,6 +97,23 @@ def ingest(
     run_spec(STAGES["ingest"], config, run_dir, set_, force, options={"source_files": fingerprint_files(source)})
 
 
+def encode(
+    config: ConfigOption = DEFAULT_CONFIG,
+    run_dir: RunDirOption = "default",
+    set_: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """By hand because the files of the images decide the result."""
+    options = {}
+    if read_config(config, set_).items.image_encoder:
+        from components.items.image_files import fingerprint_images
+
+        settings = get_settings()
+        uri = require_result(absolute(settings.find_run_dir(run_dir)), "validate", "encode").outputs["items"]
+        options["images"] = fingerprint_images(fetch(uri, settings.cache_path / "inputs"))
+    run_spec(STAGES["encode"], config, run_dir, set_, force, options=options)
+
+
 def _require_fresh_events(result: StageResult, config: str, overrides: list[str] | None) -> None:
     from components.validation.freshness import NEWEST_EVENT, require_fresh
 
@@ -106,7 +124,7 @@ def _print_verdict(result: StageResult, config: str, overrides: list[str] | None
     typer.echo(result.metrics["verdict"])
 
 
-_BY_HAND: dict[str, Callable[..., None]] = {"ingest": ingest}
+_BY_HAND: dict[str, Callable[..., None]] = {"ingest": ingest, "encode": encode}
 # What of the settings decides a stage's result, too.
 _DECIDING_SETTINGS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "features": lambda settings: {

@@ -35,6 +35,7 @@ class Content:
     modalities: Modalities
     counts: dict[str, int]
     metrics: dict[str, float]
+    is_whole: bool = True  # whether every store gave an answer
 
 
 def encode_content(
@@ -43,13 +44,15 @@ def encode_content(
     """Encode texts and, where the configuration has an encoder for them, images; compute the codes.
 
     Raises:
-        DataError: No image can be read.
+        DataError: More than half of the images cannot be read.
+        UnavailableError: The same, since their store does not answer.
         ConfigError: An encoder does not exist.
     """
     texts = _encode_texts(items, config, device, cache, report)
     modalities = {"text": (texts.vectors, texts.present)} | make_codes(items, config)
     counts = {"items": len(items), "distinct_texts": texts.num_distinct, "cached_texts": texts.num_cached}
     metrics = _speed("text", texts.num_distinct - texts.num_cached, texts.seconds)
+    is_whole = True
     if config.image_encoder:
         images = _encode_images(items, ImageEncoder(config.image_encoder, device), cache, report)
         modalities["image"] = (images.vectors, images.present)
@@ -60,7 +63,8 @@ def encode_content(
             "unreadable_images": len(images.unreadable),
         }
         metrics |= _speed("image", images.num_images - images.num_cached, images.seconds)
-    return Content(modalities, counts, metrics)
+        is_whole = not images.num_unanswered
+    return Content(modalities, counts, metrics, is_whole)
 
 
 def write_tables(
@@ -126,10 +130,16 @@ def _encode_images(items: pa.Table, encoder: ImageEncoder, cache: CachePlace, re
         report("encoding images", done=done, total=total)
 
     images = encode_images(items.column("image_uri").to_pylist(), encoder, cache, report_images)
+    if not images.num_images:
+        log.warning(
+            "no item has an image, though the configuration has an encoder of images",
+            remedy="map a column to image_uri in source.item_columns, or leave items.image_encoder empty",
+        )
     for uri, reason in list(images.unreadable.items())[:_REASONS_SHOWN]:
         log.warning("image cannot be read", uri=uri, reason=reason)
     if images.unreadable:
-        report("some images cannot be read", unreadable=len(images.unreadable))
+        numbers = {"unreadable": len(images.unreadable), "without_answer": images.num_unanswered}
+        report("some images cannot be read", **numbers)
     return images
 
 

@@ -1,6 +1,7 @@
 """Image vectors of items: EfficientNet-Lite0 without its classifier, cached by content.
 
-An item without an image, or with one that cannot be read, has no vector; the model learns what "absent" means.
+An item without an image, or with one that cannot be read, has no vector; the model learns what "absent" means. An
+image is tried twice, the second time after all others. Vectors are cached, failures never.
 """
 
 import hashlib
@@ -11,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,13 +20,13 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image, ImageOps
 
 from components.caches import CachePlace
-from components.exceptions import ConfigError, DataError
+from components.exceptions import ConfigError, DataError, UnavailableError
 from components.items.cache import VectorCache, digest, in_any_order
+from components.items.image_files import Unreadable, read_image_file
 
 DIMENSION = 1280
 _SIDE = 224
 _PREPROCESSING = "white padding to a square, bicubic 224, (x - 127) / 128"  # part of the cache's identity
-_MAX_BYTES = 32 * 2**20  # larger files are no product photos
 _IMAGES_PER_STORE = 512  # what a killed run may lose
 _BATCH_SIZE = 16  # more does not fit the caches of a CPU and is no faster
 _READERS = 8  # reading waits for the store, not for a core
@@ -44,6 +44,7 @@ class ImageVectors:
     num_images: int  # distinct URIs
     num_cached: int  # of these, how many came from the cache
     unreadable: dict[str, str]  # URI → reason, for every image that could not be read
+    num_unanswered: int  # of these, those whose store gave no answer: it may give one later
     seconds: float  # time spent reading and encoding
 
 
@@ -92,31 +93,39 @@ def encode_images(
     (images done, images in all) after each stored part.
 
     Raises:
-        DataError: There are images, and not one of them can be read.
+        DataError: More than half of the images cannot be read.
+        UnavailableError: The same, and most of these because their store did not answer.
     """
     distinct = sorted({uri for uri in uris if uri})
     cache = VectorCache(place, "image", encoder.identity, encoder.dimension)
     vectors = np.zeros((len(distinct), encoder.dimension), dtype=np.float16)
     readable = np.zeros(len(distinct), dtype=bool)
-    unreadable: dict[str, str] = {}
+    unreadable: dict[str, Unreadable] = {}
     num_cached = num_done = 0
     clock = time.monotonic()
     with ThreadPoolExecutor(_READERS) as readers:
-        for start in in_any_order(range(0, len(distinct), _IMAGES_PER_STORE)):
-            part = distinct[start : start + _IMAGES_PER_STORE]
-            span = slice(start, start + len(part))
-            vectors[span], readable[span], cached = _encode_part(part, encoder, cache, readers, unreadable)
+        for rows in in_any_order(_parts(np.arange(len(distinct)))):
+            part = [distinct[row] for row in rows]
+            vectors[rows], readable[rows], cached = _encode_part(part, encoder, cache, readers, unreadable)
             num_cached, num_done = num_cached + cached, num_done + len(part)
             if progress is not None:
                 progress(num_done, len(distinct))
+        for rows in _parts(np.flatnonzero(~readable)):  # once more: a store may have been away for a moment
+            part = [distinct[row] for row in rows]
+            vectors[rows], readable[rows], cached = _encode_part(part, encoder, cache, readers, unreadable)
+            num_cached += cached
     seconds = time.monotonic() - clock
-    if distinct and not readable.any():
-        uri, reason = next(iter(unreadable.items()))
-        raise DataError(
-            f"images of {len(distinct)} items",
-            expected="at least one that can be read",
-            got=f"none, e.g. {uri}: {reason}",
-            remedy="check image_uri in the items table, or leave items.image_encoder empty",
+    num_unanswered = sum(not image.is_answer for image in unreadable.values())
+    if 2 * len(unreadable) > len(distinct):
+        unavailable = 2 * num_unanswered > len(unreadable)
+        uri, image = next((uri, image) for uri, image in unreadable.items() if image.is_answer != unavailable)
+        raise (UnavailableError if unavailable else DataError)(
+            f"images of items, {len(distinct)} in all",
+            expected="at least half that can be read",
+            got=f"{len(unreadable)} that cannot, e.g. {uri}: {image.reason}",
+            remedy="try again once their store answers"
+            if unavailable
+            else "correct image_uri in the items table, or leave items.image_encoder empty",
         )
     position = {uri: index for index, uri in enumerate(distinct)}
     rows = np.array([position[uri] if uri else -1 for uri in uris], dtype=np.int64)
@@ -124,7 +133,13 @@ def encode_images(
     present[present] = readable[rows[present]]
     result = np.zeros((len(uris), encoder.dimension), dtype=np.float16)
     result[present] = vectors[rows[present]]
-    return ImageVectors(result, present, len(distinct), num_cached, unreadable, seconds)
+    reasons = {uri: image.reason for uri, image in unreadable.items()}
+    return ImageVectors(result, present, len(distinct), num_cached, reasons, num_unanswered, seconds)
+
+
+def _parts(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Rows of images in parts that are stored together."""
+    return [rows[start : start + _IMAGES_PER_STORE] for start in range(0, len(rows), _IMAGES_PER_STORE)]
 
 
 def _encode_part(
@@ -132,20 +147,22 @@ def _encode_part(
     encoder: ImageEncoder,
     cache: VectorCache,
     readers: ThreadPoolExecutor,
-    unreadable: dict[str, str],
+    unreadable: dict[str, Unreadable],
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_], int]:
-    """Vectors, readability and number of cached ones of some URIs; notes the reasons in `unreadable`."""
-    contents = list(readers.map(_read, uris))
+    """Vectors, readability and number of cached ones of some URIs; notes in `unreadable` why others are not."""
+    contents = list(readers.map(read_image_file, uris))
     digests = [digest(content) if isinstance(content, bytes) else b"" for content in contents]
     vectors, found = cache.get(digests)
     num_cached = int(found.sum())
+    for uri in uris:
+        unreadable.pop(uri, None)
     fresh: list[int] = []
     pixels: list[npt.NDArray[np.uint8]] = []
     for index, content in enumerate(contents):
         if found[index]:
             continue
         picture = _decode(content) if isinstance(content, bytes) else content
-        if isinstance(picture, str):
+        if isinstance(picture, Unreadable):
             unreadable[uris[index]] = picture
         else:
             fresh.append(index)
@@ -157,17 +174,7 @@ def _encode_part(
     return vectors, found, num_cached
 
 
-def _read(uri: str) -> bytes | str:
-    """Content of an image file, or why it cannot be read."""
-    try:
-        with fsspec.open(uri, "rb") as stream:
-            content: bytes = stream.read(_MAX_BYTES + 1)
-    except Exception as error:  # fsspec's drivers raise errors of their own kinds; the reason is reported
-        return f"{type(error).__name__}: {error}"
-    return content if len(content) <= _MAX_BYTES else f"larger than {_MAX_BYTES} bytes"
-
-
-def _decode(content: bytes) -> npt.NDArray[np.uint8] | str:
+def _decode(content: bytes) -> npt.NDArray[np.uint8] | Unreadable:
     """Pixels uint8 [224, 224, 3] on white, the whole picture kept; or why it is no image."""
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -176,7 +183,7 @@ def _decode(content: bytes) -> npt.NDArray[np.uint8] | str:
                 turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
             upright = turned.convert("RGBA")
     except Exception as error:  # Pillow's decoders raise errors of many kinds; the reason is reported
-        return f"{type(error).__name__}: {error}"
+        return Unreadable(f"{type(error).__name__}: {error}", is_answer=True)
     white = Image.new("RGBA", upright.size, "white")
     picture = Image.alpha_composite(white, upright).convert("RGB")
     return np.asarray(ImageOps.pad(picture, (_SIDE, _SIDE), Image.Resampling.BICUBIC, color="white"))

@@ -25,8 +25,11 @@ def run(stage: StageRun) -> StageReport:
         item_table_past: The same, its ID vectors and popularity those of what came before the newest training cuts; for
             training.
 
+    Where the store of an image gave no answer, the result stands for this run, and a later call computes it again.
+
     Raises:
-        DataError: There are no events, an event's item is unknown, or no image can be read.
+        DataError: There are no events, an event's item is unknown, or more than half of the images cannot be read.
+        UnavailableError: The store of the images does not answer.
         ConfigError: The device or an encoder does not exist.
     """
     require_duckdb("encode", stage.settings)
@@ -41,4 +44,5 @@ def run(stage: StageRun) -> StageReport:
             items, content.modalities, events, engine, config, stage.output, stage.report_progress
         )
     counts = content.counts | {"items_without_events": num_untouched, "items_with_id_vector": num_with_id}
-    return StageReport({"item_table": "item_table", "item_table_past": "item_table_past"}, counts, content.metrics)
+    outputs = {"item_table": "item_table", "item_table_past": "item_table_past"}
+    return StageReport(outputs, counts, content.metrics, reusable=content.is_whole)

@@ -1,16 +1,20 @@
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import ExifTags, Image, ImageOps
 
 from components.caches import CachePlace
-from components.exceptions import ConfigError, DataError
-from components.items.image import DIMENSION, ImageEncoder, _decode, encode_images
+from components.exceptions import ConfigError, DataError, UnavailableError
+from components.items.image import DIMENSION, ImageEncoder, ImageVectors, _decode, encode_images
+from components.items.image_files import Unreadable
 from tests.worlds import DEVICE, PUBLIC_DATA
 
 FASHION = PUBLIC_DATA / "fashion_small/items.parquet"
@@ -65,16 +69,17 @@ def test_missing_and_unreadable_images_are_absent_and_counted(encoder: ImageEnco
     text = tmp_path / "text.jpg"
     text.write_text("no image")
     uris = [None, good, str(tmp_path / "gone.png"), str(torn), "", str(text), f"file://{good}", good, "nosuch://x/y"]
+    uris += [save(tmp_path / f"{color}.png", color) for color in ("blue", "green")]
 
     images = encode_images(uris, encoder, CachePlace(tmp_path / "cache"))
 
-    assert images.present.tolist() == [False, True, False, False, False, False, True, True, False]
-    assert images.vectors.shape == (9, DIMENSION)
+    assert images.present.tolist() == [False, True, False, False, False, False, True, True, False, True, True]
+    assert images.vectors.shape == (11, DIMENSION)
     assert not images.vectors[~images.present].any()
     assert set(images.unreadable) == {str(tmp_path / "gone.png"), str(torn), str(text), "nosuch://x/y"}
     assert "FileNotFoundError" in images.unreadable[str(tmp_path / "gone.png")]
     assert "UnidentifiedImageError" in images.unreadable[str(text)]
-    assert images.num_images == 6
+    assert (images.num_images, images.num_unanswered) == (8, 0)
 
 
 def test_equal_images_are_encoded_once(encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +98,47 @@ def test_equal_images_are_encoded_once(encoder: ImageEncoder, tmp_path: Path, mo
     np.testing.assert_array_equal(first.vectors, second.vectors)
 
 
-def test_not_one_readable_image_is_a_mistake_in_the_data(encoder: ImageEncoder, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"images of 2 items: expected at least one .* got none, e\.g\. .*/a\.png"):
-        encode_images([str(tmp_path / "a.png"), str(tmp_path / "b.png")], encoder, CachePlace(tmp_path / "cache"))
+def test_more_unreadable_images_than_others_are_a_mistake_in_the_data(encoder: ImageEncoder, tmp_path: Path) -> None:
+    uris = [save(tmp_path / "good.png", "red"), str(tmp_path / "a.png")]
+    assert encode_images(uris, encoder, CachePlace(tmp_path / "cache")).present.tolist() == [True, False]
+    with pytest.raises(
+        DataError, match=r"images of items, 3 in all: expected at least half .* got 2 .*, e\.g\. .*/a\.png"
+    ):
+        encode_images([*uris, str(tmp_path / "b.png")], encoder, CachePlace(tmp_path / "cache"))
+
+
+def test_an_image_is_tried_twice_and_a_silent_store_said(
+    encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    paths = ["/red.png", "/blue.png"]
+    for path in paths:
+        fsspec.filesystem("memory").pipe_file(path, Path(save(tmp_path / "x.png", path[1:-4])).read_bytes())
+    uris = [f"memory:/{path}" for path in paths]
+    silences: dict[str, int] = {}
+    open_file = MemoryFileSystem._open
+
+    def open_in_the_end(store: MemoryFileSystem, path: str, *args: Any, **options: Any) -> Any:
+        silences[path] -= 1
+        if silences[path] >= 0:
+            raise TimeoutError("no answer")
+        return open_file(store, path, *args, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", open_in_the_end)
+
+    def encode(*times: int) -> ImageVectors:
+        silences.update(zip(paths, times, strict=True))
+        return encode_images(uris, encoder, CachePlace(tmp_path / "cache"))
+
+    once = encode(1, 0)
+    assert once.present.all() and not once.unreadable and once.num_unanswered == 0
+    twice = encode(2, 0)
+    assert twice.present.tolist() == [False, True]
+    assert (twice.unreadable, twice.num_unanswered) == ({uris[0]: "TimeoutError: no answer"}, 1)
+    sentence = r"got 2 that cannot, e\.g\. memory://.*; try again once their store answers"
+    with pytest.raises(UnavailableError, match=sentence):
+        encode(2, 2)
+    assert encode(0, 0).present.all()
 
 
 def test_items_without_images_at_all_are_absent(encoder: ImageEncoder, tmp_path: Path) -> None:
@@ -108,7 +151,8 @@ def test_a_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.
     stream = io.BytesIO()
     Image.new("RGB", (300, 300)).save(stream, "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "DecompressionBombError" in str(_decode(stream.getvalue()))
+    bomb = _decode(stream.getvalue())
+    assert isinstance(bomb, Unreadable) and bomb.is_answer and "DecompressionBombError" in bomb.reason
 
 
 def test_a_photo_with_a_note_of_a_wrong_type_is_read_as_it_lies() -> None:
@@ -155,7 +199,8 @@ def test_whatever_a_decoder_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) 
     stream = io.BytesIO()
     Image.new("RGB", (20, 20)).save(stream, "AVIF")
     monkeypatch.setattr("PIL.AvifImagePlugin.AvifImageFile.load", break_down)
-    assert str(_decode(stream.getvalue())).startswith("RuntimeError: Failed to decode")
+    broken = _decode(stream.getvalue())
+    assert isinstance(broken, Unreadable) and broken.reason.startswith("RuntimeError: Failed to decode")
 
 
 def test_transparent_pixels_become_white(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
+from components.cli.stages import encode as encode_command
 from components.config import RunConfig, load_config
 from components.exceptions import ConfigError, DataError
+from components.items.image_files import Unreadable, read_image_file
 from components.items.table import POPULARITY, ItemTable
 from components.schemas.events import ITEMS
 from components.settings import Settings
 from components.stages.encode import run
-from components.storage import StageReport, StageResult, StageRun, run_stage
-from tests.worlds import CONFIGS
+from components.storage import StageReport, StageResult, StageRun, require_result, run_stage
+from tests.worlds import CONFIGS, make_settings
 from tests.worlds.items import *  # noqa: F403  # fixtures
 from tests.worlds.tables import Row, event_row, item_row, write, write_days
 
@@ -132,6 +134,66 @@ def test_images_where_the_run_has_an_encoder(tmp_path: Path, settings: Settings)
     vectors, present = table.gather("image", [1, 2, 3])
     assert present.tolist() == [True, False, False]
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 0, 0], abs=2e-3)
+
+
+def test_a_picture_that_is_replaced_or_comes_later_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make_settings(tmp_path / "home")
+    monkeypatch.setattr("components.cli.stages.get_settings", lambda: settings)
+    override = {"items.image_encoder": "efficientnet-lite0"}
+    pictures = [tmp_path / f"{number}.png" for number in (1, 2)]
+    Image.new("RGB", (30, 30), "red").save(pictures[0])
+    items = [item(number, "cola", str(picture)) for number, picture in enumerate(pictures, 1)]
+    events = [event(number, number, 1) for number in (1, 2)]
+    accept(tmp_path / "run", settings, load_config(CONFIG, override), events, items)
+
+    def call() -> tuple[datetime, list[bool], list[float]]:
+        set_ = [f"{key}={value}" for key, value in override.items()]
+        encode_command(str(CONFIG), str(tmp_path / "run"), set_)
+        result = require_result(str(tmp_path / "run"), "encode")
+        vectors, present = ItemTable.open(Path(result.outputs["item_table"])).gather("image", [1, 2])
+        return result.finished_at, present.tolist(), vectors[0].tolist()
+
+    first, present, red = call()
+    assert (call()[0], present) == (first, [True, False])
+    Image.new("RGB", (30, 31), "blue").save(pictures[0])
+    second, present, blue = call()
+    assert (second > first, blue != red, present) == (True, True, [True, False])
+    Image.new("RGB", (30, 30), "blue").save(pictures[1])
+    third, present, _ = call()
+    assert (third > second, present) == (True, [True, True])
+    assert call()[0] == third
+
+
+def test_a_result_without_an_answer_of_a_store_does_not_stand_in(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(CONFIG, {"items.image_encoder": "efficientnet-lite0"})
+    pictures = [str(tmp_path / f"{number}.png") for number in (1, 2)]
+    for picture in pictures:
+        Image.new("RGB", (30, 30), "red").save(picture)
+    items = [item(number, "cola", picture) for number, picture in enumerate(pictures, 1)]
+    accept(tmp_path / "run", settings, config, [event(number, number, 1) for number in (1, 2)], items)
+    silent = Unreadable("TimeoutError", is_answer=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "components.items.image.read_image_file",
+            lambda uri: silent if uri == pictures[1] else read_image_file(uri),
+        )
+        first = encode(tmp_path / "run", settings, config)
+    second = encode(tmp_path / "run", settings, config)
+    assert [result.counts["unreadable_images"] for result in (first, second)] == [1, 0]
+    assert first.outputs["item_table"] != second.outputs["item_table"]  # another run may read the first
+    assert Path(first.outputs["item_table"]).exists()
+    assert encode(tmp_path / "run", settings, config) == second
+
+
+def test_an_image_encoder_without_images_is_told_of(tmp_path: Path, settings: Settings) -> None:
+    config = load_config(CONFIG, {"items.image_encoder": "efficientnet-lite0"})
+    accept(tmp_path / "run", settings, config, [event(1, 1, 1)], [item(1, "cola")])
+    with capture_logs() as logs:
+        encode(tmp_path / "run", settings, config)
+    warnings = [log["event"] for log in logs if log["log_level"] == "warning"]
+    assert warnings == ["no item has an image, though the configuration has an encoder of images"]
 
 
 def test_an_event_of_an_unknown_item_is_refused(tmp_path: Path, settings: Settings) -> None:
