@@ -6,10 +6,11 @@ from contextlib import contextmanager
 import duckdb
 import ibis
 
-from components.config import CompleteJourneySource, SequenceSource, Source
+from components.config import CompleteJourneySource, SequenceSource, Source, TableSource
 from components.engines.exhaustion import is_exhausted
 from components.exceptions import DataError
 from components.ingestion import complete_journey, sequences, tables
+from components.ingestion.ragged import find_ragged_row
 from components.ingestion.reading import Reading
 
 
@@ -40,6 +41,16 @@ def readable_errors(source: Source) -> Iterator[None]:
     except (duckdb.IOException, duckdb.DataError, duckdb.InvalidInputException, duckdb.NotSupportedError) as error:
         if is_exhausted(error):
             raise  # of the machine, not of the data
+        if isinstance(source, TableSource):
+            patterns = {"events": source.events, "items": source.items}
+            for name, pattern in patterns.items():
+                if found := find_ragged_row(name, pattern):
+                    raise DataError(
+                        f"source.{name} {pattern}",
+                        expected="rows with as many fields as the header",
+                        got=found,
+                        remedy="look for a separator too many or too few, and quote values that have one",
+                    ) from error
         raise DataError(
             f"source {source.kind}",
             expected="readable Parquet or CSV files",

@@ -14,12 +14,12 @@ from components.config import TableSource
 from components.exceptions import ConfigError, DataError
 from components.ingestion import convert
 from components.ingestion.files import find_files, open_found
+from components.ingestion.ragged import SEPARATORS, find_ragged_row
 from components.ingestion.reading import SCHEMAS, Column, Log, Reading, canonical_type
 
 REQUIRED = {"events": ("user_id", "item_id", "behavior", "scenario", "ts"), "items": ("item_id", "title")}
 _PARQUET = "read_parquet({}, union_by_name = true)"
 _CSV = "read_csv({}, all_varchar = true, union_by_name = true)"
-_SEPARATORS = ",;|\t"  # one row of another length, and DuckDB finds none in the file
 EVENT_ID = "_event_id"  # made where the log has none
 _REMEDY = {
     "events": "map them in source.event_columns or give constants in source.event_defaults",
@@ -134,11 +134,14 @@ def _column_names(
     needed = [name for name in wanted if name in mapping or (name in REQUIRED[table] and name not in defaults)]
     missing = [wanted[name] if name in mapping else name for name in needed if name not in names]
     missing += [column for column in attributes if column not in raw.columns]
-    if missing and len(raw.columns) == 1 and set(raw.columns[0]) & set(_SEPARATORS):
+    # One row of another length, and DuckDB finds no separator in that file: its header is one column.
+    unsplit = [column for column in raw.columns if set(column) & set(SEPARATORS)]
+    ragged = find_ragged_row(table, pattern) if unsplit else ""
+    if ragged or (missing and unsplit and len(raw.columns) == 1):
         raise DataError(
             f"source.{table} {pattern}",
             expected="rows with as many fields as the header",
-            got=f"a header that cannot be split, {raw.columns[0]}",
+            got=ragged or f"a header that cannot be split, {unsplit[0]}",
             remedy="look for a row with a separator too many or too few, and quote values that have one",
         )
     if missing:
