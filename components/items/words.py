@@ -6,13 +6,15 @@ Khmer have none either, and nothing of the kind: a word is what stands between t
 """
 
 import re
-import sys
 import unicodedata
+
+# Where Unicode has marks: the first two planes and the one for special purposes. To look at all takes longer.
+_PLANES = (*range(0x300, 0x20000), *range(0xE0000, 0xF0000))
 
 
 def _ranges_of_marks() -> str:
     """All combining marks, as ranges for a set of characters of a regular expression."""
-    marks = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M"]
+    marks = [code for code in _PLANES if unicodedata.category(chr(code))[0] == "M"]
     starts = [code for code, before in zip(marks, [-1, *marks], strict=False) if code != before + 1]
     ends = [code for code, after in zip(marks, [*marks[1:], -1], strict=True) if code + 1 != after]
     return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))

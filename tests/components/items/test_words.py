@@ -1,11 +1,13 @@
 """Words of scripts with combining marks, and of text that is composed or not."""
 
+import re
+import sys
 import unicodedata
 
 import pytest
 
 from components.items.codes import lexical_vectors, list_words, query_vector, unknown_share
-from components.items.words import split_words
+from components.items.words import MARKS, split_words
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,9 @@ def test_a_query_finds_a_title_however_both_are_written() -> None:
     assert present.all()
     scores = vectors.astype("float32") @ query_vector(unicodedata.normalize("NFC", "Crème"), 2048)
     assert scores[0] > 0.5 > abs(scores[1])
+
+
+def test_all_marks_of_unicode_are_known() -> None:
+    characters = "".join(map(chr, range(sys.maxunicode + 1)))
+    marks = [character for character in characters if unicodedata.category(character)[0] == "M"]
+    assert re.findall(f"[{MARKS}]", characters) == marks
