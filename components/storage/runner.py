@@ -154,7 +154,7 @@ def _require_settings(spec: StageSpec, config: RunConfig, run_dir: str) -> None:
                 f"stage {spec.name}",
                 expected=f"the settings of {', '.join((*sections, 'seed'))} by which {name!r} ran in {run_dir}",
                 got=f"others ({config.name})",
-                remedy=f"give the same --config and --set, in the same version, or run `urm {name}` and all after it again",
+                remedy=f"give the same --config and --set (and version), or run `urm {name}` and what follows again",
             )
 
 
