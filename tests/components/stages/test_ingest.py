@@ -130,5 +130,5 @@ def test_unreadable_files(ingest: Ingest, tmp_path: Path) -> None:
 
 def test_a_broken_line_far_down(ingest: Ingest, tmp_path: Path) -> None:
     good = "u1,1,view,web,2024-05-06\n" * 30_000
-    with pytest.raises(DataError, match=r"events\.csv, line 30002: 8 fields where the header has 5; quote values"):
+    with pytest.raises(DataError, match=r"events\.csv, line 30002: 8 fields where the header has 5"):
         ingest(write_csv(tmp_path, "user_id,item_id,behavior,scenario,ts\n" + good + "u1,1,view,web,x,y,z,w\n"))
