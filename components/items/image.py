@@ -1,7 +1,7 @@
 """Image vectors of items: EfficientNet-Lite0 without its classifier, cached by content.
 
 An item without an image, or with one that cannot be read, has no vector; the model learns what "absent" means. An
-image is tried twice, the second time after all others. Vectors are cached, failures never.
+image whose store gives no answer is tried again after all others. Vectors are cached, failures never.
 """
 
 import hashlib
@@ -110,7 +110,8 @@ def encode_images(
             num_cached, num_done = num_cached + cached, num_done + len(part)
             if progress is not None:
                 progress(num_done, len(distinct))
-        for rows in _parts(np.flatnonzero(~readable)):  # once more: a store may have been away for a moment
+        silent = [uri in unreadable and not unreadable[uri].is_answer for uri in distinct]
+        for rows in _parts(np.flatnonzero(silent)):  # once more: a store may have been away for a moment
             part = [distinct[row] for row in rows]
             vectors[rows], readable[rows], cached = _encode_part(part, encoder, cache, readers, unreadable)
             num_cached += cached

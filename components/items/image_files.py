@@ -17,9 +17,11 @@ from components.addresses import open_store
 _MAX_BYTES = 32 * 2**20  # larger files are no product photos
 _LISTINGS_AT_ONCE = 8  # a listing waits for the store, not for a core
 _FEW = 20  # so many files of a folder are asked for one by one: it may hold millions of others
-_UNLISTED = ("http://", "https://", "data:")
+_WEB = ("http://", "https://")
+_UNLISTED = (*_WEB, "data:")
 # What a store or driver says of an address, and would say again; anything else may be over in a moment.
 _ANSWERS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
+_REFUSALS = set(range(400, 500)) - {408, 425, 429}  # statuses of web servers; those three say "later"
 _NO_LISTING = (PermissionError, NotImplementedError, *_ANSWERS)
 # What changes with a file, by the names that the drivers of stores give it; the last one only where there is no other.
 _VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -39,7 +41,10 @@ def read_image_file(uri: str) -> bytes | Unreadable:
         with fsspec.open(uri, "rb") as stream:
             content: bytes = stream.read(_MAX_BYTES + 1)
     except Exception as error:  # fsspec's drivers raise errors of their own kinds; the reason is reported
-        return Unreadable(f"{type(error).__name__}: {error}", isinstance(error, _ANSWERS))
+        # That of the web says "not found" whatever happened; the cause is what happened.
+        said = (error.__cause__ or error) if uri.startswith(_WEB) else error
+        is_answer = isinstance(said, _ANSWERS) or getattr(said, "status", None) in _REFUSALS
+        return Unreadable(f"{type(said).__name__}: {said}", is_answer)
     return content if len(content) <= _MAX_BYTES else Unreadable(f"larger than {_MAX_BYTES} bytes", is_answer=True)
 
 
@@ -59,18 +64,20 @@ def fingerprint_images(items: Path) -> str:
 
 
 def _versions(uris: list[str]) -> dict[str, str]:
-    """By URI what its store says of the file; nothing for one that is not asked or knows no such address."""
+    """By URI what its store says of the file; nothing for one that is not asked."""
     folders: dict[tuple[fsspec.AbstractFileSystem, str], dict[str, str]] = {}
+    versions: dict[str, str] = {}
     for uri in uris:
         if not uri.startswith(_UNLISTED):
             try:
                 filesystem, path = open_store(uri)
-            except _ANSWERS:
-                continue
-            folders.setdefault((filesystem, filesystem._parent(path)), {})[uri] = path
+            except Exception as error:  # some drivers connect already, and each has exceptions of its own
+                versions[uri] = _failed(error)
+            else:
+                folders.setdefault((filesystem, filesystem._parent(path)), {})[uri] = path
     with ThreadPoolExecutor(_LISTINGS_AT_ONCE) as pool:
         listings = pool.map(lambda place: dict(_list_files(place[0], place[1], folders[place])), folders)
-        return {uri: version for listing in listings for uri, version in listing.items()}
+        return versions | {uri: version for listing in listings for uri, version in listing.items()}
 
 
 def _list_files(filesystem: fsspec.AbstractFileSystem, folder: str, paths: dict[str, str]) -> Iterator[tuple[str, str]]:

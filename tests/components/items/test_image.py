@@ -107,6 +107,28 @@ def test_more_unreadable_images_than_others_are_a_mistake_in_the_data(encoder: I
         encode_images([*uris, str(tmp_path / "b.png")], encoder, CachePlace(tmp_path / "cache"))
 
 
+def test_only_an_image_without_an_answer_is_tried_again(
+    encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = Unreadable("TimeoutError", is_answer=False)
+    contents: dict[str, bytes | Unreadable] = {
+        "a": Path(save(tmp_path / "a.png", "red")).read_bytes(),
+        "b": Path(save(tmp_path / "b.png", "blue")).read_bytes(),
+        "gone": Unreadable("FileNotFoundError", is_answer=True),
+        "silent": silent,
+    }
+    read: list[str] = []
+
+    def note(uri: str) -> bytes | Unreadable:
+        read.append(uri)
+        return contents[uri]
+
+    monkeypatch.setattr("components.items.image.read_image_file", note)
+    images = encode_images(list(contents), encoder, CachePlace(tmp_path / "cache"))
+    assert sorted(read) == ["a", "b", "gone", "silent", "silent"]
+    assert (set(images.unreadable), images.num_unanswered) == ({"gone", "silent"}, 1)
+
+
 def test_an_image_is_tried_twice_and_a_silent_store_said(
     encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

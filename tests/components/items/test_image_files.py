@@ -1,4 +1,7 @@
 import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -7,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from components.items.image_files import fingerprint_images
+from components.items.image_files import Unreadable, fingerprint_images, read_image_file
+from tests.worlds.servers import free_port
 
 
 def write_items(tmp_path: Path, uris: list[str | None]) -> Path:
@@ -63,3 +67,44 @@ def test_addresses_that_nobody_lists_count_as_they_are(tmp_path: Path) -> None:
     first = fingerprint_images(write_items(tmp_path, uris))
     assert fingerprint_images(write_items(tmp_path, uris)) == first
     assert fingerprint_images(write_items(tmp_path, uris[:2])) != first
+
+
+def test_a_store_that_is_away_when_its_driver_connects(tmp_path: Path) -> None:
+    items = write_items(tmp_path, [f"ftp://127.0.0.1:{free_port()}/a.png"])
+    assert fingerprint_images(items) != fingerprint_images(items)  # nobody knows
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[str]:
+    """Address of a server that answers with the status that its path names."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path[1:]))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "is_answer"), [(403, True), (404, True), (410, True), (408, False), (429, False), (503, False)]
+)
+def test_what_a_web_server_says_is_an_answer_or_none(web: str, status: int, is_answer: bool) -> None:
+    image = read_image_file(f"{web}/{status}")
+    assert isinstance(image, Unreadable) and image.is_answer == is_answer
+    assert str(status) in image.reason
+
+
+def test_a_web_server_that_is_away_gives_no_answer() -> None:
+    image = read_image_file(f"http://127.0.0.1:{free_port()}/a.png")
+    assert isinstance(image, Unreadable) and not image.is_answer
+    assert "Cannot connect" in image.reason
