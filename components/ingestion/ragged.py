@@ -2,6 +2,7 @@
 
 import csv
 from contextlib import suppress
+from itertools import chain
 
 import fsspec
 
@@ -27,10 +28,11 @@ def find_ragged_row(table: str, pattern: str) -> str:
 
 def _find_in_file(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     with filesystem.open(path, "rt", compression="infer", encoding="utf-8-sig", errors="replace", newline="") as text:
-        header = text.readline()
-        separator = max(SEPARATORS, key=header.count)
+        header, first = text.readline(), text.readline()
+        # The name of a column may have such marks, too.
+        separator = max(SEPARATORS, key=lambda mark: min(header.count(mark), first.count(mark)))
         width = len(next(csv.reader([header], delimiter=separator)))
-        rows = csv.reader(text, delimiter=separator)
+        rows = csv.reader(chain([first], text), delimiter=separator)
         for row in rows if width > 1 else ():
             if row and len(row) != width:
                 return f"{path}, line {rows.line_num + 1}: {len(row)} fields where the header has {width}"

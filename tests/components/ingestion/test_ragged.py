@@ -38,3 +38,15 @@ def test_rows_of_one_length_are_not_named(tmp_path: Path) -> None:
     assert find_ragged_row("events", f"{tmp_path}/*.csv*") == (
         f"{tmp_path}/c.csv.gz, line 3: 2 fields where the header has 5"
     )
+
+
+@pytest.mark.parametrize("name", ["Size (S|M|L|XL)", '"Size (S|M|L|XL)"'])
+def test_a_name_with_more_separators_than_columns_is_no_ragged_row(
+    tmp_path: Path, connection: ibis.BaseBackend, name: str
+) -> None:
+    (tmp_path / "items.csv").write_text(f"item_id,title,{name}\n" + 5 * "2,cola,M\n")
+    source = TableSource(events=f"{tmp_path}/items.csv", items=f"{tmp_path}/items.csv")
+    assert read_table(source, "items", connection).raw.to_pyarrow().num_rows == 5
+    with (tmp_path / "items.csv").open("a") as stream:
+        stream.write("3,cola,M,L\n")
+    assert find_ragged_row("items", source.items) == f"{tmp_path}/items.csv, line 7: 4 fields where the header has 3"
