@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _FINAL = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")  # trying again changes nothing
+_ANSWERS = (*_FINAL, "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")  # of a server that is there
 _AT_ONCE_MS = 60_000  # stages that began within this time may have made a run each, clocks of machines included
 
 
@@ -60,7 +61,7 @@ def track(stage: StageRun, *, resume: bool = False) -> Iterator[mlflow.entities.
         yield run
     except BaseException as error:
         _end_runs(uri, "FAILED")
-        if isinstance(error, MlflowException | RequestException) and getattr(error, "error_code", "") not in _FINAL:
+        if isinstance(error, MlflowException | RequestException) and getattr(error, "error_code", "") not in _ANSWERS:
             raise no_answer(uri, error) from error
         raise
     with suppress(MlflowException):  # a result waits some minutes for a server that restarts, an error does not

@@ -35,7 +35,6 @@ class Content:
     modalities: Modalities
     counts: dict[str, int]
     metrics: dict[str, float]
-    is_whole: bool = True  # whether every store gave an answer
 
 
 def encode_content(
@@ -52,7 +51,6 @@ def encode_content(
     modalities = {"text": (texts.vectors, texts.present)} | make_codes(items, config)
     counts = {"items": len(items), "distinct_texts": texts.num_distinct, "cached_texts": texts.num_cached}
     metrics = _speed("text", texts.num_distinct - texts.num_cached, texts.seconds)
-    is_whole = True
     if config.image_encoder:
         images = _encode_images(items, ImageEncoder(config.image_encoder, device), cache, report)
         modalities["image"] = (images.vectors, images.present)
@@ -63,8 +61,7 @@ def encode_content(
             "unreadable_images": len(images.unreadable),
         }
         metrics |= _speed("image", images.num_images - images.num_cached, images.seconds)
-        is_whole = not images.num_unanswered
-    return Content(modalities, counts, metrics, is_whole)
+    return Content(modalities, counts, metrics)
 
 
 def write_tables(
@@ -138,8 +135,13 @@ def _encode_images(items: pa.Table, encoder: ImageEncoder, cache: CachePlace, re
     for uri, reason in list(images.unreadable.items())[:_REASONS_SHOWN]:
         log.warning("image cannot be read", uri=uri, reason=reason)
     if images.unreadable:
-        numbers = {"unreadable": len(images.unreadable), "without_answer": images.num_unanswered}
-        report("some images cannot be read", **numbers)
+        report("some images cannot be read", unreadable=len(images.unreadable))
+    if images.num_unanswered:
+        log.warning(
+            "the store of some images gave no answer, and their items go without",
+            images=images.num_unanswered,
+            remedy="once it answers, `urm encode --force`, or the next run with new data",
+        )
     return images
 
 

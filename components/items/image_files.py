@@ -1,7 +1,6 @@
 """Files of the items' images: their content, and what the stores say of them without a look into them."""
 
 import hashlib
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ _UNLISTED = (*_WEB, "data:")
 # What a store or driver says of an address, and would say again; anything else may be over in a moment.
 _ANSWERS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
 _REFUSALS = set(range(400, 500)) - {408, 425, 429}  # statuses of web servers; those three say "later"
-_NO_LISTING = (PermissionError, NotImplementedError, *_ANSWERS)
 # What changes with a file, by the names that the drivers of stores give it; the last one only where there is no other.
 _VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -102,7 +100,5 @@ def _version(entry: dict[str, Any] | None) -> str:
 
 
 def _failed(error: Exception) -> str:
-    """The version of a file that a store says nothing of; a new one each time if it may say more in a moment."""
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "absent"
-    return "unlisted" if isinstance(error, _NO_LISTING) else uuid.uuid4().hex
+    """The version of a file that a store says nothing of."""
+    return "absent" if isinstance(error, FileNotFoundError | NotADirectoryError) else "unlisted"

@@ -25,8 +25,6 @@ def run(stage: StageRun) -> StageReport:
         item_table_past: The same, its ID vectors and popularity those of what came before the newest training cuts; for
             training.
 
-    Where the store of an image gave no answer, the result stands for this run, and a later call computes it again.
-
     Raises:
         DataError: There are no events, an event's item is unknown, or more than half of the images cannot be read.
         UnavailableError: The store of the images does not answer.
@@ -45,4 +43,4 @@ def run(stage: StageRun) -> StageReport:
         )
     counts = content.counts | {"items_without_events": num_untouched, "items_with_id_vector": num_with_id}
     outputs = {"item_table": "item_table", "item_table_past": "item_table_past"}
-    return StageReport(outputs, counts, content.metrics, reusable=content.is_whole)
+    return StageReport(outputs, counts, content.metrics)

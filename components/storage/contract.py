@@ -36,7 +36,6 @@ class StageResult(BaseModel):
     finished_at: datetime
     version: str = __version__
     made_with: str = ""  # digest of the settings that the stage reads; older results do not say
-    reusable: bool = True  # whether it may stand in for equal work
     reused_from: str | None = None  # URI of the result.json whose work this run uses
 
 
@@ -52,7 +51,6 @@ class StageReport:
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     announce: Callable[[], dict[str, Any]] | None = None
-    reusable: bool = True  # false if something was away that a later call may find
 
 
 @dataclass

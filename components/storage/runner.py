@@ -59,7 +59,7 @@ def run_stage(
 
     equal = find_equal(run_dir, stage, work_fingerprint, index)
     if spec.reusable and not force:
-        done = next((result for result in equal if result.reusable and is_whole(result)), None)
+        done = next(filter(is_whole, equal), None)
         if done is not None:
             if done.reused_from:
                 write_json(result_uri, done.model_dump(mode="json"))
@@ -68,8 +68,7 @@ def run_stage(
 
     started, clock = datetime.now(UTC), time.monotonic()
     folder = join(run_dir, stage, work_fingerprint[:16])
-    again = force or not spec.reusable or not all(result.reusable for result in equal)
-    taken = again and exists(folder)  # somebody may use what lies there
+    taken = (force or not spec.reusable) and exists(folder)  # somebody may use what lies there
     if taken:
         folder = f"{folder}-{started:%Y%m%d%H%M%S}"
     with _full_disk_errors(run_dir), Workspace(run_dir, stage, work_fingerprint, settings) as work:
@@ -108,7 +107,6 @@ def run_stage(
             started_at=started,
             finished_at=datetime.now(UTC),
             made_with=config.fingerprint(spec.sections),
-            reusable=report.reusable,
         )
         if settings.process == 0:
             record_result(result, result_uri, index, latest)

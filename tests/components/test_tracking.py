@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from requests import ConnectionError
 from structlog.testing import capture_logs
@@ -128,6 +129,8 @@ def test_a_server_that_goes_away_is_a_matter_for_a_retry(error: Exception, stage
         raise error
     with pytest.raises(MlflowException, match="no such name"), track(stage):
         raise MlflowException.invalid_parameter_value("no such name")  # a defect of the body
+    with pytest.raises(MlflowException, match="no run"), track(stage):
+        raise MlflowException("no run", RESOURCE_DOES_NOT_EXIST)  # deleted meanwhile
     assert mlflow.active_run() is None
 
 

@@ -57,7 +57,8 @@ def test_pictures_of_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise ConnectionError
 
         monkeypatch.setattr(MemoryFileSystem, "ls", be_away)
-        assert len({second, fingerprint_images(items), fingerprint_images(items)}) == 3  # nobody knows
+        away = fingerprint_images(items)
+        assert fingerprint_images(items) == away != second
     finally:
         store.rm("/pictures", recursive=True)
 
@@ -71,7 +72,7 @@ def test_addresses_that_nobody_lists_count_as_they_are(tmp_path: Path) -> None:
 
 def test_a_store_that_is_away_when_its_driver_connects(tmp_path: Path) -> None:
     items = write_items(tmp_path, [f"ftp://127.0.0.1:{free_port()}/a.png"])
-    assert fingerprint_images(items) != fingerprint_images(items)  # nobody knows
+    assert fingerprint_images(items) == fingerprint_images(items)
 
 
 @pytest.fixture(scope="module")
