@@ -56,7 +56,7 @@ BEAUTY, JOURNEY = Study("amazon_beauty"), Study("complete_journey", seeds=SEEDS[
 BACKBONE = Study("amazon_beauty", "backbone", reference="none", grid="backbone")
 LAYERS = Study("amazon_beauty", "layers", reference="none", seeds=SEEDS[:1], grid="backbone")
 NARROW = Study("amazon_beauty", "narrow", reference="d_64_h_1", seeds=SEEDS[:1], grid="backbone")
-PUBLISHED = Study("complete_journey", "published", reference="d_64_h_1", seeds=SEEDS[:1], grid="backbone")
+PUBLISHED = Study("complete_journey", "published", reference="d_64_h_1", grid="backbone")
 VECTORS = Study("complete_journey", "vectors", reference="h_1")
 WIDTH = Study("amazon_beauty", "width", reference="d_64_h_1", grid="backbone")
 

@@ -82,7 +82,7 @@ def _claim_ablations() -> Iterator[list[str]]:
             PUBLISHED,
             "d_64_h_16",
             "d_64_h_1",
-            "Sixteen user vectors instead of one, 64 dimensions, no copy path, one seed",
+            "Sixteen user vectors instead of one, 64 dimensions, no copy path",
         ),
         (BEAUTY, "id_text", "id_only", "Text vectors beside ID vectors"),
         (BEAUTY, "no_words", "id_text", "Brand and category beside these"),
