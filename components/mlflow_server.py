@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from urllib.parse import unquote, urlsplit
 
 import requests
 
@@ -11,6 +12,8 @@ from components.exceptions import ConfigError, UnavailableError
 from components.settings import hide_credentials
 
 _PROBE_SECONDS = 5.0
+REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_ANSWERS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 _BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}  # seconds
 
 
@@ -57,6 +60,56 @@ def _get(url: str) -> requests.Response:
     )
 
 
+def open_server(uri: str) -> None:
+    """Turn MLflow's client to a server that answers.
+
+    User and password in the address of one become the variables that MLflow has for them: it writes addresses to its
+    log and into links.
+
+    Raises:
+        ConfigError: The server refuses requests by this host name.
+        UnavailableError: It does not answer.
+    """
+    import mlflow
+
+    require_server(uri)
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.username and parts.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        uri = hide_credentials(uri)
+    mlflow.set_tracking_uri(uri)
+
+
+@contextmanager
+def mlflow_errors(uri: str) -> Iterator[None]:
+    """Turn an outage or a refusal that MLflow's client meets within into one sentence.
+
+    Any other answer of the server stays what it is: a defect of ours, or what another has deleted meanwhile.
+
+    Raises:
+        ConfigError: The server lets this user not do it.
+        UnavailableError: It does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, SQLAlchemyError) as error:
+        code = getattr(error, "error_code", "")
+        if code in _ANSWERS:
+            raise
+        if code not in REFUSED:
+            raise no_answer(uri, _first_line(error)) from error
+        raise ConfigError(
+            f"MLflow at {hide_credentials(uri)}",
+            expected="that it lets this user do this",
+            got=_first_line(error),
+            remedy="get the permission, or name a user who has it in URM_MLFLOW_URI",
+        ) from error
+
+
 @contextmanager
 def brief_requests() -> Iterator[None]:
     """Have MLflow's client try a request once and for a second: for a server that is known to be away."""
@@ -81,3 +134,7 @@ def no_answer(uri: str, got: object) -> UnavailableError:
         got=str(got).replace(uri, shown),
         remedy="start it with `urm up` or set URM_MLFLOW_URI",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

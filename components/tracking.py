@@ -13,7 +13,7 @@ import structlog
 
 from components.addresses import join, read_json, write_json
 from components.exceptions import ConfigError, UnavailableError
-from components.mlflow_server import brief_requests, no_answer, require_server
+from components.mlflow_server import REFUSED, brief_requests, mlflow_errors, no_answer, open_server, require_server
 from components.settings import Settings, hide_credentials
 from components.storage import StageRun
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_FINAL = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")  # trying again changes nothing
-_ANSWERS = (*_FINAL, "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")  # of a server that is there
+_FINAL = (*REFUSED, "INVALID_PARAMETER_VALUE")  # trying again changes nothing
 _AT_ONCE_MS = 60_000  # stages that began within this time may have made a run each, clocks of machines included
 
 
@@ -43,7 +42,6 @@ def track(stage: StageRun, *, resume: bool = False) -> Iterator[mlflow.entities.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
-    from requests import RequestException
 
     # MLflow's ten threads would send in any order, and an outage would cost ten batches every four minutes, not one.
     os.environ.setdefault("MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE", "1")
@@ -51,19 +49,18 @@ def track(stage: StageRun, *, resume: bool = False) -> Iterator[mlflow.entities.
     tags = _tags(stage) | {"urm.stage": stage.spec.name}
     note = join(stage.lasting, "tracking.json")
     known = (read_json(note) or {}) if resume else {}
-    try:
-        earlier = known["run_id"] if known.get("parent") == parent and _has_run(known["run_id"]) else None
-        name = {"run_id": earlier} if earlier else {"run_name": stage.spec.name}
-        mlflow.start_run(run_id=parent, log_system_metrics=False)
-        run = mlflow.start_run(**name, nested=True, tags=tags, log_system_metrics=False)
-        if resume and not earlier:
-            write_json(note, {"run_id": run.info.run_id, "parent": parent})
-        yield run
-    except BaseException as error:
-        _end_runs(uri, "FAILED")
-        if isinstance(error, MlflowException | RequestException) and getattr(error, "error_code", "") not in _ANSWERS:
-            raise no_answer(uri, error) from error
-        raise
+    with mlflow_errors(uri):
+        try:
+            earlier = known["run_id"] if known.get("parent") == parent and _has_run(known["run_id"]) else None
+            name = {"run_id": earlier} if earlier else {"run_name": stage.spec.name}
+            mlflow.start_run(run_id=parent, log_system_metrics=False)
+            run = mlflow.start_run(**name, nested=True, tags=tags, log_system_metrics=False)
+            if resume and not earlier:
+                write_json(note, {"run_id": run.info.run_id, "parent": parent})
+            yield run
+        except BaseException:
+            _end_runs(uri, "FAILED")
+            raise
     with suppress(MlflowException):  # a result waits some minutes for a server that restarts, an error does not
         mlflow.get_run(run.info.run_id)
     _end_runs(uri, "FINISHED")
@@ -93,11 +90,10 @@ def log_if_possible(function: Callable[..., object], *arguments: object) -> None
     It is waited for as long as MLflow's client does by itself, about four minutes.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     try:
         function(*arguments)
-    except (MlflowException, OSError) as error:
+    except Exception as error:  # the driver of an artifact store has errors of its own
         if getattr(error, "error_code", "") in _FINAL:
             raise
         said = str(no_answer(mlflow.get_tracking_uri(), error))
@@ -109,15 +105,16 @@ def track_study(settings: Settings, experiment: str, name: str) -> Iterator[mlfl
     """Open an MLflow run of its own, for what looks at several pipeline runs; use the `mlflow` module inside.
 
     Raises:
-        UnavailableError: The tracking server does not answer.
+        ConfigError: The server lets this user not write to it.
+        UnavailableError: It does not answer.
     """
     import mlflow
 
-    require_server(settings.tracking_uri)
-    mlflow.set_tracking_uri(settings.tracking_uri)
-    _open_experiment(settings, experiment)
-    with mlflow.start_run(run_name=name, log_system_metrics=False) as run:
-        yield run
+    open_server(settings.tracking_uri)
+    with mlflow_errors(settings.tracking_uri):
+        _open_experiment(settings, experiment)
+        with mlflow.start_run(run_name=name, log_system_metrics=False) as run:
+            yield run
 
 
 def log_examples(path: Path, config: str, *splits: str) -> None:
@@ -154,33 +151,34 @@ def parent_run_id(stage: StageRun) -> str:
     """
     import mlflow
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     settings, server = stage.settings, hide_credentials(stage.settings.tracking_uri)
-    require_server(settings.tracking_uri)
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    open_server(settings.tracking_uri)
     note = join(stage.run_dir, "tracking.json")
     known = read_json(note)
-    try:
-        place = {"tracking_uri": server, "experiment_id": _open_experiment(settings, stage.config.name)}
+    with mlflow_errors(settings.tracking_uri):
+        try:
+            experiment = _open_experiment(settings, stage.config.name)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise ConfigError(
+                f"MLflow at {server}, experiment {stage.config.name}",
+                expected="one that takes runs",
+                got=str(error).splitlines()[0],
+                remedy="restore the experiment or delete it for good",
+            ) from error
+        place = {"tracking_uri": server, "experiment_id": experiment}
         if known is not None and place.items() <= known.items() and _has_run(known["run_id"]):
             return str(known["run_id"])
         name = stage.run_dir.rstrip("/").rsplit("/", 1)[-1]
         with mlflow.start_run(run_name=name, tags=_tags(stage), log_system_metrics=False) as run:
-            mlflow.log_dict(stage.config.model_dump(mode="json"), "config.yaml")
+            try:
+                mlflow.log_dict(stage.config.model_dump(mode="json"), "config.yaml")
+            except OSError as error:
+                raise no_answer(settings.tracking_uri, error) from error
             mlflow.log_params({"config": stage.config.name, "seed": stage.config.seed})
         run_id = _agree(run, stage.run_dir)
-    except MlflowException as error:
-        if error.error_code in _FINAL:
-            raise ConfigError(
-                f"MLflow at {server}, experiment {stage.config.name}",
-                expected="one that takes runs",
-                got=str(error).splitlines()[0].replace(settings.tracking_uri, server),
-                remedy="restore the experiment or delete it for good, or get the permission",
-            ) from error
-        raise no_answer(settings.tracking_uri, error) from error
-    except (SQLAlchemyError, OSError) as error:
-        raise no_answer(settings.tracking_uri, error) from error
     write_json(note, place | {"run_id": run_id})
     return run_id
 

@@ -25,6 +25,7 @@ from components.config import RecallConfig, ReleaseConfig
 from components.deploy.target import Target, overtaken, roll_out
 from components.deploy.workers import WorkerFlip
 from components.exceptions import GateError, MissingInputError, ReleaseError
+from components.mlflow_server import mlflow_errors
 from components.redis_client import open_redis, redis_errors
 from components.release.bundle import MANIFEST, read_manifest
 from components.release.publication import Publication, continue_orders
@@ -132,7 +133,8 @@ def synchronize(settings: Settings, config: ReleaseConfig, recall: RecallConfig 
         UnavailableError: A service is away, or a promotion goes on.
     """
     registry, target = open_registry(settings), open_target(settings, config, recall)
-    with redis_errors(settings.redis_url), target.hold(config.promote_timeout_seconds):
+    timeout = config.promote_timeout_seconds
+    with mlflow_errors(settings.tracking_uri), redis_errors(settings.redis_url), target.hold(timeout):
         found = _repair(config, registry, target, config.model_name, must_be_registered=True)
     return None if found is None else found.release
 
@@ -165,7 +167,7 @@ def _promote(
     started = time.monotonic()
     registry, target = open_registry(settings), open_target(settings, config, recall)
     timeout = config.promote_timeout_seconds
-    with redis_errors(settings.redis_url), target.hold(timeout):
+    with mlflow_errors(settings.tracking_uri), redis_errors(settings.redis_url), target.hold(timeout):
         on_cluster = settings.deploy_to == "kubernetes"
         chosen = None if by_alias else _check(settings, registry, model_name, choose(registry))
         found = _repair(config, registry, target, model_name, must_be_registered=on_cluster)

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from components.config import ReleaseConfig
 from components.exceptions import UrmError
+from components.mlflow_server import mlflow_errors
 from components.redis_client import connect
 from components.release.publication import SERVING, Publication, read_publication
 from components.release.registry import PROMOTION_TAG, open_registry
@@ -40,8 +41,14 @@ def list_promotions(settings: Settings, config: ReleaseConfig) -> tuple[list[Pro
     """Promotions, newest first, before them releases that were never promoted; and why it is unknown what serves.
 
     Raises:
+        ConfigError: MLflow lets this user not read them.
         UnavailableError: MLflow is away.
     """
+    with mlflow_errors(settings.tracking_uri):
+        return _list_promotions(settings, config)
+
+
+def _list_promotions(settings: Settings, config: ReleaseConfig) -> tuple[list[Promotion], str]:
     registry = open_registry(settings)
     serving, unknown = _read_serving(settings)
     try:

@@ -18,7 +18,7 @@ from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec
 
 from components import __version__
 from components.exceptions import ReleaseError
-from components.mlflow_server import no_answer, require_server
+from components.mlflow_server import mlflow_errors, open_server
 from components.release.bundle import MANIFEST, Manifest, hash_manifest
 from components.settings import Settings
 
@@ -173,16 +173,13 @@ def open_registry(settings: Settings) -> mlflow.MlflowClient:
     """A client of the registry.
 
     Raises:
-        ConfigError: It refuses requests by this host name.
+        ConfigError: It refuses requests by this host name or of this user.
         UnavailableError: It does not answer.
     """
-    require_server(settings.tracking_uri)
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    open_server(settings.tracking_uri)
     client = mlflow.MlflowClient()
-    try:
+    with mlflow_errors(settings.tracking_uri):
         client.search_registered_models(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise no_answer(settings.tracking_uri, str(error).splitlines()[0]) from error
     return client
 
 

@@ -1,3 +1,4 @@
+import base64
 import http.server
 import os
 import socket
@@ -10,20 +11,27 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+import mlflow
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, UNAUTHENTICATED
 from mlflow.server.fastapi_security import HostValidationMiddleware
 from mlflow.tracking._tracking_service.utils import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+from requests import ConnectionError as RequestsConnectionError
+from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from components import mlflow_server
 from components.exceptions import ConfigError, UnavailableError
-from components.mlflow_server import brief_requests, require_server
+from components.mlflow_server import brief_requests, mlflow_errors, open_server, require_server
 from components.settings import Settings
 from tests.worlds.servers import free_port, serve_application
 
@@ -42,6 +50,58 @@ def test_credentials_of_the_server_are_not_shown() -> None:
         require_server(uri)
     assert "s3cr3t" not in str(raised.value)
     assert "s3cr3t" not in Settings(mlflow_uri=uri).run_page("3", "f")
+
+
+def test_an_open_server_is_told_who_asks_and_mlflow_shows_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(variable, "")
+    before, asked = mlflow.get_tracking_uri(), []
+
+    async def refuse(request: Request) -> Response:
+        asked.append(request.headers["authorization"])
+        return Response("no", status_code=403)
+
+    with serve_application(Starlette(routes=[Route("/{path:path}", refuse, methods=["GET", "POST"])])) as uri:
+        address = uri.replace("://", "://trainer:s3%2Fcr3t@")
+        try:
+            open_server(address)
+            with pytest.raises(ConfigError, match=r"expected that it lets this user .*, got .* 403") as refused:
+                with mlflow_errors(address):
+                    mlflow.MlflowClient().search_experiments()
+            assert mlflow.get_tracking_uri() == uri
+        finally:
+            mlflow.set_tracking_uri(before)
+    assert {base64.b64decode(header.removeprefix("Basic ")) for header in asked} == {b"trainer:s3/cr3t"}
+    assert len(asked) == 2
+    assert "cr3t" not in str(refused.value) + str(refused.value.__cause__)
+
+
+@pytest.mark.parametrize("uri", ["postgresql://trainer:s3cr3t@db/mlflow", "sqlite:///mlflow.db"])
+def test_an_open_database_keeps_its_address(uri: str) -> None:
+    before = mlflow.get_tracking_uri()
+    try:
+        open_server(uri)
+        assert mlflow.get_tracking_uri() == uri
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def test_what_a_server_answers_is_no_outage() -> None:
+    uri = "http://trainer:s3cr3t@mlflow:5000"
+    for error in (
+        MlflowException("status 503"),
+        RequestsConnectionError("refused"),
+        OperationalError("no", {}, Exception()),
+    ):
+        with (
+            pytest.raises(UnavailableError, match="MLflow at http://mlflow:5000: expected an answer"),
+            mlflow_errors(uri),
+        ):
+            raise error
+    with pytest.raises(MlflowException, match="no such name"), mlflow_errors(uri):
+        raise MlflowException("no such name", RESOURCE_DOES_NOT_EXIST)
+    with pytest.raises(ConfigError, match=r"lets this user .*, got status 401"), mlflow_errors(uri):
+        raise MlflowException("status 401", UNAUTHENTICATED)
 
 
 def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from requests import ConnectionError
 from structlog.testing import capture_logs
@@ -134,6 +134,12 @@ def test_a_server_that_goes_away_is_a_matter_for_a_retry(error: Exception, stage
     assert mlflow.active_run() is None
 
 
+def test_a_user_without_permission_is_told_so(stage: StageRun) -> None:
+    with pytest.raises(ConfigError, match="expected that it lets this user do this, got no edit; get"), track(stage):
+        raise MlflowException("no edit", PERMISSION_DENIED)
+    assert mlflow.active_run() is None
+
+
 def test_a_server_that_goes_away_before_the_run_begins(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = parent_run_id(stage)
 
@@ -203,10 +209,13 @@ def test_a_table_that_cannot_be_logged_costs_a_warning(stage: StageRun) -> None:
     def fail(error: Exception, _: str) -> None:
         raise error
 
+    class DriverError(Exception):
+        """As boto3 raises them, which is no dependency."""
+
     with capture_logs() as said:
-        log_if_possible(fail, MlflowException("status 503"), "table.json")
-        log_if_possible(fail, ConnectionError("refused"), "table.json")
-    assert [(line["log_level"], line["what"]) for line in said] == [("warning", "table.json")] * 2
+        for error in (MlflowException("status 503"), ConnectionError("refused"), DriverError("no bucket")):
+            log_if_possible(fail, error, "table.json")
+    assert [(line["log_level"], line["what"]) for line in said] == [("warning", "table.json")] * 3
     with pytest.raises(MlflowException, match="no such name"):
         log_if_possible(fail, MlflowException.invalid_parameter_value("no such name"), "table.json")
 

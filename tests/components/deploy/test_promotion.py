@@ -16,6 +16,8 @@ from typing import Literal
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from redis.exceptions import LockError
 
 from components.config import ReleaseConfig
@@ -395,6 +397,36 @@ def test_what_a_killed_promotion_left_is_put_right_by_the_next_one(
     assert alias(releases[0], CHAMPION) == releases[1].name
     assert rollback(settings, config)["release"] == releases[1].name
     assert (alias(releases[0], CHAMPION), alias(releases[0], PREVIOUS)) == (releases[1].name, releases[0].name)
+
+
+@pytest.mark.parametrize("act", ["promotion", "rollback", "sync"])
+def test_a_registry_that_goes_away_meanwhile_is_one_sentence_and_what_serves_is_made_champion_later(
+    act: str, client: redis.Redis, releases: Releases, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, config = releases[0].settings, releases[0].config.release
+    start_worker()
+    for release in releases:
+        deploy(settings, config, "urm", candidate_of(release))
+    registry = open_registry(settings)
+    if act == "sync":
+        registry.set_registered_model_alias("urm", CHAMPION, str(releases[0].result.metrics["version"]))
+    acts = {
+        "promotion": lambda: deploy(settings, config, "urm", candidate_of(releases[0])),
+        "rollback": lambda: rollback(settings, config),
+        "sync": lambda: synchronize(settings, config),
+    }
+
+    def fail(*_: object) -> None:
+        raise MlflowException("API request to /alias failed\nstatus 503")
+
+    with monkeypatch.context() as away:
+        away.setattr(SqlAlchemyStore, "set_registered_model_alias", fail)
+        with pytest.raises(UnavailableError, match=r"expected an answer, got API request to /alias failed;"):
+            acts[act]()
+    serving = releases[1 if act == "sync" else 0].name
+    assert release_of(client, SERVING) == serving
+    assert synchronize(settings, config) == serving
+    assert alias(releases[0], CHAMPION) == serving
 
 
 @contextmanager
