@@ -54,7 +54,8 @@ class Study:
 
 BEAUTY, JOURNEY = Study("amazon_beauty"), Study("complete_journey", seeds=SEEDS[:1])
 BACKBONE = Study("amazon_beauty", "backbone", reference="none", grid="backbone")
-LAYERS = Study("amazon_beauty", "layers", reference="none", seeds=SEEDS[:1], grid="backbone")
+LAYERS = Study("amazon_beauty", "layers", reference="none", grid="backbone")
+LONG = Study("amazon_beauty", "long", reference="d_64_h_1", seeds=SEEDS[:1], grid="backbone")
 NARROW = Study("amazon_beauty", "narrow", reference="d_64_h_1", seeds=SEEDS[:1], grid="backbone")
 PUBLISHED = Study("complete_journey", "published", reference="d_64_h_1", grid="backbone")
 VECTORS = Study("complete_journey", "vectors", reference="h_1")
@@ -153,6 +154,7 @@ TABLES: dict[str, Table] = {
     "ablations_complete_journey_published": partial(render_ablations, PUBLISHED),
     "ablations_complete_journey_vectors": partial(render_ablations, VECTORS),
     "slopes_complete_journey_vectors": partial(render_slopes, VECTORS),
+    "ablations_amazon_beauty_long": partial(render_ablations, LONG),
     "ablations_amazon_beauty_narrow": partial(render_ablations, NARROW),
     "ablations_amazon_beauty_width": partial(render_ablations, WIDTH),
     "slopes_amazon_beauty_width": partial(render_slopes, WIDTH),

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from benchmarks.ablation_tables import BACKBONE, BEAUTY, JOURNEY, LAYERS, NARROW, PUBLISHED, VECTORS, compare_variant
+from benchmarks.ablation_tables import (
+    BACKBONE,
+    BEAUTY,
+    JOURNEY,
+    LAYERS,
+    LONG,
+    NARROW,
+    PUBLISHED,
+    VECTORS,
+    compare_variant,
+)
 from benchmarks.records import (
     DATA_SETS,
     SEEDS,
@@ -92,9 +102,11 @@ def _claim_ablations() -> Iterator[list[str]]:
         (BEAUTY, "no_copies_h_4", REFERENCE, "No copy path"),
         (BACKBONE, "pretrained_1", "none", "A pretrained layer instead of no language model"),
         (BACKBONE, "random_1", "none", "A random layer instead of no language model"),
-        (LAYERS, "pretrained_1", "none", "The same of a pretrained layer in a shorter training, one seed"),
+        (LAYERS, "pretrained_1", "none", "The same of a pretrained layer in a shorter training"),
         (LAYERS, "pretrained_8", "none", "Eight pretrained layers instead of no language model"),
         (LAYERS, "pretrained_8", "random_8", "Eight pretrained layers instead of random ones"),
+        (LONG, "d_64_h_1", "alone_random_1", "A pretrained layer instead of a random one, 64 dimensions, no copy path"),
+        (LONG, "d_64_h_16", "d_64_h_1", "Sixteen user vectors instead of one, 64 dimensions, no copy path"),
         (NARROW, "d_256_h_4", "d_256_h_1", "Four user vectors instead of one, 256 dimensions, no copy path"),
         (NARROW, "d_64_h_16", "d_64_h_4", "Sixteen user vectors instead of four, 64 dimensions, no copy path"),
     )
