@@ -105,7 +105,8 @@ STAGES: dict[str, StageSpec] = {
                 "contexts": "file, CONTEXTS, sorted by context_id",
                 "examples": "file, EXAMPLES, sorted by example_id",
                 "recent_examples": "the same of the newest training cuts (`features.split.recent_cuts`), with what is "
-                "rare judged by what came before them; URM trains on these (ADR 19) unless `urm.train_cuts` is all",
+                "rare judged by what came before them; URM trains on these unless `urm.train_cuts` is "
+                "all (docs/model.md)",
             },
             sections=("features", "tasks"),
             resources=Resources(hours=3, memory="16Gi"),
@@ -130,7 +131,7 @@ STAGES: dict[str, StageSpec] = {
         StageSpec(
             name="baseline",
             summary="Popularity, own history, item-kNN and the target-attention network, with their test predictions.",
-            notes="Target attention is the model to beat. Its item vectors are its own (ADR 7).",
+            notes="Target attention is the model to beat. Its item vectors are its own.",
             access="training",
             inputs=("validate", "features", "encode"),
             outputs={
@@ -157,7 +158,8 @@ STAGES: dict[str, StageSpec] = {
                 "`urm.safetensors`, `urm.json`",
                 "item_table": "folder: encode's, beside the model that reads it",
                 "candidates": "folder: `keys.npy` int64 [n] (catalogue order), `vectors.npy` float32 [n, d]: an item's "
-                "score for a user vector is their inner product; items of the user's history add a copy score (ADR 18)",
+                "score for a user vector is their inner product; items of the user's history add a copy score "
+                "(docs/model.md)",
             },
             sections=("urm", "items.text_encoder", "tasks", "evaluation.k"),
             resources=Resources(hours=12, cpu="8", memory="64Gi", ephemeral_storage="100Gi", gpus=1),

@@ -10,7 +10,7 @@ Notable against the paper:
   attention amounts to this, and repeats are nearly half of what people buy.
 - A two-tower term beside the MLP (user · item) carries what needs more width than the hidden layer has.
 - What no user changes is a piecewise linear function of each count of popularity, one per task. Nothing is counted from
-  the training targets: the network would trust what knows the answer (ADR 34).
+  the training targets: the network would trust what knows the answer (docs/model.md).
 
 Letters: n catalogue, B contexts, E examples, C shared candidates, O own candidates of a context, L history items,
 d item width, h hidden width, T tasks that differ in their prompt, S user statistics, t text width.
@@ -43,7 +43,7 @@ from components.items.ramps import logarithm_slopes, ramp_features
 NUM_STEPS = 12  # buckets of a history item's count and of its days, each the power of two it reaches
 NUM_MATCH = 8  # features of a candidate that is in the history
 HALF_LIVES_DAYS = (7.0, 28.0, 112.0)
-RAMPS = 1  # of popularity, for each doubling; more make no difference (ADR 37)
+RAMPS = 1  # of popularity, for each doubling; more make no difference
 
 
 class NetworkShape(BaseModel):

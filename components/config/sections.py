@@ -131,7 +131,7 @@ class UrmConfig(Model):
     backbone: str = Field(
         default="smollm2-135m",
         description="Name of a packaged model, or a directory; none: learned states per task prompt in the place of a "
-        "language model (ADR 28), so that there is no text.",
+        "language model (docs/model.md), so that there is no text.",
     )
     num_layers: int = Field(default=2, gt=0, description="Depth kept of the backbone.")
     pretrained: bool = True
@@ -145,7 +145,7 @@ class UrmConfig(Model):
     item_dimension: int | None = Field(
         default=None,
         gt=0,
-        description="Width of item space, to which frozen vectors are mapped (ADR 28); empty: they stand side by side.",
+        description="Width of item space, to which frozen vectors are mapped; empty: they stand side by side.",
     )
     profile: str = Field(
         default=(
@@ -157,18 +157,19 @@ class UrmConfig(Model):
     )
     history_length: int = Field(default=48, gt=0, description="Item tokens in a list of the prompt.")
     copy_path: bool = Field(
-        default=True, description="User vectors copy from history and query (ADR 4); false: W h and popularity alone."
+        default=True,
+        description="User vectors copy from history and query (docs/model.md); false: W h and popularity alone.",
     )
     copy_length: int = Field(default=256, gt=0, description="History items within reach of the copy path.")
     query_meaning: bool = Field(
         default=True,
-        description="User vectors copy what a query means (ADR 31), by the encoder of the items' texts, which the "
+        description="User vectors copy what a query means, by the encoder of the items' texts, which the "
         "model carries along.",
     )
     train_cuts: Literal["recent", "all"] = Field(
         default="recent",
-        description="recent: train on the newest cuts, with ID vectors and counts of what was before (ADR 19); all: on "
-        "every training cut, with those of the whole training window, as target attention does (ADR 35).",
+        description="recent: train on the newest cuts, with ID vectors and counts of what was before; all: on "
+        "every training cut, with those of the whole training window, as target attention does (docs/model.md).",
     )
     num_negatives: int = Field(default=2048, gt=0)
     negative_power: float = Field(default=0.75, ge=0, le=1)

@@ -1,9 +1,9 @@
 """How far a trained model should follow popularity and the ID vectors, measured on examples it was not trained on.
 
-Training asks for purchases with tables that know only what was before them (ADR 19); at work the tables hold more, and
+Training asks for purchases with tables that know only what was before them; at work the tables hold more, and
 another part of the catalogue is asked for. So each prompt gets a function of how often an item was bought, added to its
-scores, as a model that has weights of popularity can take it up (ADR 38); and then a multiple of what the ID vectors
-alone say, from which training has led away (ADR 41).
+scores, as a model that has weights of popularity can take it up; and then a multiple of what the ID vectors
+alone say, from which training has led away (docs/model.md).
 
     E examples · K items with the highest scores s · R = 12 ramps f of log(1 + baskets), see ramps.py
     g scores by the ID vectors, see id_scores.py · T_e those of the K items that example e asks for

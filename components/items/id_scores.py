@@ -1,4 +1,4 @@
-"""What the ID vectors alone say of an item, beside what a trained model says (ADR 41).
+"""What the ID vectors alone say of an item, beside what a trained model says (docs/model.md).
 
     score(user, j) = (Σ_p w_p h_p) · x_j,   w_p ∝ p^(-δ), of sum one;   p = 1 is the newest item of the history
 

@@ -4,8 +4,8 @@ A model that learns to predict a user's next items must not read vectors compute
 them too much, above all for rare items. Leaving out the events of one user is not enough: a recent purchase co-occurs
 with fewer events in the log than an old one, so vectors of the whole training window predict its own targets better
 than later ones. Vectors for training are therefore learned from events before the newest training cuts, and URM trains
-on these cuts only; vectors for inference are learned from the whole training window. ADR 6 has the figures, ADR 7 the
-network (id_network.py).
+on these cuts only; vectors for inference are learned from the whole training window. See docs/model.md, and
+id_network.py for the network.
 
     as a candidate   x, of a root mean square length of one
     in a history     h, so that h_i · x_j is the score of j for a user whose history is i alone, over URM_SCALE
@@ -15,7 +15,7 @@ is chance. So both share the first half of their training, on the past and at th
 the rate begins to fall. One model can then read both.
 
 What is chance in them is another chance in another training, so that the mean of two trainings' scores is better than
-either (`items.id_ensemble`, ADR 39). An inner product of vectors side by side is that mean.
+either (`items.id_ensemble`). An inner product of vectors side by side is that mean.
 """
 
 import copy

@@ -3,8 +3,8 @@
     vector of an item in `category_<n>`   1 in the column of its category at level n, else 0   [K_n]
 
 Codes (codes.py) are narrower, but a sum of many of them is mostly noise. Columns can be summed over a history: how many
-of its items are of each category is then exact, which tells what is new to a user and what he keeps buying (ADR 33).
-A query that names a category names its column, too (ADR 36).
+of its items are of each category is then exact, which tells what is new to a user and what he keeps buying.
+A query that names a category names its column, too (docs/model.md).
 """
 
 from collections import Counter

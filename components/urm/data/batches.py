@@ -22,7 +22,7 @@ from components.urm.data.prompt import Block, Writer
 from components.urm.data.request import Ids, UserContext
 
 # Weight of guidance words relative to query words: a query names the category of every target, guidance only one of
-# several interests. Chosen on validation, ADR 20. Its meaning counts as much as a query's (ADR 40).
+# several interests. Its meaning counts as much as a query's, see docs/model.md.
 GUIDANCE_STRENGTH = 0.5
 _NO_WORDS = np.empty(0, dtype=np.uint64)
 

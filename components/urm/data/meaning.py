@@ -2,7 +2,7 @@
 
 The encoder is the one that encoded the texts of the items. "Something to wash my hair" is near shampoos, though it has
 no word of their name. Names of categories are too short to be compared with: of 110 such phrases the nearest name is
-right for 11 %, and most of the nearest items are of the right category for more than 40 % (ADR 31).
+right for 11 %, and most of the nearest items are of the right category for more than 40 % (docs/model.md).
 """
 
 from __future__ import annotations

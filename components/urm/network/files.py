@@ -35,11 +35,11 @@ class ModelDescription(Model):
     num_counts: int  # number of popularity counts
     behaviors: tuple[str, ...]  # behaviours in the training data, in the order of their numbers
     prompts: tuple[str, ...] = ()  # templates that a model without a language model knows, in the same order
-    meaning: bool = False  # whether it reads what queries mean; models from before ADR 31 do not
-    names: bool = False  # whether it reads which kinds queries name; models from before ADR 36 do not
-    id_scores: bool = False  # whether it can add what ID vectors alone say; models from before ADR 41 cannot
-    popularity_scale: float = 1.0  # of the user head; models from before ADR 32 have none
-    ramps: int = 1  # of popularity, for each doubling; models from before ADR 37 have one
+    meaning: bool = False  # whether it reads what queries mean
+    names: bool = False  # whether it reads which kinds queries name
+    id_scores: bool = False  # whether it can add what ID vectors alone say
+    popularity_scale: float = 1.0  # of the user head, 1 in older models
+    ramps: int = 1  # of popularity, for each doubling, 1 in older models
     open_ramps: bool = False  # whether the last of them goes on; older models know no count above 4,095 baskets
 
 

@@ -9,21 +9,21 @@ h is the hidden state of the user token, concatenated with the mean of those of 
 second half separates the tasks from the first step on, while the attention of new user tokens to the text has to be
 learned. The common part of all tasks is subtracted from that mean first, since it dominates.
 
-Departures from the paper, which has W h of the user token alone (ADR 4, ADR 18): the second half of h, and the copy
-path. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) scores that item itself, and
-w = softmax(m - decay · log place), newest place first, moves the user vector towards similar items, with one gain per
-modality; the gains and the decay depend on h. q holds the words of the block's query, in the parts of item space that
-consist of words. s is what the query means (data/meaning.py), and r the doubt about its words: the share of them that a
-part of words lacks. All gains depend on r beside h, so that meaning and history count where words fit badly (ADR 31).
-A model without an encoder of texts has neither s nor r. k is log(1 + history items of each kind): wᵢ sum to one, so
-that from pᵢ a category that the user never had looks almost like one that he had once (ADR 33). j is 1 at the kinds
-that the query names: q has their words, too, but with them those of kinds of similar names (ADR 36). f is popularity,
-each count as ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
+docs/model.md has each term and its reasons. Departures from the paper, which has W h of the user token alone: the
+second half of h, and the copy path. With m the match of the user token and history item i, zᵢ = softplus(mᵢ) scores
+that item itself, and w = softmax(m - decay · log place), newest place first, moves the user vector towards similar
+items, with one gain per modality; the gains and the decay depend on h. q holds the words of the block's query, in the
+parts of item space that consist of words. s is what the query means (data/meaning.py), and r the doubt about its words:
+the share of them that a part of words lacks. All gains depend on r beside h, so that meaning and history count where
+words fit badly. A model without an encoder of texts has neither s nor r. k is log(1 + history items of each kind): wᵢ
+sum to one, so that from pᵢ a category that the user never had looks almost like one that he had once. j is 1 at the
+kinds that the query names: q has their words, too, but with them those of kinds of similar names. f is popularity, each
+count as ramps of its logarithm, so that its weights are the slopes of a piecewise linear function.
 `urm.copy_path: false` leaves W h and popularity.
 
 Training moves item space and weighs the history anew, so that what the frozen ID vectors alone say gets lost. The copy
 path can add it again: o · Σᵢ ωᵢ hᵢ, with the frozen ID vectors h of the history and fixed weights ω
-(items/id_scores.py). o is zero in training; after it each task gets one, set on validation (ADR 41).
+(items/id_scores.py). o is zero in training; after it each task gets one, set on validation.
 
 In a low-rank item space (`urm.item_dimension`) W h has its d dimensions, and what is copied is summed side by side and
 then mapped as items are: gains per modality and words of a query keep their meaning, up to the map's error.
@@ -52,11 +52,11 @@ FIRST_MEANING_GAIN = 0.8
 FIRST_NAME_GAIN = 2.0
 DOUBT_SCALE = 10.0  # a step of Adam then moves a gain by hundredths
 FIRST_POPULARITY_GAINS = (0.1, 0.1)  # of all baskets and of recent ones; zero for other counts
-# A step of Adam would move each slope of popularity by a tenth, in which what a task had learned of it drowns (ADR 32).
+# A step of Adam would move each slope of popularity by a tenth, in which what a task had learned of it drowns.
 POPULARITY_SCALE = 0.05
 # Of the largest singular value of the tasks' states; the least of the configurations here is an eighth of the largest.
 LEAST_APART = 0.05
-POPULARITY_RAMPS = 4  # for each doubling, so that "at most 53" can be said (ADR 37)
+POPULARITY_RAMPS = 4  # for each doubling, so that "at most 53" can be said
 
 
 class Gains(NamedTuple):

@@ -16,7 +16,7 @@ from components.urm.data.request import Floats, Ids
 
 @dataclass(frozen=True, eq=False)
 class UserVectors:
-    """H vectors per request, and copy scores of its history items (ADR 18).
+    """H vectors per request, and copy scores of its history items.
 
     n requests · H user vectors · d width · v vector of an item
 

@@ -66,7 +66,7 @@ class Session:
     def calibrate(self, report: Callable[[int], None] | None = None) -> Mapping[str, Calibration]:
         """After `train`, where the whole model is: let each task follow popularity and ID vectors as far as it pays.
 
-        By all validation examples: of a thousand, chance decides for some tasks (ADR 38). `report` is told how many of
+        By all validation examples: of a thousand, chance decides for some tasks. `report` is told how many of
         them are ranked.
         """
         model = self.new.model.to(self.device)  # a sharded training has left it on the CPU
