@@ -138,6 +138,13 @@ class UserStore:
             answers: list[Any] = pipe.execute()
         return {user_id: _decode_recent(fields) for user_id, fields in zip(user_ids, answers, strict=True)}
 
+    def erased(self, user_ids: list[str]) -> set[str]:
+        """Those of the users, none of whom has recent events, who were erased."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for user_id in user_ids:
+                pipe.zscore(FORGOTTEN, digest_user(user_id))
+            return {user_id for user_id, since in zip(user_ids, pipe.execute(), strict=True) if since is not None}
+
     def commit(self, commits: Iterable[Commit], *, release: str, order: int, batch: str) -> list[int | None]:
         """Finish entries: events into the histories, results stored, entries out of the stream; all at once per user.
 

@@ -98,7 +98,8 @@ class AdHocWorker(ServingLoop):
             return {}
         users = list(dict.fromkeys(one.user_id for one in requests))
         recent = self._store.recent(users)
-        known = release.read_histories(users)
+        erased = self._store.erased([user for user in users if not recent[user].events])
+        known = release.read_histories([user for user in users if user not in erased])
         contexts = {
             user: build_context(known.get(user, KnownHistory()), recent[user].events, release.rule) for user in users
         }

@@ -16,6 +16,7 @@ from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
 from components.exceptions import ConfigError, UnavailableError
 from components.recall.api.app import create_app
+from components.recall.operate.forget import forget_user
 from components.recall.operate.intake import feed
 from components.recall.serving.context import KnownHistory, build_context
 from components.recall.serving.engine import ServingRelease, load_release
@@ -96,6 +97,23 @@ def test_answer_is_the_models_with_the_guidance_behind_the_prompt(
         assert answer["computed_at"] is not None
     assert found[None] != pytest.approx(found[WORDS], abs=1e-4)  # words do steer
     assert UserStore(client, recall_config).result("3", "new_item") is None  # nothing is stored
+
+
+def test_an_erased_user_has_no_history_before_the_next_event(
+    api: TestClient, client: redis.Redis, ad_hoc: tuple[AdHocWorker, Publication], recall_config: RecallConfig
+) -> None:
+    def ask(user: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = api.post("/v1/recall", json={"user_id": user, "task": "next_purchase"}).json()[
+            "items"
+        ]
+        return items
+
+    known, stranger = ask("3"), ask("nobody")
+    assert known != stranger
+    forget_user(client, "3")
+    assert ask("3") == stranger
+    add_history(client, recall_config, [make_event()])
+    assert ask("3") not in (known, stranger)
 
 
 def test_query_tasks_ask_for_words_and_new_users_are_welcome(
