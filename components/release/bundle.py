@@ -27,6 +27,7 @@ from components.config import Task
 from components.exceptions import GateError, ReleaseError
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of a bundle; a worker reads no other
 NAME_DIGITS = 12  # of the content digest, in a release's name
 _BLOCK_BYTES = 1 << 20
 
@@ -42,7 +43,7 @@ TITLES = pa.schema(
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)  # fields that are not known here are ignored
 
 
 class FileEntry(_Model):
@@ -86,7 +87,7 @@ class IndexNote(_Model):
 
     Attributes:
         kind: exact, ivf_sq8 or pq.
-        items: Candidates in it; 0 in a bundle made before this was noted.
+        items: Candidates in it.
         recall: Share of the exact top-k that comes back, mean over the smoke requests; 1 of an exact index.
         requests: Smoke requests that this was measured on; 0 where nothing had to be.
         k: Items per request.
@@ -103,6 +104,7 @@ class Manifest(_Model):
     """Content of manifest.json.
 
     Attributes:
+        format: Form of the bundle; a change that older workers cannot read gives it another number.
         release: Name made of the model's name and a digest of the content: equal content, equal name.
         files: Every file of the bundle but this one, by its path relative to the bundle.
         feature_store: URI of the Feast folder; not copied, because the online store goes on changing.
@@ -110,10 +112,11 @@ class Manifest(_Model):
         links: Addresses that lead back: run directory, MLflow run, Airflow run.
         history_length: Items of a user's history that the features hold.
         day_origin: An instant at which a day begins for the features' count of active days.
-        index: Kind of the index; one without a note is exact.
+        index: Kind of the index.
         feature_registry: SHA-256 of the definitions in the Feast folder; empty where there is no registry in it.
     """
 
+    format: int = FORMAT
     release: str
     created_at: AwareDatetime
     config: str
@@ -212,7 +215,9 @@ def read_manifest(bundle: Path, digest: str = "") -> Manifest:
     if digest not in ("", found):
         raise _refuse(bundle, MANIFEST, f"SHA-256 {digest[:12]}…, as it was published", f"{found[:12]}…")
     try:
-        manifest = Manifest.model_validate_json((bundle / MANIFEST).read_bytes())
+        content = (bundle / MANIFEST).read_bytes()
+        _require_format(bundle, content)
+        manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise _refuse(bundle, MANIFEST, "a readable manifest", error.strerror) from None
     except ValidationError as error:
@@ -223,6 +228,22 @@ def read_manifest(bundle: Path, digest: str = "") -> Manifest:
     if manifest.release != name:
         raise _refuse(bundle, MANIFEST, f"the name that its files give the release, {name}", manifest.release)
     return manifest
+
+
+def _require_format(bundle: Path, content: bytes) -> None:
+    """Refuse a bundle of another format; content that is no JSON object is left to the manifest's own checks."""
+    try:
+        found = json.loads(content).get("format")
+    except (ValueError, AttributeError):
+        return
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        raise ReleaseError(
+            f"bundle {bundle}, file {MANIFEST}",
+            expected=f"format {FORMAT}",
+            got=f"format {found}" if found is not None else "no format",
+            remedy="upgrade what reads it first" if newer else "build the release again with `urm release`",
+        )
 
 
 def verify(bundle: Path, digest: str = "") -> Manifest:

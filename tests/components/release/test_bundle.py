@@ -47,6 +47,17 @@ def test_missing_altered_and_extra_files_are_named(bundle: Path) -> None:
         verify(bundle)
 
 
+def test_unknown_fields_are_ignored_and_other_formats_refused(bundle: Path) -> None:
+    content = json.loads((bundle / MANIFEST).read_text())
+    assert content["format"] == 1
+    (bundle / MANIFEST).write_text(json.dumps(content | {"later": 1}))
+    assert read_manifest(bundle).release == content["release"]
+    for found, got in ((2, "format 2; upgrade"), (None, "no format; build the release again")):
+        (bundle / MANIFEST).write_text(json.dumps(content | {"format": found}))
+        with pytest.raises(ReleaseError, match=f"manifest.json: expected format 1, got {got}"):
+            read_manifest(bundle)
+
+
 def test_damaged_manifest_is_named(bundle: Path) -> None:
     content = json.loads((bundle / MANIFEST).read_text())
     (bundle / MANIFEST).write_text(json.dumps({**content, "history_length": "many"}))
