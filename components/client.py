@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from components.recall.api.problems import Problem
+from components.recall.api.problem_types import Problem
 from components.recall.api.responses import (
     AdHocAnswer,
     EventLineage,

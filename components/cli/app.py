@@ -24,7 +24,7 @@ from components.cli.releases import rollback
 from components.cli.stages import app as stages_app
 from components.cli.studies import ablation_app
 from components.cli.studies import app as studies_app
-from components.exceptions import UrmError
+from components.exceptions import ConfigError, UrmError
 
 app = typer.Typer(
     name="urm",
@@ -86,9 +86,21 @@ def run_app() -> None:
     """Entry point of the console script: errors on purpose become one sentence and an exit code."""
     end_on_sigterm()
     try:
-        app()
+        _run()
     except UrmError as error:
         if "--debug" in sys.argv:
             raise
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False)
         raise SystemExit(error.exit_code) from error
+
+
+def _run() -> None:
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "this command",
+            expected=f"the Python module {error.name}",
+            got="none",
+            remedy="install the extra that this machine needs, such as `pip install 'urm-recall[all]'`",
+        ) from error

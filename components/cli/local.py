@@ -14,8 +14,6 @@ from components.exceptions import ConfigError
 from components.local.airflow import USERNAME, read_credentials
 from components.local.processes import find, memory_bytes
 from components.local.registry import Registry
-from components.local.stack import down as take_down
-from components.local.stack import up as bring_up
 from components.settings import get_settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -28,6 +26,8 @@ def up(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
     Recall worker and API take their section `recall` from the configuration; with another one they start anew.
     """
+    from components.local.stack import up as bring_up
+
     settings, console = get_settings(), make_console(soft_wrap=True)
     read_config(config, None)  # a mistake shows before anything starts
     start = time.monotonic()
@@ -38,6 +38,8 @@ def up(config: ConfigOption = DEFAULT_CONFIG) -> None:
 @app.command(rich_help_panel=_PANEL)
 def down() -> None:
     """Stop everything that `urm up` started; the state stays."""
+    from components.local.stack import down as take_down
+
     console = make_console(soft_wrap=True)
     take_down(get_settings(), console.print)
     console.print("all services are stopped")

@@ -2,8 +2,9 @@
 
 import signal
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +12,10 @@ from components.cli.options import DEFAULT_CONFIG, ConfigOption, SetOption, make
 from components.exceptions import ConfigError, UnavailableError
 from components.memory import collect_rarely
 from components.recall.telemetry.logs import log_as_json
-from components.redis_client import connect
 from components.settings import get_settings
+
+if TYPE_CHECKING:
+    import redis
 
 app = typer.Typer(no_args_is_help=True, help="The asynchronous recall runtime.")
 letters_app = typer.Typer(no_args_is_help=True, help="Events that were given up, each with its reason.")
@@ -144,7 +147,7 @@ def backfill(
     if shard >= shards:
         raise ConfigError("option --shard", expected=f"a number below {shards}", got=shard, remedy="correct it")
     if show:
-        with connect(settings.redis_url) as client:
+        with _connect(settings.redis_url) as client:
             make_console().print(describe_backfill(client))
         return
     log_as_json()
@@ -167,7 +170,7 @@ def events(
     recall, settings = read_config(config, set_).recall, get_settings()
     refusals = Refusals(lambda sentence: typer.echo(sentence, err=True))
     rows = read_events(file, recall.max_future_seconds, refusals, limit=limit)
-    with connect(settings.redis_url) as client:
+    with _connect(settings.redis_url) as client:
         report = feed(client, rows, recall)
     for event_id in report.conflicts:
         refusals.add_conflict(event_id)
@@ -186,7 +189,7 @@ def show(
     from components.recall.operate.show import describe_user
 
     settings = get_settings()
-    with connect(settings.redis_url) as client:
+    with _connect(settings.redis_url) as client:
         make_console().print(describe_user(client, settings, read_config(config, None).recall, user, task, k))
 
 
@@ -198,7 +201,7 @@ def trace(
     """Print what became of an event: accepted, waiting, done or given up, and the results that know it."""
     from components.recall.operate.trace import describe_trace, read_tasks, trace_event
 
-    with connect(get_settings().redis_url) as client:
+    with _connect(get_settings().redis_url) as client:
         found = trace_event(client, event_id, read_tasks(client), user)
     make_console().print(describe_trace(found))
 
@@ -208,7 +211,7 @@ def forget(user: Annotated[str, typer.Argument(help="User id.")]) -> None:
     """Delete everything that Redis holds of a user, and print what that was."""
     from components.recall.operate.forget import forget_user
 
-    with connect(get_settings().redis_url) as client:
+    with _connect(get_settings().redis_url) as client:
         deleted = forget_user(client, user)
     typer.echo("deleted: " + ", ".join(f"{count} {what}" for what, count in deleted.items()))
 
@@ -229,7 +232,7 @@ def ask(
 
     settings = get_settings()
     asked = AdHocRequest(user_id=user, task=task, k=k, query=query, guidance=guidance)
-    with connect(settings.redis_url) as client:
+    with _connect(settings.redis_url) as client:
         make_console().print(ask_model(client, settings, read_config(config, set_).recall, asked))
 
 
@@ -282,7 +285,7 @@ def list_letters(limit: Annotated[int, typer.Option(min=1, help="At most so many
     from components.recall.operate.terminal import make_table
     from components.recall.operate.terminal import show as show_text
 
-    with connect(get_settings().redis_url) as client:
+    with _connect(get_settings().redis_url) as client:
         letters, count = read_letters(client, limit), count_letters(client)
     table = make_table("id", "given up at", "tries", "reason", "event")
     for letter in letters:
@@ -304,7 +307,7 @@ def replay_letters(
     from components.recall.operate.deadletters import replay
 
     _require_choice(letter_ids, every)
-    with connect(get_settings().redis_url) as client:
+    with _connect(get_settings().redis_url) as client:
         typer.echo(f"{replay(client, letter_ids or [], read_config(config, set_).recall)} replayed")
 
 
@@ -314,10 +317,16 @@ def drop_letters(letter_ids: LetterIds = None, every: AllOption = False) -> None
     from components.recall.operate.deadletters import drop
 
     _require_choice(letter_ids, every)
-    with connect(get_settings().redis_url) as client:
+    with _connect(get_settings().redis_url) as client:
         typer.echo(f"{drop(client, letter_ids or [])} dropped")
 
 
 def _require_choice(letter_ids: list[str] | None, every: bool) -> None:
     if bool(letter_ids) == every:
         raise typer.BadParameter("expected ids or --all, got both or neither; see `urm recall dead-letters list`")
+
+
+def _connect(url: str) -> "AbstractContextManager[redis.Redis]":
+    from components.redis_client import connect
+
+    return connect(url)

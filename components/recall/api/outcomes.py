@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from components.config import RecallConfig
 from components.recall.api import problems
-from components.recall.api.problems import ApiError, Fault
+from components.recall.api.problem_types import MAX_FAULTS, Fault
+from components.recall.api.problems import ApiError
 from components.recall.api.responses import EventOutcome
 from components.recall.state.events import Event
 
@@ -55,7 +56,7 @@ def merge(refusals: dict[int, ApiError], batch: Sequence[Event | ValidationError
         fault
         for number, error in refusals.items()
         for fault in (error.errors or [Fault(place="body", field=str(number), detail=str(error))])
-    ][: problems.MAX_FAULTS]
+    ][: MAX_FAULTS]
     worst.events = events
     return worst
 

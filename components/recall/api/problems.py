@@ -11,9 +11,9 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from components.recall.api.problem_types import CODES, MAX_FAULTS, TYPE, Fault, Problem
 from components.recall.api.responses import EventOutcome
 from components.recall.telemetry.logs import name_error
 from components.redis_client import is_demoted, is_unavailable
@@ -22,71 +22,10 @@ log = structlog.get_logger()
 _PREFIX = re.compile("^(Value error, )?(expected |Input should (be |have )?)?")
 REQUEST_ID = "X-Request-Id"
 _MEDIA_TYPE = "application/problem+json"
-_TYPE = "urn:problem-type:urm:"
 RETRY_AFTER_SECONDS = 2
 # The requests of a minute fade over the minute after it: the five pauses of a client outlast both.
 RATE_RETRY_AFTER_SECONDS = 30
-MAX_FAULTS = 100
-# Kinds of problems, with their status. Those of 429 and 503 pass, and have a Retry-After.
-CODES = {
-    "not-json": 400,
-    "no-token": 401,
-    "missing-scope": 403,
-    "unknown-path": 404,
-    "unknown-task": 404,
-    "unknown-event": 404,
-    "wrong-method": 405,
-    "event-conflict": 409,
-    "body-too-large": 413,
-    "invalid-request": 422,
-    "stream-full": 429,
-    "user-backlog-full": 429,
-    "rate-limited": 429,
-    "ad-hoc-queue-full": 429,
-    "server-error": 500,
-    "redis-unavailable": 503,
-    "no-release": 503,
-    "release-unreadable": 503,
-    "no-ad-hoc-worker": 503,
-    "ad-hoc-timeout": 504,
-}
 _AD_HOC = {422: "invalid-request", 429: "ad-hoc-queue-full", 503: "no-ad-hoc-worker", 504: "ad-hoc-timeout"}
-
-
-class Fault(BaseModel):
-    """One thing that is wrong with a request."""
-
-    place: str = Field(description="body, query, path or header.")
-    field: str = Field(description="Its path in that place, e.g. `0.user_id` in a list of events.")
-    detail: str = Field(description="What was expected and what came.")
-
-
-class Problem(BaseModel):
-    """Body of every error."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": _TYPE + "unknown-task",
-                    "title": "Unknown task",
-                    "status": 404,
-                    "detail": "task: expected one of next_purchase, repurchase, got 'gift'; name a known task.",
-                    "errors": [],
-                    "events": [],
-                }
-            ]
-        }
-    )
-
-    type: str = Field(description=f"The kind: `{_TYPE}` and one of {', '.join(CODES)}.")
-    title: str = Field(description="The kind in words.")
-    status: int
-    detail: str = Field(description="One sentence: subject, what was expected, what came, what to do.")
-    errors: list[Fault] = Field(description=f"Of an invalid request everything that is wrong, at most {MAX_FAULTS}.")
-    events: list[EventOutcome] = Field(
-        default=[], description="Of a list of events of which none was taken, what became of each."
-    )
 
 
 class ApiError(Exception):
@@ -98,7 +37,7 @@ class ApiError(Exception):
         super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}.")
         self.code = code
         self.status = CODES[code]
-        self.type = _TYPE + code
+        self.type = TYPE + code
         self.errors = errors
         self.events: Sequence[EventOutcome] = ()
 
@@ -191,7 +130,7 @@ def _respond(
     status = CODES[code]
     title = code.replace("-", " ").capitalize()
     problem = Problem(
-        type=_TYPE + code, title=title, status=status, detail=detail, errors=list(faults), events=list(events)
+        type=TYPE + code, title=title, status=status, detail=detail, errors=list(faults), events=list(events)
     )
     sent = dict(headers or {})
     if status in (429, 503):

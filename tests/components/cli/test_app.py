@@ -42,6 +42,30 @@ def assert_one_sentence(process: subprocess.CompletedProcess[str], exit_code: in
         assert part in process.stderr
 
 
+WITH_THE_CORE_ALONE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"redis", "fastapi", "starlette", "mlflow", "torch", "pandas", "numpy", "pyarrow", "duckdb", "ibis"}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocker())
+import components.client
+from components.cli.app import run_app
+run_app()
+"""
+
+
+@pytest.mark.parametrize("arguments", ["--version", "--help", "ingest --help", "recall --help", "up --help"])
+def test_help_and_client_need_the_core_alone(home: Path, arguments: str) -> None:
+    process = run_python("-c", WITH_THE_CORE_ALONE, *arguments.split())
+    assert process.returncode == 0, process.stderr
+
+
+def test_a_command_without_its_extra(home: Path) -> None:
+    process = run_python("-c", WITH_THE_CORE_ALONE, "up")
+    assert_one_sentence(process, 2, "expected the Python module redis", "pip install 'urm-recall[all]'")
+
+
 def test_a_stage_before_its_input(home: Path) -> None:
     process = urm("validate", "--run-dir", "first")
     assert_one_sentence(process, 2, "expected the result of stage 'ingest'", f"{home}/runs/first", "run `urm ingest`")
