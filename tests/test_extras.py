@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -198,3 +199,11 @@ def test_a_part_can_be_imported_with_its_extra_alone(extra: str, packages: tuple
     arguments, environment = (",".join(hidden), ",".join({*wanted} - optional)), {"PYTHONPATH": str(REPOSITORY)}
     process = run_python("-W", "ignore", "-c", IMPORT_ALONE, *arguments, env=os.environ | environment)
     assert process.returncode == 0, process.stderr
+
+
+def test_nothing_asks_an_index_for_a_name_that_is_not_ours() -> None:
+    asks = re.compile(r"pip install\s+['\"]?urm(?![\w-])|\burm(\[[a-z]{2,}|==\d)")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    texts = [name for name in tracked.stdout.split("\0") if re.search(r"\.(py|md|toml|ya?ml|txt)$|file$", name)]
+    found = [name for name in texts if name != "tests/test_extras.py" and asks.search((REPOSITORY / name).read_text())]
+    assert found == []

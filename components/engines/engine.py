@@ -77,6 +77,6 @@ def _module(name: str) -> ModuleType:
             "setting URM_ENGINE",
             expected="the packages of spark",
             got=error,
-            remedy="install them, `pip install 'urm[spark]'`, or unset it",
+            remedy="install them, `pip install 'urm-recall[spark]'`, or unset it",
         ) from None
     return spark

@@ -8,6 +8,7 @@ the bundle, verifies it and predicts (components/release/registered_model.py).
 import json
 import tempfile
 import warnings
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from components import __version__
+import components
 from components.exceptions import ReleaseError
 from components.mlflow_server import mlflow_errors, open_server
 from components.release.bundle import MANIFEST, Manifest, hash_manifest
@@ -198,9 +199,18 @@ def _log_version(bundle: Path, uri: str, manifest: Manifest, model_name: str, ta
             loader_module="components.release.registered_model",
             data_path=str(data),
             signature=SIGNATURE,
-            pip_requirements=[f"urm=={__version__}"],
+            code_paths=[str(Path(components.__file__).parent)],  # the package travels with the model
+            pip_requirements=_requirements(),
             metadata={"release": manifest.release, "bundle": uri},
             registered_model_name=model_name,
             tags=tags,
         )
     return str(info.registered_model_version)
+
+
+def _requirements() -> list[str]:
+    """What the package needs from an index to open a release: the core, the extra `worker`, and MLflow."""
+    needed = [
+        entry for entry in requires("urm-recall") or () if "extra ==" not in entry or 'extra == "worker"' in entry
+    ]
+    return [*(entry.partition(";")[0].strip() for entry in needed), f"mlflow=={mlflow.__version__}"]

@@ -18,7 +18,7 @@ from components.settings import get_settings
 from components.stages.release import run
 from components.storage import load_result, run_stage
 from components.storage.workspace import Workspace
-from tests.worlds import DEVICE, make_settings
+from tests.worlds import DEVICE, make_settings, run_python
 from tests.worlds.recall import *  # noqa: F403  # fixtures
 from tests.worlds.recall import Release
 from tests.worlds.tiny import ITEM_IDS, NUM_ITEMS, make_run
@@ -118,6 +118,26 @@ def test_a_version_leads_back_and_predicts(releases: tuple[Release, Release]) ->
     assert [len(items) for items in answer["item_ids"]] == [5, 5]
     assert not {1003, 1004} & set(answer["item_ids"][0])
     assert set(answer["item_ids"][1]) <= set(ITEM_IDS.tolist())
+
+
+LOAD_ELSEWHERE = """
+import sys
+sys.meta_path = [each for each in sys.meta_path if "editable" not in repr(each)]
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+import components
+print(components.__file__)
+"""
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_version_brings_the_package_along(releases: tuple[Release, Release], tmp_path: Path) -> None:
+    local = mlflow.artifacts.download_artifacts(f"models:/urm@{CANDIDATE}", dst_path=str(tmp_path))
+    needed = (Path(local) / "requirements.txt").read_text()
+    assert "torch" in needed and "urm" not in needed
+    process = run_python("-c", LOAD_ELSEWHERE, local, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith(local)
 
 
 @pytest.mark.usefixtures("environment")
