@@ -56,7 +56,7 @@ def merge(refusals: dict[int, ApiError], batch: Sequence[Event | ValidationError
         fault
         for number, error in refusals.items()
         for fault in (error.errors or [Fault(place="body", field=str(number), detail=str(error))])
-    ][: MAX_FAULTS]
+    ][:MAX_FAULTS]
     worst.events = events
     return worst
 
