@@ -218,6 +218,11 @@ class GatePolicy(Model):
         "this share. With few examples little can be proven, so that passing is no proof that a task is not worse.",
     )
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    trainings: Literal["report", "require"] = Field(
+        default="report",
+        description="The interval of the lift with chance of training, from finished runs that differ in the seed: "
+        "`report` says it beside, `require` lets its lower bound decide and needs three trainings.",
+    )
 
 
 class EvaluationConfig(Model):

@@ -109,6 +109,11 @@ class Comparison:
             ratios: That of each training, whose examples are pooled here.
             confidence: Of the interval.
         """
+        error, quantile = self.training_spread(ratios, confidence)
+        return self.ratio - quantile * error, self.ratio + quantile * error
+
+    def training_spread(self, ratios: Sequence[float], confidence: float) -> tuple[float, float]:
+        """Standard error of `training_interval`, and Student's quantile; NaN where there is no interval."""
         number = len(ratios)
         if number < 2 or self.few_users or not np.isfinite(ratios).all():
             return float("nan"), float("nan")
@@ -116,8 +121,7 @@ class Comparison:
         of_users = float(np.var(draws[np.isfinite(draws)], ddof=1))
         of_trainings = float(np.var(ratios, ddof=1)) / number
         freedom = (number - 1) * (1 + of_users / of_trainings) ** 2 if of_trainings else np.inf
-        reach = float(t.ppf((1 + confidence) / 2, freedom)) * (of_users + of_trainings) ** 0.5
-        return self.ratio - reach, self.ratio + reach
+        return (of_users + of_trainings) ** 0.5, float(t.ppf((1 + confidence) / 2, freedom))
 
     def won(self, confidence: float) -> Mask:
         """Tasks in which the model is ahead beyond chance, Holm-corrected over these tasks, [T]."""

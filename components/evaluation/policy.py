@@ -1,20 +1,26 @@
 """The policy of the gate (ADR 27): whether the model may be released, and why, in words."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from components.config import GatePolicy, RunConfig
 from components.evaluation.bootstrap import MIN_UNITS, Comparison
+from components.evaluation.power import describe_power, errors_of
 from components.evaluation.report import NO_INTERVAL, count, describe_interval, describe_lift, title
 from components.evaluation.summary import name_kind, split_tasks
 
 NUM_RULES = 5
+MIN_TRAININGS = 3  # of `evaluation.gate.trainings: require`
 
 
 def judge(
-    comparison: Comparison, best: Comparison, config: RunConfig, cut_short: Collection[str] = ()
+    comparison: Comparison,
+    best: Comparison,
+    config: RunConfig,
+    cut_short: Collection[str] = (),
+    earlier: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Hold a comparison against the policy: passed, the verdict for people, a reason for each rule that is not met.
 
@@ -23,14 +29,16 @@ def judge(
         best: URM against the best other model in the mean over the headline's tasks, all tasks.
         config: Of the run: its tasks, cut-off and policy.
         cut_short: Models whose training its time limit ended.
+        earlier: Lifts of earlier trainings by equal settings.
     """
     policy = config.evaluation.gate
     names, _ = split_tasks(config, comparison.tasks)
+    trainings = [comparison.restrict(names).ratio, *earlier]
     headline, against_best, kind = comparison.restrict(names), best.restrict(names), name_kind(config, names)
     reasons = [
         reason
         for reason in (
-            _untested_reason(comparison, config) or _lift_reason(headline, policy, kind),
+            _untested_reason(comparison, config) or _lift_reason(headline, policy, kind, trainings),
             _tasks_won_reason(headline, policy, kind),
             _worse_tasks_reason(comparison, policy),
             _best_reason(against_best, policy, kind),
@@ -44,7 +52,8 @@ def judge(
         if passed
         else f"The model should not be released, since it breaks {len(reasons)} of the {NUM_RULES} rules of the policy."
     )
-    found = " ".join(_describe(comparison, against_best, config))
+    sentences = _describe(comparison, against_best, config) + _describe_certainty(headline, policy, trainings)
+    found = " ".join(sentences)
     if untested := [task.name for task in config.tasks if task.name not in comparison.tasks]:
         found += f" Without test examples: {', '.join(untested)}."
     return {"passed": passed, "verdict": f"{decision} {found}", "reasons": reasons}
@@ -60,7 +69,9 @@ def _untested_reason(comparison: Comparison, config: RunConfig) -> str | None:
     )
 
 
-def _lift_reason(headline: Comparison, policy: GatePolicy, kind: str) -> str | None:
+def _lift_reason(headline: Comparison, policy: GatePolicy, kind: str, trainings: Sequence[float]) -> str | None:
+    if policy.trainings == "require":
+        return _trainings_reason(headline, policy, kind, trainings)
     low = headline.ratio_interval(policy.confidence)[0]
     if low >= policy.min_lift:
         return None
@@ -76,6 +87,45 @@ def _lift_reason(headline: Comparison, policy: GatePolicy, kind: str) -> str | N
         f"The lift in mean recall over the {kind} is {headline.ratio:+.1%}, and the lower bound of its "
         f"{policy.confidence:.0%} interval {low:+.1%}, below the required {policy.min_lift:+.1%}."
     )
+
+
+def _trainings_reason(headline: Comparison, policy: GatePolicy, kind: str, trainings: Sequence[float]) -> str | None:
+    if len(trainings) < MIN_TRAININGS:
+        return (
+            f"The lift needs {MIN_TRAININGS} trainings that differ in the seed (`evaluation.gate.trainings: require`), "
+            f"and there {'is' if len(trainings) == 1 else 'are'} {len(trainings)}: run the pipeline with another seed."
+        )
+    low = find_training_interval(headline, trainings, policy.confidence)[0]
+    if low >= policy.min_lift:
+        return None
+    found = f"{np.mean(trainings):+.1%} in {len(trainings)} trainings"
+    if not np.isfinite(low):
+        return f"The lift in mean recall over the {kind} is {found}, with {NO_INTERVAL}."
+    return (
+        f"The lift in mean recall over the {kind} is {found}, and the lower bound of its {policy.confidence:.0%} "
+        f"interval with chance of training {low:+.1%}, below the required {policy.min_lift:+.1%}."
+    )
+
+
+def find_training_interval(headline: Comparison, trainings: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Interval of the mean lift of several trainings, whose users vary as those of this one do."""
+    error, quantile = headline.training_spread(trainings, confidence)
+    mean = float(np.mean(trainings))
+    return mean - quantile * error, mean + quantile * error
+
+
+def _describe_certainty(headline: Comparison, policy: GatePolicy, trainings: Sequence[float]) -> list[str]:
+    """The interval with chance of training, where there are two, and what lift would be proven."""
+    sentences = []
+    if len(trainings) > 1:
+        interval = find_training_interval(headline, trainings, policy.confidence)
+        sentences.append(
+            f"With chance of training, over {len(trainings)} trainings: {np.mean(trainings):+.1%} "
+            f"({describe_interval(*interval, policy.confidence)})."
+        )
+    deciding = trainings if policy.trainings == "require" and len(trainings) >= MIN_TRAININGS else None
+    error, quantile = errors_of(headline, policy.confidence, deciding)
+    return [*sentences, describe_power(error, quantile, policy.min_lift)]
 
 
 def _tasks_won_reason(headline: Comparison, policy: GatePolicy, kind: str) -> str | None:

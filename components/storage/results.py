@@ -5,7 +5,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from components.addresses import absolute, exists, join, read_json, write_json
+from components.addresses import absolute, exists, join, open_store, parent, read_json, store_errors, write_json
 from components.config import RunConfig
 from components.exceptions import DataError, MissingInputError, UnavailableError
 from components.storage.contract import StageResult
@@ -82,6 +82,17 @@ def find_equal(run_dir: str, stage: str, work_fingerprint: str, index: str) -> l
     places = (join(run_dir, stage, "result.json"), join(index, stage, f"{work_fingerprint}.json"))
     found = [read_earlier(uri) for uri in places]
     return [done for done in found if done is not None and done.fingerprint == work_fingerprint]
+
+
+def find_others(run_dir: str, result: StageResult) -> list[StageResult]:
+    """Results of a stage in the index beside a run, by the same configuration's name, newest first."""
+    index = join(parent(absolute(run_dir)), ".stages", result.stage)
+    store, folder = open_store(index)
+    with store_errors(index):
+        paths = store.glob(f"{folder}/*.json")
+    found = [read_earlier(join(index, path.rsplit("/", 1)[-1])) for path in paths]
+    others = [done for done in found if done is not None and done.config == result.config]
+    return sorted(others, key=lambda done: done.finished_at, reverse=True)
 
 
 def is_whole(result: StageResult) -> bool:

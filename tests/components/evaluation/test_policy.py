@@ -1,5 +1,6 @@
 """The policy: each rule breaks alone, and the verdict says why."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,7 @@ def compared(lifts: list[float], noise: float = 0.01, other: str = "target_atten
     return Comparison(TASKS, counts, baseline, model, others, model + draws, alone, counts, ("urm", other))
 
 
-def config(tasks: tuple[str, ...] = TASKS, **policy: float) -> RunConfig:
+def config(tasks: tuple[str, ...] = TASKS, **policy: float | str) -> RunConfig:
     gate = {"min_lift": 0.05, "min_tasks_won": 2, "max_task_loss": 0.1} | policy
     return load_config(CONFIGS / "complete_journey.yaml", {"tasks": list(tasks), "evaluation.gate": gate})
 
@@ -69,6 +70,35 @@ def test_each_rule_fails_alone(lifts: list[float], noise: float, reason: str) ->
     assert found["passed"] is False
     assert len(found["reasons"]) == 1 and found["reasons"][0].startswith(reason)
     assert "breaks 1 of the 5 rules" in found["verdict"]
+
+
+def test_the_verdict_says_which_lift_would_be_proven() -> None:
+    text = verdict([0.2, 0.1, -0.02, 0.5], noise=0.05, min_lift=0.0)["verdict"]
+    # Three tasks of noise 5 % each, lift 9.3 %: s = .05 / sqrt(3) / 1.093; exp(s (1.96 + .842)) - 1 = 7.7 %
+    assert re.search(r"A lift of 7\.[5-9]% would be proven in four of five cases\.$", text)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "passed", "says"),
+    [
+        ([], False, "there is 1: run the pipeline with another seed."),
+        ([0.2], False, "there are 2: run the pipeline with another seed."),
+        ([0.19, 0.21], True, "With chance of training, over 3 trainings: +20.0% (95% interval +1"),
+        (
+            [-0.1, 0.5],
+            False,
+            "The lift in mean recall over the behaviour tasks is +20.0% in 3 trainings",
+        ),
+    ],
+)
+def test_trainings_decide_where_the_policy_requires_them(earlier: list[float], passed: bool, says: str) -> None:
+    comparison = compared([0.2, 0.2, 0.2, 0.2])
+    found = judge(comparison, comparison, config(trainings="require"), earlier=earlier)
+    assert found["passed"] is passed
+    assert any(says in text for text in (found["verdict"], *found["reasons"]))
+    reported = judge(comparison, comparison, config(), earlier=earlier)
+    assert reported["passed"] is True
+    assert ("With chance of training" in reported["verdict"]) is bool(earlier)
 
 
 def test_a_lift_of_search_tasks_buys_nothing() -> None:
