@@ -38,8 +38,16 @@ BEFORE = "target attention before ADR 34"
 
 def render_claims() -> str:
     """The claims that a kept record proves, each with its figure."""
-    rows = [*_claim_headline(), *_claim_ablations(), *_claim_before()]
-    return markdown(["claim", "figure", "95 %", "date", "record", "command"], rows).replace("---:", "---")
+    return _render([*_claim_headline(), *_claim_ablations()])
+
+
+def render_claims_before() -> str:
+    """The claims against target attention as it was until ADR 34, for a page in docs/results/notebook."""
+    return _render(_claim_before())
+
+
+def _render(rows: Iterable[list[str]]) -> str:
+    return markdown(["claim", "figure", "95 %", "date", "record", "command"], list(rows)).replace("---:", "---")
 
 
 def _claim_before() -> Iterator[list[str]]:
@@ -55,14 +63,14 @@ def _claim_before() -> Iterator[list[str]]:
             (f"behaviour tasks: mean lift over {BEFORE}", find_mean_lift(behaviour), command),
             (f"all tasks: mean lift over {BEFORE}", find_mean_lift(summary.baseline), DOCS),
         ):
-            yield [f"[{name}, {what}](quality.md)", lift.percent, lift.percent_interval, day, record, how]
+            yield [f"[{name}, {what}](../quality.md)", lift.percent, lift.percent_interval, day, record, how]
         low, high = summary.baseline.difference_interval(CONFIDENCE)
         gap = Figure(summary.baseline.mean_difference, low, high)
-        claim = f"[{name}, all tasks: mean recall, URM minus {BEFORE}](quality.md)"
+        claim = f"[{name}, all tasks: mean recall, URM minus {BEFORE}](../quality.md)"
         yield [claim, gap.difference, gap.difference_interval, day, record, DOCS]
         if "unseen_category_query" in summary.baseline.tasks:
             lift = find_lifts(summary.baseline)["unseen_category_query"]
-            claim = f"[{name}: queries for categories that no training query named, over {BEFORE}](search.md)"
+            claim = f"[{name}: queries for categories that no training query named, over {BEFORE}](../search.md)"
             yield [claim, lift.percent, lift.percent_interval, day, record, command]
 
 
@@ -124,4 +132,4 @@ def _list_days(results: Iterable[StageResult]) -> str:
     return ", ".join(sorted({f"{result.finished_at:%Y-%m-%d}" for result in results}))
 
 
-TABLES: dict[str, Table] = {"results_claims": render_claims}
+TABLES: dict[str, Table] = {"results_claims": render_claims, "results_claims_before": render_claims_before}

@@ -8,12 +8,8 @@ from components.flow import STAGES, STUDIES, StageSpec
 
 
 def stages() -> str:
-    """What each stage reads, does and leaves."""
-    rows = []
-    for spec in STAGES.values():
-        leaves = ", ".join(f"`{name}`" for name in spec.outputs)
-        rows.append((f"`{spec.name}`", ", ".join(spec.inputs) or "logs", spec.summary, leaves))
-    return _table(("stage", "reads", "what it does", "leaves"), rows)
+    """What each stage does."""
+    return _table(("stage", "what it does"), ((f"`{spec.name}`", spec.summary) for spec in STAGES.values()))
 
 
 def outputs() -> str:

@@ -81,6 +81,25 @@ class Figure:
 
 
 def render_headline() -> str:
+    """All data sets against the tuned rival: the lift with chance of training, and the tasks that differ."""
+    rows = []
+    for config, name in DATA_SETS.items():
+        if len(seeds := find_tuned_seeds(config)) < 2:
+            continue
+        summary = pool_seeds(f"{config}-tuned", seeds)
+        behaviour = summary.groups["behaviour tasks"]
+        of_behaviour = summary.baseline.restrict(behaviour)
+        interval = of_behaviour.training_interval(summary.ratios(behaviour), CONFIDENCE)
+        lift = Figure(find_ratio(of_behaviour).value, *interval)
+        groups = [split_by_standing(summary.baseline.restrict(tasks)) for tasks in summary.groups.values()]
+        ahead, level, behind = ([task for group in groups for task in group[place]] for place in range(3))
+        where_not = [f"{what}: {', '.join(tasks)}" for what, tasks in (("level", level), ("behind", behind)) if tasks]
+        rows.append([name, f"{lift.percent} ({lift.percent_interval})", ", ".join(ahead), "; ".join(where_not)])
+    head = ["data set", "lift on behaviour tasks (95 %, with chance of training)", "ahead", "not ahead"]
+    return markdown(head, rows).replace("---:", "---")
+
+
+def render_lifts() -> str:
     """All data sets against the tuned rival: behaviour tasks, with search tasks apart."""
     rows = []
     for config, name in DATA_SETS.items():
@@ -291,14 +310,17 @@ def _without(comparison: Comparison, task: str) -> str:
     return f"{lift.percent} ({lift.percent_interval})"
 
 
-def describe_standing(comparison: Comparison) -> str:
+def split_by_standing(comparison: Comparison) -> tuple[list[str], list[str], list[str]]:
     """Tasks in which URM is ahead beyond chance, level and behind beyond chance, Holm-corrected over these tasks."""
-    proven = comparison.p_different() < 1 - CONFIDENCE
-    ahead, behind = (
-        int(comparison.won(CONFIDENCE).sum()),
-        int((proven & (comparison.model < comparison.baseline)).sum()),
-    )
-    return f"{ahead} / {len(comparison.tasks) - ahead - behind} / {behind}"
+    won = comparison.won(CONFIDENCE)
+    lost = (comparison.p_different() < 1 - CONFIDENCE) & (comparison.model < comparison.baseline)
+    places = [[task for task, holds in zip(comparison.tasks, which, strict=True) if holds] for which in (won, lost)]
+    return places[0], [task for task in comparison.tasks if task not in {*places[0], *places[1]}], places[1]
+
+
+def describe_standing(comparison: Comparison) -> str:
+    """How many tasks are ahead, level and behind."""
+    return " / ".join(str(len(tasks)) for tasks in split_by_standing(comparison))
 
 
 def _describe_history(summary: Summary, tasks: Iterable[str]) -> str:
@@ -390,6 +412,7 @@ def _difference(value: float) -> str:
 
 TABLES: dict[str, Table] = {
     "results_headline": render_headline,
+    "results_lifts": render_lifts,
     "results_behaviour": render_behaviour,
     "results_search": partial(render_search, tuned=True),
     "results_search_before": partial(render_search, tuned=False),
