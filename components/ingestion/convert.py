@@ -15,8 +15,8 @@ from components.config import TableSource
 from components.exceptions import DataError
 from components.ingestion.reading import SCHEMAS, canonical_type
 from components.schemas.events import TIMESTAMP
+from components.schemas.item_keys import HASHED_FROM
 
-_HASHED_FROM = 2**62
 _EXACT_BELOW = 2**53  # of a float; several ids have the same one from there on
 _TIMESTAMP = dt.DataType.from_pyarrow(TIMESTAMP)
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)  # outside: no time of an event
@@ -84,8 +84,8 @@ def item_key(value: ir.Value) -> ir.IntegerValue:
     """An item id as int64, see the module's docstring."""
     text = id_text(value)
     number = text.try_cast("int64")
-    plain = (number.cast("string") == text) & (number >= 0) & (number < _HASHED_FROM)
-    hashed = (_md5_number(text) % _HASHED_FROM).cast("int64") + _HASHED_FROM
+    plain = (number.cast("string") == text) & (number >= 0) & (number < HASHED_FROM)
+    hashed = (_md5_number(text) % HASHED_FROM).cast("int64") + HASHED_FROM
     return ibis.ifelse(text.isnull(), ibis.null("int64"), ibis.ifelse(plain.fill_null(False), number, hashed))
 
 
