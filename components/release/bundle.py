@@ -4,7 +4,8 @@
     item_table/      frozen item vectors by key, memory-mapped
     index.faiss      the catalogue's vectors, searchable by inner product
     tasks.json       the tasks, resolved
-    titles.parquet   item_id, title, category, brand, available: what the API shows and serving filters by
+    titles.parquet   item_id, external_id, title, category, brand, price, available: what the API shows and looks up,
+                     and serving filters by
     fallback.parquet popular items per task, for users without a result
     smoke.json       requests of evaluation's users with the items that evaluation saw
     manifest.json    SHA-256 and size of every file above, the release's name and where it comes from
@@ -34,9 +35,11 @@ _BLOCK_BYTES = 1 << 20
 TITLES = pa.schema(
     [
         pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("external_id", pa.string(), nullable=False),
         pa.field("title", pa.string(), nullable=False),
         pa.field("category", pa.list_(pa.string()), nullable=False),
         pa.field("brand", pa.string()),
+        pa.field("price", pa.float64()),
         pa.field("available", pa.bool_(), nullable=False),
     ]
 )
