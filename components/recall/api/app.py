@@ -394,6 +394,5 @@ def _fallback(user_id: str, task: str, k: int, catalogue: Catalogue) -> RecallAn
 def _items(catalogue: Catalogue, item_ids: list[int], scores: list[float]) -> list[RecalledItem]:
     items = []
     for item_id, score in zip(item_ids, scores, strict=True):
-        title, category = catalogue.describe(item_id)
-        items.append(RecalledItem(item_id=item_id, score=score, title=title, category=category))
+        items.append(RecalledItem(item_id=item_id, score=score, **catalogue.describe(item_id)._asdict()))
     return items

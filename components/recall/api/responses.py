@@ -12,7 +12,10 @@ from components.recall.state.events import Event, LongText, ShortText
 class RecalledItem(BaseModel):
     """One recalled item."""
 
-    item_id: int
+    external_id: str | None = Field(
+        default=None, description="The shop's own id. Null if the serving release does not know the item."
+    )
+    item_id: int = Field(description="Its number. Of an id that is no number, it is beyond what JavaScript keeps.")
     score: float = Field(description="Comparable within one answer only.")
     title: str | None = Field(description="Null if the serving release does not know the item.")
     category: list[str] = Field(description="Top to leaf.")
@@ -35,6 +38,7 @@ class RecallAnswer(BaseModel):
                     "query": None,
                     "items": [
                         {
+                            "external_id": "1082185",
                             "item_id": 1082185,
                             "score": 7.31,
                             "title": "Tropical fruit, bananas, 40 lb",

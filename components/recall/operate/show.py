@@ -51,7 +51,7 @@ def describe_user(
     table = make_table("", "recalled", "score", "live events, newest first", title=title)
     for row, (item_id, score) in enumerate(zip(result.item_ids[:k], result.scores[:k], strict=True)):
         live = events[row] if row < len(events) else ""
-        name = show(catalogue.describe(item_id)[0] or str(item_id))
+        name = show(catalogue.describe(item_id).title or str(item_id))
         table.add_row(str(row + 1), name, f"{score:.3f}", show(live))
     return table
 
@@ -69,8 +69,8 @@ def ask_model(client: redis.Redis, settings: Settings, config: RecallConfig, req
     title = show(f"User {request.user_id}, {request.task}{steered}: release {result.release}")
     table = make_table("", "recalled", "category", "score", title=title)
     for row, (item_id, score) in enumerate(zip(result.item_ids, result.scores, strict=True)):
-        name, category = catalogue.describe(item_id)
-        table.add_row(str(row + 1), show(name or str(item_id)), show(" > ".join(category)), f"{score:.3f}")
+        item = catalogue.describe(item_id)
+        table.add_row(str(row + 1), show(item.title or str(item_id)), show(" > ".join(item.category)), f"{score:.3f}")
     return table
 
 
@@ -105,6 +105,6 @@ def _read_catalogue(client: redis.Redis, settings: Settings) -> Catalogue:
 
 
 def _say(event: Event, catalogue: Catalogue) -> str:
-    item = "" if event.item_id is None else catalogue.describe(event.item_id)[0] or str(event.item_id)
+    item = "" if event.item_id is None else catalogue.describe(event.item_id).title or str(event.item_id)
     words = f"“{event.query}”" if event.query else ""
     return f"{event.ts:%Y-%m-%d %H:%M} {event.behavior} {item} {words}".strip()

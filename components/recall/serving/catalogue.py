@@ -3,10 +3,12 @@
 The tables stay in Arrow's memory; an item is found by binary search, and those asked for of late are kept at hand.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +22,20 @@ from components.exceptions import ReleaseError
 from components.recall.serving.filters import blocked_items
 from components.release.bundle import MANIFEST, read_manifest, read_tasks, verify_files
 from components.release.publication import Publication
+from components.schemas.item_keys import item_key
 from components.settings import Settings
 
 ITEMS_AT_HAND = 50_000  # some 20 MB
 _NONE = np.empty(0, dtype=np.int64)
 _FILES = (MANIFEST, "tasks.json", "titles.parquet", "fallback.parquet")
+
+
+class ItemNote(NamedTuple):
+    """What a release says of an item; of one that it does not know, nothing."""
+
+    title: str | None
+    category: list[str]  # not to be changed
+    external_id: str | None  # None too in a bundle of an earlier version
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,8 @@ class Catalogue:
     blocked: Mapping[str, npt.NDArray[np.int64]]
     _item_ids: npt.NDArray[np.int64]
     _titles: pa.Table
-    _cached: Callable[[int], tuple[str | None, list[str]]] = field(init=False)
+    _by_external_id: npt.NDArray[np.uint64]  # rows of the titles
+    _cached: Callable[[int], ItemNote] = field(init=False)
 
     def __post_init__(self) -> None:
         # The cache must not refer to this object: in a cycle it would outlive the release, for collections are rare.
@@ -63,9 +75,19 @@ class Catalogue:
         found: list[int] = np.flatnonzero(blocked[places] == asked).tolist()
         return found
 
-    def describe(self, item_id: int) -> tuple[str | None, list[str]]:
-        """Title and category path of an item, not to be changed; (None, []) if the release does not know it."""
+    def describe(self, item_id: int) -> ItemNote:
+        """Title, category path and external id of an item."""
         return self._cached(item_id)
+
+    def find(self, external_id: str) -> int:
+        """The number of an item; of one that the release does not know, the number that ingest would give it."""
+        order = self._by_external_id
+        if len(order):
+            external_ids = self._titles["external_id"]
+            place = bisect_left(order, external_id, key=lambda row: external_ids[int(row)].as_py())
+            if place < len(order) and external_ids[int(order[place])].as_py() == external_id:
+                return int(self._item_ids[order[place]])
+        return item_key(external_id)
 
 
 def load_catalogue(
@@ -107,14 +129,22 @@ def load_catalogue(
         blocked=blocked,
         _item_ids=item_ids,
         _titles=titles,
+        _by_external_id=_sort_by_external_id(titles),
     )
 
 
-def _describe(item_ids: npt.NDArray[np.int64], titles: pa.Table, item_id: int) -> tuple[str | None, list[str]]:
+def _describe(item_ids: npt.NDArray[np.int64], titles: pa.Table, item_id: int) -> ItemNote:
     row = int(np.searchsorted(item_ids, item_id))
     if row == len(item_ids) or item_ids[row] != item_id:
-        return None, []
-    return titles["title"][row].as_py(), titles["category"][row].as_py()
+        return ItemNote(None, [], None)
+    external_id = titles["external_id"][row].as_py() if "external_id" in titles.column_names else None
+    return ItemNote(titles["title"][row].as_py(), titles["category"][row].as_py(), external_id)
+
+
+def _sort_by_external_id(titles: pa.Table) -> npt.NDArray[np.uint64]:
+    if "external_id" not in titles.column_names:
+        return np.empty(0, dtype=np.uint64)
+    return np.asarray(pc.sort_indices(titles["external_id"]), dtype=np.uint64)
 
 
 def _read(path: Path) -> pa.Table:

@@ -59,8 +59,14 @@ def test_stored_result_is_read_with_titles(
         "computed_at": "2017-12-17T13:00:00Z",
         "query": None,
         "items": [
-            {"item_id": 1001, "score": 3.0, "title": "item 1001", "category": ["food", "shelf 0"]},
-            {"item_id": 7, "score": 2.0, "title": None, "category": []},
+            {
+                "external_id": "1001",
+                "item_id": 1001,
+                "score": 3.0,
+                "title": "item 1001",
+                "category": ["food", "shelf 0"],
+            },
+            {"external_id": None, "item_id": 7, "score": 2.0, "title": None, "category": []},
         ],
     }
 
