@@ -1,7 +1,7 @@
 """A typed client of the recall API, synchronous and asynchronous.
 
     with RecallClient("https://recall.example", token="urm_…") as client:
-        client.send([Event(user_id="1", item_id=1082185)])
+        client.send([Event(user_id="1", external_id="SKU-1082185")])
         client.recall("1").items
 
 Calls are repeated while the API is full, away or limits the caller, after the time that it names in Retry-After. Events
@@ -305,7 +305,7 @@ def _chunks(events: Iterable[Event]) -> Iterator[list[tuple[str, str]]]:
     size = 0
     for event in events:
         # A time that nobody gave is for the server's clock to say.
-        text = event.model_dump_json(exclude=None if "ts" in event.model_fields_set else {"ts"})
+        text = event.model_dump_json(exclude_none=True, exclude=None if "ts" in event.model_fields_set else {"ts"})
         size += len(text.encode()) + 1
         if chunk and (len(chunk) == MAX_EVENTS or size > MAX_BYTES):
             yield chunk

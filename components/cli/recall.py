@@ -3,6 +3,7 @@
 import signal
 import sys
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -166,12 +167,14 @@ def events(
     A row that is no event is named, left out, and makes the exit code 2; the others are fed.
     """
     from components.recall.operate.intake import Refusals, feed, read_events
+    from components.recall.operate.show import read_finder
 
     recall, settings = read_config(config, set_).recall, get_settings()
     refusals = Refusals(lambda sentence: typer.echo(sentence, err=True))
     rows = read_events(file, recall.max_future_seconds, refusals, limit=limit)
     with _connect(settings.redis_url) as client:
-        report = feed(client, rows, recall)
+        finder = cache(lambda: read_finder(client, settings))  # read where a row needs it
+        report = feed(client, rows, recall, find=lambda external_id: finder()(external_id))
     for event_id in report.conflicts:
         refusals.add_conflict(event_id)
     typer.echo(f"{report.accepted} accepted, {report.duplicates} accepted before, {refusals.count} refused")

@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,7 @@ from components.recall.telemetry.logs import name_error
 from components.recall.telemetry.tracing import Tracing
 from components.redis_client import is_unavailable, require_no_eviction, require_password
 from components.release.publication import SERVING, WORKERS, Publication
+from components.schemas.item_keys import item_key
 from components.settings import Settings
 
 log = structlog.get_logger()
@@ -76,12 +78,22 @@ class Gateway:
             ApiError: Redis, which was away at the start, would evict them.
         """
         await self._check_late()
+        events = await self._number_items(events)
         with self._tracing.accept(len(events)) as traceparent:
             async with self._client.pipeline(transaction=False) as pipe:
                 for event in events:
                     await self._accept(**accept_arguments(event, self._config, traceparent), client=pipe)
                 answers: list[int] = await pipe.execute()
         return answers
+
+    async def _number_items(self, events: list[Event]) -> list[Event]:
+        """Look external ids up in the serving release; without one, ingest's rule gives the numbers."""
+        if all(event.external_id is None for event in events):
+            return events
+        find = item_key
+        with suppress(ApiError):
+            find = (await self.catalogue()).find
+        return [event.with_item(find) for event in events]
 
     async def ask(self, request: AdHocRequest) -> AdHocResult:
         """Wait for an ad-hoc worker's answer.

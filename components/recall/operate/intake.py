@@ -16,6 +16,7 @@ from components.config import RecallConfig
 from components.exceptions import DataError, UnavailableError
 from components.recall.state.events import Event, accept_arguments, explain
 from components.recall.state.scripts import ACCEPT
+from components.schemas.item_keys import item_key
 
 _PIPELINE_EVENTS = 500
 _FULL_WAIT_SECONDS = 0.5
@@ -38,16 +39,20 @@ class FeedReport:
 
 
 def feed(
-    client: redis.Redis, events: Iterator[Event], config: RecallConfig, full_timeout_seconds: float = 60.0
+    client: redis.Redis,
+    events: Iterator[Event],
+    config: RecallConfig,
+    full_timeout_seconds: float = 60.0,
+    find: Callable[[str], int] = item_key,
 ) -> FeedReport:
-    """Put events into the stream in order; wait while it is full.
+    """Put events into the stream in order; wait while it is full. `find` knows an item's number by its external id.
 
     Raises:
         UnavailableError: The stream stays full.
     """
     script = client.register_script(ACCEPT)
     report = FeedReport()
-    while batch := list(islice(events, _PIPELINE_EVENTS)):
+    while batch := [event.with_item(find) for event in islice(events, _PIPELINE_EVENTS)]:
         deadline = time.monotonic() + full_timeout_seconds
         while batch:
             # In one transaction, so that no worker makes room in between: what is refused is the end of the batch, or

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
@@ -36,6 +37,7 @@ def _refuse_truth(value: Any) -> Any:
 
 
 Number = Annotated[int, BeforeValidator(_refuse_truth)]
+ItemText = Annotated[str, StringConstraints(min_length=1, max_length=256)]  # as in the logs, blanks included
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
 
 # Version of an event's form in the stream. Readers ignore fields that they do not know, so a new field needs no new
@@ -67,6 +69,9 @@ class Event(BaseModel):
     item_id: Number | None = Field(
         default=None, ge=0, lt=2**63, description="The item; may be left out if there is a query."
     )
+    external_id: ItemText | None = Field(
+        default=None, description="The item by the shop's own id (its SKU), in the place of item_id."
+    )
     behavior: ShortText = Field(default="purchase", description="What the user did, e.g. purchase, view, search.")
     scenario: ShortText = Field(default="live", description="Where it happened.")
     query: LongText | None = Field(default=None, description="The user's words; asks the tasks that need a query.")
@@ -82,9 +87,17 @@ class Event(BaseModel):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.item_id is None and self.query is None:
-            raise ValueError("expected item_id or query, or both")
+        if self.item_id is not None and self.external_id is not None:
+            raise ValueError("expected item_id or external_id, not both")
+        if self.item_id is None and self.external_id is None and self.query is None:
+            raise ValueError("expected item_id, external_id or query")
         return self
+
+    def with_item(self, find: Callable[[str], int]) -> Self:
+        """The event with its item's number, by a function that knows it by external id."""
+        if self.external_id is None:
+            return self
+        return self.model_copy(update={"item_id": find(self.external_id), "external_id": None})
 
     @property
     def ts_us(self) -> int:
@@ -97,8 +110,8 @@ class Event(BaseModel):
 
 
 def encode_event(event: Event) -> str:
-    """The event as the stream and the histories hold it; without its attributes, which nothing reads."""
-    return event.model_dump_json(exclude={"attributes"})
+    """The event as the stream and the histories hold it: its item by number, no attributes, which nothing reads."""
+    return event.model_dump_json(exclude={"attributes", "external_id"})
 
 
 def decode_event(text: str) -> Event:
@@ -157,6 +170,6 @@ def accept_arguments(event: Event, config: RecallConfig, traceparent: str = "") 
 
 def digest_event(event: Event) -> str:
     """Digest of what the client said, by which a retry is told from another event under the same id."""
-    content = event.model_dump(mode="json", exclude={"event_id", "ts"})
+    content = event.model_dump(mode="json", exclude={"event_id", "ts", "external_id"})
     content["ts"] = event.ts_us if "ts" in event.model_fields_set else None  # a retry is given another time
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,8 +1,11 @@
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import redis
 from fastapi.testclient import TestClient
@@ -11,7 +14,9 @@ from components.config import RecallConfig
 from components.recall.api.app import create_app
 from components.recall.state.events import decode_event
 from components.recall.state.scripts import STREAM, accepted_key
-from components.release.publication import SERVING, WANTED
+from components.release.publication import SERVING, WANTED, Publication
+from components.schemas.item_keys import item_key
+from tests.components.recall.serving.test_engine import remake
 from tests.worlds.api import EVENT, JSON, problem, read_metrics
 from tests.worlds.recall import Release, StartWorker, wait_until
 
@@ -31,6 +36,31 @@ def test_events_are_accepted_once(api: TestClient, client: redis.Redis) -> None:
     kept = [decode_event(fields["event"]) for _, fields in client.xrange(STREAM)]
     assert [(event.user_id, event.item_id, event.query) for event in kept] == [("3", 1050, None), ("4", None, "pizza")]
     assert kept[1].event_id == again["events"][1]["event_id"]
+
+
+def test_an_item_is_named_by_the_shops_own_id(
+    client: redis.Redis, recall_config: RecallConfig, releases: tuple[Release, Release], broken_bundle: Path
+) -> None:
+    """Titles that map another column than ingest's rule say which number an item has."""
+    titles = pq.read_table(broken_bundle / "titles.parquet")
+    skus = pa.array([f"SKU-{item_id}" for item_id in titles["item_id"].to_pylist()])
+    place = titles.schema.get_field_index("external_id")
+    (broken_bundle / "titles.parquet").unlink()
+    pq.write_table(titles.set_column(place, titles.field(place), skus), broken_bundle / "titles.parquet")
+    publication = Publication(release=remake(broken_bundle), bundle=str(broken_bundle), order=1)
+    event = {"event_id": "e1", "user_id": "3"}
+    with TestClient(create_app(releases[1].settings, recall_config)) as api:
+        early = api.post("/v1/events", json={**event, "external_id": "SKU-1050"})
+        assert early.status_code == 202  # no release is serving
+        client.set(SERVING, publication.model_dump_json())
+        later = [{**event, "event_id": name, "external_id": name} for name in ("SKU-1050", "unknown", " 7")]
+        assert api.post("/v1/events", json=later).json()["accepted"] == 3
+        both = api.post("/v1/events", json={**event, "item_id": 1050, "external_id": "SKU-1050"})
+        assert "item_id or external_id, not both" in problem(both, 422, "invalid-request")
+        items = api.get("/v1/users/nobody/recall", params={"k": 3}).json()["items"]
+        assert [item["external_id"] for item in items] == [f"SKU-{item['item_id']}" for item in items]
+    kept = [decode_event(fields["event"]).item_id for _, fields in client.xrange(STREAM)]
+    assert kept == [item_key("SKU-1050"), 1050, item_key("unknown"), item_key(" 7")]
 
 
 def test_an_id_counts_per_user_and_its_content_stays(api: TestClient, client: redis.Redis) -> None:
@@ -76,7 +106,10 @@ def test_an_event_is_followed_to_the_results_that_know_it(
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ({"user_id": "3"}, "body field 'body': expected item_id or query, or both, got {'user_id': '3'}; see /docs"),
+        (
+            {"user_id": "3"},
+            "body field 'body': expected item_id, external_id or query, got {'user_id': '3'}; see /docs",
+        ),
         ({"item_id": 1}, "body field 'user_id': expected a value, got nothing"),
         ({**EVENT, "item_id": "x"}, "body field 'item_id': expected a valid integer, .* got 'x'"),
         ({**EVENT, "item_id": -1}, "body field 'item_id': expected greater than or equal to 0, got -1"),

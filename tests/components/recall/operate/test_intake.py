@@ -55,6 +55,17 @@ def test_same_events_come_out_of_every_format(tmp_path: Path, suffix: str) -> No
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_rows_name_items_by_the_shops_own_ids(
+    tmp_path: Path, suffix: str, client: redis.Redis, recall_config: RecallConfig
+) -> None:
+    row = {name: value for name, value in ROW.items() if name != "item_id"}
+    path = write(tmp_path / f"events{suffix}", [{**row, "event_id": sku, "external_id": sku} for sku in ("SKU-1", "7")])
+    feed(client, iter(read(path)[0]), recall_config, find={"SKU-1": 1001, "7": 7}.__getitem__)
+    assert [decode_event(fields["event"]).item_id for _, fields in client.xrange(STREAM)] == [1001, 7]
+    assert read(write(path, [{**ROW, "external_id": "SKU-1"}]))[1][0].count("item_id or external_id, not both") == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"events{suffix}", [ROW, {**ROW, "event_id": "e2"}])
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
@@ -139,6 +150,6 @@ def test_too_many_events_of_a_user_wait_for_room_and_keep_their_order(client: re
 
 
 def test_event_needs_an_item_or_words() -> None:
-    with pytest.raises(DataError, match="expected item_id or query, or both"):
+    with pytest.raises(DataError, match="expected item_id, external_id or query"):
         decode_event('{"user_id": "3"}')
     assert Event(user_id="3", query="pizza").item_id is None
