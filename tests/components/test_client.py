@@ -20,7 +20,9 @@ from components.client import MAX_BYTES, AsyncRecallClient, Event, RecallApiErro
 from components.config import RecallConfig
 from components.recall.api.app import create_app
 from components.recall.api.tokens import Scope, issue_token
+from components.recall.state.events import decode_event
 from components.recall.state.scripts import STREAM, waiting_key
+from components.schemas.item_keys import item_key
 from tests.worlds.recall import (
     Release,
     client,
@@ -67,6 +69,16 @@ def test_events_are_sent_in_chunks_once(url: str, client: redis.Redis) -> None:
         )
         assert api.follow("a/b", "3").state == "waiting"
     assert client.xlen(STREAM) == 1501
+
+
+def test_items_go_out_and_come_back_by_the_shops_own_ids(url: str, client: redis.Redis) -> None:
+    with RecallClient(url) as recall:
+        items = recall.recall("nobody", k=2).items
+        assert [(item.external_id, item.item_id) for item in items] == [("1000", 1000), ("1001", 1001)]
+        sent = [Event(user_id="3", external_id=item.external_id) for item in items]
+        assert recall.send([*sent, Event(user_id="3", external_id="SKU-1")]).accepted == 3
+    kept = [decode_event(fields["event"]).item_id for _, fields in client.xrange(STREAM)]
+    assert kept == [1000, 1001, item_key("SKU-1")]
 
 
 def test_an_event_without_a_time_gets_that_of_the_server(url: str, client: redis.Redis) -> None:
