@@ -105,6 +105,6 @@ def test_the_dag_task_and_the_rows_of_the_docs(tree: Path) -> None:
     found = json.loads(_python(tree, "-c", DERIVED).splitlines()[-1])
     place = {"errors": {}, "upstream": ["ingest"], "downstream": [], "seconds": 900}
     texts = {"page": "How many events each user has.", "param": "Write the busiest users first."}
-    row = "| `digest` | ingest | How many events each user has. | `digest` |"
+    row = "| `digest` | How many events each user has. |"
     output = "| digest | `digest` | file, JSON: user → number of events |"
     assert found == place | texts | {"row": [row], "output": [output]}
