@@ -29,6 +29,7 @@ PARTS = {
         "components.cli.stages",
         "components.cli.studies",
         "components.cli.releases",
+        "components.cli.data",
     ),
     "worker": ("components.recall.worker", "components.recall.process"),
     "api": ("components.recall.api", "components.client"),

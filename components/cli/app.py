@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from components import __version__
+from components.cli.data import app as data_app
 from components.cli.local import app as local_app
 from components.cli.options import DEFAULT_CONFIG, ConfigOption, SetOption, read_config
 from components.cli.recall import app as recall_app
@@ -69,6 +70,7 @@ def show(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
     typer.echo(yaml.safe_dump(read_config(config, set_).model_dump(mode="json"), sort_keys=False))
 
 
+app.add_typer(data_app, name="data", rich_help_panel="On this machine")
 app.add_typer(recall_app, name="recall", rich_help_panel="Serve")
 app.add_typer(releases_app, name="releases", rich_help_panel="Serve")
 app.command(rich_help_panel="Serve")(rollback)
