@@ -53,8 +53,8 @@ test-cluster: $(READY) ## Run the tests of the cluster that KUBECONFIG names: in
 	pytest tests/cluster $(ARGS)
 
 .PHONY: results
-results: $(READY) ## Re-create the records of docs/results/: hours, may be stopped and started again (ARGS="--list")
-	python -m benchmarks.results $(ARGS)
+results: $(READY) ## Write the tables of docs/results/ from kept records; SET=amazon_beauty trains its rows anew, 5 hours; SET=all everything, days
+	python -m $(if $(SET),benchmarks.results $(SET) $(ARGS),benchmarks.docs $(ARGS))
 
 .PHONY: gpu
 gpu: $(READY) ## Run what waits for a GPU, in at most 40 minutes, into one report (ARGS="--prepare", before; "--tiny", on a CPU)

@@ -1,8 +1,8 @@
 """Repeats the measurements of docs/results/, step by step, on this machine.
 
-    python -m benchmarks.results              # all of it: hours
-    python -m benchmarks.results --list       # the steps, and how long each takes
-    python -m benchmarks.results --only amazon_beauty
+    python -m benchmarks.results amazon_beauty    # the rows of one data set, three seeds: about 5 hours on two cores
+    python -m benchmarks.results all              # all of it: days
+    python -m benchmarks.results all --list       # the steps, and how long each takes
 
 Finished work is reused (every stage by its fingerprint), so that a run that was stopped goes on where it stood when it
 is started again. A step that fails does not stop the others; the table at the end names it, with its log.
@@ -79,7 +79,7 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         folder: Where the figures of throughput go.
     """
     for config in CONFIGS:
-        yield from _headline(config, set_options(config, overrides, data))
+        yield from _headline(config, set_options(config, overrides, data), data)
     for config in WITH_PHRASES:
         options = (*_run(config, SEEDS[0]), *set_options(config, overrides, data), "--set", f"seed={SEEDS[0]}")
         yield Step(f"language-{config}", "language", (*URM, "language", *options), 5)
@@ -104,7 +104,9 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
     yield from _serving(set_options(CONFIGS[0], overrides, data), folder)
 
 
-def _headline(config: str, settings: tuple[str, ...]) -> Iterator[Step]:
+def _headline(config: str, settings: tuple[str, ...], data: Path | None) -> Iterator[Step]:
+    if config.startswith("amazon_") and data is None and not Path("data", config, "items.parquet").exists():
+        yield Step(f"{config}-fetch", "headline", (*URM, "data", "fetch", config, "--to", "data"), 1)
     minutes = dict.fromkeys(STAGES, 1.0) | {"baseline": 30.0, "sft": 60.0, "evaluate": 5.0}
     for seed in SEEDS:
         for stage in STAGES:
@@ -153,7 +155,8 @@ def print_steps(steps: Sequence[Step]) -> None:
     """Print the steps with their minutes."""
     for step in steps:
         print(f"{step.part:12} {step.minutes:6g} min  {step.name}")
-    print(f"{'all':12} {sum(step.minutes for step in steps):6g} min, {len(steps)} steps")
+    minutes = sum(step.minutes for step in steps)
+    print(f"{'all':12} {minutes:6g} min ({minutes / 60:.1f} hours), {len(steps)} steps")
 
 
 def run_steps(steps: Sequence[Step], folder: Path) -> Iterator[tuple[Step, bool, float]]:
@@ -171,19 +174,29 @@ def run_steps(steps: Sequence[Step], folder: Path) -> Iterator[tuple[Step, bool,
 def main() -> int:
     """Run the steps; the exit code is 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_set", nargs="?", default="all", choices=[*CONFIGS, "all"], help="Its headline rows alone")
     parser.add_argument("--data", type=Path, help="Folder of the public data sets; empty: as the configurations say")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="For every configuration")
     parser.add_argument("--only", default="", help="Only steps with this in their name or part")
     parser.add_argument("--list", action="store_true", help="Print the steps and estimated minutes, run none")
     arguments = parser.parse_args()
     folder = get_settings().home.absolute() / "results"
-    steps = [s for s in plan(arguments.set, arguments.data, folder) if arguments.only in f"{s.part} {s.name}"]
+    config = arguments.data_set
+    steps = [
+        step
+        for step in plan(arguments.set, arguments.data, folder)
+        if arguments.only in f"{step.part} {step.name}"
+        and (config == "all" or (step.part == "headline" and step.name.startswith(f"{config}-")))
+    ]
     if arguments.list:
         print_steps(steps)
         return 0
     failed = [step.name for step, succeeded, _ in run_steps(steps, folder) if not succeeded]
     for name in failed:
         print(f"failed: {name}, see {folder / name}.log")
+    compared = f"{config}-compare"
+    if not failed and compared in [step.name for step in steps]:
+        print((folder / f"{compared}.log").read_text())
     print(f"logs, with the tables that the steps print: {folder}")
     return 1 if failed else 0
 

@@ -53,6 +53,7 @@ def fetch(name: str, to: Path, cache: Path, registry: dict[str, dict[str, Public
         known = ", ".join(registry)
         raise DataError("public data set", expected=f"one of {known}", got=name, remedy="name one of these")
     raw, folder = cache / name, to / name
+    pooch.get_logger().setLevel("WARNING")  # the bar says what it would
     with _disk_errors(to), Progress() as progress:
         raw.mkdir(parents=True, exist_ok=True)
         for key, entry in registry[name].items():
