@@ -195,7 +195,7 @@ def main() -> int:
     for name in failed:
         print(f"failed: {name}, see {folder / name}.log")
     compared = f"{config}-compare"
-    if not failed and compared in [step.name for step in steps]:
+    if compared in {step.name for step in steps} - {*failed}:
         print((folder / f"{compared}.log").read_text())
     print(f"logs, with the tables that the steps print: {folder}")
     return 1 if failed else 0

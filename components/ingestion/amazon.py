@@ -21,7 +21,7 @@ _ROUNDS = 4  # tell all items of Toys apart
 
 
 def write_tables(name: str, raw: Path, to: Path) -> None:
-    """Write `sequences.txt.gz` and `items.parquet` of a data set from its public files, named as the registry does."""
+    """Write the sequences and items of a data set from its public files, named as the registry does."""
     with (raw / "sequences.txt").open("rb") as lines, (to / "sequences.txt.gz").open("wb") as file:
         with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
             shutil.copyfileobj(lines, packed)
