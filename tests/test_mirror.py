@@ -14,7 +14,7 @@ DOTTED = re.compile(r"\b[a-z]+(?:\.\w+)+")
 # Test → modules of its own room whose test it is besides, or of another room (with its dots).
 COVERS = {
     "components/baseline/test_training.py": "batches network",
-    "components/cli/test_app.py": "components.__main__ local options stages studies",
+    "components/cli/test_app.py": "components.__main__ data local options stages studies",
     "components/config/test_load.py": "model sections sources",
     "components/cli/test_releases.py": "components.deploy.releases",
     "components/deploy/test_lease.py": "cluster",
@@ -25,6 +25,7 @@ COVERS = {
     "components/features/test_contexts.py": "expressions sources",
     "components/features/test_targets.py": "window",
     "components/ingestion/test_convert.py": "reading",
+    "components/ingestion/test_public.py": "amazon",
     "components/local/test_stack.py": "services",
     "components/recall/api/test_app.py": "problems problem_types responses",
     "components/recall/api/test_events.py": "outcomes",
