@@ -1,5 +1,9 @@
 """Errors the system raises on purpose, each message one sentence: subject, expected, got, remedy."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UrmError(Exception):
     """Base of every error raised on purpose; the CLI prints it without a traceback."""
@@ -66,6 +70,23 @@ class StoppedError(UrmError):
 
     def __init__(self, subject: str, *, expected: str, got: object, remedy: str) -> None:
         super().__init__(_sentence(subject, expected, got, remedy))
+
+
+@contextmanager
+def full_disk_errors(subject: str, content: str) -> Iterator[None]:
+    """Say in one sentence that a disk has no room for some content.
+
+    Raises:
+        UnavailableError: The disk, or a user's share of it, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UnavailableError(
+            subject, expected=f"room for {content}", got="a full disk", remedy="free it, or use a larger one"
+        ) from error
 
 
 def _sentence(subject: str, expected: str, got: object, remedy: str) -> str:

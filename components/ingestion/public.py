@@ -1,10 +1,8 @@
 """Public data sets: their files, each with address, SHA-256 and size (public_data.yaml), downloaded and converted."""
 
-import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +12,7 @@ import requests
 import yaml
 from rich.progress import Progress
 
-from components.exceptions import DataError, UnavailableError
+from components.exceptions import DataError, UnavailableError, full_disk_errors
 from components.ingestion.amazon import write_tables
 
 _CHUNK = 1 << 16
@@ -54,7 +52,7 @@ def fetch(name: str, to: Path, cache: Path, registry: dict[str, dict[str, Public
         raise DataError("public data set", expected=f"one of {known}", got=name, remedy="name one of these")
     raw, folder = cache / name, to / name
     pooch.get_logger().setLevel("WARNING")  # the bar says what it would
-    with _disk_errors(to), Progress() as progress:
+    with full_disk_errors(f"disk of {to} or of URM_CACHE_DIR", "the data set"), Progress() as progress:
         raw.mkdir(parents=True, exist_ok=True)
         for key, entry in registry[name].items():
             _download(key, entry, raw, progress)
@@ -109,18 +107,3 @@ def _continue(url: str, part: Path, size: int, report: Callable[[int], None]) ->
             for chunk in answer.iter_content(_CHUNK):
                 file.write(chunk)
                 report(file.tell())
-
-
-@contextmanager
-def _disk_errors(to: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UnavailableError(
-            f"disk of {to} or of URM_CACHE_DIR",
-            expected="room for the data set",
-            got=error.strerror,
-            remedy="free some space and start again",
-        ) from error

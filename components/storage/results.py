@@ -13,6 +13,11 @@ from components.storage.contract import StageResult
 log = structlog.get_logger()
 
 
+def index_of_runs(run_dir: str) -> str:
+    """Where the results of all runs beside this one are found by fingerprint."""
+    return join(parent(run_dir), ".stages")
+
+
 def latest_uri(index: str, config: RunConfig, stage: str) -> str:
     """Where the newest result of a stage is kept, of all runs by a configuration's name and source."""
     source = config.model_copy(update={"seed": 0}).fingerprint(("source",))
@@ -86,7 +91,7 @@ def find_equal(run_dir: str, stage: str, work_fingerprint: str, index: str) -> l
 
 def find_others(run_dir: str, result: StageResult) -> list[StageResult]:
     """Results of a stage in the index beside a run, by the same configuration's name, newest first."""
-    index = join(parent(absolute(run_dir)), ".stages", result.stage)
+    index = join(index_of_runs(absolute(run_dir)), result.stage)
     store, folder = open_store(index)
     with store_errors(index):
         paths = store.glob(f"{folder}/*.json")

@@ -1,22 +1,27 @@
 """Runs a stage: reuse of equal work, or computation that becomes visible at once at the end."""
 
-import errno
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
-from components.addresses import absolute, exists, join, parent, remove, write_json
+from components.addresses import absolute, exists, join, remove, write_json
 from components.config import RunConfig
-from components.exceptions import ConfigError, UnavailableError
+from components.exceptions import ConfigError, full_disk_errors
 from components.flow import STAGES, StageSpec, stages_before
 from components.settings import Settings
 from components.storage.code import fingerprint
 from components.storage.contract import StageFunction, StageReport, StageResult, StageRun
-from components.storage.results import find_equal, is_whole, latest_uri, read_earlier, record_result, require_result
+from components.storage.results import (
+    find_equal,
+    index_of_runs,
+    is_whole,
+    latest_uri,
+    read_earlier,
+    record_result,
+    require_result,
+)
 from components.storage.workspace import Workspace
 
 log = structlog.get_logger()
@@ -54,7 +59,7 @@ def run_stage(
     _require_settings(spec, config, run_dir)
     work_fingerprint = fingerprint(spec, config, inputs, options or {})
     result_uri = join(run_dir, stage, "result.json")
-    index = join(parent(run_dir), ".stages")
+    index = index_of_runs(run_dir)
     latest = latest_uri(index, config, stage)
 
     equal = find_equal(run_dir, stage, work_fingerprint, index)
@@ -71,7 +76,10 @@ def run_stage(
     taken = (force or not spec.reusable) and exists(folder)  # somebody may use what lies there
     if taken:
         folder = f"{folder}-{started:%Y%m%d%H%M%S}"
-    with _full_disk_errors(run_dir), Workspace(run_dir, stage, work_fingerprint, settings) as work:
+    with (
+        full_disk_errors(f"disk of {run_dir}", "the stage's files"),
+        Workspace(run_dir, stage, work_fingerprint, settings) as work,
+    ):
         # Another attempt may be about to write to the folder of that name, or machines have fetched what lay there.
         if work.succeeds_another or (work.remote and equal and not taken):
             folder = f"{folder}-{work.attempt[:8]}"
@@ -112,21 +120,6 @@ def run_stage(
             record_result(result, result_uri, index, latest)
         work.remove_checkpoints()
     return result
-
-
-@contextmanager
-def _full_disk_errors(run_dir: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UnavailableError(
-            f"disk of {run_dir}",
-            expected="room for the stage's files",
-            got="a full disk",
-            remedy="free it, or move the run to a larger one",
-        ) from error
 
 
 def _check_processes(spec: StageSpec, settings: Settings) -> None:
