@@ -100,6 +100,8 @@ def _run() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("components"):
+            raise
         raise ConfigError(
             "this command",
             expected=f"the Python module {error.name}",

@@ -166,8 +166,7 @@ def events(
 
     A row that is no event is named, left out, and makes the exit code 2; the others are fed.
     """
-    from components.recall.operate.intake import Refusals, feed, read_events
-    from components.recall.operate.show import read_finder
+    from components.recall.operate.intake import Refusals, feed, read_events, read_finder
 
     recall, settings = read_config(config, set_).recall, get_settings()
     refusals = Refusals(lambda sentence: typer.echo(sentence, err=True))

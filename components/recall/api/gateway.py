@@ -5,7 +5,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -90,9 +89,12 @@ class Gateway:
         """Look external ids up in the serving release; without one, ingest's rule gives the numbers."""
         if all(event.external_id is None for event in events):
             return events
-        find = item_key
-        with suppress(ApiError):
+        try:
             find = (await self.catalogue()).find
+        except ApiError as error:
+            if error.code != "no-release":
+                raise
+            find = item_key
         return [event.with_item(find) for event in events]
 
     async def ask(self, request: AdHocRequest) -> AdHocResult:

@@ -14,9 +14,12 @@ from pydantic import ValidationError
 
 from components.config import RecallConfig
 from components.exceptions import DataError, UnavailableError
+from components.recall.serving.catalogue import load_catalogue
 from components.recall.state.events import Event, accept_arguments, explain
 from components.recall.state.scripts import ACCEPT
+from components.release.publication import SERVING, read_publication
 from components.schemas.item_keys import item_key
+from components.settings import Settings
 
 _PIPELINE_EVENTS = 500
 _FULL_WAIT_SECONDS = 0.5
@@ -36,6 +39,12 @@ class FeedReport:
     accepted: int = 0
     duplicates: int = 0
     conflicts: list[str] = field(default_factory=list)
+
+
+def read_finder(client: redis.Redis, settings: Settings) -> Callable[[str], int]:
+    """Number of an item by its external id: by the serving release's titles, without a release by ingest's rule."""
+    publication = read_publication(client, SERVING)
+    return load_catalogue(publication, settings).find if publication else item_key
 
 
 def feed(

@@ -1,6 +1,5 @@
 """Tables for a person: one user's recall, stored (`urm recall show`) or fresh (`ask`), and how far a back-fill is."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import redis
@@ -15,7 +14,6 @@ from components.recall.state.backfill import read_progress
 from components.recall.state.events import Event
 from components.recall.state.store import UserStore
 from components.release.publication import SERVING, Publication, read_publication
-from components.schemas.item_keys import item_key
 from components.settings import Settings
 
 
@@ -100,12 +98,6 @@ def _read_serving(client: redis.Redis) -> Publication:
             "recall", expected="a serving release", got="none yet", remedy="run `urm promote` with a worker running"
         )
     return publication
-
-
-def read_finder(client: redis.Redis, settings: Settings) -> Callable[[str], int]:
-    """Number of an item by its external id: by the serving release's titles, without a release by ingest's rule."""
-    publication = read_publication(client, SERVING)
-    return load_catalogue(publication, settings).find if publication else item_key
 
 
 def _read_catalogue(client: redis.Redis, settings: Settings) -> Catalogue:

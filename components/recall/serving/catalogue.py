@@ -35,7 +35,7 @@ class ItemNote(NamedTuple):
 
     title: str | None
     category: list[str]  # not to be changed
-    external_id: str | None  # None too in a bundle of an earlier version
+    external_id: str | None
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,10 @@ class Catalogue:
 
     def find(self, external_id: str) -> int:
         """The number of an item; of one that the release does not know, the number that ingest would give it."""
-        order = self._by_external_id
-        if len(order):
-            external_ids = self._titles["external_id"]
-            place = bisect_left(order, external_id, key=lambda row: external_ids[int(row)].as_py())
-            if place < len(order) and external_ids[int(order[place])].as_py() == external_id:
-                return int(self._item_ids[order[place]])
+        order, external_ids = self._by_external_id, self._titles["external_id"]
+        place = bisect_left(order, external_id, key=lambda row: external_ids[int(row)].as_py())
+        if place < len(order) and external_ids[int(order[place])].as_py() == external_id:
+            return int(self._item_ids[order[place]])
         return item_key(external_id)
 
 
@@ -129,7 +127,7 @@ def load_catalogue(
         blocked=blocked,
         _item_ids=item_ids,
         _titles=titles,
-        _by_external_id=_sort_by_external_id(titles),
+        _by_external_id=np.asarray(pc.sort_indices(titles["external_id"]), dtype=np.uint64),
     )
 
 
@@ -137,14 +135,7 @@ def _describe(item_ids: npt.NDArray[np.int64], titles: pa.Table, item_id: int) -
     row = int(np.searchsorted(item_ids, item_id))
     if row == len(item_ids) or item_ids[row] != item_id:
         return ItemNote(None, [], None)
-    external_id = titles["external_id"][row].as_py() if "external_id" in titles.column_names else None
-    return ItemNote(titles["title"][row].as_py(), titles["category"][row].as_py(), external_id)
-
-
-def _sort_by_external_id(titles: pa.Table) -> npt.NDArray[np.uint64]:
-    if "external_id" not in titles.column_names:
-        return np.empty(0, dtype=np.uint64)
-    return np.asarray(pc.sort_indices(titles["external_id"]), dtype=np.uint64)
+    return ItemNote(*(titles[name][row].as_py() for name in ItemNote._fields))
 
 
 def _read(path: Path) -> pa.Table:

@@ -25,13 +25,12 @@ def blocked_items(
     """Items that each task may not recall, ascending; tasks that block the same have one array.
 
     Args:
-        titles: Of the bundle. Without a column `available` (bundles of earlier versions) every item is available;
-            without `brand`, none has a brand.
+        titles: Of the bundle.
         tasks: Names.
         filters: By task name, or `all`.
     """
     item_ids = np.asarray(titles["item_id"], dtype=np.int64)
-    free = _available(titles)
+    free = np.array(titles["available"].to_numpy(), dtype=bool)
     if filters:
         _warn_of_unknown(titles, filters)
     if EVERY_TASK in filters:
@@ -48,18 +47,12 @@ def blocked_items(
 def _warn_of_unknown(titles: pa.Table, filters: Mapping[str, ItemFilter]) -> None:
     """Say which names no item has: misspelt, they forbid nothing, or allow nothing."""
     categories = set(pc.unique(pc.list_flatten(titles["category"])).to_pylist())
-    brands = set(titles["brand"].unique().to_pylist()) if "brand" in titles.column_names else set()
+    brands = set(titles["brand"].unique().to_pylist())
     for task, rule in filters.items():
         for field, names in rule.model_dump().items():
             known = brands if field.endswith("brands") else categories
             if unknown := sorted(set(names) - known):
                 log.warning("a filter names what no item of the release has", task=task, field=field, names=unknown)
-
-
-def _available(titles: pa.Table) -> Mask:
-    if "available" not in titles.column_names:
-        return np.ones(titles.num_rows, dtype=bool)
-    return np.array(titles["available"].to_numpy(), dtype=bool)
 
 
 def _passing(titles: pa.Table, rule: ItemFilter) -> Mask:
@@ -81,6 +74,4 @@ def _in_categories(titles: pa.Table, names: tuple[str, ...]) -> Mask:
 
 
 def _of_brands(titles: pa.Table, names: tuple[str, ...]) -> Mask:
-    if "brand" not in titles.column_names:
-        return np.zeros(titles.num_rows, dtype=bool)
     return np.array(pc.is_in(titles["brand"], pa.array(names, pa.string())).to_numpy(), dtype=bool)

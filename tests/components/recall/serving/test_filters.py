@@ -61,10 +61,6 @@ def test_an_item_passes_the_filters_of_all_tasks_and_of_its_own(
     for task, rules in (("t", (every, own)), ("u", (every,))):
         wanted = [r["item_id"] for r in rows if not (r["available"] and all(passes(r, rule) for rule in rules))]
         assert blocked[task].tolist() == sorted(wanted)
-    old = titles.drop_columns(["external_id", "brand", "price", "available"])  # a bundle of an earlier version
-    assert blocked_items(old, ["t"], {})["t"].tolist() == []
-    denied = ItemFilter(deny_categories=("a",), deny_brands=("b",))
-    assert set(blocked_items(old, ["t"], {"t": denied})["t"]) == {r["item_id"] for r in rows if "a" in r["category"]}
 
 
 def test_a_name_that_no_item_has_is_said() -> None:

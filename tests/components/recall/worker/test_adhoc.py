@@ -102,11 +102,8 @@ def test_answer_is_the_models_with_the_guidance_behind_the_prompt(
 def test_an_erased_user_has_no_history_before_the_next_event(
     api: TestClient, client: redis.Redis, ad_hoc: tuple[AdHocWorker, Publication], recall_config: RecallConfig
 ) -> None:
-    def ask(user: str) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = api.post("/v1/recall", json={"user_id": user, "task": "next_purchase"}).json()[
-            "items"
-        ]
-        return items
+    def ask(user: str) -> Any:
+        return api.post("/v1/recall", json={"user_id": user, "task": "next_purchase"}).json()["items"]
 
     known, stranger = ask("3"), ask("nobody")
     assert known != stranger
