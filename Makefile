@@ -53,7 +53,7 @@ test-cluster: $(READY) ## Run the tests of the cluster that KUBECONFIG names: in
 	pytest tests/cluster $(ARGS)
 
 .PHONY: results
-results: $(READY) ## Write the tables of docs/results/ from kept records; SET=amazon_beauty trains its rows anew, 5 hours; SET=all everything, about 34 hours
+results: $(READY) ## Write the tables of docs/results/ from kept records; SET=amazon_beauty trains its rows (5 hours), SET=all everything (34)
 	python -m $(if $(SET),benchmarks.results $(SET) $(ARGS),benchmarks.docs $(ARGS))
 
 .PHONY: gpu

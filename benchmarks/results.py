@@ -1,7 +1,7 @@
 """Repeats the measurements of docs/results/, step by step, on this machine.
 
     python -m benchmarks.results amazon_beauty    # the rows of one data set, three seeds: about 5 hours on two cores
-    python -m benchmarks.results all              # all of it: days
+    python -m benchmarks.results all              # all of it: some 34 hours
     python -m benchmarks.results all --list       # the steps, and how long each takes
 
 Finished work is reused (every stage by its fingerprint), so that a run that was stopped goes on where it stood when it

@@ -221,7 +221,7 @@ class GatePolicy(Model):
     trainings: Literal["report", "require"] = Field(
         default="report",
         description="The interval of the lift with chance of training, from finished runs that differ in the seed: "
-        "`report` says it beside, `require` lets its lower bound decide and needs three trainings.",
+        "`report` adds it to the verdict; `require` decides by its lower bound and needs three trainings.",
     )
 
 
