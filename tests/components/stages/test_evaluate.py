@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from components.addresses import write_json
 from components.config import RunConfig
 from components.evaluation.examples import TestExamples, measure
 from components.evaluation.models import evaluate_models
@@ -227,6 +228,19 @@ def test_a_rival_that_finds_everything_refuses_the_gate(
     assert result.metrics["passed"] is False
     (reason,) = result.metrics["reasons"]
     assert reason.startswith("Proven behind some other, the best of the other models in the mean over the behaviour")
+
+
+def test_the_gate_finds_trainings_of_equal_settings_in_the_index(
+    evaluation: StageResult, config: RunConfig, home: Settings, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    for name, other in {"1": {"seed": 1}, "2": {"seed": 2}, "same seed": {}, "k": {"seed": 3, "k": 1}}.items():
+        lift = {"lift": evaluation.metrics["lift"] + 0.01}
+        result = evaluation.model_copy(update={"metrics": evaluation.metrics | lift | other})
+        write_json(str(runs / ".stages" / "evaluate" / f"{name}.json"), result.model_dump(mode="json"))
+    write_json(str(runs / "now" / "evaluate" / "result.json"), evaluation.model_dump(mode="json"))
+    result = run_stage("gate", gate.run, config=with_policy(config, -1.0), run_dir=str(runs / "now"), settings=home)
+    assert "With chance of training, over 3 trainings" in result.metrics["verdict"]
 
 
 def test_a_target_attention_that_its_time_limit_ended_refuses_the_gate(
