@@ -67,7 +67,9 @@ class Event(BaseModel):
     )
     user_id: ShortText = Field(description="The user, as in the logs the model was trained on; new users are welcome.")
     external_id: ItemText | None = Field(
-        default=None, description="The item by the shop's own id (its SKU); may be left out if there is a query."
+        default=None,
+        description="The item by the shop's own id (its SKU); may be left out if there is a query. An item that "
+        "the serving release does not know gets ingest's number: if your log has numbers of its own, send item_id.",
     )
     item_id: Number | None = Field(
         default=None, ge=0, lt=2**63, description="The item by its number, in the place of external_id."
