@@ -157,7 +157,7 @@ def backfill(
 
 @app.command(rich_help_panel="Operate")
 def events(
-    file: Annotated[Path, typer.Argument(help="Parquet, CSV or JSONL with the fields of an event.")],
+    file: Annotated[Path, typer.Argument(help="Parquet, CSV or JSONL: event_id, user_id, external_id, …")],
     config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Feed only the first N.")] = None,

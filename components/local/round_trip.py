@@ -32,7 +32,7 @@ class Visitor:
     last_event: datetime  # when they were last seen
     task: str  # what is recalled for them
     behavior: str  # what they do now, as they did last
-    item_id: int  # a popular item they never had, which they now act on
+    external_id: str  # a popular item they never had, which they now act on
     item_title: str
 
 
@@ -62,15 +62,15 @@ def choose_visitor(run_dir: str, config: RunConfig, settings: Settings) -> Visit
         .to_table(columns=["item_id", "behavior", "ts"], filter=ds.field("user_id") == user_id)
         .sort_by([("ts", "descending")])
     )
-    items = pq.read_table(path("validate", "items"), columns=["item_id", "title"])
-    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    items = pq.read_table(path("validate", "items"), columns=["item_id", "external_id", "title"])
+    named = {row["item_id"]: (row["external_id"], row["title"]) for row in items.to_pylist()}
     had = list(dict.fromkeys(events["item_id"].to_pylist()))
     popular = pq.read_table(path("baseline", "popularity"), filters=[("task", "=", task)])["item_id"].to_pylist()
     new = next((item for item in popular if item not in set(had)), None)
     if new is None:
         return None
-    history, newest = [titles[item] for item in had[:_SHOWN]], events.slice(0, 1).to_pylist()[0]
-    return Visitor(user_id, history, newest["ts"], task, newest["behavior"], new, titles[new])
+    history, newest = [named[item][1] for item in had[:_SHOWN]], events.slice(0, 1).to_pylist()[0]
+    return Visitor(user_id, history, newest["ts"], task, newest["behavior"], *named[new])
 
 
 def go(visitor: Visitor, api_url: str, token: str = "") -> tuple[dict[str, Any], float]:
@@ -91,7 +91,7 @@ def go(visitor: Visitor, api_url: str, token: str = "") -> tuple[dict[str, Any],
             event = {
                 "event_id": event_id,
                 "user_id": visitor.user_id,
-                "item_id": visitor.item_id,
+                "external_id": visitor.external_id,
                 "behavior": visitor.behavior,
                 # The log's own time goes on, so that days since the last purchase stay what they were.
                 "ts": (max(seen, visitor.last_event) + timedelta(minutes=1)).isoformat(),

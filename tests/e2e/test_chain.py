@@ -1,9 +1,11 @@
 """The whole chain on a small slice of the real data, through a real Airflow, to an answer of the recall API.
 
+The slice is a shop's own log, whose items have SKUs and no numbers.
 Two runs: the first has a stage killed half-way and ends at a gate that fails; the second is `urm demo`, which reuses
 that work, goes on all the same, and serves.
 """
 
+import json
 import os
 import re
 import signal
@@ -11,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
 import httpx
 import psutil
 import pyarrow.parquet as pq
@@ -29,10 +32,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 EXAMPLES = {"max_train_contexts": 200, "max_validation_examples": 30, "max_test_examples": 60}
 STEPS = {"urm.num_layers": 1, "urm.max_steps": 6, "urm.eval_steps": 3, "urm.max_seconds": 30, "items.id_max_steps": 10}
-SETTINGS = {"source.max_users": 60, "baseline.max_epochs": 1, "baseline.max_seconds": 10} | STEPS
+SETTINGS = {"baseline.max_epochs": 1, "baseline.max_seconds": 10} | STEPS
 SETTINGS |= {f"features.{name}": number for name, number in EXAMPLES.items()} | {"evaluation.bootstrap_samples": 400}
 SETTINGS["evaluation.gate.min_lift"] = 10  # out of reach, so that the gate fails for certain
-SMALL = [f"{name}={value}" for name, value in SETTINGS.items()]
+ATTRIBUTES = ["in_display", "in_mailer", "discounted"]  # what the tasks' filters name
 KILLED = "sft"
 
 
@@ -75,15 +78,40 @@ def _finish(urm, conf: dict[str, Any], kill: str | None = None) -> Finished:
 
 
 @pytest.fixture(scope="module")
-def refused(urm) -> Finished:
-    """A run whose SFT was killed once, and whose gate failed."""
-    return _finish(urm, {"overrides": SMALL}, kill=KILLED)
+def small(urm, tmp_path_factory) -> list[str]:
+    """Overrides: a small run of 60 households' purchases, as a shop without numbers would export them."""
+    folder = tmp_path_factory.mktemp("shop")
+    ingested = urm("ingest", "--run-dir", str(folder / "run"), "--set", "source.max_users=60")
+    assert ingested.returncode == 0, ingested.stdout + ingested.stderr
+    outputs = load_result(str(folder / "run"), "ingest").outputs
+    attributes = [f"map_extract(attributes, '{name}')[1] AS {name}" for name in ATTRIBUTES]
+    for name, files, columns in (
+        ("events", f"{outputs['events']}/**/*.parquet", ["* EXCLUDE (item_id, attributes)", *attributes]),
+        ("items", outputs["items"], ["* EXCLUDE (item_id, external_id)"]),
+    ):
+        rows = duckdb.read_parquet(files).project(", ".join([*columns, "'SKU-' || item_id AS sku"]))
+        rows.write_parquet(f"{folder / name}.parquet")
+    source = {name: f"{folder / name}.parquet" for name in ("events", "items")}
+    source |= {"kind": "tables", "attributes": ATTRIBUTES}
+    source |= {f"{name}_columns": {"item_id": "sku"} for name in ("event", "item")}
+    return [f"{name}={json.dumps(value)}" for name, value in ({"source": source} | SETTINGS).items()]
 
 
 @pytest.fixture(scope="module")
-def screen(urm, refused) -> str:
+def options(small) -> list[str]:
+    """The same for the command line."""
+    return [option for override in small for option in ("--set", override)]
+
+
+@pytest.fixture(scope="module")
+def refused(urm, small) -> Finished:
+    """A run whose SFT was killed once, and whose gate failed."""
+    return _finish(urm, {"overrides": small}, kill=KILLED)
+
+
+@pytest.fixture(scope="module")
+def screen(urm, refused, options) -> str:
     """What `urm demo` prints for the same configuration, with leave to promote."""
-    options = [option for override in SMALL for option in ("--set", override)]
     shown = urm("demo", "--promote-anyway", *options)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     return shown.stdout
@@ -118,9 +146,8 @@ def test_clearing_what_a_failed_gate_skipped_skips_it_again(urm, refused):
     assert tasks["gate"]["start_date"] == refused.tasks["gate"]["start_date"]
 
 
-def test_the_rendered_tab_shows_command_and_settings_without_secrets(urm, refused):
+def test_the_rendered_tab_shows_command_and_settings_without_secrets(urm, refused, options):
     shown = refused.tasks[KILLED]["rendered_fields"]
-    options = [option for override in SMALL for option in ("--set", override)]
     assert shown["arguments"] == [KILLED, "--config", "complete_journey", "--run-dir", refused.run_dir, *options]
     assert shown["environment"]["URM_AIRFLOW_RUN_ID"] == refused.run_id
     assert shown["environment"]["URM_HOME"] == str(urm.home)
@@ -226,6 +253,25 @@ def test_an_event_changes_the_users_recall(urm, promoted):
     assert len(answer["items"]) == 10
     assert all(item["title"] for item in answer["items"])
     assert seconds < 30
+
+
+def test_a_shop_without_numbers_names_items_by_its_skus(urm, promoted):
+    """From the text of its log through event, history and model to the answer."""
+    table = pq.read_table(load_result(promoted.run_dir, "validate").outputs["items"], columns=["external_id", "title"])
+    titles = dict(zip(*table.to_pydict().values(), strict=True))
+    with RecallClient(urm.settings.api_url) as client:
+        bought = [item.external_id for item in client.recall("a new user", "repurchase", k=50).items[-2:]]
+        events = [Event(user_id="a new user", external_id=sku) for sku in bought]
+        assert client.send(events).accepted == 2
+        wait_until(lambda: client.recall("a new user", "repurchase").event_id == events[-1].event_id)
+        answer = client.recall("a new user", "repurchase")
+    assert answer.source == "model"
+    assert set(bought) <= {item.external_id for item in answer.items}
+    for item in answer.items:
+        assert item.external_id.startswith("SKU-") and item.title == titles[item.external_id]
+    shown = urm("recall", "show", "a new user", "--task", "repurchase").stdout
+    assert all(item.external_id in shown for item in answer.items)
+    assert all(f"purchase {sku} " in shown for sku in bought)  # found in the catalogue by its number
 
 
 def _search(client: RecallClient, user_id: str, words: str) -> set[int]:

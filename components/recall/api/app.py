@@ -65,7 +65,7 @@ _EVENT_EXAMPLES = {
     },
     "batch": {
         "summary": "Two events at once",
-        "value": [EXAMPLE, {**EXAMPLE, "event_id": "basket-17-line-2", "item_id": 981760}],
+        "value": [EXAMPLE, {**EXAMPLE, "event_id": "basket-17-line-2", "external_id": "981760"}],
     },
 }
 

@@ -48,11 +48,10 @@ def describe_user(
     at = result.computed_at.isoformat(timespec="seconds")
     event = f"event {result.event_id}" if result.event_id else "no live event"
     title = show(f"User {user_id}, {task}: release {result.release}, {event}, computed {at}")
-    table = make_table("", "recalled", "score", "live events, newest first", title=title)
+    table = make_table("", "item", "recalled", "score", "live events, newest first", title=title)
     for row, (item_id, score) in enumerate(zip(result.item_ids[:k], result.scores[:k], strict=True)):
         live = events[row] if row < len(events) else ""
-        name = show(catalogue.describe(item_id).title or str(item_id))
-        table.add_row(str(row + 1), name, f"{score:.3f}", show(live))
+        table.add_row(str(row + 1), *map(show, _name(item_id, catalogue)), f"{score:.3f}", show(live))
     return table
 
 
@@ -67,10 +66,10 @@ def ask_model(client: redis.Redis, settings: Settings, config: RecallConfig, req
     result = request_and_wait(client, request, config)
     steered = f", “{request.guidance}”" if request.guidance else ""
     title = show(f"User {request.user_id}, {request.task}{steered}: release {result.release}")
-    table = make_table("", "recalled", "category", "score", title=title)
+    table = make_table("", "item", "recalled", "category", "score", title=title)
     for row, (item_id, score) in enumerate(zip(result.item_ids, result.scores, strict=True)):
-        item = catalogue.describe(item_id)
-        table.add_row(str(row + 1), show(item.title or str(item_id)), show(" > ".join(item.category)), f"{score:.3f}")
+        texts = (*_name(item_id, catalogue), " > ".join(catalogue.describe(item_id).category))
+        table.add_row(str(row + 1), *map(show, texts), f"{score:.3f}")
     return table
 
 
@@ -105,6 +104,12 @@ def _read_catalogue(client: redis.Redis, settings: Settings) -> Catalogue:
 
 
 def _say(event: Event, catalogue: Catalogue) -> str:
-    item = "" if event.item_id is None else catalogue.describe(event.item_id).title or str(event.item_id)
-    words = f"“{event.query}”" if event.query else ""
-    return f"{event.ts:%Y-%m-%d %H:%M} {event.behavior} {item} {words}".strip()
+    item = () if event.item_id is None else _name(event.item_id, catalogue)
+    words = (f"“{event.query}”",) if event.query else ()
+    return " ".join((f"{event.ts:%Y-%m-%d %H:%M}", event.behavior, *filter(None, item), *words))
+
+
+def _name(item_id: int, catalogue: Catalogue) -> tuple[str, str]:
+    """The shop's own id and the title; of an item that the release does not know, its number alone."""
+    item = catalogue.describe(item_id)
+    return item.external_id or str(item_id), item.title or ""

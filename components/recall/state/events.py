@@ -47,7 +47,7 @@ VERSION = 1
 EXAMPLE: dict[str, JsonValue] = {
     "event_id": "8f14e45f-ceea-467f-a0e6-1d2f6b3c9a01",
     "user_id": "1",
-    "item_id": 1082185,
+    "external_id": "1082185",
     "behavior": "purchase",
     "ts": "2017-12-18T17:05:00Z",
 }
@@ -66,11 +66,13 @@ class Event(BaseModel):
         description="Unique id chosen by the client, so that it may retry; made by the server if left out.",
     )
     user_id: ShortText = Field(description="The user, as in the logs the model was trained on; new users are welcome.")
-    item_id: Number | None = Field(
-        default=None, ge=0, lt=2**63, description="The item; may be left out if there is a query."
-    )
     external_id: ItemText | None = Field(
-        default=None, description="The item by the shop's own id (its SKU), in the place of item_id."
+        default=None,
+        description="The item by the shop's own id (its SKU); may be left out if there is a query. An item that "
+        "the serving release does not know gets ingest's number: if your log has numbers of its own, send item_id.",
+    )
+    item_id: Number | None = Field(
+        default=None, ge=0, lt=2**63, description="The item by its number, in the place of external_id."
     )
     behavior: ShortText = Field(default="purchase", description="What the user did, e.g. purchase, view, search.")
     scenario: ShortText = Field(default="live", description="Where it happened.")
@@ -88,9 +90,9 @@ class Event(BaseModel):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.item_id is not None and self.external_id is not None:
-            raise ValueError("expected item_id or external_id, not both")
+            raise ValueError("expected external_id or item_id, not both")
         if self.item_id is None and self.external_id is None and self.query is None:
-            raise ValueError("expected item_id, external_id or query")
+            raise ValueError("expected external_id, item_id or query")
         return self
 
     def with_item(self, find: Callable[[str], int]) -> Self:

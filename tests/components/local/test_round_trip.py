@@ -38,7 +38,7 @@ def run_dir(tmp_path: Path) -> Path:
         {"user_id": "some", "item_id": 2, "behavior": "view", "ts": NEWEST - timedelta(days=1)},
         {"user_id": "few", "item_id": 3, "behavior": "view", "ts": NEWEST},
     ]
-    items = [{"item_id": item, "title": f"title {item}"} for item in range(1, 5)]
+    items = [{"item_id": item, "external_id": f"SKU-{item}", "title": f"title {item}"} for item in range(1, 5)]
     put_table("events/part.parquet", events)
     put(run, "validate", {"events": tmp_path / "events", "items": put_table("items.parquet", items)})
     popular = [{"task": "new_category", "item_id": item} for item in (2, 4, 3)] + [{"task": "other", "item_id": 3}]
@@ -52,7 +52,7 @@ def test_the_first_task_without_a_query_is_asked_after_what_the_user_did_last(
     visitor = choose_visitor(str(run_dir), config, Settings(home=tmp_path))
     assert visitor is not None
     assert (visitor.user_id, visitor.task, visitor.behavior) == ("some", "new_category", "rate")
-    assert (visitor.item_id, visitor.item_title) == (4, "title 4")
+    assert (visitor.external_id, visitor.item_title) == ("SKU-4", "title 4")
     assert (visitor.history, visitor.last_event) == (["title 1", "title 2"], NEWEST)
 
 

@@ -56,7 +56,7 @@ def test_an_item_is_named_by_the_shops_own_id(
         later = [{**event, "event_id": name, "external_id": name} for name in ("SKU-1050", "unknown", " 7")]
         assert api.post("/v1/events", json=later).json()["accepted"] == 3
         both = api.post("/v1/events", json={**event, "item_id": 1050, "external_id": "SKU-1050"})
-        assert "item_id or external_id, not both" in problem(both, 422, "invalid-request")
+        assert "external_id or item_id, not both" in problem(both, 422, "invalid-request")
         items = api.get("/v1/users/nobody/recall", params={"k": 3}).json()["items"]
         assert [item["external_id"] for item in items] == [f"SKU-{item['item_id']}" for item in items]
     kept = [decode_event(fields["event"]).item_id for _, fields in client.xrange(STREAM)]
@@ -108,7 +108,7 @@ def test_an_event_is_followed_to_the_results_that_know_it(
     [
         (
             {"user_id": "3"},
-            "body field 'body': expected item_id, external_id or query, got {'user_id': '3'}; see /docs",
+            "body field 'body': expected external_id, item_id or query, got {'user_id': '3'}; see /docs",
         ),
         ({"item_id": 1}, "body field 'user_id': expected a value, got nothing"),
         ({**EVENT, "item_id": "x"}, "body field 'item_id': expected a valid integer, .* got 'x'"),

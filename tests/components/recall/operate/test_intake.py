@@ -62,7 +62,7 @@ def test_rows_name_items_by_the_shops_own_ids(
     path = write(tmp_path / f"events{suffix}", [{**row, "event_id": sku, "external_id": sku} for sku in ("SKU-1", "7")])
     feed(client, iter(read(path)[0]), recall_config, find={"SKU-1": 1001, "7": 7}.__getitem__)
     assert [decode_event(fields["event"]).item_id for _, fields in client.xrange(STREAM)] == [1001, 7]
-    assert read(write(path, [{**ROW, "external_id": "SKU-1"}]))[1][0].count("item_id or external_id, not both") == 1
+    assert read(write(path, [{**ROW, "external_id": "SKU-1"}]))[1][0].count("external_id or item_id, not both") == 1
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -150,6 +150,6 @@ def test_too_many_events_of_a_user_wait_for_room_and_keep_their_order(client: re
 
 
 def test_event_needs_an_item_or_words() -> None:
-    with pytest.raises(DataError, match="expected item_id, external_id or query"):
+    with pytest.raises(DataError, match="expected external_id, item_id or query"):
         decode_event('{"user_id": "3"}')
     assert Event(user_id="3", query="pizza").item_id is None
