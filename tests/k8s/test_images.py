@@ -75,7 +75,7 @@ def test_there_is_a_target_per_image_of_the_pods():
 
 
 def test_every_stage_starts_from_the_base_that_the_builder_names():
-    assert re.match(r"(#.*\n)*ARG BASE=python:3\.11\S*\n", DOCKERFILE)
+    assert re.match(r"(#.*\n)*ARG BASE=python:3\.1[123]\S*\n", DOCKERFILE)
     assert all(stage.base in {"${BASE}", *list(STAGES)[:at]} for at, stage in enumerate(STAGES.values()))
 
 

