@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv first.
 
-PYTHON ?= $(shell for each in python3.13 python3.12 python3.11; do $$each -c 'import ensurepip' 2> /dev/null && echo $$each && break; done)
+PYTHON ?= $(shell for each in $(BIN)/python python3.13 python3.12 python3.11; do $$each -c 'import ensurepip' 2> /dev/null && echo $$each && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
