@@ -30,7 +30,7 @@ from components.storage import StageResult, load_result
 
 CUTOFFS = (5, 10, 20, 100)  # kept beside the headline's
 NDCG_CUTOFFS = (5, 10)  # NDCG at others is in the metrics only
-_DICTIONARIES = ["task", "model", "k", "hits", "targets", "recall", "ndcg", "held_out_query"]
+_DICTIONARIES = ["task", "model", "k", "hits", "targets", "recall", "ndcg", "held_out_query", "cut_ts"]
 _ENCODINGS = {"example_id": "DELTA_BINARY_PACKED", "user_id": "DELTA_BYTE_ARRAY"}
 _TRAININGS = ("baseline", "sft")
 

@@ -174,8 +174,8 @@ STAGES: dict[str, StageSpec] = {
             inputs=("features", "baseline", "sft"),
             outputs={
                 "predictions": "file, PREDICTIONS of urm on the test examples",
-                "hits": "file, HITS: example_id, user_id, task, model, k, hits, targets, ndcg, held_out_query, of urm "
-                "and of every model in the baseline's predictions, at 5, 10, 20, 100, 500 and the headline's k",
+                "hits": "file, HITS: example_id, user_id, task, model, k, hits, targets, ndcg, held_out_query, cut_ts, "
+                "of urm and of every model in the baseline's predictions, at 5, 10, 20, 100, 500 and the headline's k",
                 "segments": 'file: segment, task ("all": the examples of all tasks), model, examples, recall@k',
                 "report": "file: Markdown table",
                 "figure": "PNG",

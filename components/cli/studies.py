@@ -1,4 +1,4 @@
-"""Studies of runs: `urm compare`, `urm explain`, `urm language`, `urm steering`, `urm occasions`, `urm ablation …`."""
+"""Studies of runs: `urm compare`, `urm trust`, `urm explain`, `urm language`, `urm steering`, `urm ablation …`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +50,18 @@ def compare(
         typer.echo(text, nl=False)
     else:
         output.write_text(text)
+
+
+@app.command(rich_help_panel=_PANEL)
+def trust(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Evaluated runs: seeds, data sets.")],
+) -> None:
+    """What the gate's rule is worth on these runs: false alarms, power, chance of training; nothing is trained."""
+    from components.studies.trust import describe, study_runs
+
+    settings, console = get_settings(), make_console()
+    for part in describe(study_runs([settings.find_run_dir(run_dir) for run_dir in run_dirs], settings)):
+        console.print(part)
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -257,10 +257,10 @@ def _draw(
     blocks: list[Floats] = []
     for start in range(0, draws, DRAWS_PER_BLOCK):
         size = min(DRAWS_PER_BLOCK, draws - start)
-        weights = _weights(of_users, num_users, size)
+        weights = draw_weights(of_users, num_users, size)
         block = np.stack([weights @ table for table in sums])  # [3, draws, T]
         if crossed:
-            category_weights = _weights(of_categories, num_categories, size)
+            category_weights = draw_weights(of_categories, num_categories, size)
             for rows in crossed:
                 times = weights[:, users[rows]] * category_weights[:, categories[rows]]
                 block[:, :, tasks[rows[0]]] = found[:, rows] @ times.T
@@ -270,7 +270,7 @@ def _draw(
     return baseline_draws, model_draws, drawn
 
 
-def _weights(random: np.random.Generator, number: int, draws: int) -> Floats:
+def draw_weights(random: np.random.Generator, number: int, draws: int) -> Floats:
     """How often each of so many is drawn, with replacement and as many as there are, [draws, number]."""
     return random.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float64)
 

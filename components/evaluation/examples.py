@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,6 +30,7 @@ class TestExamples:
     users: npt.NDArray[Any]  # user of each [E]
     tasks: npt.NDArray[Any]  # task name of each [E]
     held_out_queries: npt.NDArray[Any]  # query of each example of a task with held-out queries, else None [E]
+    cuts: pd.Series  # cut_ts of each [E]
     history_items: Ints  # distinct items each user had [E]
     targets: Ints  # target items, flat, with `target_offsets` [E + 1]
     target_offsets: Ints
@@ -46,7 +48,7 @@ class TestExamples:
         """
         examples = examples.sort_by("example_id")
         rows = pc.index_in(examples.column("context_id"), value_set=contexts.column("context_id"))
-        asked = contexts.select(["user_id", "num_items"]).take(rows)
+        asked = contexts.select(["user_id", "num_items", "cut_ts"]).take(rows)
         targets, offsets = ragged(examples, "target_item_ids")
         tasks = np.array(examples.column("task").to_pylist(), dtype=object)
         queries = np.array(examples.column("query").to_pylist(), dtype=object)
@@ -57,6 +59,7 @@ class TestExamples:
             users=np.array(asked.column("user_id").to_pylist(), dtype=object),
             tasks=tasks,
             held_out_queries=queries,
+            cuts=asked.column("cut_ts").to_pandas(),
             history_items=asked.column("num_items").to_numpy(),
             targets=np.searchsorted(item_ids, targets.astype(np.int64)),
             target_offsets=offsets,

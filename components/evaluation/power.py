@@ -20,6 +20,11 @@ from components.evaluation.bootstrap import Comparison, relative_lift
 POWER = 0.8  # four of five cases
 
 
+def power(lift: float, error: float, quantile: float, min_lift: float) -> float:
+    """Probability that a model with this lift is proven to reach `min_lift`."""
+    return float(norm.cdf(np.log((1 + lift) / (1 + min_lift)) / error - quantile))
+
+
 def smallest_proven(error: float, quantile: float, min_lift: float) -> float:
     """The lift that is proven to reach `min_lift` in four of five cases."""
     return float((1 + min_lift) * np.exp(error * (quantile + norm.ppf(POWER))) - 1)

@@ -76,6 +76,7 @@ def record_hits(examples: TestExamples, model: str, ranked: Ranked, ks: Iterable
                 "targets": ranked.num_targets.astype(np.int32),
                 "ndcg": ndcg(ranked, k).astype(np.float32),
                 "held_out_query": examples.held_out_queries,
+                "cut_ts": examples.cuts,
             }
         )
         for k in ks

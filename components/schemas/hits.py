@@ -6,6 +6,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.schemas.events import TIMESTAMP
+
 # Recall@k of a row is hits / min(targets, k).
 HITS = pa.schema(
     [
@@ -19,6 +21,7 @@ HITS = pa.schema(
         pa.field("ndcg", pa.float32()),  # NDCG@k; null in records made before it was kept
         # The query of a task with held-out queries, whose categories the bootstrap draws, too; null elsewhere.
         pa.field("held_out_query", pa.string()),
+        pa.field("cut_ts", TIMESTAMP),  # of the example's context; null in records made before it was kept
     ]
 )
 

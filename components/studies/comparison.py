@@ -62,6 +62,11 @@ class FinishedRun:
     kinds: dict[str, Kind]  # by task
     hits: str  # URI of its per-example record
 
+    @property
+    def headline(self) -> list[str]:
+        """Tasks of the headline: those without a query, or all where each has one."""
+        return [task for task, kind in self.kinds.items() if not kind.search] or list(self.kinds)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -211,7 +216,7 @@ def _headlines(summaries: Sequence[Summary], confidence: float) -> dict[str, flo
 
 
 def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> Summary:
-    _check_comparable(runs)
+    check_comparable(runs)
     k = int(runs[0].metrics["k"])
     of_runs = [set(run.metrics["mean_recall"]) for run in runs]
     common = set.intersection(*of_runs)
@@ -224,8 +229,7 @@ def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> S
     ]
     recalls = pd.DataFrame(rows)
     kinds = runs[0].kinds
-    headline = [task for task, kind in kinds.items() if not kind.search] or list(kinds)
-    means = mean_recalls(recalls, headline).groupby("model")["recall"].mean()
+    means = mean_recalls(recalls, runs[0].headline).groupby("model")["recall"].mean()
     best_name = find_best_other({str(model): float(value) for model, value in means.items()})
     hits = _pool(runs, k, {CANDIDATE, BASELINE, best_name}, cache)
     against = {
@@ -248,7 +252,12 @@ def _summarise(runs: list[FinishedRun], cache: Path, draws: int, seed: int) -> S
     )
 
 
-def _check_comparable(runs: list[FinishedRun]) -> None:
+def check_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Make sure that runs are repetitions of one configuration.
+
+    Raises:
+        DataError: They share a seed, or differ in cut-off, tasks or settings.
+    """
     first, seen = runs[0], set()
     says = next((run for run in runs if "settings" in run.metrics), first)
     for run in runs:

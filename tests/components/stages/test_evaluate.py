@@ -26,7 +26,7 @@ from components.storage import StageResult, run_stage
 from tests.worlds import make_settings
 from tests.worlds.finished import *  # noqa: F403  # fixtures
 from tests.worlds.finished import IDS
-from tests.worlds.tables import put, write
+from tests.worlds.tables import CUT, put, write
 
 ASKED = {"next_purchase", "new_item", "text_query"}
 MODELS = ["popularity", "own_history", "sasrec", "some_other", "target_attention", "urm"]  # in the order of the tables
@@ -92,6 +92,7 @@ def test_metrics_can_be_recomputed_from_the_hits(evaluation: StageResult) -> Non
             assert values == pytest.approx({model: every.loc[(task, model, int(k)), name] for model in MODELS})
     held_out = frame[frame["task"] == "text_query"]["held_out_query"]
     assert set(held_out) == {"milk"} and frame["held_out_query"].notna().sum() == len(held_out)
+    assert (frame["cut_ts"] == CUT).all()
     means = frame[frame["k"] == 10].groupby(["task", "model"])["recall"].mean()
     assert set(metrics["tasks"]) == ASKED
     for task, result in metrics["tasks"].items():
