@@ -130,7 +130,7 @@ def test_workers_go_on_with_a_redis_that_restarts_empty_and_follow_the_next_prom
             before = publish(client, "a", "/a")
             wait_until(lambda: all([serves(switch, "a") for switch in switches]))
             server.stop()
-            (tmp_path / "appendonly.aof").unlink()
+            server.append_only_file.write_bytes(b"")
             server.start()
             assert client.dbsize() == 0
             for switch in switches:
