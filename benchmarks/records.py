@@ -164,7 +164,7 @@ def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
     models = [model for model in summary.models if _mean_recall(summary, model, every) > 0]
     lifts = find_lifts(summary.baseline)
     counts = dict(zip(summary.baseline.tasks, summary.baseline.examples.tolist(), strict=True))
-    runs = [_read_evaluation(record, seed) for seed in seeds]
+    runs = [read_evaluation(f"{record}-seed{seed}") for seed in seeds]
     lines: list[tuple[tuple[str, ...], str, Figure, Sequence[float | None]]] = [
         ((task,), task, lifts[task], [run.metrics["tasks"][task]["lift"] for run in runs]) for task in every
     ]
@@ -190,8 +190,8 @@ def render_pooled(record: str, seeds: Sequence[int] = SEEDS) -> str:
 
 def render_run(folder: str) -> str:
     """Every task of one kept run: recall per model, lift with interval, p-value after Holm."""
-    run = read_run(str(FOLDER / folder), CONFIGS)
-    summary, every = summarise_run(folder), order_tasks(run.config)
+    run = read_evaluation(folder)
+    summary, every = summarise_run(folder, run.metrics["seed"]), order_tasks(run.config)
     lifts = find_lifts(summary.baseline)
     p_values = dict(zip(summary.baseline.tasks, summary.baseline.p_different().tolist(), strict=True))
     models = [model for model in summary.models if _mean_recall(summary, model, every) > 0]
@@ -253,15 +253,14 @@ def render_trainings() -> str:
 @cache
 def pool_seeds(record: str, seeds: tuple[int, ...]) -> Summary:
     """The kept runs of a data set, pooled over their seeds."""
-    runs = [_read_evaluation(record, seed) for seed in seeds]
+    runs = [read_evaluation(f"{record}-seed{seed}") for seed in seeds]
     return summarise_runs(runs, cache=FOLDER, draws=DRAWS)[0]
 
 
 @cache
-def summarise_run(folder: str) -> Summary:
-    """One kept run by itself, with the draws that its evaluation made."""
-    run = read_run(str(FOLDER / folder), CONFIGS)
-    return summarise_runs([run], cache=FOLDER, draws=DRAWS, seed=run.metrics["seed"])[0]
+def summarise_run(folder: str, seed: int) -> Summary:
+    """One kept run by itself, with draws of this seed; its evaluation made those of its own."""
+    return summarise_runs([read_evaluation(folder)], cache=FOLDER, draws=DRAWS, seed=seed)[0]
 
 
 def find_tuned_seeds(config: str) -> tuple[int, ...]:
@@ -269,11 +268,13 @@ def find_tuned_seeds(config: str) -> tuple[int, ...]:
     return tuple(seed for seed in SEEDS if (FOLDER / f"{config}-tuned-seed{seed}").is_dir())
 
 
+@cache
 def find_behaviour_tasks(config: str) -> tuple[str, ...]:
     """Tasks of a configuration whose examples have no query."""
     return tuple(task.name for task in load_named_config(config, CONFIGS).tasks if not task.target.has_query)
 
 
+@cache
 def order_tasks(config: str) -> tuple[str, ...]:
     """Tasks of a configuration in its order."""
     return tuple(task.name for task in load_named_config(config, CONFIGS).tasks)
@@ -338,7 +339,7 @@ def _describe_best_other(summary: Summary, tasks: Sequence[str]) -> str:
 def _ask_gate(config: str, seed: int) -> str:
     """Whether the gate of the configuration, as it stands today, lets the kept run of that seed pass."""
     record = f"{config}-seed{seed}"
-    summary = summarise_run(record)
+    summary = summarise_run(record, 0)  # the draws of the other tables
     if summary.best is None:
         return "not known"
     trained = load_result(str(FOLDER / record), "baseline")
@@ -359,8 +360,10 @@ def _mean_recall(summary: Summary, model: str, tasks: Iterable[str]) -> float:
     return float(recalls[recalls["model"] == model]["recall"].mean())
 
 
-def _read_evaluation(record: str, seed: int) -> FinishedRun:
-    return read_run(str(FOLDER / f"{record}-seed{seed}"), CONFIGS)
+@cache
+def read_evaluation(folder: str) -> FinishedRun:
+    """The evaluation of a kept run."""
+    return read_run(str(FOLDER / folder), CONFIGS)
 
 
 def read_result(folder: str, stage: str) -> StageResult:

@@ -97,7 +97,8 @@ def render_first(config: str) -> str:
     parts = []
     for seed in find_tuned_seeds(config):
         path = FOLDER / f"{config}-tuned-seed{seed}" / "evaluate" / "hits.parquet"
-        hits = pq.read_table(path, filters=[("task", "==", "next_item")]).to_pandas()
+        read, wanted = ["model", "k", "hits", "targets", "ndcg"], [("task", "==", "next_item")]
+        hits = pq.read_table(path, columns=read, filters=wanted, read_dictionary=["task"]).to_pandas()
         hits["recall"] = recall(hits["hits"], hits["targets"], hits["k"])
         parts.append(hits.groupby(["model", "k"])[["recall", "ndcg"]].mean())
     means = pd.concat(parts).groupby(["model", "k"]).mean().unstack("k")[[*columns.values()]].dropna()

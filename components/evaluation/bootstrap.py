@@ -35,8 +35,9 @@ with the quantile of Student's t at the degrees of freedom of Satterthwaite (194
 10.2307/3002019). It errs on the wide side, since some of s² is chance among users already.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -191,12 +192,12 @@ def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int
     """
     rows = hits[(hits["k"] == k) & hits["model"].isin([model, baseline])]
     rows = rows.assign(recall=recall(rows["hits"], rows["targets"], rows["k"]))
-    queries = rows[rows["model"] == model].set_index("example_id")["held_out_query"]
-    recalls = rows.pivot(index=["example_id", "user_id", "task"], columns="model", values="recall").reset_index()
-    users = pd.factorize(recalls["user_id"])[0]
-    tasks, names = pd.factorize(recalls["task"])
-    categories = pd.factorize(queries.loc[recalls["example_id"]])[0]
-    found = np.stack([np.ones(len(recalls)), recalls[baseline].to_numpy(), recalls[model].to_numpy()])
+    mine = rows[rows["model"] == model].sort_values("example_id")
+    theirs = rows[rows["model"] == baseline].set_index("example_id")["recall"].loc[mine["example_id"]]
+    users = pd.factorize(mine["user_id"])[0]
+    tasks, names = pd.factorize(mine["task"])
+    categories = pd.factorize(mine["held_out_query"])[0]
+    found = np.stack([np.ones(len(mine)), theirs.to_numpy(), mine["recall"].to_numpy()])
     totals = np.stack([np.bincount(tasks, values, minlength=len(names)) for values in found])
     baseline_draws, model_draws, drawn = _draw(users, tasks, categories, found, draws, seed)
     return Comparison(
@@ -207,7 +208,7 @@ def compare(hits: pd.DataFrame, model: str, baseline: str, *, k: int, draws: int
         baseline_draws=baseline_draws,
         model_draws=model_draws,
         categories=drawn,
-        users=np.bincount(np.unique(np.stack([tasks, users]), axis=1)[0], minlength=len(names)),
+        users=np.count_nonzero(sum_by_user((1 + users.max(), len(names)), users, tasks, found[0]), axis=0),
         names=(model, baseline),
     )
 
@@ -253,14 +254,12 @@ def _draw(
     drawn = np.zeros(num_tasks, dtype=np.int64)
     for rows in crossed:
         drawn[tasks[rows[0]]] = len(np.unique(categories[rows]))
-    of_users, of_categories = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    of_categories = draw_weights(num_categories, draws, (seed, 1))
     blocks: list[Floats] = []
-    for start in range(0, draws, DRAWS_PER_BLOCK):
-        size = min(DRAWS_PER_BLOCK, draws - start)
-        weights = draw_weights(of_users, num_users, size)
+    for weights in draw_weights(num_users, draws, seed):
         block = np.stack([weights @ table for table in sums])  # [3, draws, T]
         if crossed:
-            category_weights = draw_weights(of_categories, num_categories, size)
+            category_weights = next(of_categories)
             for rows in crossed:
                 times = weights[:, users[rows]] * category_weights[:, categories[rows]]
                 block[:, :, tasks[rows[0]]] = found[:, rows] @ times.T
@@ -270,9 +269,21 @@ def _draw(
     return baseline_draws, model_draws, drawn
 
 
-def draw_weights(random: np.random.Generator, number: int, draws: int) -> Floats:
-    """How often each of so many is drawn, with replacement and as many as there are, [draws, number]."""
-    return random.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float64)
+def draw_weights(number: int, draws: int, seed: int | tuple[int, int]) -> Iterator[Floats]:
+    """How often each of so many is drawn, as many as there are, with replacement; blocks [≤ DRAWS_PER_BLOCK, number]."""
+    counts = _draw_counts(number, draws, seed)
+    for start in range(0, draws, DRAWS_PER_BLOCK):
+        yield counts[start : start + DRAWS_PER_BLOCK].astype(np.float64)
+
+
+@lru_cache(maxsize=32)  # comparisons of the same users share their draws
+def _draw_counts(number: int, draws: int, seed: int | tuple[int, int]) -> npt.NDArray[np.uint8]:
+    random, chances = np.random.default_rng(seed), np.full(number, 1 / number)
+    counts = np.empty((draws, number), np.uint8)  # of so many equal chances none comes up 256 times
+    for start in range(0, draws, DRAWS_PER_BLOCK):
+        block = counts[start : start + DRAWS_PER_BLOCK]
+        block[:] = random.multinomial(number, chances, size=len(block))
+    return counts
 
 
 def sum_by_user(shape: tuple[int, int], users: Ints, tasks: Ints, values: Floats) -> Floats:

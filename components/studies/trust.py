@@ -31,7 +31,6 @@ from rich.table import Table
 from components.addresses import fetch
 from components.config import GatePolicy, load_named_config
 from components.evaluation.bootstrap import (
-    DRAWS_PER_BLOCK,
     Comparison,
     compare,
     draw_weights,
@@ -141,14 +140,12 @@ def count_false_alarms(hits: pd.DataFrame, policy: GatePolicy, worlds: int = WOR
         sum_by_user(shape, users, tasks, values)
         for values in (np.ones(len(recalls)), (of_baseline + of_urm) / 2, (of_urm - of_baseline) / 2)
     )  # [users, T] each
-    random = np.random.default_rng(seed)
-    signs = random.choice([-1.0, 1.0], size=(num_users, worlds))
+    signs = np.random.default_rng((seed, 2)).choice([-1.0, 1.0], size=(num_users, worlds))
     blocks: list[Floats] = []
-    for _ in range(0, DRAWS, DRAWS_PER_BLOCK):
-        weights = draw_weights(random, num_users, DRAWS_PER_BLOCK)
+    for weights in draw_weights(num_users, DRAWS, seed):
         drawn = weights @ number  # [draws, T]
         common = (weights @ middle / drawn).mean(axis=1, keepdims=True)
-        gap = np.zeros((DRAWS_PER_BLOCK, worlds))
+        gap = np.zeros((len(weights), worlds))
         for task in range(num_tasks):
             gap += weights @ (apart[:, task, None] * signs) / drawn[:, task, None] / num_tasks
         blocks.append(relative_lift(common + gap, common - gap))

@@ -15,8 +15,7 @@ import pandas as pd
 import structlog
 
 from components.addresses import fetch
-from components.evaluation.bootstrap import sum_by_user
-from components.evaluation.metrics import Floats
+from components.evaluation.bootstrap import draw_weights, sum_by_user
 from components.exceptions import ConfigError, DataError, MissingInputError
 from components.storage import StageReport, StageRun, load_result
 from components.studies.ablation.figures import draw_group
@@ -25,7 +24,7 @@ from components.tracking import track
 
 DRAWS = 2000
 CONFIDENCE = 0.95
-EXAMPLE = ["seed", "example_id", "user_id", "task"]
+EXAMPLE = ["seed", "example_id"]
 log = structlog.get_logger()
 
 
@@ -95,18 +94,10 @@ def compare(variant: pd.DataFrame, reference: pd.DataFrame, seed: int) -> dict[s
     """
     paired = _pair(variant, reference)
     by_seed = variant.groupby(["seed", "task"])["recall"].mean().groupby("seed").mean()
-    users, user_ids = pd.factorize(paired["user_id"])
-    tasks, names = pd.factorize(paired["task"])
-    shape = (len(user_ids), len(names))
-    counts = sum_by_user(shape, users, tasks, np.ones(len(paired)))
-    gains = sum_by_user(shape, users, tasks, (paired["recall"] - paired["recall_reference"]).to_numpy())
-    low, high = _interval(counts, gains, seed)
     return {
         "recall": float(by_seed.mean()),
         "spread": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
-        "difference": float((gains.sum(axis=0) / counts.sum(axis=0)).mean()),
-        "low": low,
-        "high": high,
+        **_bootstrap(paired.assign(gain=paired["recall"] - paired["recall_reference"]), seed),
         "seeds": len(by_seed),
         "examples": len(paired),
     }
@@ -117,6 +108,8 @@ def _pair(variant: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     mine = variant[variant["seed"].isin(reference["seed"])]
     others = reference[reference["seed"].isin(mine["seed"]) & reference["task"].isin(mine["task"])]
     paired = mine.merge(others, on=EXAMPLE, suffixes=("", "_reference"), validate="one_to_one")
+    same = [paired[name] == paired[f"{name}_reference"] for name in ("user_id", "task")]
+    paired = paired[same[0] & same[1]]
     if not len(paired) == len(mine) == len(others):
         raise DataError(
             "validation examples of a study",
@@ -144,15 +137,13 @@ def fit_slope(recalls: dict[str, pd.DataFrame], places: dict[str, float], seed: 
     doubling = bool((numbers > 0).all())
     centred = np.log2(numbers) if doubling else numbers
     centred = centred - centred.mean()
-    weighted = [
-        recalls[name].set_index(EXAMPLE)["recall"] * weight
-        for name, weight in zip(names, centred / (centred @ centred), strict=True)
-    ]
-    first = recalls[names[0]]
-    for name in names[1:]:
-        _pair(recalls[name], first)  # or DataError
-    slopes = pd.concat(weighted, axis=1, join="inner").sum(axis=1).rename("recall").reset_index()
-    result = compare(slopes, slopes.assign(recall=0.0), seed)
+    slopes = recalls[names[0]].assign(gain=0.0)
+    for name, weight in zip(names, centred / (centred @ centred), strict=True):
+        paired = _pair(slopes, recalls[name])
+        slopes = paired[[*EXAMPLE, "user_id", "task", "recall"]].assign(
+            gain=paired["gain"] + weight * paired["recall_reference"]
+        )
+    result = _bootstrap(slopes, seed)
     return {"slope": result["difference"], "low": result["low"], "high": result["high"], "per_doubling": doubling}
 
 
@@ -242,12 +233,24 @@ def _describe_trainings(stage: StageRun, variant: str, seeds: Sequence[int]) -> 
     return {"seconds": float(np.mean([result.seconds for result in results])), "by_clock": by_clock}
 
 
-def _interval(counts: Floats, gains: Floats, seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean over tasks of the mean gain, by drawing users with replacement."""
-    num_users = len(counts)
-    weights = np.random.default_rng(seed).multinomial(num_users, np.full(num_users, 1 / num_users), size=DRAWS)
-    examples = weights @ counts
-    draws = (weights @ gains / np.where(examples > 0, examples, np.nan)).mean(axis=1)
+def _bootstrap(examples: pd.DataFrame, seed: int) -> dict[str, float]:
+    """Mean over tasks of the mean gain, with its percentile interval, by drawing users with replacement.
+
+    Columns of the examples: user_id, task, gain.
+    """
+    users, user_ids = pd.factorize(examples["user_id"])
+    tasks, names = pd.factorize(examples["task"])
+    shape = (len(user_ids), len(names))
+    counts = sum_by_user(shape, users, tasks, np.ones(len(examples)))
+    gains = sum_by_user(shape, users, tasks, examples["gain"].to_numpy())
+    table = np.hstack([counts, gains])
+    sums = np.concatenate([weights @ table for weights in draw_weights(len(table), DRAWS, seed)])
+    drawn, gained = np.hsplit(sums, 2)
+    draws = (gained / np.where(drawn > 0, drawn, np.nan)).mean(axis=1)
     draws = draws[np.isfinite(draws)]  # one that misses a task would be the mean of others
     tail = (1 - CONFIDENCE) / 2
-    return float(np.quantile(draws, tail)), float(np.quantile(draws, 1 - tail))
+    return {
+        "difference": float((gains.sum(axis=0) / counts.sum(axis=0)).mean()),
+        "low": float(np.quantile(draws, tail)),
+        "high": float(np.quantile(draws, 1 - tail)),
+    }
