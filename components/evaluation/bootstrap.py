@@ -270,7 +270,7 @@ def _draw(
 
 
 def draw_weights(number: int, draws: int, seed: int | tuple[int, int]) -> Iterator[Floats]:
-    """How often each of so many is drawn, as many as there are, with replacement; blocks [≤ DRAWS_PER_BLOCK, number]."""
+    """How often each of so many is drawn with replacement, as many as there are; blocks [≤ DRAWS_PER_BLOCK, number]."""
     counts = _draw_counts(number, draws, seed)
     for start in range(0, draws, DRAWS_PER_BLOCK):
         yield counts[start : start + DRAWS_PER_BLOCK].astype(np.float64)
