@@ -15,13 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import torch
 
 from components.config import RunConfig, load_named_config
 from components.device import choose_device, set_threads
-from components.evaluation.bootstrap import mean_interval
-from components.items.text import TextEncoder
-from components.settings import Settings, get_settings
+from components.settings import Settings
 from components.studies.finished import FinishedRun, hide_progress_bars
 from components.urm.data.request import RecallRequest, UserContext, read_contexts
 from components.urm.inference import UrmRecaller
@@ -82,39 +79,6 @@ def parse_run(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True)
-class PackagedModels:
-    """The packaged models that a study asks, and its files.
-
-    Attributes:
-        data: Folder of its data.
-        output: JSON file.
-        settings: Of this process.
-        backbone: Name of the language model.
-        encoder: Of texts.
-    """
-
-    data: Path
-    output: Path
-    settings: Settings
-    backbone: str
-    encoder: TextEncoder
-
-
-def open_packaged(description: str | None, files: str, arguments: Sequence[str] | None) -> PackagedModels:
-    """Read the command line of a study without a run; `files` names what its data folder holds."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help=f"Folder of {files}")
-    parser.add_argument("--config", default="complete_journey", help="Its backbone and text encoder are taken")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    options, settings = parser.parse_args(arguments), get_settings()
-    set_threads(settings)
-    hide_progress_bars()
-    config = load_named_config(options.config, settings.configs_dir, [])
-    encoder = TextEncoder(config.items.text_encoder, torch.device(choose_device(settings)), config.items.batch_size)
-    return PackagedModels(options.data, options.output, settings, config.urm.backbone, encoder)
-
-
 def find_run(arguments: argparse.Namespace, settings: Settings) -> tuple[RunConfig, FinishedRun]:
     """The configuration and the run that the command line names."""
     config = load_named_config(arguments.config, settings.configs_dir, arguments.set)
@@ -143,12 +107,6 @@ def query_gpu(what: str) -> str:
         return ""
     command = ("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader")
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().replace("\n", "; ")
-
-
-def mean_with_interval(values: npt.NDArray[np.float64], seed: int = 0) -> dict[str, float]:
-    """Mean, and its 95 % interval by bootstrap."""
-    low, high = mean_interval(values, seed)
-    return {"value": float(values.mean()), "low": low, "high": high}
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:

@@ -23,7 +23,6 @@ from components.settings import get_settings
 
 CONFIGS = ("complete_journey", "amazon_beauty", "amazon_sports", "amazon_toys")
 WITH_PHRASES = ("complete_journey", "amazon_beauty")  # those with a file in configs/guidance
-PARAPHRASED = "amazon_beauty"  # has a file in configs/paraphrases
 ABLATED = (("complete_journey", "urm"), ("amazon_beauty", "urm"), ("amazon_beauty", "packing"))  # with which grid
 LONGER = {  # than `make demo`, which is for minutes: both models as long as it helps them on validation
     "complete_journey": (
@@ -84,13 +83,8 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         options = (*_run(config, SEEDS[0]), *set_options(config, overrides, data), "--set", f"seed={SEEDS[0]}")
         yield Step(f"language-{config}", "language", (*URM, "language", *options), 5)
         yield Step(f"steering-{config}", "steering", (*URM, "steering", *options), 5)
-    options = (*_run(PARAPHRASED, SEEDS[0]), *set_options(PARAPHRASED, overrides, data), "--set", f"seed={SEEDS[0]}")
-    output = ("--output", str(folder / "paraphrases.json"))
-    yield Step("paraphrases", "language", (sys.executable, "-m", "benchmarks.paraphrases", *options, *output), 10)
     options = (*_run(CONFIGS[0], SEEDS[0]), *set_options(CONFIGS[0], overrides, data), "--set", f"seed={SEEDS[0]}")
     yield Step("occasions", "occasions", (*URM, "occasions", *options), 15)
-    trust = (sys.executable, "-m", "benchmarks.trust", *options, "--output", str(folder / "trust.json"))
-    yield Step("occasions-trust", "occasions", trust, 2)
     for config, grid in ABLATED:
         study = ("--grid", grid, "--config", config, "--run-dir", f"results-{config}-{grid}")
         options = (*study, *set_options(config, overrides, data, longer=False))
