@@ -83,8 +83,6 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         options = (*_run(config, SEEDS[0]), *set_options(config, overrides, data), "--set", f"seed={SEEDS[0]}")
         yield Step(f"language-{config}", "language", (*URM, "language", *options), 5)
         yield Step(f"steering-{config}", "steering", (*URM, "steering", *options), 5)
-    options = (*_run(CONFIGS[0], SEEDS[0]), *set_options(CONFIGS[0], overrides, data), "--set", f"seed={SEEDS[0]}")
-    yield Step("occasions", "occasions", (*URM, "occasions", *options), 15)
     for config, grid in ABLATED:
         study = ("--grid", grid, "--config", config, "--run-dir", f"results-{config}-{grid}")
         options = (*study, *set_options(config, overrides, data, longer=False))

@@ -236,8 +236,7 @@ STAGES: dict[str, StageSpec] = {
     )
 }
 
-# Studies keep the contract of a stage, but are no part of the flow and of no release. None reads the test split, except
-# that `occasions` measures what was bought for the holidays of the test weeks; it chooses nothing by that.
+# Studies keep the contract of a stage, but are no part of the flow and of no release. None reads the test split.
 STUDIES: dict[str, StageSpec] = {
     spec.name: spec
     for spec in (
@@ -265,21 +264,6 @@ STUDIES: dict[str, StageSpec] = {
             sections=("tasks", "evaluation.k"),
             tracking="run",
             module="components.studies.abilities.steering",
-        ),
-        StageSpec(
-            name="occasions",
-            summary="Whether the backbone knows what is bought for holidays, by `configs/occasions/<name of the "
-            "configuration>.yaml`.",
-            inputs=("validate",),
-            outputs={
-                "occasions": "file, JSON: AUC of the scores of the pretrained backbone, of random weights, of the text "
-                "encoder and of two controls against what was bought more in the weeks of the occasions; the methods "
-                "that were chosen on the other occasions",
-                "scores": "file: occasion, category, its events, its lift, the scores of every model",
-            },
-            sections=("urm.backbone", "items.text_encoder", "features.split"),
-            tracking="run",
-            module="components.studies.abilities.occasions",
         ),
         StageSpec(
             name="measure",

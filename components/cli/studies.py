@@ -115,21 +115,6 @@ def steering(
     make_console().print(table(result.metrics))
 
 
-@app.command(rich_help_panel=_PANEL)
-def occasions(
-    config: ConfigOption = DEFAULT_CONFIG,
-    run_dir: RunDirOption = "default",
-    set_: SetOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Measure whether the backbone knows what holidays are shopped for, by configs/occasions/<configuration>.yaml."""
-    from components.studies.abilities.occasions import options, table
-
-    run_config = read_config(config, set_)
-    result = run_spec(STUDIES["occasions"], config, run_dir, set_, force, options=options(get_settings(), run_config))
-    make_console().print(table(result.metrics))
-
-
 @ablation_app.command()
 def run(
     grid: GridOption = "urm",
