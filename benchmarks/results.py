@@ -81,7 +81,6 @@ def plan(overrides: list[str], data: Path | None, folder: Path) -> Iterator[Step
         yield from _headline(config, set_options(config, overrides, data), data)
     for config in WITH_PHRASES:
         options = (*_run(config, SEEDS[0]), *set_options(config, overrides, data), "--set", f"seed={SEEDS[0]}")
-        yield Step(f"language-{config}", "language", (*URM, "language", *options), 5)
         yield Step(f"steering-{config}", "steering", (*URM, "steering", *options), 5)
     for config, grid in ABLATED:
         study = ("--grid", grid, "--config", config, "--run-dir", f"results-{config}-{grid}")

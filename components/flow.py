@@ -241,18 +241,6 @@ STUDIES: dict[str, StageSpec] = {
     spec.name: spec
     for spec in (
         StageSpec(
-            name="language",
-            summary="Plain English, zero-shot questions and the [LM] text, before and after SFT.",
-            inputs=("validate", "features", "sft"),
-            outputs={
-                "language": "file, JSON: perplexity and zero-shot accuracy at full depth, before and after SFT; loss "
-                "and category F1 of the [LM] text on validation examples, and of two rules that name categories"
-            },
-            sections=("urm", "tasks"),
-            tracking="run",
-            module="components.studies.abilities.language",
-        ),
-        StageSpec(
             name="steering",
             summary="How far guidance phrases move the recall, by `configs/guidance/<name of the configuration>.yaml`.",
             inputs=("validate", "features", "sft"),

@@ -1,4 +1,4 @@
-"""Studies of runs: `urm compare`, `urm trust`, `urm explain`, `urm language`, `urm steering`, `urm ablation …`."""
+"""Studies of runs: `urm compare`, `urm trust`, `urm explain`, `urm steering`, `urm ablation …`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -84,20 +84,6 @@ def explain(
     run = FinishedRun(settings.find_run_dir(run_dir), settings)
     chosen = pick_task(run_config, task)
     make_console().print(explain_user(run, run_config, user, chosen, query=query, guidance=guidance, k=k))
-
-
-@app.command(rich_help_panel=_PANEL)
-def language(
-    config: ConfigOption = DEFAULT_CONFIG,
-    run_dir: RunDirOption = "default",
-    set_: SetOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Measure plain English, zero-shot questions and the [LM] text, before and after SFT."""
-    from components.studies.abilities.language import options, table
-
-    result = run_spec(STUDIES["language"], config, run_dir, set_, force, options=options(get_settings()))
-    make_console().print(table(result.metrics))
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel
 
 from components.device import to_device
 from components.exceptions import MissingInputError
@@ -140,24 +139,15 @@ class UrmRecaller:
                 vectors[part] = self.model.item_vectors(items).cpu().numpy()
         return vectors
 
-    def language(self) -> tuple[PreTrainedModel, PromptWriter]:
-        """The language model, and what writes its prompts.
-
-        Raises:
-            ConfigError: The model has none.
-        """
-        model, writer = self.model.language_model, self.builder.writer
-        if not isinstance(writer, PromptWriter):
-            raise TypeError(f"expected prompts of text, got {type(writer).__name__}")
-        return model, writer
-
     def generate_text(self, request: RecallRequest, max_tokens: int = 32) -> str:
         """Text after [LM] by greedy decoding: the likely interests of the user in words.
 
         Raises:
             ConfigError: The model has no language model.
         """
-        _, writer = self.language()
+        backbone, writer = self.model.language_model, self.builder.writer
+        if not isinstance(writer, PromptWriter):
+            raise TypeError(f"expected prompts of text for {type(backbone).__name__}, got {type(writer).__name__}")
         prompt = self._block(request)
         generated: list[int] = []
         with torch.inference_mode():

@@ -83,15 +83,6 @@ def load_backbone(
     return model, AutoTokenizer.from_pretrained(directory)
 
 
-def count_layers(name: str, cache: CachePlace) -> int:
-    """Layers of a causal language model, by its name as for `load_backbone`.
-
-    Raises:
-        ConfigError: There is no such model.
-    """
-    return int(AutoConfig.from_pretrained(_find_directory(name, cache)).num_hidden_layers)
-
-
 def token_embeddings(backbone: PreTrainedModel) -> nn.Embedding:
     """The embedding of the vocabulary."""
     module = backbone.get_input_embeddings()
