@@ -61,7 +61,7 @@ TINY = (
 COMPONENTS = Path("tests/components")
 TESTS = (
     "test_device.py", "urm", "items/test_text.py", "items/test_image.py", "stages/test_encode.py",
-    "stages/test_sft.py", "stages/test_evaluate.py", "stages/test_release.py", "studies/abilities",
+    "stages/test_sft.py", "stages/test_evaluate.py", "stages/test_release.py", "studies/test_steering.py",
     "recall/serving", "recall/worker", "recall/process/test_supervisor.py",
 )  # fmt: skip
 SIZES = {  # of a measurement: in earnest, tiny

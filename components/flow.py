@@ -251,7 +251,7 @@ STUDIES: dict[str, StageSpec] = {
             },
             sections=("tasks", "evaluation.k"),
             tracking="run",
-            module="components.studies.abilities.steering",
+            module="components.studies.steering",
         ),
         StageSpec(
             name="measure",

@@ -52,7 +52,7 @@ COVERS = {
     "components.validation.limits components.validation.rules",
     "components/storage/test_runner.py": "contract results workspace",
     "components/studies/ablation/test_summary.py": "figures",
-    "components/studies/abilities/test_explain.py": "components.studies.finished",
+    "components/studies/test_explain.py": "finished",
     "components/urm/data/test_packing.py": "batch batches examples",
     "components/urm/network/test_build.py": "files",
     "components/urm/retrieval/test_index.py": "exact users",

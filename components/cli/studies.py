@@ -76,7 +76,7 @@ def explain(
     set_: SetOption = None,
 ) -> None:
     """Print a user's history, what the model says of it, and what each user vector stands for."""
-    from components.studies.abilities.explain import explain_user, pick_task
+    from components.studies.explain import explain_user, pick_task
     from components.studies.finished import FinishedRun
 
     run_config = read_config(config, set_)
@@ -94,7 +94,7 @@ def steering(
     force: ForceOption = False,
 ) -> None:
     """Measure how far guidance phrases move the recall, by configs/guidance/<name of the configuration>.yaml."""
-    from components.studies.abilities.steering import options, table
+    from components.studies.steering import options, table
 
     run_config = read_config(config, set_)
     result = run_spec(STUDIES["steering"], config, run_dir, set_, force, options=options(get_settings(), run_config))

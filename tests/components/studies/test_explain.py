@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from components.exceptions import ConfigError, DataError, MissingInputError
-from components.studies.abilities.explain import explain_user, pick_task
+from components.studies.explain import explain_user, pick_task
 from components.studies.finished import FinishedRun
 from tests.worlds.tables import put
 from tests.worlds.tiny import known_items, make_feature_store

@@ -8,8 +8,8 @@ import pytest
 from components.exceptions import ConfigError
 from components.flow import STUDIES
 from components.storage import load_result, run_stage
-from components.studies.abilities.phrases import Phrase
-from components.studies.abilities.steering import _read_newest, compare, compare_fit, mean_gains, options, run, table
+from components.studies.phrases import Phrase
+from components.studies.steering import _read_newest, compare, compare_fit, mean_gains, options, run, table
 
 PHRASE = Phrase(phrase="For a pet.", categories=("pet",), seen_in_training=False)
 CATEGORIES = {item: "shop > pet" if item < 5 else "shop > milk" for item in range(20)}

@@ -23,8 +23,8 @@ from components.device import set_threads
 from components.evaluation.bootstrap import mean_interval
 from components.settings import Settings
 from components.storage import StageReport, StageRun
-from components.studies.abilities.phrases import Phrase, PhraseBook
 from components.studies.finished import load_recaller
+from components.studies.phrases import Phrase, PhraseBook
 from components.tracking import track
 from components.urm.data.request import Ids, RecallRequest, UserContext, read_contexts
 from components.urm.inference import UrmRecaller

@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 from components.config import load_config, load_document
 from components.exceptions import ConfigError
-from components.studies.abilities.phrases import Phrase, PhraseBook
+from components.studies.phrases import Phrase, PhraseBook
 from tests.worlds import REPOSITORY
 
 
